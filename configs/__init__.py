@@ -1,0 +1,1 @@
+"""One ml_collections file per experiment, named MODEL_DATASET.py."""

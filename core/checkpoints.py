@@ -1,0 +1,141 @@
+"""Checkpoints of one training stage: the whole state in one atomic, asynchronous Orbax save.
+
+A checkpoint holds two items: `state` (every array of the run) and `progress` (what the host knows:
+step, learning rate, early stopping). The last `keep` checkpoints and the best one are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from core.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+
+class _LastAndBest(preservation_policy.PreservationPolicy):
+    """Keeps the last `keep` steps and `best_step`, which the training loop sets before a save."""
+
+    def __init__(self, keep: int):
+        self.keep = keep
+        self.best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        newest = {c.step for c in checkpoints[-self.keep :]}
+        return [c.step in newest or c.step == self.best_step for c in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one stage under `directory`; created on the first save."""
+
+    def __init__(self, directory: str, keep: int = 2):
+        self._directory = os.path.abspath(directory)
+        self._policy = _LastAndBest(keep)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy, enable_async_checkpointing=True
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, progress: dict[str, Any], best_step: int | None) -> None:
+        """Starts saving; returns once the arrays are copied off the device.
+
+        Raises:
+          UserError: this or the previous save could not be written (a full disk, for instance).
+        """
+        self._policy.best_step = best_step
+        self._guard(
+            step,
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+                ),
+                force=True,
+            ),
+        )
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk. Raises UserError like `save`."""
+        self._guard(None, self._manager.wait_until_finished)
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
+        """Reads `step`, or the newest checkpoint that can be read.
+
+        Args:
+          like: a state with the shapes, dtypes and shardings wanted back.
+          step: one step to read; None means the newest readable.
+
+        Returns:
+          (state, progress, step), or None where there is no checkpoint at all.
+
+        Raises:
+          UserError: checkpoints exist and none of those asked for can be read.
+        """
+        wanted = [step] if step is not None else sorted(self.steps(), reverse=True)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for candidate in wanted:
+            try:
+                restored = self._manager.restore(
+                    candidate,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract),
+                        progress=ocp.args.JsonRestore(),
+                    ),
+                )
+            except Exception as error:  # Orbax and TensorStore raise many types for a cut file
+                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                _LOG.warning(
+                    "checkpoint %d in %s cannot be read (%s); trying the one before",
+                    candidate,
+                    self._directory,
+                    reason,
+                )
+                continue
+            self._drop_newer(candidate, step)
+            return restored["state"], restored["progress"], candidate
+        if wanted:
+            raise UserError(
+                f"expected a readable checkpoint in {self._directory}, found {len(wanted)} that "
+                "cannot be read; restore the files or start again with another --workdir"
+            )
+        return None
+
+    def _drop_newer(self, restored: int, asked: int | None) -> None:
+        # An unreadable newer checkpoint would otherwise stand in the way of the save at its step.
+        if asked is None:
+            for newer in [s for s in self.steps() if s > restored]:
+                self._manager.delete(newer)
+
+    def _guard(self, step: int | None, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:  # a failed write surfaces as OSError, ValueError or XlaError
+            try:
+                self._manager.reload()
+                good = self.steps()
+            except Exception:
+                good = []
+            what = f"checkpoint {step}" if step is not None else "the last checkpoint"
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            last = f"step {good[-1]} is the last good one" if good else "none was saved before"
+            raise UserError(
+                f"cannot save {what} in {self._directory}: {reason}; {last}: free some disk space "
+                "and run the same command again"
+            ) from error
+
+    def close(self) -> None:
+        self._manager.close()

@@ -1,0 +1,299 @@
+"""The training loop of every system and stage: steps, evaluation, early stopping, checkpoints.
+
+A stage is a pure function of its config and data: the order of examples, the random numbers and
+the evaluations depend on the step alone, so a killed run that restores its last checkpoint repeats
+what it lost and ends in the same state (bit for bit on CPU).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from core.checkpoints import Checkpoints
+from core.errors import UserError
+from core.metric_writers import MetricWriter, ProgressReport
+from core.plateau import Plateau
+from core.task import State, Task
+from core.workdir import Workdir
+
+_LOG = logging.getLogger(__name__)
+
+
+class Preempted(Exception):
+    """SIGTERM arrived; the state is saved and the same command continues it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long a stage trains and how often it looks.
+
+    Attributes:
+      max_steps: updates at most.
+      eval_every: updates between evaluations on validation, each followed by a checkpoint.
+      checkpoint_every: updates between further checkpoints; a multiple of it that is no
+        evaluation saves too.
+      log_every: updates between log lines and writes of the training statistics.
+      learning_rate, min_learning_rate: the start and the floor of reductions on plateau.
+      plateau_factor, plateau_patience: what a reduction multiplies by, after how many
+        evaluations without improvement.
+      stop_patience: evaluations without improvement that end the stage.
+    """
+
+    max_steps: int
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    learning_rate: float
+    min_learning_rate: float
+    plateau_factor: float
+    plateau_patience: int
+    stop_patience: int
+
+
+@dataclasses.dataclass
+class StageProgress:
+    """What the host knows of a stage; saved in every checkpoint."""
+
+    step: int
+    plateau: Plateau
+    best_step: int | None = None
+    finished: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "plateau": self.plateau.to_dict(),
+            "best_step": self.best_step,
+            "finished": self.finished,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StageProgress:
+        return cls(
+            step=values["step"],
+            plateau=Plateau.from_dict(values["plateau"]),
+            best_step=values["best_step"],
+            finished=values["finished"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """A finished stage: the state of its best evaluation, and what led there.
+
+    `learning_rate` is the rate in force at the best evaluation.
+    """
+
+    state: State
+    best_step: int
+    best_value: float
+    last_step: int
+    learning_rate: float
+
+
+class _Termination:
+    """Notes SIGTERM, so that the loop stops between two steps."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        # Signal handlers exist in the main thread only; elsewhere (a notebook's worker) none is set.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _note(self, number: int, frame: Any) -> None:
+        del number, frame
+        self.arrived = True
+
+
+class _Statistics:
+    """Training statistics since the last look, kept on the device until then."""
+
+    def __init__(self, stage: str):
+        self._stage = stage
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+
+    def add(self, step: int, values: dict[str, jax.Array]) -> None:
+        self._pending.append((step, values))
+
+    def collect(self) -> dict[str, float]:
+        """Means since the last call, as `train/NAME`.
+
+        Raises:
+          UserError: a loss is not finite; names the first such step.
+        """
+        if not self._pending:
+            return {}
+        fetched = jax.device_get(self._pending)
+        self._pending = []
+        for step, values in fetched:
+            if not np.isfinite(values["loss"]):
+                raise UserError(
+                    f"expected a finite loss, found {float(values['loss'])} at step {step} of "
+                    f"stage {self._stage}; lower the learning rate or look at the data of that "
+                    "step, and continue from the last checkpoint"
+                )
+        names = fetched[0][1].keys()
+        return {
+            f"train/{name}": float(np.mean([values[name] for _, values in fetched], dtype=float))
+            for name in names
+        }
+
+
+def stage_directory(workdir: Workdir, stage: str) -> str:
+    return workdir.file("checkpoints", stage)
+
+
+def restore_best(workdir: Workdir, stage: str, like: State) -> tuple[State, StageProgress]:
+    """The best state of a stage, and the progress of its newest checkpoint.
+
+    Raises:
+      UserError: the stage has no evaluated checkpoint yet.
+    """
+    checkpoints = Checkpoints(stage_directory(workdir, stage))
+    try:
+        newest = checkpoints.restore(like)
+        if newest is None or newest[1]["best_step"] is None:
+            raise UserError(
+                f"expected an evaluated checkpoint of stage {stage} in {workdir.path}, found none; "
+                "let launch.train run at least one evaluation in this workdir"
+            )
+        progress = StageProgress.from_dict(newest[1])
+        best = checkpoints.restore(like, progress.best_step)
+        assert best is not None
+        return best[0], progress
+    finally:
+        checkpoints.close()
+
+
+def run_stage(task: Task, config: LoopConfig, workdir: Workdir) -> StageResult:
+    """Trains `task` to its end, or continues it from its last checkpoint in `workdir`.
+
+    Returns:
+      The best state by the task's selection metric; evaluations start after the first update, so
+      the starting state itself is never the result.
+
+    Raises:
+      Preempted: SIGTERM; the state is saved.
+      UserError: a loss that is not finite, or a checkpoint that cannot be written or read.
+    """
+    checkpoints = Checkpoints(stage_directory(workdir, task.name))
+    try:
+        return _run(task, config, workdir, checkpoints)
+    finally:
+        checkpoints.close()
+
+
+def _run(
+    task: Task, config: LoopConfig, workdir: Workdir, checkpoints: Checkpoints
+) -> StageResult:
+    state = task.init()
+    progress = StageProgress(
+        step=0,
+        plateau=Plateau(
+            learning_rate=config.learning_rate,
+            min_lr=config.min_learning_rate,
+            factor=config.plateau_factor,
+            patience=config.plateau_patience,
+            stop_patience=config.stop_patience,
+        ),
+    )
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state, progress = restored[0], StageProgress.from_dict(restored[1])
+    if not progress.finished:
+        report = ProgressReport(task.name, progress.step, config.max_steps, task.batch_size)
+        writer = MetricWriter(workdir, task.name, progress.step)
+        try:
+            if restored is not None:
+                report.say(f"continues from the checkpoint of step {progress.step}")
+            state = _train(task, config, checkpoints, state, progress, report, writer)
+        finally:
+            report.close()
+            writer.close()
+    assert progress.best_step is not None and progress.plateau.best is not None
+    best = checkpoints.restore(state, progress.best_step)
+    assert best is not None
+    return StageResult(
+        state=best[0],
+        best_step=progress.best_step,
+        best_value=progress.plateau.best,
+        last_step=progress.step,
+        learning_rate=StageProgress.from_dict(best[1]).plateau.learning_rate,
+    )
+
+
+def _train(
+    task: Task,
+    config: LoopConfig,
+    checkpoints: Checkpoints,
+    state: State,
+    progress: StageProgress,
+    report: ProgressReport,
+    writer: MetricWriter,
+) -> State:
+    train_step = jax.jit(task.train_step, donate_argnums=0)
+    statistics = _Statistics(task.name)
+    termination = _Termination()
+    batches = task.batches(progress.step)
+    latest: dict[str, float] = {}
+    with termination.watched():
+        while not progress.finished:
+            rate = jnp.asarray(progress.plateau.learning_rate, jnp.float32)
+            state, values = train_step(state, next(batches), rate)
+            progress.step += 1
+            step = progress.step
+            statistics.add(step, values)
+            last = step == config.max_steps
+            evaluates = last or step % config.eval_every == 0
+            if evaluates or step % config.log_every == 0:
+                means = statistics.collect()
+                latest |= {"loss": means["train/loss"]}
+                writer.write(step, means)
+                report.step(step, latest)
+            if evaluates:
+                metrics = task.evaluate(state)
+                value = metrics[task.selection]
+                if progress.plateau.update(value):
+                    progress.best_step = step
+                progress.finished = last or progress.plateau.should_stop
+                writer.write(
+                    step, metrics | {"learning_rate": progress.plateau.learning_rate}
+                )
+                latest |= {task.selection: value}
+                best = "best so far" if progress.best_step == step else "not better"
+                report.say(f"step {step} validation {task.selection} {value:.4f} ({best})")
+            if evaluates or step % config.checkpoint_every == 0 or termination.arrived:
+                statistics.collect()  # a state after a loss that is not finite is never saved
+                checkpoints.save(step, state, progress.to_dict(), progress.best_step)
+            if termination.arrived and not progress.finished:
+                checkpoints.wait()
+                raise Preempted(
+                    f"SIGTERM: saved step {step} of stage {task.name}; the same command continues"
+                )
+    checkpoints.wait()
+    return state
+
+
+def steps_for(examples: int, batch_size: int) -> int:
+    """Updates that see `examples` examples."""
+    return max(1, math.ceil(examples / batch_size))

@@ -1,0 +1,144 @@
+"""Ranking metrics of one relevant item among candidates, with ties taken in expectation.
+
+A metric is a function of two counts: how many candidates score above the target, and how many tie
+with it. Tied candidates come in a random order, so a constant scorer over 100 candidates gets
+exactly hr@10 = .10. Names carry the protocol: 'ndcg@5/neg99', 'hr@10/full'.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from core.errors import UserError
+
+Metric = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def target_ranks(
+    scores: jax.Array, target: int = 0, valid: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Counts the candidates above and tied with the target's column.
+
+    Args:
+      scores: float [..., N].
+      target: column of the relevant item.
+      valid: bool [..., N]; False leaves a candidate out. The target is always in.
+
+    Returns:
+      (above, tied), int32 [...]; the target itself is in neither.
+    """
+    if valid is not None:
+        chex.assert_equal_shape([scores, valid])
+    others = jnp.ones(scores.shape[-1], bool).at[target].set(False)
+    counted = others if valid is None else others & valid
+    reference = scores[..., target, None]
+    above = ((scores > reference) & counted).sum(-1)
+    tied = ((scores == reference) & counted).sum(-1)
+    return above.astype(jnp.int32), tied.astype(jnp.int32)
+
+
+def _hit_rate(above: jax.Array, tied: jax.Array, *, cutoff: int) -> jax.Array:
+    return jnp.clip(cutoff - above, 0, tied + 1) / (tied + 1)
+
+
+def _ndcg(above: jax.Array, tied: jax.Array, *, cutoff: int) -> jax.Array:
+    # gained[r] is the sum of the discounts of the first r ranks.
+    discounts = 1.0 / np.log2(np.arange(2, cutoff + 2))
+    gained = jnp.asarray(np.concatenate([[0.0], np.cumsum(discounts)]), jnp.float32)
+    first = jnp.minimum(above, cutoff)
+    last = jnp.minimum(above + tied + 1, cutoff)
+    return (gained[last] - gained[first]) / (tied + 1)
+
+
+_FAMILIES: dict[str, Callable[..., jax.Array]] = {"hr": _hit_rate, "ndcg": _ndcg}
+
+
+def metric(name: str) -> Metric:
+    """The metric called 'hr@K' or 'ndcg@K': (above [...], tied [...]) -> float32 [...].
+
+    Raises:
+      UserError: no metric has that name.
+    """
+    match = re.fullmatch(r"([a-z]+)@([1-9][0-9]*)", name)
+    if not match or match[1] not in _FAMILIES:
+        raise UserError(
+            f"expected a metric such as hr@1, hr@10, ndcg@5 (families: {', '.join(_FAMILIES)}), "
+            f"found {name!r}; correct the name"
+        )
+    return functools.partial(_FAMILIES[match[1]], cutoff=int(match[2]))
+
+
+def full_name(name: str, protocol: str) -> str:
+    """'ndcg@5' against 'neg99' is 'ndcg@5/neg99'."""
+    return f"{name}/{protocol}"
+
+
+class Sums:
+    """Sums and counts of metrics over examples; merges across batches and hosts.
+
+    Args:
+      names: metric names such as 'hr@10'.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = tuple(names)
+        self._metrics = {name: metric(name) for name in self.names}
+        self._above: list[np.ndarray] = []
+        self._tied: list[np.ndarray] = []
+
+    def add(
+        self, above: np.ndarray, tied: np.ndarray, mask: np.ndarray, broken: np.ndarray
+    ) -> None:
+        """Counts a batch.
+
+        Args:
+          above, tied: int [B], from `target_ranks`.
+          mask: [B]; rows of 0 are padding and count nothing.
+          broken: bool [B]; a score of the row is NaN.
+
+        Raises:
+          FloatingPointError: a row that counts has a NaN score.
+        """
+        chex.assert_equal_shape([above, tied, mask, broken])
+        real = np.asarray(mask) > 0
+        if np.any(np.asarray(broken) & real):
+            raise FloatingPointError(
+                f"NaN scores in {int(np.sum(broken & real))} of {int(real.sum())} examples; the "
+                "ranking would be meaningless"
+            )
+        self._above.append(np.asarray(above)[real])
+        self._tied.append(np.asarray(tied)[real])
+
+    def merge(self, other: Sums) -> None:
+        """Adds the examples of another host or part."""
+        if self.names != other.names:
+            raise ValueError(f"expected metrics {self.names}, found {other.names}")
+        self._above += other._above
+        self._tied += other._tied
+
+    @property
+    def count(self) -> int:
+        return sum(len(part) for part in self._above)
+
+    def per_example(self) -> dict[str, np.ndarray]:
+        """float32 [E] per metric, in the order of the examples added."""
+        above = np.concatenate([*self._above, np.zeros(0, np.int32)]).astype(np.int32)
+        tied = np.concatenate([*self._tied, np.zeros(0, np.int32)]).astype(np.int32)
+        return {n: np.asarray(f(above, tied), np.float32) for n, f in self._metrics.items()}
+
+    def means(self) -> dict[str, float]:
+        """Means over all examples.
+
+        Raises:
+          ValueError: nothing was added.
+        """
+        if not self.count:
+            raise ValueError("expected at least one example, found none")
+        return {n: float(np.mean(v, dtype=np.float64)) for n, v in self.per_example().items()}

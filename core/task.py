@@ -1,0 +1,45 @@
+"""What the training loop asks of a system: the `Task` protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+
+State = Any  # a pytree of arrays: parameters, optimizer state, tables, step
+Batch = Mapping[str, Any]
+
+
+class Task(Protocol):
+    """One stage of one system's training.
+
+    Attributes:
+      name: the stage's name; its checkpoints and metrics carry it.
+      selection: the validation metric, with its protocol, that early stopping maximises.
+      steps_per_epoch: updates that see every training example once.
+      batch_size: examples per update, over all hosts.
+    """
+
+    name: str
+    selection: str
+    steps_per_epoch: int
+    batch_size: int
+
+    def init(self) -> State:
+        """The state before the first update, with an int32 scalar `step`."""
+        ...
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Training batches from update `start_step` on, without end."""
+        ...
+
+    def train_step(
+        self, state: State, batch: Batch, learning_rate: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One update, jit-able; the statistics are scalars and include `loss`."""
+        ...
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Validation metrics by full name, the selection metric among them."""
+        ...

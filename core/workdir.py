@@ -1,0 +1,164 @@
+"""A run's folder: resolved config, results, and the rule that one run owns it.
+
+Layout: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/STAGE/`, `per_user/`,
+`results.json`, `summary.md` and the curves as PNG.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import tempfile
+from typing import Any, TextIO
+
+from core.errors import UserError
+
+# Where things lie on this machine does not change what is computed.
+_LOCATION_KEYS = ("cache_dir",)
+
+
+def write_atomically(path: str, text: str) -> None:
+    """Writes `text` beside `path` and renames it: a reader sees the old or the new file, whole."""
+    folder = os.path.dirname(os.path.abspath(path))
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".partial-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def commit_id() -> str:
+    """The library's git commit, `-dirty` where the tree has changes, `unknown` outside git."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("-dirty" if changed else "")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= _flatten(value, name + ".")
+        else:
+            flat[name] = value
+    return flat
+
+
+class Workdir:
+    """The folder of one run, opened by `open_workdir`."""
+
+    def __init__(self, path: str):
+        self.path = os.path.abspath(path)
+        self._lock: TextIO | None = None
+
+    def file(self, *parts: str) -> str:
+        """A path inside the workdir; its folder is made."""
+        path = os.path.join(self.path, *parts)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return path
+
+    def lock(self) -> None:
+        """Takes the workdir for this process.
+
+        Raises:
+          UserError: another running process has it.
+        """
+        self._lock = open(self.file(".lock"), "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"expected the workdir {self.path} to be free, found another running process in "
+                "it; wait for that run or pass another --workdir"
+            ) from error
+
+    def read_config(self) -> dict[str, Any]:
+        path = os.path.join(self.path, "config.json")
+        try:
+            with open(path, encoding="utf-8") as file:
+                return json.load(file)
+        except FileNotFoundError:
+            raise UserError(
+                f"expected a training workdir with a config.json, found none in {self.path}; pass "
+                "the --workdir of a run of launch.train"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"expected JSON in {path}, found an error at line {error.lineno}; restore the file "
+                "or train again in another --workdir"
+            ) from None
+
+    def read_results(self) -> dict[str, Any]:
+        path = os.path.join(self.path, "results.json")
+        if not os.path.exists(path):
+            return {"rows": []}
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+
+    def write_result_row(self, row: dict[str, Any]) -> None:
+        """Adds a row, or replaces the one with the same stage, split and protocol."""
+        results = self.read_results()
+        key = ("stage", "split", "protocol")
+        rows = [r for r in results["rows"] if any(r.get(k) != row.get(k) for k in key)]
+        results["rows"] = [*rows, row]
+        write_atomically(self.file("results.json"), json.dumps(results, indent=2) + "\n")
+
+
+def open_workdir(path: str, config: dict[str, Any]) -> Workdir:
+    """Opens a new workdir for `config`, or the one where the same config ran before.
+
+    Raises:
+      UserError: the workdir holds a run with another config; names what differs.
+    """
+    workdir = Workdir(path)
+    config = json.loads(json.dumps(config))
+    if os.path.exists(os.path.join(workdir.path, "config.json")):
+        before, now = _flatten(workdir.read_config()), _flatten(config)
+        differing = [
+            key
+            for key in sorted(before.keys() | now.keys())
+            if key not in _LOCATION_KEYS and before.get(key) != now.get(key)
+        ]
+        if differing:
+            key = differing[0]
+            more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+            raise UserError(
+                f"expected the config of the run in {workdir.path}, found another: {key} was "
+                f"{before.get(key)!r} and is {now.get(key)!r}{more}; pass another --workdir"
+            )
+    elif os.path.isdir(workdir.path) and set(os.listdir(workdir.path)) - {".lock"}:
+        raise UserError(
+            f"expected {workdir.path} to be empty or a run's workdir, found other files in it; "
+            "pass another --workdir"
+        )
+    workdir.lock()
+    if not os.path.exists(os.path.join(workdir.path, "config.json")):
+        write_atomically(
+            workdir.file("config.json"), json.dumps(config, indent=2, sort_keys=True) + "\n"
+        )
+    return workdir

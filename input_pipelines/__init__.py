@@ -1,0 +1,1 @@
+"""Logs of searches and recommendations: readers, splits, candidate lists, batches."""

@@ -1,0 +1,139 @@
+"""Amazon Beauty with semi-synthetic searches, as prepared for CRS-style experiments.
+
+    sequences.tsv   user TAB items in the order of purchase, separated by spaces
+    items.jsonl     {"item": 0, "query_ids": [0], ...}: the catalogue; other keys are not read
+    queries.tsv     query id TAB text
+
+There are no times: the time of a purchase is its position in the user's sequence. A purchase of an
+item that has queries is also a search at the same position: the text of one of the item's queries,
+chosen by seed, with the item clicked. The two are faces of one event, so that the history of
+either (what is strictly earlier) holds no face of it.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+
+from core.errors import UserError
+from input_pipelines import random_streams
+from input_pipelines.log import Log, RawEvents, build_log
+
+_FILES = ("sequences.tsv", "items.jsonl", "queries.tsv")
+
+
+def raw_files(data_dir: str) -> list[pathlib.Path]:
+    """The files read. Raises UserError where one is missing."""
+    paths = [pathlib.Path(data_dir) / name for name in _FILES]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"expected {path.name} in {data_dir}, found no such file; pass the folder that "
+                f"holds {', '.join(_FILES)}"
+            )
+    return paths
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"expected UTF-8 text in {path}, found {error}; use another copy") from None
+
+
+def _malformed(path: pathlib.Path, number: int, expected: str, found: str) -> UserError:
+    return UserError(
+        f"expected {expected} in line {number} of {path}, found {found[:60]!r}; mend the file"
+    )
+
+
+def _split_line(path: pathlib.Path, number: int, line: str, expected: str) -> tuple[str, str]:
+    name, tab, rest = line.partition("\t")
+    if not tab or not name.isdecimal():
+        raise _malformed(path, number, expected, line)
+    return name, rest
+
+
+def _read_queries(path: pathlib.Path) -> dict[int, list[str]]:
+    queries = {}
+    for number, line in enumerate(_lines(path), 1):
+        name, text = _split_line(path, number, line, "query id TAB text")
+        queries[int(name)] = text.split()
+    return queries
+
+
+def _read_items(path: pathlib.Path, queries: dict[int, list[str]]) -> dict[str, list[int]]:
+    """The query ids of each item of the catalogue."""
+    items = {}
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            record = json.loads(line)
+            name, query_ids = int(record["item"]), [int(q) for q in record["query_ids"]]
+        except (ValueError, KeyError, TypeError):
+            expected = 'a JSON object with "item" and "query_ids"'
+            raise _malformed(path, number, expected, line) from None
+        if name < 0:
+            raise _malformed(path, number, "an item id of 0 or more", str(name))
+        unknown = [q for q in query_ids if q not in queries]
+        if unknown:
+            raise _malformed(path, number, "query ids of queries.tsv", str(unknown[0]))
+        items[str(name)] = query_ids
+    return items
+
+
+def _read_sequences(
+    path: pathlib.Path, items: dict[str, list[int]]
+) -> tuple[list[str], list[str], list[int], np.ndarray]:
+    """User, item and position of every purchase; the users' numbers int64 [R]."""
+    users: list[str] = []
+    bought: list[str] = []
+    times: list[int] = []
+    lengths = []
+    known: set[str] = set()
+    for number, line in enumerate(_lines(path), 1):
+        user, rest = _split_line(path, number, line, "user id TAB items")
+        if user in known:
+            raise _malformed(path, number, "one line a user", user)
+        known.add(user)
+        sequence = rest.split()
+        for item in sequence:
+            if item not in items:
+                raise _malformed(path, number, "items of items.jsonl", item)
+        users += [user] * len(sequence)
+        bought += sequence
+        times += range(len(sequence))
+        lengths.append(len(sequence))
+    return users, bought, times, np.repeat(np.arange(len(lengths)), lengths)
+
+
+def read_amazon_beauty(data_dir: str, *, query_seed: int = 0) -> Log:
+    """Reads the folder into a log; times are positions, from 0.
+
+    Args:
+      query_seed: of the choice among an item's queries.
+
+    Raises:
+      UserError: a file is missing or a line malformed; the message names the line.
+    """
+    sequences, catalogue, texts = raw_files(data_dir)
+    queries = _read_queries(texts)
+    items = _read_items(catalogue, queries)
+    users, bought, times, numbers = _read_sequences(sequences, items)
+    keys = random_streams.keys(query_seed, numbers, np.asarray(times, np.int64))
+    # Any number below 2^32 serves each item's own count of queries.
+    draws = random_streams.below(keys, 1, 2**32)[:, 0].tolist()
+    searches = [row for row, item in enumerate(bought) if items[item]]
+    chosen = [items[bought[row]][draws[row] % len(items[bought[row]])] for row in searches]
+    events = RawEvents(
+        click_user=users,
+        click_item=bought,
+        click_time=times,
+        search_user=[users[row] for row in searches],
+        search_time=[times[row] for row in searches],
+        search_words=[queries[query] for query in chosen],
+        search_clicks=[[bought[row]] for row in searches],
+        items=list(items),
+    )
+    return build_log("amazon_beauty", events)

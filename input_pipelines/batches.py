@@ -1,0 +1,277 @@
+"""Batches: what a model sees of examples, as fixed-shape arrays, addressed by one integer.
+
+Training examples are visited in a random order that is a pure function of (seed, position), so
+that a batch can be made from its step number alone: resuming is exact, and the order does not
+depend on how many hosts read. TensorFlow is imported only by `TrainBatches.stream`.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from core.errors import UserError
+from input_pipelines import random_streams
+from input_pipelines.candidates import TouchedItems, draw_negatives
+from input_pipelines.log import Log
+from input_pipelines.splits import Examples
+
+Batch = dict[str, np.ndarray]
+
+# name -> (axes, dtype, meaning). B batch, Lr/Ls history lengths, W words, C clicks, N candidates.
+BATCH_FIELDS: dict[str, tuple[str, type, str]] = {
+    "user": ("B", np.int32, "user id"),
+    "rec_items": ("B Lr", np.int32, "clicked items, oldest kept first, right-padded"),
+    "query_words": ("B Ls W", np.int32, "word ids of each search, oldest kept first"),
+    "clicked_items": ("B Ls C", np.int32, "items clicked in each search"),
+    "candidates": ("B N", np.int32, "items to score; the target is column 0"),
+    "labels": ("B N", np.float32, "1 for the target, 0 for negatives"),
+    "mask": ("B", np.float32, "0 for padding rows, which count nothing"),
+}
+_FIELD_TABLES = {
+    "rec_items": "item",
+    "clicked_items": "item",
+    "candidates": "item",
+    "query_words": "word",
+    "user": "user",
+}
+# Batches made ahead of the one in use, and the threads that make them.
+_AHEAD, _THREADS = 4, 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """Lr, Ls, W, C and N of every batch."""
+
+    rec_length: int
+    search_length: int
+    words: int
+    clicks: int
+    candidates: int
+
+    def sizes(self, batch_size: int) -> dict[str, int]:
+        return {
+            "B": batch_size,
+            "Lr": self.rec_length,
+            "Ls": self.search_length,
+            "W": self.words,
+            "C": self.clicks,
+            "N": self.candidates,
+        }
+
+
+def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -> None:
+    """Checks names, shapes, dtypes and id ranges.
+
+    Raises:
+      UserError: the batch breaks the contract; names the field.
+    """
+    if set(batch) != set(BATCH_FIELDS):
+        odd = sorted(set(batch) ^ set(BATCH_FIELDS))
+        raise UserError(f"expected the batch fields {sorted(BATCH_FIELDS)}, found a difference in {odd}; use `assemble`")
+    sizes = shape.sizes(batch_size)
+    # One more user row: the shared row of users not seen in training.
+    limits = {"user": log.num_users + 1, "item": log.num_items, "word": log.num_words}
+    for name, (axes, dtype, _) in BATCH_FIELDS.items():
+        value = batch[name]
+        expected = tuple(sizes[axis] for axis in axes.split())
+        if value.shape != expected or value.dtype != dtype:
+            raise UserError(
+                f"expected batch field {name} of shape {expected} and dtype {np.dtype(dtype)}, "
+                f"found {value.shape} and {value.dtype}; use `assemble`"
+            )
+        if name in _FIELD_TABLES and value.size:
+            limit = limits[_FIELD_TABLES[name]]
+            if value.min() < 0 or value.max() > limit:
+                worst = int(value.min()) if value.min() < 0 else int(value.max())
+                raise UserError(
+                    f"expected ids of batch field {name} from 0 to {limit}, found {worst}; prepare "
+                    "the data again"
+                )
+
+
+def _last(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers [n, length] of the last `length` rows of each range, and which are real."""
+    first = np.maximum(starts, ends - length)
+    rows = first[:, None] + np.arange(length)
+    real = rows < ends[:, None]
+    return np.where(real, rows, 0), real
+
+
+def _first_of_ragged(
+    offsets: np.ndarray, values: np.ndarray, rows: np.ndarray, real: np.ndarray, width: int
+) -> np.ndarray:
+    """The first `width` values of ragged `rows` [n, L], int32 [n, L, width], 0 where none is."""
+    if not len(values):
+        return np.zeros((*rows.shape, width), np.int32)
+    if len(offsets) <= 1:
+        return np.zeros((*rows.shape, width), np.int32)
+    places = offsets[rows][..., None] + np.arange(width)
+    there = (places < offsets[rows + 1][..., None]) & real[..., None]
+    return np.where(there, values[np.where(there, places, 0)], 0).astype(np.int32)
+
+
+def assemble(
+    log: Log,
+    examples: Examples,
+    indices: np.ndarray,
+    shape: BatchShape,
+    candidates: np.ndarray,
+    mask: np.ndarray | None = None,
+) -> Batch:
+    """The batch of examples `indices` [B] with their candidates [B, N].
+
+    The last Lr clicks and Ls searches are kept, the first W words of a query, the first C clicks
+    of a search. An empty history, a query without words, a session without clicks are all legal.
+    """
+    chosen = examples.take(indices)
+    rec_rows, rec_real = _last(log.rec_offsets[chosen.user], chosen.rec_end, shape.rec_length)
+    search_rows, search_real = _last(
+        log.search_offsets[chosen.user], chosen.search_end, shape.search_length
+    )
+    labels = np.zeros(candidates.shape, np.float32)
+    labels[:, 0] = 1.0
+    return {
+        "user": chosen.user.astype(np.int32),
+        "rec_items": np.where(rec_real, log.rec_items[rec_rows], 0).astype(np.int32),
+        "query_words": _first_of_ragged(
+            log.word_offsets, log.word_ids, search_rows, search_real, shape.words
+        ),
+        "clicked_items": _first_of_ragged(
+            log.click_offsets, log.click_items, search_rows, search_real, shape.clicks
+        ),
+        "candidates": candidates.astype(np.int32),
+        "labels": labels,
+        "mask": np.ones(len(indices), np.float32) if mask is None else mask.astype(np.float32),
+    }
+
+
+class TrainBatches:
+    """Endless training batches, each a pure function of its step.
+
+    Global position p is example `permutation(p mod n)` of epoch `p // n`; step s holds positions
+    s * batch_size onwards. Batches run across epoch borders: nothing is dropped or padded.
+
+    Args:
+      batch_size: over all hosts; this host gets its contiguous share.
+      negatives: sampled a target; redrawn each epoch.
+      process_index, process_count: this host among all.
+
+    Raises:
+      UserError: the batch does not divide among the hosts.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        examples: Examples,
+        shape: BatchShape,
+        *,
+        batch_size: int,
+        seed: int,
+        negatives: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if batch_size % process_count:
+            raise UserError(
+                f"expected a batch size divisible by {process_count} hosts, found {batch_size}"
+            )
+        self._log, self._examples, self._shape = log, examples, shape
+        self._seed, self._negatives, self._batch_size = seed, negatives, batch_size
+        self._share = batch_size // process_count
+        self._offset = process_index * self._share
+        self._touched = TouchedItems(log)
+        self._targets = np.asarray(log.rec_items)[examples.target_row]
+        self._times = np.asarray(log.rec_times)[examples.target_row]
+        self.steps_per_epoch = math.ceil(len(examples) / batch_size)
+
+    def batch_at(self, step: int) -> Batch:
+        """This host's share of batch `step`."""
+        first = step * self._batch_size + self._offset
+        position = np.arange(first, first + self._share, dtype=np.int64)
+        epoch, place = np.divmod(position, len(self._examples))
+        epoch_keys = random_streams.keys(self._seed, epoch)
+        indices = random_streams.permutation(len(self._examples), epoch_keys, place)
+        target = self._targets[indices]
+        negatives = draw_negatives(
+            self._touched,
+            self._log.num_items,
+            user=self._examples.user[indices],
+            time=self._times[indices],
+            target=target,
+            count=self._negatives,
+            key=random_streams.keys(epoch_keys, indices),
+        )
+        candidates = np.concatenate([target[:, None], negatives], 1)
+        return assemble(self._log, self._examples, indices, self._shape, candidates)
+
+    def stream(self, start_step: int) -> Iterator[Batch]:
+        """Batches from `start_step` on, made ahead of their use.
+
+        Through tf.data where TensorFlow is installed, through threads elsewhere; the batches are
+        the same.
+        """
+        if importlib.util.find_spec("tensorflow") is None:
+            return _threaded(self.batch_at, start_step)
+        return self._tf_data(start_step)
+
+    def _tf_data(self, start_step: int) -> Iterator[Batch]:
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
+        names = list(BATCH_FIELDS)
+        sizes = self._shape.sizes(self._share)
+        shapes = {n: [sizes[axis] for axis in BATCH_FIELDS[n][0].split()] for n in names}
+
+        def make(step):
+            batch = self.batch_at(int(step))
+            return [batch[name] for name in names]
+
+        def load(step):
+            values = tf.numpy_function(make, [step], [BATCH_FIELDS[n][1] for n in names])
+            return {
+                n: tf.ensure_shape(value, shapes[n])
+                for n, value in zip(names, values, strict=True)
+            }
+
+        dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+        dataset = dataset.map(load, num_parallel_calls=_THREADS, deterministic=True)
+        return dataset.prefetch(_AHEAD).as_numpy_iterator()
+
+
+def _threaded(make: Any, start: int) -> Iterator[Batch]:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        pending = collections.deque(pool.submit(make, start + i) for i in range(_AHEAD))
+        step = start + _AHEAD
+        while True:
+            batch = pending.popleft().result()
+            pending.append(pool.submit(make, step))
+            step += 1
+            yield batch
+
+
+def evaluation_batches(
+    log: Log,
+    examples: Examples,
+    candidates: np.ndarray,
+    shape: BatchShape,
+    batch_size: int,
+) -> Iterator[Batch]:
+    """All examples once, in order; the last batch is padded with rows of mask 0.
+
+    Args:
+      candidates: int32 [E, N], the target in column 0.
+    """
+    for start in range(0, len(examples), batch_size):
+        indices = np.arange(start, start + batch_size)
+        real = indices < len(examples)
+        indices = np.where(real, indices, 0)
+        yield assemble(log, examples, indices, shape, candidates[indices], mask=real)

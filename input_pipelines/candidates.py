@@ -1,0 +1,215 @@
+"""Candidates of a target: sampled negatives, saved evaluation lists, items already seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+
+import numpy as np
+
+from core.errors import UserError
+from input_pipelines import random_streams
+from input_pipelines.log import Log
+from input_pipelines.splits import Examples, Splits
+
+PROTOCOLS = ("neg99", "neg99pop")
+_NEGATIVES = 99
+_MAX_DRAWS = 64
+
+
+class TouchedItems:
+    """When each user first touched each item, in a recommendation or in a search.
+
+    Args:
+      log: the log.
+    """
+
+    def __init__(self, log: Log):
+        rec_users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))
+        searches = np.repeat(np.arange(len(log.search_times)), np.diff(log.click_offsets))
+        search_users = np.repeat(np.arange(log.num_users + 1), np.diff(log.search_offsets))
+        user = np.concatenate([rec_users, search_users[searches]]).astype(np.int64)
+        item = np.concatenate([log.rec_items, log.click_items]).astype(np.int64)
+        time = np.concatenate([log.rec_times, np.asarray(log.search_times)[searches]])
+        self._span = np.int64(log.num_items + 1)
+        key = user * self._span + item
+        order = np.lexsort((time, key))
+        key, time = key[order], time[order]
+        first = np.ones(len(key), bool)
+        first[1:] = key[1:] != key[:-1]
+        self._keys, self._times = key[first], time[first]
+        self._user_starts = np.searchsorted(
+            self._keys, np.arange(log.num_users + 2, dtype=np.int64) * self._span
+        )
+
+    def before(self, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """True where `user` touched `item` at `time` or earlier; arrays of one shape."""
+        wanted = user.astype(np.int64) * self._span + item
+        place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        return (self._keys[place] == wanted) & (self._times[place] <= time)
+
+    def of_user(self, user: int, *, earlier_than: int | None = None) -> np.ndarray:
+        """The items a user touched, int32, ascending; all, or those strictly before a time."""
+        part = slice(self._user_starts[user], self._user_starts[user + 1])
+        items = (self._keys[part] - user * self._span).astype(np.int32)
+        return items if earlier_than is None else items[self._times[part] < earlier_than]
+
+
+def draw_negatives(
+    touched: TouchedItems,
+    num_items: int,
+    *,
+    user: np.ndarray,
+    time: np.ndarray,
+    target: np.ndarray,
+    count: int,
+    key: np.ndarray,
+    pool: np.ndarray | None = None,
+) -> np.ndarray:
+    """Distinct items that are neither the target nor touched by the user up to `time`.
+
+    A pure function of its arguments: the same keys give the same negatives, in any batch.
+
+    Args:
+      num_items: V; items are drawn uniformly from 1..V.
+      user, time, target: [n].
+      count: negatives a row.
+      key: uint64 [n].
+      pool: items to draw from with multiplicity instead (interactions, for popularity).
+
+    Returns:
+      int32 [n, count].
+
+    Raises:
+      UserError: the catalogue leaves too few items to some user.
+    """
+    limit = num_items if pool is None else len(pool)
+    chosen = np.zeros((len(user), count), np.int32)
+    filled = np.zeros(len(user), np.int64)
+    rows = np.arange(len(user))
+    for draw in range(_MAX_DRAWS):
+        # Twice what is missing at the start; refused draws are filled by the next round.
+        width = count + max(2, count // 8) if draw == 0 else 2 * count + 8
+        numbers = random_streams.below(random_streams.keys(key[rows], draw), width, limit)
+        items = (numbers + 1 if pool is None else pool[numbers]).astype(np.int32)
+        good = items != target[rows, None]
+        users = np.broadcast_to(user[rows, None], items.shape)
+        good &= ~touched.before(users, items, np.broadcast_to(time[rows, None], items.shape))
+        good &= ~_repeats(np.concatenate([chosen[rows], items], 1))[:, count:]
+        place = filled[rows, None] + np.cumsum(good, 1) - 1
+        use_row, use_column = np.nonzero(good & (place < count))
+        chosen[rows[use_row], place[use_row, use_column]] = items[use_row, use_column]
+        filled[rows] += np.minimum(good.sum(1), count - filled[rows])
+        rows = rows[filled[rows] < count]
+        if not len(rows):
+            return chosen
+    raise UserError(
+        f"expected at least {count} items that a user has not touched, found a user with fewer "
+        f"among {num_items}; lower the number of negatives or bring a larger catalogue"
+    )
+
+
+def _repeats(items: np.ndarray) -> np.ndarray:
+    """True where a value of a row [n, m] has occurred earlier in it."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, 1)
+    repeated = np.zeros(items.shape, bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    result = np.empty_like(repeated)
+    np.put_along_axis(result, order, repeated, 1)
+    return result
+
+
+def evaluation_candidates(
+    log: Log, splits: Splits, split: str, protocol: str, seed: int, directory: str
+) -> np.ndarray:
+    """The saved candidate lists of a split; drawn once, shared by every model.
+
+    Args:
+      split: 'validation' or 'test'.
+      protocol: 'neg99' draws uniformly, 'neg99pop' from the training clicks with multiplicity.
+      seed: of the draw.
+      directory: where the lists and their hash are kept, the prepared log's folder.
+
+    Returns:
+      int32 [E, 100], the target in column 0.
+
+    Raises:
+      UserError: an unknown protocol, lists that do not match their hash, a catalogue too small.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"expected a protocol of {', '.join(PROTOCOLS)}, found {protocol!r}")
+    examples: Examples = getattr(splits, split)
+    rows = hashlib.sha256(np.ascontiguousarray(examples.target_row).data).hexdigest()[:12]
+    stem = os.path.join(directory, f"{splits.name}-{split}-{protocol}-seed{seed}-{rows}")
+    if os.path.exists(stem + ".json"):
+        return _read_lists(stem)
+    target = np.asarray(log.rec_items)[examples.target_row]
+    pool = np.asarray(log.rec_items)[splits.train.target_row] if protocol == "neg99pop" else None
+    number = ("validation", "test").index(split)
+    negatives = draw_negatives(
+        TouchedItems(log),
+        log.num_items,
+        user=examples.user,
+        time=np.asarray(log.rec_times)[examples.target_row],
+        target=target,
+        count=_NEGATIVES,
+        key=random_streams.keys(seed, number, examples.target_row),
+        pool=pool,
+    )
+    lists = np.concatenate([target[:, None], negatives], 1)
+    _write_lists(stem, lists)
+    return lists
+
+
+def _digest(lists: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(lists).data).hexdigest()[:16]
+
+
+def _write_lists(stem: str, lists: np.ndarray) -> None:
+    folder = os.path.dirname(stem)
+    for suffix, write in (
+        (".npy", lambda file: np.save(file, lists)),
+        # The hash is written last: where it stands, the lists are whole.
+        (".json", lambda file: file.write(json.dumps({"hash": _digest(lists)}).encode())),
+    ):
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".partial-")
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+        os.replace(temporary, stem + suffix)
+
+
+def _read_lists(stem: str) -> np.ndarray:
+    try:
+        lists = np.load(stem + ".npy")
+        with open(stem + ".json", encoding="utf-8") as file:
+            expected = json.load(file)["hash"]
+    except (OSError, ValueError, KeyError):
+        lists, expected = np.zeros(0), None
+    if _digest(lists) != expected:
+        raise UserError(
+            f"expected candidate lists with the saved hash in {stem}.npy, found others; remove "
+            f"{stem}.json to draw them again with the same seed"
+        )
+    return lists
+
+
+def seen_items(log: Log, examples: Examples) -> np.ndarray:
+    """Items each example's user touched strictly before its target, int32 [E, S], 0 padded.
+
+    The target itself is never among them.
+    """
+    touched = TouchedItems(log)
+    times = np.asarray(log.rec_times)[examples.target_row]
+    targets = np.asarray(log.rec_items)[examples.target_row]
+    found = []
+    for user, time, target in zip(examples.user, times, targets, strict=True):
+        items = touched.of_user(int(user), earlier_than=int(time))
+        found.append(items[items != target])
+    width = max((len(items) for items in found), default=0) or 1
+    seen = np.zeros((len(examples), width), np.int32)
+    for row, items in enumerate(found):
+        seen[row, : len(items)] = items
+    return seen

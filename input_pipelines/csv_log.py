@@ -1,0 +1,169 @@
+"""Anybody's own log, as CSV (with a header line, UTF-8) or parquet; other columns are not read.
+
+    clicks.csv    user,item,time
+    searches.csv  user,session,time,query,clicked_items
+    items.csv     item,title       optional: items beyond those that occur in the log
+
+- `user`, `item`, `session`: any text without white space; no empty ones, no negative numbers.
+- `time`: a whole number, in one unit for both files (milliseconds, seconds, positions). Rows may
+  stand in any order.
+- `query`: text. It becomes words by the segmenter of the settings: 'characters' takes runs of
+  letters and digits as words in lower case, and each Chinese character as one. May be empty.
+- `clicked_items`: the items clicked in the session, separated by spaces; in parquet a list will do.
+  May be empty. A session with neither words nor clicks is dropped.
+- A session is one row: (user, session) occurs once.
+
+Each file may be NAME.parquet instead of NAME.csv. searches may hold a header only.
+tests/data/csv_log is an example of 20 rows.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.errors import UserError
+from input_pipelines import segmenters
+from input_pipelines.log import Log, RawEvents, build_log
+
+_COLUMNS = {
+    "clicks": ("user", "item", "time"),
+    "searches": ("user", "session", "time", "query", "clicked_items"),
+    "items": ("item", "title"),
+}
+_OPTIONAL = ("items",)
+_BAD_ID = re.compile(r"^$|\s|^-\d")
+
+
+def _table_file(data_dir: str, name: str) -> pathlib.Path | None:
+    for suffix in ("csv", "parquet"):
+        path = pathlib.Path(data_dir) / f"{name}.{suffix}"
+        if path.is_file():
+            return path
+    if name in _OPTIONAL:
+        return None
+    raise UserError(
+        f"expected {name}.csv or {name}.parquet in {data_dir}, found neither; write it with the "
+        f"columns {','.join(_COLUMNS[name])}"
+    )
+
+
+def raw_files(data_dir: str) -> list[pathlib.Path]:
+    """The files read. Raises UserError where one is missing."""
+    found = [_table_file(data_dir, name) for name in _COLUMNS]
+    return [path for path in found if path is not None]
+
+
+def _read(path: pathlib.Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The columns as text (parquet lists as they are), missing values as ''."""
+    try:
+        if path.suffix == ".csv":
+            # Text throughout: an id 007 is not 7, and times do not pass through floats.
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        else:
+            table = pq.read_table(path).to_pandas(integer_object_nulls=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be read "
+            f"({reason}); write it again"
+        ) from error
+    for name in columns:
+        if name not in table.columns:
+            raise UserError(
+                f"expected column {name} in {path}, found {', '.join(map(str, table.columns))}; "
+                f"give it the columns {','.join(columns)}"
+            )
+    return table
+
+
+def _texts(table: pd.DataFrame, column: str) -> list[str]:
+    values = table[column].tolist()
+    return ["" if value is None or value != value else str(value) for value in values]
+
+
+def _check_ids(ids: list[str], path: pathlib.Path, column: str) -> list[str]:
+    for row, value in enumerate(ids, 1):
+        if _BAD_ID.search(value):
+            raise UserError(
+                f"expected ids of {path}, column {column}, without white space, not empty and not "
+                f"negative, found {value!r} in row {row}; mend the file"
+            )
+    return ids
+
+
+def _times(table: pd.DataFrame, path: pathlib.Path) -> np.ndarray:
+    texts = _texts(table, "time")
+    times = np.zeros(len(texts), np.int64)
+    for row, text in enumerate(texts):
+        try:
+            times[row] = int(text)
+        except (ValueError, OverflowError):
+            raise UserError(
+                f"expected whole numbers of 64 bits as time of {path}, found {text!r} in row "
+                f"{row + 1}; write times as integers"
+            ) from None
+    return times
+
+
+def _clicked(value: object) -> list[str]:
+    """The item ids of one cell, each once, in order."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        found = [str(item) for item in value]
+    elif value is None or value != value:
+        found = []
+    else:
+        found = str(value).split()
+    return list(dict.fromkeys(found))
+
+
+def read_csv_log(data_dir: str, *, segmenter: str) -> Log:
+    """Reads the files of the module's schema.
+
+    Args:
+      segmenter: 'characters' or 'jieba'.
+
+    Raises:
+      UserError: a file or column is missing; a value is no id, no time; a session occurs twice.
+    """
+    split_query = segmenters.segmenter(segmenter)
+    paths = {name: _table_file(data_dir, name) for name in _COLUMNS}
+    tables = {
+        name: _read(path, _COLUMNS[name]) for name, path in paths.items() if path is not None
+    }
+
+    def ids(name: str, column: str) -> list[str]:
+        path = paths[name]
+        if path is None:
+            return []
+        return _check_ids(_texts(tables[name], column), path, column)
+
+    clicks, searches = paths["clicks"], paths["searches"]
+    assert clicks is not None and searches is not None  # _table_file raises for these two
+    users = ids("searches", "user")
+    sessions = pd.Series(list(zip(users, ids("searches", "session"), strict=True)), dtype=object)
+    twice = np.flatnonzero(sessions.duplicated())
+    if len(twice):
+        user, session = sessions[twice[0]]
+        raise UserError(
+            f"expected one row a session in {searches}, found user {user} session {session} again "
+            f"in row {twice[0] + 1}; join its clicked_items in one row"
+        )
+    clicked = [_clicked(value) for value in tables["searches"]["clicked_items"].tolist()]
+    _check_ids([item for row in clicked for item in row], searches, "clicked_items")
+    events = RawEvents(
+        click_user=ids("clicks", "user"),
+        click_item=ids("clicks", "item"),
+        click_time=_times(tables["clicks"], clicks).tolist(),
+        search_user=users,
+        search_time=_times(tables["searches"], searches).tolist(),
+        search_words=[split_query(query) for query in _texts(tables["searches"], "query")],
+        search_clicks=clicked,
+        items=ids("items", "item"),
+    )
+    return build_log("csv_log", events)

@@ -1,0 +1,339 @@
+"""The log schema that every data set becomes: per user, clicks and searches in time order.
+
+Ids count from 1; 0 is padding. Times are int64 in one unit a log; the history of a target is what
+has a strictly smaller time. A prepared log is a folder of .npy files, read memory-mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from core.errors import UserError
+
+_ARRAYS = (
+    "user_ids",
+    "item_ids",
+    "words",
+    "rec_offsets",
+    "rec_items",
+    "rec_times",
+    "search_offsets",
+    "search_times",
+    "word_offsets",
+    "word_ids",
+    "click_offsets",
+    "click_items",
+)
+_META = "meta.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """A data set's events; U users, V items, R clicks, S searches.
+
+    Attributes:
+      name: the data set's.
+      is_sample: made-up data; whoever prints or saves results on it says so.
+      user_ids, item_ids, words: original names, str [U+1], [V+1], [W+1]; index 0 is ''.
+      rec_offsets: int64 [U+2]; user u's clicks are rows rec_offsets[u]:rec_offsets[u+1].
+      rec_items, rec_times: int32 and int64 [R], times ascending within a user.
+      search_offsets, search_times: int64 [U+2], [S], likewise.
+      word_offsets, word_ids: int64 [S+1], int32; the words of search s.
+      click_offsets, click_items: int64 [S+1], int32; the items clicked in search s.
+      hash: 16 hex digits over the content.
+    """
+
+    name: str
+    is_sample: bool
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    words: np.ndarray
+    rec_offsets: np.ndarray
+    rec_items: np.ndarray
+    rec_times: np.ndarray
+    search_offsets: np.ndarray
+    search_times: np.ndarray
+    word_offsets: np.ndarray
+    word_ids: np.ndarray
+    click_offsets: np.ndarray
+    click_items: np.ndarray
+    hash: str = ""
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids) - 1
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids) - 1
+
+    @property
+    def num_words(self) -> int:
+        return len(self.words) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RawEvents:
+    """What a reader hands over: original names, any order.
+
+    Attributes:
+      click_user, click_item: str [R]; click_time: int64 [R].
+      search_user: str [S]; search_time: int64 [S].
+      search_words, search_clicks: per search the words and clicked items, str.
+      items: further items of the catalogue without clicks (impressions, feature files).
+    """
+
+    click_user: Sequence[str]
+    click_item: Sequence[str]
+    click_time: Sequence[int]
+    search_user: Sequence[str]
+    search_time: Sequence[int]
+    search_words: Sequence[Sequence[str]]
+    search_clicks: Sequence[Sequence[str]]
+    items: Sequence[str] = ()
+
+
+def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
+    """A seeded hash of each value, uint64: the order of equal times, unrelated to id order."""
+    key = str(seed).zfill(16)[:16]
+    return pd.util.hash_array(np.asarray(values, dtype=object), hash_key=key, categorize=True)
+
+
+def _number(names: pd.Index, values: Sequence[str]) -> np.ndarray:
+    return names.get_indexer(pd.Index(np.asarray(values, dtype=object))).astype(np.int32) + 1
+
+
+def _names(*columns: Sequence[str]) -> pd.Index:
+    parts = [np.asarray(list(c), dtype=object) for c in columns]
+    return pd.Index(np.unique(np.concatenate(parts).astype(str)).astype(object))
+
+
+def _ragged(rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[str]]:
+    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+    return np.concatenate([[0], np.cumsum(lengths)]), [value for row in rows for value in row]
+
+
+def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
+    """Numbers names and sorts events.
+
+    The same user, item and time twice is one click. A search with neither words nor clicks is
+    dropped: nothing can be learnt from it, and a row of zeros means padding.
+
+    Raises:
+      UserError: there is not one click.
+    """
+    if not len(events.click_user):
+        raise UserError(f"expected clicks in the log of {name}, found none; check the source files")
+    clicks = pd.DataFrame(
+        {
+            "user": np.asarray(events.click_user, dtype=object),
+            "item": np.asarray(events.click_item, dtype=object),
+            "time": np.asarray(events.click_time, dtype=np.int64),
+        }
+    ).drop_duplicates()
+    word_ends, flat_words = _ragged(events.search_words)
+    click_ends, flat_clicks = _ragged(events.search_clicks)
+    keep = (np.diff(word_ends) > 0) | (np.diff(click_ends) > 0)
+    search_user = np.asarray(events.search_user, dtype=object)
+    search_time = np.asarray(events.search_time, dtype=np.int64)
+    users = _names(clicks["user"], search_user[keep])
+    items = _names(clicks["item"], flat_clicks, events.items)
+    words = _names(flat_words)
+
+    click_users = _number(users, clicks["user"])
+    order = np.lexsort((tie_break(clicks["item"]), clicks["time"], click_users))
+    kept = np.flatnonzero(keep)
+    search_users = _number(users, search_user[kept])
+    texts = [" ".join(events.search_words[i]) + "\t" + " ".join(events.search_clicks[i]) for i in kept]
+    search_order = kept[np.lexsort((tie_break(texts), search_time[kept], search_users))]
+    word_offsets, word_rows = _take_ragged(word_ends, search_order)
+    click_offsets, click_rows = _take_ragged(click_ends, search_order)
+    word_ids = _number(words, flat_words) if flat_words else np.zeros(0, np.int32)
+    click_items = _number(items, flat_clicks) if flat_clicks else np.zeros(0, np.int32)
+    log = Log(
+        name=name,
+        is_sample=is_sample,
+        user_ids=_with_padding(users),
+        item_ids=_with_padding(items),
+        words=_with_padding(words),
+        rec_offsets=_offsets(click_users, len(users)),
+        rec_items=_number(items, clicks["item"].to_numpy()[order]),
+        rec_times=clicks["time"].to_numpy()[order],
+        search_offsets=_offsets(search_users, len(users)),
+        search_times=search_time[search_order],
+        word_offsets=word_offsets,
+        word_ids=word_ids[word_rows],
+        click_offsets=click_offsets,
+        click_items=click_items[click_rows],
+    )
+    return dataclasses.replace(log, hash=content_hash(log))
+
+
+def _with_padding(names: pd.Index) -> np.ndarray:
+    return np.array(["", *names.tolist()], dtype=np.str_)
+
+
+def _offsets(users: np.ndarray, num_users: int) -> np.ndarray:
+    counts = np.bincount(users, minlength=num_users + 1)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _take_ragged(ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets [n+1], row numbers) of the ragged rows `order`, in that order."""
+    lengths = np.diff(ends)[order]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = np.repeat(ends[:-1][order] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return offsets, rows
+
+
+def content_hash(log: Log) -> str:
+    """16 hex digits over names, ids and times."""
+    digest = hashlib.sha256()
+    for name in _ARRAYS:
+        array = np.ascontiguousarray(getattr(log, name))
+        if array.dtype.kind == "U":
+            digest.update("\n".join(array.tolist()).encode())
+        else:
+            digest.update(array.data if array.size else b"")
+    return digest.hexdigest()[:16]
+
+
+def validate_log(log: Log) -> None:
+    """Checks what every consumer relies on.
+
+    Raises:
+      UserError: offsets that do not cover the rows, times out of order, ids out of range.
+    """
+    users = log.num_users
+    for offsets, rows, name, length in (
+        (log.rec_offsets, len(log.rec_items), "rec_offsets", users + 2),
+        (log.search_offsets, len(log.search_times), "search_offsets", users + 2),
+        (log.word_offsets, len(log.word_ids), "word_offsets", len(log.search_times) + 1),
+        (log.click_offsets, len(log.click_items), "click_offsets", len(log.search_times) + 1),
+    ):
+        if len(offsets) != length or offsets[0] != 0 or offsets[-1] != rows:
+            raise UserError(
+                f"expected {name} of log {log.name} to have {length} entries from 0 to {rows}, "
+                f"found {len(offsets)} ending in {offsets[-1]}; prepare the data again"
+            )
+        if np.any(np.diff(offsets) < 0):
+            raise UserError(
+                f"expected ascending {name} in log {log.name}, found a decrease; prepare the data "
+                "again"
+            )
+    for ids, limit, name in (
+        (log.rec_items, log.num_items, "rec_items"),
+        (log.click_items, log.num_items, "click_items"),
+        (log.word_ids, log.num_words, "word_ids"),
+    ):
+        if len(ids) and (ids.min() < 1 or ids.max() > limit):
+            worst = int(ids.min()) if ids.min() < 1 else int(ids.max())
+            raise UserError(
+                f"expected {name} of log {log.name} from 1 to {limit}, found {worst}; prepare the "
+                "data again"
+            )
+    for times, offsets, name in (
+        (log.rec_times, log.rec_offsets, "clicks"),
+        (log.search_times, log.search_offsets, "searches"),
+    ):
+        falls = np.diff(times) < 0
+        starts = np.asarray(offsets[1:-1]) - 1  # a fall is legal between two users
+        falls[starts[(starts >= 0) & (starts < len(falls))]] = False
+        if falls.any():
+            row = int(np.flatnonzero(falls)[0])
+            raise UserError(
+                f"expected the {name} of each user in log {log.name} in time order, found row "
+                f"{row + 1} earlier than row {row}; prepare the data again"
+            )
+
+
+def describe(log: Log) -> dict[str, Any]:
+    """The data card: counts, shares and quantiles of history lengths."""
+    clicks = np.diff(log.rec_offsets)[1:]
+    searches = np.diff(log.search_offsets)[1:]
+    total = max(len(log.search_times), 1)
+    quantiles = (0, 0.25, 0.5, 0.75, 0.95, 1)
+
+    def spread(counts):
+        return {f"{q:g}": float(np.quantile(counts, q)) for q in quantiles}
+
+    return {
+        "name": log.name + (" (sample data)" if log.is_sample else ""),
+        "users": log.num_users,
+        "items": log.num_items,
+        "words": log.num_words,
+        "clicks": len(log.rec_items),
+        "searches": len(log.search_times),
+        "users_without_click": int((clicks == 0).sum()),
+        "users_without_search": int((searches == 0).sum()),
+        "searches_without_click": float((np.diff(log.click_offsets) == 0).sum() / total),
+        "searches_without_word": float((np.diff(log.word_offsets) == 0).sum() / total),
+        "clicks_per_user": spread(clicks),
+        "searches_per_user": spread(searches),
+    }
+
+
+def save_log(log: Log, directory: str) -> None:
+    """Writes the log beside `directory` and renames it: a killed save leaves no folder there."""
+    parent = os.path.dirname(os.path.abspath(directory))
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=parent, prefix=".partial-")
+    try:
+        for name in _ARRAYS:
+            np.save(os.path.join(temporary, f"{name}.npy"), getattr(log, name))
+        sizes = {n: os.path.getsize(os.path.join(temporary, f"{n}.npy")) for n in _ARRAYS}
+        meta = {"name": log.name, "is_sample": log.is_sample, "hash": log.hash}
+        meta |= {"bytes": sizes, "card": describe(log)}
+        with open(os.path.join(temporary, _META), "w", encoding="utf-8") as file:
+            json.dump(meta, file, indent=2, ensure_ascii=False)
+        os.chmod(temporary, 0o755)
+        try:
+            os.replace(temporary, directory)
+        except OSError:
+            # Another process prepared the same data first; its folder is as good.
+            if not os.path.exists(os.path.join(directory, _META)):
+                raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(temporary)
+
+
+def load_log(directory: str) -> Log:
+    """Opens a prepared log, memory-mapped.
+
+    Raises:
+      UserError: a file is missing or cut short.
+    """
+    again = f"remove {directory} and run the command again"
+    try:
+        with open(os.path.join(directory, _META), encoding="utf-8") as file:
+            meta = json.load(file)
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"expected a prepared log with {_META} in {directory}, found {type(error).__name__}; "
+            + again
+        ) from None
+    arrays = {}
+    for name in _ARRAYS:
+        path = os.path.join(directory, f"{name}.npy")
+        size = os.path.getsize(path) if os.path.exists(path) else -1
+        if size != meta["bytes"][name]:
+            found = "no such file" if size < 0 else f"{size} bytes"
+            raise UserError(
+                f"expected {meta['bytes'][name]} bytes in {path}, found {found}; {again}"
+            )
+        # An empty array cannot be mapped.
+        mode = "r" if size > 256 else None
+        arrays[name] = np.load(path, mmap_mode=mode)
+    return Log(name=meta["name"], is_sample=meta["is_sample"], hash=meta["hash"], **arrays)

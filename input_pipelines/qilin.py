@@ -1,0 +1,231 @@
+"""Qilin (THUIR/Qilin): from its search and recommendation rows to the events of a log.
+
+A click event is a clicked impression of a recommendation row, at that impression's own time. A
+search event is one search row: its query, its clicked notes by position, at the time of its
+earliest impression. Search times are in seconds and become milliseconds like the others. The same
+note repeated within a row counts once, at its earliest click. Events without a time are dropped:
+they have no place in a history. Train and test files are both read; splitting is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from core.errors import UserError
+from input_pipelines import qilin_files, segmenters
+from input_pipelines.log import Log, RawEvents, build_log
+from input_pipelines.qilin_files import NO_TIME, Rows
+
+_LOG = logging.getLogger(__name__)
+
+FULL_USERS = 15_482
+FULL_ROWS = {
+    "search_train": 44_024,
+    "search_test": 6_192,
+    "recommendation_train": 83_437,
+    "recommendation_test": 11_115,
+}
+# Medians of the two kinds' times, in one unit, are nearer to each other than this.
+_LARGEST_RATIO = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class QilinEvents:
+    """Qilin's events with its own ids and untouched queries, in any order; times in ms.
+
+    Attributes:
+      click_user, click_item, click_time: int64 [R].
+      search_user, search_time: int64 [S]; search_query: str, length S.
+      search_click_ends: int64 [S+1]; search s clicked search_clicks[ends[s]:ends[s+1]].
+      search_clicks: int64.
+      shown_user, shown_item: int64 [P], every pair once: all impressions, clicked or not.
+    """
+
+    click_user: np.ndarray
+    click_item: np.ndarray
+    click_time: np.ndarray
+    search_user: np.ndarray
+    search_time: np.ndarray
+    search_query: Sequence[str]
+    search_click_ends: np.ndarray
+    search_clicks: np.ndarray
+    shown_user: np.ndarray
+    shown_item: np.ndarray
+
+
+def read_qilin(data_dir: str, *, segmenter: str, work_dir: str) -> Log:
+    """Reads Qilin's folders (or toy CSVs) into a log.
+
+    Through the TFDS builder where TensorFlow Datasets is installed, else directly; the logs are
+    the same. A file named SAMPLE beside the tables marks made-up data.
+
+    Args:
+      segmenter: 'characters' or 'jieba'.
+      work_dir: where the builder may write; its records are removed again.
+
+    Raises:
+      UserError: files or columns missing or malformed; the full set with wrong counts.
+    """
+    split_query = segmenters.segmenter(segmenter)
+    modules = ("tensorflow", "tensorflow_datasets")
+    if all(importlib.util.find_spec(name) for name in modules):
+        from input_pipelines import qilin_builder
+
+        qilin_files.raw_files(data_dir)  # names a missing table before TensorFlow is started
+        os.makedirs(work_dir, exist_ok=True)
+        records = tempfile.mkdtemp(dir=work_dir, prefix=".partial-tfds-")
+        try:
+            events = qilin_builder.read_through_builder(data_dir, records)
+        finally:
+            shutil.rmtree(records, ignore_errors=True)
+    else:
+        events = read_events(data_dir)
+    is_sample = os.path.exists(os.path.join(data_dir, qilin_files.SAMPLE_MARK))
+    words = {query: split_query(query) for query in set(events.search_query)}
+    ends = events.search_click_ends
+    clicks = _text(events.search_clicks)
+    raw = RawEvents(
+        click_user=_text(events.click_user),
+        click_item=_text(events.click_item),
+        click_time=events.click_time.tolist(),
+        search_user=_text(events.search_user),
+        search_time=events.search_time.tolist(),
+        search_words=[words[query] for query in events.search_query],
+        search_clicks=[clicks[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)],
+        items=_text(np.unique(events.shown_item)),
+    )
+    return build_log("qilin", raw, is_sample=is_sample)
+
+
+def _text(ids: np.ndarray) -> list[str]:
+    return [str(i) for i in ids.tolist()]
+
+
+def read_events(data_dir: str) -> QilinEvents:
+    """Reads the events straight from the files. Raises UserError like `read_qilin`."""
+    searches = _Gathered()
+    clicks: list[np.ndarray] = []
+    shown: list[np.ndarray] = []
+    users: list[np.ndarray] = []
+    counts = dict.fromkeys(FULL_ROWS, 0)
+    for kind in qilin_files.KINDS:
+        for part in qilin_files.PARTS:
+            for rows in qilin_files.read_rows(data_dir, kind, part):
+                counts[f"{kind}_{part}"] += len(rows.user)
+                users.append(rows.user)
+                shown.append(_unique_pairs(rows.user[rows.row], rows.note))
+                if kind == "search":
+                    searches.add(rows)
+                else:
+                    clicks.append(_recommendation_clicks(rows))
+    check_counts(counts, len(np.unique(np.concatenate(users))), data_dir)
+    click = np.concatenate(clicks, axis=1) if clicks else np.zeros((3, 0), np.int64)
+    pairs = np.concatenate(shown, axis=1)
+    pairs = _unique_pairs(pairs[0], pairs[1])
+    events = QilinEvents(*click, *searches.columns(), *pairs)
+    _check_units(events, data_dir)
+    return events
+
+
+def check_counts(counts: dict[str, int], num_users: int, data_dir: str) -> bool:
+    """Whether this is the full Qilin, by its users and the rows of its four tables.
+
+    Raises:
+      UserError: the users, or some table, are those of the full set and another table is not.
+    """
+    if num_users != FULL_USERS and not any(counts[n] == FULL_ROWS[n] for n in FULL_ROWS):
+        rows = ", ".join(f"{name} {counts[name]}" for name in FULL_ROWS)
+        _LOG.info("not the full Qilin: %d users; rows: %s", num_users, rows)
+        return False
+    wrong = [f"{n} {counts[n]} (of {FULL_ROWS[n]})" for n in FULL_ROWS if counts[n] != FULL_ROWS[n]]
+    if num_users != FULL_USERS:
+        wrong.append(f"users {num_users} (of {FULL_USERS})")
+    if wrong:
+        raise UserError(
+            f"expected the rows of the full Qilin in {data_dir}, which matches it otherwise, found "
+            f"{', '.join(wrong)}; download the folders again"
+        )
+    _LOG.info("the full Qilin: all counts as published")
+    return True
+
+
+def _check_units(events: QilinEvents, data_dir: str) -> None:
+    if not len(events.click_time) or not len(events.search_time):
+        return
+    click, search = np.median(events.click_time), np.median(events.search_time)
+    low, high = sorted((abs(click), abs(search)))
+    if high > _LARGEST_RATIO * max(low, 1):
+        raise UserError(
+            f"expected request_timestamp in milliseconds and search_timestamp in seconds in "
+            f"{data_dir}, found medians {click:.0f} and {search / 1000:.0f}; use the files as "
+            "published"
+        )
+
+
+def _unique_pairs(users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    order = np.lexsort((items, users))
+    users, items = users[order], items[order]
+    first = np.ones(len(users), bool)
+    first[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
+    return np.stack([users[first], items[first]])
+
+
+def _first_of_each_note(rows: Rows, chosen: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Impressions `chosen`, one for each (row, note): that of the smallest rank."""
+    order = chosen[np.lexsort((rank[chosen], rows.note[chosen], rows.row[chosen]))]
+    first = np.ones(len(order), bool)
+    first[1:] = (rows.row[order[1:]] != rows.row[order[:-1]]) | (
+        rows.note[order[1:]] != rows.note[order[:-1]]
+    )
+    return order[first]
+
+
+def _recommendation_clicks(rows: Rows) -> np.ndarray:
+    """(user, note, time) of each click, int64 [3, n]."""
+    chosen = np.flatnonzero(rows.clicked & (rows.time != NO_TIME))
+    chosen = _first_of_each_note(rows, chosen, rows.time)
+    return np.stack([rows.user[rows.row[chosen]], rows.note[chosen], rows.time[chosen]])
+
+
+class _Gathered:
+    """Search events, batch by batch."""
+
+    def __init__(self) -> None:
+        self._users: list[np.ndarray] = []
+        self._times: list[np.ndarray] = []
+        self._queries: list[str] = []
+        self._counts: list[np.ndarray] = []
+        self._clicks: list[np.ndarray] = []
+
+    def add(self, rows: Rows) -> None:
+        times = np.full(len(rows.user), NO_TIME)
+        np.minimum.at(times, rows.row, rows.time)
+        timed = times != NO_TIME
+        position = np.nan_to_num(rows.position, nan=np.inf)
+        clicked = np.flatnonzero(rows.clicked & timed[rows.row])
+        clicked = _first_of_each_note(rows, clicked, position)
+        clicked = clicked[np.lexsort((rows.note[clicked], position[clicked], rows.row[clicked]))]
+        self._users.append(rows.user[timed])
+        self._times.append(times[timed])
+        self._queries += [rows.query[i] for i in np.flatnonzero(timed)]
+        self._counts.append(np.bincount(rows.row[clicked], minlength=len(timed))[timed])
+        self._clicks.append(rows.note[clicked])
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray, np.ndarray]:
+        none = [np.zeros(0, np.int64)]
+        ends = np.concatenate([[0], np.cumsum(np.concatenate(self._counts or none))])
+        return (
+            np.concatenate(self._users or none),
+            np.concatenate(self._times or none),
+            self._queries,
+            ends.astype(np.int64),
+            np.concatenate(self._clicks or none),
+        )

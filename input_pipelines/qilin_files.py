@@ -1,0 +1,250 @@
+"""Qilin's files, flattened: parquet folders as published, or the CSVs of the authors' toy data.
+
+Each of search_train, search_test, recommendation_train and recommendation_test is a folder of
+parquet files or a file NAME.csv. A row holds a user and a list of impressions; other columns
+(embeddings, page times, earlier clicks) are not read.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from core.errors import UserError
+
+KINDS = ("search", "recommendation")
+PARTS = ("train", "test")
+SAMPLE_MARK = "SAMPLE"
+# Time of an impression that has none.
+NO_TIME = np.iinfo(np.int64).max
+
+# kind -> (list column, time field, milliseconds in its unit)
+_LISTS = {
+    "search": ("search_result_details_with_idx", "search_timestamp", 1000),
+    "recommendation": ("rec_result_details_with_idx", "request_timestamp", 1),
+}
+_BATCH_ROWS = 8192
+
+# A cell prints as [{'click': 1, 'page_time': nan, ...} {...}], without commas between dicts.
+_STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_PAIR = re.compile(rf"\s*'(\w+)':\s*({_STRING}|[^,'\"{{}}]+?)\s*(?:,|$)")
+_DICT = re.compile(rf"\{{((?:{_STRING}|[^{{}}'\"])*)\}}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some rows of one table; R rows, I impressions.
+
+    Attributes:
+      user: int64 [R].
+      query: what was searched for, '' in recommendation rows; length R.
+      row: int64 [I], row of each impression, ascending.
+      note: int64 [I].
+      position: float64 [I], NaN where unknown.
+      clicked: bool [I].
+      time: int64 [I], milliseconds, NO_TIME where missing.
+    """
+
+    user: np.ndarray
+    query: list[str]
+    row: np.ndarray
+    note: np.ndarray
+    position: np.ndarray
+    clicked: np.ndarray
+    time: np.ndarray
+
+
+def table_files(data_dir: str, kind: str, part: str) -> list[pathlib.Path]:
+    """The files of one table, sorted.
+
+    Raises:
+      UserError: there are none.
+    """
+    root, name = pathlib.Path(data_dir), f"{kind}_{part}"
+    found = sorted((root / name).glob("*.parquet"))
+    if not found and (root / f"{name}.csv").is_file():
+        found = [root / f"{name}.csv"]
+    if not found:
+        raise UserError(
+            f"expected {name}/*.parquet or {name}.csv in {data_dir}, found neither; download "
+            "Qilin's folders search_train, search_test, recommendation_train, recommendation_test"
+        )
+    return found
+
+
+def raw_files(data_dir: str) -> list[pathlib.Path]:
+    """All files that a Qilin log depends on. Raises UserError where a table is missing."""
+    files = [f for kind in KINDS for part in PARTS for f in table_files(data_dir, kind, part)]
+    mark = pathlib.Path(data_dir) / SAMPLE_MARK
+    return files + ([mark] if mark.exists() else [])
+
+
+def read_rows(data_dir: str, kind: str, part: str) -> Iterator[Rows]:
+    """One table in batches of rows, so that memory holds the needed fields of one batch.
+
+    Raises:
+      UserError: a file is missing, cut short, lacks a column, or holds ids that are no ids.
+    """
+    column, time_field, _ = _LISTS[kind]
+    fields = ["note_idx", "position", "click", time_field]
+    columns = ["user_idx", "query"] if kind == "search" else ["user_idx"]
+    for path in table_files(data_dir, kind, part):
+        read = _csv_batches if path.suffix == ".csv" else _parquet_batches
+        try:
+            for batch in read(path, columns, column, fields):
+                yield _flatten(batch, path, kind)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be "
+                f"read ({_first_line(error)}); download it again"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def _missing(path: pathlib.Path, name: str, found: list[str]) -> UserError:
+    return UserError(
+        f"expected column {name} in {path}, found {', '.join(found)}; use the files as published"
+    )
+
+
+def _parquet_batches(
+    path: pathlib.Path, columns: list[str], column: str, fields: list[str]
+) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        for name in [*columns, column]:
+            if name not in schema.names:
+                raise _missing(path, name, schema.names)
+        listed = schema.field(column).type
+        if not (_is_list(listed) and pa.types.is_struct(listed.value_type)):
+            raise UserError(
+                f"expected column {column} of {path} to be a list of structs, found {listed}; use "
+                "the files as published"
+            )
+        inner = [field.name for field in listed.value_type]
+        for name in fields:
+            if name not in inner:
+                raise _missing(path, f"{column}.{name}", inner)
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+        leaves = [p for p in paths if p.startswith(f"{column}.") and p.split(".")[-1] in fields]
+        yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns + leaves)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _csv_batches(
+    path: pathlib.Path, columns: list[str], column: str, fields: list[str]
+) -> Iterator[pa.RecordBatch]:
+    limit = csv.field_size_limit(2**31 - 1)  # cells with embeddings exceed the default
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or [])
+            for name in [*columns, column]:
+                if name not in names:
+                    raise _missing(path, name, names)
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise OSError(_first_line(error)) from error
+    finally:
+        csv.field_size_limit(limit)
+    arrays: list[Any] = [pa.array([row[name] for row in rows], pa.string()) for name in columns]
+    cells = [
+        parse_cell(row[column], fields, f"row {number} of {path}")
+        for number, row in enumerate(rows, 1)
+    ]
+    arrays.append(
+        pa.array(cells, pa.list_(pa.struct([pa.field(name, pa.float64()) for name in fields])))
+    )
+    yield pa.RecordBatch.from_arrays(arrays, names=[*columns, column])
+
+
+def parse_cell(cell: str | None, fields: list[str], where: str) -> list[dict[str, float]]:
+    """The numbers `fields` of each impression of a printed list; nothing is evaluated.
+
+    Raises:
+      UserError: the cell is not a printed list of flat dicts with these fields.
+    """
+    text = (cell or "").strip()
+    dicts = _DICT.findall(text)
+    rest = _DICT.sub("", text)
+    impressions = []
+    try:
+        if not (rest.startswith("[") and rest.endswith("]")) or rest[1:-1].strip(" \n\r\t,"):
+            raise ValueError("no printed list of dicts")
+        for body in dicts:
+            pairs = dict(_PAIR.findall(body))
+            if _PAIR.sub("", body).strip():
+                raise ValueError(f"no printed dict: {body[:40]!r}")
+            impressions.append({name: _number(pairs[name]) for name in fields})
+    except (ValueError, KeyError) as error:
+        reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"expected a list like [{{'{fields[0]}': 1, ...}} {{...}}] in {where}, found {reason}; "
+            "use the files as published"
+        ) from None
+    return impressions
+
+
+def _number(text: str) -> float:
+    return float("nan") if text == "None" else float(text)
+
+
+def _flatten(batch: pa.RecordBatch, path: pathlib.Path, kind: str) -> Rows:
+    column, time_field, unit = _LISTS[kind]
+    lists = batch.column(column)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    impressions = lists.flatten()
+
+    def field(name: str) -> np.ndarray:
+        values = pc.cast(pc.struct_field(impressions, name), pa.float64())
+        return values.to_numpy(zero_copy_only=False)
+
+    times = field(time_field)
+    known = np.isfinite(times)
+    query = batch.column("query").to_pylist() if kind == "search" else []
+    return Rows(
+        user=_ids(batch.column("user_idx"), "user_idx", path),
+        query=[text or "" for text in query] or [""] * len(batch),
+        row=np.repeat(np.arange(len(batch)), lengths),
+        note=_ids(pc.struct_field(impressions, "note_idx"), "note_idx", path),
+        position=field("position"),
+        clicked=field("click") == 1,
+        time=np.where(known, np.rint(np.where(known, times, 0) * unit), 0).astype(np.int64)
+        + np.where(known, 0, NO_TIME),
+    )
+
+
+def _ids(column: pa.Array, name: str, path: pathlib.Path) -> np.ndarray:
+    if column.null_count:
+        raise UserError(
+            f"expected {name} of {path} in every row, found {column.null_count} missing; use the "
+            "files as published"
+        )
+    try:
+        ids = pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"expected whole numbers as {name} of {path}, found others ({_first_line(error)}); use "
+            "the files as published"
+        ) from None
+    if len(ids) and ids.min() < 0:
+        raise UserError(
+            f"expected {name} of {path} to be 0 or more, found {ids.min()}; use the files as "
+            "published"
+        )
+    return ids

@@ -1,0 +1,72 @@
+"""Stateless random numbers: pure functions of their keys, so that any batch can be made alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_ROUNDS = 6
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64: a bijection of uint64 that looks random."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(values, np.uint64) + _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * _MIX_1
+        z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
+
+
+def keys(*parts: int | np.ndarray) -> np.ndarray:
+    """One uint64 key from several integers or arrays of them; the order of the parts matters."""
+    key = np.zeros((), np.uint64)
+    for part in parts:
+        key = mix(key ^ mix(np.asarray(part).astype(np.uint64)))
+    return key
+
+
+def below(key: np.ndarray, count: int, limit: int) -> np.ndarray:
+    """`count` integers in [0, limit) for each key [n], int64 [n, count].
+
+    The multiplication maps 32 random bits to the range; its bias is below limit / 2^32.
+    """
+    with np.errstate(over="ignore"):
+        draws = mix(key[:, None] + np.arange(count, dtype=np.uint64)[None] * _GOLDEN)
+    return (((draws >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)).astype(np.int64)
+
+
+def permutation(n: int, key: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Where a random permutation of [0, n) sends `positions`, without building it.
+
+    A Feistel network permutes the next power of four; walking its cycle until the value falls
+    below n makes it a permutation of [0, n).
+
+    Args:
+      n: size.
+      key: uint64, a scalar or one for each position: positions of different keys (epochs) may
+        share a call.
+      positions: int64 [m] in [0, n).
+
+    Returns:
+      int64 [m].
+    """
+    half_bits = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
+    half = np.uint64(half_bits)
+    low = np.uint64((1 << half_bits) - 1)
+    key = np.broadcast_to(np.asarray(key, np.uint64), np.shape(positions))
+
+    def encrypt(values, key):
+        left, right = values >> half, values & low
+        for number in range(_ROUNDS):
+            left, right = right, left ^ (mix(right ^ mix(key + np.uint64(number))) & low)
+        return (left << half) | right
+
+    with np.errstate(over="ignore"):
+        result = encrypt(np.asarray(positions).astype(np.uint64), key)
+        outside = np.flatnonzero(result >= n)
+        while len(outside):
+            result[outside] = encrypt(result[outside], key[outside])
+            outside = outside[result[outside] >= n]
+    return result.astype(np.int64)

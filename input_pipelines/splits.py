@@ -1,0 +1,164 @@
+"""Which clicks are targets of training, validation and test, and what counts as their history."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from core.errors import UserError
+from input_pipelines.log import Log
+
+SPLITS = ("leave_one_out", "global_time")
+# Shares of the clicks, by time, before the two cuts of global_time.
+_CUTS = (0.8, 0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Targets (user, position): everything strictly before one is its history.
+
+    Attributes:
+      user: int32 [E].
+      target_row: int64 [E], row of the target click in the log.
+      rec_end, search_end: int64 [E]; the history is rows offsets[user]:end of each kind.
+    """
+
+    user: np.ndarray
+    target_row: np.ndarray
+    rec_end: np.ndarray
+    search_end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, indices: np.ndarray) -> Examples:
+        return Examples(*(getattr(self, f.name)[indices] for f in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The three parts under the split's name."""
+
+    name: str
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def _users_of_rows(offsets: np.ndarray) -> np.ndarray:
+    return np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
+
+
+def _ends(
+    event_users: np.ndarray, event_times: np.ndarray, users: np.ndarray, times: np.ndarray
+) -> np.ndarray:
+    """Per (user, time) the row after the last event of that user strictly before that time.
+
+    Events are sorted by (user, time), so that one search over pairs answers all.
+    """
+    ranked = np.unique(np.concatenate([event_times, times]))
+    span = np.int64(len(ranked) + 1)
+    events = event_users.astype(np.int64) * span + np.searchsorted(ranked, event_times)
+    wanted = users.astype(np.int64) * span + np.searchsorted(ranked, times)
+    return np.searchsorted(events, wanted, side="left").astype(np.int64)
+
+
+def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rec_end, search_end) of target click rows: what happened strictly earlier."""
+    rec_users = _users_of_rows(log.rec_offsets)
+    users, times = rec_users[rows], np.asarray(log.rec_times)[rows]
+    return (
+        _ends(rec_users, np.asarray(log.rec_times), users, times),
+        _ends(_users_of_rows(log.search_offsets), np.asarray(log.search_times), users, times),
+    )
+
+
+def _examples(log: Log, rows: np.ndarray) -> Examples:
+    rec_end, search_end = history_ends(log, rows)
+    return Examples(
+        _users_of_rows(log.rec_offsets)[rows], rows.astype(np.int64), rec_end, search_end
+    )
+
+
+def split_log(
+    log: Log,
+    name: str,
+    *,
+    min_history: int = 1,
+    seed: int = 0,
+    max_validation: int = 5000,
+) -> Splits:
+    """Splits the log's clicks.
+
+    leave_one_out: a user with at least 3 clicks gives the last to test and the one before to
+    validation; every other click trains. global_time: clicks before the .8 quantile of all click
+    times train, up to the .9 quantile validate, the rest test.
+
+    Args:
+      name: 'leave_one_out' or 'global_time'.
+      min_history: events, of either kind, before a training target; held-out ones need none.
+      seed: of the choice of validation examples.
+      max_validation: validation examples kept.
+
+    Raises:
+      UserError: no such split.
+    """
+    if name not in SPLITS:
+        raise UserError(f"expected data.split in {', '.join(SPLITS)}, found {name!r}; pass one")
+    rows = np.arange(len(log.rec_items))
+    users = _users_of_rows(log.rec_offsets)
+    if name == "leave_one_out":
+        counts = np.diff(log.rec_offsets)[users]
+        from_last = np.asarray(log.rec_offsets)[users + 1] - 1 - rows
+        test = (counts >= 3) & (from_last == 0)
+        validation = (counts >= 3) & (from_last == 1)
+    else:
+        times = np.asarray(log.rec_times)
+        first, second = np.quantile(times, _CUTS)
+        test = times >= second
+        validation = (times >= first) & ~test
+    train = _examples(log, rows[~test & ~validation])
+    offsets = np.asarray(log.rec_offsets), np.asarray(log.search_offsets)
+    length = (
+        train.rec_end - offsets[0][train.user] + train.search_end - offsets[1][train.user]
+    )
+    chosen = rows[validation]
+    if len(chosen) > max_validation:
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, max_validation, replace=False))
+    return Splits(
+        name,
+        train.take(np.flatnonzero(length >= min_history)),
+        _examples(log, chosen),
+        _examples(log, rows[test]),
+    )
+
+
+def check_leakage(log: Log, splits: Splits) -> None:
+    """Holds a split to its promise.
+
+    Raises:
+      UserError: a history holds an event at or after its target, or a held-out target trains.
+    """
+    held_out = np.concatenate([splits.validation.target_row, splits.test.target_row])
+    shared = np.intersect1d(splits.train.target_row, held_out)
+    if len(shared):
+        raise UserError(
+            f"expected no held-out target in training, found {len(shared)} in {log.name}; report "
+            "this split"
+        )
+    for part in ("train", "validation", "test"):
+        examples: Examples = getattr(splits, part)
+        times = np.asarray(log.rec_times)[examples.target_row]
+        for ends, event_times, offsets in (
+            (examples.rec_end, log.rec_times, log.rec_offsets),
+            (examples.search_end, log.search_times, log.search_offsets),
+        ):
+            nonempty = np.flatnonzero(ends > np.asarray(offsets)[examples.user])
+            latest = np.asarray(event_times)[ends[nonempty] - 1]
+            late = latest >= times[nonempty]
+            if late.any():
+                raise UserError(
+                    f"expected every history of {part} to end before its target, found "
+                    f"{int(late.sum())} that do not in {log.name}; sort the source by time"
+                )

@@ -1,0 +1,176 @@
+"""From a config to batches: the prepared log, its splits and candidate lists, for any model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import config_dict
+
+from core.errors import UserError
+from input_pipelines import batches, candidates, prepare, sample, splits
+from input_pipelines.log import Log
+
+_LOG = logging.getLogger(__name__)
+Batch = dict[str, np.ndarray]
+
+
+def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """The config with `on_sample` applied where no `data_dir` is given.
+
+    Raises:
+      UserError: no data_dir, and the dataset has no embedded sample.
+    """
+    config = config_dict.ConfigDict(config.to_dict())
+    if config.data_dir:
+        config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
+        return config
+    if "on_sample" not in config:
+        raise UserError(
+            f"expected --config.data_dir=DIR with the files of {config.dataset}, found none; only "
+            "configs with an `on_sample` block run on the embedded sample"
+        )
+    given = config_dict.ConfigDict(config.to_dict())
+    defaults = config.on_sample.overrides.to_dict()
+    given.update_from_flattened_dict(defaults)
+    return given
+
+
+class Data:
+    """Everything a task reads: `Data(resolve(config))` prepares it on first use.
+
+    Attributes:
+      log, splits: what was read, and which clicks are targets of which split.
+      label: the data set's name for tables and files; says "sample data" where it is.
+    """
+
+    def __init__(self, config: config_dict.ConfigDict):
+        self._config = config
+        cache = os.path.abspath(os.path.expanduser(config.cache_dir))
+        data_dir = config.data_dir
+        if not data_dir:
+            data_dir = sample.ensure_sample(
+                cache,
+                num_users=config.on_sample.users,
+                seed=config.seed,
+                shuffle_searches=config.on_sample.shuffle_searches,
+            )
+            _LOG.info("no data_dir given: using sample data (made up, Qilin's format) %s", data_dir)
+        self.raw_dir = data_dir
+        self.log: Log
+        self.log, self.directory = prepare.prepare_log(
+            config.dataset, data_dir, cache, {"segmenter": config.data.segmenter}
+        )
+        self.splits = splits.split_log(
+            self.log, config.data.split, max_validation=config.data.max_validation
+        )
+        splits.check_leakage(self.log, self.splits)
+        self.label = f"{self.log.name} (sample data)" if self.log.is_sample else self.log.name
+        # A user's own row is trained only where the user has a training example.
+        self._trained_users = np.zeros(self.log.num_users + 1, bool)
+        self._trained_users[self.splits.train.user] = True
+        self._seen: dict[str, np.ndarray] = {}
+
+    @property
+    def table_sizes(self) -> dict[str, int]:
+        return {
+            "num_users": self.log.num_users,
+            "num_items": self.log.num_items,
+            "num_words": self.log.num_words,
+        }
+
+    def shape(self, num_candidates: int) -> batches.BatchShape:
+        data = self._config.data
+        return batches.BatchShape(
+            rec_length=data.rec_length,
+            search_length=data.search_length,
+            words=data.words,
+            clicks=data.clicks,
+            candidates=num_candidates,
+        )
+
+    def training(
+        self, *, batch_size: int, negatives: int, seed: int
+    ) -> tuple[Callable[[int], Iterator[Batch]], int]:
+        """(start_step -> endless batches, steps per epoch) of the training split."""
+        if not len(self.splits.train):
+            raise UserError(
+                f"expected training examples in {self.label}, found none; every user has fewer "
+                "than 2 events or the split leaves nothing to train on"
+            )
+        source = batches.TrainBatches(
+            self.log,
+            self.splits.train,
+            self.shape(1 + negatives),
+            batch_size=batch_size,
+            seed=seed,
+            negatives=negatives,
+        )
+        return (lambda start: map(self.adapt, source.stream(start))), source.steps_per_epoch
+
+    def adapt(self, batch: Batch) -> Batch:
+        """What the model sees: the shared row for users never trained on, no searches if blind."""
+        user = np.where(self._trained_users[batch["user"]], batch["user"], self.log.num_users + 1)
+        batch = batch | {"user": user.astype(np.int32)}
+        if not self._config.data.use_search:
+            batch["query_words"] = np.zeros_like(batch["query_words"])
+            batch["clicked_items"] = np.zeros_like(batch["clicked_items"])
+        return batch
+
+    def split(self, name: str) -> splits.Examples:
+        if name not in ("validation", "test"):
+            raise UserError(f"expected split validation or test, found {name!r}; pass one of them")
+        examples = getattr(self.splits, name)
+        if not len(examples):
+            raise UserError(
+                f"expected {name} examples in {self.label}, found none: no user has enough clicks "
+                f"for the split {self._config.data.split}; bring users with at least 3"
+            )
+        return examples
+
+    def candidate_lists(self, split: str, protocol: str) -> np.ndarray:
+        """The saved candidate lists int32 [E, 100] of a split, the target in column 0."""
+        return candidates.evaluation_candidates(
+            self.log,
+            self.splits,
+            split,
+            protocol,
+            self._config.data.candidates_seed,
+            self.directory,
+        )
+
+    def sampled(self, split: str, protocol: str) -> Iterator[Batch]:
+        """Batches of a split against the saved lists of `protocol`."""
+        lists = self.candidate_lists(split, protocol)
+        found = batches.evaluation_batches(
+            self.log,
+            self.split(split),
+            lists,
+            self.shape(lists.shape[1]),
+            self._config.eval.batch_size,
+        )
+        return map(self.adapt, found)
+
+    def full(self, split: str) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches with the target as the only candidate, and the items seen before it [B, S]."""
+        examples = self.split(split)
+        size = self._config.eval.full_batch_size
+        if split not in self._seen:
+            self._seen[split] = candidates.seen_items(self.log, examples)
+        seen = self._seen[split]
+        targets = np.asarray(self.log.rec_items)[examples.target_row][:, None].astype(np.int32)
+        found = batches.evaluation_batches(self.log, examples, targets, self.shape(1), size)
+        for number, batch in enumerate(found):
+            part = seen[number * size : (number + 1) * size]
+            part = np.pad(part, ((0, size - len(part)), (0, 0)))
+            yield self.adapt(batch), part
+
+    def card(self) -> dict[str, Any]:
+        """The data card, as saved beside the prepared log."""
+        path = os.path.join(self.directory, "meta.json")
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)

@@ -1,0 +1,53 @@
+"""Evaluates a trained workdir again.
+
+    python -m launch.evaluate --workdir=W [--split=test] [--stage=rl] [--protocols=neg99,full]
+
+In a notebook: `Restored(workdir)` from `launch.restore`, then `evaluate(restored, "test", "full")`.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from core.errors import UserError
+from launch import cli, results
+from launch.lcr_ser import PROTOCOLS
+from launch.restore import Restored
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+_SPLIT = flags.DEFINE_string("split", "test", "validation or test.")
+_STAGE = flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
+_PROTOCOLS = flags.DEFINE_list("protocols", list(PROTOCOLS), "Any of neg99, neg99pop, full.")
+
+
+def evaluate(restored: Restored, split: str, protocol: str) -> dict:
+    """Evaluates and saves one row of results.json, which it returns."""
+    sums = restored.experiment.evaluate(restored.params, restored.tables, split, protocol)
+    return results.save(
+        restored.workdir,
+        sums,
+        stage=restored.stage,
+        split=split,
+        protocol=protocol,
+        step=restored.step,
+        config=restored.experiment.config,
+        data=restored.data,
+    )
+
+
+def main() -> None:
+    if not _WORKDIR.value:
+        raise UserError("expected --workdir=W, found none; pass the folder of a run")
+    known = (*PROTOCOLS, "neg99pop")
+    for protocol in _PROTOCOLS.value:
+        if protocol not in known:
+            raise UserError(
+                f"expected protocols of {', '.join(known)}, found {protocol!r}; correct --protocols"
+            )
+    restored = Restored(_WORKDIR.value, _STAGE.value)
+    rows = [evaluate(restored, _SPLIT.value, protocol) for protocol in _PROTOCOLS.value]
+    results.print_table({"rows": rows}, _SPLIT.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,155 @@
+"""A run's results: rows of results.json, per-user metrics, the table, the summary with curves."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from core import metrics
+from core.metric_writers import read_lines
+from core.workdir import Workdir, commit_id, write_atomically
+from launch.data import Data
+
+_STAGE_TITLES = {
+    "pretrain": "after pre-training",
+    "rl": "after RL",
+    "control": "control: as long without RL",
+}
+
+
+def save(
+    workdir: Workdir,
+    sums: metrics.Sums,
+    *,
+    stage: str,
+    split: str,
+    protocol: str,
+    step: int,
+    config: Any,
+    data: Data,
+) -> dict[str, Any]:
+    """Writes one row of results.json and the per-example values behind it; returns the row."""
+    per_user = f"per_user/{stage}-{split}-{protocol}.npz"
+    users = data.split(split).user
+    np.savez_compressed(
+        workdir.file(*per_user.split("/")), user=users, **sums.per_example()
+    )
+    row = {
+        "stage": stage,
+        "split": split,
+        "protocol": protocol,
+        "step": step,
+        "examples": sums.count,
+        "metrics": {
+            metrics.full_name(name, protocol): value for name, value in sums.means().items()
+        },
+        "selected_on": f"{config.eval.selection} on validation",
+        "data": data.label,
+        "data_hash": data.log.hash,
+        "data_split": config.data.split,
+        "candidates_seed": config.data.candidates_seed,
+        "seed": config.seed,
+        "commit": commit_id(),
+        "per_user": per_user,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    workdir.write_result_row(row)
+    return row
+
+
+def _grid(results: dict[str, Any], split: str) -> tuple[list[str], list[list[str]]]:
+    """Column names and one line per stage, protocols side by side."""
+    rows = [row for row in results["rows"] if row["split"] == split]
+    columns = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    lines = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        values: dict[str, float] = {}
+        for row in rows:
+            if row["stage"] == stage:
+                values |= row["metrics"]
+        cells = [f"{values.get(name, math.nan):.4f}" for name in columns]
+        lines.append([_STAGE_TITLES.get(stage, stage), *cells])
+    return columns, lines
+
+
+def title(results: dict[str, Any], split: str) -> str:
+    row = next(row for row in results["rows"] if row["split"] == split)
+    return (
+        f"{row['data']}, {split} split ({row['data_split']}), {row['examples']} examples, seed "
+        f"{row['seed']}, commit {row['commit']}; selected on {row['selected_on']}"
+    )
+
+
+def print_table(results: dict[str, Any], split: str = "test") -> None:
+    """Prints the run's table: one line a stage, the protocol in every column name."""
+    columns, lines = _grid(results, split)
+    console = Console()
+    console.print(title(results, split), highlight=False, soft_wrap=True)
+    for protocol in dict.fromkeys(name.split("/")[1] for name in columns):
+        chosen = [i for i, name in enumerate(columns) if name.endswith("/" + protocol)]
+        table = Table(box=None)
+        table.add_column("")
+        for i in chosen:
+            table.add_column(columns[i], justify="right", no_wrap=True)
+        for line in lines:
+            table.add_row(line[0], *[line[i + 1] for i in chosen])
+        console.print(table)
+
+
+def write_summary(workdir: Workdir, label: str) -> None:
+    """Writes summary.md and curves.png from what the run saved."""
+    results = workdir.read_results()
+    columns, lines = _grid(results, "test")
+    text = [
+        f"# {label}",
+        "",
+        title(results, "test"),
+        "",
+        "| stage | " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * len(columns),
+        *("| " + " | ".join(line) + " |" for line in lines),
+        "",
+        "![training curves](curves.png)",
+        "",
+    ]
+    _draw_curves(workdir, label)
+    write_atomically(workdir.file("summary.md"), "\n".join(text))
+
+
+def _draw_curves(workdir: Workdir, label: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_lines(workdir.file("metrics.jsonl"))
+    selection = workdir.read_config()["eval"]["selection"]
+    stages = [s for s in _STAGE_TITLES if any(line["stage"] == s for line in lines)]
+    figure, axes = pyplot.subplots(
+        2, len(stages), figsize=(4.2 * len(stages), 5.6), squeeze=False, constrained_layout=True
+    )
+    for column, stage in enumerate(stages):
+        for row, name in enumerate((_training_curve(stage), selection)):
+            points = [
+                (line["step"], line[name])
+                for line in lines
+                if line["stage"] == stage and name in line
+            ]
+            axis = axes[row, column]
+            axis.plot(*zip(*points), marker="." if row else None, linewidth=1.4)
+            axis.set_xlabel("updates")
+            axis.set_ylabel(f"validation {name}" if row else name)
+            axis.grid(alpha=0.3)
+        axes[0, column].set_title(_STAGE_TITLES[stage], fontsize=10)
+    figure.suptitle(label)
+    figure.savefig(workdir.file("curves.png"), dpi=110)
+    pyplot.close(figure)
+
+
+def _training_curve(stage: str) -> str:
+    return "train/reward" if stage == "rl" else "train/loss"

@@ -1,0 +1,1 @@
+"""LCR-SER: latent cross reasoning over search and recommendation histories."""

@@ -1,0 +1,151 @@
+"""Target-aware aggregation (Eq. 8) and the prediction MLP (Eq. 10).
+
+The first MLP layer is a sum over its four inputs, so it is kept as four blocks: the user's part is
+computed once a user, the item's once an item, and for a whole catalogue the histories' parts move
+into the history rows, before the weighted sum instead of after it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lcrsr.attention import masked_softmax
+
+ATTENTIONS = ("bilinear", "scaled_dot", "mean")
+
+
+class ScorerWeights(NamedTuple):
+    """Eq. 8's W a side [D, D], and the MLP of Eq. 10.
+
+    `user`, `search`, `rec`, `item` [D, F1] are the blocks of its first kernel for e_u, w_s, w_r,
+    e_v; `rest` holds the further layers as (kernel, bias), ending in width 1.
+    """
+
+    rec_bilinear: jax.Array
+    search_bilinear: jax.Array
+    user: jax.Array
+    search: jax.Array
+    rec: jax.Array
+    item: jax.Array
+    first_bias: jax.Array
+    rest: tuple[tuple[jax.Array, jax.Array], ...]
+
+
+class Side(NamedTuple):
+    """Rows of H^(K) [B, R, D] and which of them are valid, bool [B, R]."""
+
+    rows: jax.Array
+    mask: jax.Array
+
+
+class Scorer(nn.Module):
+    """Holds `ScorerWeights`."""
+
+    width: int
+    mlp_widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> ScorerWeights:
+        d, xavier, zeros = self.width, nn.initializers.xavier_uniform(), nn.initializers.zeros
+        bilinear = [self.param(f"{s}_bilinear", xavier, (d, d)) for s in ("rec", "search")]
+        first = self.param("mlp_0_kernel", xavier, (4 * d, self.mlp_widths[0]))
+        first_bias = self.param("mlp_0_bias", zeros, (self.mlp_widths[0],))
+        widths = (*self.mlp_widths, 1)
+        rest = tuple(
+            (
+                self.param(f"mlp_{i}_kernel", xavier, (widths[i - 1], widths[i])),
+                self.param(f"mlp_{i}_bias", zeros, (widths[i],)),
+            )
+            for i in range(1, len(widths))
+        )
+        user, search, rec, item = jnp.split(first, 4)
+        return ScorerWeights(*bilinear, user, search, rec, item, first_bias, rest)
+
+
+def weights_of_rows(
+    side: Side, bilinear: jax.Array, candidates: jax.Array, attention: str
+) -> jax.Array:
+    """Attention of candidates over a side's rows, Eq. 8, in float32.
+
+    Args:
+      candidates: [B, N, D], or [N, D] shared by all users.
+
+    Returns:
+      [B, N, R], summing to 1 over the valid rows.
+    """
+    b, rows, d = side.rows.shape
+    n = candidates.shape[-2]
+    if attention == "mean":
+        uniform = side.mask / side.mask.sum(-1, keepdims=True)
+        return jnp.broadcast_to(uniform[:, None].astype(jnp.float32), (b, n, rows))
+    keys = side.rows @ bilinear.T if attention == "bilinear" else side.rows * d**-0.5
+    axes = "bnd,brd->bnr" if candidates.ndim == 3 else "nd,brd->bnr"
+    return masked_softmax(jnp.einsum(axes, candidates, keys), side.mask[:, None])
+
+
+def _finish(weights: ScorerWeights, first: jax.Array) -> jax.Array:
+    """The MLP after its first layer's sum [..., F1]; logits float32 [...]."""
+    x = first
+    for kernel, bias in weights.rest:
+        x = jax.nn.relu(x) @ kernel + bias
+    return x[..., 0].astype(jnp.float32)
+
+
+def score(
+    weights: ScorerWeights,
+    rec: Side,
+    search: Side,
+    user: jax.Array,
+    candidates: jax.Array,
+    attention: str,
+) -> jax.Array:
+    """Logits of Eq. 10 for each user's own candidates.
+
+    Args:
+      rec, search: rows of H^(K).
+      user: e_u [B, D].
+      candidates: e_v [B, N, D].
+
+    Returns:
+      float32 [B, N].
+    """
+    dtype = candidates.dtype
+    first = (user @ weights.user + weights.first_bias)[:, None] + candidates @ weights.item
+    for side, bilinear, block in (
+        (search, weights.search_bilinear, weights.search),
+        (rec, weights.rec_bilinear, weights.rec),
+    ):
+        mixing = weights_of_rows(side, bilinear, candidates, attention).astype(dtype)
+        first += jnp.einsum("bnr,brd->bnd", mixing, side.rows) @ block
+    return _finish(weights, first)
+
+
+def score_catalogue(
+    weights: ScorerWeights,
+    rec: Side,
+    search: Side,
+    user: jax.Array,
+    items: jax.Array,
+    attention: str,
+) -> jax.Array:
+    """The logits of `score` for one list of items shared by all users.
+
+    Args:
+      items: e_v [V, D].
+
+    Returns:
+      float32 [B, V].
+    """
+    dtype = items.dtype
+    first = (user @ weights.user + weights.first_bias)[:, None] + (items @ weights.item)[None]
+    for side, bilinear, block in (
+        (search, weights.search_bilinear, weights.search),
+        (rec, weights.rec_bilinear, weights.rec),
+    ):
+        mixing = weights_of_rows(side, bilinear, items, attention).astype(dtype)
+        first += jnp.einsum("bvr,brf->bvf", mixing, side.rows @ block)
+    return _finish(weights, first)

@@ -1,0 +1,277 @@
+"""LCR-SER's network: Eq. 1-8 and 10 over embedded rows.
+
+The embedding tables are not parameters of the network (`lcrsr.embedding`): it sees vectors and the
+batch's ids, the latter for masks alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lcrsr import aggregation, attention, history_encoder, latent_reasoning
+from lcrsr.history_encoder import Dropout, SideHistory
+from lcrsr.latent_reasoning import SideWeights, States
+
+Batch = dict[str, jax.Array]
+Rows = dict[str, jax.Array]
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shapes and readings of the network (READINGS.md).
+
+    Attributes:
+      width, ffn_width, heads, layers: D, the FFN's hidden width, H, layers a side.
+      max_steps: K at most, the static length of the scan; 0 is legal.
+      rec_length, search_length: L of both histories.
+      dropout: rate, in training only.
+      block: 'post_ln', or 'printed' (Eq. 1 and 4 literally).
+      self_context: 'symmetric', or 'printed' (Eq. 5 with its erratum).
+      attention: of Eq. 8: 'bilinear', 'scaled_dot' or 'mean'.
+      mlp_widths: hidden widths of Eq. 10.
+      dtype: of the computation, 'float32' or 'bfloat16'; parameters, softmax and logits are float32.
+    """
+
+    width: int = 64
+    ffn_width: int = 64
+    heads: int = 2
+    layers: int = 1
+    max_steps: int = 3
+    rec_length: int = 30
+    search_length: int = 30
+    dropout: float = 0.1
+    block: str = "post_ln"
+    self_context: str = "symmetric"
+    attention: str = "bilinear"
+    mlp_widths: tuple[int, ...] = (200, 80)
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "mlp_widths", tuple(self.mlp_widths))
+        for name, known in (
+            ("block", history_encoder.BLOCKS),
+            ("self_context", latent_reasoning.SELF_CONTEXTS),
+            ("attention", aggregation.ATTENTIONS),
+            ("dtype", tuple(_DTYPES)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} in {known}, found {getattr(self, name)!r}")
+        if self.width % self.heads:
+            raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
+        if self.max_steps < 0 or self.layers < 1 or not self.mlp_widths:
+            raise ValueError(
+                f"expected max_steps >= 0, layers >= 1 and mlp_widths, found {self.max_steps}, "
+                f"{self.layers}, {self.mlp_widths}"
+            )
+
+
+@flax.struct.dataclass
+class Histories:
+    """Both sides' encoded histories."""
+
+    rec: SideHistory
+    search: SideHistory
+
+
+@flax.struct.dataclass
+class Outputs:
+    """Logits [B, N] of Eq. 10, and the states with and without cross-attention for Eq. 9."""
+
+    logits: jax.Array
+    cross: States
+    plain: States
+    histories: Histories
+
+
+class Encoder(nn.Module):
+    """Holds one side's layers, positions and learned start of an empty history."""
+
+    config: ModelConfig
+    length: int
+
+    @nn.compact
+    def __call__(self) -> tuple[SideWeights, jax.Array, jax.Array]:
+        c = self.config
+        layers = tuple(
+            history_encoder.Layer(c.width, c.ffn_width, name=f"layer_{i}")()
+            for i in range(c.layers)
+        )
+        normal = nn.initializers.normal(0.02)
+        steps = self.param("step_positions", normal, (c.max_steps, c.width))
+        positions = self.param("positions", normal, (self.length, c.width))
+        # About the norm of the encoder's outputs, which a layer norm ends.
+        empty_start = self.param("empty_start", nn.initializers.normal(1.0), (c.width,))
+        return SideWeights(layers, steps), positions, empty_start
+
+
+class LCRSER(nn.Module):
+    """The network; every method takes `Rows` gathered from the tables for its `Batch`.
+
+    `active_steps` is a traced int32 in [0, max_steps]: one compilation serves every K.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.rec = Encoder(c, c.rec_length)
+        self.search = Encoder(c, c.search_length)
+        self.scorer = aggregation.Scorer(c.width, c.mlp_widths)
+
+    def __call__(
+        self, batch: Batch, rows: Rows, active_steps: jax.Array, *, deterministic: bool
+    ) -> Outputs:
+        """Everything that training needs, Eq. 1-8 and 10.
+
+        Raises:
+          AssertionError: `rows` and `batch` disagree in shape.
+        """
+        histories = self.encode(batch, rows, deterministic=deterministic)
+        starts = (histories.rec.start, histories.search.start)
+        cross = self.reason(histories, *starts, cross=True, deterministic=deterministic)
+        plain = self.reason(histories, *starts, cross=False, deterministic=deterministic)
+        logits = self.score(histories, cross, active_steps, rows["user"], rows["candidates"])
+        return Outputs(logits, cross, plain, histories)
+
+    def encode(self, batch: Batch, rows: Rows, *, deterministic: bool) -> Histories:
+        """3.2.1 and Eq. 1: embedded histories, and their encoders."""
+        d = self.config.width
+        chex.assert_shape(rows["rec_items"], (*batch["rec_items"].shape, d))
+        chex.assert_shape(rows["query_words"], (*batch["query_words"].shape, d))
+        chex.assert_shape(rows["clicked_items"], (*batch["clicked_items"].shape, d))
+        dropout = self._dropout(deterministic)
+        rec_mask = jnp.not_equal(batch["rec_items"], 0)
+        words = jnp.not_equal(batch["query_words"], 0)
+        clicks = jnp.not_equal(batch["clicked_items"], 0)
+        search_mask = words.any(-1) | clicks.any(-1)
+        queries = _mean_of_valid(rows["query_words"], words)
+        clicked = _mean_of_valid(rows["clicked_items"], clicks)
+        return Histories(
+            rec=self._encode_side(self.rec, rows["rec_items"], rec_mask, dropout.at(0)),
+            search=self._encode_side(self.search, queries + clicked, search_mask, dropout.at(1)),
+        )
+
+    def reason(
+        self,
+        histories: Histories,
+        rec_start: jax.Array,
+        search_start: jax.Array,
+        *,
+        cross: bool,
+        deterministic: bool,
+    ) -> States:
+        """Eq. 2-6 from given starts h^(0) [B, D]; `cross=False` leaves MCA out (Eq. 9)."""
+        c = self.config
+        return latent_reasoning.reason(
+            self._cast(self.rec()[0]),
+            self._cast(self.search()[0]),
+            histories.rec,
+            histories.search,
+            rec_start,
+            search_start,
+            cross=cross,
+            heads=c.heads,
+            block=c.block,
+            self_context=c.self_context,
+            dropout=self._dropout(deterministic),
+        )
+
+    def score(
+        self,
+        histories: Histories,
+        states: States,
+        active_steps: jax.Array,
+        user_rows: jax.Array,
+        candidate_rows: jax.Array,
+    ) -> jax.Array:
+        """Logits [B, N] of Eq. 8 and 10 for each user's candidates [B, N, D]."""
+        rec, search = self._sides(histories, states, active_steps)
+        return aggregation.score(
+            self._cast(self.scorer()),
+            rec,
+            search,
+            self._cast(user_rows),
+            self._cast(candidate_rows),
+            self.config.attention,
+        )
+
+    def score_catalogue(
+        self,
+        histories: Histories,
+        states: States,
+        active_steps: jax.Array,
+        user_rows: jax.Array,
+        item_rows: jax.Array,
+    ) -> jax.Array:
+        """Logits [B, V] of every item [V, D] for every user; the numbers of `score`."""
+        rec, search = self._sides(histories, states, active_steps)
+        return aggregation.score_catalogue(
+            self._cast(self.scorer()),
+            rec,
+            search,
+            self._cast(user_rows),
+            self._cast(item_rows),
+            self.config.attention,
+        )
+
+    def score_every_k(
+        self,
+        histories: Histories,
+        states: States,
+        user_rows: jax.Array,
+        candidate_rows: jax.Array,
+    ) -> jax.Array:
+        """Logits [K+1, B, N] for 0..K active steps from one pass: h^(k) does not depend on K."""
+        return jnp.stack(
+            [
+                self.score(histories, states, jnp.int32(k), user_rows, candidate_rows)
+                for k in range(self.config.max_steps + 1)
+            ]
+        )
+
+    def _sides(self, histories: Histories, states: States, active_steps: jax.Array):
+        def side(history, reasoned):
+            b, steps, _ = reasoned.shape
+            active = jnp.broadcast_to(jnp.arange(steps) < active_steps, (b, steps))
+            return aggregation.Side(
+                jnp.concatenate([history.hidden, reasoned], 1),
+                jnp.concatenate([history.row_mask, active], 1),
+            )
+
+        return side(histories.rec, states.rec), side(histories.search, states.search)
+
+    def _encode_side(self, encoder, rows, mask, dropout) -> SideHistory:
+        c = self.config
+        weights, positions, empty_start = self._cast(encoder())
+        inputs = jnp.where(mask[..., None], self._cast(rows) + positions[: rows.shape[1]], 0.0)
+        return history_encoder.encode(
+            weights.layers,
+            inputs,
+            mask,
+            empty_start,
+            heads=c.heads,
+            block=c.block,
+            dropout=dropout,
+        )
+
+    def _dropout(self, deterministic: bool) -> Dropout:
+        if deterministic or self.config.dropout == 0.0:
+            return Dropout(None, 0.0)
+        return Dropout(self.make_rng("dropout"), self.config.dropout)
+
+    def _cast(self, tree: Any) -> Any:
+        return attention.cast(tree, _DTYPES[self.config.dtype])
+
+
+def _mean_of_valid(rows: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean over the second last axis of rows [..., W, D] where valid [..., W]; zero if none is."""
+    count = jnp.maximum(valid.sum(-1), 1)[..., None].astype(rows.dtype)
+    return jnp.where(valid[..., None], rows, 0.0).sum(-2) / count

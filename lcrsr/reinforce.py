@@ -1,0 +1,169 @@
+"""Reinforcement learning (3.4): the task that tunes a pre-trained LCR-SER with GRPO."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from core import metrics
+from lcrsr import embedding, rollout
+from lcrsr.model import LCRSER
+from lcrsr.pretrain import Evaluate, State, table_optimizers, update_tables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReinforceConfig:
+    """The settings of Eq. 13-17.
+
+    Attributes:
+      trajectories: N, the first free of noise.
+      gamma: noise relative to the RMS of h^(0).
+      reward: a metric's name, over the target and its sampled negatives.
+      policy: 'softmax' over the candidates, or 'sigmoid' of the target's logit.
+      lambda_kl: weight of the penalty towards the pre-trained policy.
+      updates_per_rollout: updates between refreshes of pi_old; 1 makes pi_old the current policy.
+      clip_eps: clipping of the ratio; 0 clips nothing, as printed.
+      trainable: 'dense' (the network, tables fixed), 'all' (tables too, as printed), 'reasoning'.
+      active_steps: K in use.
+    """
+
+    trajectories: int
+    gamma: float
+    reward: str
+    policy: str
+    lambda_kl: float
+    updates_per_rollout: int
+    clip_eps: float
+    trainable: str
+    active_steps: int
+
+    def __post_init__(self):
+        metrics.metric(self.reward)
+        if self.trajectories < 2:
+            raise ValueError(f"expected trajectories of at least 2, found {self.trajectories}")
+        if self.policy not in rollout.POLICIES:
+            raise ValueError(f"expected policy in {rollout.POLICIES}, found {self.policy!r}")
+        if self.trainable not in rollout.TRAINABLE:
+            raise ValueError(f"expected trainable in {rollout.TRAINABLE}, found {self.trainable!r}")
+        if self.updates_per_rollout < 1:
+            raise ValueError(f"expected updates_per_rollout >= 1, found {self.updates_per_rollout}")
+
+
+class ReinforceTask:
+    """A `core.task.Task`: GRPO from `initial`, a pre-training state (its best)."""
+
+    name = "rl"
+
+    def __init__(
+        self,
+        *,
+        model: LCRSER,
+        config: ReinforceConfig,
+        initial: State,
+        batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+        steps_per_epoch: int,
+        batch_size: int,
+        evaluate: Evaluate,
+        selection: str,
+        seed: int,
+    ):
+        self.selection = selection
+        self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
+        self._model, self._config, self._initial = model, config, initial
+        self._batches, self._evaluate, self._seed = batches, evaluate, seed
+        self._optimizer = optax.scale_by_adam()
+
+    def init(self) -> State:
+        params, tables = self._initial["params"], self._initial["tables"]
+        # Copies: the state is donated to the train step, and the pre-trained one is still needed.
+        state = {
+            "step": jnp.int32(0),
+            "params": jax.tree.map(jnp.copy, params),
+            "optimizer": self._optimizer.init(params),
+            "tables": jax.tree.map(jnp.copy, tables),
+            "reference": self._snapshot(params, tables),
+        }
+        if self._config.trainable == "all":
+            state["table_states"] = {n: o.init(tables[n]) for n, o in table_optimizers().items()}
+        if self._config.updates_per_rollout > 1:
+            state["old"] = self._snapshot(params, tables)
+        return state
+
+    def _snapshot(self, params: Any, tables: embedding.Tables) -> dict[str, Any]:
+        snapshot = {"params": jax.tree.map(jnp.copy, params)}
+        if self._config.trainable == "all":
+            snapshot["tables"] = jax.tree.map(jnp.copy, tables)
+        return snapshot
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        return self._batches(start_step)
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        return self._evaluate(state["params"], state["tables"])
+
+    def train_step(
+        self, state: State, batch: dict[str, Any], learning_rate: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        config = self._config
+        key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
+        if config.updates_per_rollout > 1:
+            state = self._refresh_old(state)
+        ids = embedding.flat_ids(batch)
+        flat = embedding.gather_flat(state["tables"], ids)
+
+        def loss_of(params, flat):
+            rows = embedding.rows_of(flat, batch)
+            return rollout.grpo_loss(
+                self._model,
+                rollout.Policy(params, state["tables"]),
+                rows,
+                self._policy(state, "old") if "old" in state else None,
+                self._policy(state, "reference"),
+                batch,
+                key,
+                active_steps=jnp.int32(config.active_steps),
+                num_trajectories=config.trajectories,
+                gamma=config.gamma,
+                reward=config.reward,
+                policy=config.policy,
+                kl_weight=config.lambda_kl,
+                clip_eps=config.clip_eps or None,
+            )
+
+        (gradient, row_gradients), stats = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(
+            state["params"], flat
+        )
+        mask = rollout.trainable_mask(gradient, config.trainable)
+        gradient = jax.tree.map(lambda g, keep: g if keep else jnp.zeros_like(g), gradient, mask)
+        updates, optimizer = self._optimizer.update(gradient, state["optimizer"])
+        new_state = state | {
+            "step": state["step"] + 1,
+            "params": jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], updates),
+            "optimizer": optimizer,
+        }
+        if config.trainable == "all":
+            new_state["tables"], new_state["table_states"] = update_tables(
+                state["tables"],
+                state["table_states"],
+                ids,
+                row_gradients,
+                learning_rate,
+                state["step"],
+            )
+        return new_state, stats
+
+    def _policy(self, state: State, which: str) -> rollout.Policy:
+        held = state[which]
+        return rollout.Policy(held["params"], held.get("tables", state["tables"]))
+
+    def _refresh_old(self, state: State) -> State:
+        due = state["step"] % self._config.updates_per_rollout == 0
+        current = {name: state[name] for name in state["old"]}
+        old = jax.tree.map(lambda new, held: jnp.where(due, new, held), current, state["old"])
+        return state | {"old": old}

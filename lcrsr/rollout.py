@@ -1,0 +1,202 @@
+"""Noised reasoning trajectories and their GRPO loss: Eq. 13-17 on LCR-SER.
+
+The noise is part of a trajectory: every policy (current, old, reference) encodes the histories
+with its own parameters and adds the same perturbation to its own h^(0). No dropout anywhere, so
+that the ratio is 1 at the first update and the KL term starts at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from core import grpo, metrics
+from lcrsr.embedding import Tables, look_up
+from lcrsr.model import LCRSER, Histories
+
+POLICIES = ("softmax", "sigmoid")
+TRAINABLE = ("all", "dense", "reasoning")
+# Parameters that only the reasoning steps use.
+_REASONING_NAMES = ("mca", "mca_norm", "step_positions")
+
+
+class Noise(NamedTuple):
+    """Perturbations of h^(0), float [G, B, D] a side; the first trajectory's are zero."""
+
+    rec: jax.Array
+    search: jax.Array
+
+
+class Policy(NamedTuple):
+    """What scores: the network's parameters and the tables it reads."""
+
+    params: Any
+    tables: Tables
+
+
+def draw_noise(
+    key: jax.Array, histories: Histories, *, trajectories: int, gamma: float
+) -> Noise:
+    """gamma * rms(h^(0)) * eps with eps ~ N(0, 1), none on the first trajectory, Eq. 14.
+
+    The RMS is taken over D of each user's h^(0), a side, of the policy that rolls out: gamma is
+    relative to the state it perturbs.
+    """
+
+    def side(key, start):
+        scale = gamma * jnp.sqrt(jnp.mean(jnp.square(start), -1, keepdims=True))
+        eps = jax.random.normal(key, (trajectories, *start.shape), start.dtype)
+        return jax.lax.stop_gradient(eps.at[0].set(0.0) * scale)
+
+    rec_key, search_key = jax.random.split(key)
+    return Noise(side(rec_key, histories.rec.start), side(search_key, histories.search.start))
+
+
+def encode(model: LCRSER, params: Any, batch: Any, rows: Any) -> Histories:
+    return model.apply({"params": params}, batch, rows, deterministic=True, method=LCRSER.encode)
+
+
+def trajectories(
+    model: LCRSER,
+    params: Any,
+    histories: Histories,
+    noise: Noise,
+    rows: dict[str, jax.Array],
+    active_steps: jax.Array,
+) -> jax.Array:
+    """Scores of every candidate on every trajectory, logits [G, B, N].
+
+    The histories are encoded once, by the caller; reasoning and scoring are mapped over G.
+    """
+
+    def one(rec_noise, search_noise):
+        states = model.apply(
+            {"params": params},
+            histories,
+            histories.rec.start + rec_noise,
+            histories.search.start + search_noise,
+            cross=True,
+            deterministic=True,
+            method=LCRSER.reason,
+        )
+        return model.apply(
+            {"params": params},
+            histories,
+            states,
+            active_steps,
+            rows["user"],
+            rows["candidates"],
+            method=LCRSER.score,
+        )
+
+    return jax.vmap(one)(noise.rec, noise.search)
+
+
+def target_log_prob(logits: jax.Array, policy: str) -> jax.Array:
+    """log pi(v_{L+1} | T_i), the target being column 0 of logits [..., N].
+
+    'softmax' over the candidates; 'sigmoid' is Eq. 10 read as a probability.
+    """
+    logits = logits.astype(jnp.float32)
+    if policy == "softmax":
+        return jax.nn.log_softmax(logits, -1)[..., 0]
+    if policy == "sigmoid":
+        return jax.nn.log_sigmoid(logits[..., 0])
+    raise ValueError(f"expected policy in {POLICIES}, found {policy!r}")
+
+
+def grpo_loss(
+    model: LCRSER,
+    current: Policy,
+    rows: dict[str, jax.Array],
+    old: Policy | None,
+    reference: Policy,
+    batch: dict[str, Any],
+    key: jax.Array,
+    *,
+    active_steps: jax.Array,
+    num_trajectories: int,
+    gamma: float,
+    reward: str,
+    policy: str,
+    kl_weight: float,
+    clip_eps: float | None,
+    advantage_fn: Callable[[jax.Array], jax.Array] = grpo.advantages,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """-J of Eq. 15 on a batch whose target is column 0 of its candidates.
+
+    Args:
+      current: the policy trained; gradients reach `current.params` and `rows`.
+      rows: the current policy's embedding rows of the batch (gathered, so that gradients reach
+        rows and not tables).
+      old: the snapshot that rolls out; None means the current policy itself, whose ratio is
+        pi / stop_gradient(pi), exactly 1.
+      reference: the pre-trained policy.
+      reward: a metric's name, over the candidates.
+      advantage_fn: rewards [G, B] -> advantages [G, B].
+
+    Returns:
+      (loss, statistics).
+    """
+    chex.assert_rank([batch["candidates"], batch["mask"]], [2, 1])
+
+    def log_prob_of(other: Policy, noise: Noise) -> tuple[jax.Array, jax.Array]:
+        other_rows = look_up(other.tables, batch)
+        histories = encode(model, other.params, batch, other_rows)
+        logits = trajectories(model, other.params, histories, noise, other_rows, active_steps)
+        return target_log_prob(logits, policy), logits
+
+    histories = encode(model, current.params, batch, rows)
+    if old is None:
+        start = histories
+    else:
+        start = encode(model, old.params, batch, look_up(old.tables, batch))
+    noise = draw_noise(key, start, trajectories=num_trajectories, gamma=gamma)
+    logits = trajectories(model, current.params, histories, noise, rows, active_steps)
+    log_prob = target_log_prob(logits, policy)
+    if old is None:
+        old_log_prob, rollout_logits = jax.lax.stop_gradient((log_prob, logits))
+    else:
+        old_log_prob, rollout_logits = jax.lax.stop_gradient(log_prob_of(old, noise))
+    reference_log_prob, _ = jax.lax.stop_gradient(log_prob_of(reference, noise))
+    rewards = metrics.metric(reward)(*metrics.target_ranks(rollout_logits))
+    value, statistics = grpo.objective(
+        log_prob,
+        old_log_prob,
+        reference_log_prob,
+        advantage_fn(rewards),
+        batch["mask"],
+        kl_weight=kl_weight,
+        clip_eps=clip_eps,
+    )
+    examples = jnp.maximum(batch["mask"].sum(), 1.0)
+
+    def mean(values):
+        return (values * batch["mask"]).sum() / examples
+
+    return -value, statistics | {
+        "loss": -value,
+        "reward": mean(rewards.mean(0)),
+        "reward_noise_free": mean(rewards[0]),
+    }
+
+
+def trainable_mask(params: Any, which: str) -> Any:
+    """A tree of Python booleans: which parameters of the network RL updates.
+
+    'all' and 'dense' take every parameter ('all' also updates the tables, elsewhere); 'reasoning'
+    those that only the reasoning steps use: cross-attention, its norm, the steps' positions.
+    """
+    if which not in TRAINABLE:
+        raise ValueError(f"expected trainable in {TRAINABLE}, found {which!r}")
+
+    def chosen(path, leaf):
+        del leaf
+        names = {getattr(part, "key", None) for part in path}
+        return which != "reasoning" or not names.isdisjoint(_REASONING_NAMES)
+
+    return jax.tree_util.tree_map_with_path(chosen, params)

@@ -1,0 +1,6 @@
+"""Test-wide settings: eight fake CPU devices, so that sharding is tested without a pod."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
