@@ -110,7 +110,7 @@ class _Termination:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        # Signal handlers exist in the main thread only; elsewhere (a notebook's worker) none is set.
+        # Only the main thread may set signal handlers; a notebook's worker goes without.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -203,9 +203,7 @@ def run_stage(task: Task, config: LoopConfig, workdir: Workdir) -> StageResult:
         checkpoints.close()
 
 
-def _run(
-    task: Task, config: LoopConfig, workdir: Workdir, checkpoints: Checkpoints
-) -> StageResult:
+def _run(task: Task, config: LoopConfig, workdir: Workdir, checkpoints: Checkpoints) -> StageResult:
     state = task.init()
     progress = StageProgress(
         step=0,
@@ -276,9 +274,7 @@ def _train(
                 if progress.plateau.update(value):
                     progress.best_step = step
                 progress.finished = last or progress.plateau.should_stop
-                writer.write(
-                    step, metrics | {"learning_rate": progress.plateau.learning_rate}
-                )
+                writer.write(step, metrics | {"learning_rate": progress.plateau.learning_rate})
                 latest |= {task.selection: value}
                 best = "best so far" if progress.best_step == step else "not better"
                 report.say(f"step {step} validation {task.selection} {value:.4f} ({best})")

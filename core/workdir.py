@@ -88,7 +88,7 @@ class Workdir:
         Raises:
           UserError: another running process has it.
         """
-        self._lock = open(self.file(".lock"), "w")
+        self._lock = open(self.file(".lock"), "w")  # noqa: SIM115 - held while the run lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

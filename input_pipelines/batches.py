@@ -7,6 +7,7 @@ depend on how many hosts read. TensorFlow is imported only by `TrainBatches.stre
 
 from __future__ import annotations
 
+import atexit
 import collections
 import concurrent.futures
 import dataclasses
@@ -75,7 +76,9 @@ def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -
     """
     if set(batch) != set(BATCH_FIELDS):
         odd = sorted(set(batch) ^ set(BATCH_FIELDS))
-        raise UserError(f"expected the batch fields {sorted(BATCH_FIELDS)}, found a difference in {odd}; use `assemble`")
+        raise UserError(
+            f"expected the batch fields {sorted(BATCH_FIELDS)}, found a difference in {odd}; use `assemble`"
+        )
     sizes = shape.sizes(batch_size)
     # One more user row: the shared row of users not seen in training.
     limits = {"user": log.num_users + 1, "item": log.num_items, "word": log.num_words}
@@ -238,13 +241,25 @@ class TrainBatches:
         def load(step):
             values = tf.numpy_function(make, [step], [BATCH_FIELDS[n][1] for n in names])
             return {
-                n: tf.ensure_shape(value, shapes[n])
-                for n, value in zip(names, values, strict=True)
+                n: tf.ensure_shape(value, shapes[n]) for n, value in zip(names, values, strict=True)
             }
 
         dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
         dataset = dataset.map(load, num_parallel_calls=_THREADS, deterministic=True)
-        return dataset.prefetch(_AHEAD).as_numpy_iterator()
+        return _closed_at_exit(iter(dataset.prefetch(_AHEAD).as_numpy_iterator()))
+
+
+def _closed_at_exit(iterator: Iterator[Batch]) -> Iterator[Batch]:
+    # An endless dataset that is alive when the interpreter ends waits for Python for ever.
+    held = [iterator]
+    atexit.register(held.clear)
+    del iterator
+    try:
+        while held:
+            yield next(held[0])
+    finally:
+        held.clear()
+        atexit.unregister(held.clear)
 
 
 def _threaded(make: Any, start: int) -> Iterator[Batch]:

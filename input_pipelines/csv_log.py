@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,14 +60,20 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
     return [path for path in found if path is not None]
 
 
-def _read(path: pathlib.Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The columns as text (parquet lists as they are), missing values as ''."""
+def _read(path: pathlib.Path, columns: tuple[str, ...]) -> dict[str, list[Any]]:
+    """The columns by name: text from CSV; from parquet also numbers, lists and None."""
     try:
         if path.suffix == ".csv":
             # Text throughout: an id 007 is not 7, and times do not pass through floats.
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+            if not isinstance(frame.index, pd.RangeIndex):
+                raise ValueError("rows have more fields than the header")
+            table = {str(name): frame[name].tolist() for name in frame.columns}
         else:
-            table = pq.read_table(path).to_pandas(integer_object_nulls=True)
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                table = {name: [] for name in names}
+                table |= file.read(columns=[n for n in columns if n in names]).to_pydict()
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
@@ -74,17 +81,20 @@ def _read(path: pathlib.Path, columns: tuple[str, ...]) -> pd.DataFrame:
             f"({reason}); write it again"
         ) from error
     for name in columns:
-        if name not in table.columns:
+        if name not in table:
             raise UserError(
-                f"expected column {name} in {path}, found {', '.join(map(str, table.columns))}; "
+                f"expected column {name} in {path}, found {', '.join(table)}; "
                 f"give it the columns {','.join(columns)}"
             )
     return table
 
 
-def _texts(table: pd.DataFrame, column: str) -> list[str]:
-    values = table[column].tolist()
-    return ["" if value is None or value != value else str(value) for value in values]
+def _is_missing(value: object) -> bool:
+    return value is None or value != value
+
+
+def _texts(table: dict[str, list[Any]], column: str) -> list[str]:
+    return ["" if _is_missing(value) else str(value) for value in table[column]]
 
 
 def _check_ids(ids: list[str], path: pathlib.Path, column: str) -> list[str]:
@@ -97,7 +107,7 @@ def _check_ids(ids: list[str], path: pathlib.Path, column: str) -> list[str]:
     return ids
 
 
-def _times(table: pd.DataFrame, path: pathlib.Path) -> np.ndarray:
+def _times(table: dict[str, list[Any]], path: pathlib.Path) -> np.ndarray:
     texts = _texts(table, "time")
     times = np.zeros(len(texts), np.int64)
     for row, text in enumerate(texts):
@@ -113,16 +123,14 @@ def _times(table: pd.DataFrame, path: pathlib.Path) -> np.ndarray:
 
 def _clicked(value: object) -> list[str]:
     """The item ids of one cell, each once, in order."""
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, list):
         found = [str(item) for item in value]
-    elif value is None or value != value:
-        found = []
     else:
-        found = str(value).split()
+        found = [] if _is_missing(value) else str(value).split()
     return list(dict.fromkeys(found))
 
 
-def read_csv_log(data_dir: str, *, segmenter: str) -> Log:
+def read_csv_log(data_dir: str, *, segmenter: str = "characters") -> Log:
     """Reads the files of the module's schema.
 
     Args:
@@ -133,9 +141,7 @@ def read_csv_log(data_dir: str, *, segmenter: str) -> Log:
     """
     split_query = segmenters.segmenter(segmenter)
     paths = {name: _table_file(data_dir, name) for name in _COLUMNS}
-    tables = {
-        name: _read(path, _COLUMNS[name]) for name, path in paths.items() if path is not None
-    }
+    tables = {name: _read(path, _COLUMNS[name]) for name, path in paths.items() if path is not None}
 
     def ids(name: str, column: str) -> list[str]:
         path = paths[name]
@@ -154,7 +160,7 @@ def read_csv_log(data_dir: str, *, segmenter: str) -> Log:
             f"expected one row a session in {searches}, found user {user} session {session} again "
             f"in row {twice[0] + 1}; join its clicked_items in one row"
         )
-    clicked = [_clicked(value) for value in tables["searches"]["clicked_items"].tolist()]
+    clicked = [_clicked(value) for value in tables["searches"]["clicked_items"]]
     _check_ids([item for row in clicked for item in row], searches, "clicked_items")
     events = RawEvents(
         click_user=ids("clicks", "user"),

@@ -147,15 +147,17 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
     keep = (np.diff(word_ends) > 0) | (np.diff(click_ends) > 0)
     search_user = np.asarray(events.search_user, dtype=object)
     search_time = np.asarray(events.search_time, dtype=np.int64)
-    users = _names(clicks["user"], search_user[keep])
-    items = _names(clicks["item"], flat_clicks, events.items)
+    users = _names(clicks["user"].tolist(), search_user[keep].tolist())
+    items = _names(clicks["item"].tolist(), flat_clicks, events.items)
     words = _names(flat_words)
 
     click_users = _number(users, clicks["user"])
     order = np.lexsort((tie_break(clicks["item"]), clicks["time"], click_users))
     kept = np.flatnonzero(keep)
-    search_users = _number(users, search_user[kept])
-    texts = [" ".join(events.search_words[i]) + "\t" + " ".join(events.search_clicks[i]) for i in kept]
+    search_users = _number(users, search_user[kept].tolist())
+    texts = [
+        " ".join([*events.search_words[i], "\t", *events.search_clicks[i]]) for i in kept.tolist()
+    ]
     search_order = kept[np.lexsort((tie_break(texts), search_time[kept], search_users))]
     word_offsets, word_rows = _take_ragged(word_ends, search_order)
     click_offsets, click_rows = _take_ragged(click_ends, search_order)
@@ -216,6 +218,11 @@ def validate_log(log: Log) -> None:
       UserError: offsets that do not cover the rows, times out of order, ids out of range.
     """
     users = log.num_users
+    if len(log.rec_times) != len(log.rec_items):
+        raise UserError(
+            f"expected one time a click in log {log.name}, found {len(log.rec_times)} times of "
+            f"{len(log.rec_items)} clicks; prepare the data again"
+        )
     for offsets, rows, name, length in (
         (log.rec_offsets, len(log.rec_items), "rec_offsets", users + 2),
         (log.search_offsets, len(log.search_times), "search_offsets", users + 2),
@@ -319,7 +326,8 @@ def load_log(directory: str) -> Log:
     try:
         with open(os.path.join(directory, _META), encoding="utf-8") as file:
             meta = json.load(file)
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        bytes_of = {name: meta["bytes"][name] for name in _ARRAYS}
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"expected a prepared log with {_META} in {directory}, found {type(error).__name__}; "
             + again
@@ -328,12 +336,9 @@ def load_log(directory: str) -> Log:
     for name in _ARRAYS:
         path = os.path.join(directory, f"{name}.npy")
         size = os.path.getsize(path) if os.path.exists(path) else -1
-        if size != meta["bytes"][name]:
+        if size != bytes_of[name]:
             found = "no such file" if size < 0 else f"{size} bytes"
-            raise UserError(
-                f"expected {meta['bytes'][name]} bytes in {path}, found {found}; {again}"
-            )
+            raise UserError(f"expected {bytes_of[name]} bytes in {path}, found {found}; {again}")
         # An empty array cannot be mapped.
-        mode = "r" if size > 256 else None
-        arrays[name] = np.load(path, mmap_mode=mode)
+        arrays[name] = np.load(path, mmap_mode="r") if size > 256 else np.load(path)
     return Log(name=meta["name"], is_sample=meta["is_sample"], hash=meta["hash"], **arrays)

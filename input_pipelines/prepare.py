@@ -45,9 +45,7 @@ READERS: dict[str, Reader] = {
         settings=("segmenter",),
         needs_work_dir=True,
     ),
-    "csv_log": Reader(
-        files=csv_log.raw_files, read=csv_log.read_csv_log, settings=("segmenter",)
-    ),
+    "csv_log": Reader(files=csv_log.raw_files, read=csv_log.read_csv_log, settings=("segmenter",)),
     "amazon_beauty": Reader(
         files=amazon_beauty.raw_files,
         read=amazon_beauty.read_amazon_beauty,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import logging
 import os
 import shutil
@@ -61,7 +62,7 @@ class QilinEvents:
     shown_item: np.ndarray
 
 
-def read_qilin(data_dir: str, *, segmenter: str, work_dir: str) -> Log:
+def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -> Log:
     """Reads Qilin's folders (or toy CSVs) into a log.
 
     Through the TFDS builder where TensorFlow Datasets is installed, else directly; the logs are
@@ -99,7 +100,7 @@ def read_qilin(data_dir: str, *, segmenter: str, work_dir: str) -> Log:
         search_user=_text(events.search_user),
         search_time=events.search_time.tolist(),
         search_words=[words[query] for query in events.search_query],
-        search_clicks=[clicks[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)],
+        search_clicks=[clicks[a:b] for a, b in itertools.pairwise(ends.tolist())],
         items=_text(np.unique(events.shown_item)),
     )
     return build_log("qilin", raw, is_sample=is_sample)
@@ -130,7 +131,11 @@ def read_events(data_dir: str) -> QilinEvents:
     click = np.concatenate(clicks, axis=1) if clicks else np.zeros((3, 0), np.int64)
     pairs = np.concatenate(shown, axis=1)
     pairs = _unique_pairs(pairs[0], pairs[1])
-    events = QilinEvents(*click, *searches.columns(), *pairs)
+    found = searches.columns()
+    events = QilinEvents(click[0], click[1], click[2], *found, pairs[0], pairs[1])
+    untimed = sum(counts[n] for n in counts if n.startswith("search")) - len(events.search_time)
+    if untimed:
+        _LOG.info("dropped %d search rows of %s whose impressions have no time", untimed, data_dir)
     _check_units(events, data_dir)
     return events
 

@@ -120,9 +120,7 @@ def split_log(
         validation = (times >= first) & ~test
     train = _examples(log, rows[~test & ~validation])
     offsets = np.asarray(log.rec_offsets), np.asarray(log.search_offsets)
-    length = (
-        train.rec_end - offsets[0][train.user] + train.search_end - offsets[1][train.user]
-    )
+    length = train.rec_end - offsets[0][train.user] + train.search_end - offsets[1][train.user]
     chosen = rows[validation]
     if len(chosen) > max_validation:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, max_validation, replace=False))
@@ -154,7 +152,14 @@ def check_leakage(log: Log, splits: Splits) -> None:
             (examples.rec_end, log.rec_times, log.rec_offsets),
             (examples.search_end, log.search_times, log.search_offsets),
         ):
-            nonempty = np.flatnonzero(ends > np.asarray(offsets)[examples.user])
+            starts, stops = (np.asarray(offsets)[examples.user + i] for i in (0, 1))
+            strays = (ends < starts) | (ends > stops)
+            if strays.any():
+                raise UserError(
+                    f"expected every history of {part} to hold its own user's events, found "
+                    f"{int(strays.sum())} that do not in {log.name}; report this split"
+                )
+            nonempty = np.flatnonzero(ends > starts)
             latest = np.asarray(event_times)[ends[nonempty] - 1]
             late = latest >= times[nonempty]
             if late.any():

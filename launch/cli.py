@@ -14,16 +14,22 @@ from core.errors import UserError
 CANNOT_RUN = 2
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     """Parses the command line, runs `main`, and turns mistakes into exit code 2.
 
+    Flags are defined here and not on import, so that a notebook can import several programs.
     Unknown flags, unknown config keys and `UserError` print one line on standard error.
     """
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
     )
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    define_flags()
     try:
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:

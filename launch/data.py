@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from core.errors import UserError
-from input_pipelines import batches, candidates, prepare, sample, splits
+from input_pipelines import batches, candidates, prepare, splits
 from input_pipelines.log import Log
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class Data:
         cache = os.path.abspath(os.path.expanduser(config.cache_dir))
         data_dir = config.data_dir
         if not data_dir:
+            from input_pipelines import sample
+
             data_dir = sample.ensure_sample(
                 cache,
                 num_users=config.on_sample.users,

@@ -14,11 +14,6 @@ from launch import cli, results
 from launch.lcr_ser import PROTOCOLS
 from launch.restore import Restored
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
-_SPLIT = flags.DEFINE_string("split", "test", "validation or test.")
-_STAGE = flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
-_PROTOCOLS = flags.DEFINE_list("protocols", list(PROTOCOLS), "Any of neg99, neg99pop, full.")
-
 
 def evaluate(restored: Restored, split: str, protocol: str) -> dict:
     """Evaluates and saves one row of results.json, which it returns."""
@@ -35,19 +30,26 @@ def evaluate(restored: Restored, split: str, protocol: str) -> dict:
     )
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("split", "test", "validation or test.")
+    flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
+    flags.DEFINE_list("protocols", list(PROTOCOLS), "Any of neg99, neg99pop, full.")
+
+
 def main() -> None:
-    if not _WORKDIR.value:
+    if not flags.FLAGS.workdir:
         raise UserError("expected --workdir=W, found none; pass the folder of a run")
     known = (*PROTOCOLS, "neg99pop")
-    for protocol in _PROTOCOLS.value:
+    for protocol in flags.FLAGS.protocols:
         if protocol not in known:
             raise UserError(
                 f"expected protocols of {', '.join(known)}, found {protocol!r}; correct --protocols"
             )
-    restored = Restored(_WORKDIR.value, _STAGE.value)
-    rows = [evaluate(restored, _SPLIT.value, protocol) for protocol in _PROTOCOLS.value]
-    results.print_table({"rows": rows}, _SPLIT.value)
+    restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
+    rows = [evaluate(restored, flags.FLAGS.split, protocol) for protocol in flags.FLAGS.protocols]
+    results.print_table({"rows": rows}, flags.FLAGS.split)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

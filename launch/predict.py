@@ -25,12 +25,6 @@ from input_pipelines.splits import Examples
 from launch import cli
 from launch.restore import Restored
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
-_USERS = flags.DEFINE_string("users", None, "File with one user id a line.")
-_TOP_K = flags.DEFINE_integer("top_k", 20, "Items per user.", lower_bound=1)
-_STAGE = flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
-_OUT = flags.DEFINE_string("out", None, "File to write; default standard output.")
-
 
 def predict(restored: Restored, users: Sequence[str], top_k: int) -> Iterator[dict[str, Any]]:
     """Yields user, rank, item, score for every user, best first.
@@ -93,18 +87,28 @@ def read_users(path: str) -> list[str]:
     return users
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("users", None, "File with one user id a line.")
+    flags.DEFINE_integer("top_k", 20, "Items per user.", lower_bound=1)
+    flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
+    flags.DEFINE_string("out", None, "File to write; default standard output.")
+
+
 def main() -> None:
-    if not _WORKDIR.value or not _USERS.value:
+    if not flags.FLAGS.workdir or not flags.FLAGS.users:
         raise UserError("expected --workdir=W and --users=FILE, found one missing; pass both")
-    users = read_users(_USERS.value)
-    restored = Restored(_WORKDIR.value, _STAGE.value)
-    lines = [json.dumps(row, ensure_ascii=False) for row in predict(restored, users, _TOP_K.value)]
+    users = read_users(flags.FLAGS.users)
+    restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
+    lines = [
+        json.dumps(row, ensure_ascii=False) for row in predict(restored, users, flags.FLAGS.top_k)
+    ]
     text = "".join(line + "\n" for line in lines)
-    if _OUT.value:
-        write_atomically(_OUT.value, text)
+    if flags.FLAGS.out:
+        write_atomically(flags.FLAGS.out, text)
     else:
         sys.stdout.write(text)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -17,26 +17,28 @@ from input_pipelines import log as log_lib
 from input_pipelines import prepare, splits
 from launch import cli
 
-_DATASET = flags.DEFINE_string("dataset", None, "Name of a reader, such as csv_log or qilin.")
-_RAW_DIR = flags.DEFINE_string("raw_dir", None, "Folder of the raw files.")
-_CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/lcrsr", "Where prepared data is kept.")
-_SEGMENTER = flags.DEFINE_string("segmenter", "characters", "Of Chinese queries; or jieba.")
-_SPLIT = flags.DEFINE_string("split", "leave_one_out", "Split to check; or global_time.")
+
+def define_flags() -> None:
+    flags.DEFINE_string("dataset", None, "Name of a reader, such as csv_log or qilin.")
+    flags.DEFINE_string("raw_dir", None, "Folder of the raw files.")
+    flags.DEFINE_string("cache_dir", "~/.cache/lcrsr", "Where prepared data is kept.")
+    flags.DEFINE_string("segmenter", "characters", "Of Chinese queries; or jieba.")
+    flags.DEFINE_string("split", "leave_one_out", "Split to check; or global_time.")
 
 
 def main() -> None:
-    if not _DATASET.value or not _RAW_DIR.value:
+    if not flags.FLAGS.dataset or not flags.FLAGS.raw_dir:
         raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
     log, directory = prepare.prepare_log(
-        _DATASET.value,
-        os.path.abspath(os.path.expanduser(_RAW_DIR.value)),
-        os.path.abspath(os.path.expanduser(_CACHE_DIR.value)),
-        {"segmenter": _SEGMENTER.value},
+        flags.FLAGS.dataset,
+        os.path.abspath(os.path.expanduser(flags.FLAGS.raw_dir)),
+        os.path.abspath(os.path.expanduser(flags.FLAGS.cache_dir)),
+        {"segmenter": flags.FLAGS.segmenter},
     )
-    parts = splits.split_log(log, _SPLIT.value)
+    parts = splits.split_log(log, flags.FLAGS.split)
     splits.check_leakage(log, parts)
     card = log_lib.describe(log) | {
-        "split": _SPLIT.value,
+        "split": flags.FLAGS.split,
         "examples": {n: len(getattr(parts, n)) for n in ("train", "validation", "test")},
         "leakage_check": "passed",
         "hash": log.hash,
@@ -46,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

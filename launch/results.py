@@ -36,9 +36,7 @@ def save(
     """Writes one row of results.json and the per-example values behind it; returns the row."""
     per_user = f"per_user/{stage}-{split}-{protocol}.npz"
     users = data.split(split).user
-    np.savez_compressed(
-        workdir.file(*per_user.split("/")), user=users, **sums.per_example()
-    )
+    np.savez_compressed(workdir.file(*per_user.split("/")), user=users, **sums.per_example())
     row = {
         "stage": stage,
         "split": split,

@@ -22,10 +22,6 @@ from launch import cli, results
 from launch.data import Data, resolve
 from launch.lcr_ser import PROTOCOLS, LCRSERExperiment
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: configs/MODEL_DATASET.py.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; default runs/ and the config's name."
-)
 _LOG = logging.getLogger(__name__)
 
 
@@ -103,13 +99,18 @@ def _test(
         )
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/MODEL_DATASET.py.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
+
+
 def main() -> None:
-    if _CONFIG.value is None:
+    if flags.FLAGS.config is None:
         raise UserError("expected --config=FILE, found none; for instance configs/lcr_ser_qilin.py")
     name = os.path.splitext(os.path.basename(flags.FLAGS["config"].config_filename))[0]
-    workdir = _WORKDIR.value or os.path.join("runs", name)
+    workdir = flags.FLAGS.workdir or os.path.join("runs", name)
     try:
-        train(_CONFIG.value, workdir)
+        train(flags.FLAGS.config, workdir)
     except Preempted as stop:
         print(stop)
         return
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

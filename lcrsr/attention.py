@@ -111,7 +111,7 @@ def feed_forward(weights: FeedForwardWeights, x: jax.Array) -> jax.Array:
 
 
 def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis in float32; all zeros, with zero gradients, where nothing is valid.
+    """Softmax over the last axis in float32; zeros, without gradients, where nothing is valid.
 
     Args:
       logits: [..., L].

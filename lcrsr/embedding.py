@@ -54,7 +54,7 @@ def gather_flat(tables: Tables, ids: dict[str, jax.Array]) -> dict[str, jax.Arra
 
 
 def rows_of(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Array]:
-    """Cuts flat rows [n, D] back into the batch's fields: `user` [B, D], `rec_items` [B, L, D], ..."""
+    """Cuts flat rows [n, D] into the batch's fields: `user` [B, D], `rec_items` [B, L, D], ..."""
     rows = {}
     for table, fields in TABLE_FIELDS.items():
         start = 0

@@ -77,7 +77,9 @@ def reason(
     sides = (rec, search)
     nonempty = tuple(h.mask.any(-1)[:, None] for h in histories)
     depth = len(rec.layers)
-    no_rows = tuple(tuple(jnp.zeros((b, steps, d), rec_start.dtype) for _ in sides) for _ in range(depth))
+    no_rows = tuple(
+        tuple(jnp.zeros((b, steps, d), rec_start.dtype) for _ in sides) for _ in range(depth)
+    )
 
     def own_context(side, layer, rows, upto):
         # As printed, recommendation reads the search context in its self-attention.
@@ -96,14 +98,14 @@ def reason(
         drop = dropout.at(k)
         rows = list(rows)
         for layer in range(depth):
-            rows[layer] = tuple(
-                r.at[:, k].set(e) for r, e in zip(rows[layer], x, strict=True)
-            )
+            rows[layer] = tuple(r.at[:, k].set(e) for r, e in zip(rows[layer], x, strict=True))
             outputs = []
             for side, weights in enumerate(sides):
                 w, other = weights.layers[layer], 1 - side
                 drop_here = drop.at(4 * layer + 2 * side)
-                attended = attention.attend(w.msa, x[side], *own_context(side, layer, rows, upto), heads)
+                attended = attention.attend(
+                    w.msa, x[side], *own_context(side, layer, rows, upto), heads
+                )
                 f = add_and_norm(block, w.msa_norm, x[side], drop_here.at(0)(attended))
                 if cross:
                     crossed = attention.attend(

@@ -106,7 +106,10 @@ def contrastive_from_outputs(
             stop_gradient=stop_gradient,
         )
         total += loss
-        statistics |= {f"distance_{side}_cross": near / share, f"distance_{side}_plain": far / share}
+        statistics |= {
+            f"distance_{side}_cross": near / share,
+            f"distance_{side}_plain": far / share,
+        }
     return total, statistics
 
 

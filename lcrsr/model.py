@@ -37,7 +37,8 @@ class ModelConfig:
       self_context: 'symmetric', or 'printed' (Eq. 5 with its erratum).
       attention: of Eq. 8: 'bilinear', 'scaled_dot' or 'mean'.
       mlp_widths: hidden widths of Eq. 10.
-      dtype: of the computation, 'float32' or 'bfloat16'; parameters, softmax and logits are float32.
+      dtype: of the computation, 'float32' or 'bfloat16'; parameters, softmax and logits stay
+        float32.
     """
 
     width: int = 64

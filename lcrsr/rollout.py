@@ -38,9 +38,7 @@ class Policy(NamedTuple):
     tables: Tables
 
 
-def draw_noise(
-    key: jax.Array, histories: Histories, *, trajectories: int, gamma: float
-) -> Noise:
+def draw_noise(key: jax.Array, histories: Histories, *, trajectories: int, gamma: float) -> Noise:
     """gamma * rms(h^(0)) * eps with eps ~ N(0, 1), none on the first trajectory, Eq. 14.
 
     The RMS is taken over D of each user's h^(0), a side, of the policy that rolls out: gamma is

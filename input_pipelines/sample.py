@@ -1,0 +1,298 @@
+"""The embedded sample: made-up users in Qilin's own file format, with a planted structure.
+
+Every user has a favourite brand and a current topic that changes now and then. Most users search
+before their topic changes, so an informative query announces the next clicks; noise queries (such
+as "visa apply") announce nothing, and some users' searches are all noise. A click is drawn from
+topic and brand: the search history tells the topic, the recommendation history the brand.
+`sample_truth` ranks by these very probabilities.
+
+    python -m input_pipelines.sample --out=DIR [--users=3000] [--seed=0] [--shuffle_searches]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from input_pipelines.qilin_files import SAMPLE_MARK
+
+TOPICS = (
+    "camera sneakers tent guitar teapot lipstick drone bicycle aquarium puzzle blender jacket "
+    "perfume watch telescope yoga skateboard orchid printer backpack keyboard candle violin kayak"
+).split()
+# Each topic's words: the name alone, and the name with an ending.
+_ENDINGS = ("", "s", "kit", "guide", "deal", "review")
+NOISE_WORDS = (
+    "visa apply weather tomorrow exchange rate train ticket tax refund passport photo bus map 签 证 天 气"
+).split()
+_START = 1_730_000_000  # seconds
+_TRAIN_SHARE = 0.9
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The generator's parameters.
+
+    Attributes:
+      brands, items_per_cell: a cell is a topic and a brand; its items have Zipf weights.
+      notes_per_topic, noise_notes: notes that are clicked in searches only.
+      change: probability that the topic changes before a click (the first click always changes).
+      on_topic, on_brand: probability that a click follows the current topic, the user's brand;
+        otherwise topic or brand are uniform.
+      all_noise: share of users who never search before a change.
+      noise_rate: mean number of noise searches before a click.
+      clicks: least and most recommendation clicks of a user.
+    """
+
+    brands: int = 5
+    items_per_cell: int = 5
+    notes_per_topic: int = 5
+    noise_notes: int = 30
+    change: float = 0.35
+    on_topic: float = 0.85
+    on_brand: float = 0.7
+    all_noise: float = 0.2
+    noise_rate: float = 0.4
+    clicks: tuple[int, int] = (8, 18)
+
+    @property
+    def num_recommended(self) -> int:
+        return len(TOPICS) * self.brands * self.items_per_cell
+
+    @property
+    def num_items(self) -> int:
+        return self.num_recommended + len(TOPICS) * self.notes_per_topic + self.noise_notes
+
+    def topic_probabilities(self) -> np.ndarray:
+        """P(topic of a click | current topic), [T, T]."""
+        return _sticky(len(TOPICS), self.on_topic)
+
+    def brand_probabilities(self) -> np.ndarray:
+        """P(brand of a click | the user's brand), [G, G]."""
+        return _sticky(self.brands, self.on_brand)
+
+    def cell_weights(self) -> np.ndarray:
+        """P(item | its cell), [items_per_cell]."""
+        weights = 1.0 / np.arange(1, self.items_per_cell + 1)
+        return weights / weights.sum()
+
+
+def _sticky(size: int, stay: float) -> np.ndarray:
+    return np.full((size, size), (1 - stay) / size) + stay * np.eye(size)
+
+
+@dataclasses.dataclass
+class _User:
+    clicks: list[tuple[int, int]]  # (seconds, item)
+    searches: list[tuple[int, str, list[int]]]  # (seconds, query, clicked notes)
+    all_noise: bool
+
+
+def _generate_user(structure: Structure, rng: np.random.Generator) -> _User:
+    s, topics = structure, len(TOPICS)
+    all_noise = bool(rng.random() < s.all_noise)
+    brand, topic = int(rng.integers(s.brands)), 0
+    weights = s.cell_weights()
+    now = _START + int(rng.integers(0, 30 * 86_400))
+    seen: set[int] = set()
+    clicks, searches = [], []
+
+    def search(words, notes):
+        nonlocal now
+        now += int(rng.integers(30, 3_600))
+        clicked = rng.choice(notes, min(int(rng.integers(0, 3)), len(notes)), replace=False)
+        size = int(rng.integers(2, 5))
+        query = " ".join(rng.choice(words, min(size, len(words)), replace=False))
+        searches.append((now, query, [int(n) for n in clicked]))
+
+    first_noise_note = s.num_items - s.noise_notes
+    for position in range(int(rng.integers(s.clicks[0], s.clicks[1] + 1))):
+        if position == 0 or rng.random() < s.change:
+            topic = int(rng.integers(topics))
+            if not all_noise:
+                first = s.num_recommended + topic * s.notes_per_topic
+                words = [TOPICS[topic] + ending for ending in _ENDINGS]
+                search(words, np.arange(first, first + s.notes_per_topic))
+        for _ in range(int(rng.poisson(s.noise_rate))):
+            search(NOISE_WORDS, np.arange(first_noise_note, s.num_items))
+        while True:
+            z = topic if rng.random() < s.on_topic else int(rng.integers(topics))
+            g = brand if rng.random() < s.on_brand else int(rng.integers(s.brands))
+            i = int(rng.choice(s.items_per_cell, p=weights))
+            item = (z * s.brands + g) * s.items_per_cell + i
+            if item not in seen:
+                break
+        seen.add(item)
+        now += int(rng.integers(60, 43_200))
+        clicks.append((now, item))
+    return _User(clicks, searches, all_noise)
+
+
+def _impression(rng: np.random.Generator, note: int, place: int, click: bool) -> dict[str, Any]:
+    read = float(rng.exponential(20)) if click else (np.nan if rng.random() < 0.5 else -1.0)
+    return {
+        "note_idx": int(note),
+        "position": place,
+        "click": int(click),
+        "like": 0,
+        "collect": 0,
+        "comment": 0,
+        "share": 0,
+        "page_time": read,
+    }
+
+
+def _impressions(
+    rng: np.random.Generator, clicked: list[int], others: np.ndarray, stamp: dict[str, int]
+) -> list[dict[str, Any]]:
+    shown = [(note, True) for note in clicked]
+    shown += [(int(n), False) for n in others if n not in clicked]
+    order = rng.permutation(len(shown))
+    rows = []
+    for place, i in enumerate(order, start=1):
+        note, click = shown[i]
+        rows.append(_impression(rng, note, place, click) | stamp)
+    if rows and rng.random() < 0.05:  # as in the published files, an impression can stand twice
+        rows.append(dict(rows[0]))
+    return rows
+
+
+def _tables(structure: Structure, users: list[_User], rng: np.random.Generator):
+    recommendation, search = [], []
+    for user_idx, user in enumerate(users):
+        recent: list[int] = []
+        for seconds, item in user.clicks:
+            stamp = {"request_timestamp": seconds * 1000 + int(rng.integers(1000))}
+            others = rng.integers(0, structure.num_recommended, 3)
+            recommendation.append(
+                {
+                    "request_idx": len(recommendation),
+                    "session_idx": seconds // 86_400,
+                    "user_idx": user_idx,
+                    "query": "",
+                    "recent_clicked_note_idxs": recent[-20:],
+                    "rec_result_details_with_idx": _impressions(rng, [item], others, stamp),
+                }
+            )
+            recent = [*recent, item]
+        for seconds, query, clicked in user.searches:
+            others = rng.integers(structure.num_recommended, structure.num_items, 2)
+            stamp = {"search_timestamp": seconds}
+            search.append(
+                {
+                    "search_idx": len(search),
+                    "session_idx": seconds // 86_400,
+                    "user_idx": user_idx,
+                    "query": query,
+                    "query_from_type": 1.0,
+                    "recent_clicked_note_idxs": recent[-20:],
+                    "search_result_details_with_idx": _impressions(rng, clicked, others, stamp),
+                }
+            )
+    return recommendation, search
+
+
+def write_sample(
+    out: str,
+    *,
+    num_users: int,
+    seed: int,
+    shuffle_searches: bool = False,
+    structure: Structure | None = None,
+) -> None:
+    """Writes the sample's parquet folders to `out`, whole or not at all.
+
+    Args:
+      out: a folder that does not exist yet.
+      shuffle_searches: hand each user's searches to another user, so that they announce nothing.
+    """
+    structure = structure or Structure()
+    rng = np.random.default_rng(seed)
+    users = [_generate_user(structure, rng) for _ in range(num_users)]
+    if shuffle_searches:
+        # Moving on by one in a random order gives nobody their own.
+        order = rng.permutation(num_users)
+        moved = [users[i].searches for i in np.roll(order, 1)]
+        for i, searches in zip(order, moved, strict=True):
+            users[i].searches = searches
+    recommendation, search = _tables(structure, users, rng)
+    parent = os.path.dirname(os.path.abspath(out))
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=parent, prefix=".partial-")
+    try:
+        for kind, rows in (("recommendation", recommendation), ("search", search)):
+            cut = int(len(rows) * _TRAIN_SHARE)
+            for part, chosen in (("train", rows[:cut]), ("test", rows[cut:])):
+                os.makedirs(os.path.join(temporary, f"{kind}_{part}"))
+                table = pa.Table.from_pylist(chosen, schema=_schema(kind))
+                pq.write_table(table, os.path.join(temporary, f"{kind}_{part}", "0.parquet"))
+        truth = dataclasses.asdict(structure) | {
+            "seed": seed,
+            "shuffle_searches": shuffle_searches,
+            "all_noise_users": [i for i, user in enumerate(users) if user.all_noise],
+        }
+        with open(os.path.join(temporary, "truth.json"), "w", encoding="utf-8") as file:
+            json.dump(truth, file)
+        with open(os.path.join(temporary, SAMPLE_MARK), "w", encoding="utf-8") as file:
+            file.write("Made-up data in Qilin's format, written by input_pipelines.sample.\n")
+        os.chmod(temporary, 0o755)
+        os.rename(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _schema(kind: str) -> pa.Schema:
+    """Columns and types as Qilin publishes them."""
+    stamp = "request_timestamp" if kind == "recommendation" else "search_timestamp"
+    whole = ("note_idx", "position", "click", "like", "collect", "comment", "share")
+    fields = [(name, pa.int64()) for name in whole]
+    details = pa.list_(pa.struct([*fields, ("page_time", pa.float64()), (stamp, pa.int64())]))
+    first = "request_idx" if kind == "recommendation" else "search_idx"
+    columns = [(first, pa.int64()), ("session_idx", pa.int64()), ("user_idx", pa.int64())]
+    columns.append(("query", pa.string()))
+    if kind == "search":
+        columns.append(("query_from_type", pa.float64()))
+    columns.append(("recent_clicked_note_idxs", pa.list_(pa.int64())))
+    name = "rec" if kind == "recommendation" else "search"
+    columns.append((f"{name}_result_details_with_idx", details))
+    return pa.schema(columns)
+
+
+def ensure_sample(cache_dir: str, *, num_users: int, seed: int, shuffle_searches: bool) -> str:
+    """The folder of this sample below `cache_dir`, written on first use."""
+    name = f"sample-v{_VERSION}-{num_users}-{seed}" + ("-shuffled" if shuffle_searches else "")
+    out = os.path.join(cache_dir, name)
+    if not os.path.isdir(out):
+        write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes the embedded sample.")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--users", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shuffle_searches", action="store_true")
+    given = parser.parse_args()
+    if os.path.exists(given.out):
+        parser.error(f"expected no {given.out} yet, found one; pass another --out")
+    write_sample(
+        given.out,
+        num_users=given.users,
+        seed=given.seed,
+        shuffle_searches=given.shuffle_searches,
+    )
+
+
+if __name__ == "__main__":
+    main()

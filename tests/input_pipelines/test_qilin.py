@@ -1,0 +1,446 @@
+"""Qilin: real rows, generated files with the full schema, and both routes to a log."""
+
+import ast
+import csv
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from core.errors import UserError
+from input_pipelines import qilin, qilin_files, splits
+from input_pipelines.log import load_log, save_log, validate_log
+
+TOY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "qilin_toy"
+needs_toy = pytest.mark.skipif(
+    not TOY.is_dir(), reason=f"needs the research data in {TOY.name}, absent"
+)
+# Some moment of November 2024, in seconds.
+T = 1_732_600_000
+
+
+def impression(kind, note, position, click, time):
+    field = "search_timestamp" if kind == "search" else "request_timestamp"
+    other = dict.fromkeys(("like", "collect", "comment", "share"), 0.0)
+    page_time = {0: -1.0, 1: float("nan")}.get(position % 3, 4.5)
+    found = dict(note_idx=note, position=position, click=click, page_time=page_time)
+    return found | other | {field: time}
+
+
+def search(user, query, *impressions):
+    details = [impression("search", *i) for i in impressions]
+    return dict(user_idx=user, query=query, search_result_details_with_idx=details)
+
+
+def recommendation(user, *impressions):
+    details = [impression("recommendation", *i) for i in impressions]
+    return dict(user_idx=user, query="a note", rec_result_details_with_idx=details)
+
+
+def tables():
+    """Four tables, by hand. Impressions are (note, position, click, time)."""
+    return {
+        "search_train": [
+            # Clicks by position 2, 3: notes 8 then 5; 8 is shown, and clicked, twice.
+            search(1, "Visa申请", (5, 3.0, 1.0, T + 9.0), (8, 2.0, 1.0, T + 4.0), (8, 7.0, 1.0, T)),
+            search(3, "", (6, 1.0, 1.0, T + 1.0)),
+            search(3, "?!", (6, 1.0, 0.0, T + 2.0)),
+        ],
+        "search_test": [search(1, "绿茶", (9, 1.0, 0.0, T + 20.0), (5, 2.0, None, T + 25.0))],
+        "recommendation_train": [
+            # Note 7 repeats: clicked at +3 s and again at +2 s, which counts.
+            recommendation(
+                1,
+                (7, 1, 1, (T + 3) * 1000),
+                (4, 2, 0, (T + 3) * 1000 + 1),
+                (7, 3, 1, (T + 2) * 1000),
+            ),
+            recommendation(1, (7, 1, 1, (T + 30) * 1000)),
+            recommendation(2, (4, 1, 1, T * 1000 + 500)),
+        ],
+        "recommendation_test": [
+            # Unsorted: this is user 1's first click.
+            recommendation(1, (2, 1, 1, (T - 5) * 1000), (11, 2, 0, (T - 5) * 1000)),
+            recommendation(4, (12, 1, 0, T * 1000)),
+        ],
+    }
+
+
+def write(folder, rows_of, files=1):
+    for number, (name, rows) in enumerate(rows_of.items()):
+        kind, _ = name.split("_")
+        (folder / name).mkdir(parents=True)
+        for row_number, row in enumerate(rows):
+            row["search_idx" if kind == "search" else "request_idx"] = 100 * number + row_number
+            row |= dict(session_idx=number, recent_clicked_note_idxs=[1, 2])
+            if kind == "search":
+                row["query_from_type"] = 1.0
+        for part in range(files):
+            table = pa.Table.from_pylist(rows).take(np.arange(part, len(rows), files))
+            pq.write_table(table, folder / name / f"train-{part:05d}-of-{files:05d}.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "raw", tables())
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """Reads as where TensorFlow Datasets is not installed."""
+    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
+
+
+def events_of(log):
+    """{user: (clicks, searches)} in the log's order, in the source's names."""
+    found = {}
+    for user in range(1, log.num_users + 1):
+        clicks = [
+            (str(log.item_ids[log.rec_items[r]]), int(log.rec_times[r]) - T * 1000)
+            for r in range(log.rec_offsets[user], log.rec_offsets[user + 1])
+        ]
+        searches = [
+            (
+                " ".join(log.words[log.word_ids[slice(*log.word_offsets[s : s + 2])]]),
+                log.item_ids[log.click_items[slice(*log.click_offsets[s : s + 2])]].tolist(),
+                int(log.search_times[s]) - T * 1000,
+            )
+            for s in range(log.search_offsets[user], log.search_offsets[user + 1])
+        ]
+        found[str(log.user_ids[user])] = clicks, searches
+    return found
+
+
+def check_by_hand(log):
+    validate_log(log)
+    assert events_of(log) == {
+        "1": (
+            [("2", -5000), ("7", 2000), ("7", 30_000)],
+            [("visa 申 请", ["8", "5"], 0), ("绿 茶", [], 20_000)],
+        ),
+        "2": ([("4", 500)], []),
+        # A query without words stays for its click; without either it is no event.
+        "3": ([], [("", ["6"], 1000)]),
+    }
+    # Everything shown has a row, also to users without events.
+    assert sorted(map(int, log.item_ids[1:])) == [2, 4, 5, 6, 7, 8, 9, 11, 12]
+    assert not log.is_sample
+
+
+def test_generated_files_by_hand(folder, direct, tmp_path):
+    log = qilin.read_qilin(folder, segmenter="characters", work_dir=str(tmp_path / "work"))
+    check_by_hand(log)
+    parts = splits.split_log(log, "leave_one_out")
+    splits.check_leakage(log, parts)
+    # User 1: the last click tests, and both searches are earlier.
+    assert parts.test.user.tolist() == [1] and parts.test.search_end.tolist() == [2]
+    # The click before, 2 s after the first search, sees that one only.
+    assert parts.validation.search_end.tolist() == [1]
+
+
+def test_the_builder_gives_the_same_log(folder, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("tensorflow_datasets", reason="the builder needs TensorFlow Datasets")
+    work, before = tmp_path / "work", sorted(pathlib.Path(folder).rglob("*"))
+    log = qilin.read_qilin(folder, segmenter="characters", work_dir=str(work))
+    check_by_hand(log)
+    assert list(work.iterdir()) == [] and sorted(pathlib.Path(folder).rglob("*")) == before
+    assert capfd.readouterr().out == ""
+    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
+    straight = qilin.read_qilin(folder, segmenter="characters", work_dir=str(work))
+    assert straight.hash == log.hash
+    # Batches are streamed by TensorFlow later in the same process: it must still let them.
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+
+
+def test_the_builder_prepares_one_record_a_user(folder, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets", reason="needs TensorFlow Datasets")
+    from input_pipelines import qilin_builder
+
+    builder = qilin_builder.Qilin(data_dir=str(tmp_path / "tfds"))
+    config = tfds.download.DownloadConfig(manual_dir=folder, try_download_gcs=False)
+    builder.download_and_prepare(download_config=config)
+    assert builder.info.splits["users"].num_examples == 4
+    records = {int(r["user"]): r for r in tfds.as_numpy(builder.as_dataset(split="users"))}
+    assert sorted(records) == [1, 2, 3, 4]
+    first = records[1]
+    assert [q.decode() for q in first["search_query"]] == ["Visa申请", "绿茶"]
+    assert first["search_click_count"].tolist() == [2, 0]
+    assert first["search_click_item"].tolist() == [8, 5]
+    assert sorted(first["click_time"].tolist()) == [(T + s) * 1000 for s in (-5, 2, 30)]
+    assert records[4]["click_item"].tolist() == [] and records[4]["shown_item"].tolist() == [12]
+
+
+def test_the_builder_says_what_is_wrong_in_one_line(tmp_path):
+    pytest.importorskip("tensorflow_datasets", reason="the builder needs TensorFlow Datasets")
+    rows = tables()
+    rows["search_train"][0]["user_idx"] = -1
+    folder = write(tmp_path / "raw", rows)
+    with pytest.raises(UserError, match=r"user_idx of .* to be 0 or more, found -1") as error:
+        qilin.read_qilin(folder, segmenter="characters", work_dir=str(tmp_path / "work"))
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_reading_directly_imports_no_tensorflow(folder):
+    code = (
+        "import sys; from input_pipelines import prepare, qilin; "
+        f"qilin.read_events({folder!r}); assert 'tensorflow' not in sys.modules"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_several_files_and_small_batches_change_nothing(folder, tmp_path, direct, monkeypatch):
+    expected = qilin.read_qilin(folder, work_dir=str(tmp_path)).hash
+    monkeypatch.setattr(qilin_files, "_BATCH_ROWS", 1)
+    many = write(tmp_path / "many", tables(), files=2)
+    assert len(qilin_files.table_files(many, "search", "train")) == 2
+    assert qilin.read_qilin(many, work_dir=str(tmp_path)).hash == expected
+
+
+def test_csv_says_the_same_as_parquet(folder, tmp_path, direct):
+    for name, rows in tables().items():
+        with open(tmp_path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            columns = [c for c in rows[0]]
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            for row in rows:
+                # As numpy prints a list of dicts.
+                cells = {c: v if not isinstance(v, list) else printed(v) for c, v in row.items()}
+                writer.writerow(cells)
+    found = qilin.read_qilin(str(tmp_path), work_dir=str(tmp_path))
+    assert found.hash == qilin.read_qilin(folder, work_dir=str(tmp_path)).hash
+
+
+def printed(dicts):
+    return "[" + "\n ".join(str(d | {"note_id": "6{,}f"}) for d in dicts) + "]"
+
+
+def test_the_sample_mark(folder, tmp_path, direct):
+    (pathlib.Path(folder) / "SAMPLE").write_text("")
+    assert qilin.read_qilin(folder, work_dir=str(tmp_path)).is_sample
+
+
+def test_events_without_a_time_are_dropped(tmp_path, direct):
+    rows = tables()
+    rows["recommendation_train"][2] = recommendation(2, (4, 1, 1, None), (5, 2, 1, T * 1000))
+    rows["search_test"] = [search(1, "绿茶", (9, 1.0, 1.0, None)), search(1, "空")]
+    log = qilin.read_qilin(write(tmp_path / "raw", rows), work_dir=str(tmp_path))
+    found = events_of(log)
+    assert found["2"] == ([("5", 0)], [])
+    assert [s[0] for s in found["1"][1]] == ["visa 申 请"]
+    assert "4" in log.item_ids  # shown all the same
+
+
+def remove_column(rows, name, column):
+    for row in rows[name]:
+        del row[column]
+
+
+def remove_field(rows, name, column, field):
+    for row in rows[name]:
+        for details in row[column]:
+            del details[field]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda r: remove_column(r, "search_test", "query"), r"column query in .*search_test"),
+        (
+            lambda r: remove_column(r, "recommendation_train", "rec_result_details_with_idx"),
+            "column rec_result_details_with_idx in .*recommendation_train",
+        ),
+        (
+            lambda r: remove_field(
+                r, "search_train", "search_result_details_with_idx", "search_timestamp"
+            ),
+            "column search_result_details_with_idx.search_timestamp in .*search_train",
+        ),
+        (
+            lambda r: r["recommendation_test"][1].update(user_idx=-7),
+            "user_idx of .*recommendation_test.* to be 0 or more, found -7",
+        ),
+        (
+            lambda r: r["search_test"].append(search(1, "x", (-2, 1.0, 0.0, T))),
+            "note_idx of .*search_test.* to be 0 or more, found -2",
+        ),
+        (
+            lambda r: r["search_test"].append(search(None, "x", (2, 1.0, 0.0, T))),
+            "user_idx of .*search_test.* in every row, found 1 missing",
+        ),
+        (
+            lambda r: [row.update(user_idx=row["user_idx"] + 0.5) for row in r["search_train"]],
+            "whole numbers as user_idx",
+        ),
+        (
+            lambda r: [
+                row.update(rec_result_details_with_idx=3) for row in r["recommendation_test"]
+            ],
+            "rec_result_details_with_idx of .* to be a list of structs, found int64",
+        ),
+    ],
+)
+def test_malformed_tables_end_in_one_line(tmp_path, change, found):
+    rows = tables()
+    change(rows)
+    folder = write(tmp_path / "raw", rows)
+    with pytest.raises(UserError, match=found) as error:
+        qilin.read_events(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(tables()))
+def test_a_missing_table_is_named_before_anything_is_read(folder, tmp_path, name):
+    shutil.rmtree(pathlib.Path(folder) / name)
+    with pytest.raises(UserError, match=rf"expected {name}/\*.parquet or {name}.csv"):
+        qilin.read_qilin(folder, work_dir=str(tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
+def test_truncated_parquet(folder, keep):
+    path = next((pathlib.Path(folder) / "search_train").iterdir())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(UserError, match=r"a whole parquet file at .*search_train") as error:
+        qilin.read_events(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_page_is_found_where_the_footer_is_whole(folder):
+    path = next((pathlib.Path(folder) / "search_train").iterdir())
+    content = bytearray(path.read_bytes())
+    content[4 : len(content) // 3] = bytes(len(content) // 3 - 4)
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"a whole parquet file at .*search_train"):
+        qilin.read_events(folder)
+
+
+def test_times_of_different_units_are_refused(tmp_path):
+    rows = tables()
+    for part in ("train", "test"):
+        for row in rows[f"recommendation_{part}"]:
+            for details in row["rec_result_details_with_idx"]:
+                details["request_timestamp"] //= 1000
+    with pytest.raises(UserError, match="request_timestamp in milliseconds and search_timestamp"):
+        qilin.read_events(write(tmp_path / "raw", rows))
+
+
+def test_counts_of_the_full_set():
+    full = dict(qilin.FULL_ROWS)
+    assert full == {
+        "search_train": 44_024,
+        "search_test": 6_192,
+        "recommendation_train": 83_437,
+        "recommendation_test": 11_115,
+    }
+    assert qilin.check_counts(full, 15_482, "D")
+    # Neither the users nor any table is the full set's: a part of it, and never called full.
+    assert not qilin.check_counts(dict.fromkeys(full, 10), 33, "D")
+    with pytest.raises(UserError, match=r"found search_test 6191 \(of 6192\); download"):
+        qilin.check_counts(full | {"search_test": 6191}, 15_482, "D")
+    with pytest.raises(UserError, match=r"found users 15000 \(of 15482\)"):
+        qilin.check_counts(full, 15_000, "D")
+    with pytest.raises(UserError, match=r"search_train 1 .*recommendation_test 1 "):
+        qilin.check_counts(dict.fromkeys(full, 1), 15_482, "D")
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ("[{'click': 1, 'note_idx': 2", "no printed list of dicts"),
+        ("[{'click': 1}]", "no field 'note_idx'"),
+        ("[{'click': 1, 'note_idx': exit()}]", "could not convert string to float: 'exit\\(\\)'"),
+        ("__import__('os').getcwd()", "no printed list of dicts"),
+        ("[{'click': {'note_idx': 2}}]", "no printed list of dicts"),
+        ("", "no printed list of dicts"),
+    ],
+)
+def test_cells_that_are_no_printed_lists(cell, found):
+    with pytest.raises(UserError, match=found) as error:
+        qilin_files.parse_cell(cell, ["click", "note_idx"], "row 1")
+    assert "\n" not in str(error.value)
+
+
+def test_a_printed_cell():
+    cell = "[{'note_idx': 3, 'id': 'a, {b}', 'click': nan}\n {'click': 1.0, 'note_idx': 1394014}]"
+    first, second = qilin_files.parse_cell(cell, ["click", "note_idx"], "row 1")
+    assert first["note_idx"] == 3 and np.isnan(first["click"])
+    assert second == {"click": 1.0, "note_idx": 1394014.0}
+    assert qilin_files.parse_cell("[]", ["click"], "row 1") == []
+
+
+def toy_rows(name):
+    """The toy rows through Python's own parser of literals."""
+    csv.field_size_limit(2**31 - 1)
+    with open(TOY / f"{name}.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            cell = next(v for k, v in row.items() if k.endswith("details_with_idx"))
+            cell = re.sub(r"\}\s+\{", "}, {", cell).replace(": nan", ": None")
+            yield int(row["user_idx"]), row["query"], ast.literal_eval(cell)
+
+
+@needs_toy
+def test_real_rows_agree_with_plain_loops(tmp_path, direct):
+    clicks, searches, shown = set(), [], set()
+    for part in ("train", "test"):
+        for user, _, details in toy_rows(f"recommendation_{part}"):
+            clicked = {}
+            for one in details:
+                shown.add(one["note_idx"])
+                if one["click"] == 1:
+                    time = min(one["request_timestamp"], clicked.get(one["note_idx"], 10**15))
+                    clicked[one["note_idx"]] = time
+            clicks |= {(user, note, time) for note, time in clicked.items()}
+        for user, query, details in toy_rows(f"search_{part}"):
+            shown |= {one["note_idx"] for one in details}
+            chosen = sorted((d["position"], d["note_idx"]) for d in details if d["click"] == 1)
+            notes = list(dict.fromkeys(note for _, note in chosen))
+            time = int(min(d["search_timestamp"] for d in details)) * 1000
+            searches.append((user, time, query, notes))
+    found = qilin.read_events(str(TOY))
+    assert set(zip(found.click_user, found.click_item, found.click_time, strict=True)) == clicks
+    assert len(found.click_user) == len(clicks) == 49
+    ends = found.search_click_ends
+    assert sorted(searches) == sorted(
+        (int(user), int(time), query, found.search_clicks[a:b].tolist())
+        for user, time, query, a, b in zip(
+            found.search_user,
+            found.search_time,
+            found.search_query,
+            ends[:-1],
+            ends[1:],
+            strict=True,
+        )
+    )
+    assert len(searches) == 20 and set(found.shown_item.tolist()) == shown
+
+    log = qilin.read_qilin(str(TOY), segmenter="characters", work_dir=str(tmp_path))
+    validate_log(log)
+    assert (log.num_users, log.num_items) == (33, 678)
+    assert {"渔", "macbookair"} < set(log.words.tolist())
+    # Both kinds of times are milliseconds of November 2024.
+    for times in (log.rec_times, log.search_times):
+        assert times.min() >= 1_730_419_200_000 and times.max() < 1_733_011_200_000
+    save_log(log, str(tmp_path / "log"))
+    assert load_log(str(tmp_path / "log")).hash == log.hash
+    parts = splits.split_log(log, "leave_one_out")
+    splits.check_leakage(log, parts)
+
+
+@needs_toy
+def test_real_rows_through_the_builder(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets", reason="the builder needs TensorFlow Datasets")
+    log = qilin.read_qilin(str(TOY), work_dir=str(tmp_path))
+    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
+    assert qilin.read_qilin(str(TOY), work_dir=str(tmp_path)).hash == log.hash

@@ -1,0 +1,60 @@
+"""Imports go one way, and only input_pipelines may import TensorFlow."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+ALLOWED = {
+    "core": {"core"},
+    "lcrsr": {"core", "lcrsr"},
+    "input_pipelines": {"core", "input_pipelines"},
+    "configs": {"configs"},
+    "launch": {"core", "lcrsr", "input_pipelines", "launch"},
+}
+TENSORFLOW = {"tensorflow", "tensorflow_datasets", "seqio"}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for package, allowed in ALLOWED.items():
+        files = sorted((ROOT / package).rglob("*.py"))
+        assert files, package
+        for path in files:
+            for name in _imports(path):
+                if name in ALLOWED and name not in allowed:
+                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+                if name in TENSORFLOW and package != "input_pipelines":
+                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_no_module_outside_input_pipelines_loads_tensorflow():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("core", "lcrsr", "launch", "configs")
+        for path in sorted((ROOT / package).glob("*.py"))
+        if path.stem != "__init__"
+    ]
+    code = "import importlib, sys\n" + "".join(f"importlib.import_module({m!r})\n" for m in modules)
+    code += "print('tensorflow' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_no_file_is_named_after_nothing_or_very_long():
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            assert path.stem not in {"utils", "helpers", "common", "misc"}, path
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path
