@@ -19,13 +19,11 @@ def get_config() -> config_dict.ConfigDict:
     config.on_sample = config_dict.ConfigDict()
     config.on_sample.users = 3000
     config.on_sample.shuffle_searches = False  # True: searches handed to other users, a control
-    config.on_sample.overrides = {
-        "data.rec_length": 20,
-        "data.search_length": 20,
-        "data.words": 6,
-        "data.clicks": 2,
-        "pretrain.batch_size": 256,
-        "pretrain.max_epochs": 6.0,
-        "rl.examples": 6_000,
-    }
+    config.on_sample.overrides = config_dict.ConfigDict(
+        {
+            "data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2},
+            "pretrain": {"batch_size": 256, "max_epochs": 6.0},
+            "rl": {"examples": 6_000},
+        }
+    )
     return config

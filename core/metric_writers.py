@@ -46,7 +46,7 @@ class MetricWriter:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.add_scalar(name.replace("@", "_at_"), value, step)
 
     def close(self) -> None:
         self._events.close()

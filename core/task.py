@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
 
 State = Any  # a pytree of arrays: parameters, optimizer state, tables, step
-Batch = Mapping[str, Any]
+Batch = dict[str, Any]
 
 
 class Task(Protocol):

@@ -129,16 +129,15 @@ class Workdir:
         write_atomically(self.file("results.json"), json.dumps(results, indent=2) + "\n")
 
 
-def open_workdir(path: str, config: dict[str, Any]) -> Workdir:
-    """Opens a new workdir for `config`, or the one where the same config ran before.
+def check_workdir(path: str, config: dict[str, Any]) -> None:
+    """Refuses a folder that a run with `config` must not write to.
 
     Raises:
-      UserError: the workdir holds a run with another config; names what differs.
+      UserError: it holds a run with another config (names what differs), or other files.
     """
     workdir = Workdir(path)
-    config = json.loads(json.dumps(config))
     if os.path.exists(os.path.join(workdir.path, "config.json")):
-        before, now = _flatten(workdir.read_config()), _flatten(config)
+        before, now = _flatten(workdir.read_config()), _flatten(json.loads(json.dumps(config)))
         differing = [
             key
             for key in sorted(before.keys() | now.keys())
@@ -156,9 +155,18 @@ def open_workdir(path: str, config: dict[str, Any]) -> Workdir:
             f"expected {workdir.path} to be empty or a run's workdir, found other files in it; "
             "pass another --workdir"
         )
+
+
+def open_workdir(path: str, config: dict[str, Any]) -> Workdir:
+    """Opens a new workdir for `config`, or the one where the same config ran before, and locks it.
+
+    Raises:
+      UserError: as `check_workdir`; or another running process has it.
+    """
+    check_workdir(path, config)
+    workdir = Workdir(path)
     workdir.lock()
     if not os.path.exists(os.path.join(workdir.path, "config.json")):
-        write_atomically(
-            workdir.file("config.json"), json.dumps(config, indent=2, sort_keys=True) + "\n"
-        )
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        write_atomically(workdir.file("config.json"), text)
     return workdir

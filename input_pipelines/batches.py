@@ -77,7 +77,8 @@ def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -
     if set(batch) != set(BATCH_FIELDS):
         odd = sorted(set(batch) ^ set(BATCH_FIELDS))
         raise UserError(
-            f"expected the batch fields {sorted(BATCH_FIELDS)}, found a difference in {odd}; use `assemble`"
+            f"expected the batch fields {', '.join(BATCH_FIELDS)}, found a difference in "
+            f"{', '.join(odd)}; use `assemble`"
         )
     sizes = shape.sizes(batch_size)
     # One more user row: the shared row of users not seen in training.

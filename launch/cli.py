@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 
 from absl import flags
-from ml_collections import config_dict
 
 from core.errors import UserError
 
@@ -31,34 +30,42 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     define_flags()
     try:
-        rest = flags.FLAGS(sys.argv)[1:]
-        if rest:
-            raise UserError(
-                f"expected only flags, found the word {rest[0]!r}; flags are --NAME=VALUE"
-            )
-    except UserError as error:
-        _fail(error)
-    except Exception as error:  # absl, ml_collections and the config file raise many types
-        _fail(UserError(_first_line(error)))
-    try:
+        _parse()
         main()
     except UserError as error:
         _fail(error)
 
 
-def _first_line(error: Exception) -> str:
+def _parse() -> None:
+    """Parses sys.argv strictly.
+
+    Raises:
+      UserError: an unknown flag or config key, a value of the wrong type, no such config file.
+    """
+    try:
+        words = flags.FLAGS(sys.argv)[1:]
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.to_dict()  # the file is only loaded by its first use
+    except (KeyError, AttributeError) as error:
+        raise UserError(
+            f"expected a key of the config file, found {_words(error)}; see the file for its keys"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"expected a config file, found none that loads ({_words(error)}); pass "
+            "--config=configs/NAME.py"
+        ) from None
+    except Exception as error:  # absl, ml_collections and config files raise many types
+        raise UserError(f"expected known flags with fitting values, found: {_words(error)}; see --help") from None
+    if words:
+        raise UserError(f"expected only flags, found the word {words[0]!r}; flags are --NAME=VALUE")
+
+
+def _words(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines)[:400] if lines else type(error).__name__
-    if isinstance(error, FileNotFoundError):
-        return f"expected a config file, found no {error.filename}; pass --config=configs/NAME.py"
-    return f"{text}; see --help for the flags, and the config file for its keys"
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 def _fail(error: UserError) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(CANNOT_RUN)
-
-
-def resolved(config: config_dict.ConfigDict) -> dict:
-    """The config as plain dicts, lists and scalars."""
-    return config.to_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,13 @@ _LOG = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 
-def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """The config with `on_sample` applied where no `data_dir` is given.
+def resolve(
+    config: config_dict.ConfigDict, given: Collection[str] = ()
+) -> config_dict.ConfigDict:
+    """The config with `on_sample.overrides` applied where no `data_dir` is given.
+
+    Args:
+      given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
 
     Raises:
       UserError: no data_dir, and the dataset has no embedded sample.
@@ -34,10 +39,11 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
             f"expected --config.data_dir=DIR with the files of {config.dataset}, found none; only "
             "configs with an `on_sample` block run on the embedded sample"
         )
-    given = config_dict.ConfigDict(config.to_dict())
-    defaults = config.on_sample.overrides.to_dict()
-    given.update_from_flattened_dict(defaults)
-    return given
+    for section, values in config.on_sample.overrides.items():
+        for key, value in values.items():
+            if f"{section}.{key}" not in given:
+                config[section][key] = value
+    return config
 
 
 class Data:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 from absl import flags
@@ -17,7 +18,7 @@ from ml_collections import config_flags
 
 from core.errors import UserError
 from core.loop import Preempted, StageResult, run_stage
-from core.workdir import Workdir, open_workdir
+from core.workdir import Workdir, check_workdir, open_workdir
 from launch import cli, results
 from launch.data import Data, resolve
 from launch.lcr_ser import PROTOCOLS, LCRSERExperiment
@@ -25,8 +26,13 @@ from launch.lcr_ser import PROTOCOLS, LCRSERExperiment
 _LOG = logging.getLogger(__name__)
 
 
-def train(config: Any, workdir_path: str) -> dict[str, Any]:
+def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[str, Any]:
     """Runs every stage of `config` in `workdir_path`; callable from a notebook.
+
+    Args:
+      config: a config as its file returns it.
+      workdir_path: the run's folder.
+      given: keys that the command line set (`launch.data.resolve`).
 
     Returns:
       The contents of results.json.
@@ -35,11 +41,13 @@ def train(config: Any, workdir_path: str) -> dict[str, Any]:
       UserError: a mistake in the config, the data or the workdir.
       core.loop.Preempted: SIGTERM; the state is saved.
     """
-    config = resolve(config)
-    workdir = open_workdir(workdir_path, config.to_dict())
+    config = resolve(config, given)
     started = time.monotonic()
+    # Everything that can be wrong is found before the workdir is written.
+    check_workdir(workdir_path, config.to_dict())
     data = Data(config)
     experiment = LCRSERExperiment(config, data)
+    workdir = open_workdir(workdir_path, config.to_dict())
     _LOG.info(
         "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",
         data.label,
@@ -107,10 +115,12 @@ def define_flags() -> None:
 def main() -> None:
     if flags.FLAGS.config is None:
         raise UserError("expected --config=FILE, found none; for instance configs/lcr_ser_qilin.py")
-    name = os.path.splitext(os.path.basename(flags.FLAGS["config"].config_filename))[0]
+    holder: Any = flags.FLAGS["config"]
+    given = config_flags.get_override_values(holder)
+    name = os.path.splitext(os.path.basename(config_flags.get_config_filename(holder)))[0]
     workdir = flags.FLAGS.workdir or os.path.join("runs", name)
     try:
-        train(flags.FLAGS.config, workdir)
+        train(flags.FLAGS.config, workdir, given)
     except Preempted as stop:
         print(stop)
         return

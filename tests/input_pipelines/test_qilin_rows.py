@@ -1,0 +1,115 @@
+"""Qilin: the cells of its CSVs, and real rows of the authors' toy data."""
+
+import ast
+import csv
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from input_pipelines import qilin, qilin_files, splits
+from input_pipelines.log import load_log, save_log, validate_log
+
+TOY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "qilin_toy"
+needs_toy = pytest.mark.skipif(
+    not TOY.is_dir(), reason=f"needs the research data in {TOY.name}, absent"
+)
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """Reads as where TensorFlow Datasets is not installed."""
+    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ("[{'click': 1, 'note_idx': 2", "no printed list of dicts"),
+        ("[{'click': 1}]", "no field 'note_idx'"),
+        ("[{'click': 1, 'note_idx': exit()}]", "could not convert string to float: 'exit\\(\\)'"),
+        ("__import__('os').getcwd()", "no printed list of dicts"),
+        ("[{'click': {'note_idx': 2}}]", "no printed list of dicts"),
+        ("", "no printed list of dicts"),
+    ],
+)
+def test_cells_that_are_no_printed_lists(cell, found):
+    with pytest.raises(UserError, match=found) as error:
+        qilin_files.parse_cell(cell, ["click", "note_idx"], "row 1")
+    assert "\n" not in str(error.value)
+
+
+def test_a_printed_cell():
+    cell = "[{'note_idx': 3, 'id': 'a, {b}', 'click': nan}\n {'click': 1.0, 'note_idx': 1394014}]"
+    first, second = qilin_files.parse_cell(cell, ["click", "note_idx"], "row 1")
+    assert first["note_idx"] == 3 and np.isnan(first["click"])
+    assert second == {"click": 1.0, "note_idx": 1394014.0}
+    assert qilin_files.parse_cell("[]", ["click"], "row 1") == []
+
+
+def toy_rows(name):
+    """The toy rows through Python's own parser of literals."""
+    csv.field_size_limit(2**31 - 1)
+    with open(TOY / f"{name}.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            cell = next(v for k, v in row.items() if k.endswith("details_with_idx"))
+            cell = re.sub(r"\}\s+\{", "}, {", cell).replace(": nan", ": None")
+            yield int(row["user_idx"]), row["query"], ast.literal_eval(cell)
+
+
+@needs_toy
+def test_real_rows_agree_with_plain_loops(tmp_path, direct):
+    clicks, searches, shown = set(), [], set()
+    for part in ("train", "test"):
+        for user, _, details in toy_rows(f"recommendation_{part}"):
+            clicked = {}
+            for one in details:
+                shown.add(one["note_idx"])
+                if one["click"] == 1:
+                    time = min(one["request_timestamp"], clicked.get(one["note_idx"], 10**15))
+                    clicked[one["note_idx"]] = time
+            clicks |= {(user, note, time) for note, time in clicked.items()}
+        for user, query, details in toy_rows(f"search_{part}"):
+            shown |= {one["note_idx"] for one in details}
+            chosen = sorted((d["position"], d["note_idx"]) for d in details if d["click"] == 1)
+            notes = list(dict.fromkeys(note for _, note in chosen))
+            time = int(min(d["search_timestamp"] for d in details)) * 1000
+            searches.append((user, time, query, notes))
+    found = qilin.read_events(str(TOY))
+    assert set(zip(found.click_user, found.click_item, found.click_time, strict=True)) == clicks
+    assert len(found.click_user) == len(clicks) == 49
+    ends = found.search_click_ends
+    assert sorted(searches) == sorted(
+        (int(user), int(time), query, found.search_clicks[a:b].tolist())
+        for user, time, query, a, b in zip(
+            found.search_user,
+            found.search_time,
+            found.search_query,
+            ends[:-1],
+            ends[1:],
+            strict=True,
+        )
+    )
+    assert len(searches) == 20 and set(found.shown_item.tolist()) == shown
+
+    log = qilin.read_qilin(str(TOY), segmenter="characters", work_dir=str(tmp_path))
+    validate_log(log)
+    assert (log.num_users, log.num_items) == (33, 678)
+    assert {"渔", "macbookair"} < set(log.words.tolist())
+    # Both kinds of times are milliseconds of November 2024.
+    for times in (log.rec_times, log.search_times):
+        assert times.min() >= 1_730_419_200_000 and times.max() < 1_733_011_200_000
+    save_log(log, str(tmp_path / "log"))
+    assert load_log(str(tmp_path / "log")).hash == log.hash
+    parts = splits.split_log(log, "leave_one_out")
+    splits.check_leakage(log, parts)
+
+
+@needs_toy
+def test_real_rows_through_the_builder(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets", reason="the builder needs TensorFlow Datasets")
+    log = qilin.read_qilin(str(TOY), work_dir=str(tmp_path))
+    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
+    assert qilin.read_qilin(str(TOY), work_dir=str(tmp_path)).hash == log.hash
