@@ -214,6 +214,13 @@ class _Gathered:
         times = np.full(len(rows.user), NO_TIME)
         np.minimum.at(times, rows.row, rows.time)
         timed = times != NO_TIME
+        # A session is history once its last click has happened: at its first impression, clicks
+        # that come later (hours, in the published rows) would be known too early.
+        ends = np.flatnonzero(rows.clicked & (rows.time != NO_TIME))
+        latest = times.copy()
+        latest[rows.row[ends]] = 0
+        np.maximum.at(latest, rows.row[ends], rows.time[ends])
+        times = latest
         position = np.nan_to_num(rows.position, nan=np.inf)
         clicked = np.flatnonzero(rows.clicked & timed[rows.row])
         clicked = _first_of_each_note(rows, clicked, position)

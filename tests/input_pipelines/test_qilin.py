@@ -117,7 +117,7 @@ def check_by_hand(log):
     assert events_of(log) == {
         "1": (
             [("2", -5000), ("7", 2000), ("7", 30_000)],
-            [("visa 申 请", ["8", "5"], 0), ("绿 茶", [], 20_000)],
+            [("visa 申 请", ["8", "5"], 9000), ("绿 茶", [], 20_000)],
         ),
         "2": ([("4", 500)], []),
         # A query without words stays for its click; without either it is no event.

@@ -75,7 +75,9 @@ def test_real_rows_agree_with_plain_loops(tmp_path, direct):
             shown |= {one["note_idx"] for one in details}
             chosen = sorted((d["position"], d["note_idx"]) for d in details if d["click"] == 1)
             notes = list(dict.fromkeys(note for _, note in chosen))
-            time = int(min(d["search_timestamp"] for d in details)) * 1000
+            stamps = [d["search_timestamp"] for d in details]
+            stamps_of_clicks = [d["search_timestamp"] for d in details if d["click"] == 1]
+            time = int(max(stamps_of_clicks) if stamps_of_clicks else min(stamps)) * 1000
             searches.append((user, time, query, notes))
     found = qilin.read_events(str(TOY))
     assert set(zip(found.click_user, found.click_item, found.click_time, strict=True)) == clicks
