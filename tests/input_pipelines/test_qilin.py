@@ -135,8 +135,8 @@ def test_generated_files_by_hand(folder, direct, tmp_path):
     splits.check_leakage(log, parts)
     # User 1: the last click tests, and both searches are earlier.
     assert parts.test.user.tolist() == [1] and parts.test.search_end.tolist() == [2]
-    # The click before, 2 s after the first search, sees that one only.
-    assert parts.validation.search_end.tolist() == [1]
+    # The click before, at 2 s, sees neither: the first search's last click came at 9 s.
+    assert parts.validation.search_end.tolist() == [0]
 
 
 def test_the_builder_gives_the_same_log(folder, tmp_path, monkeypatch, capfd):
