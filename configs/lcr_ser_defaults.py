@@ -1,7 +1,7 @@
 """Every setting of LCR-SER, with where its value comes from; experiments override what differs.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
-"ours" means that neither paper gives the value; docs/CHOICES.md holds the validation evidence.
+"ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on.
 """
 
 from ml_collections import config_dict
@@ -53,9 +53,9 @@ def get_config() -> config_dict.ConfigDict:
     config.pretrain.lambda_l2 = 1e-5  # UniSAR on Amazon
     config.pretrain.margin = 0.1  # ours
     config.pretrain.distance = "cosine"  # ours
-    config.pretrain.stop_gradient = "h_plain"  # ours
+    config.pretrain.stop_gradient = "both"  # ours; "none" is the printed form
     config.pretrain.user_dropout = 0.01  # READINGS
-    config.pretrain.init_scale = 0.05  # ours
+    config.pretrain.init_scale = 0.1  # ours
 
     config.rl = config_dict.ConfigDict()
     config.rl.enabled = True  # False: pre-training only

@@ -22,7 +22,12 @@ def get_config() -> config_dict.ConfigDict:
     config.on_sample.overrides = config_dict.ConfigDict(
         {
             "data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2},
-            "pretrain": {"batch_size": 256, "max_epochs": 6.0},
+            "pretrain": {
+                "batch_size": 256,
+                "max_epochs": 8.0,
+                "learning_rate": 2e-3,
+                "lambda_l2": 1e-6,
+            },
             "rl": {"examples": 6_000},
         }
     )

@@ -25,15 +25,54 @@ import pyarrow.parquet as pq
 
 from input_pipelines.qilin_files import SAMPLE_MARK
 
-TOPICS = (
-    "camera sneakers tent guitar teapot lipstick drone bicycle aquarium puzzle blender jacket "
-    "perfume watch telescope yoga skateboard orchid printer backpack keyboard candle violin kayak"
-).split()
+TOPICS = [
+    "camera",
+    "sneakers",
+    "tent",
+    "guitar",
+    "teapot",
+    "lipstick",
+    "drone",
+    "bicycle",
+    "aquarium",
+    "puzzle",
+    "blender",
+    "jacket",
+    "perfume",
+    "watch",
+    "telescope",
+    "yoga",
+    "skateboard",
+    "orchid",
+    "printer",
+    "backpack",
+    "keyboard",
+    "candle",
+    "violin",
+    "kayak",
+]
 # Each topic's words: the name alone, and the name with an ending.
 _ENDINGS = ("", "s", "kit", "guide", "deal", "review")
-NOISE_WORDS = (
-    "visa apply weather tomorrow exchange rate train ticket tax refund passport photo bus map 签 证 天 气"
-).split()
+NOISE_WORDS = [
+    "visa",
+    "apply",
+    "weather",
+    "tomorrow",
+    "exchange",
+    "rate",
+    "train",
+    "ticket",
+    "tax",
+    "refund",
+    "passport",
+    "photo",
+    "bus",
+    "map",
+    "签",
+    "证",
+    "天",
+    "气",
+]
 _START = 1_730_000_000  # seconds
 _TRAIN_SHARE = 0.9
 _VERSION = 1

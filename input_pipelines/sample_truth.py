@@ -90,7 +90,7 @@ class _Filter:
 
 
 def _events(log: Log, user: int, rec_end: int, search_end: int) -> Iterator[tuple[str, int]]:
-    """('search', row) and ('click', row) of a history in time order; at equal times search first."""
+    """('search', row) and ('click', row) of a history by time; at equal times search first."""
     rec = int(log.rec_offsets[user])
     search = int(log.search_offsets[user])
     while rec < rec_end or search < search_end:

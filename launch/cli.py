@@ -56,7 +56,9 @@ def _parse() -> None:
             "--config=configs/NAME.py"
         ) from None
     except Exception as error:  # absl, ml_collections and config files raise many types
-        raise UserError(f"expected known flags with fitting values, found: {_words(error)}; see --help") from None
+        raise UserError(
+            f"expected known flags with fitting values, found: {_words(error)}; see --help"
+        ) from None
     if words:
         raise UserError(f"expected only flags, found the word {words[0]!r}; flags are --NAME=VALUE")
 

@@ -19,9 +19,7 @@ _LOG = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 
-def resolve(
-    config: config_dict.ConfigDict, given: Collection[str] = ()
-) -> config_dict.ConfigDict:
+def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> config_dict.ConfigDict:
     """The config with `on_sample.overrides` applied where no `data_dir` is given.
 
     Args:

@@ -1,4 +1,4 @@
-"""Touched-row updates: equal to dense ones where promised, and without temporaries of table size."""
+"""Touched-row updates: equal to dense ones where promised, no temporaries of table size."""
 
 import jax
 import jax.numpy as jnp
@@ -99,9 +99,7 @@ def test_no_temporary_of_the_size_of_the_table():
 
 def test_gather_reads_padding_as_zero():
     table = jnp.arange(6.0).reshape(3, 2).at[0].set(0)
-    np.testing.assert_array_equal(
-        tables.gather(table, jnp.array([[0, 2]])), [[[0, 0], [4, 5]]]
-    )
+    np.testing.assert_array_equal(tables.gather(table, jnp.array([[0, 2]])), [[[0, 0], [4, 5]]])
 
 
 @pytest.mark.parametrize(("ids", "found"), [([-1, 2], "-1"), ([1, 5], "5")])

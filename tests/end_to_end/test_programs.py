@@ -1,0 +1,163 @@
+"""The programs as functions and as commands, on a data set of seconds."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from launch.evaluate import evaluate
+from launch.predict import predict, read_users
+from launch.restore import Restored
+from launch.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+CONFIG = "--config=configs/lcr_ser_csv_log.py"
+
+
+@pytest.fixture(scope="module")
+def trained(small_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    return small_config, workdir, train(small_config, str(workdir))
+
+
+def run(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def mistake(done):
+    """The one line of a program that ended in a user's mistake."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_training_leaves_every_result(trained):
+    _, workdir, results = trained
+    found = {(r["stage"], r["protocol"]) for r in results["rows"]}
+    stages = ("pretrain", "rl", "control")
+    assert found == {(s, p) for s in stages for p in ("neg99", "full")}
+    for row in results["rows"]:
+        assert row["split"] == "test" and row["data_split"] == "leave_one_out"
+        assert row["data_hash"] and row["commit"] and row["seed"] == 0
+        assert set(row["metrics"]) == {
+            f"{m}/{row['protocol']}" for m in ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
+        }
+        saved = np.load(workdir / row["per_user"])
+        name = f"ndcg@5/{row['protocol']}"
+        assert saved["ndcg@5"].mean() == pytest.approx(row["metrics"][name], abs=1e-6)
+        assert len(saved["user"]) == row["examples"] == 57
+    assert (workdir / "curves.png").stat().st_size > 5000
+    assert "| after RL |" in (workdir / "summary.md").read_text()
+    assert list((workdir / "events").rglob("*tfevents*"))
+
+
+def test_evaluating_again_gives_the_same_numbers(trained):
+    _, workdir, results = trained
+    restored = Restored(str(workdir), "pretrain")
+    for protocol in ("neg99", "full"):
+        before = next(
+            r for r in results["rows"] if (r["stage"], r["protocol"]) == ("pretrain", protocol)
+        )
+        assert evaluate(restored, "test", protocol)["metrics"] == pytest.approx(before["metrics"])
+
+
+def test_predictions_are_unseen_items_best_first(trained):
+    _, workdir, _ = trained
+    restored = Restored(str(workdir))
+    assert restored.stage == "rl"
+    rows = list(predict(restored, ["u7", "u1"], 20))
+    assert [(r["user"], r["rank"]) for r in rows] == [
+        (u, k) for u in ("u7", "u1") for k in range(1, 21)
+    ]
+    log = restored.data.log
+    user = log.user_ids.tolist().index("u7")
+    clicked = log.rec_items[log.rec_offsets[user] : log.rec_offsets[user + 1]]
+    seen = set(log.item_ids[clicked])
+    mine = [r for r in rows if r["user"] == "u7"]
+    assert not seen & {r["item"] for r in mine}
+    assert len({r["item"] for r in mine}) == 20
+    scores = [r["score"] for r in mine]
+    assert scores == sorted(scores, reverse=True)
+    with pytest.raises(UserError, match="found 'nobody' and 0 more"):
+        list(predict(restored, ["nobody"], 3))
+    with pytest.raises(UserError, match="at most 150"):
+        list(predict(restored, ["u7"], 151))
+
+
+def test_the_predict_command_writes_json_lines(trained, tmp_path):
+    _, workdir, _ = trained
+    (tmp_path / "users").write_text("u5\nu6\n")
+    out = tmp_path / "out.jsonl"
+    done = run(
+        "launch.predict",
+        f"--workdir={workdir}",
+        f"--users={tmp_path / 'users'}",
+        "--top_k=3",
+        f"--out={out}",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["user"], r["rank"]) for r in rows] == [
+        (u, k) for u in ("u5", "u6") for k in (1, 2, 3)
+    ]
+
+
+def test_another_config_in_the_same_workdir_is_refused(trained):
+    config, workdir, _ = trained
+    other = config.copy_and_resolve_references()
+    other.model.heads = 4
+    with pytest.raises(UserError, match=r"model\.heads was 2 and is 4"):
+        train(other, str(workdir))
+
+
+def test_users_files(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_users(str(tmp_path / "none"))
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(UserError, match="found none"):
+        read_users(str(tmp_path / "empty"))
+
+
+def test_command_line_mistakes_end_in_one_line(tmp_path, csv_folder):
+    data = f"--config.data_dir={csv_folder}"
+    workdir = tmp_path / "w"
+    here = f"--workdir={workdir}"
+    assert "'wings'" in mistake(run("launch.train", CONFIG, "--config.wings=2", here))
+    assert "bogus" in mistake(run("launch.train", CONFIG, data, "--bogus=1", here))
+    assert "configs/no.py" in mistake(run("launch.train", "--config=configs/no.py", here))
+    assert "data_dir=DIR" in mistake(run("launch.train", CONFIG, here))
+    line = mistake(run("launch.train", CONFIG, f"--config.data_dir={tmp_path / 'no'}", here))
+    assert "found nothing" in line
+    line = mistake(run("launch.train", CONFIG, data, "--config.model.block=cube", here))
+    assert "config.model" in line and "'cube'" in line
+    assert "no-such-run" in mistake(run("launch.evaluate", "--workdir=no-such-run"))
+    assert not workdir.exists(), "nothing is written before the run can start"
+
+
+def test_a_catalogue_without_99_negatives_is_refused(tmp_path):
+    (tmp_path / "clicks.csv").write_text(
+        "user,item,time\n" + "".join(f"u,i{t},{t}\n" for t in range(5))
+    )
+    (tmp_path / "searches.csv").write_text("user,session,time,query,clicked_items\n")
+    line = mistake(
+        run(
+            "launch.train",
+            CONFIG,
+            f"--config.data_dir={tmp_path}",
+            f"--config.cache_dir={tmp_path / 'cache'}",
+            f"--workdir={tmp_path / 'w'}",
+        )
+    )
+    assert "at least" in line and "negatives" in line
