@@ -18,11 +18,12 @@ import numpy as np
 
 from core.errors import UserError
 
-Metric = Callable[[jax.Array, jax.Array], jax.Array]
+Array = jax.Array | np.ndarray
+Metric = Callable[[Array, Array], jax.Array]
 
 
 def target_ranks(
-    scores: jax.Array, target: int = 0, valid: jax.Array | None = None
+    scores: Array, target: int = 0, valid: Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Counts the candidates above and tied with the target's column.
 
@@ -44,11 +45,11 @@ def target_ranks(
     return above.astype(jnp.int32), tied.astype(jnp.int32)
 
 
-def _hit_rate(above: jax.Array, tied: jax.Array, *, cutoff: int) -> jax.Array:
+def _hit_rate(above: Array, tied: Array, *, cutoff: int) -> jax.Array:
     return jnp.clip(cutoff - above, 0, tied + 1) / (tied + 1)
 
 
-def _ndcg(above: jax.Array, tied: jax.Array, *, cutoff: int) -> jax.Array:
+def _ndcg(above: Array, tied: Array, *, cutoff: int) -> jax.Array:
     # gained[r] is the sum of the discounts of the first r ranks.
     discounts = 1.0 / np.log2(np.arange(2, cutoff + 2))
     gained = jnp.asarray(np.concatenate([[0.0], np.cumsum(discounts)]), jnp.float32)

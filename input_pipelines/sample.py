@@ -207,7 +207,8 @@ def _impressions(
 
 
 def _tables(structure: Structure, users: list[_User], rng: np.random.Generator):
-    recommendation, search = [], []
+    recommendation: list[dict[str, Any]] = []
+    search: list[dict[str, Any]] = []
     for user_idx, user in enumerate(users):
         recent: list[int] = []
         for seconds, item in user.clicks:

@@ -36,7 +36,8 @@ def save(
     """Writes one row of results.json and the per-example values behind it; returns the row."""
     per_user = f"per_user/{stage}-{split}-{protocol}.npz"
     users = data.split(split).user
-    np.savez_compressed(workdir.file(*per_user.split("/")), user=users, **sums.per_example())
+    values: dict[str, Any] = {"user": users, **sums.per_example()}
+    np.savez_compressed(workdir.file(*per_user.split("/")), **values)
     row = {
         "stage": stage,
         "split": split,
@@ -91,7 +92,7 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
     for protocol in dict.fromkeys(name.split("/")[1] for name in columns):
         chosen = [i for i, name in enumerate(columns) if name.endswith("/" + protocol)]
         table = Table(box=None)
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for i in chosen:
             table.add_column(columns[i], justify="right", no_wrap=True)
         for line in lines:

@@ -51,7 +51,8 @@ class Scorer(nn.Module):
     @nn.compact
     def __call__(self) -> ScorerWeights:
         d, xavier, zeros = self.width, nn.initializers.xavier_uniform(), nn.initializers.zeros
-        bilinear = [self.param(f"{s}_bilinear", xavier, (d, d)) for s in ("rec", "search")]
+        rec_bilinear = self.param("rec_bilinear", xavier, (d, d))
+        search_bilinear = self.param("search_bilinear", xavier, (d, d))
         first = self.param("mlp_0_kernel", xavier, (4 * d, self.mlp_widths[0]))
         first_bias = self.param("mlp_0_bias", zeros, (self.mlp_widths[0],))
         widths = (*self.mlp_widths, 1)
@@ -63,7 +64,9 @@ class Scorer(nn.Module):
             for i in range(1, len(widths))
         )
         user, search, rec, item = jnp.split(first, 4)
-        return ScorerWeights(*bilinear, user, search, rec, item, first_bias, rest)
+        return ScorerWeights(
+            rec_bilinear, search_bilinear, user, search, rec, item, first_bias, rest
+        )
 
 
 def weights_of_rows(

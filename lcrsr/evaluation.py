@@ -81,7 +81,7 @@ class Evaluator:
 
     def _states(self, params: Any, rows: dict[str, jax.Array], batch: dict[str, Any]) -> Any:
         variables = {"params": params}
-        histories = self._model.apply(
+        histories: Any = self._model.apply(
             variables, batch, rows, deterministic=True, method=LCRSER.encode
         )
         states = self._model.apply(
@@ -98,7 +98,7 @@ class Evaluator:
     def _rank_sampled(self, params, tables, batch):
         rows = look_up(tables, batch)
         histories, states = self._states(params, rows, batch)
-        scores = self._model.apply(
+        scores: Any = self._model.apply(
             {"params": params},
             histories,
             states,

@@ -103,9 +103,8 @@ def reason(
             for side, weights in enumerate(sides):
                 w, other = weights.layers[layer], 1 - side
                 drop_here = drop.at(4 * layer + 2 * side)
-                attended = attention.attend(
-                    w.msa, x[side], *own_context(side, layer, rows, upto), heads
-                )
+                contexts, masks = own_context(side, layer, rows, upto)
+                attended = attention.attend(w.msa, x[side], contexts, masks, heads)
                 f = add_and_norm(block, w.msa_norm, x[side], drop_here.at(0)(attended))
                 if cross:
                     crossed = attention.attend(

@@ -93,7 +93,8 @@ def contrastive_from_outputs(
     counts = both * mask * (active_steps > 0)
     weight = counts / jnp.maximum(mask.sum(), 1.0)
     share = jnp.maximum(weight.sum(), 1e-9)
-    total, statistics = jnp.float32(0.0), {}
+    total = jnp.float32(0.0)
+    statistics: dict[str, jax.Array] = {}
     for side in ("rec", "search"):
         start = getattr(histories, side).start
         loss, near, far = contrastive(
@@ -133,6 +134,6 @@ def l2(params: Any, touched: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array
       touched: per table the gathered rows [n, D] and `IdGroups.first` bool [n], so that a row
         counts once however often the batch names it.
     """
-    dense = sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params) if p.ndim >= 2)
-    rows = sum(jnp.sum(jnp.square(r).sum(-1) * first) for r, first in touched)
-    return dense + rows
+    squares = [jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params) if p.ndim >= 2]
+    squares += [jnp.sum(jnp.square(r).sum(-1) * first) for r, first in touched]
+    return jnp.sum(jnp.stack(squares))

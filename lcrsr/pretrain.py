@@ -166,7 +166,7 @@ class PretrainTask:
         config = self._config
         rows = embedding.rows_of(flat, batch)
         active = jnp.int32(config.active_steps)
-        outputs = self._model.apply(
+        outputs: Any = self._model.apply(
             {"params": params},
             batch,
             rows,

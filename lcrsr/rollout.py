@@ -55,7 +55,10 @@ def draw_noise(key: jax.Array, histories: Histories, *, trajectories: int, gamma
 
 
 def encode(model: LCRSER, params: Any, batch: Any, rows: Any) -> Histories:
-    return model.apply({"params": params}, batch, rows, deterministic=True, method=LCRSER.encode)
+    histories: Any = model.apply(
+        {"params": params}, batch, rows, deterministic=True, method=LCRSER.encode
+    )
+    return histories
 
 
 def trajectories(

@@ -122,7 +122,7 @@ def test_h0_is_the_last_valid_row_and_empty_histories_start_from_the_learned_one
 
 
 def test_eq_8_is_e_v_w_h_and_not_its_transpose():
-    # W = [[0,2],[0,0]]: e^T W h = 2 e_1 h_2. Rows h = [0,1], [0,0]; e = [log(3)/2, 0]: logits log 3, 0.
+    # e^T W h = 2 e_1 h_2. Rows h = [0,1], [0,0] and e = [log(3)/2, 0]: logits log 3, 0.
     rows = aggregation.Side(jnp.array([[[0.0, 1.0], [0.0, 0.0]]]), jnp.ones((1, 2), bool))
     w = jnp.array([[0.0, 2.0], [0.0, 0.0]])
     e = jnp.array([[[np.log(3) / 2, 0.0]]], jnp.float32)

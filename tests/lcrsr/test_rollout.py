@@ -111,7 +111,7 @@ def test_both_readings_of_the_policy(policy, expected):
 
 
 def test_the_reasoning_filter_picks_what_only_reasoning_uses():
-    model, params, _, _ = world()
+    _, params, _, _ = world()
     mask = rollout.trainable_mask(params, "reasoning")
     assert all(jax.tree.leaves(mask["rec"]["layer_0"]["mca"])) and mask["rec"]["step_positions"]
     assert not any(jax.tree.leaves(mask["rec"]["layer_0"]["msa"]))
