@@ -1,5 +1,7 @@
 """Random small models and ragged batches for the LCR-SER tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,5 +74,10 @@ def setup(cfg, batch, seed=0, scale=0.5):
 
 
 def forward(model, params, tables, batch, active):
+    return _forward(model, params, tables, batch, jnp.int32(active))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(model, params, tables, batch, active):
     rows = look_up(tables, batch)
-    return model.apply({"params": params}, batch, rows, jnp.int32(active), deterministic=True)
+    return model.apply({"params": params}, batch, rows, active, deterministic=True)

@@ -33,18 +33,16 @@ def world(candidates=6):
     return model, params, tables, batch
 
 
-def loss(model, params, tables, batch, *, old=None, reference=None, seed=0, **changes):
+def loss(model, params, tables, batch, *, old=None, reference=None):
     current = rollout.Policy(params, tables)
-    return rollout.grpo_loss(
-        model,
-        current,
-        look_up(tables, batch),
-        old,
-        reference or current,
-        batch,
-        jax.random.key(seed),
-        **(SETTINGS | changes),
-    )
+
+    @jax.jit
+    def compiled(current, old, reference):
+        rows = look_up(current.tables, batch)
+        key = jax.random.key(0)
+        return rollout.grpo_loss(model, current, rows, old, reference, batch, key, **SETTINGS)
+
+    return compiled(current, old, reference or current)
 
 
 def test_the_first_trajectory_is_free_of_noise():
@@ -59,7 +57,8 @@ def test_the_first_trajectory_is_free_of_noise():
     spread = np.asarray(many.rec[1:]).std(axis=(0, 2))
     rms = np.sqrt(np.square(np.asarray(histories.rec.start)).mean(-1))
     np.testing.assert_allclose(spread, 0.5 * rms, rtol=0.05)
-    logits = rollout.trajectories(model, params, histories, noise, rows, jnp.int32(3))
+    mapped = jax.jit(lambda noise: rollout.trajectories(model, params, histories, noise, rows, 3))
+    logits = mapped(noise)
     plain = model.apply({"params": params}, batch, rows, jnp.int32(3), deterministic=True).logits
     np.testing.assert_allclose(logits[0], plain, rtol=1e-5, atol=1e-5)
     assert np.abs(logits[1] - logits[0]).max() > 1e-3
@@ -88,12 +87,14 @@ def test_gradients_reach_encoders_reasoning_and_rows():
     model, params, tables, batch = world()
 
     def value(params, rows):
-        current = rollout.Policy(params, tables)
+        current, start = rollout.Policy(params, tables), rollout.Policy(start_params, tables)
         return rollout.grpo_loss(
-            model, current, rows, None, current, batch, jax.random.key(0), **SETTINGS
+            model, current, rows, None, start, batch, jax.random.key(0), **SETTINGS
         )[0]
 
-    gradients, row_gradients = jax.grad(value, argnums=(0, 1))(params, look_up(tables, batch))
+    start_params = params
+    gradient = jax.jit(jax.grad(value, argnums=(0, 1)))
+    gradients, row_gradients = gradient(params, look_up(tables, batch))
     for name in ("step_positions", "positions"):
         assert np.any(gradients["rec"][name]) and np.any(gradients["search"][name]), name
     for part in ("msa", "mca", "ffn"):
