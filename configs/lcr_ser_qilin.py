@@ -24,7 +24,7 @@ def get_config() -> config_dict.ConfigDict:
             "data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2},
             "pretrain": {
                 "batch_size": 256,
-                "max_epochs": 8.0,
+                "max_epochs": 6.0,
                 "learning_rate": 2e-3,
                 "lambda_l2": 1e-6,
             },
