@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
@@ -174,9 +172,3 @@ class Data:
             part = seen[number * size : (number + 1) * size]
             part = np.pad(part, ((0, size - len(part)), (0, 0)))
             yield self.adapt(batch), part
-
-    def card(self) -> dict[str, Any]:
-        """The data card, as saved beside the prepared log."""
-        path = os.path.join(self.directory, "meta.json")
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
