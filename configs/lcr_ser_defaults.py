@@ -37,6 +37,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.self_context = "symmetric"  # or "printed": Eq. 5 with its erratum
     config.model.attention = "bilinear"  # of Eq. 8; or "scaled_dot", "mean"
     config.model.mlp_widths = (200, 80)  # UniSAR
+    config.model.init_scale = 0.1  # ours: of the tables' rows at the start
     config.model.dtype = "float32"  # of the computation; or "bfloat16"
 
     config.pretrain = config_dict.ConfigDict()
@@ -49,13 +50,14 @@ def get_config() -> config_dict.ConfigDict:
     config.pretrain.plateau_patience = 3  # UniSAR
     config.pretrain.stop_patience = 5  # UniSAR
     config.pretrain.active_steps = 3
+    config.pretrain.recommendation = "bce"  # Eq. 11; or "cross_entropy" over the candidates
+    config.pretrain.table_update = "touched_rows"  # or "dense": Adam over whole tables
     config.pretrain.lambda_tcl = 0.1  # ours
     config.pretrain.lambda_l2 = 1e-5  # UniSAR on Amazon
     config.pretrain.margin = 0.1  # ours
     config.pretrain.distance = "cosine"  # ours
     config.pretrain.stop_gradient = "both"  # ours; "none" is the printed form
     config.pretrain.user_dropout = 0.01  # READINGS
-    config.pretrain.init_scale = 0.1  # ours
 
     config.rl = config_dict.ConfigDict()
     config.rl.enabled = True  # False: pre-training only

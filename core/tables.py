@@ -1,8 +1,9 @@
 """Large embedding tables: rows are gathered, and only the rows a batch touched are updated.
 
-A step never forms a gradient of a table's size: gradients are taken with respect to the gathered
-rows [n, D], duplicates are added up on one occurrence of each id, and the optimizer reads and
-writes that id's row and moments alone. Id 0 is padding: its row is zero and never updated.
+A step never forms a gradient of a table's size: the distinct rows that a batch names are gathered
+once [u, D], the batch's fields index into them, gradients are taken with respect to them, and the
+optimizer reads and writes these rows and their moments alone. Id 0 is padding: its row is zero and
+never updated.
 """
 
 from __future__ import annotations
@@ -13,37 +14,45 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from core.errors import UserError
 
 
-class IdGroups(NamedTuple):
-    """Which occurrences of a batch's ids [n] name the same row.
+class TouchedRows(NamedTuple):
+    """The distinct rows that a batch's ids [n] name.
 
     Attributes:
-      ids: int32 [n].
-      group: int32 [n], the position of each id's representative occurrence.
-      first: bool [n], this occurrence is its id's representative, and the id is not padding.
+      ids: int32 [u], u = min(n, V) + 1: place 0 is padding's, distinct ids follow, and places that
+        are left over hold V, beyond the table.
+      places: int32 [n], the place of each id among `ids`.
     """
 
     ids: jax.Array
-    group: jax.Array
-    first: jax.Array
+    places: jax.Array
 
 
-def group_ids(ids: jax.Array, num_rows: int) -> IdGroups:
-    """Groups equal ids through a table of one integer a row, without a sort.
+def touched(ids: jax.Array, num_rows: int) -> TouchedRows:
+    """Finds distinct ids through a table of one integer a row, without a sort.
 
     Args:
-      ids: int32 [n] in [0, num_rows).
-      num_rows: rows of the table, padding included.
+      ids: int32 [n] in [0, V).
+      num_rows: V, padding included.
     """
     chex.assert_rank(ids, 1)
-    positions = jnp.arange(ids.shape[0], dtype=jnp.int32)
+    n = ids.shape[0]
+    positions = jnp.arange(n, dtype=jnp.int32)
     slots = jnp.zeros(num_rows, jnp.int32).at[ids].max(positions)
-    group = slots[ids]
-    return IdGroups(ids, group, (group == positions) & (ids != 0))
+    representative = slots[ids]
+    first = (representative == positions) & (ids != 0)
+    numbers = jnp.cumsum(first, dtype=jnp.int32)
+    places = jnp.where(ids == 0, 0, numbers[representative])
+    size = min(n, num_rows) + 1
+    distinct = jnp.full(size, num_rows, jnp.int32).at[0].set(0)
+    distinct = distinct.at[jnp.where(first, numbers, size)].set(ids, mode="drop")
+    return TouchedRows(distinct, places)
+
+
+def gather_touched(table: jax.Array, rows: TouchedRows) -> jax.Array:
+    """The touched rows [u, D] of `table` [V, D]; zero at places that are left over."""
+    return table.at[rows.ids].get(mode="fill", fill_value=0.0)
 
 
 def gather(table: jax.Array, ids: jax.Array) -> jax.Array:
@@ -51,32 +60,14 @@ def gather(table: jax.Array, ids: jax.Array) -> jax.Array:
     return jnp.take(table, ids, axis=0, mode="clip")
 
 
-def sum_duplicates(groups: IdGroups, row_gradients: jax.Array) -> jax.Array:
-    """Adds the gradients [n, D] of equal ids on their representative; zero elsewhere."""
-    chex.assert_rank(row_gradients, 2)
-    return jnp.zeros_like(row_gradients).at[groups.group].add(row_gradients)
-
-
-def check_ids(ids: np.ndarray, num_rows: int, name: str) -> None:
-    """Host-side check.
-
-    Raises:
-      UserError: an id is negative or not below `num_rows`.
-    """
-    if ids.size and (ids.min() < 0 or ids.max() >= num_rows):
-        worst = int(ids.min()) if ids.min() < 0 else int(ids.max())
-        raise UserError(
-            f"expected {name} ids from 0 to {num_rows - 1}, found {worst}; prepare the data again"
-        )
-
-
 Update = Callable[..., tuple[jax.Array, Any]]
 
 
 class TableOptimizer(NamedTuple):
-    """`init(table) -> state`; `update(groups, summed, table, state, learning_rate, step)`.
+    """`init(table) -> state`; `update(rows, gradient, table, state, learning_rate, step)`.
 
-    `summed` comes from `sum_duplicates`; `step` counts updates from 0.
+    `gradient` [u, D] is with respect to `gather_touched`, so that gradients of equal ids are
+    already added up; `step` counts updates from 0.
     """
 
     init: Callable[[jax.Array], Any]
@@ -139,15 +130,15 @@ def touched_rows(kind: str, **settings: float) -> TableOptimizer:
     def init(table):
         return tuple(jnp.full_like(table, rule.start) for _ in range(rule.moments))
 
-    def update(groups, summed, table, state, learning_rate, step):
-        chex.assert_shape(summed, (groups.ids.shape[0], table.shape[1]))
-        # Every other occurrence points beyond the table, where scatters are dropped.
-        rows = jnp.where(groups.first, groups.ids, table.shape[0])
-        moments = tuple(gather(m, groups.ids) for m in state)
-        delta, moments = rule.apply(summed, moments, learning_rate, step)
-        table = table.at[rows].add(delta, mode="drop")
+    def update(rows, gradient, table, state, learning_rate, step):
+        chex.assert_shape(gradient, (rows.ids.shape[0], table.shape[1]))
+        # Padding joins the places beyond the table, where scatters are dropped.
+        ids = rows.ids.at[0].set(table.shape[0])
+        moments = tuple(m.at[ids].get(mode="fill", fill_value=0.0) for m in state)
+        delta, moments = rule.apply(gradient, moments, learning_rate, step)
+        table = table.at[ids].add(delta, mode="drop")
         state = tuple(
-            whole.at[rows].set(new, mode="drop") for whole, new in zip(state, moments, strict=True)
+            whole.at[ids].set(new, mode="drop") for whole, new in zip(state, moments, strict=True)
         )
         return table, state
 
@@ -155,14 +146,14 @@ def touched_rows(kind: str, **settings: float) -> TableOptimizer:
 
 
 def dense(kind: str, **settings: float) -> TableOptimizer:
-    """The same rules from a gradient of the whole table, for parity; `groups` is ignored."""
+    """The same rules from a gradient of the whole table; `rows` is ignored."""
     rule = _RULES[kind](**settings)
 
     def init(table):
         return tuple(jnp.full_like(table, rule.start) for _ in range(rule.moments))
 
-    def update(groups, gradient, table, state, learning_rate, step):
-        del groups
+    def update(rows, gradient, table, state, learning_rate, step):
+        del rows
         chex.assert_equal_shape([gradient, table])
         delta, state = rule.apply(gradient.at[0].set(0.0), state, learning_rate, step)
         return table + delta, state

@@ -221,8 +221,12 @@ class TrainBatches:
         """Batches from `start_step` on, made ahead of their use.
 
         Through tf.data where TensorFlow is installed, through threads elsewhere; the batches are
-        the same.
+        the same. The first is checked against the contract.
+
+        Raises:
+          UserError: the first batch breaks it (`validate_batch`).
         """
+        validate_batch(self.batch_at(start_step), self._shape, self._share, self._log)
         if importlib.util.find_spec("tensorflow") is None:
             return _threaded(self.batch_at, start_step)
         return self._tf_data(start_step)

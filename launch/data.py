@@ -60,7 +60,7 @@ class Data:
             data_dir = sample.ensure_sample(
                 cache,
                 num_users=config.on_sample.users,
-                seed=config.seed,
+                seed=config.on_sample.seed,
                 shuffle_searches=config.on_sample.shuffle_searches,
             )
             _LOG.info("no data_dir given: using sample data (made up, Qilin's format) %s", data_dir)

@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.loop import LoopConfig, steps_for
 from launch.data import Data
 from lcrsr.evaluation import Evaluator
+from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
 from lcrsr.pretrain import PretrainConfig, PretrainTask
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
@@ -57,9 +58,10 @@ class LCRSERExperiment:
                 f"{model_config.max_steps}, found {config.pretrain.active_steps}; set one of them"
             )
         self.model = LCRSER(model_config)
-        self.evaluator = Evaluator(
-            self.model, config.pretrain.active_steps, tuple(config.eval.metrics)
+        self.ranker = LCRSERRanker(
+            self.model, build(LossConfig, config.pretrain.to_dict(), section="pretrain")
         )
+        self.evaluator = Evaluator(self.ranker, tuple(config.eval.metrics))
         if config.eval.selection not in [
             metrics.full_name(name, "neg99") for name in config.eval.metrics
         ]:
@@ -79,7 +81,7 @@ class LCRSERExperiment:
         first_step = 0 if initial is None else int(initial["step"])
         return PretrainTask(
             name=name,
-            model=self.model,
+            ranker=self.ranker,
             config=build(PretrainConfig, config.to_dict(), section="pretrain"),
             table_sizes=self.data.table_sizes,
             example_batch=self.example_batch(),

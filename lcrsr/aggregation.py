@@ -7,6 +7,7 @@ into the history rows, before the weighted sum instead of after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -42,18 +43,42 @@ class Side(NamedTuple):
     mask: jax.Array
 
 
+def _identity(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    del key
+    return jnp.eye(shape[0], shape[1])
+
+
+def _start_on_differences(item_scale: float) -> Callable[..., jax.Array]:
+    """Xavier for e_u, w_s and w_r; the block of e_v undoes those of w_s and w_r.
+
+    The MLP of a concatenation has to find by itself that nearness of e_v to w_s and w_r matters,
+    and training stood still for hundreds of updates until it did (docs/CHOICES.md). Here it starts
+    as a function of w - e_v / item_scale: rows of standard deviation `item_scale` against states
+    that a layer norm brings to 1.
+    """
+
+    def init(key, shape):
+        user, search, rec, _ = jnp.split(nn.initializers.xavier_uniform()(key, shape), 4)
+        return jnp.concatenate([user, search, rec, -(search + rec) / item_scale])
+
+    return init
+
+
 class Scorer(nn.Module):
     """Holds `ScorerWeights`."""
 
     width: int
     mlp_widths: tuple[int, ...]
+    item_scale: float
 
     @nn.compact
     def __call__(self) -> ScorerWeights:
         d, xavier, zeros = self.width, nn.initializers.xavier_uniform(), nn.initializers.zeros
-        rec_bilinear = self.param("rec_bilinear", xavier, (d, d))
-        search_bilinear = self.param("search_bilinear", xavier, (d, d))
-        first = self.param("mlp_0_kernel", xavier, (4 * d, self.mlp_widths[0]))
+        # Eq. 8 starts as the dot product of e_v with the rows.
+        rec_bilinear = self.param("rec_bilinear", _identity, (d, d))
+        search_bilinear = self.param("search_bilinear", _identity, (d, d))
+        start = _start_on_differences(self.item_scale)
+        first = self.param("mlp_0_kernel", start, (4 * d, self.mlp_widths[0]))
         first_bias = self.param("mlp_0_bias", zeros, (self.mlp_widths[0],))
         widths = (*self.mlp_widths, 1)
         rest = tuple(

@@ -6,6 +6,7 @@ gradients with respect to those rows only, and updates only them (`core.tables`)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -40,32 +41,44 @@ def init_tables(
     }
 
 
-def flat_ids(batch: dict[str, Any]) -> dict[str, jax.Array]:
+def flat_ids(batch: dict[str, Any], tables: Iterable[str]) -> dict[str, jax.Array]:
     """Per table, the ids of all its fields in one int32 vector [n], padding included."""
     return {
-        table: jnp.concatenate([jnp.ravel(batch[field]) for field in fields])
-        for table, fields in TABLE_FIELDS.items()
+        table: jnp.concatenate([jnp.ravel(batch[field]) for field in TABLE_FIELDS[table]])
+        for table in tables
     }
 
 
-def gather_flat(tables: Tables, ids: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Rows [n, D] of `flat_ids`; padding gives zero rows."""
-    return {name: table_lib.gather(tables[name], ids[name]) for name in TABLE_FIELDS}
+def touched_rows(
+    tables: Tables, batch: dict[str, Any]
+) -> tuple[dict[str, table_lib.TouchedRows], dict[str, jax.Array]]:
+    """Per table, the distinct rows that the batch names, and their values [u, D]."""
+    ids = flat_ids(batch, tables)
+    rows = {name: table_lib.touched(ids[name], table.shape[0]) for name, table in tables.items()}
+    return rows, {name: table_lib.gather_touched(tables[name], rows[name]) for name in tables}
 
 
-def rows_of(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Array]:
-    """Cuts flat rows [n, D] into the batch's fields: `user` [B, D], `rec_items` [B, L, D], ..."""
-    rows = {}
-    for table, fields in TABLE_FIELDS.items():
+def fields_of(
+    values: dict[str, jax.Array], rows: dict[str, table_lib.TouchedRows], batch: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """The fields `user` [B, D], `rec_items` [B, L, D] and so on from the touched rows' values."""
+    return _cut({name: values[name][rows[name].places] for name in values}, batch)
+
+
+def _cut(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """Cuts the rows [n, D] of `flat_ids` into the batch's fields."""
+    fields = {}
+    for table, vectors in flat.items():
         start = 0
-        for field in fields:
+        for field in TABLE_FIELDS[table]:
             shape = jnp.shape(batch[field])
             size = int(jnp.size(batch[field]))
-            rows[field] = flat[table][start : start + size].reshape(*shape, -1)
+            fields[field] = vectors[start : start + size].reshape(*shape, -1)
             start += size
-    return rows
+    return fields
 
 
 def look_up(tables: Tables, batch: dict[str, Any]) -> dict[str, jax.Array]:
     """The batch's id fields as vectors, without gradients in mind (evaluation, rollouts)."""
-    return rows_of(gather_flat(tables, flat_ids(batch)), batch)
+    ids = flat_ids(batch, tables)
+    return _cut({name: table_lib.gather(tables[name], ids[name]) for name in tables}, batch)

@@ -12,23 +12,21 @@ import numpy as np
 from core import metrics
 from core.errors import UserError
 from lcrsr.embedding import Tables, look_up
-from lcrsr.model import LCRSER
+from lcrsr.ranker import Ranker
 
 _CATALOGUE_CHUNK = 2048
 
 
 class Evaluator:
-    """Scores with `active_steps` reasoning steps and counts metrics; one compilation a shape.
+    """Scores with a `Ranker` and counts metrics; one compilation a shape.
 
     Args:
-      model: the network.
-      active_steps: K in use, at most the model's `max_steps`.
+      ranker: the model.
       metric_names: such as 'hr@10', 'ndcg@5'.
     """
 
-    def __init__(self, model: LCRSER, active_steps: int, metric_names: Sequence[str]):
-        self._model = model
-        self._active = jnp.int32(active_steps)
+    def __init__(self, ranker: Ranker, metric_names: Sequence[str]):
+        self._ranker = ranker
         self._names = tuple(metric_names)
         self._sampled = jax.jit(self._rank_sampled)
         self._full = jax.jit(self._rank_full)
@@ -79,34 +77,10 @@ class Evaluator:
         items, scores = self._top_k(params, tables, batch, seen, k=k)
         return np.asarray(items), np.asarray(scores)
 
-    def _states(self, params: Any, rows: dict[str, jax.Array], batch: dict[str, Any]) -> Any:
-        variables = {"params": params}
-        histories: Any = self._model.apply(
-            variables, batch, rows, deterministic=True, method=LCRSER.encode
-        )
-        states = self._model.apply(
-            variables,
-            histories,
-            histories.rec.start,
-            histories.search.start,
-            cross=True,
-            deterministic=True,
-            method=LCRSER.reason,
-        )
-        return histories, states
-
     def _rank_sampled(self, params, tables, batch):
         rows = look_up(tables, batch)
-        histories, states = self._states(params, rows, batch)
-        scores: Any = self._model.apply(
-            {"params": params},
-            histories,
-            states,
-            self._active,
-            rows["user"],
-            rows["candidates"],
-            method=LCRSER.score,
-        )
+        users = self._ranker.represent(params, batch, rows)
+        scores = self._ranker.score(params, users, rows)
         above, tied = metrics.target_ranks(scores)
         return above, tied, jnp.isnan(scores).any(-1)
 
@@ -115,24 +89,16 @@ class Evaluator:
         # One candidate is enough for the shapes: the catalogue is scored from its table.
         batch = batch | {"candidates": batch["candidates"][:, :1]}
         rows = look_up(tables, batch)
-        histories, states = self._states(params, rows, batch)
+        users = self._ranker.represent(params, batch, rows)
         num_rows, width = tables["item"].shape
         chunks = -(-num_rows // _CATALOGUE_CHUNK)
         padded = jnp.zeros((chunks * _CATALOGUE_CHUNK, width)).at[:num_rows].set(tables["item"])
 
         def score_chunk(chunk):
-            return self._model.apply(
-                {"params": params},
-                histories,
-                states,
-                self._active,
-                rows["user"],
-                chunk,
-                method=LCRSER.score_catalogue,
-            )
+            return self._ranker.score_catalogue(params, users, rows, chunk)
 
         scores = jax.lax.map(score_chunk, padded.reshape(chunks, _CATALOGUE_CHUNK, width))
-        scores = jnp.moveaxis(scores, 0, 1).reshape(rows["user"].shape[0], -1)[:, :num_rows]
+        scores = jnp.moveaxis(scores, 0, 1).reshape(batch["mask"].shape[0], -1)[:, :num_rows]
         return scores.at[:, 0].set(-jnp.inf)
 
     def _rank_full(self, params, tables, batch, seen):

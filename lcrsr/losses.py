@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import chex
@@ -126,14 +126,29 @@ def bce(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
     return (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
 
-def l2(params: Any, touched: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """The softmax over the target and its sampled negatives, in Eq. 11's place.
+
+    Args:
+      logits, labels: [B, N]; labels are one-hot.
+      mask: [B], 0 for padding.
+    """
+    chex.assert_equal_shape([logits, labels])
+    losses = optax.softmax_cross_entropy(logits, labels)
+    return (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
+RECOMMENDATION = {"bce": bce, "cross_entropy": cross_entropy}
+
+
+def l2(params: Any, touched: Iterable[jax.Array]) -> jax.Array:
     """||Phi||^2 of Eq. 12 on what the batch touched.
 
     Args:
       params: the network's parameters; matrices count, biases and norms do not.
-      touched: per table the gathered rows [n, D] and `IdGroups.first` bool [n], so that a row
-        counts once however often the batch names it.
+      touched: per table the distinct rows [u, D] that the batch names, so that a row counts once
+        however often it does.
     """
     squares = [jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params) if p.ndim >= 2]
-    squares += [jnp.sum(jnp.square(r).sum(-1) * first) for r, first in touched]
+    squares += [jnp.sum(jnp.square(rows)) for rows in touched]
     return jnp.sum(jnp.stack(squares))

@@ -37,6 +37,8 @@ class ModelConfig:
       self_context: 'symmetric', or 'printed' (Eq. 5 with its erratum).
       attention: of Eq. 8: 'bilinear', 'scaled_dot' or 'mean'.
       mlp_widths: hidden widths of Eq. 10.
+      init_scale: standard deviation of the tables' rows at the start; the first layer of Eq. 10
+        starts scaled to it.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters, softmax and logits stay
         float32.
     """
@@ -53,6 +55,7 @@ class ModelConfig:
     self_context: str = "symmetric"
     attention: str = "bilinear"
     mlp_widths: tuple[int, ...] = (200, 80)
+    init_scale: float = 0.1
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -67,6 +70,8 @@ class ModelConfig:
                 raise ValueError(f"expected {name} in {known}, found {getattr(self, name)!r}")
         if self.width % self.heads:
             raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
+        if self.init_scale <= 0:
+            raise ValueError(f"expected init_scale above 0, found {self.init_scale}")
         if self.max_steps < 0 or self.layers < 1 or not self.mlp_widths:
             raise ValueError(
                 f"expected max_steps >= 0, layers >= 1 and mlp_widths, found {self.max_steps}, "
@@ -125,7 +130,7 @@ class LCRSER(nn.Module):
         c = self.config
         self.rec = Encoder(c, c.rec_length)
         self.search = Encoder(c, c.search_length)
-        self.scorer = aggregation.Scorer(c.width, c.mlp_widths)
+        self.scorer = aggregation.Scorer(c.width, c.mlp_widths, c.init_scale)
 
     def __call__(
         self, batch: Batch, rows: Rows, active_steps: jax.Array, *, deterministic: bool

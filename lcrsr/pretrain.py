@@ -1,4 +1,7 @@
-"""Supervised pre-training (3.3): Eq. 12 over batches of one positive and sampled negatives."""
+"""Supervised training of a `Ranker`: its loss and L2 over batches of a positive and negatives.
+
+For LCR-SER this is 3.3's pre-training, Eq. 12.
+"""
 
 from __future__ import annotations
 
@@ -13,63 +16,72 @@ import optax
 
 from core import tables as table_lib
 from lcrsr import embedding, losses
-from lcrsr.model import LCRSER
+from lcrsr.ranker import Ranker
 
 State = dict[str, Any]
 Evaluate = Callable[[Any, embedding.Tables], dict[str, float]]
+TABLE_UPDATES = ("touched_rows", "dense")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """The settings of Eq. 9, 11 and 12.
+    """Settings of the task, whatever the model.
 
     Attributes:
-      lambda_tcl: weight of the contrastive loss.
-      lambda_l2: weight of the squares of dense weights and touched rows.
-      margin: m of Eq. 9, in the unit of `distance`.
-      distance: 'cosine' or 'euclidean'.
-      stop_gradient: which side of the hinge's distances gets no gradient: 'none' (as printed),
-        'h_plain' or 'both' (READINGS).
+      lambda_l2: weight of the squares of dense weights and touched rows, Eq. 12.
       user_dropout: share of users whose row is replaced by the shared row of unseen users.
-      active_steps: K in use while training.
-      init_scale: standard deviation of the tables' first rows.
+      table_update: 'touched_rows' (lazy Adam, DESIGN 4), or 'dense': gradients and moments of
+        whole tables, which losses over all items need.
     """
 
-    lambda_tcl: float
     lambda_l2: float
-    margin: float
-    distance: str
-    stop_gradient: str
     user_dropout: float
-    active_steps: int
-    init_scale: float
+    table_update: str
+
+    def __post_init__(self):
+        if self.table_update not in TABLE_UPDATES:
+            raise ValueError(
+                f"expected table_update in {TABLE_UPDATES}, found {self.table_update!r}"
+            )
 
 
-def table_optimizers() -> dict[str, table_lib.TableOptimizer]:
-    return {name: table_lib.touched_rows("adam") for name in embedding.TABLE_FIELDS}
+_TOUCHED = table_lib.touched_rows("adam")
+_DENSE = table_lib.dense("adam")
+
+
+def init_table_states(tables: embedding.Tables) -> dict[str, Any]:
+    """Adam moments of every table; the same for touched rows and dense."""
+    return {name: _TOUCHED.init(table) for name, table in tables.items()}
 
 
 def update_tables(
     tables: embedding.Tables,
+    rows: dict[str, table_lib.TouchedRows],
+    gradients: dict[str, jax.Array],
     table_states: dict[str, Any],
-    ids: dict[str, jax.Array],
-    row_gradients: dict[str, jax.Array],
     learning_rate: jax.Array,
     step: jax.Array,
 ) -> tuple[embedding.Tables, dict[str, Any]]:
-    """One touched-row update of every table from the gradients [n, D] of its gathered rows."""
+    """One update of every table from the gradients [u, D] of its touched rows."""
     new_tables, new_states = {}, {}
-    for name, optimizer in table_optimizers().items():
-        groups = table_lib.group_ids(ids[name], tables[name].shape[0])
-        summed = table_lib.sum_duplicates(groups, row_gradients[name])
-        new_tables[name], new_states[name] = optimizer.update(
-            groups, summed, tables[name], table_states[name], learning_rate, step
+    for name, table in tables.items():
+        new_tables[name], new_states[name] = _TOUCHED.update(
+            rows[name], gradients[name], table, table_states[name], learning_rate, step
+        )
+    return new_tables, new_states
+
+
+def _update_densely(tables, gradients, table_states, learning_rate, step):
+    new_tables, new_states = {}, {}
+    for name, table in tables.items():
+        new_tables[name], new_states[name] = _DENSE.update(
+            None, gradients[name], table, table_states[name], learning_rate, step
         )
     return new_tables, new_states
 
 
 class PretrainTask:
-    """A `core.task.Task`: pre-training, or the control that continues it as long as RL runs.
+    """A `core.task.Task`: training from scratch, or the control that goes on as long as RL runs.
 
     Args:
       name: stage name, 'pretrain' or 'control'.
@@ -80,7 +92,7 @@ class PretrainTask:
         self,
         *,
         name: str,
-        model: LCRSER,
+        ranker: Ranker,
         config: PretrainConfig,
         table_sizes: dict[str, int],
         example_batch: dict[str, np.ndarray],
@@ -94,7 +106,7 @@ class PretrainTask:
     ):
         self.name, self.selection = name, selection
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
-        self._model, self._config = model, config
+        self._ranker, self._config = ranker, config
         self._table_sizes, self._example_batch = table_sizes, example_batch
         self._batches, self._evaluate = batches, evaluate
         self._seed, self._initial = seed, initial
@@ -109,21 +121,18 @@ class PretrainTask:
     def random_state(self) -> State:
         """The state of a first update: parameters, tables, optimizer moments, step 0."""
         network_key, table_key = jax.random.split(jax.random.key(self._seed))
-        width = self._model.config.width
-        tables = embedding.init_tables(
-            table_key, width=width, scale=self._config.init_scale, **self._table_sizes
+        every = embedding.init_tables(
+            table_key, width=self._ranker.width, scale=self._ranker.init_scale, **self._table_sizes
         )
+        tables = {name: every[name] for name in self._ranker.tables}
         rows = embedding.look_up(tables, self._example_batch)
-        variables = self._model.init(
-            {"params": network_key}, self._example_batch, rows, jnp.int32(0), deterministic=True
-        )
-        params = variables["params"]
+        params = self._ranker.init(network_key, self._example_batch, rows)
         return {
             "step": jnp.int32(0),
             "params": params,
             "optimizer": self._optimizer.init(params),
             "tables": tables,
-            "table_states": {n: o.init(tables[n]) for n, o in table_optimizers().items()},
+            "table_states": init_table_states(tables),
         }
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -135,65 +144,48 @@ class PretrainTask:
     def train_step(
         self, state: State, batch: dict[str, Any], learning_rate: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
-        user_key, dropout_key = jax.random.split(key)
-        batch = self._drop_users(user_key, batch, state["tables"]["user"].shape[0] - 1)
-        ids = embedding.flat_ids(batch)
-        flat = embedding.gather_flat(state["tables"], ids)
+        user_key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
+        # The generator that accelerators have in hardware, and the fastest on a CPU too.
+        dropout_key = jax.random.fold_in(jax.random.key(self._seed, impl="rbg"), state["step"])
+        batch = self._drop_users(user_key, batch)
+        tables = state["tables"]
+        touched, values = embedding.touched_rows(tables, batch)
 
-        def loss_of(params, flat):
-            return self._loss(params, flat, ids, batch, state, dropout_key)
+        def loss_of(params, values, tables):
+            rows = embedding.fields_of(values, touched, batch)
+            loss, stats = self._ranker.loss(params, batch, rows, tables, dropout_key)
+            penalty = losses.l2(params, values.values())
+            total = loss + self._config.lambda_l2 * penalty
+            return total, {"loss": total, "l2": penalty, **stats}
 
-        gradients, stats = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(state["params"], flat)
-        updates, optimizer = self._optimizer.update(gradients[0], state["optimizer"])
+        def loss_of_tables(params, tables):
+            values = {n: table_lib.gather_touched(tables[n], touched[n]) for n in tables}
+            return loss_of(params, values, tables)
+
+        rest = (state["table_states"], learning_rate, state["step"])
+        if self._config.table_update == "dense":
+            (gradient, of_tables), stats = jax.grad(loss_of_tables, argnums=(0, 1), has_aux=True)(
+                state["params"], tables
+            )
+            new_tables, table_states = _update_densely(tables, of_tables, *rest)
+        else:
+            (gradient, of_rows), stats = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(
+                state["params"], values, tables
+            )
+            new_tables, table_states = update_tables(tables, touched, of_rows, *rest)
+        updates, optimizer = self._optimizer.update(gradient, state["optimizer"])
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], updates)
-        tables, table_states = update_tables(
-            state["tables"], state["table_states"], ids, gradients[1], learning_rate, state["step"]
-        )
         return {
             "step": state["step"] + 1,
             "params": params,
             "optimizer": optimizer,
-            "tables": tables,
+            "tables": new_tables,
             "table_states": table_states,
         }, stats
 
-    def _drop_users(self, key, batch, unseen_user):
+    def _drop_users(self, key, batch):
+        if "user" not in self._ranker.tables:
+            return batch
+        unseen_user = self._table_sizes["num_users"] + 1
         dropped = jax.random.bernoulli(key, self._config.user_dropout, batch["user"].shape)
         return batch | {"user": jnp.where(dropped, unseen_user, batch["user"])}
-
-    def _loss(self, params, flat, ids, batch, state, dropout_key):
-        config = self._config
-        rows = embedding.rows_of(flat, batch)
-        active = jnp.int32(config.active_steps)
-        outputs: Any = self._model.apply(
-            {"params": params},
-            batch,
-            rows,
-            active,
-            deterministic=False,
-            rngs={"dropout": dropout_key},
-        )
-        recommendation = losses.bce(outputs.logits, batch["labels"], batch["mask"])
-        contrastive, distances = losses.contrastive_from_outputs(
-            outputs,
-            rows["candidates"][:, 0],
-            active,
-            batch["mask"],
-            margin=config.margin,
-            distance=config.distance,
-            stop_gradient=config.stop_gradient,
-        )
-        groups = {
-            name: table_lib.group_ids(ids[name], state["tables"][name].shape[0])
-            for name in embedding.TABLE_FIELDS
-        }
-        penalty = losses.l2(params, [(flat[n], groups[n].first) for n in groups])
-        total = recommendation + config.lambda_tcl * contrastive + config.lambda_l2 * penalty
-        return total, {
-            "loss": total,
-            "bce": recommendation,
-            "contrastive": contrastive,
-            "l2": penalty,
-            **distances,
-        }

@@ -14,7 +14,7 @@ import optax
 from core import metrics
 from lcrsr import embedding, rollout
 from lcrsr.model import LCRSER
-from lcrsr.pretrain import Evaluate, State, table_optimizers, update_tables
+from lcrsr.pretrain import Evaluate, State, init_table_states, update_tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class ReinforceTask:
             "reference": self._snapshot(params, tables),
         }
         if self._config.trainable == "all":
-            state["table_states"] = {n: o.init(tables[n]) for n, o in table_optimizers().items()}
+            state["table_states"] = init_table_states(tables)
         if self._config.updates_per_rollout > 1:
             state["old"] = self._snapshot(params, tables)
         return state
@@ -114,11 +114,10 @@ class ReinforceTask:
         key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
         if config.updates_per_rollout > 1:
             state = self._refresh_old(state)
-        ids = embedding.flat_ids(batch)
-        flat = embedding.gather_flat(state["tables"], ids)
+        touched, values = embedding.touched_rows(state["tables"], batch)
 
-        def loss_of(params, flat):
-            rows = embedding.rows_of(flat, batch)
+        def loss_of(params, values):
+            rows = embedding.fields_of(values, touched, batch)
             return rollout.grpo_loss(
                 self._model,
                 rollout.Policy(params, state["tables"]),
@@ -137,7 +136,7 @@ class ReinforceTask:
             )
 
         (gradient, row_gradients), stats = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(
-            state["params"], flat
+            state["params"], values
         )
         mask = rollout.trainable_mask(gradient, config.trainable)
         gradient = jax.tree.map(lambda g, keep: g if keep else jnp.zeros_like(g), gradient, mask)
@@ -150,9 +149,9 @@ class ReinforceTask:
         if config.trainable == "all":
             new_state["tables"], new_state["table_states"] = update_tables(
                 state["tables"],
-                state["table_states"],
-                ids,
+                touched,
                 row_gradients,
+                state["table_states"],
                 learning_rate,
                 state["step"],
             )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core.tables import group_ids
+from core.tables import gather_touched, touched
 from lcrsr import losses
 
 
@@ -134,9 +134,9 @@ def test_bce_is_stable_at_extreme_logits():
 
 
 def test_l2_counts_a_touched_row_once_and_no_bias():
-    ids = jnp.array([2, 2, 1, 0], jnp.int32)
-    rows = jnp.array([[3.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    rows = touched(jnp.array([2, 2, 1, 0], jnp.int32), 3)
+    table = jnp.array([[0.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
     params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(7, 100.0)}
     # 4 * 2^2 + 3^2 + 2^2 = 29; counting row 2 twice would give 38.
-    value = losses.l2(params, [(rows, group_ids(ids, 3).first)])
+    value = losses.l2(params, [gather_touched(table, rows)])
     assert float(value) == pytest.approx(29.0)

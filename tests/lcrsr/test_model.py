@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy_reference
 from small_batches import ITEMS, config, forward, ragged_batch, setup
 
-from lcrsr.embedding import flat_ids, gather_flat, look_up, rows_of
+from lcrsr.embedding import fields_of, look_up, touched_rows
 from lcrsr.latent_reasoning import final_state
 from lcrsr.model import LCRSER, ModelConfig
 
@@ -158,15 +158,14 @@ def test_gradients_are_finite_where_everything_is_empty():
     for name in ("rec_items", "query_words", "clicked_items"):
         batch[name][:] = 0
     model, params, tables = setup(cfg, batch)
-    ids = flat_ids(batch)
+    touched, values = touched_rows(tables, batch)
 
-    def total(params, flat):
-        outputs = model.apply(
-            {"params": params}, batch, rows_of(flat, batch), jnp.int32(3), deterministic=True
-        )
+    def total(params, values):
+        rows = fields_of(values, touched, batch)
+        outputs = model.apply({"params": params}, batch, rows, jnp.int32(3), deterministic=True)
         return outputs.logits.sum()
 
-    gradients = jax.grad(total, argnums=(0, 1))(params, gather_flat(tables, ids))
+    gradients = jax.grad(total, argnums=(0, 1))(params, values)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
     assert np.abs(gradients[0]["rec"]["empty_start"]).max() > 0
 

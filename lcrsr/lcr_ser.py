@@ -1,0 +1,126 @@
+"""LCR-SER as a `Ranker`: its pre-training loss (Eq. 9, 11), and scores with K active steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lcrsr import losses
+from lcrsr.latent_reasoning import States
+from lcrsr.model import LCRSER, Histories
+from lcrsr.ranker import Batch, Params, Rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The settings of Eq. 9 and 11.
+
+    Attributes:
+      recommendation: 'bce' (Eq. 11), or 'cross_entropy', the softmax over the candidates.
+      lambda_tcl: weight of the contrastive loss.
+      margin: m of Eq. 9, in the unit of `distance`.
+      distance: 'cosine' or 'euclidean'.
+      stop_gradient: which side of the hinge's distances gets no gradient: 'none' (as printed),
+        'h_plain' or 'both' (READINGS).
+      active_steps: K in use, in training and scoring.
+    """
+
+    recommendation: str
+    lambda_tcl: float
+    margin: float
+    distance: str
+    stop_gradient: str
+    active_steps: int
+
+    def __post_init__(self):
+        for name, known in (
+            ("recommendation", tuple(losses.RECOMMENDATION)),
+            ("distance", losses.DISTANCES),
+            ("stop_gradient", losses.STOP_GRADIENTS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} in {known}, found {getattr(self, name)!r}")
+
+
+class Reasoned(NamedTuple):
+    """Users ready to be scored."""
+
+    histories: Histories
+    states: States
+
+
+class LCRSERRanker:
+    """A `Ranker` around the network."""
+
+    tables: tuple[str, ...] = ("user", "item", "word")
+
+    def __init__(self, model: LCRSER, config: LossConfig):
+        self.model, self.config = model, config
+        self.width, self.init_scale = model.config.width, model.config.init_scale
+        self._active = jnp.int32(config.active_steps)
+
+    def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
+        return self.model.init({"params": key}, batch, rows, jnp.int32(0), deterministic=True)[
+            "params"
+        ]
+
+    def loss(
+        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del tables
+        config = self.config
+        outputs: Any = self.model.apply(
+            {"params": params},
+            batch,
+            rows,
+            self._active,
+            deterministic=False,
+            rngs={"dropout": key},
+        )
+        recommend = losses.RECOMMENDATION[config.recommendation]
+        recommendation = recommend(outputs.logits, batch["labels"], batch["mask"])
+        contrastive, distances = losses.contrastive_from_outputs(
+            outputs,
+            rows["candidates"][:, 0],
+            self._active,
+            batch["mask"],
+            margin=config.margin,
+            distance=config.distance,
+            stop_gradient=config.stop_gradient,
+        )
+        return recommendation + config.lambda_tcl * contrastive, {
+            config.recommendation: recommendation,
+            "contrastive": contrastive,
+            **distances,
+        }
+
+    def represent(self, params: Params, batch: Batch, rows: Rows) -> Reasoned:
+        histories: Any = self.model.apply(
+            {"params": params}, batch, rows, deterministic=True, method=LCRSER.encode
+        )
+        states: Any = self.model.apply(
+            {"params": params},
+            histories,
+            histories.rec.start,
+            histories.search.start,
+            cross=True,
+            deterministic=True,
+            method=LCRSER.reason,
+        )
+        return Reasoned(histories, states)
+
+    def score(self, params: Params, users: Reasoned, rows: Rows) -> jax.Array:
+        return self._score(LCRSER.score, params, users, rows, rows["candidates"])
+
+    def score_catalogue(
+        self, params: Params, users: Reasoned, rows: Rows, items: jax.Array
+    ) -> jax.Array:
+        return self._score(LCRSER.score_catalogue, params, users, rows, items)
+
+    def _score(self, method, params, users, rows, items):
+        return self.model.apply(
+            {"params": params}, *users, self._active, rows["user"], items, method=method
+        )

@@ -1,0 +1,56 @@
+"""What training and evaluation ask of a model that ranks items: the `Ranker` protocol."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+
+Batch = dict[str, Any]
+Rows = dict[str, jax.Array]
+Params = Any
+
+
+class Ranker(Protocol):
+    """LCR-SER or a baseline: pure functions over parameters, and embedding rows of a batch.
+
+    Attributes:
+      tables: the embedding tables it reads, of 'user', 'item', 'word' (`lcrsr.embedding`).
+      width: D of the tables' rows.
+      init_scale: standard deviation of these rows at the start.
+    """
+
+    tables: tuple[str, ...]
+    width: int
+    init_scale: float
+
+    def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
+        """Random parameters of the network, the tables apart."""
+        ...
+
+    def loss(
+        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The training loss without L2, and scalars to log.
+
+        Args:
+          rows: the batch's fields as vectors, `user` [B, D], `rec_items` [B, Lr, D] and so on.
+          tables: whole tables, for losses over all items; gradients reach them only where the
+            task's `table_update` is 'dense'.
+          key: of dropout.
+        """
+        ...
+
+    def represent(self, params: Params, batch: Batch, rows: Rows) -> Any:
+        """What scoring needs of a batch's users, without dropout."""
+        ...
+
+    def score(self, params: Params, users: Any, rows: Rows) -> jax.Array:
+        """Scores float32 [B, N] of every user's own candidates, `rows['candidates']` [B, N, D]."""
+        ...
+
+    def score_catalogue(
+        self, params: Params, users: Any, rows: Rows, items: jax.Array
+    ) -> jax.Array:
+        """Scores float32 [B, V] of one list of items [V, D] for every user."""
+        ...

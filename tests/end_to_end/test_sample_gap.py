@@ -1,0 +1,88 @@
+"""What searches are worth on the sample, where the best possible ranking is known."""
+
+import numpy as np
+import pytest
+
+from configs import lcr_ser_qilin
+from input_pipelines.sample_truth import Truth, bayes_scores, truth_metric
+from launch.data import Data, resolve
+from launch.train import train
+
+SEEDS = (0, 1, 2)
+
+
+def config_of(cache, seed=0, **changes):
+    config = lcr_ser_qilin.get_config()
+    config.cache_dir = str(cache)
+    config.seed = seed
+    config.rl.enabled = False
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """NDCG@5 against neg99 of every test user, after the config's own pre-training."""
+    folder = tmp_path_factory.mktemp("gap")
+    done = {}
+
+    def values(seed, **changes):
+        key = (seed, *changes.items())
+        if key not in done:
+            workdir = folder / str(len(done))
+            train(config_of(folder / "cache", seed, **changes), str(workdir))
+            with np.load(workdir / "per_user" / "pretrain-test-neg99.npz") as file:
+                done[key] = file["ndcg@5"]
+        return done[key]
+
+    values.cache = folder / "cache"
+    return values
+
+
+@pytest.fixture(scope="module")
+def truth(trained):
+    """NDCG@5 of the Bayes-optimal ranker, with and without searches, and who searches in vain."""
+    data = Data(resolve(config_of(trained.cache)))
+    known = Truth(data.raw_dir)
+    lists, examples = data.candidate_lists("test", "neg99"), data.splits.test
+    with_searches, blind = (
+        truth_metric(bayes_scores(known, data.log, examples, lists, use_search=use))
+        for use in (True, False)
+    )
+    names = data.log.user_ids[examples.user]
+    return with_searches, blind, np.isin(names, sorted(known.all_noise_users))
+
+
+def interval(differences):
+    """Mean and half the width of its 95% interval over users."""
+    return differences.mean(), 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
+
+
+BLIND = {"data.use_search": False}
+
+
+@pytest.mark.slow
+def test_recovers_most_of_what_searches_are_worth(trained, truth):
+    best, best_blind, _ = truth
+    gains = [(trained(seed) - trained(seed, **BLIND)).mean() for seed in SEEDS]
+    share = np.mean(gains) / (best - best_blind).mean()
+    print(f"gains {gains}, share of the Bayes gap {share:.3f}")
+    assert share >= 0.70
+
+
+@pytest.mark.slow
+def test_users_whose_searches_are_all_noise_lose_little(trained, truth):
+    *_, all_noise = truth
+    gains = np.mean([trained(seed) - trained(seed, **BLIND) for seed in SEEDS], 0)[all_noise]
+    mean, half = interval(gains)
+    print(f"{all_noise.sum()} all-noise users: {mean:.4f} +- {half:.4f}")
+    assert mean + half >= -0.005
+
+
+@pytest.mark.slow
+def test_searches_of_other_users_bring_nothing(trained):
+    shuffled = {"on_sample.shuffle_searches": True}
+    gains = [trained(seed, **shuffled) - trained(seed, **shuffled, **BLIND) for seed in SEEDS[:1]]
+    mean, half = interval(np.mean(gains, 0))
+    print(f"shuffled: {mean:.4f} +- {half:.4f}")
+    assert mean - half <= 0.0
