@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,8 @@ def title(results: dict[str, Any], split: str) -> str:
 def print_table(results: dict[str, Any], split: str = "test") -> None:
     """Prints the run's table: one line a stage, the protocol in every column name."""
     columns, lines = _grid(results, split)
-    console = Console()
+    # Without a terminal's width a table would be cut at 80 columns, protocols and all.
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(title(results, split), highlight=False, soft_wrap=True)
     for protocol in dict.fromkeys(name.split("/")[1] for name in columns):
         chosen = [i for i, name in enumerate(columns) if name.endswith("/" + protocol)]
