@@ -6,13 +6,11 @@ Command: python -m launch.train --config=configs/lcr_ser_amazon_beauty.py \
 
 from ml_collections import config_dict
 
-from configs import lcr_ser_defaults
+from configs import datasets, lcr_ser_defaults
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = lcr_ser_defaults.get_config()
-    config.dataset = "amazon_beauty"
-    config.data.clicks = 1  # a semi-synthetic search has the one bought item
+    config = datasets.amazon_beauty(lcr_ser_defaults.get_config())
     # ours: 513 updates an epoch instead of UniSAR's 128; on the sample small batches left the
     # popularity plateau after fewer epochs (docs/CHOICES.md)
     config.pretrain.batch_size = 256

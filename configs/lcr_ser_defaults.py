@@ -1,4 +1,4 @@
-"""Every setting of LCR-SER, with where its value comes from; experiments override what differs.
+"""Every setting of LCR-SER beside the shared ones (defaults.py), with where its value comes from.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
 "ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on.
@@ -6,25 +6,12 @@
 
 from ml_collections import config_dict
 
+from configs import defaults
+
 
 def get_config() -> config_dict.ConfigDict:
-    config = config_dict.ConfigDict()
-    config.dataset = ""
-    config.data_dir = ""  # the raw files; empty: the embedded sample, where there is one
-    config.cache_dir = "~/.cache/lcrsr"  # prepared data
-    config.seed = 0
-
-    config.data = config_dict.ConfigDict()
-    config.data.split = "leave_one_out"  # or "global_time"
-    config.data.rec_length = 30  # last events kept of each kind (UniSAR)
-    config.data.search_length = 30
-    config.data.words = 8  # of a query
-    config.data.clicks = 5  # of a search (UniSAR)
-    config.data.segmenter = "characters"  # of Chinese queries; or "jieba"
-    config.data.use_search = True  # False: the same model, blind to searches
-    config.data.train_negatives = 4  # UniSAR
-    config.data.candidates_seed = 0  # of the saved evaluation lists, one for every model
-    config.data.max_validation = 5000  # users
+    config = defaults.get_config()
+    config.method = "lcr_ser"
 
     config.model = config_dict.ConfigDict()
     config.model.width = 64  # UniSAR
@@ -40,24 +27,12 @@ def get_config() -> config_dict.ConfigDict:
     config.model.init_scale = 0.1  # ours: of the tables' rows at the start
     config.model.dtype = "float32"  # of the computation; or "bfloat16"
 
-    config.pretrain = config_dict.ConfigDict()
-    config.pretrain.batch_size = 1024  # UniSAR
-    config.pretrain.max_epochs = 30.0
-    config.pretrain.evals_per_epoch = 1.0
-    config.pretrain.learning_rate = 1e-3  # UniSAR, Adam
-    config.pretrain.min_learning_rate = 1e-6  # UniSAR
-    config.pretrain.plateau_factor = 0.1  # the scheduler's own default
-    config.pretrain.plateau_patience = 3  # UniSAR
-    config.pretrain.stop_patience = 5  # UniSAR
     config.pretrain.active_steps = 3
     config.pretrain.recommendation = "bce"  # Eq. 11; or "cross_entropy" over the candidates
-    config.pretrain.table_update = "touched_rows"  # or "dense": Adam over whole tables
     config.pretrain.lambda_tcl = 0.1  # ours
-    config.pretrain.lambda_l2 = 1e-5  # UniSAR on Amazon
     config.pretrain.margin = 0.1  # ours
     config.pretrain.distance = "cosine"  # ours
     config.pretrain.stop_gradient = "both"  # ours; "none" is the printed form
-    config.pretrain.user_dropout = 0.01  # READINGS
 
     config.rl = config_dict.ConfigDict()
     config.rl.enabled = True  # False: pre-training only
@@ -74,14 +49,4 @@ def get_config() -> config_dict.ConfigDict:
     config.rl.updates_per_rollout = 1  # updates between snapshots of pi_old
     config.rl.clip_eps = 0.0  # 0: no clipping, as printed
     config.rl.trainable = "dense"  # or "all" (as printed), "reasoning"
-
-    config.eval = config_dict.ConfigDict()
-    config.eval.metrics = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
-    config.eval.selection = "ndcg@5/neg99"  # on validation
-    config.eval.batch_size = 256
-    config.eval.full_batch_size = 64
-
-    config.loop = config_dict.ConfigDict()
-    config.loop.log_every = 20  # updates
-    config.loop.checkpoint_every = 500  # updates, beside one at every evaluation
     return config

@@ -38,9 +38,14 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The three parts under the split's name."""
+    """The three parts under the split's name.
+
+    `training_rows`, int64, are all clicks of the log that training may see, first clicks of users
+    and those without a target's history among them.
+    """
 
     name: str
+    training_rows: np.ndarray
     train: Examples
     validation: Examples
     test: Examples
@@ -126,6 +131,7 @@ def split_log(
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, max_validation, replace=False))
     return Splits(
         name,
+        rows[~test & ~validation],
         train.take(np.flatnonzero(length >= min_history)),
         _examples(log, chosen),
         _examples(log, rows[test]),

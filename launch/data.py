@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
+import scipy.sparse
 from ml_collections import config_dict
 
 from core.errors import UserError
@@ -115,6 +116,14 @@ class Data:
             negatives=negatives,
         )
         return (lambda start: map(self.adapt, source.stream(start))), source.steps_per_epoch
+
+    def training_clicks(self) -> scipy.sparse.csr_array:
+        """How often each user clicked each item in training, [U+1, V+1]."""
+        log, rows = self.log, self.splits.training_rows
+        users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))[rows]
+        items = np.asarray(log.rec_items)[rows]
+        shape = (log.num_users + 1, log.num_items + 1)
+        return scipy.sparse.csr_array((np.ones(len(rows)), (users, items)), shape=shape)
 
     def adapt(self, batch: Batch) -> Batch:
         """What the model sees: the shared row for users never trained on, no searches if blind."""

@@ -11,7 +11,7 @@ from absl import flags
 
 from core.errors import UserError
 from launch import cli, results
-from launch.lcr_ser import PROTOCOLS
+from launch.experiment import PROTOCOLS
 from launch.restore import Restored
 
 
@@ -34,17 +34,16 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
     flags.DEFINE_string("split", "test", "validation or test.")
     flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
-    flags.DEFINE_list("protocols", list(PROTOCOLS), "Any of neg99, neg99pop, full.")
+    flags.DEFINE_list("protocols", ["neg99", "full"], "Any of neg99, neg99pop, full.")
 
 
 def main() -> None:
     if not flags.FLAGS.workdir:
         raise UserError("expected --workdir=W, found none; pass the folder of a run")
-    known = (*PROTOCOLS, "neg99pop")
     for protocol in flags.FLAGS.protocols:
-        if protocol not in known:
+        if protocol not in PROTOCOLS:
             raise UserError(
-                f"expected protocols of {', '.join(known)}, found {protocol!r}; correct --protocols"
+                f"expected protocols of {', '.join(PROTOCOLS)}, found {protocol!r}; pass these"
             )
     restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
     rows = [evaluate(restored, flags.FLAGS.split, protocol) for protocol in flags.FLAGS.protocols]

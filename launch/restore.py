@@ -11,9 +11,7 @@ from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
 from launch.data import Data
-from launch.lcr_ser import LCRSERExperiment
-
-_STAGES = ("rl", "control", "pretrain")
+from launch.methods import open_experiment
 
 
 class Restored:
@@ -21,10 +19,11 @@ class Restored:
 
     Args:
       workdir: the folder of a run of launch.train.
-      stage: 'pretrain', 'rl' or 'control'; None takes 'rl' where it was trained, else 'pretrain'.
+      stage: 'pretrain', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
+        was trained, else 'pretrain'.
 
     Attributes:
-      experiment, data, stage, step, params, tables.
+      experiment, data, stage, step, params, tables (the last two None for a fitted baseline).
 
     Raises:
       UserError: no run there, or the stage has no evaluated checkpoint.
@@ -33,27 +32,29 @@ class Restored:
     def __init__(self, workdir: str, stage: str | None = None):
         self.workdir = Workdir(workdir)
         config = config_dict.ConfigDict(self.workdir.read_config())
-        self.stage = stage or self._newest_stage()
-        if self.stage not in _STAGES:
-            raise UserError(f"expected a stage of {', '.join(_STAGES)}, found {self.stage!r}")
         self.data = Data(config)
-        self.experiment = LCRSERExperiment(config, self.data)
+        self.experiment: Any = open_experiment(config, self.data)
+        stages = self.experiment.stages
+        self.stage = stage or next((s for s in stages if self._has(s)), stages[0])
+        if self.stage not in stages:
+            raise UserError(f"expected a stage of {', '.join(stages)}, found {self.stage!r}")
+        self.step, self.params, self.tables = 0, None, None
+        if self.stage != "fit":
+            self._restore()
+
+    def _restore(self) -> None:
         like = self.experiment.abstract_state(self.stage)
         self._check_trained(self.stage)
         state, progress = restore_best(self.workdir, self.stage, like)
         assert progress.best_step is not None
         self.step = progress.best_step
-        self.params: Any = state["params"]
-        self.tables: Any = state["tables"]
+        self.params, self.tables = state["params"], state["tables"]
 
-    def _newest_stage(self) -> str:
-        for stage in ("rl", "pretrain"):
-            if os.path.isdir(os.path.join(self.workdir.path, "checkpoints", stage)):
-                return stage
-        return "pretrain"
+    def _has(self, stage: str) -> bool:
+        return os.path.isdir(os.path.join(self.workdir.path, "checkpoints", stage))
 
     def _check_trained(self, stage: str) -> None:
-        if not os.path.isdir(os.path.join(self.workdir.path, "checkpoints", stage)):
+        if not self._has(stage):
             raise UserError(
                 f"expected checkpoints of stage {stage} in {self.workdir.path}, found none; run "
                 "launch.train with this --workdir first"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 import sys
 from typing import Any
 
@@ -20,6 +21,7 @@ _STAGE_TITLES = {
     "pretrain": "after pre-training",
     "rl": "after RL",
     "control": "control: as long without RL",
+    "fit": "fitted",
 }
 
 
@@ -115,10 +117,10 @@ def write_summary(workdir: Workdir, label: str) -> None:
         "|---|" + "---:|" * len(columns),
         *("| " + " | ".join(line) + " |" for line in lines),
         "",
-        "![training curves](curves.png)",
-        "",
     ]
-    _draw_curves(workdir, label)
+    if os.path.exists(os.path.join(workdir.path, "metrics.jsonl")):
+        _draw_curves(workdir, label)
+        text += ["![training curves](curves.png)", ""]
     write_atomically(workdir.file("summary.md"), "\n".join(text))
 
 

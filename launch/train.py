@@ -17,11 +17,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from core.errors import UserError
-from core.loop import Preempted, StageResult, run_stage
+from core.loop import Preempted
 from core.workdir import Workdir, check_workdir, open_workdir
 from launch import cli, results
 from launch.data import Data, resolve
-from launch.lcr_ser import PROTOCOLS, LCRSERExperiment
+from launch.methods import open_experiment
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     # Everything that can be wrong is found before the workdir is written.
     check_workdir(workdir_path, config.to_dict())
     data = Data(config)
-    experiment = LCRSERExperiment(config, data)
+    experiment = open_experiment(config, data)
     workdir = open_workdir(workdir_path, config.to_dict())
     _LOG.info(
         "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",
@@ -57,54 +57,10 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
         len(data.log.search_times),
         len(data.splits.train),
     )
-    task = experiment.pretrain_task()
-    pretrained = run_stage(task, experiment.loop_config(task.name, task.steps_per_epoch), workdir)
-    _test(experiment, workdir, "pretrain", pretrained)
-    if config.rl.enabled:
-        rl_task = experiment.rl_task(pretrained.state)
-        reinforced = run_stage(
-            rl_task, experiment.loop_config("rl", rl_task.steps_per_epoch), workdir
-        )
-        _test(experiment, workdir, "rl", reinforced)
-        control_task = experiment.pretrain_task("control", pretrained.state)
-        control = run_stage(
-            control_task,
-            experiment.loop_config(
-                "control", control_task.steps_per_epoch, pretrained.learning_rate
-            ),
-            workdir,
-        )
-        _test(experiment, workdir, "control", control)
+    experiment.run(workdir)
     results.write_summary(workdir, data.label)
     _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))
     return workdir.read_results()
-
-
-def _test(
-    experiment: LCRSERExperiment, workdir: Workdir, stage: str, finished: StageResult
-) -> None:
-    """Reads the test split for a finished stage, once: a saved row is not computed again."""
-    done = {
-        (row["stage"], row["protocol"])
-        for row in workdir.read_results()["rows"]
-        if row["split"] == "test" and row["step"] == finished.best_step
-    }
-    for protocol in PROTOCOLS:
-        if (stage, protocol) in done:
-            continue
-        sums = experiment.evaluate(
-            finished.state["params"], finished.state["tables"], "test", protocol
-        )
-        results.save(
-            workdir,
-            sums,
-            stage=stage,
-            split="test",
-            protocol=protocol,
-            step=finished.best_step,
-            config=experiment.config,
-            data=experiment.data,
-        )
 
 
 def define_flags() -> None:

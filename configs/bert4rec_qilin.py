@@ -1,0 +1,26 @@
+"""BERT4Rec: Qilin, or the embedded sample.
+
+Command: python -m launch.train --config=configs/bert4rec_qilin.py
+"""
+
+from ml_collections import config_dict
+
+from configs import datasets, defaults
+
+
+def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    config.method = "bert4rec"
+    config.model = config_dict.ConfigDict()
+    config.model.width = 64  # the paper
+    config.model.layers = 2  # the paper
+    config.model.heads = 2  # the paper
+    config.model.dropout = 0.2
+    config.model.init_scale = 0.02  # the paper
+    config.model.mask_share = 0.2  # the paper
+    config.pretrain.lambda_l2 = 0.0
+    config.pretrain.table_update = "dense"
+    return config
+
+
+def get_config() -> config_dict.ConfigDict:
+    return datasets.qilin(method(defaults.get_config()))

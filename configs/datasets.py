@@ -1,0 +1,27 @@
+"""What depends on the data set alone; every method's config for it starts here."""
+
+from ml_collections import config_dict
+
+
+def amazon_beauty(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """sequences.tsv, items.jsonl and queries.tsv in data_dir."""
+    config.dataset = "amazon_beauty"
+    config.data.clicks = 1  # a semi-synthetic search has the one bought item
+    return config
+
+
+def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """The published parquet folders in data_dir; without it the embedded sample."""
+    config.dataset = "qilin"
+    # What replaces the settings above where data_dir is empty.
+    config.on_sample = config_dict.ConfigDict()
+    config.on_sample.users = 3000
+    config.on_sample.seed = 0  # of the generator; the run's own seed is another
+    config.on_sample.shuffle_searches = False  # True: searches handed to other users, a control
+    config.on_sample.overrides = config_dict.ConfigDict(
+        {
+            "data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2},
+            "pretrain": {"batch_size": 128, "max_epochs": 6.0, "learning_rate": 2e-3},
+        }
+    )
+    return config

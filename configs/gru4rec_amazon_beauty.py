@@ -1,0 +1,14 @@
+"""GRU4Rec with the softmax over all items: Amazon Beauty.
+
+Command: python -m launch.train --config=configs/gru4rec_amazon_beauty.py --config.data_dir=DIR
+"""
+
+from ml_collections import config_dict
+
+from configs import datasets, defaults, gru4rec_qilin
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = datasets.amazon_beauty(gru4rec_qilin.method(defaults.get_config()))
+    config.pretrain.batch_size = 256  # as LCR-SER's there
+    return config

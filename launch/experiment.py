@@ -1,0 +1,194 @@
+"""A config's model with its data: makes the training task, evaluates states, runs the stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from core import metrics
+from core.errors import UserError
+from core.loop import LoopConfig, StageResult, run_stage
+from core.workdir import Workdir
+from launch import results
+from launch.data import Data
+from lcrsr.evaluation import Evaluator
+from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker import Ranker
+
+PROTOCOLS = ("neg99", "neg99pop", "full")
+
+
+class Runnable(Protocol):
+    """What the programs ask of an experiment, trained or fitted.
+
+    Attributes:
+      stages: names of what `run` leaves behind, the one to use first.
+      evaluator: ranks with (params, tables).
+    """
+
+    config: config_dict.ConfigDict
+    data: Data
+    stages: tuple[str, ...]
+    evaluator: Any
+
+    def run(self, workdir: Workdir) -> None: ...
+
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums: ...
+
+
+def build(cls: type, values: dict[str, Any], *, section: str) -> Any:
+    """A settings dataclass from a config section.
+
+    Raises:
+      UserError: a value the dataclass refuses, or one it misses.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    try:
+        return cls(**{key: value for key, value in values.items() if key in known})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.{section}: {error}; see the config's defaults file") from None
+
+
+class Evaluated:
+    """Evaluation by split and protocol of whatever has `config`, `data` and `evaluator`."""
+
+    config: config_dict.ConfigDict
+    data: Data
+    evaluator: Any
+
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
+        if protocol == "full":
+            return self.evaluator.full(params, tables, self.data.full(split))
+        return self.evaluator.sampled(params, tables, self.data.sampled(split, protocol))
+
+    def test_once(self, workdir: Workdir, stage: str, step: int, params: Any, tables: Any) -> None:
+        """Reads the test split for a finished stage; a saved row is not computed again."""
+        done = {
+            (row["stage"], row["protocol"])
+            for row in workdir.read_results()["rows"]
+            if row["split"] == "test" and row["step"] == step
+        }
+        for protocol in self.config.eval.protocols:
+            if (stage, protocol) in done:
+                continue
+            results.save(
+                workdir,
+                self.evaluate(params, tables, "test", protocol),
+                stage=stage,
+                split="test",
+                protocol=protocol,
+                step=step,
+                config=self.config,
+                data=self.data,
+            )
+
+
+class Experiment(Evaluated):
+    """A `Ranker` trained by one stage, `pretrain`.
+
+    Args:
+      config: a resolved config (`launch.data.resolve`).
+      data: the data it names.
+      ranker: the model.
+
+    Raises:
+      UserError: a setting that does not exist or does not fit.
+    """
+
+    stages: tuple[str, ...] = ("pretrain",)
+
+    def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
+        self.config, self.data, self.ranker = config, data, ranker
+        self.evaluator = Evaluator(ranker, tuple(config.eval.metrics))
+        if config.eval.selection not in [
+            metrics.full_name(name, "neg99") for name in config.eval.metrics
+        ]:
+            raise UserError(
+                f"expected config.eval.selection to be one of eval.metrics against neg99, found "
+                f"{config.eval.selection!r}; for instance 'ndcg@5/neg99'"
+            )
+        for protocol in config.eval.protocols:
+            if protocol not in PROTOCOLS:
+                raise UserError(
+                    f"expected config.eval.protocols of {', '.join(PROTOCOLS)}, found {protocol!r}"
+                )
+        # Everything that can be wrong with the task is found before the workdir is written.
+        self._pretrain_config = build(PretrainConfig, config.pretrain.to_dict(), section="pretrain")
+
+    def run(self, workdir: Workdir) -> None:
+        """Trains every stage, or continues it, and reads the test split once for each."""
+        task = self.pretrain_task()
+        finished = run_stage(task, self.loop_config(task), workdir)
+        self.test_stage(workdir, "pretrain", finished)
+
+    def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
+        state = finished.state
+        self.test_once(workdir, stage, finished.best_step, state["params"], state["tables"])
+
+    def pretrain_task(
+        self, name: str = "pretrain", initial: Any = None, seed_offset: int = 0
+    ) -> PretrainTask:
+        """The training stage, or with `initial` one that goes on from there."""
+        config = self.config.pretrain
+        batches, steps_per_epoch = self.data.training(
+            batch_size=config.batch_size,
+            negatives=self.config.data.train_negatives,
+            seed=self.config.seed + seed_offset,
+        )
+        first_step = 0 if initial is None else int(initial["step"])
+        return PretrainTask(
+            name=name,
+            ranker=self.ranker,
+            config=self._pretrain_config,
+            table_sizes=self.data.table_sizes,
+            example_batch=self.example_batch(),
+            # What goes on takes the batch after the state it starts from.
+            batches=lambda start: batches(first_step + start),
+            steps_per_epoch=steps_per_epoch,
+            batch_size=config.batch_size,
+            evaluate=self.validate,
+            selection=self.config.eval.selection,
+            seed=self.config.seed,
+            initial=initial,
+        )
+
+    def loop_config(self, task: PretrainTask) -> LoopConfig:
+        """How long pre-training runs and how often it looks."""
+        pretrain, steps_per_epoch = self.config.pretrain, task.steps_per_epoch
+        return self.loop(
+            max_steps=max(1, round(pretrain.max_epochs * steps_per_epoch)),
+            eval_every=max(1, round(steps_per_epoch / pretrain.evals_per_epoch)),
+            learning_rate=pretrain.learning_rate,
+        )
+
+    def loop(self, *, max_steps: int, eval_every: int, learning_rate: float) -> LoopConfig:
+        """The loop's settings around what differs between stages."""
+        pretrain = self.config.pretrain
+        return LoopConfig(
+            max_steps=max_steps,
+            eval_every=eval_every,
+            checkpoint_every=self.config.loop.checkpoint_every,
+            log_every=self.config.loop.log_every,
+            learning_rate=learning_rate,
+            min_learning_rate=min(learning_rate, pretrain.min_learning_rate),
+            plateau_factor=pretrain.plateau_factor,
+            plateau_patience=pretrain.plateau_patience,
+            stop_patience=pretrain.stop_patience,
+        )
+
+    def example_batch(self) -> dict[str, np.ndarray]:
+        """A batch of the right ranks, for shapes only."""
+        return next(iter(self.data.sampled("validation", "neg99")))
+
+    def validate(self, params: Any, tables: Any) -> dict[str, float]:
+        means = self.evaluate(params, tables, "validation", "neg99").means()
+        return {metrics.full_name(name, "neg99"): value for name, value in means.items()}
+
+    def abstract_state(self, stage: str) -> Any:
+        """Shapes and dtypes of a stage's state, to restore a checkpoint into."""
+        del stage
+        return jax.eval_shape(self.pretrain_task().random_state)

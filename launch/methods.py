@@ -1,0 +1,21 @@
+"""From a config to its experiment: LCR-SER or a baseline."""
+
+from __future__ import annotations
+
+from ml_collections import config_dict
+
+from launch.baselines import open_baseline
+from launch.data import Data
+from launch.experiment import Runnable
+from launch.lcr_ser import LCRSERExperiment
+
+
+def open_experiment(config: config_dict.ConfigDict, data: Data) -> Runnable:
+    """The experiment of a resolved config.
+
+    Raises:
+      UserError: an unknown method, or a setting that does not fit.
+    """
+    if config.method == "lcr_ser":
+        return LCRSERExperiment(config, data)
+    return open_baseline(config, data)

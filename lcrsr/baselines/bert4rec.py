@@ -1,0 +1,132 @@
+"""BERT4Rec (Sun et al., CIKM 2019), sections 3.2-3.6: a bidirectional Transformer, a cloze task.
+
+Training hides a random share of a sequence's items behind a learned mask row and recovers each from
+both sides, by a softmax over all items; an example here is the history with its target appended.
+Scoring appends the mask row to the history and reads its state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from lcrsr.baselines.sequence import Transformer
+from lcrsr.ranker import Batch, Params, Rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes, dropout, and the share of items that the cloze task hides."""
+
+    width: int
+    layers: int
+    heads: int
+    dropout: float
+    init_scale: float
+    mask_share: float
+    rec_length: int
+
+
+class Network(nn.Module):
+    """Rows [B, L, D], where they are hidden [B, L], to states [B, L, D]."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(
+        self, rows: jax.Array, valid: jax.Array, hidden: jax.Array, *, deterministic: bool
+    ) -> jax.Array:
+        s = self.settings
+        normal = nn.initializers.normal(s.init_scale)
+        mask_row = self.param("mask_row", normal, (s.width,))
+        rows = jnp.where(hidden[..., None], mask_row, rows)
+        encoder = Transformer(s.rec_length + 1, s.layers, s.heads, s.dropout, causal=False)
+        states = encoder(rows, valid, deterministic=deterministic)
+        return nn.LayerNorm()(nn.gelu(nn.Dense(s.width)(states)))
+
+
+class BERT4Rec:
+    """A `Ranker`; needs `table_update='dense'`."""
+
+    tables: tuple[str, ...] = ("item",)
+
+    def __init__(self, settings: Settings):
+        self.settings, self.network = settings, Network(settings)
+        self.width, self.init_scale = settings.width, settings.init_scale
+
+    def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
+        sequence, _, valid, last = self._appended(batch, rows)
+        return self.network.init({"params": key}, sequence, valid, last, deterministic=True)[
+            "params"
+        ]
+
+    def _appended(self, batch: Batch, rows: Rows):
+        """History and target as one sequence: rows, ids, valid, where the target is."""
+        ids = jnp.pad(batch["rec_items"], ((0, 0), (0, 1)))
+        length = (batch["rec_items"] != 0).sum(-1)
+        last = jnp.arange(ids.shape[1]) == length[:, None]
+        ids = jnp.where(last, batch["candidates"][:, :1], ids)
+        sequence = jnp.pad(rows["rec_items"], ((0, 0), (0, 1), (0, 0)))
+        sequence = jnp.where(last[..., None], rows["candidates"][:, :1], sequence)
+        return sequence, ids, jnp.arange(ids.shape[1]) <= length[:, None], last
+
+    def loss(
+        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        sequence, ids, valid, last = self._appended(batch, rows)
+        cloze_key, dropout_key = jax.random.split(key)
+        places, hides = self._cloze(cloze_key, valid, last)
+        users = jnp.arange(len(places))[:, None]
+        hidden = jnp.zeros_like(valid).at[users, places].set(hides)
+        states: Any = self.network.apply(
+            {"params": params},
+            sequence,
+            valid,
+            hidden,
+            deterministic=False,
+            rngs={"dropout": dropout_key},
+        )
+        logits = (states[users, places] @ tables["item"].T).at[..., 0].set(-jnp.inf)
+        # A place that is not hidden costs nothing; any id will do for it.
+        targets = jnp.where(hides, ids[users, places], 1)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        weight = hides * batch["mask"][:, None]
+        value = (each * weight).sum() / jnp.maximum(weight.sum(), 1.0)
+        return value, {"cloze": value}
+
+    def _cloze(self, key, valid, last):
+        """Places [B, M] that may be hidden, and which are: the last item always."""
+        share = self.settings.mask_share
+        noise = jnp.where(valid, jax.random.uniform(key, valid.shape), 2.0)
+        noise = jnp.where(last, -1.0, noise)
+        # Only so many states are scored against all items, about what the share hides.
+        most = 1 + math.ceil(share * self.settings.rec_length)
+        negative, places = jax.lax.top_k(-noise, most)
+        return places, -negative < share
+
+    def represent(self, params: Params, batch: Batch, rows: Rows) -> Any:
+        sequence, _, valid, last = self._appended(batch, rows)
+        states: Any = self.network.apply(
+            {"params": params}, sequence, valid, last, deterministic=True
+        )
+        return (states * last[..., None]).sum(1)
+
+    def score(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
+        del params
+        return jnp.einsum("bd,bnd->bn", users, rows["candidates"]).astype(jnp.float32)
+
+    def score_catalogue(
+        self, params: Params, users: jax.Array, rows: Rows, items: jax.Array
+    ) -> jax.Array:
+        del params, rows
+        return (users @ items.T).astype(jnp.float32)
+
+
+def ranker(settings: Settings) -> BERT4Rec:
+    return BERT4Rec(settings)

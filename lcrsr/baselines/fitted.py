@@ -1,0 +1,76 @@
+"""Baselines without training by gradients: their protocol, and their evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from core import metrics
+from core.errors import UserError
+from lcrsr.ranker import Batch
+
+
+class Fitted(Protocol):
+    """Made from the training clicks at once."""
+
+    def scores(self, batch: Batch) -> np.ndarray:
+        """Scores of all items for a batch's users, float32 [B, V+1]; column 0 is padding."""
+        ...
+
+
+class FittedEvaluator:
+    """`lcrsr.evaluation.Evaluator` for a fitted scorer; `params` and `tables` are not used."""
+
+    def __init__(self, scorer: Fitted, metric_names: Sequence[str]):
+        self._scorer, self._names = scorer, tuple(metric_names)
+
+    def sampled(self, params: Any, tables: Any, batches: Iterable[Batch]) -> metrics.Sums:
+        """Metrics of column 0 among a batch's candidates [B, N]."""
+        del params, tables
+        sums = metrics.Sums(self._names)
+        for batch in batches:
+            scores = np.take_along_axis(self._scorer.scores(batch), batch["candidates"], 1)
+            self._add(sums, scores, 0, batch["mask"])
+        return sums
+
+    def full(
+        self, params: Any, tables: Any, batches: Iterable[tuple[Batch, np.ndarray]]
+    ) -> metrics.Sums:
+        """Metrics of column 0 of `candidates` among all items but those seen [B, S]."""
+        del params, tables
+        sums = metrics.Sums(self._names)
+        for batch, seen in batches:
+            scores = self._without(batch, seen)
+            target = batch["candidates"][:, :1]
+            of_target = np.take_along_axis(self._scorer.scores(batch), target, 1)
+            np.put_along_axis(scores, target, -np.inf, 1)
+            self._add(sums, np.concatenate([of_target, scores], 1), 0, batch["mask"])
+        return sums
+
+    def top_k(
+        self, params: Any, tables: Any, batch: Batch, seen: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best unseen items: ids int32 [B, k] and scores float32 [B, k]; ties by id."""
+        del params, tables
+        scores = self._without(batch, seen)
+        if k > scores.shape[1] - 1:
+            raise UserError(
+                f"expected top_k of at most {scores.shape[1] - 1}, the size of the catalogue, "
+                f"found {k}; pass a smaller --top_k"
+            )
+        items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return items.astype(np.int32), np.take_along_axis(scores, items, 1)
+
+    def _without(self, batch: Batch, seen: np.ndarray) -> np.ndarray:
+        scores = np.array(self._scorer.scores(batch), np.float32)
+        scores[:, 0] = -np.inf
+        np.put_along_axis(scores, seen, -np.inf, 1)
+        return scores
+
+    @staticmethod
+    def _add(sums: metrics.Sums, scores: np.ndarray, target: int, mask: np.ndarray) -> None:
+        above, tied = metrics.target_ranks(scores, target)
+        broken = np.isnan(scores).any(-1)
+        sums.add(np.asarray(above), np.asarray(tied), np.asarray(mask), broken)

@@ -1,0 +1,51 @@
+"""GRU4Rec: Session-based Recommendations with Recurrent Neural Networks (Hidasi et al., ICLR 2016).
+
+A GRU over the clicked items; its last state, projected, scores items by dot product. The paper
+trains with pairwise ranking losses over the items of a mini-batch; here the losses are those of
+the other baselines (`loss`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lcrsr.baselines.sequence import SequentialRanker, last_valid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
+
+    width: int
+    hidden: int
+    dropout: float
+    init_scale: float
+    loss: str
+
+
+class Network(nn.Module):
+    """Rows [B, L, D] of a history to the user's vector [B, D]."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, rows: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
+        s = self.settings
+        x = nn.Dropout(s.dropout, deterministic=deterministic)(rows)
+        states: Any = nn.RNN(nn.GRUCell(s.hidden))(x)
+        last = jnp.where(valid.any(-1)[:, None], last_valid(states, valid), 0.0)
+        return nn.Dense(s.width)(last)
+
+
+def ranker(settings: Settings) -> SequentialRanker:
+    return SequentialRanker(
+        Network(settings),
+        width=settings.width,
+        init_scale=settings.init_scale,
+        loss=settings.loss,
+    )

@@ -1,0 +1,67 @@
+"""Item-based nearest neighbours: cosine of items over users (Sarwar et al., WWW 2001).
+
+A candidate's score is the sum of its similarities to the clicked items, the recent ones weighing
+more (`decay` to the power of how many clicks ago). With `history_power` a training user's clicks
+weigh 1 / n^power, n being how many there are, so that long histories do not dominate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import scipy.sparse
+
+from lcrsr.ranker import Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Recency decay in (0, 1], and the power of the history's length, at least 0."""
+
+    decay: float
+    history_power: float
+
+    def __post_init__(self):
+        if not 0 < self.decay <= 1 or self.history_power < 0:
+            raise ValueError(
+                f"expected decay in (0, 1] and history_power of at least 0, found {self.decay} and "
+                f"{self.history_power}"
+            )
+
+
+class ItemKNN:
+    """A fitted scorer.
+
+    Args:
+      clicks: training clicks, sparse [U+1, V+1], counts.
+    """
+
+    def __init__(self, settings: Settings, clicks: scipy.sparse.csr_array):
+        self._decay = settings.decay
+        seen = clicks.sign().astype(np.float64)
+        lengths = np.maximum(np.asarray(seen.sum(1)).ravel(), 1.0)
+        weights = scipy.sparse.diags_array(lengths**-settings.history_power)
+        together = (seen.T @ weights @ seen).tocsr()
+        norms = np.sqrt(np.maximum(together.diagonal(), 1e-12))
+        scale = scipy.sparse.diags_array(1.0 / norms)
+        similarity = (scale @ together @ scale).tolil()
+        similarity.setdiag(0.0)
+        self._similarity = similarity.tocsr().astype(np.float32)
+
+    def scores(self, batch: Batch) -> np.ndarray:
+        """Float32 [B, V+1] from `rec_items` [B, L], right-padded."""
+        items = batch["rec_items"]
+        valid = items != 0
+        ago = valid.sum(1, keepdims=True) - 1 - np.arange(items.shape[1])
+        weights = np.where(valid, self._decay ** np.maximum(ago, 0), 0.0)
+        users = np.broadcast_to(np.arange(len(items))[:, None], items.shape)
+        history = scipy.sparse.csr_array(
+            (weights[valid], (users[valid], items[valid])),
+            shape=(len(items), self._similarity.shape[0]),
+        )
+        return (history @ self._similarity).toarray().astype(np.float32)
+
+
+def fit(settings: Settings, clicks: scipy.sparse.csr_array) -> ItemKNN:
+    return ItemKNN(settings, clicks)

@@ -1,0 +1,49 @@
+"""SASRec: Self-Attentive Sequential Recommendation (Kang and McAuley, ICDM 2018), Eq. 2-7.
+
+A causal Transformer over the clicked items; the state of the last one scores items by dot product.
+The paper trains with one sampled negative a position and binary cross-entropy (`loss='bce'`);
+`loss='full_cross_entropy'` is the softmax over all items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+
+from lcrsr.baselines.sequence import SequentialRanker, Transformer, last_valid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
+
+    width: int
+    layers: int
+    heads: int
+    dropout: float
+    init_scale: float
+    loss: str
+    rec_length: int
+
+
+class Network(nn.Module):
+    """Rows [B, L, D] of a history to the user's vector [B, D]."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, rows: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
+        s = self.settings
+        encoder = Transformer(s.rec_length, s.layers, s.heads, s.dropout, causal=True)
+        return last_valid(encoder(rows, valid, deterministic=deterministic), valid)
+
+
+def ranker(settings: Settings) -> SequentialRanker:
+    return SequentialRanker(
+        Network(settings),
+        width=settings.width,
+        init_scale=settings.init_scale,
+        loss=settings.loss,
+    )

@@ -1,0 +1,141 @@
+"""What sequential recommenders share: a Transformer over the clicked items, and dot-product scores.
+
+A sequential baseline reads `rec_items` alone, represents a user as one vector [B, D] and scores an
+item by its dot product with the item's row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from lcrsr.losses import RECOMMENDATION
+from lcrsr.ranker import Batch, Params, Rows
+
+LOSSES = (*RECOMMENDATION, "full_cross_entropy")
+
+
+class Block(nn.Module):
+    """A pre-LN Transformer block: x + MHA(LN x), then x + FFN(LN x)."""
+
+    heads: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
+        width = x.shape[-1]
+        normal = nn.LayerNorm()(x)
+        attended = nn.MultiHeadDotProductAttention(
+            num_heads=self.heads, dropout_rate=self.dropout, deterministic=deterministic
+        )(normal, normal, mask=mask)
+        x = x + nn.Dropout(self.dropout, deterministic=deterministic)(attended)
+        hidden = nn.relu(nn.Dense(width)(nn.LayerNorm()(x)))
+        hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
+        hidden = nn.Dense(width)(hidden)
+        return x + nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
+
+
+class Transformer(nn.Module):
+    """Positions, blocks and a last layer norm over right-padded rows.
+
+    Attributes:
+      length: L at most.
+      causal: whether a position sees only itself and earlier ones.
+    """
+
+    length: int
+    layers: int
+    heads: int
+    dropout: float
+    causal: bool
+
+    @nn.compact
+    def __call__(self, rows: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
+        """Rows [B, L, D] with valid bool [B, L] to states [B, L, D]."""
+        _, length, width = rows.shape
+        positions = self.param("positions", nn.initializers.normal(0.02), (self.length, width))
+        x = rows * width**0.5 + positions[:length]
+        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+        # A padded position sees itself, so that no row of the softmax is empty.
+        mask = valid[:, None, None, :] | jnp.eye(length, dtype=bool)
+        if self.causal:
+            mask = mask & jnp.tril(jnp.ones((length, length), bool))
+        for _ in range(self.layers):
+            x = Block(self.heads, self.dropout)(x, mask, deterministic)
+        return nn.LayerNorm()(x)
+
+
+def last_valid(states: jax.Array, valid: jax.Array) -> jax.Array:
+    """The states [B, D] of the last valid positions of [B, L, D]; position 0 of an empty one."""
+    last = jnp.maximum(valid.sum(-1) - 1, 0)
+    return jnp.take_along_axis(states, last[:, None, None], 1)[:, 0]
+
+
+def recommendation_loss(
+    kind: str, users: jax.Array, batch: Batch, rows: Rows, tables: dict[str, jax.Array]
+) -> jax.Array:
+    """The loss of dot-product scores.
+
+    Args:
+      kind: 'bce' or 'cross_entropy' over the batch's candidates, or 'full_cross_entropy' over all
+        items (which needs `table_update='dense'`).
+      users: [B, D].
+    """
+    if kind != "full_cross_entropy":
+        logits = jnp.einsum("bd,bnd->bn", users, rows["candidates"])
+        return RECOMMENDATION[kind](logits, batch["labels"], batch["mask"])
+    logits = (users @ tables["item"].T).at[:, 0].set(-jnp.inf)
+    target = batch["candidates"][:, 0]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    return (losses * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
+
+
+class SequentialRanker:
+    """A `Ranker` around a network from (rows [B, L, D], valid [B, L]) to users [B, D]."""
+
+    tables: tuple[str, ...] = ("item",)
+
+    def __init__(self, network: nn.Module, *, width: int, init_scale: float, loss: str):
+        if loss not in LOSSES:
+            raise ValueError(f"expected loss in {LOSSES}, found {loss!r}")
+        self.network, self.kind = network, loss
+        self.width, self.init_scale = width, init_scale
+
+    def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
+        return self.network.init({"params": key}, *self.history(batch, rows), deterministic=True)[
+            "params"
+        ]
+
+    def history(self, batch: Batch, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        return rows["rec_items"], jnp.not_equal(batch["rec_items"], 0)
+
+    def loss(
+        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        users: Any = self.network.apply(
+            {"params": params},
+            *self.history(batch, rows),
+            deterministic=False,
+            rngs={"dropout": key},
+        )
+        value = recommendation_loss(self.kind, users, batch, rows, tables)
+        return value, {self.kind: value}
+
+    def represent(self, params: Params, batch: Batch, rows: Rows) -> Any:
+        return self.network.apply(
+            {"params": params}, *self.history(batch, rows), deterministic=True
+        )
+
+    def score(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
+        del params
+        return jnp.einsum("bd,bnd->bn", users, rows["candidates"]).astype(jnp.float32)
+
+    def score_catalogue(
+        self, params: Params, users: jax.Array, rows: Rows, items: jax.Array
+    ) -> jax.Array:
+        del params, rows
+        return (users @ items.T).astype(jnp.float32)

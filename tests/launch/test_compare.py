@@ -1,0 +1,95 @@
+"""Comparing runs: grouping by seed, paired tests, Holm's correction, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from core.errors import UserError
+from launch import compare
+
+
+def workdir(folder, method, seed, values, **changes):
+    folder.mkdir()
+    (folder / "per_user").mkdir()
+    config = {"method": method, "seed": seed, "data_dir": str(folder), "model": {"k": 3}}
+    (folder / "config.json").write_text(json.dumps(config | changes.pop("config", {})))
+    users = changes.pop("users", np.arange(len(values)))
+    np.savez(folder / "per_user" / "a.npz", **{"user": users, "ndcg@5": np.float32(values)})
+    row = {
+        "stage": "pretrain",
+        "split": "test",
+        "protocol": "full",
+        "metrics": {"ndcg@5/full": float(np.mean(values))},
+        "seed": seed,
+        "per_user": "per_user/a.npz",
+        "data": "d",
+        "data_hash": "h",
+        "data_split": "leave_one_out",
+        "candidates_seed": 0,
+    }
+    (folder / "results.json").write_text(json.dumps({"rows": [row | changes]}))
+    return str(folder)
+
+
+def test_seeds_of_one_config_are_one_row_and_users_are_paired(tmp_path):
+    rng = np.random.default_rng(0)
+    base = rng.uniform(size=50)
+    better = [base + 0.1 + 0.05 * rng.standard_normal(50) for _ in range(2)]
+    paths = [workdir(tmp_path / f"a{i}", "sasrec", i, base) for i in range(2)]
+    paths += [workdir(tmp_path / f"b{i}", "unisar", i, v) for i, v in enumerate(better)]
+    rows = compare.read_rows(paths, "ndcg@5/full", "test")
+    assert [(row.name, row.seeds) for row in rows] == [("sasrec", (0, 1)), ("unisar", (0, 1))]
+    (pair,) = compare.compare_pairs(rows)
+    expected = np.float32(better).mean(0) - np.float32(base)
+    assert pair.difference == pytest.approx(expected.mean(), abs=1e-6)
+    p = scipy.stats.ttest_1samp(expected, 0.0).pvalue
+    assert pair.p == pytest.approx(p, rel=1e-3) and pair.p_holm == pair.p
+    half = 1.96 * expected.std(ddof=1) / np.sqrt(50)
+    assert pair.low == pytest.approx(expected.mean() - half, abs=half / 5)
+    text = compare.to_markdown(rows, [pair], "ndcg@5/full")
+    assert "| method | ndcg@5/full |" in text and "sasrec -> unisar" in text
+
+
+def test_holm_by_hand():
+    # Sorted .01, .02, .03 times 3, 2, 1, never falling: .03, .04, .04.
+    assert compare.holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert compare.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_configs_of_one_method_are_told_apart_by_what_differs(tmp_path):
+    paths = [
+        workdir(tmp_path / f"k{k}", "lcr_ser", 0, [0.1, k / 10], config={"model": {"k": k}})
+        for k in (1, 2)
+    ]
+    names = [row.name for row in compare.read_rows(paths, "ndcg@5/full", "test")]
+    assert names == ["lcr_ser model.k=1", "lcr_ser model.k=2"]
+
+
+def test_equal_rows_have_no_difference(tmp_path):
+    paths = [workdir(tmp_path / m, m, 0, [0.5, 0.2, 0.1]) for m in ("a", "b")]
+    (pair,) = compare.compare_pairs(compare.read_rows(paths, "ndcg@5/full", "test"))
+    assert (pair.difference, pair.low, pair.high, pair.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data_hash": "other"}, "runs on one data_hash, found 'h'"),
+        ({"candidates_seed": 1}, "runs on one candidates_seed"),
+        ({"users": np.array([7, 8])}, "the same test users"),
+        ({"split": "validation"}, "expected ndcg@5/full on test in the results"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, changes, words):
+    paths = [workdir(tmp_path / "a", "a", 0, [0.1, 0.2])]
+    paths.append(workdir(tmp_path / "b", "b", 0, [0.1, 0.2], **changes))
+    with pytest.raises(UserError, match=words):
+        compare.read_rows(paths, "ndcg@5/full", "test")
+
+
+def test_a_metric_needs_its_protocol():
+    with pytest.raises(UserError, match="with its protocol"):
+        compare.read_rows([], "ndcg@5", "test")

@@ -1,0 +1,68 @@
+"""Popularity and item-kNN by hand."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from core.errors import UserError
+from lcrsr.baselines import item_knn, popularity
+from lcrsr.baselines.fitted import FittedEvaluator
+
+
+def clicks(*users):
+    """Training clicks of users 1..n on items 1..4."""
+    rows = [(u, i) for u, items in enumerate(users, start=1) for i in items]
+    return scipy.sparse.csr_array(
+        (np.ones(len(rows)), tuple(np.array(rows).T)), shape=(len(users) + 1, 5)
+    )
+
+
+def batch(history, candidates):
+    return {
+        "user": np.ones(1, np.int32),
+        "rec_items": np.array([history], np.int32),
+        "candidates": np.array([candidates], np.int32),
+        "mask": np.ones(1, np.float32),
+    }
+
+
+CLICKS = clicks([1, 2], [1, 2, 3], [2, 3], [4])
+
+
+def test_popularity_counts_training_clicks():
+    scorer = popularity.fit(popularity.Settings(), CLICKS)
+    assert scorer.scores(batch([0, 0], [1]))[0].tolist() == [0, 2, 3, 2, 1]
+
+
+def test_item_knn_by_hand():
+    scorer = item_knn.fit(item_knn.Settings(decay=0.5, history_power=0.0), CLICKS)
+    # Cosines: (1,2) 2/sqrt(2*3), (1,3) 1/2, (2,3) 2/sqrt(3*2); item 4 stands alone.
+    near = 2 / np.sqrt(6)
+    found = scorer.scores(batch([1, 3, 0], [1]))[0]
+    # Item 3 is the latest, weight 1; item 1 weighs 1/2. No item is its own neighbour.
+    np.testing.assert_allclose(found, [0, 0.5, 0.5 * near + near, 0.25, 0], atol=1e-6)
+
+
+def test_history_power_makes_long_histories_weigh_less():
+    scorer = item_knn.fit(item_knn.Settings(decay=1.0, history_power=1.0), CLICKS)
+    # (1,2): 1/2 + 1/3 over sqrt(5/6 * 4/3): users weigh 1/2, 1/3, 1/2.
+    expected = (1 / 2 + 1 / 3) / np.sqrt((1 / 2 + 1 / 3) * (1 / 2 + 1 / 3 + 1 / 2))
+    assert scorer.scores(batch([1], [1]))[0, 2] == pytest.approx(expected, abs=1e-6)
+
+
+def test_full_ranking_leaves_seen_items_out_and_counts_ties_in_expectation():
+    evaluator = FittedEvaluator(popularity.fit(popularity.Settings(), CLICKS), ["hr@1", "hr@2"])
+    # Target 3 ties with 1; 2 is seen. Half the random orders put it first.
+    pair = (batch([2], [3]), np.array([[2, 0]], np.int32))
+    assert evaluator.full(None, None, [pair]).means() == {"hr@1": 0.5, "hr@2": 1.0}
+    sampled = evaluator.sampled(None, None, [batch([0], [3, 2, 4])]).means()
+    assert sampled == {"hr@1": 0.0, "hr@2": 1.0}
+    items, scores = evaluator.top_k(None, None, pair[0], pair[1], 2)
+    assert items.tolist() == [[1, 3]] and scores.tolist() == [[2.0, 2.0]]
+    with pytest.raises(UserError, match="top_k of at most 4"):
+        evaluator.top_k(None, None, pair[0], pair[1], 5)
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="expected decay"):
+        item_knn.Settings(decay=0.0, history_power=0.0)
