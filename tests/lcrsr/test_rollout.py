@@ -122,8 +122,12 @@ def test_the_reasoning_filter_picks_what_only_reasoning_uses():
         rollout.trainable_mask(params, "some")
 
 
-def _rewards(advantage_fn, steps=60):
-    """Mean noise-free reward before and after training on one small batch."""
+def _rewards(advantage_fn, steps=120):
+    """Mean reward of the first and of the last ten steps of training on one small batch.
+
+    Advantages sum to zero over a group, so that worse trajectories are pushed down as hard as
+    better ones are pushed up: the reward first falls by about .2 here, and rises after step 60.
+    """
     batch = ragged_batch(candidates=10)
     rng = np.random.default_rng(1)
     batch["candidates"] = np.stack([rng.permutation(ITEMS)[:10] + 1 for _ in range(6)]).astype(
@@ -168,5 +172,5 @@ def test_the_reward_rises_and_not_with_permuted_advantages():
         return jax.random.permutation(key, grpo.advantages(rewards), axis=0, independent=True)
 
     control_before, control_after = _rewards(permuted)
-    assert after - before > 0.15
-    assert after - before > (control_after - control_before) + 0.1
+    assert after - before > 0.3
+    assert after - before > (control_after - control_before) + 0.2
