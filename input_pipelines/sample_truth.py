@@ -105,6 +105,20 @@ def _events(log: Log, user: int, rec_end: int, search_end: int) -> Iterator[tupl
             rec += 1
 
 
+def noise_share(log: Log, examples: Examples) -> np.ndarray:
+    """Share of noise among the searches in each example's history, float64 [E]; NaN without one."""
+    topical = [str(word) in _TOPIC_OF_WORD for word in log.words]
+    informative = [
+        any(topical[w] for w in log.word_ids[start:end])
+        for start, end in zip(log.word_offsets[:-1], log.word_offsets[1:], strict=True)
+    ]
+    counts = np.concatenate([[0], np.cumsum(~np.array(informative, bool))])
+    start = log.search_offsets[examples.user]
+    searches = examples.search_end - start
+    noise = counts[examples.search_end] - counts[start]
+    return np.where(searches > 0, noise / np.maximum(searches, 1), np.nan)
+
+
 def bayes_scores(
     truth: Truth, log: Log, examples: Examples, candidates: np.ndarray, *, use_search: bool
 ) -> np.ndarray:

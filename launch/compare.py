@@ -1,11 +1,13 @@
 """Compares finished runs on one metric: means over seeds, and paired tests over users.
 
     python -m launch.compare --workdirs=A,B,... [--metric=ndcg@5/full] [--split=test]
+        [--strata=noise]
 
 Workdirs whose configs differ in the seed alone are one row. Every stage of a run is a row of its
 own. Prints Markdown: per row the mean, its deviation over seeds and the seeds; per pair the
 difference of per-user means over seeds with a bootstrap interval and a paired t-test, p-values
-corrected by Holm's method.
+corrected by Holm's method. On sample data, --strata=noise adds a table by the share of noise
+among the searches in a user's history, which only the sample knows.
 """
 
 from __future__ import annotations
@@ -20,17 +22,20 @@ from typing import Any
 import numpy as np
 import scipy.stats
 from absl import flags
+from ml_collections import config_dict
 
 from core import metrics
 from core.errors import UserError
 from core.workdir import Workdir
 from launch import cli
+from launch.data import Data
 
 # What may differ between the runs of one row: where things are, and the seed.
 _FREE_KEYS = ("seed", "cache_dir", "data_dir")
 # What must not differ between runs that are compared.
 _SHARED = ("data_hash", "data_split", "candidates_seed", "data")
 _RESAMPLES = 2000
+_NOISE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,10 +210,53 @@ def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair], metric: str) -> str:
     return "\n".join(lines)
 
 
+def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
+    """Users by the share of noise in their searches: label -> bool [E].
+
+    Raises:
+      UserError: the run is not on sample data.
+    """
+    from input_pipelines.sample_truth import noise_share
+
+    data = Data(config_dict.ConfigDict(Workdir(workdir).read_config()))
+    if not data.log.is_sample:
+        raise UserError(
+            f"expected runs on sample data for --strata=noise, found {data.label} in {workdir}; "
+            "elsewhere nobody knows which searches are noise"
+        )
+    share = noise_share(data.log, data.split(split))
+    strata = {"no searches": np.isnan(share), "noise 0": share == 0.0}
+    strata |= {
+        f"noise ({low:g}, {high:g}]": (share > low) & (share <= high)
+        for low, high in itertools.pairwise(_NOISE_EDGES)
+    }
+    return {label: chosen for label, chosen in strata.items() if chosen.any()}
+
+
+def strata_to_markdown(rows: Sequence[Row], strata: dict[str, np.ndarray], metric: str) -> str:
+    """Every row's mean in every stratum, and its gain over the first row with a 95% interval."""
+    lines = [
+        f"| {metric} | " + " | ".join(f"{k} ({v.sum()} users)" for k, v in strata.items()) + " |",
+        "|---|" + "---:|" * len(strata),
+    ]
+    for row in rows:
+        cells = []
+        for chosen in strata.values():
+            cell = f"{row.per_user[chosen].mean():.4f}"
+            gain = (row.per_user - rows[0].per_user)[chosen]
+            if row is not rows[0] and len(gain) > 1:
+                half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+                cell += f" ({gain.mean():+.4f} ± {half:.4f})"
+            cells.append(cell)
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def define_flags() -> None:
     flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
     flags.DEFINE_string("metric", "ndcg@5/neg99", "Metric with its protocol, such as hr@10/full.")
     flags.DEFINE_string("split", "test", "validation or test.")
+    flags.DEFINE_enum("strata", "", ("", "noise"), "Also a table over strata of users.")
 
 
 def main() -> None:
@@ -216,6 +264,9 @@ def main() -> None:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of finished runs")
     rows = read_rows(flags.FLAGS.workdirs, flags.FLAGS.metric, flags.FLAGS.split)
     print(to_markdown(rows, compare_pairs(rows), flags.FLAGS.metric))
+    if flags.FLAGS.strata:
+        strata = noise_strata(flags.FLAGS.workdirs[0], flags.FLAGS.split)
+        print("\n" + strata_to_markdown(rows, strata, flags.FLAGS.metric))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,23 @@ def ndcg(world, use_search):
     return sample_truth.truth_metric(scores)
 
 
+def test_noise_share_counts_the_searches_that_announce_nothing(prepared):
+    truth, log, test, _, _ = prepared[0]
+    share = sample_truth.noise_share(log, test)
+    for row, user in enumerate(test.user):
+        start, end = log.search_offsets[user], test.search_end[row]
+        texts = [
+            {str(log.words[w]) for w in log.word_ids[log.word_offsets[i] : log.word_offsets[i + 1]]}
+            for i in range(start, end)
+        ]
+        noise = [bool(text & set(sample.NOISE_WORDS)) for text in texts]
+        expected = np.mean(noise) if noise else np.nan
+        np.testing.assert_equal(share[row], expected)
+        if str(log.user_ids[user]) in truth.all_noise_users and noise:
+            assert share[row] == 1.0
+    assert ((share > 0) & (share < 1)).any()
+
+
 def test_searches_are_worth_a_gap_and_only_to_those_who_search_before_they_click(prepared):
     world = prepared[0]
     truth, log, test, _, _ = world

@@ -93,3 +93,19 @@ def test_what_cannot_be_compared_is_refused(tmp_path, changes, words):
 def test_a_metric_needs_its_protocol():
     with pytest.raises(UserError, match="with its protocol"):
         compare.read_rows([], "ndcg@5", "test")
+
+
+def test_strata_show_gains_over_the_first_row():
+    base = np.array([0.0, 0.0, 1.0, 1.0])
+    rows = [
+        compare.Row("a", (0,), (0.5,), base),
+        compare.Row("b", (0,), (0.75,), np.array([1.0, 0.0, 1.0, 1.0])),
+    ]
+    strata = {
+        "noise 0": np.array([True, True, False, False]),
+        "noise 1": ~np.array([1, 1, 0, 0], bool),
+    }
+    table = compare.strata_to_markdown(rows, strata, "ndcg@5/neg99").splitlines()
+    assert "noise 0 (2 users)" in table[0]
+    # Gains 1 and 0: mean .5, deviation sqrt(.5), half width 1.96 * sqrt(.5) / sqrt(2) = .98.
+    assert table[3] == "| b | 0.5000 (+0.5000 ± 0.9800) | 1.0000 (+0.0000 ± 0.0000) |"
