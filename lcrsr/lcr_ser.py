@@ -24,7 +24,7 @@ class LossConfig:
       margin: m of Eq. 9, in the unit of `distance`.
       distance: 'cosine' or 'euclidean'.
       stop_gradient: which side of the hinge's distances gets no gradient: 'none' (as printed),
-        'h_plain' or 'both' (READINGS).
+        'h_plain' or 'both'.
       active_steps: K in use, in training and scoring.
     """
 

@@ -26,7 +26,7 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shapes and readings of the network (READINGS.md).
+    """Shapes of the network, and how it reads what the equations leave open.
 
     Attributes:
       width, ffn_width, heads, layers: D, the FFN's hidden width, H, layers a side.

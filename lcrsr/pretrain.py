@@ -30,7 +30,7 @@ class PretrainConfig:
     Attributes:
       lambda_l2: weight of the squares of dense weights and touched rows, Eq. 12.
       user_dropout: share of users whose row is replaced by the shared row of unseen users.
-      table_update: 'touched_rows' (lazy Adam, DESIGN 4), or 'dense': gradients and moments of
+      table_update: 'touched_rows' (lazy Adam), or 'dense': gradients and moments of
         whole tables, which losses over all items need.
     """
 

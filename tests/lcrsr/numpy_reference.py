@@ -1,6 +1,6 @@
 """LCR-SER's Eq. 1-10 in NumPy with plain loops, one user at a time: the tests' second opinion.
 
-Written from the paper and READINGS, not from the library; float64 throughout.
+Written from the paper and its readings, not from the library; float64 throughout.
 """
 
 import numpy as np
