@@ -27,11 +27,14 @@ from input_pipelines.splits import Examples
 Batch = dict[str, np.ndarray]
 
 # name -> (axes, dtype, meaning). B batch, Lr/Ls history lengths, W words, C clicks, N candidates.
+# The orders say where an event lies in the merged history of both kinds.
 BATCH_FIELDS: dict[str, tuple[str, type, str]] = {
     "user": ("B", np.int32, "user id"),
     "rec_items": ("B Lr", np.int32, "clicked items, oldest kept first, right-padded"),
     "query_words": ("B Ls W", np.int32, "word ids of each search, oldest kept first"),
     "clicked_items": ("B Ls C", np.int32, "items clicked in each search"),
+    "rec_order": ("B Lr", np.int32, "place of each click among all kept events, 0 the oldest"),
+    "search_order": ("B Ls", np.int32, "place of each search likewise; equal times: clicks first"),
     "candidates": ("B N", np.int32, "items to score; the target is column 0"),
     "labels": ("B N", np.float32, "1 for the target, 0 for negatives"),
     "mask": ("B", np.float32, "0 for padding rows, which count nothing"),
@@ -81,6 +84,7 @@ def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -
             f"{', '.join(odd)}; use `assemble`"
         )
     sizes = shape.sizes(batch_size)
+    events = shape.rec_length + shape.search_length
     # One more user row: the shared row of users not seen in training.
     limits = {"user": log.num_users + 1, "item": log.num_items, "word": log.num_words}
     for name, (axes, dtype, _) in BATCH_FIELDS.items():
@@ -99,6 +103,11 @@ def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -
                     f"expected ids of batch field {name} from 0 to {limit}, found {worst}; prepare "
                     "the data again"
                 )
+        if name in ("rec_order", "search_order") and np.any((value < 0) | (value >= events)):
+            raise UserError(
+                f"expected places of batch field {name} from 0 to {events - 1}, found "
+                f"{int(value.min())} to {int(value.max())}; use `assemble`"
+            )
 
 
 def _last(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,6 +131,27 @@ def _first_of_ragged(
     return np.where(there, values[np.where(there, places, 0)], 0).astype(np.int32)
 
 
+def _merged_order(
+    rec_times: np.ndarray, rec_real: np.ndarray, search_times: np.ndarray, search_real: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of clicks [n, Lr] and searches [n, Ls] in time order, int32, 0 for padding.
+
+    Both are in time order already: an event's place is its place in its kind plus how many of the
+    other kind come before it.
+    """
+    (n, clicks), searches = rec_times.shape, search_times.shape[1]
+    last = np.iinfo(np.int64).max
+    search_times = np.where(search_real, search_times, last)
+    earlier = search_times[:, None, :] < np.where(rec_real, rec_times, last)[:, :, None]
+    before = np.count_nonzero(earlier, axis=2)
+    rec = (np.arange(clicks) + before) * rec_real
+    # A click precedes search j where at most j searches precede the click; padding precedes none.
+    before = np.where(rec_real, before, searches) + np.arange(n)[:, None] * (searches + 1)
+    counts = np.bincount(before.ravel(), minlength=n * (searches + 1)).reshape(n, searches + 1)
+    search = (np.arange(searches) + np.cumsum(counts, 1)[:, :searches]) * search_real
+    return rec.astype(np.int32), search.astype(np.int32)
+
+
 def assemble(
     log: Log,
     examples: Examples,
@@ -140,6 +170,11 @@ def assemble(
     search_rows, search_real = _last(
         log.search_offsets[chosen.user], chosen.search_end, shape.search_length
     )
+    # A log without any search has no times to look up.
+    search_times = log.search_times if len(log.search_times) else np.zeros(1, np.int64)
+    rec_order, search_order = _merged_order(
+        log.rec_times[rec_rows], rec_real, search_times[search_rows], search_real
+    )
     labels = np.zeros(candidates.shape, np.float32)
     labels[:, 0] = 1.0
     return {
@@ -151,6 +186,8 @@ def assemble(
         "clicked_items": _first_of_ragged(
             log.click_offsets, log.click_items, search_rows, search_real, shape.clicks
         ),
+        "rec_order": rec_order,
+        "search_order": search_order,
         "candidates": candidates.astype(np.int32),
         "labels": labels,
         "mask": np.ones(len(indices), np.float32) if mask is None else mask.astype(np.float32),

@@ -20,7 +20,7 @@ from launch.data import Data
 from launch.experiment import Evaluated, Experiment, Runnable, build
 from lcrsr.baselines.fitted import FittedEvaluator
 
-_SHARED = ("fitted", "sequence")
+_SHARED = ("fitted", "sequence", "two_histories")
 
 
 def names() -> list[str]:

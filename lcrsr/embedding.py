@@ -16,11 +16,11 @@ from core import tables as table_lib
 
 Tables = dict[str, jax.Array]
 
-# Which fields of a batch hold ids of which table.
+# Which fields of a batch hold ids of which table; `query` is in batches with search examples.
 TABLE_FIELDS: dict[str, tuple[str, ...]] = {
     "user": ("user",),
     "item": ("rec_items", "clicked_items", "candidates"),
-    "word": ("query_words",),
+    "word": ("query_words", "query"),
 }
 
 
@@ -44,9 +44,13 @@ def init_tables(
 def flat_ids(batch: dict[str, Any], tables: Iterable[str]) -> dict[str, jax.Array]:
     """Per table, the ids of all its fields in one int32 vector [n], padding included."""
     return {
-        table: jnp.concatenate([jnp.ravel(batch[field]) for field in TABLE_FIELDS[table]])
+        table: jnp.concatenate([jnp.ravel(batch[field]) for field in _fields(table, batch)])
         for table in tables
     }
+
+
+def _fields(table: str, batch: dict[str, Any]) -> list[str]:
+    return [field for field in TABLE_FIELDS[table] if field in batch]
 
 
 def touched_rows(
@@ -70,7 +74,7 @@ def _cut(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Arr
     fields = {}
     for table, vectors in flat.items():
         start = 0
-        for field in TABLE_FIELDS[table]:
+        for field in _fields(table, batch):
             shape = jnp.shape(batch[field])
             size = int(jnp.size(batch[field]))
             fields[field] = vectors[start : start + size].reshape(*shape, -1)

@@ -59,6 +59,9 @@ def test_histories_are_cut_and_padded_by_hand():
     assert words[batch["query_words"][0]].tolist() == [["", ""], ["w2", ""]]
     assert names[batch["clicked_items"][0]].tolist() == [["i7"], [""]]
     assert batch["labels"].tolist() == [[1.0, 0.0]] and batch["mask"].tolist() == [1.0]
+    # Clicks at 20, 30, 40 and searches at 25, 35.
+    assert batch["rec_order"].tolist() == [[0, 2, 4]]
+    assert batch["search_order"].tolist() == [[1, 3]]
     # Training target i2 at 20: right-padded, and only what is strictly earlier.
     found = {names[log.rec_items[r]]: n for n, r in enumerate(examples.train.target_row)}
     batch = batches.assemble(
@@ -66,8 +69,65 @@ def test_histories_are_cut_and_padded_by_hand():
     )
     assert names[batch["rec_items"][0]].tolist() == ["i1", "", ""]
     assert words[batch["query_words"][0]].tolist() == [["w1", "w2"], ["", ""]]
+    # The search at 5 comes before the click at 10; padding has place 0.
+    assert batch["rec_order"][0].tolist() == [1, 0, 0]
+    assert batch["search_order"][0].tolist() == [0, 0]
     # User b has no history of either kind.
     assert not batch["rec_items"][1].any() and not batch["query_words"][1].any()
+
+
+def test_events_of_one_time_are_ordered_clicks_first():
+    log = build_log(
+        "ties",
+        RawEvents(
+            click_user=["a"] * 3,
+            click_item=["i1", "i2", "i3"],
+            click_time=[10, 20, 30],
+            search_user=["a", "a"],
+            search_time=[10, 20],
+            search_words=[["w1"], ["w2"]],
+            search_clicks=[[], []],
+        ),
+    )
+    test = split_log(log, "leave_one_out").test
+    batch = batches.assemble(log, test, np.array([0]), SHAPE, np.array([[3, 1]]))
+    assert batch["rec_order"].tolist() == [[0, 2, 0]]
+    assert batch["search_order"].tolist() == [[1, 3]]
+
+
+def test_the_merged_order_is_that_of_sorting_all_events():
+    rng = np.random.default_rng(0)
+    shape = batches.BatchShape(rec_length=4, search_length=3, words=1, clicks=1, candidates=1)
+    users = [f"u{u}" for u in range(50)]
+    clicks = [(u, t) for u in users for t in sorted(rng.choice(12, rng.integers(1, 7), False))]
+    searches = [(u, t) for u in users for t in sorted(rng.choice(12, rng.integers(0, 6), False))]
+    log = build_log(
+        "random",
+        RawEvents(
+            click_user=[u for u, _ in clicks],
+            click_item=[f"i{t}" for _, t in clicks],
+            click_time=[t for _, t in clicks],
+            search_user=[u for u, _ in searches],
+            search_time=[t for _, t in searches],
+            search_words=[["w"]] * len(searches),
+            search_clicks=[[]] * len(searches),
+        ),
+    )
+    test = split_log(log, "leave_one_out").test
+    lists = np.ones((len(test), 1), np.int32)
+    batch = batches.assemble(log, test, np.arange(len(test)), shape, lists)
+    for row, user in enumerate(test.user):
+        ends = {"rec": test.rec_end[row], "search": test.search_end[row]}
+        events = []
+        for kind, length in (("rec", 4), ("search", 3)):
+            start = max(getattr(log, f"{kind}_offsets")[user], ends[kind] - length)
+            times = getattr(log, f"{kind}_times")[start : ends[kind]]
+            events += [(time, kind, place) for place, time in enumerate(times)]
+        expected = {"rec": [0] * 4, "search": [0] * 3}
+        for place, (_, kind, number) in enumerate(sorted(events)):
+            expected[kind][number] = place
+        assert batch["rec_order"][row].tolist() == expected["rec"]
+        assert batch["search_order"][row].tolist() == expected["search"]
 
 
 def test_the_validator_names_the_field():
@@ -79,6 +139,7 @@ def test_the_validator_names_the_field():
         ("candidates", batch["candidates"] + 100, "candidates from 0 to 8, found 106"),
         ("rec_items", batch["rec_items"] - 9, "rec_items from 0 to 8, found -"),
         ("user", batch["user"].astype(np.int64), "dtype int32"),
+        ("rec_order", batch["rec_order"] + 1, "rec_order from 0 to 4, found 1 to 5"),
         ("labels", batch["labels"][:, :1], r"shape \(1, 2\)"),
     ):
         with pytest.raises(UserError, match=words):

@@ -1,0 +1,250 @@
+"""What baselines that read both histories share: inputs, encoder layers, pooling, alignment.
+
+UniSAR (Shi et al., SIGIR 2024) and SESRec (Si et al., SIGIR 2023) have these in common. Axes: B
+batch, L history, W words, C clicks, N candidates, T the tables' width, D the network's width, H
+heads, P pairs of a query and a clicked item, M negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lcrsr.attention import masked_softmax
+from lcrsr.history_encoder import Dropout
+from lcrsr.ranker import Batch, Rows
+
+_MASKED = -1e9
+
+
+class Inputs(NamedTuple):
+    """A batch's histories as vectors.
+
+    Attributes:
+      user: [B, D].
+      rec: clicked items [B, Lr, D]; rec_mask: bool [B, Lr].
+      queries: [B, Ls, D], zero for a search without words.
+      clicked: items clicked in searches [B, Ls, C, D]; click_mask: bool [B, Ls, C].
+      search_mask: bool [B, Ls], searches with words or clicks.
+    """
+
+    user: jax.Array
+    rec: jax.Array
+    rec_mask: jax.Array
+    queries: jax.Array
+    clicked: jax.Array
+    click_mask: jax.Array
+    search_mask: jax.Array
+
+    def searches(self) -> jax.Array:
+        """A search as its query plus the mean of its clicked items, [B, Ls, D]."""
+        count = jnp.maximum(self.click_mask.sum(-1, keepdims=True), 1)
+        return self.queries + self.clicked.sum(2) / count
+
+
+class Features(nn.Module):
+    """tanh of a linear map from the tables' rows [..., T] to vectors [..., D], one a kind."""
+
+    width: int
+
+    def setup(self):
+        self.user, self.item, self.query = (nn.Dense(self.width) for _ in range(3))
+
+    def __call__(self, batch: Batch, rows: Rows) -> Inputs:
+        rec_mask = jnp.not_equal(batch["rec_items"], 0)
+        click_mask = jnp.not_equal(batch["clicked_items"], 0)
+        words = jnp.not_equal(batch["query_words"], 0)
+        return Inputs(
+            user=jnp.tanh(self.user(rows["user"])),
+            rec=self.items(rows["rec_items"]) * rec_mask[..., None],
+            rec_mask=rec_mask,
+            queries=self.queries(rows["query_words"], words),
+            clicked=self.items(rows["clicked_items"]) * click_mask[..., None],
+            click_mask=click_mask,
+            search_mask=words.any(-1) | click_mask.any(-1),
+        )
+
+    def items(self, rows: jax.Array) -> jax.Array:
+        """[..., T] to [..., D]."""
+        return jnp.tanh(self.item(rows))
+
+    def queries(self, words: jax.Array, mask: jax.Array) -> jax.Array:
+        """Queries [..., D] from the mean of their words [..., W, T]; zero without words."""
+        count = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+        mean = (words * mask[..., None]).sum(-2) / count
+        return jnp.tanh(self.query(mean)) * mask.any(-1)[..., None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with keys that are valid or not."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, rows: jax.Array, mask: jax.Array) -> jax.Array:
+        """Queries [B, Q, D] over rows [B, L, D], mask bool [B, L], to [B, Q, D].
+
+        Zero for a user none of whose rows is valid.
+        """
+        width = queries.shape[-1]
+        split = (self.heads, width // self.heads)
+        q = nn.Dense(width, name="query")(queries).reshape(*queries.shape[:2], *split)
+        k, v = (
+            nn.Dense(width, name=name)(rows).reshape(*rows.shape[:2], *split)
+            for name in ("key", "value")
+        )
+        logits = jnp.einsum("bqhe,bkhe->bhqk", q, k) * split[1] ** -0.5
+        mixed = jnp.einsum("bhqk,bkhe->bqhe", masked_softmax(logits, mask[:, None, None]), v)
+        out = nn.Dense(width, name="out")(mixed.reshape(queries.shape))
+        return out * mask.any(-1)[:, None, None]
+
+
+class FeedForward(nn.Module):
+    """x + W2 relu(W1 x), as wide inside as outside, then layer norm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dropout: Dropout) -> jax.Array:
+        width = x.shape[-1]
+        hidden = dropout.at(0)(nn.relu(nn.Dense(width)(x)))
+        return nn.LayerNorm()(x + dropout.at(1)(nn.Dense(width)(hidden)))
+
+
+class EncoderLayer(nn.Module):
+    """A post-LN Transformer layer whose queries and keys may be different rows."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, rows: jax.Array, mask: jax.Array, dropout: Dropout
+    ) -> jax.Array:
+        """x [B, Q, D] attends to rows [B, L, D], mask bool [B, L]; self-attention: x is rows."""
+        attended = Attention(self.heads)(x, rows, mask)
+        x = nn.LayerNorm()(x + dropout.at(0)(attended))
+        return FeedForward()(x, dropout.at(1))
+
+
+class TargetAttention(nn.Module):
+    """A history as a candidate sees it: softmax over its rows of h^T W v."""
+
+    @nn.compact
+    def __call__(
+        self, rows: jax.Array, masks: tuple[jax.Array, ...], items: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Rows [B, L, D] under each of several masks bool [B, L], for items [B or 1, N, D].
+
+        Returns:
+          One [B, N, D] a mask; zero for a user none of whose rows is valid.
+        """
+        width = rows.shape[-1]
+        kernel = self.param("kernel", nn.initializers.xavier_normal(), (width, width))
+        logits = (items @ kernel.T) @ jnp.swapaxes(rows, 1, 2)
+        return tuple(masked_softmax(logits, mask[:, None]) @ rows for mask in masks)
+
+
+class Tower(nn.Module):
+    """An MLP with relu and dropout after each of its layers."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dropout: Dropout) -> jax.Array:
+        for number, width in enumerate(self.widths):
+            x = dropout.at(number)(nn.relu(nn.Dense(width)(x)))
+        return x
+
+
+class Pairs(NamedTuple):
+    """Queries and items clicked for them, with negatives of both kinds.
+
+    Attributes:
+      queries, items: [P, D]; valid: bool [P].
+      negative_queries, negative_items: [M, D].
+      query_allowed, item_allowed: bool [P, M], negatives that are not the pair's own.
+    """
+
+    queries: jax.Array
+    items: jax.Array
+    valid: jax.Array
+    negative_queries: jax.Array
+    negative_items: jax.Array
+    query_allowed: jax.Array
+    item_allowed: jax.Array
+
+
+def clicked_pairs(inputs: Inputs, negative_items: jax.Array, batch: Batch, most: int) -> Pairs:
+    """The first `most` pairs of a batch, whose examples are in random order.
+
+    Negative items are the users' first negative candidates, drawn uniformly, and negative queries
+    the users' latest searches: B of each, where the released code draws 1,024 of each a step.
+
+    Args:
+      negative_items: [B, D], of `batch["candidates"][:, 1]`.
+      most: P at most.
+    """
+    b, searches, clicks, width = inputs.clicked.shape
+    worded = jnp.any(batch["query_words"] != 0, -1)
+    valid = (inputs.click_mask & worded[..., None]).ravel()
+    size = min(most, valid.size)
+    (places,) = jnp.nonzero(valid, size=size, fill_value=0)
+    signs = _signature(batch["query_words"])
+    latest = jnp.maximum(jnp.where(worded, jnp.arange(searches), -1).max(-1), 0)[:, None]
+    of_search = places // clicks
+    ids = batch["clicked_items"].ravel()[places]
+    own = signs.ravel()[of_search]
+    negative_signs = jnp.take_along_axis(signs, latest, 1)[:, 0]
+    return Pairs(
+        queries=inputs.queries.reshape(b * searches, width)[of_search],
+        items=inputs.clicked.reshape(-1, width)[places],
+        valid=jnp.arange(size) < valid.sum(),
+        negative_queries=jnp.take_along_axis(inputs.queries, latest[..., None], 1)[:, 0],
+        negative_items=negative_items,
+        query_allowed=(own[:, None] != negative_signs) & worded.any(-1),
+        item_allowed=ids[:, None] != batch["candidates"][:, 1],
+    )
+
+
+def _signature(words: jax.Array) -> jax.Array:
+    """A hash of the words [..., W], uint32 [...]: equal queries have equal ones."""
+    signs = jnp.zeros(words.shape[:-1], jnp.uint32)
+    for place in range(words.shape[-1]):
+        signs = (signs ^ words[..., place].astype(jnp.uint32)) * jnp.uint32(16777619)
+    return signs
+
+
+class QueryItemAlignment(nn.Module):
+    """InfoNCE between queries and the items clicked for them, similarity tanh(q^T W i)."""
+
+    temperature: float
+
+    @nn.compact
+    def __call__(self, pairs: Pairs) -> jax.Array:
+        """The mean over pairs and both directions; zero without pairs."""
+        width = pairs.items.shape[-1]
+        kernel = self.param("kernel", nn.initializers.xavier_normal(), (width, width))
+        scale = self.param("log_temperature", constant(math.log(self.temperature)), ())
+        mapped = pairs.queries @ kernel
+        positive = jnp.tanh((mapped * pairs.items).sum(-1))
+        of_query = jnp.tanh(mapped @ pairs.negative_items.T)
+        of_item = jnp.tanh((pairs.items @ kernel.T) @ pairs.negative_queries.T)
+        each = 0.5 * (
+            _info_nce(positive, of_query, pairs.item_allowed, jnp.exp(-scale))
+            + _info_nce(positive, of_item, pairs.query_allowed, jnp.exp(-scale))
+        )
+        return (each * pairs.valid).sum() / jnp.maximum(pairs.valid.sum(), 1)
+
+
+def _info_nce(positive: jax.Array, negative: jax.Array, allowed: jax.Array, scale: jax.Array):
+    """-log softmax of the positive [P] among itself and the allowed negatives [P, M]."""
+    logits = jnp.where(allowed, negative * scale, _MASKED)
+    total = jnp.logaddexp(positive * scale, jax.nn.logsumexp(logits, -1))
+    return total - positive * scale
+
+
+def constant(value: float) -> Any:
+    """An initialiser that fills with `value`."""
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
