@@ -36,6 +36,7 @@ _ARRAYS = (
     "click_items",
 )
 _META = "meta.json"
+_HASHED_NAMES = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +160,8 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         " ".join([*events.search_words[i], "\t", *events.search_clicks[i]]) for i in kept.tolist()
     ]
     search_order = kept[np.lexsort((tie_break(texts), search_time[kept], search_users))]
-    word_offsets, word_rows = _take_ragged(word_ends, search_order)
-    click_offsets, click_rows = _take_ragged(click_ends, search_order)
+    word_offsets, word_rows = take_ragged(word_ends, search_order)
+    click_offsets, click_rows = take_ragged(click_ends, search_order)
     word_ids = _number(words, flat_words) if flat_words else np.zeros(0, np.int32)
     click_items = _number(items, flat_clicks) if flat_clicks else np.zeros(0, np.int32)
     log = Log(
@@ -169,10 +170,10 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         user_ids=_with_padding(users),
         item_ids=_with_padding(items),
         words=_with_padding(words),
-        rec_offsets=_offsets(click_users, len(users)),
+        rec_offsets=offsets_of_users(click_users, len(users)),
         rec_items=_number(items, clicks["item"].to_numpy()[order]),
         rec_times=clicks["time"].to_numpy()[order],
-        search_offsets=_offsets(search_users, len(users)),
+        search_offsets=offsets_of_users(search_users, len(users)),
         search_times=search_time[search_order],
         word_offsets=word_offsets,
         word_ids=word_ids[word_rows],
@@ -186,12 +187,13 @@ def _with_padding(names: pd.Index) -> np.ndarray:
     return np.array(["", *names.tolist()], dtype=np.str_)
 
 
-def _offsets(users: np.ndarray, num_users: int) -> np.ndarray:
+def offsets_of_users(users: np.ndarray, num_users: int) -> np.ndarray:
+    """int64 [num_users + 2]: where the rows of each user start, given the user of every row."""
     counts = np.bincount(users, minlength=num_users + 1)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _take_ragged(ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def take_ragged(ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(offsets [n+1], row numbers) of the ragged rows `order`, in that order."""
     lengths = np.diff(ends)[order]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -205,7 +207,10 @@ def content_hash(log: Log) -> str:
     for name in _ARRAYS:
         array = np.ascontiguousarray(getattr(log, name))
         if array.dtype.kind == "U":
-            digest.update("\n".join(array.tolist()).encode())
+            # In parts, because a list of millions of names would take more than their array.
+            for start in range(0, len(array), _HASHED_NAMES):
+                part = "\n".join(array[start : start + _HASHED_NAMES].tolist())
+                digest.update(("\n" * (start > 0) + part).encode())
         else:
             digest.update(array.data if array.size else b"")
     return digest.hexdigest()[:16]

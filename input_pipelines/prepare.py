@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.errors import UserError
-from input_pipelines import amazon_beauty, csv_log, qilin, qilin_files
+from input_pipelines import amazon_beauty, csv_log, kuaisar, qilin, qilin_files
 from input_pipelines.log import Log, load_log, save_log, validate_log
 
 
@@ -51,6 +51,7 @@ READERS: dict[str, Reader] = {
         read=amazon_beauty.read_amazon_beauty,
         settings=("query_seed",),
     ),
+    "kuaisar": Reader(files=kuaisar.raw_files, read=kuaisar.read_kuaisar),
 }
 
 

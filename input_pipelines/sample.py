@@ -7,6 +7,8 @@ topic and brand: the search history tells the topic, the recommendation history 
 `sample_truth` ranks by these very probabilities.
 
     python -m input_pipelines.sample --out=DIR [--users=3000] [--seed=0] [--shuffle_searches]
+
+`--format=kuaisar` writes files of another kind, to rehearse with (`kuaisar_sample`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from input_pipelines import kuaisar_sample
 from input_pipelines.qilin_files import SAMPLE_MARK
 
 TOPICS = [
@@ -318,14 +321,27 @@ def ensure_sample(cache_dir: str, *, num_users: int, seed: int, shuffle_searches
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes the embedded sample.")
+    parser = argparse.ArgumentParser(description="Writes made-up data.")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--format", choices=("qilin", "kuaisar"), default="qilin")
     parser.add_argument("--users", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shuffle_searches", action="store_true")
+    parser.add_argument("--shuffle_searches", action="store_true", help="of qilin")
+    parser.add_argument("--scale", choices=("small", "large"), help="of kuaisar; default small")
     given = parser.parse_args()
     if os.path.exists(given.out):
         parser.error(f"expected no {given.out} yet, found one; pass another --out")
+    if given.users < 2:
+        parser.error(f"expected --users of 2 or more, found {given.users}")
+    if given.format == "kuaisar":
+        if given.shuffle_searches:
+            parser.error("expected --shuffle_searches with --format=qilin only; drop it")
+        kuaisar_sample.write_kuaisar(
+            given.out, num_users=given.users, scale=given.scale or "small", seed=given.seed
+        )
+        return
+    if given.scale:
+        parser.error("expected --scale with --format=kuaisar only; drop it")
     write_sample(
         given.out,
         num_users=given.users,

@@ -121,7 +121,12 @@ def test_a_prepared_log_cut_short_is_refused(raw, cache):
 @pytest.mark.parametrize(
     ("dataset", "data_dir", "options", "found"),
     [
-        ("movies", None, OPTIONS, "a dataset of qilin, csv_log, amazon_beauty, found 'movies'"),
+        (
+            "movies",
+            None,
+            OPTIONS,
+            "a dataset of qilin, csv_log, amazon_beauty, kuaisar, found 'movies'",
+        ),
         ("csv_log", "nowhere", OPTIONS, "raw files of csv_log at .*nowhere, found nothing"),
         ("csv_log", "raw/clicks.csv", OPTIONS, "found a file"),
         ("csv_log", None, {"segmentor": "x"}, "query_seed, segmenter, found 'segmentor'"),

@@ -1,0 +1,184 @@
+"""Large CSV files, read in blocks of columns: memory holds one block, no row passes through Python.
+
+Rows count from 1 below the header. A malformed row ends in one line that names it, wherever in
+the file it stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from core.errors import UserError
+
+# (what is being done, share of it done in [0, 1]).
+Report = Callable[[str, float], None]
+
+ID = pa.int64()
+# Published times print as 1684742000000.0; doubles hold whole numbers up to 2^53 exactly.
+TIME = pa.float64()
+TEXT = pa.dictionary(pa.int32(), pa.string())
+
+_BLOCK_BYTES = 16 << 20
+_LARGEST_TIME = 2.0**53
+
+
+def silent(what: str, share: float) -> None:
+    """A `Report` that shows nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a file.
+
+    Attributes:
+      first_row: number of the first one.
+      columns: name -> int64 [n] for ID and TIME columns, a dictionary array for TEXT.
+    """
+
+    first_row: int
+    columns: dict[str, np.ndarray | pa.DictionaryArray]
+
+
+def read_blocks(
+    path: pathlib.Path, columns: Mapping[str, pa.DataType], report: Report = silent
+) -> Iterator[Block]:
+    """The named columns of a CSV file with a header; other columns are not converted.
+
+    Args:
+      columns: name -> ID, TIME or TEXT.
+      report: told the file's name and the share of its bytes read.
+
+    Raises:
+      UserError: no such file, a missing column, a row with too few or too many fields, a value
+        that is no whole number (ids: from 0); names the row.
+    """
+    if not path.is_file():
+        raise UserError(f"expected a file {path}, found none; pass the folder that holds it")
+    size = max(path.stat().st_size, 1)
+    row = 1
+    with pa.OSFile(str(path)) as file:
+        try:
+            reader = _open(file, columns)
+            for number, batch in enumerate(reader, 1):
+                found = {n: _values(batch.column(n), t) for n, t in columns.items()}
+                if any(values is None for values in found.values()):
+                    raise pa.ArrowInvalid("a value out of range")
+                yield Block(row, {n: v for n, v in found.items() if v is not None})
+                row += batch.num_rows
+                # Not the file's position, which runs ahead of what is parsed.
+                report(path.name, min(number * _BLOCK_BYTES / size, 1.0))
+        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            raise _explain(path, columns, error) from None
+
+
+def _open(
+    file: pa.NativeFile, columns: Mapping[str, pa.DataType], on_odd_row: Callable | None = None
+) -> pyarrow.csv.CSVStreamingReader:
+    return pyarrow.csv.open_csv(
+        file,
+        read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=on_odd_row),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=list(columns),
+            column_types=dict(columns),
+            null_values=[""],
+            check_utf8=False,
+        ),
+    )
+
+
+def _values(column: pa.Array, kind: pa.DataType) -> np.ndarray | pa.DictionaryArray | None:
+    """What a block holds of a column; None where a number is missing or out of range."""
+    if kind == TEXT:
+        return column
+    if column.null_count:
+        return None
+    values = column.to_numpy(zero_copy_only=False)
+    if kind == TIME:
+        if len(values) and not (
+            np.all(np.abs(values) <= _LARGEST_TIME) and np.all(values == np.rint(values))
+        ):
+            return None
+        return values.astype(np.int64)
+    return None if len(values) and values.min() < 0 else values
+
+
+def _header(path: pathlib.Path) -> list[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [name.strip().strip('"') for name in file.readline().split(",")]
+
+
+def _no_column(path: pathlib.Path, name: str) -> UserError:
+    found = ", ".join(_header(path))[:300] or "an empty file"
+    return UserError(f"expected column {name} in {path}, found {found}; use the file as published")
+
+
+def _explain(path: pathlib.Path, columns: Mapping[str, pa.DataType], error: Exception) -> UserError:
+    """Reads again as text, up to the first row that does not convert, to name it."""
+    odd_rows: list[pyarrow.csv.InvalidRow] = []
+
+    def keep(odd: pyarrow.csv.InvalidRow) -> str:
+        odd_rows.append(odd)
+        return "error"
+
+    row = 1
+    with pa.OSFile(str(path)) as file:
+        try:
+            for batch in _open(file, dict.fromkeys(columns, pa.string()), keep):
+                for name, kind in columns.items():
+                    place = None if kind == TEXT else _first_odd(batch.column(name), kind)
+                    if place is not None:
+                        what = "a whole number" if kind == TIME else "an id, a whole number from 0"
+                        return UserError(
+                            f"expected {what} in column {name} of {path}, found "
+                            f"{batch.column(name)[place].as_py() or ''!r} in row {row + place}; "
+                            "mend the file"
+                        )
+                row += batch.num_rows
+        except pa.ArrowKeyError:
+            found = _header(path)
+            return _no_column(path, next(name for name in columns if name not in found))
+        except pa.ArrowInvalid as second:
+            error = second
+    if odd_rows:
+        odd = odd_rows[0]
+        number = f" in row {odd.number - 1}" if odd.number is not None else ""
+        return UserError(
+            f"expected {odd.expected_columns} fields a row in {path}, found {odd.actual_columns}"
+            f"{number}; the file may be cut short: fetch it again"
+        )
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    if not os.path.getsize(path):
+        return _no_column(path, next(iter(columns)))
+    return UserError(f"expected a CSV file at {path}, found one that does not read ({reason})")
+
+
+def _first_odd(texts: pa.StringArray, kind: pa.DataType) -> int | None:
+    """The first row of a block that is no number of its kind."""
+    low, high = 0, len(texts)
+    if _casts(texts, kind):
+        return None
+    # Halving: the first half that does not convert holds the first odd value.
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _casts(texts.slice(low, middle - low), kind):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _casts(texts: pa.StringArray, kind: pa.DataType) -> bool:
+    try:
+        cleaned = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+        return _values(cleaned.cast(kind), kind) is not None
+    except pa.ArrowInvalid:
+        return False

@@ -1,0 +1,117 @@
+"""Logs from events whose names are integers: arrays throughout, for sources of millions of rows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from core.errors import UserError
+from input_pipelines import random_streams
+from input_pipelines.log import Log, content_hash, offsets_of_users, take_ragged
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumberedEvents:
+    """Events with the source's own integers as names, in any order; R clicks, S searches.
+
+    Attributes:
+      click_user, click_item, click_time: int64 [R].
+      search_user, search_time: int64 [S].
+      word_ends, word_values: int64 [S+1]; search s has the words word_values[ends[s]:ends[s+1]].
+      search_click_ends, search_click_values: int64 [S+1], the items clicked, likewise.
+      items: int64, further items of the catalogue.
+    """
+
+    click_user: np.ndarray
+    click_item: np.ndarray
+    click_time: np.ndarray
+    search_user: np.ndarray
+    search_time: np.ndarray
+    word_ends: np.ndarray
+    word_values: np.ndarray
+    search_click_ends: np.ndarray
+    search_click_values: np.ndarray
+    items: np.ndarray
+
+
+def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = False) -> Log:
+    """The log of the events, by the rules of `log.build_log`.
+
+    The same user, item and time twice is one click; a search with neither words nor clicks is
+    dropped; equal times stand in the order of a hash, unrelated to id order.
+
+    Raises:
+      UserError: there is not one click.
+    """
+    if not len(events.click_user):
+        raise UserError(f"expected clicks in the log of {name}, found none; check the source files")
+    kept = np.flatnonzero((np.diff(events.word_ends) > 0) | (np.diff(events.search_click_ends) > 0))
+    users = np.unique(np.concatenate([events.click_user, events.search_user[kept]]))
+    items = np.unique(np.concatenate([events.click_item, events.search_click_values, events.items]))
+    words = np.unique(events.word_values)
+
+    click_user, click_item = _number(users, events.click_user), _number(items, events.click_item)
+    tie = random_streams.mix(events.click_item)
+    order = np.lexsort((tie, events.click_time, click_user))
+    click_user, click_item = click_user[order], click_item[order]
+    click_time = events.click_time[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (
+        (click_user[1:] != click_user[:-1])
+        | (click_time[1:] != click_time[:-1])
+        | (click_item[1:] != click_item[:-1])
+    )
+    click_user, click_item, click_time = click_user[new], click_item[new], click_time[new]
+
+    search_user = _number(users, events.search_user[kept])
+    tie = _row_keys(events)[kept]
+    search_order = kept[np.lexsort((tie, events.search_time[kept], search_user))]
+    word_offsets, word_rows = take_ragged(events.word_ends, search_order)
+    click_offsets, click_rows = take_ragged(events.search_click_ends, search_order)
+    log = Log(
+        name=name,
+        is_sample=is_sample,
+        user_ids=_names(users),
+        item_ids=_names(items),
+        words=_names(words),
+        rec_offsets=offsets_of_users(click_user, len(users)),
+        rec_items=click_item,
+        rec_times=click_time,
+        search_offsets=offsets_of_users(search_user, len(users)),
+        search_times=events.search_time[search_order],
+        word_offsets=word_offsets,
+        word_ids=_number(words, events.word_values[word_rows]),
+        click_offsets=click_offsets,
+        click_items=_number(items, events.search_click_values[click_rows]),
+    )
+    return dataclasses.replace(log, hash=content_hash(log))
+
+
+def _number(names: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """int32 ids from 1 of `values`, all of which occur in the sorted `names`."""
+    return (np.searchsorted(names, values) + 1).astype(np.int32)
+
+
+def _names(values: np.ndarray) -> np.ndarray:
+    """The ascending integers from 0 as text, str [n+1], index 0 ''; no wider than the longest."""
+    width = len(str(values[-1])) if len(values) else 1
+    texts = np.zeros(len(values) + 1, dtype=f"U{width}")
+    texts[1:] = values.astype(f"U{width}")
+    return texts
+
+
+def ragged_keys(ends: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A hash of each ragged row, uint64 [n], that depends on its values and their order."""
+    places = np.arange(len(values)) - np.repeat(ends[:-1], np.diff(ends))
+    sums = np.zeros(len(values) + 1, np.uint64)
+    with np.errstate(over="ignore"):
+        np.cumsum(random_streams.keys(values, places), out=sums[1:])
+        return sums[ends[1:]] - sums[ends[:-1]]
+
+
+def _row_keys(events: NumberedEvents) -> np.ndarray:
+    return random_streams.keys(
+        ragged_keys(events.word_ends, events.word_values),
+        ragged_keys(events.search_click_ends, events.search_click_values),
+    )
