@@ -127,8 +127,9 @@ def _first_of_ragged(
     if len(offsets) <= 1:
         return np.zeros((*rows.shape, width), np.int32)
     places = offsets[rows][..., None] + np.arange(width)
-    there = (places < offsets[rows + 1][..., None]) & real[..., None]
-    return np.where(there, values[np.where(there, places, 0)], 0).astype(np.int32)
+    there = places < np.where(real, offsets[rows + 1], 0)[..., None]
+    found = values[np.minimum(places, len(values) - 1, out=places)]
+    return np.where(there, found, 0).astype(np.int32, copy=False)
 
 
 def _merged_order(

@@ -35,11 +35,12 @@ class TouchedItems:
         time = np.concatenate([log.rec_times, np.asarray(log.search_times)[searches]])
         self._span = np.int64(log.num_items + 1)
         key = user * self._span + item
-        order = np.lexsort((time, key))
-        key, time = key[order], time[order]
+        order = np.argsort(key, kind="stable")
+        key = key[order]
         first = np.ones(len(key), bool)
         first[1:] = key[1:] != key[:-1]
-        self._keys, self._times = key[first], time[first]
+        self._keys = key[first]
+        self._times = np.minimum.reduceat(time[order], np.flatnonzero(first))
         self._user_starts = np.searchsorted(
             self._keys, np.arange(log.num_users + 2, dtype=np.int64) * self._span
         )
@@ -47,7 +48,15 @@ class TouchedItems:
     def before(self, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
         """True where `user` touched `item` at `time` or earlier; arrays of one shape."""
         wanted = user.astype(np.int64) * self._span + item
-        place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        # Halving within the user's own keys stays in the cache, a search of all keys does not.
+        place, end = self._user_starts[user], self._user_starts[user + 1]
+        longest = int((end - place).max(initial=0))
+        for _ in range(longest.bit_length()):
+            middle = (place + end) >> 1
+            below = (place < end) & (self._keys[np.minimum(middle, len(self._keys) - 1)] < wanted)
+            place = np.where(below, middle + 1, place)
+            end = np.where(below, end, middle)
+        place = np.minimum(place, len(self._keys) - 1)
         return (self._keys[place] == wanted) & (self._times[place] <= time)
 
     def of_user(self, user: int, *, earlier_than: int | None = None) -> np.ndarray:

@@ -345,5 +345,6 @@ def load_log(directory: str) -> Log:
             found = "no such file" if size < 0 else f"{size} bytes"
             raise UserError(f"expected {bytes_of[name]} bytes in {path}, found {found}; {again}")
         # An empty array cannot be mapped.
-        arrays[name] = np.load(path, mmap_mode="r") if size > 256 else np.load(path)
+        # As a plain array over the map: indexing a memmap object costs more.
+        arrays[name] = np.asarray(np.load(path, mmap_mode="r") if size > 256 else np.load(path))
     return Log(name=meta["name"], is_sample=meta["is_sample"], hash=meta["hash"], **arrays)

@@ -55,27 +55,30 @@ def _users_of_rows(offsets: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
 
 
-def _ends(
-    event_users: np.ndarray, event_times: np.ndarray, users: np.ndarray, times: np.ndarray
-) -> np.ndarray:
-    """Per (user, time) the row after the last event of that user strictly before that time.
-
-    Events are sorted by (user, time), so that one search over pairs answers all.
-    """
-    ranked = np.unique(np.concatenate([event_times, times]))
-    span = np.int64(len(ranked) + 1)
-    events = event_users.astype(np.int64) * span + np.searchsorted(ranked, event_times)
-    wanted = users.astype(np.int64) * span + np.searchsorted(ranked, times)
-    return np.searchsorted(events, wanted, side="left").astype(np.int64)
+def _moments(users: np.ndarray, times: np.ndarray, first: int, span: int) -> np.ndarray:
+    """One int64 a (user, time) pair, in the pairs' own order."""
+    return users * np.int64(span) + (times - first)
 
 
 def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rec_end, search_end) of target click rows: what happened strictly earlier."""
-    rec_users = _users_of_rows(log.rec_offsets)
-    users, times = rec_users[rows], np.asarray(log.rec_times)[rows]
+    """(rec_end, search_end) of target click rows: what happened strictly earlier.
+
+    Events are sorted by (user, time), so that one search over pairs answers all.
+    """
+    times = np.asarray(log.rec_times), np.asarray(log.search_times)
+    first = min((int(t.min()) for t in times if len(t)), default=0)
+    span = max((int(t.max()) for t in times if len(t)), default=0) - first + 1
+    if span * (log.num_users + 2) >= 2**63:
+        # Times too far apart for pairs in 64 bits: their ranks are not.
+        ranked = np.unique(np.concatenate(times))
+        times = np.searchsorted(ranked, times[0]), np.searchsorted(ranked, times[1])
+        first, span = 0, len(ranked)
+    clicks = _moments(_users_of_rows(log.rec_offsets), times[0], first, span)
+    searches = _moments(_users_of_rows(log.search_offsets), times[1], first, span)
+    wanted = clicks[rows]
     return (
-        _ends(rec_users, np.asarray(log.rec_times), users, times),
-        _ends(_users_of_rows(log.search_offsets), np.asarray(log.search_times), users, times),
+        np.searchsorted(clicks, wanted, side="left").astype(np.int64),
+        np.searchsorted(searches, wanted, side="left").astype(np.int64),
     )
 
 
@@ -144,11 +147,12 @@ def check_leakage(log: Log, splits: Splits) -> None:
     Raises:
       UserError: a history holds an event at or after its target, or a held-out target trains.
     """
-    held_out = np.concatenate([splits.validation.target_row, splits.test.target_row])
-    shared = np.intersect1d(splits.train.target_row, held_out)
-    if len(shared):
+    held_out = np.zeros(len(log.rec_items), bool)
+    held_out[splits.validation.target_row] = held_out[splits.test.target_row] = True
+    shared = int(held_out[splits.train.target_row].sum())
+    if shared:
         raise UserError(
-            f"expected no held-out target in training, found {len(shared)} in {log.name}; report "
+            f"expected no held-out target in training, found {shared} in {log.name}; report "
             "this split"
         )
     for part in ("train", "validation", "test"):

@@ -82,6 +82,17 @@ def test_histories_agree_with_plain_loops():
     assert row == len(log.rec_items) - 1
 
 
+def test_times_too_far_apart_for_one_integer():
+    far = 2**60
+    log = make_log(
+        [(f"u{i}", item, time) for i in range(9) for item, time in (("a", -far), ("b", far))],
+        [("u3", 0), ("u3", far)],
+    )
+    rec_end, search_end = splits.history_ends(log, np.arange(18))
+    assert (rec_end - log.rec_offsets[1 + np.arange(18) // 2]).tolist() == [0, 1] * 9
+    assert search_end.tolist() == [0] * 7 + [1] + [2] * 10
+
+
 def test_leave_one_out(log):
     parts = splits.split_log(log, "leave_one_out")
     assert parts.name == "leave_one_out"
