@@ -1,0 +1,114 @@
+"""Times training, scoring, reasoning steps, catalogue growth, ranking, GRPO and reading.
+
+    python -m launch.benchmark --suite=all [--json=OUT] [--dtype=bfloat16]
+
+Random data of the sizes of KuaiSAR-small as UniSAR publishes it; only the suite `reading` reads a
+data set (--config's, the embedded sample by default) and needs TensorFlow. Every figure is the
+median of several calls after a warm-up, compilation apart, and stands beside the machine's own
+float32 matmul rate and copy bandwidth of the same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from core.errors import UserError
+from core.workdir import commit_id, write_atomically
+from launch import cli
+from launch.benchmark_suites import SCALES, SUITES, Bench
+
+
+def benchmark(suites: list[str], scale: str, dtype: str, config: Any) -> dict[str, Any]:
+    """Runs `suites` at one of `SCALES`; returns what --json writes.
+
+    Raises:
+      UserError: an unknown suite.
+    """
+    for suite in suites:
+        if suite not in SUITES:
+            raise UserError(
+                f"expected --suite of all or {', '.join(SUITES)}, found {suite!r}; pass these, "
+                "separated by commas"
+            )
+    bench = Bench(SCALES[scale], dtype, config)
+    bandwidth = bench.bandwidth()
+    for suite in suites:
+        bench.run(suite)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "commit": commit_id(),
+        "jax": jax.__version__,
+        "scale": scale,
+        "dtype": dtype,
+        "shapes": dataclasses.asdict(SCALES[scale]),
+        "matmul_gflops": statistics.median(bench.rates) / 1e9,
+        "matmul_gflops_each": [rate / 1e9 for rate in bench.rates],
+        "copy_gb_per_s": bandwidth / 1e9,
+        "rows": [dataclasses.asdict(row) for row in bench.rows],
+        "skipped": bench.skipped,
+    }
+
+
+def print_table(found: dict[str, Any]) -> None:
+    title = (
+        f"{found['device']}, {found['cores']} cores, {found['dtype']}, commit {found['commit']}: "
+        f"matmul {found['matmul_gflops']:.0f} GFLOP/s, copy {found['copy_gb_per_s']:.1f} GB/s"
+    )
+    table = Table(title=title)
+    for name in ("suite", "what", "figure", "unit", "share of matmul", "compiled in", "mark"):
+        table.add_column(name, justify="right" if name == "figure" else "left")
+    for row in found["rows"]:
+        share = "" if row["share"] is None else f"{100 * row['share']:.0f}%"
+        compiled = row["details"].get("compile_seconds")
+        verdict = {None: "", True: " (met)", False: " (MISSED)"}[row["met"]]
+        table.add_row(
+            row["suite"],
+            row["name"],
+            f"{row['value']:,.4g}" if row["value"] < 1000 else f"{row['value']:,.0f}",
+            row["unit"],
+            share,
+            "" if compiled is None else f"{compiled:.1f} s",
+            row["mark"] + verdict,
+        )
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    for suite, reason in found["skipped"].items():
+        console.print(f"{suite}: skipped, {reason}")
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("suite", ["all"], f"all, or some of {', '.join(SUITES)}.")
+    flags.DEFINE_enum("scale", "full", sorted(SCALES), "Shapes: full, or tiny for a quick look.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
+    flags.DEFINE_string("json", None, "File to write the figures to.")
+    config_flags.DEFINE_config_file(
+        "config", "configs/lcr_ser_qilin.py", "Of LCR-SER: its model, and the data of `reading`."
+    )
+
+
+def main() -> None:
+    suites = list(SUITES) if flags.FLAGS.suite == ["all"] else flags.FLAGS.suite
+    path = flags.FLAGS.json
+    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise UserError(
+            f"expected a folder for --json={path}, found none; make it or pass another path"
+        )
+    found = benchmark(suites, flags.FLAGS.scale, flags.FLAGS.dtype, flags.FLAGS.config)
+    print_table(found)
+    if path:
+        write_atomically(path, json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

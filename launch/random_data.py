@@ -1,0 +1,107 @@
+"""Random batches and tasks at given shapes, for benchmarks and compile checks without data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import config_dict
+
+from input_pipelines.batches import BATCH_FIELDS, Batch, BatchShape
+from launch.experiment import build
+from lcrsr.lcr_ser import LCRSERRanker, LossConfig
+from lcrsr.model import LCRSER, ModelConfig
+from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.reinforce import ReinforceConfig, ReinforceTask
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSizes:
+    """Ids of each kind, padding not counted."""
+
+    users: int
+    items: int
+    words: int
+
+    def as_arguments(self) -> dict[str, int]:
+        return {"num_users": self.users, "num_items": self.items, "num_words": self.words}
+
+
+def random_batch(shape: BatchShape, batch_size: int, sizes: TableSizes, seed: int = 0) -> Batch:
+    """A batch of full histories with uniform ids: the most distinct rows that a batch can touch."""
+    rng = np.random.default_rng(seed)
+    lengths = shape.sizes(batch_size)
+    ids = {"user": sizes.users, "query_words": sizes.words}
+    batch: Batch = {}
+    for name, (axes, dtype, _) in BATCH_FIELDS.items():
+        size = tuple(lengths[axis] for axis in axes.split())
+        if dtype is np.int32:
+            batch[name] = rng.integers(1, ids.get(name, sizes.items) + 1, size).astype(np.int32)
+    batch["labels"] = np.zeros((batch_size, shape.candidates), np.float32)
+    batch["labels"][:, 0] = 1.0
+    batch["mask"] = np.ones(batch_size, np.float32)
+    return batch
+
+
+class RandomTasks:
+    """LCR-SER's tasks at the settings of a config, over random batches.
+
+    Args:
+      config: of LCR-SER; its data and the sizes of its batches are not read.
+      shape: of the batches; the candidates are the task's own.
+      sizes: of the tables.
+      **model: settings that differ from the config's, such as `max_steps` or `dtype`.
+    """
+
+    def __init__(
+        self, config: config_dict.ConfigDict, shape: BatchShape, sizes: TableSizes, **model: Any
+    ):
+        lengths = {"rec_length": shape.rec_length, "search_length": shape.search_length}
+        values = config.model.to_dict() | lengths | model
+        self.config, self.shape, self.sizes = config, shape, sizes
+        self.model = LCRSER(build(ModelConfig, values, section="model"))
+        self.active_steps = min(config.pretrain.active_steps, self.model.config.max_steps)
+        settings = config.pretrain.to_dict() | {"active_steps": self.active_steps}
+        self.ranker = LCRSERRanker(self.model, build(LossConfig, settings, section="pretrain"))
+
+    def batch(self, batch_size: int, candidates: int, seed: int = 0) -> Batch:
+        shape = dataclasses.replace(self.shape, candidates=candidates)
+        return random_batch(shape, batch_size, self.sizes, seed)
+
+    def pretrain(self, batch_size: int) -> PretrainTask:
+        batch = self.batch(batch_size, 1 + self.config.data.train_negatives)
+        return PretrainTask(
+            name="pretrain",
+            ranker=self.ranker,
+            config=build(PretrainConfig, self.config.pretrain.to_dict(), section="pretrain"),
+            table_sizes=self.sizes.as_arguments(),
+            example_batch=self.batch(2, 2),
+            **_rest(batch, batch_size),
+        )
+
+    def reinforce(self, batch_size: int, initial: Any, candidates: int) -> ReinforceTask:
+        settings = self.config.rl.to_dict() | {"active_steps": self.active_steps}
+        return ReinforceTask(
+            model=self.model,
+            config=build(ReinforceConfig, settings, section="rl"),
+            initial=initial,
+            **_rest(self.batch(batch_size, candidates), batch_size),
+        )
+
+
+def _rest(batch: Batch, batch_size: int) -> dict[str, Any]:
+    def forever(start: int) -> Iterator[Batch]:
+        del start
+        while True:
+            yield batch
+
+    return {
+        "batches": forever,
+        "steps_per_epoch": 1,
+        "batch_size": batch_size,
+        "evaluate": lambda params, tables: {},
+        "selection": "ndcg@5/neg99",
+        "seed": 0,
+    }
