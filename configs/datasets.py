@@ -25,3 +25,13 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         }
     )
     return config
+
+
+def kuaisar(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """rec_inter.csv, src_inter.csv and item_features.csv in data_dir, small or large."""
+    config.dataset = "kuaisar"
+    config.data.split = "global_time"  # LCR-SER 4.1.1: chronologically
+    config.pretrain.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
+    # One target in ten of millions ranked against millions of items is days; the paper's 99 do.
+    config.eval.protocols = ("neg99",)
+    return config

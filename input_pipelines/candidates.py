@@ -146,7 +146,8 @@ def evaluation_candidates(
       int32 [E, 100], the target in column 0.
 
     Raises:
-      UserError: an unknown protocol, lists that do not match their hash, a catalogue too small.
+      UserError: an unknown protocol, lists that do not match their hash, a catalogue too
+        small, a folder that cannot be written.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"expected a protocol of {', '.join(PROTOCOLS)}, found {protocol!r}")
@@ -169,7 +170,13 @@ def evaluation_candidates(
         pool=pool,
     )
     lists = np.concatenate([target[:, None], negatives], 1)
-    _write_lists(stem, lists)
+    try:
+        _write_lists(stem, lists)
+    except OSError as error:
+        raise UserError(
+            f"expected to write candidate lists into {directory}, found {error.strerror or error}; "
+            "free space or make the folder writable"
+        ) from error
     return lists
 
 

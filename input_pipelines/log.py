@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
+from input_pipelines import random_streams
 
 _ARRAYS = (
     "user_ids",
@@ -37,6 +39,7 @@ _ARRAYS = (
 )
 _META = "meta.json"
 _HASHED_NAMES = 100_000
+_QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,23 +273,30 @@ def validate_log(log: Log) -> None:
             )
 
 
+def spread(counts: np.ndarray) -> dict[str, float]:
+    """Quantiles of counts by their names; of none, nothing."""
+    if not len(counts):
+        return {}
+    found = np.quantile(counts, _QUANTILES).tolist()
+    return {f"{q:g}": value for q, value in zip(_QUANTILES, found, strict=True)}
+
+
 def describe(log: Log) -> dict[str, Any]:
     """The data card: counts, shares and quantiles of history lengths."""
     clicks = np.diff(log.rec_offsets)[1:]
     searches = np.diff(log.search_offsets)[1:]
     total = max(len(log.search_times), 1)
-    quantiles = (0, 0.25, 0.5, 0.75, 0.95, 1)
-
-    def spread(counts):
-        return {f"{q:g}": float(np.quantile(counts, q)) for q in quantiles}
-
+    worded = np.diff(log.word_offsets) > 0
+    queries = random_streams.keys_of_rows(np.asarray(log.word_offsets), np.asarray(log.word_ids))
     return {
         "name": log.name + (" (sample data)" if log.is_sample else ""),
         "users": log.num_users,
         "items": log.num_items,
         "words": log.num_words,
+        "queries": len(np.unique(queries[worded])),
         "clicks": len(log.rec_items),
         "searches": len(log.search_times),
+        "clicks_in_searches": len(log.click_items),
         "users_without_click": int((clicks == 0).sum()),
         "users_without_search": int((searches == 0).sum()),
         "searches_without_click": float((np.diff(log.click_offsets) == 0).sum() / total),
@@ -296,17 +306,27 @@ def describe(log: Log) -> dict[str, Any]:
     }
 
 
-def save_log(log: Log, directory: str) -> None:
-    """Writes the log beside `directory` and renames it: a killed save leaves no folder there."""
+def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> None:
+    """Writes the log beside `directory` and renames it: a killed save leaves no folder there.
+
+    What killed saves of the same folder have left is removed.
+
+    Args:
+      origin: what the log was made from, kept with it (`read_origin`).
+    """
     parent = os.path.dirname(os.path.abspath(directory))
     os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=parent, prefix=".partial-")
+    prefix = f".partial-{os.path.basename(directory)}-"
+    _remove_abandoned(parent, prefix)
+    temporary = tempfile.mkdtemp(dir=parent, prefix=prefix)
+    held = os.open(temporary, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for name in _ARRAYS:
             np.save(os.path.join(temporary, f"{name}.npy"), getattr(log, name))
         sizes = {n: os.path.getsize(os.path.join(temporary, f"{n}.npy")) for n in _ARRAYS}
         meta = {"name": log.name, "is_sample": log.is_sample, "hash": log.hash}
-        meta |= {"bytes": sizes, "card": describe(log)}
+        meta |= {"origin": origin, "bytes": sizes, "card": describe(log)}
         with open(os.path.join(temporary, _META), "w", encoding="utf-8") as file:
             json.dump(meta, file, indent=2, ensure_ascii=False)
         os.chmod(temporary, 0o755)
@@ -314,11 +334,51 @@ def save_log(log: Log, directory: str) -> None:
             os.replace(temporary, directory)
         except OSError:
             # Another process prepared the same data first; its folder is as good.
-            if not os.path.exists(os.path.join(directory, _META)):
+            if not is_prepared(directory):
                 raise
     finally:
+        os.close(held)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(temporary)
+
+
+def _remove_abandoned(parent: str, prefix: str) -> None:
+    """Removes folders that no living process has locked."""
+    for name in os.listdir(parent):
+        if not name.startswith(prefix):
+            continue
+        path = os.path.join(parent, name)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
+
+
+def is_prepared(directory: str) -> bool:
+    """Whether a prepared log stands there."""
+    return os.path.isfile(os.path.join(directory, _META))
+
+
+def _read_meta(directory: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(directory, _META), encoding="utf-8") as file:
+            meta = json.load(file)
+        if {"name", "is_sample", "hash", "bytes"} - set(meta) or set(_ARRAYS) - set(meta["bytes"]):
+            raise KeyError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"expected a prepared log with {_META} in {directory}, found {type(error).__name__}; "
+            f"remove {directory} and run the command again"
+        ) from None
+    return meta
+
+
+def read_origin(directory: str) -> dict[str, Any] | None:
+    """The `origin` that a prepared log was saved with. Raises UserError like `load_log`."""
+    return _read_meta(directory).get("origin")
 
 
 def load_log(directory: str) -> Log:
@@ -328,15 +388,8 @@ def load_log(directory: str) -> Log:
       UserError: a file is missing or cut short.
     """
     again = f"remove {directory} and run the command again"
-    try:
-        with open(os.path.join(directory, _META), encoding="utf-8") as file:
-            meta = json.load(file)
-        bytes_of = {name: meta["bytes"][name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"expected a prepared log with {_META} in {directory}, found {type(error).__name__}; "
-            + again
-        ) from None
+    meta = _read_meta(directory)
+    bytes_of = meta["bytes"]
     arrays = {}
     for name in _ARRAYS:
         path = os.path.join(directory, f"{name}.npy")

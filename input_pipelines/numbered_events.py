@@ -101,17 +101,8 @@ def _names(values: np.ndarray) -> np.ndarray:
     return texts
 
 
-def ragged_keys(ends: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A hash of each ragged row, uint64 [n], that depends on its values and their order."""
-    places = np.arange(len(values)) - np.repeat(ends[:-1], np.diff(ends))
-    sums = np.zeros(len(values) + 1, np.uint64)
-    with np.errstate(over="ignore"):
-        np.cumsum(random_streams.keys(values, places), out=sums[1:])
-        return sums[ends[1:]] - sums[ends[:-1]]
-
-
 def _row_keys(events: NumberedEvents) -> np.ndarray:
     return random_streams.keys(
-        ragged_keys(events.word_ends, events.word_values),
-        ragged_keys(events.search_click_ends, events.search_click_values),
+        random_streams.keys_of_rows(events.word_ends, events.word_values),
+        random_streams.keys_of_rows(events.search_click_ends, events.search_click_values),
     )

@@ -1,7 +1,8 @@
 """From raw files to a prepared log, once: later runs open what the first one saved.
 
-A prepared log is the folder DATASET-FINGERPRINT below the cache directory. The fingerprint covers
-the raw files' names, sizes and modification times, the reader's version and the settings it heeds.
+A prepared log is a folder: that of `launch.prepare_data --data_dir`, or DATASET-FINGERPRINT below
+the cache directory. The fingerprint covers the raw files' names, sizes and modification times, the
+reader's version and the settings it heeds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from typing import Any
 
 from core.errors import UserError
 from input_pipelines import amazon_beauty, csv_log, kuaisar, qilin, qilin_files
-from input_pipelines.log import Log, load_log, save_log, validate_log
+from input_pipelines.csv_blocks import Report, silent
+from input_pipelines.log import (
+    Log,
+    content_hash,
+    is_prepared,
+    load_log,
+    read_origin,
+    save_log,
+    validate_log,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +38,8 @@ class Reader:
       read: (data_dir, **settings) -> Log; also takes work_dir if `needs_work_dir`.
       settings: the options it heeds.
       version: raised when the same files and options come to give another log.
-      needs_work_dir: reads through files of its own, written below the cache directory.
+      needs_work_dir: reads through files of its own, written beside the prepared folder.
+      reports: takes a `report` of the progress.
     """
 
     files: Callable[[str], list[pathlib.Path]]
@@ -36,6 +47,7 @@ class Reader:
     settings: tuple[str, ...] = ()
     version: int = 1
     needs_work_dir: bool = False
+    reports: bool = False
 
 
 READERS: dict[str, Reader] = {
@@ -51,7 +63,7 @@ READERS: dict[str, Reader] = {
         read=amazon_beauty.read_amazon_beauty,
         settings=("query_seed",),
     ),
-    "kuaisar": Reader(files=kuaisar.raw_files, read=kuaisar.read_kuaisar),
+    "kuaisar": Reader(files=kuaisar.raw_files, read=kuaisar.read_kuaisar, reports=True),
 }
 
 
@@ -67,45 +79,145 @@ def fingerprint(dataset: str, data_dir: str, settings: Mapping[str, Any]) -> str
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def _settings(dataset: str, raw_dir: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the data set heeds.
+
+    Raises:
+      UserError: an unknown dataset or option, no such folder.
+    """
+    if dataset not in READERS:
+        raise UserError(f"expected a dataset of {', '.join(READERS)}, found {dataset!r}; pass one")
+    if not os.path.isdir(raw_dir):
+        raise UserError(
+            f"expected a folder with the raw files of {dataset} at {raw_dir}, found "
+            f"{'a file' if os.path.exists(raw_dir) else 'nothing'}; pass its data_dir"
+        )
+    known = sorted({name for reader in READERS.values() for name in reader.settings})
+    for name in options:
+        if name not in known:
+            raise UserError(f"expected options among {', '.join(known)}, found {name!r}; drop it")
+    return {name: options[name] for name in READERS[dataset].settings if name in options}
+
+
+def _prepare(
+    dataset: str,
+    raw_dir: str,
+    directory: str,
+    origin: dict[str, Any],
+    report: Report,
+    place: str,
+) -> None:
+    """Reads, checks and saves; `place` is what the user passed to say where."""
+    reader, parent = READERS[dataset], os.path.dirname(directory)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        extra: dict[str, Any] = {"work_dir": parent} if reader.needs_work_dir else {}
+        if reader.reports:
+            extra["report"] = report
+        report("reading", 0.0)
+        log = reader.read(raw_dir, **origin["settings"], **extra)
+        report("checking", 0.0)
+        validate_log(log)
+        report("saving", 0.0)
+        save_log(log, directory, origin)
+        report("saving", 1.0)
+    except OSError as error:
+        # NumPy's error of a write that did not fit has no strerror.
+        found = error.strerror or f"a write cut short ({error})"
+        raise UserError(
+            f"expected to read {raw_dir} and to write {directory}, found {found}; free space or "
+            f"pass another {place}"
+        ) from error
+
+
 def prepare_log(
-    dataset: str, data_dir: str, cache_dir: str, options: Mapping[str, Any]
+    dataset: str,
+    data_dir: str,
+    cache_dir: str,
+    options: Mapping[str, Any],
+    report: Report = silent,
 ) -> tuple[Log, str]:
     """The log of `dataset`, memory-mapped, and the folder that holds it.
 
     Nothing is written in `data_dir`; a run killed halfway leaves no folder under the final name.
 
     Args:
+      data_dir: the raw files, or a folder that `prepare_into` has written: it is used as it is.
       options: settings of any reader; those that this data set does not heed change nothing.
+      report: told what is being done and the share of it done.
 
     Raises:
-      UserError: an unknown dataset or option, malformed raw or prepared files, a cache directory
-        that cannot be written.
+      UserError: an unknown dataset or option, malformed raw or prepared files, a folder prepared
+        for another dataset or with other settings, a cache directory that cannot be written.
     """
-    if dataset not in READERS:
-        raise UserError(f"expected a dataset of {', '.join(READERS)}, found {dataset!r}; pass one")
-    if not os.path.isdir(data_dir):
-        raise UserError(
-            f"expected a folder with the raw files of {dataset} at {data_dir}, found "
-            f"{'a file' if os.path.exists(data_dir) else 'nothing'}; pass its data_dir"
-        )
-    known = sorted({name for reader in READERS.values() for name in reader.settings})
-    for name in options:
-        if name not in known:
-            raise UserError(f"expected options among {', '.join(known)}, found {name!r}; drop it")
-    reader = READERS[dataset]
-    settings = {name: options[name] for name in reader.settings if name in options}
-    name = f"{dataset}-{fingerprint(dataset, data_dir, settings)}"
-    directory = os.path.join(cache_dir, name)
+    settings = _settings(dataset, data_dir, options)
+    if is_prepared(data_dir):
+        origin = read_origin(data_dir) or {}
+        wanted = {"dataset": dataset, "settings": settings}
+        for key, value in wanted.items():
+            if origin.get(key) != value:
+                raise UserError(
+                    f"expected {data_dir} to be prepared with {key} {value}, found "
+                    f"{origin.get(key)}; change the config or pass another data_dir"
+                )
+        return load_log(data_dir), data_dir
+    origin = _origin(dataset, data_dir, settings)
+    directory = os.path.join(cache_dir, f"{dataset}-{origin['fingerprint']}")
     if not os.path.isdir(directory):
-        try:
-            os.makedirs(cache_dir, exist_ok=True)
-            work = {"work_dir": cache_dir} if reader.needs_work_dir else {}
-            log = reader.read(data_dir, **settings, **work)
-            validate_log(log)
-            save_log(log, directory)
-        except OSError as error:
-            raise UserError(
-                f"expected to read {data_dir} and to write {directory}, found "
-                f"{error.strerror or error}; free space or pass another cache_dir"
-            ) from error
+        _prepare(dataset, data_dir, directory, origin, report, "cache_dir")
     return load_log(directory), directory
+
+
+def _origin(dataset: str, raw_dir: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "dataset": dataset,
+        "settings": settings,
+        "fingerprint": fingerprint(dataset, raw_dir, settings),
+    }
+
+
+def prepare_into(
+    dataset: str, raw_dir: str, data_dir: str, options: Mapping[str, Any], report: Report = silent
+) -> Log:
+    """Prepares the raw files into the folder `data_dir`, or opens what an earlier call left there.
+
+    Whole or not at all: a call that was killed is begun anew by the next.
+
+    Args:
+      options, report: as of `prepare_log`.
+
+    Raises:
+      UserError: as `prepare_log`; `data_dir` holds something else.
+    """
+    settings = _settings(dataset, raw_dir, options)
+    origin = _origin(dataset, raw_dir, settings)
+    if is_prepared(data_dir):
+        if read_origin(data_dir) != origin:
+            raise UserError(
+                f"expected nothing or the same data at {data_dir}, found a log prepared from other "
+                "files or settings; remove it or pass another data_dir"
+            )
+    elif os.path.lexists(data_dir) and not (os.path.isdir(data_dir) and not os.listdir(data_dir)):
+        raise UserError(
+            f"expected nothing at {data_dir} yet, found something else than a prepared log; pass "
+            "another data_dir"
+        )
+    else:
+        _prepare(dataset, raw_dir, data_dir, origin, report, "data_dir")
+    return load_log(data_dir)
+
+
+def validate_prepared(data_dir: str) -> Log:
+    """Opens a prepared folder and holds it to its schema and its hash.
+
+    Raises:
+      UserError: it is none, is cut short, breaks the schema or is not what was saved.
+    """
+    log = load_log(data_dir)
+    validate_log(log)
+    found = content_hash(log)
+    if found != log.hash:
+        raise UserError(
+            f"expected the content hash {log.hash} of {data_dir}, found {found}; prepare it again"
+        )
+    return log

@@ -27,6 +27,19 @@ def keys(*parts: int | np.ndarray) -> np.ndarray:
     return key
 
 
+def keys_of_rows(ends: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """One uint64 key a ragged row, from its integers in their order.
+
+    Args:
+      ends: int64 [n+1]; row i is values[ends[i]:ends[i+1]].
+    """
+    places = np.arange(len(values)) - np.repeat(ends[:-1], np.diff(ends))
+    sums = np.zeros(len(values) + 1, np.uint64)
+    with np.errstate(over="ignore"):
+        np.cumsum(keys(values, places), out=sums[1:])
+        return sums[ends[1:]] - sums[ends[:-1]]
+
+
 def below(key: np.ndarray, count: int, limit: int) -> np.ndarray:
     """`count` integers in [0, limit) for each key [n], int64 [n, count].
 

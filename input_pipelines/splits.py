@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines.log import Log
+from input_pipelines.log import Log, spread
 
 SPLITS = ("leave_one_out", "global_time")
 # Shares of the clicks, by time, before the two cuts of global_time.
@@ -139,6 +140,21 @@ def split_log(
         _examples(log, chosen),
         _examples(log, rows[test]),
     )
+
+
+def describe(log: Log, splits: Splits) -> dict[str, Any]:
+    """The data card's part on a split: its sizes and the lengths of training histories."""
+    train = splits.train
+    starts = (np.asarray(o)[train.user] for o in (log.rec_offsets, log.search_offsets))
+    clicks, searches = (
+        end - start for end, start in zip((train.rec_end, train.search_end), starts, strict=True)
+    )
+    return {
+        "split": splits.name,
+        "examples": {part: len(getattr(splits, part)) for part in ("train", "validation", "test")},
+        "clicks_in_training_histories": spread(clicks),
+        "searches_in_training_histories": spread(searches),
+    }
 
 
 def check_leakage(log: Log, splits: Splits) -> None:

@@ -1,50 +1,118 @@
 """Reads a data set once into the form that training uses, checks it and prints its data card.
 
-    python -m launch.prepare_data --dataset=csv_log --raw_dir=DIR [--cache_dir=~/.cache/lcrsr]
+    python -m launch.prepare_data --dataset=kuaisar --raw_dir=R --data_dir=D --split=global_time
+    python -m launch.prepare_data --validate --data_dir=D [--split=global_time]
 
-launch.train does the same on first use; this program is for looking at the data first.
+D is whole or absent: after a kill the same command begins anew. `launch.train --config.data_dir=D`
+uses it as it is. Without --data_dir the result is kept in the cache, where launch.train finds it
+when it is given the raw files.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 
 from absl import flags
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from core.errors import UserError
 from input_pipelines import log as log_lib
 from input_pipelines import prepare, splits
 from launch import cli
 
+_LOG = logging.getLogger(__name__)
+_CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
+
 
 def define_flags() -> None:
     flags.DEFINE_string("dataset", None, "Name of a reader, such as csv_log or qilin.")
     flags.DEFINE_string("raw_dir", None, "Folder of the raw files.")
-    flags.DEFINE_string("cache_dir", "~/.cache/lcrsr", "Where prepared data is kept.")
+    flags.DEFINE_string("data_dir", None, "Folder of the prepared data; default in the cache.")
+    flags.DEFINE_bool("validate", False, "Check what stands in --data_dir instead of preparing it.")
     flags.DEFINE_string("segmenter", "characters", "Of Chinese queries; or jieba.")
     flags.DEFINE_string("split", "leave_one_out", "Split to check; or global_time.")
 
 
+class _Bars:
+    """A bar for each thing done on a terminal, a log line when it begins elsewhere."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._row, self._what = TaskID(0), ""
+
+    def __enter__(self) -> _Bars:
+        if sys.stderr.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def report(self, what: str, share: float) -> None:
+        if self._progress is None:
+            if what != self._what:
+                _LOG.info("%s", what)
+        else:
+            if what != self._what:
+                if self._what:
+                    self._progress.update(self._row, completed=1.0)
+                self._row = self._progress.add_task(what, total=1.0)
+            self._progress.update(self._row, completed=share)
+        self._what = what
+
+
 def main() -> None:
-    if not flags.FLAGS.dataset or not flags.FLAGS.raw_dir:
-        raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
-    log, directory = prepare.prepare_log(
-        flags.FLAGS.dataset,
-        os.path.abspath(os.path.expanduser(flags.FLAGS.raw_dir)),
-        os.path.abspath(os.path.expanduser(flags.FLAGS.cache_dir)),
-        {"segmenter": flags.FLAGS.segmenter},
-    )
-    parts = splits.split_log(log, flags.FLAGS.split)
+    given = flags.FLAGS
+    data_dir = _path(given.data_dir)
+    if given.validate:
+        if not data_dir or given.dataset or given.raw_dir:
+            raise UserError("expected --validate with --data_dir=D alone; pass the prepared folder")
+        log, directory = prepare.validate_prepared(data_dir), data_dir
+    else:
+        log, directory = _prepare(data_dir)
+    parts = splits.split_log(log, given.split)
     splits.check_leakage(log, parts)
-    card = log_lib.describe(log) | {
-        "split": flags.FLAGS.split,
-        "examples": {n: len(getattr(parts, n)) for n in ("train", "validation", "test")},
-        "leakage_check": "passed",
-        "hash": log.hash,
-        "prepared": directory,
-    }
+    card = log_lib.describe(log) | splits.describe(log, parts)
+    card |= {"leakage_check": "passed", "hash": log.hash, "prepared": directory}
     print(json.dumps(card, indent=2, ensure_ascii=False))
+
+
+def _prepare(data_dir: str) -> tuple[log_lib.Log, str]:
+    given = flags.FLAGS
+    if not given.dataset or not given.raw_dir:
+        raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
+    if given.split not in splits.SPLITS:  # found before an hour of reading
+        raise UserError(f"expected --split of {', '.join(splits.SPLITS)}, found {given.split!r}")
+    raw_dir, options = _path(given.raw_dir), {"segmenter": given.segmenter}
+    with _Bars() as bars:
+        if not data_dir:
+            return prepare.prepare_log(given.dataset, raw_dir, _path(_CACHE), options, bars.report)
+        return prepare.prepare_into(
+            given.dataset, raw_dir, data_dir, options, bars.report
+        ), data_dir
+
+
+def _path(name: str | None) -> str:
+    return os.path.abspath(os.path.expanduser(name)) if name else ""
 
 
 if __name__ == "__main__":
