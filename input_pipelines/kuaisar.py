@@ -141,7 +141,7 @@ def check_counts(counts: dict[str, int], data_dir: str) -> str | None:
                 f"expected the counts of KuaiSAR-{scale} in {data_dir}, which matches it "
                 f"otherwise, found {', '.join(wrong)}; download the files again"
             )
-        _LOG.info("KuaiSAR-%s: all counts as published", scale)
+        _LOG.info("%s has all counts of KuaiSAR-%s", data_dir, scale)
         return scale
     _LOG.info("not a whole KuaiSAR: %s", ", ".join(f"{n} {c:,}" for n, c in counts.items()))
     return None

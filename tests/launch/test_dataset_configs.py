@@ -1,12 +1,19 @@
 """Every data set's config of LCR-SER opens on small files of its format."""
 
 import importlib
+import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from input_pipelines import kuaisar_sample
+from input_pipelines import kuaisar_sample, prepare
 from launch.data import Data, resolve
 from launch.methods import open_experiment
+
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("scale", ["small", "large"])
@@ -25,3 +32,19 @@ def test_kuaisar(tmp_path, scale):
     latest = times[data.splits.train.target_row].max()
     assert latest < times[data.splits.validation.target_row].min()
     assert len(data.splits.test) == pytest.approx(0.1 * len(times), rel=0.05)
+
+
+def test_the_reading_benchmark_runs(tmp_path):
+    raw, folder = tmp_path / "raw", str(tmp_path / "prepared")
+    kuaisar_sample.write_kuaisar(str(raw), num_users=20, scale="small", seed=3)
+    prepare.prepare_into("kuaisar", str(raw), folder, {})
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.benchmark_reading", f"--data_dir={folder}", "--batches=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["examples_per_second"] > 0 and found["seconds_to_first_batch"] > 0
