@@ -12,7 +12,6 @@ from input_pipelines import kuaisar_sample, prepare
 from launch.data import Data, resolve
 from launch.methods import open_experiment
 
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
