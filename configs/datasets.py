@@ -10,6 +10,13 @@ def amazon_beauty(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
+def amazon_raw(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """reviews, meta, query and qrels files of one category in data_dir."""
+    config.dataset = "amazon_raw"
+    config.data.clicks = 1  # a semi-synthetic search has the one bought item (UniSAR)
+    return config
+
+
 def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """The published parquet folders in data_dir; without it the embedded sample."""
     config.dataset = "qilin"

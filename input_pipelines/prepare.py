@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.errors import UserError
-from input_pipelines import amazon_beauty, csv_log, kuaisar, qilin, qilin_files
+from input_pipelines import amazon_beauty, amazon_raw, csv_log, kuaisar, qilin, qilin_files
 from input_pipelines.csv_blocks import Report, silent
 from input_pipelines.log import (
     Log,
@@ -62,6 +62,12 @@ READERS: dict[str, Reader] = {
         files=amazon_beauty.raw_files,
         read=amazon_beauty.read_amazon_beauty,
         settings=("query_seed",),
+    ),
+    "amazon_raw": Reader(
+        files=amazon_raw.raw_files,
+        read=amazon_raw.read_amazon_raw,
+        settings=("query_seed",),
+        reports=True,
     ),
     "kuaisar": Reader(files=kuaisar.raw_files, read=kuaisar.read_kuaisar, reports=True),
 }
