@@ -22,6 +22,7 @@ from core.errors import UserError
 from input_pipelines import random_streams
 from input_pipelines.candidates import TouchedItems, draw_negatives
 from input_pipelines.log import Log
+from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
 
 Batch = dict[str, np.ndarray]
@@ -39,30 +40,42 @@ BATCH_FIELDS: dict[str, tuple[str, type, str]] = {
     "labels": ("B N", np.float32, "1 for the target, 0 for negatives"),
     "mask": ("B", np.float32, "0 for padding rows, which count nothing"),
 }
+# Of batches whose last S rows are search examples; the rows before recommend.
+SEARCH_FIELDS: dict[str, tuple[str, type, str]] = {
+    "query": ("S W", np.int32, "word ids of the current search, of the last S rows"),
+}
 _FIELD_TABLES = {
     "rec_items": "item",
     "clicked_items": "item",
     "candidates": "item",
     "query_words": "word",
+    "query": "word",
     "user": "user",
 }
 # Batches made ahead of the one in use, and the threads that make them.
 _AHEAD, _THREADS = 4, 2
+# Added to the seed for search examples, far from other seeds.
+_SEARCH_SEED = 2_000_003
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """Lr, Ls, W, C and N of every batch."""
+    """Lr, Ls, W, C and N of every batch, and how many of its last rows are search examples."""
 
     rec_length: int
     search_length: int
     words: int
     clicks: int
     candidates: int
+    search_rows: int = 0
+
+    def fields(self) -> dict[str, tuple[str, type, str]]:
+        return BATCH_FIELDS | (SEARCH_FIELDS if self.search_rows else {})
 
     def sizes(self, batch_size: int) -> dict[str, int]:
         return {
             "B": batch_size,
+            "S": self.search_rows,
             "Lr": self.rec_length,
             "Ls": self.search_length,
             "W": self.words,
@@ -77,17 +90,18 @@ def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -
     Raises:
       UserError: the batch breaks the contract; names the field.
     """
-    if set(batch) != set(BATCH_FIELDS):
-        odd = sorted(set(batch) ^ set(BATCH_FIELDS))
+    fields = shape.fields()
+    if set(batch) != set(fields):
+        odd = sorted(set(batch) ^ set(fields))
         raise UserError(
-            f"expected the batch fields {', '.join(BATCH_FIELDS)}, found a difference in "
+            f"expected the batch fields {', '.join(fields)}, found a difference in "
             f"{', '.join(odd)}; use `assemble`"
         )
     sizes = shape.sizes(batch_size)
     events = shape.rec_length + shape.search_length
     # One more user row: the shared row of users not seen in training.
     limits = {"user": log.num_users + 1, "item": log.num_items, "word": log.num_words}
-    for name, (axes, dtype, _) in BATCH_FIELDS.items():
+    for name, (axes, dtype, _) in fields.items():
         value = batch[name]
         expected = tuple(sizes[axis] for axis in axes.split())
         if value.shape != expected or value.dtype != dtype:
@@ -195,6 +209,25 @@ def assemble(
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Examples of one task with what sampling asks of their targets.
+
+    Attributes:
+      examples: [E]; target, time: item and time [E] of each.
+      batch_size: over all hosts; `share` rows from `offset` on are this host's.
+      seed: of the order and the negatives.
+    """
+
+    examples: Examples
+    target: np.ndarray
+    time: np.ndarray
+    batch_size: int
+    offset: int
+    share: int
+    seed: int
+
+
 class TrainBatches:
     """Endless training batches, each a pure function of its step.
 
@@ -205,6 +238,8 @@ class TrainBatches:
       batch_size: over all hosts; this host gets its contiguous share.
       negatives: sampled a target; redrawn each epoch.
       process_index, process_count: this host among all.
+      searches: examples of the search task, appended to every batch; as many a step as make an
+        epoch of theirs as long as one of `examples`.
 
     Raises:
       UserError: the batch does not divide among the hosts.
@@ -221,39 +256,67 @@ class TrainBatches:
         negatives: int,
         process_index: int = 0,
         process_count: int = 1,
+        searches: SearchExamples | None = None,
     ):
         if batch_size % process_count:
             raise UserError(
                 f"expected a batch size divisible by {process_count} hosts, found {batch_size}"
             )
-        self._log, self._examples, self._shape = log, examples, shape
-        self._seed, self._negatives, self._batch_size = seed, negatives, batch_size
-        self._share = batch_size // process_count
-        self._offset = process_index * self._share
+        self._log, self._negatives = log, negatives
         self._touched = TouchedItems(log)
-        self._targets = np.asarray(log.rec_items)[examples.target_row]
-        self._times = np.asarray(log.rec_times)[examples.target_row]
         self.steps_per_epoch = math.ceil(len(examples) / batch_size)
+
+        def part(examples, target, times, size, seed):
+            share = size // process_count
+            time = np.asarray(times)[examples.target_row]
+            return _Part(examples, target, time, size, process_index * share, share, seed)
+
+        target = np.asarray(log.rec_items)[examples.target_row]
+        self._parts = [part(examples, target, log.rec_times, batch_size, seed)]
+        if searches is not None:
+            size = process_count * math.ceil(len(searches) / self.steps_per_epoch / process_count)
+            seed += _SEARCH_SEED
+            self._parts.append(part(searches, searches.item, log.search_times, size, seed))
+            shape = dataclasses.replace(shape, search_rows=self._parts[1].share)
+        self._shape = shape
+        self._rows = sum(part.share for part in self._parts)
 
     def batch_at(self, step: int) -> Batch:
         """This host's share of batch `step`."""
-        first = step * self._batch_size + self._offset
-        position = np.arange(first, first + self._share, dtype=np.int64)
-        epoch, place = np.divmod(position, len(self._examples))
-        epoch_keys = random_streams.keys(self._seed, epoch)
-        indices = random_streams.permutation(len(self._examples), epoch_keys, place)
-        target = self._targets[indices]
+        parts = [self._part_at(part, step) for part in self._parts]
+        if len(parts) == 1:
+            return parts[0]
+        query = parts[1].pop("query")
+        return {n: np.concatenate([part[n] for part in parts]) for n in BATCH_FIELDS} | {
+            "query": query
+        }
+
+    def _part_at(self, part: _Part, step: int) -> Batch:
+        first = step * part.batch_size + part.offset
+        position = np.arange(first, first + part.share, dtype=np.int64)
+        count = len(part.examples)
+        epoch, place = np.divmod(position, count)
+        epoch_keys = random_streams.keys(part.seed, epoch)
+        indices = random_streams.permutation(count, epoch_keys, place)
+        target = part.target[indices]
         negatives = draw_negatives(
             self._touched,
             self._log.num_items,
-            user=self._examples.user[indices],
-            time=self._times[indices],
+            user=part.examples.user[indices],
+            time=part.time[indices],
             target=target,
             count=self._negatives,
             key=random_streams.keys(epoch_keys, indices),
         )
         candidates = np.concatenate([target[:, None], negatives], 1)
-        return assemble(self._log, self._examples, indices, self._shape, candidates)
+        batch = assemble(self._log, part.examples, indices, self._shape, candidates)
+        if isinstance(part.examples, SearchExamples):
+            rows = part.examples.target_row[indices][:, None]
+            real = np.ones_like(rows, bool)
+            batch["query"] = _first_of_ragged(
+                self._log.word_offsets, self._log.word_ids, rows, real, self._shape.words
+            )[:, 0]
+        return batch
 
     def stream(self, start_step: int) -> Iterator[Batch]:
         """Batches from `start_step` on, made ahead of their use.
@@ -264,7 +327,7 @@ class TrainBatches:
         Raises:
           UserError: the first batch breaks it (`validate_batch`).
         """
-        validate_batch(self.batch_at(start_step), self._shape, self._share, self._log)
+        validate_batch(self.batch_at(start_step), self._shape, self._rows, self._log)
         if importlib.util.find_spec("tensorflow") is None:
             return _threaded(self.batch_at, start_step)
         return self._tf_data(start_step)
@@ -273,16 +336,17 @@ class TrainBatches:
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
-        names = list(BATCH_FIELDS)
-        sizes = self._shape.sizes(self._share)
-        shapes = {n: [sizes[axis] for axis in BATCH_FIELDS[n][0].split()] for n in names}
+        fields = self._shape.fields()
+        names = list(fields)
+        sizes = self._shape.sizes(self._rows)
+        shapes = {n: [sizes[axis] for axis in fields[n][0].split()] for n in names}
 
         def make(step):
             batch = self.batch_at(int(step))
             return [batch[name] for name in names]
 
         def load(step):
-            values = tf.numpy_function(make, [step], [BATCH_FIELDS[n][1] for n in names])
+            values = tf.numpy_function(make, [step], [fields[n][1] for n in names])
             return {
                 n: tf.ensure_shape(value, shapes[n]) for n, value in zip(names, values, strict=True)
             }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,8 +33,8 @@ class Examples:
     def __len__(self) -> int:
         return len(self.user)
 
-    def take(self, indices: np.ndarray) -> Examples:
-        return Examples(*(getattr(self, f.name)[indices] for f in dataclasses.fields(self)))
+    def take(self, indices: np.ndarray) -> Self:
+        return type(self)(*(getattr(self, f.name)[indices] for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,16 @@ def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (
         np.searchsorted(clicks, wanted, side="left").astype(np.int64),
         np.searchsorted(searches, wanted, side="left").astype(np.int64),
+    )
+
+
+def search_history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rec_end, search_end) of search rows: what happened strictly earlier."""
+    search_users = _users_of_rows(log.search_offsets)
+    users, times = search_users[rows], np.asarray(log.search_times)[rows]
+    return (
+        _ends(_users_of_rows(log.rec_offsets), np.asarray(log.rec_times), users, times),
+        _ends(search_users, np.asarray(log.search_times), users, times),
     )
 
 

@@ -11,7 +11,7 @@ import scipy.sparse
 from ml_collections import config_dict
 
 from core.errors import UserError
-from input_pipelines import batches, candidates, prepare, splits
+from input_pipelines import batches, candidates, prepare, search_task, splits
 from input_pipelines.log import Log
 
 _LOG = logging.getLogger(__name__)
@@ -99,9 +99,21 @@ class Data:
         )
 
     def training(
-        self, *, batch_size: int, negatives: int, seed: int
+        self,
+        *,
+        batch_size: int,
+        negatives: int,
+        seed: int,
+        tasks: tuple[str, ...] = ("recommendation",),
     ) -> tuple[Callable[[int], Iterator[Batch]], int]:
-        """(start_step -> endless batches, steps per epoch) of the training split."""
+        """(start_step -> endless batches, steps per epoch) of the training split.
+
+        Args:
+          tasks: with 'search' among them, every batch ends in search examples.
+
+        Raises:
+          UserError: there is nothing to train on.
+        """
         if not len(self.splits.train):
             raise UserError(
                 f"expected training examples in {self.label}, found none; every user has fewer "
@@ -114,8 +126,23 @@ class Data:
             batch_size=batch_size,
             seed=seed,
             negatives=negatives,
+            searches=self._training_searches() if "search" in tasks else None,
         )
         return (lambda start: map(self.adapt, source.stream(start))), source.steps_per_epoch
+
+    def _training_searches(self) -> search_task.SearchExamples:
+        if not self._config.data.use_search:
+            raise UserError(
+                "expected a model of recommendation alone where config.data.use_search is False, "
+                "found one that trains on searches too; set --config.model.search_weight=0"
+            )
+        found = search_task.training_searches(self.log, self.splits)
+        if not len(found):
+            raise UserError(
+                f"expected training searches with words and clicks in {self.label}, found none; "
+                "set --config.model.search_weight=0"
+            )
+        return found
 
     def training_clicks(self) -> scipy.sparse.csr_array:
         """How often each user clicked each item in training, [U+1, V+1]."""

@@ -138,6 +138,7 @@ class Experiment(Evaluated):
             batch_size=config.batch_size,
             negatives=self.config.data.train_negatives,
             seed=self.config.seed + seed_offset,
+            tasks=self.ranker.tasks,
         )
         first_step = 0 if initial is None else int(initial["step"])
         return PretrainTask(

@@ -56,6 +56,7 @@ class LCRSERRanker:
     """A `Ranker` around the network."""
 
     tables: tuple[str, ...] = ("user", "item", "word")
+    tasks: tuple[str, ...] = ("recommendation",)
 
     def __init__(self, model: LCRSER, config: LossConfig):
         self.model, self.config = model, config

@@ -18,11 +18,14 @@ class Ranker(Protocol):
       tables: the embedding tables it reads, of 'user', 'item', 'word' (`lcrsr.embedding`).
       width: D of the tables' rows.
       init_scale: standard deviation of these rows at the start.
+      tasks: ('recommendation',), with 'search' where the loss wants batches that end in search
+        examples, whose current query's words are `query` [S, W].
     """
 
     tables: tuple[str, ...]
     width: int
     init_scale: float
+    tasks: tuple[str, ...]
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         """Random parameters of the network, the tables apart."""

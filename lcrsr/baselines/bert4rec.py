@@ -55,6 +55,7 @@ class BERT4Rec:
     """A `Ranker`; needs `table_update='dense'`."""
 
     tables: tuple[str, ...] = ("item",)
+    tasks: tuple[str, ...] = ("recommendation",)
 
     def __init__(self, settings: Settings):
         self.settings, self.network = settings, Network(settings)

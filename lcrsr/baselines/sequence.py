@@ -98,6 +98,7 @@ class SequentialRanker:
     """A `Ranker` around a network from (rows [B, L, D], valid [B, L]) to users [B, D]."""
 
     tables: tuple[str, ...] = ("item",)
+    tasks: tuple[str, ...] = ("recommendation",)
 
     def __init__(self, network: nn.Module, *, width: int, init_scale: float, loss: str):
         if loss not in LOSSES:

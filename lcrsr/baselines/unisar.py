@@ -44,7 +44,7 @@ class Settings:
       alignment_weight, alignment_temperature: of the query-item loss.
       alignment_pairs: pairs of a query and a clicked item that it takes from a batch, at most.
       transition_weight, transition_temperature: of the transition loss.
-      search_weight: of the search task's loss.
+      search_weight: of the search task's loss; 0 trains on recommendation alone.
     """
 
     width: int
@@ -335,10 +335,13 @@ class UniSAR:
     """A `Ranker` of recommendations; batches that end in search examples train both tasks."""
 
     tables: tuple[str, ...] = ("user", "item", "word")
+    tasks: tuple[str, ...]
 
     def __init__(self, settings: Settings):
         self.settings, self.network = settings, Network(settings)
         self.width, self.init_scale = settings.width, settings.init_scale
+        searches = settings.search_weight > 0
+        self.tasks = ("recommendation", "search") if searches else ("recommendation",)
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         init = functools.partial(self.network.init, method=Network.every_parameter)
