@@ -15,6 +15,12 @@ def get_config() -> config_dict.ConfigDict:
     config.cache_dir = "~/.cache/lcrsr"  # prepared data
     config.seed = 0
 
+    # Devices: copies of the tables, and parts that each copy is cut into by rows; batches are cut
+    # over all of them. -1 takes the devices that the other leaves; 1 x 1 is one device.
+    config.mesh = config_dict.ConfigDict()
+    config.mesh.data = 1
+    config.mesh.table = 1
+
     config.data = config_dict.ConfigDict()
     config.data.split = "leave_one_out"  # or "global_time"
     config.data.rec_length = 30  # last events kept of each kind (UniSAR)

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from core.errors import UserError
+from core.partitioning import ROW_MULTIPLE, path_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +32,19 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
         del context
         newest = {c.step for c in checkpoints[-self.keep :]}
         return [c.step in newest or c.step == self.best_step for c in checkpoints]
+
+
+def _placed(leaf: Any) -> Any:
+    """Shape, dtype and sharding of a leaf; the first device where it says none."""
+    struct = ocp.utils.to_shape_dtype_struct(leaf)
+    if getattr(struct, "sharding", None) is not None:
+        return struct
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=device)
+
+
+def _filled(rows: int) -> int:
+    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 class Checkpoints:
@@ -76,7 +90,10 @@ class Checkpoints:
         """Reads `step`, or the newest checkpoint that can be read.
 
         Args:
-          like: a state with the shapes, dtypes and shardings wanted back.
+          like: a state with the shapes, dtypes and shardings wanted back; what has none comes
+            back on one device. The mesh need not be the one that saved: every process reads the
+            parts of its own devices. Rows that are only there to fill up a table to a multiple
+            of `ROW_MULTIPLE` are dropped or added as wanted.
           step: one step to read; None means the newest readable.
 
         Returns:
@@ -86,13 +103,15 @@ class Checkpoints:
           UserError: checkpoints exist and none of those asked for can be read.
         """
         wanted = [step] if step is not None else sorted(self.steps(), reverse=True)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(_placed, like)
         for candidate in wanted:
             try:
                 restored = self._manager.restore(
                     candidate,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract),
+                        state=ocp.args.StandardRestore(
+                            abstract, strict=not self._differs_in_filling(candidate, abstract)
+                        ),
                         progress=ocp.args.JsonRestore(),
                     ),
                 )
@@ -113,6 +132,22 @@ class Checkpoints:
                 "cannot be read; restore the files or start again with another --workdir"
             )
         return None
+
+    def _differs_in_filling(self, step: int, abstract: Any) -> bool:
+        """Whether shapes differ from those saved, and only by rows that fill up tables."""
+        wanted, saved = (
+            {
+                path_name(path): leaf.shape
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (abstract, self._manager.item_metadata(step)["state"].tree)
+        )
+        return wanted != saved and all(
+            shape[1:] == saved.get(name, ())[1:]
+            and len(shape) == len(saved[name])
+            and (shape == saved[name] or _filled(shape[0]) == _filled(saved[name][0]))
+            for name, shape in wanted.items()
+        )
 
     def _drop_newer(self, restored: int, asked: int | None) -> None:
         # An unreadable newer checkpoint would otherwise stand in the way of the save at its step.

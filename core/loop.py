@@ -240,6 +240,24 @@ def _run(task: Task, config: LoopConfig, workdir: Workdir, checkpoints: Checkpoi
     )
 
 
+def compile_step(task: Task, state: State) -> Any:
+    """The jitted, donating (state, batch, rate) -> (state, statistics), at the task's shardings.
+
+    Args:
+      state: arrays, or their shapes.
+    """
+    if task.partition is None:
+        return jax.jit(task.train_step, donate_argnums=0)
+    partition = task.partition
+    shardings = partition.shardings(state)
+    return jax.jit(
+        task.train_step,
+        donate_argnums=0,
+        in_shardings=(shardings, partition.batch_sharding, partition.replicated),
+        out_shardings=(shardings, partition.replicated),
+    )
+
+
 def _train(
     task: Task,
     config: LoopConfig,
@@ -249,15 +267,16 @@ def _train(
     report: ProgressReport,
     writer: MetricWriter,
 ) -> State:
-    train_step = jax.jit(task.train_step, donate_argnums=0)
+    train_step = compile_step(task, state)
     statistics = _Statistics(task.name)
     termination = _Termination()
     batches = task.batches(progress.step)
+    on_devices = (lambda batch: batch) if task.partition is None else task.partition.put_batch
     latest: dict[str, float] = {}
     with termination.watched():
         while not progress.finished:
             rate = jnp.asarray(progress.plateau.learning_rate, jnp.float32)
-            state, values = train_step(state, next(batches), rate)
+            state, values = train_step(state, on_devices(next(batches)), rate)
             progress.step += 1
             step = progress.step
             statistics.add(step, values)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import jax
 
+from core.partitioning import Partition
+
 State = Any  # a pytree of arrays: parameters, optimizer state, tables, step
 Batch = dict[str, Any]
 
@@ -19,12 +21,15 @@ class Task(Protocol):
       selection: the validation metric, with its protocol, that early stopping maximises.
       steps_per_epoch: updates that see every training example once.
       batch_size: examples per update, over all hosts.
+      partition: the mesh and the rules by which the state lies on it, or None for one device. The
+        loop cuts batches over it; `init` and `train_step` keep to its shardings.
     """
 
     name: str
     selection: str
     steps_per_epoch: int
     batch_size: int
+    partition: Partition | None
 
     def init(self) -> State:
         """The state before the first update, with an int32 scalar `step`."""

@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from core.errors import UserError
 
-# Where things lie on this machine does not change what is computed.
-_LOCATION_KEYS = ("cache_dir",)
+# Where things lie, on this machine or its devices, does not change what is computed.
+_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
 
 
 def write_atomically(path: str, text: str) -> None:

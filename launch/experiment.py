@@ -12,9 +12,11 @@ from ml_collections import config_dict
 from core import metrics
 from core.errors import UserError
 from core.loop import LoopConfig, StageResult, run_stage
+from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import Workdir
 from launch import results
 from launch.data import Data
+from lcrsr.embedding import PARTITION_RULES
 from lcrsr.evaluation import Evaluator
 from lcrsr.pretrain import PretrainConfig, PretrainTask
 from lcrsr.ranker import Ranker
@@ -51,6 +53,32 @@ def build(cls: type, values: dict[str, Any], *, section: str) -> Any:
         return cls(**{key: value for key, value in values.items() if key in known})
     except (ValueError, TypeError) as error:
         raise UserError(f"config.{section}: {error}; see the config's defaults file") from None
+
+
+def partition_of(config: config_dict.ConfigDict) -> Partition | None:
+    """The mesh of `config.mesh` with the rules of its tables; None for one device.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or a batch size does not fit the mesh.
+    """
+    mesh = config.get("mesh")
+    if mesh is None or ((mesh.data, mesh.table) == (1, 1) and jax.process_count() == 1):
+        return None
+    partition = Partition(make_mesh(mesh.data, mesh.table), PARTITION_RULES)
+    if partition.size == 1:
+        return None
+    sizes = {"pretrain": ("batch_size",), "eval": ("batch_size", "full_batch_size")}
+    if "rl" in config:
+        sizes["rl"] = ("batch_size",)
+    for section, names in sizes.items():
+        for name in names:
+            partition.check_batch_size(config[section][name], f"config.{section}.{name}")
+    if config.pretrain.table_update == "dense" and partition.mesh.shape[TABLE] > 1:
+        raise UserError(
+            f"expected config.mesh.table=1 with pretrain.table_update='dense', found {mesh.table}: "
+            "dense updates need whole tables; cut batches only, with config.mesh.data"
+        )
+    return partition
 
 
 class Evaluated:
@@ -103,7 +131,13 @@ class Experiment(Evaluated):
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
         self.config, self.data, self.ranker = config, data, ranker
-        self.evaluator = Evaluator(ranker, tuple(config.eval.metrics))
+        self.partition = partition_of(config)
+        self.evaluator = Evaluator(
+            ranker,
+            tuple(config.eval.metrics),
+            num_items=data.table_sizes["num_items"],
+            partition=self.partition,
+        )
         if config.eval.selection not in [
             metrics.full_name(name, "neg99") for name in config.eval.metrics
         ]:
@@ -155,6 +189,7 @@ class Experiment(Evaluated):
             selection=self.config.eval.selection,
             seed=self.config.seed,
             initial=initial,
+            partition=self.partition,
         )
 
     def loop_config(self, task: PretrainTask) -> LoopConfig:
@@ -190,6 +225,12 @@ class Experiment(Evaluated):
         return {metrics.full_name(name, "neg99"): value for name, value in means.items()}
 
     def abstract_state(self, stage: str) -> Any:
-        """Shapes and dtypes of a stage's state, to restore a checkpoint into."""
+        """Shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""
+        return self._placed(self._shapes(stage))
+
+    def _placed(self, state: Any) -> Any:
+        return state if self.partition is None else self.partition.abstract(state)
+
+    def _shapes(self, stage: str) -> Any:
         del stage
         return jax.eval_shape(self.pretrain_task().random_state)

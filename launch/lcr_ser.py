@@ -95,10 +95,11 @@ class LCRSERExperiment(Experiment):
             evaluate=self.validate,
             selection=self.config.eval.selection,
             seed=self.config.seed + _RL_SEED,
+            partition=self.partition,
         )
 
-    def abstract_state(self, stage: str) -> Any:
-        pretrained = super().abstract_state(stage)
+    def _shapes(self, stage: str) -> Any:
+        pretrained = super()._shapes(stage)
         if stage != "rl":
             return pretrained
-        return jax.eval_shape(lambda state: self.rl_task(state).init(), pretrained)
+        return jax.eval_shape(lambda state: self.rl_task(state).state_from(state), pretrained)

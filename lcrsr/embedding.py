@@ -1,20 +1,33 @@
 """The embedding tables of 3.2.1 and how a batch reads them.
 
 Tables stay outside the network's parameters: a step gathers the rows that its batch names, takes
-gradients with respect to those rows only, and updates only them (`core.tables`).
+gradients with respect to those rows only, and updates only them (`core.tables`). With a partition
+they are cut by rows over its mesh (`core.sharded_tables`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from core import partitioning, sharded_tables
 from core import tables as table_lib
+from core.partitioning import Partition
 
 Tables = dict[str, jax.Array]
+
+# TouchedRows on one device, ShardedRows on a mesh.
+Rows = Any
+
+# Tables, their moments and their snapshots lie by rows; the network is copied to every device.
+PARTITION_RULES: partitioning.Rules = (
+    (r"(^|/)(tables|table_states)/", PartitionSpec(partitioning.TABLE)),
+)
 
 # Which fields of a batch hold ids of which table; `query` is in batches with search examples.
 TABLE_FIELDS: dict[str, tuple[str, ...]] = {
@@ -25,9 +38,19 @@ TABLE_FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def init_tables(
-    key: jax.Array, *, num_users: int, num_items: int, num_words: int, width: int, scale: float
+    key: jax.Array,
+    *,
+    num_users: int,
+    num_items: int,
+    num_words: int,
+    width: int,
+    scale: float,
+    row_multiple: int = 1,
 ) -> Tables:
     """Normal rows of standard deviation `scale`; row 0 (padding) is zero.
+
+    Args:
+      row_multiple: rows that no id names are added up to a multiple of it; the rest stay the same.
 
     Returns:
       float32 tables `user` [U+2, D] (the last row is shared by users not seen in training),
@@ -35,10 +58,14 @@ def init_tables(
     """
     sizes = {"user": num_users + 2, "item": num_items + 1, "word": num_words + 1}
     keys = dict(zip(sizes, jax.random.split(key, len(sizes)), strict=True))
-    return {
-        name: (scale * jax.random.normal(keys[name], (rows, width), jnp.float32)).at[0].set(0.0)
-        for name, rows in sizes.items()
-    }
+
+    def table(name):
+        rows = -(-sizes[name] // row_multiple) * row_multiple
+        drawn = scale * jax.random.normal(keys[name], (rows, width), jnp.float32)
+        number = jnp.arange(rows)[:, None]
+        return jnp.where((number > 0) & (number < sizes[name]), drawn, 0.0)
+
+    return {name: table(name) for name in sizes}
 
 
 def flat_ids(batch: dict[str, Any], tables: Iterable[str]) -> dict[str, jax.Array]:
@@ -54,19 +81,61 @@ def _fields(table: str, batch: dict[str, Any]) -> list[str]:
 
 
 def touched_rows(
-    tables: Tables, batch: dict[str, Any]
-) -> tuple[dict[str, table_lib.TouchedRows], dict[str, jax.Array]]:
+    tables: Tables, batch: dict[str, Any], partition: Partition | None = None
+) -> tuple[dict[str, Rows], dict[str, jax.Array]]:
     """Per table, the distinct rows that the batch names, and their values [u, D]."""
+    if partition is not None:
+        found = {
+            name: sharded_tables.touched(_ids_by_example(batch, name), table, partition.mesh)
+            for name, table in tables.items()
+        }
+        return {n: f[0] for n, f in found.items()}, {n: f[1] for n, f in found.items()}
     ids = flat_ids(batch, tables)
     rows = {name: table_lib.touched(ids[name], table.shape[0]) for name, table in tables.items()}
     return rows, {name: table_lib.gather_touched(tables[name], rows[name]) for name in tables}
 
 
 def fields_of(
-    values: dict[str, jax.Array], rows: dict[str, table_lib.TouchedRows], batch: dict[str, Any]
+    values: dict[str, jax.Array],
+    rows: dict[str, Rows],
+    batch: dict[str, Any],
+    partition: Partition | None = None,
 ) -> dict[str, jax.Array]:
     """The fields `user` [B, D], `rec_items` [B, L, D] and so on from the touched rows' values."""
-    return _cut({name: values[name][rows[name].places] for name in values}, batch)
+    if partition is None:
+        return _cut({name: values[name][rows[name].places] for name in values}, batch)
+    fields = {}
+    for name, value in values.items():
+        vectors = sharded_tables.spread(value, rows[name], partition.mesh)
+        start = 0
+        for field in _fields(name, batch):
+            shape = jnp.shape(batch[field])
+            size = math.prod(shape[1:])
+            # `query` belongs to the last examples alone.
+            part = vectors[len(vectors) - shape[0] :, start : start + size]
+            fields[field] = part.reshape(*shape, -1)
+            start += size
+    return fields
+
+
+def counted_once(values: dict[str, jax.Array], rows: dict[str, Rows]) -> list[jax.Array]:
+    """The touched rows [u, D] of every table, scaled so that their squares add up to each row's
+    square once, however many devices hold it."""
+    return [
+        value if isinstance(held, table_lib.TouchedRows) else value * jnp.sqrt(held.share)[:, None]
+        for value, held in ((values[name], rows[name]) for name in values)
+    ]
+
+
+def _ids_by_example(batch: dict[str, Any], table: str) -> jax.Array:
+    """The ids of a table's fields, int32 [B, m], so that a part of the batch has its own."""
+    examples = jnp.shape(batch["user"])[0]
+
+    def whole(field):
+        ids = jnp.reshape(batch[field], (jnp.shape(batch[field])[0], -1))
+        return jnp.pad(ids, ((examples - ids.shape[0], 0), (0, 0)))
+
+    return jnp.concatenate([whole(field) for field in _fields(table, batch)], 1)
 
 
 def _cut(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Array]:
@@ -82,7 +151,12 @@ def _cut(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Arr
     return fields
 
 
-def look_up(tables: Tables, batch: dict[str, Any]) -> dict[str, jax.Array]:
+def look_up(
+    tables: Tables, batch: dict[str, Any], partition: Partition | None = None
+) -> dict[str, jax.Array]:
     """The batch's id fields as vectors, without gradients in mind (evaluation, rollouts)."""
+    if partition is not None:
+        rows, values = touched_rows(tables, batch, partition)
+        return fields_of(values, rows, batch, partition)
     ids = flat_ids(batch, tables)
     return _cut({name: table_lib.gather(tables[name], ids[name]) for name in tables}, batch)

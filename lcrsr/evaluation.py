@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from core import metrics
 from core.errors import UserError
+from core.partitioning import DATA, TABLE, Partition
 from lcrsr.embedding import Tables, look_up
 from lcrsr.ranker import Ranker
 
@@ -23,14 +25,24 @@ class Evaluator:
     Args:
       ranker: the model.
       metric_names: such as 'hr@10', 'ndcg@5'.
+      num_items: V, where the item table has rows beyond it; None means that it has none.
+      partition: the mesh over which the tables are cut, or None for one device. Every device
+        ranks its own rows of the catalogue; counts and best items are merged.
     """
 
-    def __init__(self, ranker: Ranker, metric_names: Sequence[str]):
-        self._ranker = ranker
+    def __init__(
+        self,
+        ranker: Ranker,
+        metric_names: Sequence[str],
+        num_items: int | None = None,
+        partition: Partition | None = None,
+    ):
+        self._ranker, self._num_items, self._partition = ranker, num_items, partition
         self._names = tuple(metric_names)
-        self._sampled = jax.jit(self._rank_sampled)
-        self._full = jax.jit(self._rank_full)
-        self._top_k = jax.jit(self._rank_top, static_argnames="k")
+        out: dict[str, Any] = {} if partition is None else {"out_shardings": partition.replicated}
+        self.rank_sampled = jax.jit(self._rank_sampled, **out)
+        self._full = jax.jit(self._rank_full, **out)
+        self._top_k = jax.jit(self._rank_top, static_argnames="k", **out)
 
     def sampled(
         self, params: Any, tables: Tables, batches: Iterable[dict[str, np.ndarray]]
@@ -42,7 +54,7 @@ class Evaluator:
         """
         sums = metrics.Sums(self._names)
         for batch in batches:
-            above, tied, broken = self._sampled(params, tables, batch)
+            above, tied, broken = self.rank_sampled(params, tables, self._put(batch))
             sums.add(np.asarray(above), np.asarray(tied), batch["mask"], np.asarray(broken))
         return sums
 
@@ -60,7 +72,7 @@ class Evaluator:
         """
         sums = metrics.Sums(self._names)
         for batch, seen in batches:
-            above, tied, broken = self._full(params, tables, batch, seen)
+            above, tied, broken = self._full(params, tables, *self._put((batch, seen)))
             sums.add(np.asarray(above), np.asarray(tied), batch["mask"], np.asarray(broken))
         return sums
 
@@ -68,52 +80,120 @@ class Evaluator:
         self, params: Any, tables: Tables, batch: dict[str, np.ndarray], seen: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best unseen items: ids int32 [B, k] and scores (logits of Eq. 10) float32 [B, k]."""
-        available = tables["item"].shape[0] - 1
+        available = self._last_item(tables)
         if k > available:
             raise UserError(
                 f"expected top_k of at most {available}, the size of the catalogue, found {k}; "
                 "pass a smaller --top_k"
             )
-        items, scores = self._top_k(params, tables, batch, seen, k=k)
+        items, scores = self._top_k(params, tables, *self._put((batch, seen)), k=k)
         return np.asarray(items), np.asarray(scores)
 
+    def _put(self, batch: Any) -> Any:
+        return batch if self._partition is None else self._partition.put_batch(batch)
+
+    def _last_item(self, tables: Tables) -> int:
+        return tables["item"].shape[0] - 1 if self._num_items is None else self._num_items
+
     def _rank_sampled(self, params, tables, batch):
-        rows = look_up(tables, batch)
+        rows = look_up(tables, batch, self._partition)
         users = self._ranker.represent(params, batch, rows)
         scores = self._ranker.score(params, users, rows)
         above, tied = metrics.target_ranks(scores)
         return above, tied, jnp.isnan(scores).any(-1)
 
-    def _catalogue_scores(self, params, tables, batch):
-        """Scores [B, V+1] over the table's rows, row 0 at minus infinity."""
+    def _on_catalogue(self, function, params, tables, batch, *extra):
+        """`function(scores, first, *extra)` of every device's rows of the catalogue.
+
+        Args:
+          function: gets scores [B', V'] with B' the users of its copy of the tables, the id of
+            its first row, and its users' parts of `extra`; collectives go over the axis `TABLE`.
+        """
         # One candidate is enough for the shapes: the catalogue is scored from its table.
         batch = batch | {"candidates": batch["candidates"][:, :1]}
-        rows = look_up(tables, batch)
+        rows = look_up(tables, batch, self._partition)
         users = self._ranker.represent(params, batch, rows)
-        num_rows, width = tables["item"].shape
-        chunks = -(-num_rows // _CATALOGUE_CHUNK)
-        padded = jnp.zeros((chunks * _CATALOGUE_CHUNK, width)).at[:num_rows].set(tables["item"])
+        last = self._last_item(tables)
 
-        def score_chunk(chunk):
-            return self._ranker.score_catalogue(params, users, rows, chunk)
+        def on_rows(params, users, rows, table, *extra):
+            first = 0 if self._partition is None else jax.lax.axis_index(TABLE) * table.shape[0]
+            scores = self._scores_of_rows(params, users, rows, table)
+            ids = first + jnp.arange(table.shape[0])
+            return function(jnp.where((ids > 0) & (ids <= last), scores, -jnp.inf), first, *extra)
 
-        scores = jax.lax.map(score_chunk, padded.reshape(chunks, _CATALOGUE_CHUNK, width))
-        scores = jnp.moveaxis(scores, 0, 1).reshape(batch["mask"].shape[0], -1)[:, :num_rows]
-        return scores.at[:, 0].set(-jnp.inf)
+        if self._partition is None:
+            return on_rows(params, users, rows, tables["item"], *extra)
+        by_user, everywhere = PartitionSpec(DATA), PartitionSpec()
+        return jax.shard_map(
+            on_rows,
+            mesh=self._partition.mesh,
+            in_specs=(
+                everywhere,
+                by_user,
+                by_user,
+                PartitionSpec(TABLE),
+                *(by_user for _ in extra),
+            ),
+            out_specs=by_user,
+            check_vma=False,
+        )(params, users, rows, tables["item"], *extra)
+
+    def _scores_of_rows(self, params, users, rows, table):
+        """Scores [B, V'] of a table's rows, a chunk at a time, without a copy of the table."""
+        num_rows, width = table.shape
+        chunk = min(_CATALOGUE_CHUNK, num_rows)
+
+        def score_chunk(number, scores):
+            # The last chunk goes back over rows of the one before.
+            start = jnp.minimum(number * chunk, num_rows - chunk)
+            part = jax.lax.dynamic_slice(table, (start, 0), (chunk, width))
+            found = self._ranker.score_catalogue(params, users, rows, part)
+            return jax.lax.dynamic_update_slice(scores, found, (0, start))
+
+        count = rows["candidates"].shape[0]
+        empty = jnp.zeros((count, num_rows), jnp.float32)
+        return jax.lax.fori_loop(0, -(-num_rows // chunk), score_chunk, empty)
+
+    def _across(self, values, how):
+        """Counts of every device's rows together."""
+        return values if self._partition is None else how(values, TABLE)
 
     def _rank_full(self, params, tables, batch, seen):
-        scores = self._catalogue_scores(params, tables, batch)
-        broken = jnp.isnan(scores).any(-1)
-        users = jnp.arange(scores.shape[0])[:, None]
+        def rank(scores, first, target, seen):
+            broken = jnp.isnan(scores).any(-1)
+            users = jnp.arange(scores.shape[0])[:, None]
+            own = _own(target, first, scores)
+            target_score = scores.at[users, own].get(mode="fill", fill_value=-jnp.inf)
+            target_score = self._across(target_score, jax.lax.pmax)
+            for removed in (_own(seen, first, scores), own):
+                scores = scores.at[users, removed].set(-jnp.inf, mode="drop")
+            above = (scores > target_score).sum(-1)
+            tied = (scores == target_score).sum(-1)
+            return tuple(self._across(count, jax.lax.psum) for count in (above, tied, broken))
+
         target = batch["candidates"][:, :1]
-        target_score = jnp.take_along_axis(scores, target, 1)
-        scores = scores.at[users, seen].set(-jnp.inf).at[users, target].set(-jnp.inf)
-        above = (scores > target_score).sum(-1)
-        tied = (scores == target_score).sum(-1)
-        return above, tied, broken
+        above, tied, broken = self._on_catalogue(rank, params, tables, batch, target, seen)
+        return above, tied, broken > 0
 
     def _rank_top(self, params, tables, batch, seen, *, k):
-        scores = self._catalogue_scores(params, tables, batch)
-        scores = scores.at[jnp.arange(scores.shape[0])[:, None], seen].set(-jnp.inf)
-        values, items = jax.lax.top_k(scores, k)
+        def best(scores, first, seen):
+            users = jnp.arange(scores.shape[0])[:, None]
+            scores = scores.at[users, _own(seen, first, scores)].set(-jnp.inf, mode="drop")
+            values, items = jax.lax.top_k(scores, min(k, scores.shape[1]))
+            items = items + first
+            if self._partition is None:
+                return items, values
+            items = jax.lax.all_gather(items, TABLE, axis=1, tiled=True)
+            values = jax.lax.all_gather(values, TABLE, axis=1, tiled=True)
+            values, places = jax.lax.top_k(values, k)
+            return jnp.take_along_axis(items, places, 1), values
+
+        items, values = self._on_catalogue(best, params, tables, batch, seen)
         return items.astype(jnp.int32), values
+
+
+def _own(ids: jax.Array, first: Any, scores: jax.Array) -> jax.Array:
+    """Columns of `scores` of these ids; beyond them where a row lies on another device."""
+    own = ids - first
+    width = scores.shape[1]
+    return jnp.where((own >= 0) & (own < width), own, width)

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from core import sharded_tables
 from core import tables as table_lib
+from core.partitioning import Partition
 from lcrsr import embedding, losses
 from lcrsr.ranker import Ranker
 
@@ -56,18 +58,23 @@ def init_table_states(tables: embedding.Tables) -> dict[str, Any]:
 
 def update_tables(
     tables: embedding.Tables,
-    rows: dict[str, table_lib.TouchedRows],
+    rows: dict[str, Any],
     gradients: dict[str, jax.Array],
     table_states: dict[str, Any],
     learning_rate: jax.Array,
     step: jax.Array,
+    partition: Partition | None = None,
 ) -> tuple[embedding.Tables, dict[str, Any]]:
     """One update of every table from the gradients [u, D] of its touched rows."""
     new_tables, new_states = {}, {}
     for name, table in tables.items():
-        new_tables[name], new_states[name] = _TOUCHED.update(
-            rows[name], gradients[name], table, table_states[name], learning_rate, step
-        )
+        arguments = (rows[name], gradients[name], table, table_states[name], learning_rate, step)
+        if partition is None:
+            new_tables[name], new_states[name] = _TOUCHED.update(*arguments)
+        else:
+            new_tables[name], new_states[name] = sharded_tables.update(
+                _TOUCHED, *arguments, partition.mesh
+            )
     return new_tables, new_states
 
 
@@ -86,6 +93,8 @@ class PretrainTask:
     Args:
       name: stage name, 'pretrain' or 'control'.
       initial: the state to start from; None means random initialisation.
+      partition: the mesh to train on; None means one device. Dense table updates leave the cutting
+        of their gradients to the compiler, so they belong on meshes that do not cut tables.
     """
 
     def __init__(
@@ -103,26 +112,37 @@ class PretrainTask:
         selection: str,
         seed: int,
         initial: State | None = None,
+        partition: Partition | None = None,
     ):
         self.name, self.selection = name, selection
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
         self._ranker, self._config = ranker, config
         self._table_sizes, self._example_batch = table_sizes, example_batch
         self._batches, self._evaluate = batches, evaluate
-        self._seed, self._initial = seed, initial
+        self._seed, self._initial, self.partition = seed, initial, partition
+        # Where rows are touched explicitly; the compiler cuts everything else by itself.
+        self._explicit = None if config.table_update == "dense" else partition
         self._optimizer = optax.scale_by_adam()
 
     def init(self) -> State:
         if self._initial is not None:
             # A copy: the train step is given the state's own buffers to overwrite.
             return jax.tree.map(jnp.copy, self._initial)
-        return self.random_state()
+        if self.partition is None:
+            return self.random_state()
+        # Compiled with its shardings, so that every device draws its own rows alone.
+        shardings = self.partition.shardings(jax.eval_shape(self.random_state))
+        return jax.jit(self.random_state, out_shardings=shardings)()
 
     def random_state(self) -> State:
         """The state of a first update: parameters, tables, optimizer moments, step 0."""
         network_key, table_key = jax.random.split(jax.random.key(self._seed))
         every = embedding.init_tables(
-            table_key, width=self._ranker.width, scale=self._ranker.init_scale, **self._table_sizes
+            table_key,
+            width=self._ranker.width,
+            scale=self._ranker.init_scale,
+            row_multiple=1 if self.partition is None else self.partition.row_multiple,
+            **self._table_sizes,
         )
         tables = {name: every[name] for name in self._ranker.tables}
         rows = embedding.look_up(tables, self._example_batch)
@@ -149,12 +169,12 @@ class PretrainTask:
         dropout_key = jax.random.fold_in(jax.random.key(self._seed, impl="rbg"), state["step"])
         batch = self._drop_users(user_key, batch)
         tables = state["tables"]
-        touched, values = embedding.touched_rows(tables, batch)
+        touched, values = embedding.touched_rows(tables, batch, self._explicit)
 
         def loss_of(params, values, tables):
-            rows = embedding.fields_of(values, touched, batch)
+            rows = embedding.fields_of(values, touched, batch, self._explicit)
             loss, stats = self._ranker.loss(params, batch, rows, tables, dropout_key)
-            penalty = losses.l2(params, values.values())
+            penalty = losses.l2(params, embedding.counted_once(values, touched))
             total = loss + self._config.lambda_l2 * penalty
             return total, {"loss": total, "l2": penalty, **stats}
 
@@ -172,7 +192,9 @@ class PretrainTask:
             (gradient, of_rows), stats = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(
                 state["params"], values, tables
             )
-            new_tables, table_states = update_tables(tables, touched, of_rows, *rest)
+            new_tables, table_states = update_tables(
+                tables, touched, of_rows, *rest, self._explicit
+            )
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"])
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], updates)
         return {

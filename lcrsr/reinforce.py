@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from core import metrics
+from core.partitioning import Partition
 from lcrsr import embedding, rollout
 from lcrsr.model import LCRSER
 from lcrsr.pretrain import Evaluate, State, init_table_states, update_tables
@@ -72,7 +73,9 @@ class ReinforceTask:
         evaluate: Evaluate,
         selection: str,
         seed: int,
+        partition: Partition | None = None,
     ):
+        self.partition = partition
         self.selection = selection
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
         self._model, self._config, self._initial = model, config, initial
@@ -80,7 +83,14 @@ class ReinforceTask:
         self._optimizer = optax.scale_by_adam()
 
     def init(self) -> State:
-        params, tables = self._initial["params"], self._initial["tables"]
+        if self.partition is None:
+            return self.state_from(self._initial)
+        shardings = self.partition.shardings(jax.eval_shape(self.state_from, self._initial))
+        return jax.jit(self.state_from, out_shardings=shardings)(self._initial)
+
+    def state_from(self, initial: State) -> State:
+        """The state before the first update, from a pre-training state."""
+        params, tables = initial["params"], initial["tables"]
         # Copies: the state is donated to the train step, and the pre-trained one is still needed.
         state = {
             "step": jnp.int32(0),
@@ -114,10 +124,10 @@ class ReinforceTask:
         key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
         if config.updates_per_rollout > 1:
             state = self._refresh_old(state)
-        touched, values = embedding.touched_rows(state["tables"], batch)
+        touched, values = embedding.touched_rows(state["tables"], batch, self.partition)
 
         def loss_of(params, values):
-            rows = embedding.fields_of(values, touched, batch)
+            rows = embedding.fields_of(values, touched, batch, self.partition)
             return rollout.grpo_loss(
                 self._model,
                 rollout.Policy(params, state["tables"]),
@@ -133,6 +143,7 @@ class ReinforceTask:
                 policy=config.policy,
                 kl_weight=config.lambda_kl,
                 clip_eps=config.clip_eps or None,
+                partition=self.partition,
             )
 
         (gradient, row_gradients), stats = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(
@@ -154,6 +165,7 @@ class ReinforceTask:
                 state["table_states"],
                 learning_rate,
                 state["step"],
+                self.partition,
             )
         return new_state, stats
 

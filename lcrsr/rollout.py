@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from core import grpo, metrics
+from core.partitioning import Partition
 from lcrsr.embedding import Tables, look_up
 from lcrsr.model import LCRSER, Histories
 
@@ -127,6 +128,7 @@ def grpo_loss(
     kl_weight: float,
     clip_eps: float | None,
     advantage_fn: Callable[[jax.Array], jax.Array] = grpo.advantages,
+    partition: Partition | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """-J of Eq. 15 on a batch whose target is column 0 of its candidates.
 
@@ -139,6 +141,7 @@ def grpo_loss(
       reference: the pre-trained policy.
       reward: a metric's name, over the candidates.
       advantage_fn: rewards [G, B] -> advantages [G, B].
+      partition: the mesh over which the tables are cut.
 
     Returns:
       (loss, statistics).
@@ -146,7 +149,7 @@ def grpo_loss(
     chex.assert_rank([batch["candidates"], batch["mask"]], [2, 1])
 
     def log_prob_of(other: Policy, noise: Noise) -> tuple[jax.Array, jax.Array]:
-        other_rows = look_up(other.tables, batch)
+        other_rows = look_up(other.tables, batch, partition)
         histories = encode(model, other.params, batch, other_rows)
         logits = trajectories(model, other.params, histories, noise, other_rows, active_steps)
         return target_log_prob(logits, policy), logits
@@ -155,7 +158,7 @@ def grpo_loss(
     if old is None:
         start = histories
     else:
-        start = encode(model, old.params, batch, look_up(old.tables, batch))
+        start = encode(model, old.params, batch, look_up(old.tables, batch, partition))
     noise = draw_noise(key, start, trajectories=num_trajectories, gamma=gamma)
     logits = trajectories(model, current.params, histories, noise, rows, active_steps)
     log_prob = target_log_prob(logits, policy)

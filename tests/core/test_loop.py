@@ -28,6 +28,7 @@ class Quadratic:
     selection = "score/toy"
     steps_per_epoch = 5
     batch_size = 1
+    partition = None
 
     def __init__(self, *, nan_at=None, raise_at=None, signal_at=None, width=3):
         self.nan_at, self.raise_at, self.signal_at, self.width = nan_at, raise_at, signal_at, width

@@ -1,0 +1,144 @@
+"""Meshes of devices, and which array of a state lies where on them.
+
+A mesh has two axes. Batches are cut over both; tables are cut by rows over `table` and copied over
+`data`; everything else is copied to every device. So (n, 1) is data-parallel, (1, n) is
+table-parallel, and anything between is both. Models name no device: one list of rules maps the
+names of a state's arrays to the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from core.errors import UserError
+
+DATA, TABLE = "data", "table"
+BATCH_AXES = (DATA, TABLE)
+# Rows of sharded tables come in multiples of this on every mesh, so that a checkpoint fits all.
+ROW_MULTIPLE = 256
+
+Rules = tuple[tuple[str, PartitionSpec], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """A mesh, and rules of the form (regular expression over an array's path, its spec).
+
+    An array's path joins the keys that lead to it by '/', for instance `tables/item`; the first
+    rule found in it counts, and an array without one is copied to every device.
+    """
+
+    mesh: Mesh
+    rules: Rules
+
+    @property
+    def size(self) -> int:
+        return self.mesh.size
+
+    @property
+    def row_multiple(self) -> int:
+        """What the rows of every table must be a multiple of."""
+        return ROW_MULTIPLE if self.mesh.shape[TABLE] > 1 else 1
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def shardings(self, state: Any) -> Any:
+        """The sharding of every array of `state`, by the rules."""
+
+        def of(path, leaf):
+            del leaf
+            name = path_name(path)
+            for pattern, spec in self.rules:
+                if re.search(pattern, name):
+                    return NamedSharding(self.mesh, spec)
+            return self.replicated
+
+        return jax.tree_util.tree_map_with_path(of, state)
+
+    def abstract(self, state: Any) -> Any:
+        """Shapes and dtypes of `state` with their shardings, to restore a checkpoint into."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            state,
+            self.shardings(state),
+        )
+
+    def put_batch(self, batch: Any) -> Any:
+        """Cuts a batch of host arrays [B, ...] over the devices; each process keeps its part.
+
+        Raises:
+          UserError: B is no multiple of the number of devices.
+        """
+
+        def put(array):
+            array = np.asarray(array)
+            self.check_batch_size(array.shape[0])
+            return jax.make_array_from_callback(
+                array.shape, self.batch_sharding, lambda index: array[index]
+            )
+
+        return jax.tree.map(put, batch)
+
+    def check_batch_size(self, size: int, name: str = "a batch size") -> None:
+        if size % self.size:
+            raise UserError(
+                f"expected {name} that is a multiple of the mesh's {self.size} devices, found "
+                f"{size}; change it or config.mesh"
+            )
+
+
+def path_name(path: Any) -> str:
+    """'tables/item' of a path as `jax.tree_util` gives it."""
+    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def make_mesh(data: int, table: int, devices: Any = None) -> Mesh:
+    """A mesh of the given extents; -1 means all devices that the other axis leaves.
+
+    Args:
+      data, table: copies of the tables, and parts that each copy is cut into.
+      devices: of this mesh in order; by default this run's.
+
+    Raises:
+      UserError: the extents do not fit the devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices).reshape(-1)
+    extents = {DATA: data, TABLE: table}
+    if list(extents.values()).count(-1) > 1 or any(n == 0 or n < -1 for n in extents.values()):
+        raise UserError(
+            f"expected config.mesh.data and config.mesh.table of at least 1, one of them -1 at "
+            f"most, found {data} and {table}; -1 takes all remaining devices"
+        )
+    for axis, other in ((DATA, table), (TABLE, data)):
+        if extents[axis] == -1:
+            extents[axis] = max(1, len(devices) // other)
+    total = math.prod(extents.values())
+    if total > len(devices):
+        raise UserError(
+            f"expected a mesh of at most {len(devices)} devices, found config.mesh of "
+            f"{extents[DATA]} x {extents[TABLE]}; make it smaller or run on more devices"
+        )
+    if jax.process_count() > 1 and total < len(devices):
+        raise UserError(
+            f"expected a mesh of all {len(devices)} devices of {jax.process_count()} processes, "
+            f"found config.mesh of {extents[DATA]} x {extents[TABLE]}; set one extent to -1"
+        )
+    if ROW_MULTIPLE % extents[TABLE]:
+        raise UserError(
+            f"expected config.mesh.table to divide {ROW_MULTIPLE}, found {extents[TABLE]}; make it "
+            "a power of two, and config.mesh.data larger"
+        )
+    return Mesh(devices[:total].reshape(extents[DATA], extents[TABLE]), BATCH_AXES)
