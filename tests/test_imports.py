@@ -8,10 +8,11 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
     "core": {"core"},
+    "gensar_jax": {"core", "gensar_jax"},
     "lcrsr": {"core", "lcrsr"},
     "input_pipelines": {"core", "input_pipelines"},
     "configs": {"configs"},
-    "launch": {"core", "lcrsr", "input_pipelines", "launch"},
+    "launch": {"core", "gensar_jax", "lcrsr", "input_pipelines", "launch"},
 }
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "seqio"}
 
@@ -41,8 +42,8 @@ def test_imports_go_one_way():
 def test_no_module_outside_input_pipelines_loads_tensorflow():
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for package in ("core", "lcrsr", "launch", "configs")
-        for path in sorted((ROOT / package).glob("*.py"))
+        for package in ("core", "gensar_jax", "lcrsr", "launch", "configs")
+        for path in sorted((ROOT / package).rglob("*.py"))
         if path.stem != "__init__"
     ]
     code = "import importlib, sys\n" + "".join(f"importlib.import_module({m!r})\n" for m in modules)

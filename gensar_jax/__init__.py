@@ -1,0 +1,1 @@
+"""GenSAR: unified generative search and recommendation, RecSys 2025."""

@@ -1,0 +1,206 @@
+"""Parameters from pre-trained checkpoints: Hugging Face safetensors and T5X; no PyTorch, no T5X.
+
+Rows of the vocabulary beyond the text (behaviour and code tokens) are new: they start near the mean
+of the text's rows, so that at first no new token is likelier than another.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization, traverse_util
+
+from core.errors import UserError
+from gensar_jax.t5.config import T5Config
+from gensar_jax.t5.network import Transformer
+
+Params = dict[str, Any]
+# A new row's distance from the mean, in standard deviations of the text's rows.
+_SPREAD = 0.1
+_EMBEDDING = "token_embedder/embedding"
+_OUTPUT = "decoder/logits_dense/kernel"
+
+# Copies of the shared embedding, and a table that no version uses, which some files hold.
+_IGNORED = re.compile(
+    r"(encoder|decoder)\.embed_tokens\.weight"
+    r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+)
+_HF_LAYERS = {
+    ("encoder", "0"): ("attention", "pre_attention_layer_norm"),
+    ("encoder", "1"): ("mlp", "pre_mlp_layer_norm"),
+    ("decoder", "0"): ("self_attention", "pre_self_attention_layer_norm"),
+    ("decoder", "1"): ("encoder_decoder_attention", "pre_cross_attention_layer_norm"),
+    ("decoder", "2"): ("mlp", "pre_mlp_layer_norm"),
+}
+_HF_KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
+
+
+def _our_name(name: str) -> str | None:
+    """T5X's path of a Hugging Face parameter; None if there is none."""
+    whole = {
+        "shared.weight": _EMBEDDING,
+        "lm_head.weight": _OUTPUT,
+        "encoder.final_layer_norm.weight": "encoder/encoder_norm/scale",
+        "decoder.final_layer_norm.weight": "decoder/decoder_norm/scale",
+    }
+    if name in whole:
+        return whole[name]
+    match = re.fullmatch(r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d)\.(.+)\.weight", name)
+    if not match or (match[1], match[3]) not in _HF_LAYERS:
+        return None
+    stack, layer, place, rest = match.groups()
+    block, norm = _HF_LAYERS[stack, place]
+    if rest == "layer_norm":
+        return f"{stack}/layers_{layer}/{norm}/scale"
+    if rest == "SelfAttention.relative_attention_bias":
+        return f"{stack}/relpos_bias/rel_embedding"
+    kernel = rest.split(".")[-1]
+    return f"{stack}/layers_{layer}/{block}/{_HF_KERNELS.get(kernel, kernel)}/kernel"
+
+
+def from_hugging_face(
+    path: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.Array
+) -> Params:
+    """Parameters float32 of a safetensors file, or of a folder with model.safetensors.
+
+    Args:
+      path: of the file or folder.
+      config: of the network; its sizes must be the file's, but for the vocabulary.
+      text_rows: rows of the vocabulary that are text; the file's further rows are not used, and
+        the network's further rows are new.
+      key: of the new rows.
+
+    Raises:
+      UserError: no such file, a parameter that is missing, unknown or of another shape, or fewer
+        rows than `text_rows`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = pathlib.Path(path)
+    if file.is_dir():
+        file = file / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"expected a file of safetensors, found no {file}; correct the path")
+    found: dict[str, np.ndarray] = {}
+    try:
+        # Through JAX, whose arrays know bfloat16.
+        with safe_open(file, framework="flax") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if _IGNORED.fullmatch(name) or (
+                    name == "lm_head.weight" and config.logits_via_embedding
+                ):
+                    continue
+                ours = _our_name(name)
+                if ours is None:
+                    raise UserError(
+                        f"expected parameters of a T5, found {name!r} in {file}; pass a T5's file"
+                    )
+                array = np.asarray(tensors.get_tensor(name), np.float32)
+                # PyTorch keeps the transposes of T5X's matrices, but for the embedding.
+                found[ours] = array if ours == _EMBEDDING else array.T
+    except SafetensorError as error:
+        raise UserError(
+            f"expected a file of safetensors, found {file}, which is none ({error}); download it "
+            "again"
+        ) from error
+    return _fitted(found, config, text_rows, key, str(file))
+
+
+def from_t5x(
+    folder: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.Array
+) -> Params:
+    """Parameters float32 of a T5X checkpoint, a folder such as checkpoint_1000000.
+
+    Its file `checkpoint` (msgpack) holds the tree optimizer/target; a leaf is an array, or the
+    TensorStore specification of a zarr array in the folder.
+
+    Args, raises: as `from_hugging_face`.
+    """
+    import tensorstore
+
+    folder = pathlib.Path(folder)
+    file = folder / "checkpoint"
+    if not file.is_file():
+        raise UserError(f"expected a T5X checkpoint, found no {file}; pass a folder checkpoint_N")
+    try:
+        target = serialization.msgpack_restore(file.read_bytes())["optimizer"]["target"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"expected optimizer/target in a T5X checkpoint, found none in {file}; pass another"
+        ) from error
+    flat = traverse_util.flatten_dict(
+        target, sep="/", is_leaf=lambda _, x: isinstance(x, Mapping) and "driver" in x
+    )
+    found = {}
+    for name, leaf in flat.items():
+        if isinstance(leaf, Mapping):
+            # Paths are relative to the folder; older files keep them beside the store.
+            place = leaf["kvstore"].get("path") or leaf["path"]
+            store = {"driver": "file", "path": str(folder / place)}
+            try:
+                opened = tensorstore.open({"driver": "zarr", "kvstore": store}).result()
+            except ValueError as error:
+                raise UserError(
+                    f"expected an array {name} in {folder / place}, found none that can be read; "
+                    "copy the whole checkpoint"
+                ) from error
+            leaf = opened.read().result()
+        found[name] = np.asarray(leaf, np.float32)
+    return _fitted(found, config, text_rows, key, str(folder))
+
+
+def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    token = jnp.ones((1, 1), jnp.int32)
+
+    def init():
+        network = Transformer(config)
+        return network.init(jax.random.key(0), token, token, token, enable_dropout=False)["params"]
+
+    flat = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+    return {name: leaf.shape for name, leaf in flat.items()}
+
+
+def _fitted(
+    found: dict[str, np.ndarray], config: T5Config, text_rows: int, key: jax.Array, source: str
+) -> Params:
+    """The tree of `found`, its vocabulary extended, after a check of names and shapes."""
+    expected = _shapes(config)
+    for name in sorted(expected.keys() ^ found.keys()):
+        wanted, seen = (
+            (name, "none") if name in expected else ("no such parameter in this network", name)
+        )
+        raise UserError(
+            f"expected {wanted}, found {seen} in {source}; pass the size and version of the file"
+        )
+    names = [_EMBEDDING] + [_OUTPUT] * (not config.logits_via_embedding)
+    for name, part in zip(names, jax.random.split(key, len(names)), strict=True):
+        table = found[name] if name == _EMBEDDING else found[name].T
+        if not 0 < text_rows <= min(len(table), config.vocab_size):
+            raise UserError(
+                f"expected a vocabulary of up to {min(len(table), config.vocab_size)} rows of "
+                f"text, found {text_rows}, in {source}; pass the SentencePiece model of the file"
+            )
+        table = extend_vocabulary(table[:text_rows], config.vocab_size, part)
+        found[name] = table if name == _EMBEDDING else table.T
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise UserError(
+                f"expected {name} of shape {shape}, found {found[name].shape} in {source}; pass "
+                "the size and version of the file"
+            )
+    return traverse_util.unflatten_dict({n: jnp.asarray(v) for n, v in found.items()}, sep="/")
+
+
+def extend_vocabulary(table: np.ndarray, rows: int, key: jax.Array) -> np.ndarray:
+    """`table` float32 [V, D] with new rows, [rows, D].
+
+    A new row is the mean of the old ones plus a tenth of their standard deviation in each column.
+    """
+    noise = np.asarray(jax.random.normal(key, (rows - len(table), table.shape[1])))
+    return np.concatenate([table, table.mean(0) + _SPREAD * table.std(0) * noise])

@@ -1,0 +1,150 @@
+"""Parameters from files of others, and what a wrong file ends in."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tensorstore
+from flax import serialization, traverse_util
+from safetensors.numpy import load_file, save_file
+
+from core.errors import UserError
+from gensar_jax.t5 import checkpoints
+from gensar_jax.t5.config import T5Config
+
+REFERENCE = pathlib.Path(__file__).parent.parent / "reference" / "t5"
+CONFIG = T5Config(
+    vocab_size=40,
+    emb_dim=12,
+    num_heads=3,
+    head_dim=5,
+    mlp_dim=20,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    mlp_activations=("gelu", "linear"),
+    logits_via_embedding=False,
+    num_buckets=8,
+    max_distance=16,
+)
+KEY = jax.random.key(0)
+V1_1 = REFERENCE / "t5_v1_1.safetensors"
+
+
+def flat(params):
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def with_vocabulary(rows):
+    return T5Config(**{**CONFIG.__dict__, "vocab_size": rows})
+
+
+def write_t5x(folder, params):
+    """As T5X does: big leaves as zarr beside the file, small ones inside it."""
+    folder.mkdir()
+    tree = {}
+    for name, leaf in flat(params).items():
+        leaf = np.asarray(leaf)
+        if leaf.ndim < 2:
+            tree[name] = leaf
+            continue
+        place = "target." + name.replace("/", ".")
+        metadata = {"shape": list(leaf.shape), "chunks": [8, 8], "compressor": {"id": "gzip"}}
+        tree[name] = {
+            "driver": "zarr",
+            "dtype": "float32",
+            "kvstore": {"driver": "file", "path": place},
+            "metadata": metadata,
+        }
+        store = tensorstore.open(
+            {
+                "driver": "zarr",
+                "kvstore": {"driver": "file", "path": str(folder / place)},
+                "metadata": {**metadata, "dtype": "<f4"},
+            },
+            create=True,
+        ).result()
+        store.write(leaf).result()
+    nested = traverse_util.unflatten_dict({tuple(n.split("/")): v for n, v in tree.items()})
+    content = {"version": 3, "optimizer": {"target": nested, "state": {"step": 1}}}
+    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
+
+
+def test_a_t5x_checkpoint_gives_the_same_parameters(tmp_path):
+    params = checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY)
+    write_t5x(tmp_path / "checkpoint_1", params)
+    again = flat(checkpoints.from_t5x(tmp_path / "checkpoint_1", CONFIG, 40, KEY))
+    assert again.keys() == flat(params).keys()
+    for name, leaf in flat(params).items():
+        np.testing.assert_array_equal(again[name], leaf, name)
+
+
+def test_new_rows_start_near_the_mean_of_the_text_s_rows():
+    old = load_file(V1_1)
+    found = flat(checkpoints.from_hugging_face(V1_1, with_vocabulary(1035), 35, KEY))
+    for name, table in (
+        ("token_embedder/embedding", old["shared.weight"]),
+        ("decoder/logits_dense/kernel", old["lm_head.weight"]),
+    ):
+        rows = np.asarray(found[name] if "embedding" in name else found[name].T)
+        assert rows.shape == (1035, 12)
+        # 35 rows are text; the file's other five are not used.
+        np.testing.assert_array_equal(rows[:35], table[:35])
+        mean, spread = table[:35].mean(0), table[:35].std(0)
+        np.testing.assert_allclose(rows[35:].mean(0), mean, atol=0.02 * spread.max())
+        np.testing.assert_allclose(rows[35:].std(0), 0.1 * spread, rtol=0.15)
+        assert len(np.unique(rows, axis=0)) == 1035
+
+
+def test_a_folder_and_half_precision_and_copies_of_the_embedding(tmp_path):
+    tensors = load_file(V1_1)
+    half = {name: array.astype("float16") for name, array in tensors.items()}
+    half["encoder.embed_tokens.weight"] = half["shared.weight"]
+    save_file(half, tmp_path / "model.safetensors")
+    found = flat(checkpoints.from_hugging_face(tmp_path, CONFIG, 40, KEY))
+    expected = flat(checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY))
+    for name, leaf in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], leaf, atol=2e-3)
+
+
+def test_a_tied_output_of_version_1_0_is_left_out(tmp_path):
+    tensors = load_file(REFERENCE / "t5_v1_0.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["shared.weight"]}, tmp_path / "m.safetensors")
+    config = T5Config(
+        **{**CONFIG.__dict__, "mlp_activations": ("relu",), "logits_via_embedding": True}
+    )
+    found = flat(checkpoints.from_hugging_face(tmp_path / "m.safetensors", config, 40, KEY))
+    assert "decoder/logits_dense/kernel" not in found
+
+
+def test_wrong_files_end_in_one_line(tmp_path):
+    def refused(message, config=CONFIG, rows=40, path=V1_1):
+        with pytest.raises(UserError, match=message) as caught:
+            checkpoints.from_hugging_face(path, config, rows, KEY)
+        assert "\n" not in str(caught.value)
+
+    refused("expected a file of safetensors, found no", path=tmp_path / "none")
+    (tmp_path / "text").write_text("not tensors at all")
+    refused("found .*, which is none", path=tmp_path / "text")
+    refused("size and version", path=REFERENCE / "t5_v1_0.safetensors")
+    refused("size and version", config=T5Config(**{**CONFIG.__dict__, "num_encoder_layers": 3}))
+    refused("of shape", config=T5Config(**{**CONFIG.__dict__, "emb_dim": 13}))
+    refused("up to 40 rows of text, found 41", config=with_vocabulary(50), rows=41)
+    refused("up to 30 rows of text, found 40", config=with_vocabulary(30))
+    save_file({"bert.pooler.weight": np.zeros((2, 2), np.float32)}, tmp_path / "bert")
+    refused("expected parameters of a T5, found 'bert.pooler.weight'", path=tmp_path / "bert")
+
+
+def test_wrong_t5x_folders_end_in_one_line(tmp_path):
+    def refused(message):
+        with pytest.raises(UserError, match=message):
+            checkpoints.from_t5x(tmp_path / "c", CONFIG, 40, KEY)
+
+    refused("expected a T5X checkpoint")
+    params = checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY)
+    write_t5x(tmp_path / "c", params)
+    (tmp_path / "c" / "target.token_embedder.embedding" / ".zarray").unlink()
+    refused("expected an array token_embedder/embedding")
+    (tmp_path / "c" / "checkpoint").write_bytes(serialization.msgpack_serialize({"step": 1}))
+    refused("expected optimizer/target")
