@@ -62,9 +62,21 @@ def _moments(users: np.ndarray, times: np.ndarray, first: int, span: int) -> np.
 
 
 def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rec_end, search_end) of target click rows: what happened strictly earlier.
+    """(rec_end, search_end) of target click rows: what happened strictly earlier."""
+    clicks, searches = _event_moments(log)
+    return _earlier(clicks, searches, clicks[rows])
 
-    Events are sorted by (user, time), so that one search over pairs answers all.
+
+def search_history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rec_end, search_end) of search rows: what happened strictly earlier."""
+    clicks, searches = _event_moments(log)
+    return _earlier(clicks, searches, searches[rows])
+
+
+def _event_moments(log: Log) -> tuple[np.ndarray, np.ndarray]:
+    """A (user, time) pair as one int64 for every click and every search, ascending.
+
+    Events are sorted by (user, time), so that one search over pairs answers for all users.
     """
     times = np.asarray(log.rec_times), np.asarray(log.search_times)
     first = min((int(t.min()) for t in times if len(t)), default=0)
@@ -74,22 +86,18 @@ def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ranked = np.unique(np.concatenate(times))
         times = np.searchsorted(ranked, times[0]), np.searchsorted(ranked, times[1])
         first, span = 0, len(ranked)
-    clicks = _moments(_users_of_rows(log.rec_offsets), times[0], first, span)
-    searches = _moments(_users_of_rows(log.search_offsets), times[1], first, span)
-    wanted = clicks[rows]
     return (
-        np.searchsorted(clicks, wanted, side="left").astype(np.int64),
-        np.searchsorted(searches, wanted, side="left").astype(np.int64),
+        _moments(_users_of_rows(log.rec_offsets), times[0], first, span),
+        _moments(_users_of_rows(log.search_offsets), times[1], first, span),
     )
 
 
-def search_history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rec_end, search_end) of search rows: what happened strictly earlier."""
-    search_users = _users_of_rows(log.search_offsets)
-    users, times = search_users[rows], np.asarray(log.search_times)[rows]
+def _earlier(
+    clicks: np.ndarray, searches: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     return (
-        _ends(_users_of_rows(log.rec_offsets), np.asarray(log.rec_times), users, times),
-        _ends(search_users, np.asarray(log.search_times), users, times),
+        np.searchsorted(clicks, wanted, side="left").astype(np.int64),
+        np.searchsorted(searches, wanted, side="left").astype(np.int64),
     )
 
 
