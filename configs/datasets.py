@@ -34,6 +34,16 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
+def unisar_pickles(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """The folders vocab and dataset of UniSAR's published data in data_dir, KuaiSAR or Amazon."""
+    config.dataset = "unisar_pickles"
+    config.data.split = "published"
+    config.data.words = 50  # UniSAR
+    config.pretrain.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
+    config.eval.protocols = ("published99",)
+    return config
+
+
 def kuaisar(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """rec_inter.csv, src_inter.csv and item_features.csv in data_dir, small or large."""
     config.dataset = "kuaisar"

@@ -15,6 +15,8 @@ from input_pipelines.log import Log
 from input_pipelines.splits import Examples, Splits
 
 PROTOCOLS = ("neg99", "neg99pop")
+# The lists that came with the data.
+PUBLISHED = "published99"
 _NEGATIVES = 99
 _MAX_DRAWS = 64
 
@@ -138,17 +140,20 @@ def evaluation_candidates(
 
     Args:
       split: 'validation' or 'test'.
-      protocol: 'neg99' draws uniformly, 'neg99pop' from the training clicks with multiplicity.
+      protocol: 'neg99' draws uniformly, 'neg99pop' from the training clicks with multiplicity;
+        'published99' takes the lists that came with the data.
       seed: of the draw.
       directory: where the lists and their hash are kept, the prepared log's folder.
 
     Returns:
-      int32 [E, 100], the target in column 0.
+      int32 [E, 100], the target in column 0; as many as were published for 'published99'.
 
     Raises:
       UserError: an unknown protocol, lists that do not match their hash, a catalogue too
         small, a folder that cannot be written.
     """
+    if protocol == PUBLISHED:
+        return _published_lists(log, splits, split)
     if protocol not in PROTOCOLS:
         raise UserError(f"expected a protocol of {', '.join(PROTOCOLS)}, found {protocol!r}")
     examples: Examples = getattr(splits, split)
@@ -178,6 +183,21 @@ def evaluation_candidates(
             "free space or make the folder writable"
         ) from error
     return lists
+
+
+def _published_lists(log: Log, splits: Splits, split: str) -> np.ndarray:
+    """The target and its published negatives, int32 [E, 1 + N]."""
+    if splits.name != "published" or f"{split}_negatives" not in log.published:
+        raise UserError(
+            f"expected data.split=published and data with negatives of its own for published99, "
+            f"found {splits.name} of {log.name}; use neg99"
+        )
+    rows = np.asarray(log.published[f"{split}_target_row"])
+    wanted = getattr(splits, split).target_row
+    order = np.argsort(rows, kind="stable")
+    place = order[np.searchsorted(rows[order], wanted)]
+    negatives = np.asarray(log.published[f"{split}_negatives"])[place]
+    return np.concatenate([np.asarray(log.rec_items)[wanted][:, None], negatives], 1)
 
 
 def _digest(lists: np.ndarray) -> str:

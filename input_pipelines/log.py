@@ -1,20 +1,14 @@
 """The log schema that every data set becomes: per user, clicks and searches in time order.
 
 Ids count from 1; 0 is padding. Times are int64 in one unit a log; the history of a target is what
-has a strictly smaller time. A prepared log is a folder of .npy files, read memory-mapped.
+has a strictly smaller time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +17,7 @@ import pandas as pd
 from core.errors import UserError
 from input_pipelines import random_streams
 
-_ARRAYS = (
+ARRAYS = (
     "user_ids",
     "item_ids",
     "words",
@@ -37,7 +31,6 @@ _ARRAYS = (
     "click_offsets",
     "click_items",
 )
-_META = "meta.json"
 _HASHED_NAMES = 100_000
 _QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
@@ -55,6 +48,9 @@ class Log:
       search_offsets, search_times: int64 [U+2], [S], likewise.
       word_offsets, word_ids: int64 [S+1], int32; the words of search s.
       click_offsets, click_items: int64 [S+1], int32; the items clicked in search s.
+      published: the source's own split, where it has one: PART_target_row, PART_rec_end and
+        PART_search_end, int64 [E] as in `splits.Examples`, and PART_negatives, int32 [E, N], for
+        the parts train, validation and test.
       hash: 16 hex digits over the content.
     """
 
@@ -72,6 +68,7 @@ class Log:
     word_ids: np.ndarray
     click_offsets: np.ndarray
     click_items: np.ndarray
+    published: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     hash: str = ""
 
     @property
@@ -205,9 +202,9 @@ def take_ragged(ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def content_hash(log: Log) -> str:
-    """16 hex digits over names, ids and times."""
+    """16 hex digits over names, ids, times and the published split."""
     digest = hashlib.sha256()
-    for name in _ARRAYS:
+    for name in ARRAYS:
         array = np.ascontiguousarray(getattr(log, name))
         if array.dtype.kind == "U":
             # In parts, because a list of millions of names would take more than their array.
@@ -216,6 +213,9 @@ def content_hash(log: Log) -> str:
                 digest.update(("\n" * (start > 0) + part).encode())
         else:
             digest.update(array.data if array.size else b"")
+    for name in sorted(log.published):
+        array = np.ascontiguousarray(log.published[name])
+        digest.update(name.encode() + (array.data if array.size else b""))
     return digest.hexdigest()[:16]
 
 
@@ -304,100 +304,3 @@ def describe(log: Log) -> dict[str, Any]:
         "clicks_per_user": spread(clicks),
         "searches_per_user": spread(searches),
     }
-
-
-def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> None:
-    """Writes the log beside `directory` and renames it: a killed save leaves no folder there.
-
-    What killed saves of the same folder have left is removed.
-
-    Args:
-      origin: what the log was made from, kept with it (`read_origin`).
-    """
-    parent = os.path.dirname(os.path.abspath(directory))
-    os.makedirs(parent, exist_ok=True)
-    prefix = f".partial-{os.path.basename(directory)}-"
-    _remove_abandoned(parent, prefix)
-    temporary = tempfile.mkdtemp(dir=parent, prefix=prefix)
-    held = os.open(temporary, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for name in _ARRAYS:
-            np.save(os.path.join(temporary, f"{name}.npy"), getattr(log, name))
-        sizes = {n: os.path.getsize(os.path.join(temporary, f"{n}.npy")) for n in _ARRAYS}
-        meta = {"name": log.name, "is_sample": log.is_sample, "hash": log.hash}
-        meta |= {"origin": origin, "bytes": sizes, "card": describe(log)}
-        with open(os.path.join(temporary, _META), "w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=2, ensure_ascii=False)
-        os.chmod(temporary, 0o755)
-        try:
-            os.replace(temporary, directory)
-        except OSError:
-            # Another process prepared the same data first; its folder is as good.
-            if not is_prepared(directory):
-                raise
-    finally:
-        os.close(held)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(temporary)
-
-
-def _remove_abandoned(parent: str, prefix: str) -> None:
-    """Removes folders that no living process has locked."""
-    for name in os.listdir(parent):
-        if not name.startswith(prefix):
-            continue
-        path = os.path.join(parent, name)
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            finally:
-                os.close(descriptor)
-
-
-def is_prepared(directory: str) -> bool:
-    """Whether a prepared log stands there."""
-    return os.path.isfile(os.path.join(directory, _META))
-
-
-def _read_meta(directory: str) -> dict[str, Any]:
-    try:
-        with open(os.path.join(directory, _META), encoding="utf-8") as file:
-            meta = json.load(file)
-        if {"name", "is_sample", "hash", "bytes"} - set(meta) or set(_ARRAYS) - set(meta["bytes"]):
-            raise KeyError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"expected a prepared log with {_META} in {directory}, found {type(error).__name__}; "
-            f"remove {directory} and run the command again"
-        ) from None
-    return meta
-
-
-def read_origin(directory: str) -> dict[str, Any] | None:
-    """The `origin` that a prepared log was saved with. Raises UserError like `load_log`."""
-    return _read_meta(directory).get("origin")
-
-
-def load_log(directory: str) -> Log:
-    """Opens a prepared log, memory-mapped.
-
-    Raises:
-      UserError: a file is missing or cut short.
-    """
-    again = f"remove {directory} and run the command again"
-    meta = _read_meta(directory)
-    bytes_of = meta["bytes"]
-    arrays = {}
-    for name in _ARRAYS:
-        path = os.path.join(directory, f"{name}.npy")
-        size = os.path.getsize(path) if os.path.exists(path) else -1
-        if size != bytes_of[name]:
-            found = "no such file" if size < 0 else f"{size} bytes"
-            raise UserError(f"expected {bytes_of[name]} bytes in {path}, found {found}; {again}")
-        # An empty array cannot be mapped.
-        # As a plain array over the map: indexing a memmap object costs more.
-        arrays[name] = np.asarray(np.load(path, mmap_mode="r") if size > 256 else np.load(path))
-    return Log(name=meta["name"], is_sample=meta["is_sample"], hash=meta["hash"], **arrays)

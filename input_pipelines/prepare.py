@@ -16,17 +16,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.errors import UserError
-from input_pipelines import amazon_beauty, amazon_raw, csv_log, kuaisar, qilin, qilin_files
-from input_pipelines.csv_blocks import Report, silent
-from input_pipelines.log import (
-    Log,
-    content_hash,
-    is_prepared,
-    load_log,
-    read_origin,
-    save_log,
-    validate_log,
+from input_pipelines import (
+    amazon_beauty,
+    amazon_raw,
+    csv_log,
+    kuaisar,
+    qilin,
+    qilin_files,
+    unisar_pickles,
 )
+from input_pipelines.csv_blocks import Report, silent
+from input_pipelines.log import Log, content_hash, validate_log
+from input_pipelines.prepared_log import is_prepared, load_log, read_origin, save_log
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,9 @@ READERS: dict[str, Reader] = {
         read=amazon_raw.read_amazon_raw,
         settings=("query_seed",),
         reports=True,
+    ),
+    "unisar_pickles": Reader(
+        files=unisar_pickles.raw_files, read=unisar_pickles.read_unisar, reports=True
     ),
     "kuaisar": Reader(files=kuaisar.raw_files, read=kuaisar.read_kuaisar, reports=True),
 }

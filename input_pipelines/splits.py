@@ -10,9 +10,10 @@ import numpy as np
 from core.errors import UserError
 from input_pipelines.log import Log, spread
 
-SPLITS = ("leave_one_out", "global_time")
+SPLITS = ("leave_one_out", "global_time", "published")
 # Shares of the clicks, by time, before the two cuts of global_time.
 _CUTS = (0.8, 0.9)
+_PUBLISHED_FIELDS = ("target_row", "rec_end", "search_end")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,19 +121,22 @@ def split_log(
 
     leave_one_out: a user with at least 3 clicks gives the last to test and the one before to
     validation; every other click trains. global_time: clicks before the .8 quantile of all click
-    times train, up to the .9 quantile validate, the rest test.
+    times train, up to the .9 quantile validate, the rest test. published: what came with the data;
+    training may see its targets and everything before them that is not held out.
 
     Args:
-      name: 'leave_one_out' or 'global_time'.
+      name: 'leave_one_out', 'global_time' or 'published'.
       min_history: events, of either kind, before a training target; held-out ones need none.
       seed: of the choice of validation examples.
       max_validation: validation examples kept.
 
     Raises:
-      UserError: no such split.
+      UserError: no such split, or none was published with the data.
     """
     if name not in SPLITS:
         raise UserError(f"expected data.split in {', '.join(SPLITS)}, found {name!r}; pass one")
+    if name == "published":
+        return _published(log, min_history, seed, max_validation)
     rows = np.arange(len(log.rec_items))
     users = _users_of_rows(log.rec_offsets)
     if name == "leave_one_out":
@@ -145,18 +149,52 @@ def split_log(
         first, second = np.quantile(times, _CUTS)
         test = times >= second
         validation = (times >= first) & ~test
-    train = _examples(log, rows[~test & ~validation])
-    offsets = np.asarray(log.rec_offsets), np.asarray(log.search_offsets)
-    length = train.rec_end - offsets[0][train.user] + train.search_end - offsets[1][train.user]
-    chosen = rows[validation]
-    if len(chosen) > max_validation:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, max_validation, replace=False))
     return Splits(
         name,
         rows[~test & ~validation],
-        train.take(np.flatnonzero(length >= min_history)),
-        _examples(log, chosen),
+        _with_history(log, _examples(log, rows[~test & ~validation]), min_history),
+        _examples(log, _choose(rows[validation], max_validation, seed)),
         _examples(log, rows[test]),
+    )
+
+
+def _with_history(log: Log, train: Examples, least: int) -> Examples:
+    offsets = np.asarray(log.rec_offsets), np.asarray(log.search_offsets)
+    length = train.rec_end - offsets[0][train.user] + train.search_end - offsets[1][train.user]
+    return train.take(np.flatnonzero(length >= least))
+
+
+def _choose(values: np.ndarray, most: int, seed: int) -> np.ndarray:
+    if len(values) <= most:
+        return values
+    return np.sort(np.random.default_rng(seed).choice(values, most, replace=False))
+
+
+def _published(log: Log, min_history: int, seed: int, max_validation: int) -> Splits:
+    if not log.published:
+        raise UserError(
+            f"expected a split that came with {log.name}, found none; pass leave_one_out "
+            "or global_time"
+        )
+    users = _users_of_rows(log.rec_offsets)
+
+    def part(name: str) -> Examples:
+        found = {f: np.asarray(log.published[f"{name}_{f}"]) for f in _PUBLISHED_FIELDS}
+        return Examples(user=users[found["target_row"]], **found)
+
+    train, validation, test = (part(name) for name in ("train", "validation", "test"))
+    held_out = np.zeros(len(users), bool)
+    held_out[validation.target_row] = held_out[test.target_row] = True
+    # The latest click of each user that a training example shows.
+    latest = np.full(log.num_users + 1, -1, np.int64)
+    np.maximum.at(latest, train.user, train.target_row)
+    seen = np.arange(len(users)) <= latest[users]
+    return Splits(
+        "published",
+        np.flatnonzero(seen & ~held_out),
+        _with_history(log, train, min_history),
+        validation.take(_choose(np.arange(len(validation)), max_validation, seed)),
+        test,
     )
 
 

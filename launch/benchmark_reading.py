@@ -19,7 +19,7 @@ from absl import flags
 
 from core.errors import UserError
 from input_pipelines import batches, splits
-from input_pipelines.log import load_log
+from input_pipelines.prepared_log import load_log
 from launch import cli
 
 _BATCH = 1024

@@ -21,7 +21,7 @@ from lcrsr.evaluation import Evaluator
 from lcrsr.pretrain import PretrainConfig, PretrainTask
 from lcrsr.ranker import Ranker
 
-PROTOCOLS = ("neg99", "neg99pop", "full")
+PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
 
 
 class Runnable(Protocol):

@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import log as log_lib
+from input_pipelines import prepared_log
 
 
 def raw(**changes):
@@ -112,8 +113,8 @@ def test_the_hash_depends_on_content_and_not_on_the_order_of_rows():
 
 def test_saved_and_loaded_it_is_the_same_and_memory_mapped(tmp_path):
     log = dataclasses.replace(small_log(), is_sample=True)
-    log_lib.save_log(log, str(tmp_path / "log"))
-    found = log_lib.load_log(str(tmp_path / "log"))
+    prepared_log.save_log(log, str(tmp_path / "log"))
+    found = prepared_log.load_log(str(tmp_path / "log"))
     for field in dataclasses.fields(log):
         expected, value = getattr(log, field.name), getattr(found, field.name)
         if isinstance(expected, np.ndarray):
@@ -127,8 +128,8 @@ def test_saved_and_loaded_it_is_the_same_and_memory_mapped(tmp_path):
 
 def test_large_arrays_are_mapped_and_cannot_be_written(tmp_path):
     events = raw(click_user=["ann"] * 99, click_item=["a"] * 99, click_time=list(range(99)))
-    log_lib.save_log(log_lib.build_log("tiny", events), str(tmp_path / "log"))
-    times = log_lib.load_log(str(tmp_path / "log")).rec_times
+    prepared_log.save_log(log_lib.build_log("tiny", events), str(tmp_path / "log"))
+    times = prepared_log.load_log(str(tmp_path / "log")).rec_times
     assert isinstance(times.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         times[0] = 1
@@ -146,7 +147,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
-        log_lib.save_log(small_log(), str(tmp_path / "log"))
+        prepared_log.save_log(small_log(), str(tmp_path / "log"))
     assert len(saved) == 5 and os.listdir(tmp_path) == []
 
 
@@ -159,16 +160,16 @@ def test_the_folder_appears_whole(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr(os, "replace", rename)
-    log_lib.save_log(small_log(), directory)
+    prepared_log.save_log(small_log(), directory)
     # Twelve arrays and meta.json are written before anything stands under the final name.
     assert seen == [(False, sorted(os.listdir(directory)))] and len(seen[0][1]) == 13
 
 
 def test_the_second_of_two_savers_keeps_the_first_ones_folder(tmp_path):
     directory = str(tmp_path / "log")
-    log_lib.save_log(small_log(), directory)
-    log_lib.save_log(small_log(), directory)
-    assert log_lib.load_log(directory).hash == small_log().hash
+    prepared_log.save_log(small_log(), directory)
+    prepared_log.save_log(small_log(), directory)
+    assert prepared_log.load_log(directory).hash == small_log().hash
     assert os.listdir(tmp_path) == ["log"]
 
 
@@ -195,10 +196,10 @@ def damage(directory, name, how):
 )
 def test_damaged_folders_are_refused_in_one_line(tmp_path, name, how, found):
     directory = str(tmp_path / "log")
-    log_lib.save_log(small_log(), directory)
+    prepared_log.save_log(small_log(), directory)
     damage(directory, name, how)
     with pytest.raises(UserError, match=found) as error:
-        log_lib.load_log(directory)
+        prepared_log.load_log(directory)
     assert "\n" not in str(error.value) and f"remove {directory}" in str(error.value)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import prepare
-from input_pipelines.log import save_log
+from input_pipelines.prepared_log import save_log
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = pathlib.Path(__file__).parents[1] / "data" / "csv_log"
@@ -148,7 +148,8 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, target):
 def test_a_killed_run_leaves_nothing_finished_and_the_next_one_ends_well(tmp_path, target):
     raw = _bigger(tmp_path)
     # A save that sleeps before its last file is killed where most is written.
-    code = "import sys, time\nsys.argv = sys.argv[1:]\nfrom input_pipelines import log\n"
+    code = "import sys, time\nsys.argv = sys.argv[1:]\n"
+    code += "from input_pipelines import prepared_log as log\n"
     code += "real = log.describe\ndef slow(log):\n    time.sleep(60)\n    return real(log)\n"
     code += "log.describe = slow\nfrom launch import cli, prepare_data\n"
     code += "cli.run(prepare_data.main, prepare_data.define_flags)"

@@ -10,7 +10,8 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import qilin, qilin_files, splits
-from input_pipelines.log import load_log, save_log, validate_log
+from input_pipelines.log import validate_log
+from input_pipelines.prepared_log import load_log, save_log
 
 TOY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "qilin_toy"
 needs_toy = pytest.mark.skipif(

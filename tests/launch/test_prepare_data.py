@@ -76,7 +76,7 @@ def test_training_reads_the_prepared_folder(prepared):
         (["--dataset=csv_log"], "expected --dataset=NAME and --raw_dir=DIR, found one missing"),
         (
             ["--dataset=csv_log", f"--raw_dir={EXAMPLE}", "--split=thirds"],
-            "expected --split of leave_one_out, global_time, found 'thirds'",
+            "expected --split of leave_one_out, global_time, published, found 'thirds'",
         ),
     ],
 )

@@ -1,0 +1,220 @@
+"""UniSAR's published pickles (Shi et al., SIGIR 2024): KuaiSAR or Amazon, split already.
+
+    vocab/user_vocab.pkl            {user: {rec_his, rec_his_ts, src_session_his, ..._ts}}
+    vocab/src_session_vocab_np.pkl  {keyword [n, 50], pos_items [n, 5]}; row 0 and value 0 pad
+    vocab/item_vocab_np.pkl         {column: array of n rows}; row 0 pads
+    dataset/rec_train.pkl, rec_val.pkl, rec_test.pkl
+                                    user_id, item_id, neg_items, rec_his, src_session_his
+
+A user's lists become the log, in their own order. The frames become the split 'published': a
+target is the click at place rec_his of its user's list, its history the first rec_his clicks and
+src_session_his sessions, less those at the target's own time or later: histories are strictly
+earlier here. Published negatives of the validation and test parts are the lists 'published99';
+those of training are drawn anew. The search task's frames (src_*) are not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from core.errors import UserError
+from input_pipelines.csv_blocks import Report, silent
+from input_pipelines.log import Log, content_hash, take_ragged
+from input_pipelines.restricted_pickle import load_pickle
+from input_pipelines.splits import history_ends
+
+_LOG = logging.getLogger(__name__)
+
+_VOCABULARIES = ("user_vocab", "src_session_vocab_np", "item_vocab_np")
+_PARTS = {"train": "train", "validation": "val", "test": "test"}
+_LISTS = ("rec_his", "rec_his_ts", "src_session_his", "src_session_his_ts")
+_COLUMNS = ("user_id", "item_id", "neg_items", "rec_his", "src_session_his")
+
+
+def raw_files(data_dir: str) -> list[pathlib.Path]:
+    """The files read. Raises UserError where one is missing."""
+    root = pathlib.Path(data_dir)
+    paths = [root / "vocab" / f"{name}.pkl" for name in _VOCABULARIES]
+    paths += [root / "dataset" / f"rec_{part}.pkl" for part in _PARTS.values()]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"expected {path.relative_to(root)} in {data_dir}, found no such file; pass the "
+                "folder KuaiSAR or Amazon of UniSAR's data, with vocab and dataset in it"
+            )
+    return paths
+
+
+def read_unisar(data_dir: str, *, report: Report = silent) -> Log:
+    """Reads the folder into a log with its published split.
+
+    Raises:
+      UserError: a file is missing or cut short, holds anything but data, or lacks what the module
+        lists; names the row of a target that is not where its prefix length says.
+    """
+    paths = raw_files(data_dir)
+    report("unpickling", 0.0)
+    users, sessions, items = (load_pickle(path) for path in paths[:3])
+    log = _read_log(paths, users, sessions, items)
+    published: dict[str, np.ndarray] = {}
+    for number, (part, path) in enumerate(zip(_PARTS, paths[3:], strict=True)):
+        report("unpickling", (3 + number) / len(paths))
+        published |= _read_part(part, path, log, users)
+    log = dataclasses.replace(log, published=published)
+    return dataclasses.replace(log, hash=content_hash(log))
+
+
+def _wrong(path: pathlib.Path, expected: str, found: object) -> UserError:
+    text = " ".join(str(found).split())[:80]
+    return UserError(f"expected {expected} in {path}, found {text}; use the file as published")
+
+
+def _whole(values: Any, path: pathlib.Path, what: str) -> np.ndarray:
+    """int64 of whole numbers stored in any numeric type."""
+    try:
+        array = np.asarray(values)
+        whole = array.astype(np.int64)
+        if array.size and (array.dtype.kind not in "iuf" or not np.array_equal(whole, array)):
+            raise ValueError
+    except (ValueError, TypeError, OverflowError):
+        raise _wrong(path, f"whole numbers as {what}", values) from None
+    return whole
+
+
+def _flat(users: dict, name: str, path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets [U+2], values) of one list of every user; the log's user 0 has none."""
+    parts = [_whole(user[name], path, name).reshape(-1) for user in users.values()]
+    lengths = np.array([0, *map(len, parts)], np.int64)
+    values = np.concatenate([np.zeros(0, np.int64), *parts])
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), values
+
+
+def _read_log(paths: list[pathlib.Path], users: Any, sessions: Any, items: Any) -> Log:
+    users_path, sessions_path, items_path = paths[:3]
+    if not isinstance(users, dict) or not all(
+        isinstance(user, dict) and set(_LISTS) <= set(user) for user in users.values()
+    ):
+        raise _wrong(users_path, f"a dict of users with {', '.join(_LISTS)}", type(users).__name__)
+    if not isinstance(sessions, dict) or {"keyword", "pos_items"} - set(sessions):
+        raise _wrong(sessions_path, "a dict with keyword and pos_items", type(sessions).__name__)
+    if not isinstance(items, dict) or not items:
+        raise _wrong(items_path, "a dict of columns", type(items).__name__)
+    names = _whole(list(users), users_path, "users")
+    order = np.argsort(names)
+    users_in_order = {name: users[name] for name in np.array(list(users), object)[order]}
+    rec_offsets, rec_items = _flat(users_in_order, "rec_his", users_path)
+    time_offsets, rec_times = _flat(users_in_order, "rec_his_ts", users_path)
+    search_offsets, rows = _flat(users_in_order, "src_session_his", users_path)
+    search_time_offsets, search_times = _flat(users_in_order, "src_session_his_ts", users_path)
+    for ours, theirs in ((rec_offsets, time_offsets), (search_offsets, search_time_offsets)):
+        if not np.array_equal(ours, theirs):
+            raise _wrong(users_path, "one time an event of each user", "lists of other lengths")
+    for times, offsets, name in (
+        (rec_times, rec_offsets, "rec_his_ts"),
+        (search_times, search_offsets, "src_session_his_ts"),
+    ):
+        owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        falls = np.flatnonzero((np.diff(times) < 0) & (np.diff(owner) == 0))
+        if len(falls):
+            user = names[order][owner[falls[0]] - 1]
+            raise _wrong(users_path, f"{name} in time order", f"an earlier time after for {user}")
+    words = _whole(sessions["keyword"], sessions_path, "keyword")
+    clicked = _whole(sessions["pos_items"], sessions_path, "pos_items")
+    if len(rows) and (rows.min() < 0 or rows.max() >= min(len(words), len(clicked))):
+        raise _wrong(sessions_path, f"sessions up to {rows.max()}", f"{len(words)} rows")
+    word_offsets, word_ids = _unpadded(words, rows)
+    click_offsets, click_items = _unpadded(clicked, rows)
+    num_items = max(len(column) for column in items.values()) - 1
+    for values in (rec_items, click_items):
+        if len(values) and (values.min() < 1 or values.max() > num_items):
+            raise _wrong(users_path, f"items from 1 to {num_items}", int(values.max()))
+    return Log(
+        name="unisar_pickles",
+        is_sample=False,
+        user_ids=np.array(["", *map(str, names[order])]),
+        item_ids=np.array(["", *map(str, range(1, num_items + 1))]),
+        words=np.array(["", *map(str, range(1, int(words.max(initial=0)) + 1))]),
+        rec_offsets=rec_offsets,
+        rec_items=rec_items.astype(np.int32),
+        rec_times=rec_times,
+        search_offsets=search_offsets,
+        search_times=search_times,
+        word_offsets=word_offsets,
+        word_ids=word_ids,
+        click_offsets=click_offsets,
+        click_items=click_items,
+    )
+
+
+def _unpadded(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets, values int32) of the values that are not 0 in the given rows of [n, width]."""
+    table = table.reshape(len(table), -1)
+    ends = np.concatenate([[0], np.cumsum((table != 0).sum(1))]).astype(np.int64)
+    offsets, places = take_ragged(ends, rows)
+    return offsets, table[table != 0][places].astype(np.int32)
+
+
+def _read_part(part: str, path: pathlib.Path, log: Log, users: dict) -> dict[str, np.ndarray]:
+    """The arrays of `Log.published` of one part."""
+    frame = load_pickle(path)
+    if not isinstance(frame, pd.DataFrame) or set(_COLUMNS) - set(frame.columns):
+        raise _wrong(path, f"a frame with {', '.join(_COLUMNS)}", type(frame).__name__)
+    user, item, clicks, searches = (
+        _whole(frame[n].to_numpy(), path, n) for n in ("user_id", "item_id", *_COLUMNS[3:])
+    )
+    names = _whole(sorted(users), path, "users")
+    place = np.minimum(np.searchsorted(names, user), max(len(names) - 1, 0))
+    unknown = np.flatnonzero(names[place] != user) if len(names) else np.arange(len(user))
+    if len(unknown):
+        raise _wrong(path, "users of user_vocab.pkl", f"{user[unknown[0]]} in row {unknown[0] + 1}")
+    number = place + 1
+    target_row = log.rec_offsets[number] + clicks
+    inside = (clicks >= 0) & (target_row < log.rec_offsets[number + 1])
+    there = inside & (log.rec_items[np.where(inside, target_row, 0)] == item)
+    if not there.all():
+        row = int(np.flatnonzero(~there)[0])
+        raise _wrong(
+            path,
+            f"item {item[row]} of row {row + 1} at place {clicks[row]} of its user's rec_his",
+            log.rec_items[target_row[row]] if inside[row] else "a list that ends before",
+        )
+    if (searches < 0).any() or (
+        log.search_offsets[number] + searches > log.search_offsets[number + 1]
+    ).any():
+        raise _wrong(path, "src_session_his within the user's list", "a longer prefix")
+    earlier = history_ends(log, target_row)
+    rec_end = np.minimum(target_row, earlier[0])
+    search_end = np.minimum(log.search_offsets[number] + searches, earlier[1])
+    cut = int((rec_end < target_row).sum())
+    cut += int((search_end < log.search_offsets[number] + searches).sum())
+    if cut:
+        _LOG.info("%s: cut %d histories to what is strictly earlier than the target", part, cut)
+    found = {"target_row": target_row, "rec_end": rec_end, "search_end": search_end}
+    if part != "train":
+        found["negatives"] = _negatives(frame, item, path, log.num_items)
+    return {f"{part}_{name}": array for name, array in found.items()}
+
+
+def _negatives(
+    frame: pd.DataFrame, item: np.ndarray, path: pathlib.Path, num_items: int
+) -> np.ndarray:
+    try:
+        table = np.array([np.asarray(row) for row in frame["neg_items"]]).reshape(len(frame), -1)
+    except ValueError:
+        raise _wrong(path, "as many neg_items in every row", "rows of other lengths") from None
+    table = _whole(table, path, "neg_items")
+    wrong = (table < 1) | (table > num_items) | (table == item[:, None])
+    if wrong.any():
+        row, column = (int(a[0]) for a in np.nonzero(wrong))
+        raise _wrong(
+            path,
+            f"neg_items from 1 to {num_items} beside the target",
+            f"{table[row, column]} in row {row + 1}",
+        )
+    return table.astype(np.int32)
