@@ -199,6 +199,39 @@ def test_two_hosts_read_the_batch_of_one():
         training(log, process_count=3)
 
 
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_together_read_each_example_once_an_epoch_in_one_order(hosts):
+    users, clicks = 12, 7
+    log = build_log(
+        "own items",  # an example is known by its target
+        RawEvents(
+            click_user=[f"u{u}" for u in range(users) for _ in range(clicks)],
+            click_item=[f"i{u}-{t}" for u in range(users) for t in range(clicks)],
+            click_time=[t for _ in range(users) for t in range(clicks)],
+            search_user=[],
+            search_time=[],
+            search_words=[],
+            search_clicks=[],
+        ),
+    )
+    sources = [
+        training(log, batch_size=8, process_index=i, process_count=hosts)[0] for i in range(hosts)
+    ]
+    train = split_log(log, "leave_one_out").train
+    assert len(train) == users * (clicks - 3)  # 48, six batches an epoch
+    streams = [itertools.islice(source.stream(0), 12) for source in sources]
+    targets = np.concatenate(
+        [np.concatenate([batch["candidates"][:, 0] for batch in step]) for step in zip(*streams)]
+    )
+    wanted = sorted(np.asarray(log.rec_items)[train.target_row])
+    first, second = targets[:48], targets[48:]
+    assert sorted(first) == sorted(second) == wanted
+    assert not np.array_equal(first, second)
+    alone = training(log, batch_size=8)[0]
+    order = np.concatenate([alone.batch_at(step)["candidates"][:, 0] for step in range(12)])
+    np.testing.assert_array_equal(targets, order)
+
+
 def test_a_stream_from_step_n_is_the_tail_of_the_whole_stream():
     source, _ = training(random_log())
     tail = list(itertools.islice(source.stream(3), 4))
