@@ -19,6 +19,7 @@ PROTOCOLS = ("neg99", "neg99pop")
 PUBLISHED = "published99"
 _NEGATIVES = 99
 _MAX_DRAWS = 64
+_DRAWN_ROWS = 16_384
 
 
 class TouchedItems:
@@ -164,17 +165,23 @@ def evaluation_candidates(
     target = np.asarray(log.rec_items)[examples.target_row]
     pool = np.asarray(log.rec_items)[splits.train.target_row] if protocol == "neg99pop" else None
     number = ("validation", "test").index(split)
-    negatives = draw_negatives(
-        TouchedItems(log),
-        log.num_items,
-        user=examples.user,
-        time=np.asarray(log.rec_times)[examples.target_row],
-        target=target,
-        count=_NEGATIVES,
-        key=random_streams.keys(seed, number, examples.target_row),
-        pool=pool,
-    )
-    lists = np.concatenate([target[:, None], negatives], 1)
+    touched, times = TouchedItems(log), np.asarray(log.rec_times)[examples.target_row]
+    keys = random_streams.keys(seed, number, examples.target_row)
+    lists = np.empty((len(examples), 1 + _NEGATIVES), np.int32)
+    lists[:, 0] = target
+    # In parts, because the draws of a large test split would take gigabytes.
+    for start in range(0, len(examples), _DRAWN_ROWS):
+        part = slice(start, start + _DRAWN_ROWS)
+        lists[part, 1:] = draw_negatives(
+            touched,
+            log.num_items,
+            user=examples.user[part],
+            time=times[part],
+            target=target[part],
+            count=_NEGATIVES,
+            key=keys[part],
+            pool=pool,
+        )
     try:
         _write_lists(stem, lists)
     except OSError as error:

@@ -287,6 +287,16 @@ def test_items_touched_later_may_be_negatives():
     assert not touched.before(user, np.array([7]), np.array([24]))[0]
 
 
+def test_evaluation_lists_drawn_in_parts_are_the_same(tmp_path, monkeypatch):
+    log = random_log()
+    splits = split_log(log, "leave_one_out")
+    whole = candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path))
+    monkeypatch.setattr(candidates, "_DRAWN_ROWS", 7)
+    (tmp_path / "b").mkdir()
+    parts = candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path / "b"))
+    np.testing.assert_array_equal(parts, whole)
+
+
 @pytest.mark.parametrize("protocol", candidates.PROTOCOLS)
 def test_evaluation_lists_are_drawn_once_and_saved(tmp_path, protocol):
     log = random_log()
