@@ -18,6 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from core.partitioning import BATCH_AXES, DATA, TABLE
 from core.tables import TableOptimizer, TouchedRows
+from core.tables import touched as local_touched
 
 _BATCH, _ROWS, _ALL = PartitionSpec(BATCH_AXES), PartitionSpec(TABLE), PartitionSpec()
 # Rows of a pair of devices and round: twice an even spread of the ids, and at least this many.
@@ -28,8 +29,8 @@ class ShardedRows(NamedTuple):
     """The distinct rows that a batch's ids name, by device; u places on each of P devices.
 
     Attributes:
-      ids: int32 [P * u], ascending on each device; its first is padding's, the number of rows of
-        the table marks places that are left over.
+      ids: int32 [P * u]; the first of each device is padding's, the number of rows of the table
+        marks places that are left over.
       places: int32 [B, m], the place of each id among its own device's.
       share: float32 [P * u], 1 over the number of devices that name the row: a sum over all
         places weighted by it counts every row of the table once.
@@ -59,16 +60,17 @@ def touched(ids: jax.Array, table: jax.Array, mesh: Mesh) -> tuple[ShardedRows, 
         def serve(exchange: _Round, carry):
             values, share = carry
             asked = jax.lax.all_to_all(exchange.ids, TABLE, 0, 0, tiled=True)
-            everyone = jax.lax.all_gather(asked.reshape(-1), DATA).reshape(-1)
-            answer = shard.at[_own_rows(asked, shard, num_rows)].get(mode="fill", fill_value=0.0)
+            own = _own_rows(asked, shard)
+            answer = shard.at[own].get(mode="fill", fill_value=0.0)
             back = jax.lax.all_to_all(answer, TABLE, 0, 0, tiled=True)
-            ordered = jnp.sort(everyone)
-            count = jnp.searchsorted(ordered, asked, side="right") - jnp.searchsorted(
-                ordered, asked, side="left"
+            # Other copies of the tables are asked by other devices; all of these share a row.
+            everyone = jax.lax.all_gather(own, DATA, axis=0)
+            counts = jnp.zeros(shard.shape[0], jnp.int32).at[everyone].add(1, mode="drop")
+            askers = jax.lax.all_to_all(
+                counts.at[own].get(mode="fill", fill_value=1), TABLE, 0, 0, tiled=True
             )
-            counts = jax.lax.all_to_all(count, TABLE, 0, 0, tiled=True)
             values = values.at[exchange.places].set(back, mode="drop")
-            return values, share.at[exchange.places].set(1.0 / counts, mode="drop")
+            return values, share.at[exchange.places].set(1.0 / askers, mode="drop")
 
         start = (jnp.zeros((u, width), shard.dtype), jnp.zeros(u, jnp.float32))
         values, share = _in_rounds(distinct, num_rows, mesh, serve, start)
@@ -123,12 +125,13 @@ def update(
             # The copies of the tables must stay equal: each sees every copy's gradients.
             ids = jax.lax.all_gather(ids, DATA).reshape(-1)
             received = jax.lax.all_gather(received, DATA).reshape(ids.shape[0], -1)
-            distinct_here, places = _distinct(ids, num_rows)
-            summed = jnp.zeros((distinct_here.shape[0], received.shape[1]), received.dtype)
-            summed = summed.at[places].add(received)
-            own = _own_rows(distinct_here, shard, num_rows)
-            local = TouchedRows(own, places)
-            return optimizer.update(local, summed, shard, state, learning_rate, step)
+            own = _own_rows(ids, shard)
+            # Counted from 1, so that ids that stand for nothing are the padding of `touched`.
+            found = local_touched(jnp.where(own < shard.shape[0], own + 1, 0), shard.shape[0] + 1)
+            summed = jnp.zeros((found.ids.shape[0], received.shape[1]), received.dtype)
+            summed = summed.at[found.places].add(received)
+            own_rows = TouchedRows(found.ids - 1, found.places)
+            return optimizer.update(own_rows, summed, shard, state, learning_rate, step)
 
         return _in_rounds(distinct, num_rows, mesh, serve, (shard, state))
 
@@ -142,34 +145,48 @@ def update(
 
 
 class _Round(NamedTuple):
-    """What a device asks each owner in one round: int32 [S, C], padded with V and with u."""
+    """What a device asks each owner in one round: int32 [S, C], padded with -1 and with u."""
 
     ids: jax.Array
     places: jax.Array
 
 
 def _distinct(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
-    """Distinct ids [min(n, V) + 1] ascending, 0 first whether named or not, and places [n].
+    """Distinct ids [min(n, V) + 1], 0 first whether named or not, and places [n].
 
-    By sorting: a slot for every row, as on one device, would not fit where tables are sharded for
-    their size. Ids of `num_rows` stand for nothing and get no place of their own that counts.
+    By hashing with linear probing: a slot for every row, as on one device, would not fit where
+    tables are cut for their size, and compilers for TPUs take minutes over long sorts. Equal ids
+    probe in step, so that each claims one slot.
     """
     n = ids.shape[0]
-    with_zero = jnp.concatenate([jnp.zeros(1, jnp.int32), ids])
-    order = jnp.argsort(with_zero)
-    ordered = with_zero[order]
-    first = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] != ordered[:-1]])
-    numbers = jnp.cumsum(first, dtype=jnp.int32)
+    bits = max(1, (2 * n - 1).bit_length())
+    slots = 2**bits
+    start = (ids.astype(jnp.uint32) * jnp.uint32(2654435769)) >> (32 - bits)
+
+    def unplaced(loop):
+        return ~loop[2].all()
+
+    def probe(loop):
+        claimed, slot, placed = loop
+        free = claimed[slot] == 0
+        wanted = jnp.where(free & ~placed, slot, slots)
+        claimed = claimed.at[wanted].max(ids, mode="drop")
+        placed |= claimed[slot] == ids
+        return claimed, jnp.where(placed, slot, (slot + 1) % slots), placed
+
+    loop = (jnp.zeros(slots, jnp.int32), start.astype(jnp.int32), ids == 0)
+    claimed, slot, _ = jax.lax.while_loop(unplaced, probe, loop)
+    numbers = jnp.cumsum(claimed > 0, dtype=jnp.int32)
     size = min(n, num_rows) + 1
-    distinct = jnp.full(size, num_rows, jnp.int32).at[numbers].set(ordered, mode="drop")
-    places = jnp.zeros(n + 1, jnp.int32).at[order].set(numbers)
-    return distinct, places[1:]
+    distinct = jnp.full(size, num_rows, jnp.int32).at[0].set(0)
+    distinct = distinct.at[jnp.where(claimed > 0, numbers, size)].set(claimed, mode="drop")
+    return distinct, jnp.where(ids == 0, 0, numbers[slot])
 
 
-def _own_rows(ids: jax.Array, shard: jax.Array, num_rows: int) -> jax.Array:
-    """Places of ids in this device's shard; beyond it where an id stands for nothing."""
+def _own_rows(ids: jax.Array, shard: jax.Array) -> jax.Array:
+    """Rows of ids in this device's shard; beyond it for ids of -1, which stand for nothing."""
     own = ids - jax.lax.axis_index(TABLE) * shard.shape[0]
-    return jnp.where(ids < num_rows, own, shard.shape[0])
+    return jnp.where(ids < 0, shard.shape[0], own)
 
 
 def _in_rounds(
@@ -183,23 +200,45 @@ def _in_rounds(
     owners, u = mesh.shape[TABLE], distinct.shape[0]
     capacity = min(u, max(_LEAST_CAPACITY, -(-2 * u // owners)))
     per_owner = num_rows // owners
-    ends = (jnp.arange(owners, dtype=jnp.int32) + 1) * per_owner
+    first = jnp.arange(owners, dtype=jnp.int32) * per_owner
+    # Padding is asked of no one; its value is zero as it is.
+    wanted = (distinct > 0) & (distinct < num_rows)
+    owned = wanted[:, None] & (distinct[:, None] // per_owner == jnp.arange(owners))
 
-    def unserved(loop):
-        start, _ = loop
-        return (start < ends).any()
+    def between(start, end):
+        """Which distinct ids each owner has from row `start` to before `end`: bool [u, S]."""
+        return owned & (distinct[:, None] >= start) & (distinct[:, None] < end)
+
+    def fits(start, end):
+        return between(start, end).sum(0) <= capacity
 
     def body(loop):
         start, carry = loop
-        place = jnp.searchsorted(distinct, start).astype(jnp.int32)
-        # The first id that does not fit here; the round ends before the lowest of all devices'.
-        beyond = distinct.at[place + capacity].get(mode="fill", fill_value=num_rows)
-        end = jax.lax.pmin(jnp.minimum(beyond, ends), BATCH_AXES)
-        count = jnp.searchsorted(distinct, end).astype(jnp.int32) - place
-        offsets = jnp.arange(capacity, dtype=jnp.int32)
-        places = jnp.where(offsets < count[:, None], place[:, None] + offsets, u)
-        ids = distinct.at[places].get(mode="fill", fill_value=num_rows)
-        return end, serve(_Round(ids, places), carry)
 
-    start = jnp.arange(owners, dtype=jnp.int32) * per_owner
-    return jax.lax.while_loop(unserved, body, (start, carry))[1]
+        def halve(_, bounds):
+            low, high = bounds
+            middle = low + (high - low + 1) // 2
+            good = fits(start, middle)
+            return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
+
+        ends = first + per_owner
+        # One row always fits, because a device asks for it once.
+        low = jnp.where(fits(start, ends), ends, jnp.minimum(start + 1, ends))
+        end, _ = jax.lax.fori_loop(0, per_owner.bit_length(), halve, (low, ends))
+        end = jax.lax.pmin(end, BATCH_AXES)
+        chosen = between(start, end)
+        number = jnp.cumsum(chosen, 0, dtype=jnp.int32) - 1
+        cell = jnp.where(chosen, jnp.arange(owners) * capacity + number, owners * capacity)
+        # An id has one owner, so one cell.
+        cell = cell.min(1)
+        ids = jnp.full(owners * capacity, -1, jnp.int32).at[cell].set(distinct, mode="drop")
+        places = jnp.full(owners * capacity, u, jnp.int32)
+        places = places.at[cell].set(jnp.arange(u, dtype=jnp.int32), mode="drop")
+        shape = (owners, capacity)
+        return end, serve(_Round(ids.reshape(shape), places.reshape(shape)), carry)
+
+    def unserved(loop):
+        start, _ = loop
+        return (start < first + per_owner).any()
+
+    return jax.lax.while_loop(unserved, body, (first, carry))[1]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from core.partitioning import Partition
 from input_pipelines.batches import BATCH_FIELDS, Batch, BatchShape
 from launch.experiment import build
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
@@ -52,15 +53,22 @@ class RandomTasks:
       config: of LCR-SER; its data and the sizes of its batches are not read.
       shape: of the batches; the candidates are the task's own.
       sizes: of the tables.
+      partition: the mesh of the tasks, or None for one device.
       **model: settings that differ from the config's, such as `max_steps` or `dtype`.
     """
 
     def __init__(
-        self, config: config_dict.ConfigDict, shape: BatchShape, sizes: TableSizes, **model: Any
+        self,
+        config: config_dict.ConfigDict,
+        shape: BatchShape,
+        sizes: TableSizes,
+        partition: Partition | None = None,
+        **model: Any,
     ):
         lengths = {"rec_length": shape.rec_length, "search_length": shape.search_length}
         values = config.model.to_dict() | lengths | model
         self.config, self.shape, self.sizes = config, shape, sizes
+        self.partition = partition
         self.model = LCRSER(build(ModelConfig, values, section="model"))
         self.active_steps = min(config.pretrain.active_steps, self.model.config.max_steps)
         settings = config.pretrain.to_dict() | {"active_steps": self.active_steps}
@@ -78,6 +86,7 @@ class RandomTasks:
             config=build(PretrainConfig, self.config.pretrain.to_dict(), section="pretrain"),
             table_sizes=self.sizes.as_arguments(),
             example_batch=self.batch(2, 2),
+            partition=self.partition,
             **_rest(batch, batch_size),
         )
 
@@ -87,6 +96,7 @@ class RandomTasks:
             model=self.model,
             config=build(ReinforceConfig, settings, section="rl"),
             initial=initial,
+            partition=self.partition,
             **_rest(self.batch(batch_size, candidates), batch_size),
         )
 

@@ -1,0 +1,263 @@
+"""Compiles a config's steps for a TPU pod on a machine without one, and says whether they fit.
+
+    python -m launch.compile_check --config=configs/lcr_ser_qilin.py --topology=v5e:16x16 \\
+        [--batch=N] [--items=N] [--users=N] [--words=N]
+
+Both training steps and the evaluation step that `launch.train` runs are compiled by the TPU's own
+compiler (`pip install libtpu`; no TPU is needed). Sizes without data come from the flags, or from
+what is known of the data set. config.mesh counts, but a mesh of one device becomes one table cut
+over every chip. Exit code 2 where a step does not fit or there is no such topology.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.util
+import logging
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_dict, config_flags
+from rich.console import Console
+from rich.table import Table
+
+from core.errors import UserError
+from core.loop import compile_step
+from core.partitioning import Partition, make_mesh
+from input_pipelines.batches import Batch, BatchShape
+from launch import cli
+from launch.random_data import RandomTasks, TableSizes
+from lcrsr.embedding import PARTITION_RULES
+from lcrsr.evaluation import Evaluator
+
+_LOG = logging.getLogger(__name__)
+
+# Memory of one chip, in bytes, from Cloud TPU's documentation of each generation.
+HBM = {"v4": 32 * 2**30, "v5e": 16 * 2**30, "v5p": 95 * 2**30, "v6e": 32 * 2**30}
+# Published counts (users, items) of each data set; words are distinct ones of its queries.
+SIZES = {
+    "qilin": TableSizes(users=15_482, items=1_983_938, words=8_000),
+    "amazon_beauty": TableSizes(users=22_363, items=12_101, words=500),
+    "kuaisar": TableSizes(users=25_877, items=6_890_707, words=394_911),
+}
+_EVALUATED = 100  # candidates of an evaluation step
+_COLLECTIVES = ("all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One step compiled for a chip of the topology; sizes in bytes, a chip.
+
+    Attributes:
+      name: 'pretrain', 'rl' or 'evaluate'.
+      arguments, outputs, temporaries: as planned; outputs count donated arguments too.
+      peak: arguments, temporaries, code, and outputs that reuse no argument.
+      flops, bytes_accessed: of one step; loops count once, which is what they run here unless
+        ids crowd on one owner.
+      collectives: how many of each there are in the program.
+      whole_shards: instructions that copy or make an array of a table shard's shape.
+    """
+
+    name: str
+    arguments: int
+    outputs: int
+    temporaries: int
+    peak: int
+    flops: float
+    bytes_accessed: float
+    collectives: dict[str, int]
+    whole_shards: int
+
+
+def topology_devices(name: str) -> Any:
+    """The devices of a topology such as 'v5e:16x16'.
+
+    Raises:
+      UserError: libtpu is not installed, or it knows no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "expected libtpu, which compiles for TPUs without one, found none; pip install libtpu"
+        )
+    if name.split(":")[0] not in HBM:
+        raise UserError(
+            f"expected a topology of {', '.join(HBM)}, such as v5e:16x16, found {name!r}"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # the plugin raises several types, with many lines
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"expected a TPU topology such as v5e:4x4, v5e:16x16, v4:2x2x4 or v5p:4x4x4, found "
+            f"{name!r} ({reason})"
+        ) from None
+
+
+def partition_for(config: config_dict.ConfigDict, devices: Any) -> Partition:
+    mesh = config.mesh
+    table = -1 if (mesh.data, mesh.table) == (1, 1) else mesh.table
+    return Partition(make_mesh(mesh.data, table, devices), PARTITION_RULES)
+
+
+def sizes_of(config: config_dict.ConfigDict, **given: int | None) -> TableSizes:
+    """The published sizes of the config's data set, or those given.
+
+    Raises:
+      UserError: a size is neither known nor given.
+    """
+    known = SIZES.get(config.dataset)
+    named = {name: count for name, count in given.items() if count}
+    missing = sorted(given.keys() - named.keys())
+    if known is None and missing:
+        raise UserError(
+            f"expected --{' and --'.join(missing)} for the data set {config.dataset!r}, found "
+            f"none; sizes are known of {', '.join(SIZES)}"
+        )
+    return dataclasses.replace(known, **named) if known else TableSizes(**named)
+
+
+def compile_steps(
+    config: config_dict.ConfigDict,
+    partition: Partition,
+    sizes: TableSizes,
+    batch_size: int | None = None,
+) -> list[Compiled]:
+    """Compiles the steps of both stages and of evaluation for the partition's mesh.
+
+    Args:
+      batch_size: of every step; None takes the config's own.
+
+    Raises:
+      UserError: a batch does not divide over the chips.
+    """
+    data = config.data
+    shape = BatchShape(
+        rec_length=data.rec_length,
+        search_length=data.search_length,
+        words=data.words,
+        clicks=data.clicks,
+        candidates=_EVALUATED,
+    )
+    tasks = RandomTasks(config, shape, sizes, partition=partition)
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
+
+    def on_mesh(batch: Batch, name: str) -> Any:
+        partition.check_batch_size(len(batch["mask"]), f"the batch size of {name}")
+        return {
+            field: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=partition.batch_sharding)
+            for field, v in batch.items()
+        }
+
+    size = batch_size or config.pretrain.batch_size
+    pretrain = tasks.pretrain(size)
+    state = partition.abstract(jax.eval_shape(pretrain.random_state))
+    batch = on_mesh(next(pretrain.batches(0)), "pretrain")
+    shard = state["tables"]["item"]
+    shard_shape = shard.sharding.shard_shape(shard.shape)
+    found = [_compiled("pretrain", compile_step(pretrain, state), shard_shape, state, batch, rate)]
+    if config.rl.enabled:
+        size = batch_size or config.rl.batch_size
+        rl = tasks.reinforce(size, state, 1 + config.rl.negatives)
+        rl_state = partition.abstract(jax.eval_shape(rl.state_from, state))
+        rl_batch = on_mesh(next(rl.batches(0)), "rl")
+        step = compile_step(rl, rl_state)
+        found.append(_compiled("rl", step, shard_shape, rl_state, rl_batch, rate))
+    size = batch_size or config.eval.batch_size
+    evaluator = Evaluator(tasks.ranker, ("ndcg@5",), sizes.items, partition)
+    batch = on_mesh(tasks.batch(size, _EVALUATED), "eval")
+    arguments = (state["params"], state["tables"], batch)
+    found.append(_compiled("evaluate", evaluator.rank_sampled, shard_shape, *arguments))
+    return found
+
+
+def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: Any) -> Compiled:
+    start = time.monotonic()
+    compiled = step.lower(*arguments).compile()
+    _LOG.info("compiled the %s step in %.0f s", name, time.monotonic() - start)
+    memory: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
+    text = compiled.as_text()
+    counts = collections.Counter(
+        match[1] for match in re.finditer(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text)
+    )
+    shape = re.escape(f"f32[{','.join(map(str, shard_shape))}]")
+    return Compiled(
+        name=name,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        flops=cost.get("flops", 0.0),
+        bytes_accessed=cost.get("bytes accessed", 0.0),
+        collectives=dict(sorted(counts.items())),
+        whole_shards=len(re.findall(rf"= {shape}\S* (?:copy|broadcast|pad|transpose)\(", text)),
+    )
+
+
+def print_table(found: list[Compiled], title: str, hbm: int) -> None:
+    table = Table(title=title)
+    names = ("step", "arguments", "outputs", "temporaries", "peak", "of HBM", "GFLOP", "GB read")
+    for name in (*names, "copies of a shard", "collectives"):
+        table.add_column(name, justify="left" if name in ("step", "collectives") else "right")
+    for step in found:
+        sizes = (step.arguments, step.outputs, step.temporaries, step.peak)
+        table.add_row(
+            step.name,
+            *(f"{size / 1e9:.3f} GB" for size in sizes),
+            f"{100 * step.peak / hbm:.1f}%",
+            f"{step.flops / 1e9:.2f}",
+            f"{step.bytes_accessed / 1e9:.2f}",
+            str(step.whole_shards),
+            ", ".join(f"{count} {name}" for name, count in step.collectives.items()),
+        )
+    Console(width=None if Console().is_terminal else 150).print(table)
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Config file of LCR-SER.")
+    flags.DEFINE_string("topology", None, "GENERATION:SHAPE, such as v5e:16x16.")
+    for name in ("batch", "items", "users", "words"):
+        flags.DEFINE_integer(name, None, f"{name} instead of the config's.", lower_bound=1)
+
+
+def main() -> None:
+    values = flags.FLAGS
+    if values.config is None or values.topology is None:
+        raise UserError(
+            "expected --config=FILE and --topology=NAME, found one missing; for instance "
+            "--config=configs/lcr_ser_qilin.py --topology=v5e:4x4"
+        )
+    config = config_dict.ConfigDict(values.config.to_dict())
+    if config.method != "lcr_ser":
+        raise UserError(f"expected a config of lcr_ser, found one of {config.method!r}")
+    devices = topology_devices(values.topology)
+    partition = partition_for(config, devices)
+    sizes = sizes_of(config, items=values.items, users=values.users, words=values.words)
+    found = compile_steps(config, partition, sizes, values.batch)
+    hbm = HBM[values.topology.split(":")[0]]
+    mesh = " x ".join(f"{extent} {axis}" for axis, extent in partition.mesh.shape.items())
+    title = f"{values.topology}, mesh {mesh}, {sizes.items:,} items: per chip"
+    print_table(found, title, hbm)
+    for step in found:
+        if step.peak > hbm:
+            raise UserError(
+                f"expected the {step.name} step in {hbm / 1e9:.1f} GB a chip, found a peak of "
+                f"{step.peak / 1e9:.1f} GB; take more chips, a smaller --batch or fewer --items"
+            )
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)
