@@ -1,0 +1,86 @@
+"""The sharding of every array of every config's states, as text: tests/golden/shardings.txt.
+
+A change shows as a difference; `pytest tests/launch/test_golden_shardings.py --update-golden`
+writes the file anew.
+"""
+
+import importlib
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse
+
+from core.partitioning import path_name
+from input_pipelines.batches import BatchShape
+from launch.methods import open_experiment
+from launch.random_data import TableSizes, random_batch
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "shardings.txt"
+SIZES = TableSizes(users=1000, items=2000, words=500)
+
+
+class ShapesOnly:
+    """Stands in for `launch.data.Data`: sizes and one batch, no log."""
+
+    table_sizes = SIZES.as_arguments()
+
+    def __init__(self, config):
+        data = config.data
+        self.shape = BatchShape(
+            rec_length=data.rec_length,
+            search_length=data.search_length,
+            words=data.words,
+            clicks=data.clicks,
+            candidates=2,
+        )
+
+    def training(self, **settings):
+        return lambda start: iter(()), 1
+
+    def training_clicks(self):
+        return scipy.sparse.csr_array(np.zeros((SIZES.users + 1, SIZES.items + 1)))
+
+    def sampled(self, split, protocol):
+        yield random_batch(self.shape, 2, SIZES)
+
+
+def shardings_of(name):
+    """Lines `CONFIG STAGE PATH SHAPE SPEC` of one config; one line where nothing is trained."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    dense = config.pretrain.table_update == "dense"
+    config.mesh.data, config.mesh.table = (8, 1) if dense else (2, 4)
+    experiment = open_experiment(config, ShapesOnly(config))
+    if experiment.stages == ("fit",):
+        return [f"{name} is fitted, not trained"]
+    mesh = f"mesh {config.mesh.data}x{config.mesh.table}"
+    lines = []
+    for stage in ("pretrain", "rl"):
+        if stage not in experiment.stages:
+            continue
+        state = experiment.abstract_state(stage)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            spec = ", ".join(str(axis) for axis in leaf.sharding.spec)
+            shape = "x".join(map(str, leaf.shape)) or "scalar"
+            lines.append(f"{name} {mesh} {stage} {path_name(path)} {shape} ({spec})")
+    return lines
+
+
+def test_shardings_of_every_config(request):
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*_*.py") if path.stem[0] != "_")
+    names = [name for name in names if not name.endswith("_defaults")]
+    found = [line for name in names for line in shardings_of(name)]
+    if request.config.getoption("--update-golden"):
+        GOLDEN.write_text("\n".join(found) + "\n", encoding="utf-8")
+        pytest.skip("wrote tests/golden/shardings.txt anew")
+    assert found == GOLDEN.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_golden_text_cuts_tables_and_nothing_else():
+    lines = GOLDEN.read_text(encoding="utf-8").splitlines()
+    cut = [line for line in lines if line.endswith("(table)")]
+    assert any(" rl tables/item 2048x64 " in line for line in cut)
+    assert all("tables/" in line or "table_states/" in line for line in cut)
+    assert sum(line.endswith("()") for line in lines) > len(cut)
