@@ -1,0 +1,253 @@
+"""The tokens of GenSAR: SentencePiece pieces, then behaviour tokens, then code tokens.
+
+Ids: 0 padding (also the decoder's start), 1 end, 2 unknown and further text pieces up to P; then
+<R_I>, <S_Q>, <S_I>; then <M1_0>, <M1_1>, ..., <M2_0>, ..., <S1_0>, ..., <R1_0>, .... The ids of a
+codebook are consecutive (paper, Eq. 5 and 11).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+
+from core.errors import UserError
+from core.workdir import write_atomically
+
+PADDING, END = 0, 1
+BEHAVIOURS = ("<R_I>", "<S_Q>", "<S_I>")
+_MODEL, _CODES = "pieces.model", "codes.json"
+
+
+def read_pieces(path: str | pathlib.Path) -> bytes:
+    """A SentencePiece model, such as T5's spiece.model or what `train_pieces` made.
+
+    Raises:
+      UserError: no such file, no model, or one whose ids of padding and end are not 0 and 1.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"expected a SentencePiece model, found no {file}; correct the path")
+    model = file.read_bytes()
+    _processor(model, str(file))
+    return model
+
+
+def _processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError:
+        raise UserError(
+            f"expected a SentencePiece model, found {source}, which is none; pass another file"
+        ) from None
+    found = processor.pad_id(), processor.eos_id()
+    if found != (PADDING, END):
+        raise UserError(
+            f"expected a SentencePiece model with padding 0 and end 1, found {found[0]} and "
+            f"{found[1]} in {source}; train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
+        )
+    return processor
+
+
+def train_pieces(texts: Iterable[str], size: int) -> bytes:
+    """A SentencePiece unigram model trained on a catalogue's own text and queries.
+
+    Rare characters are spelt in bytes, so that no text is unknown.
+
+    Args:
+      texts: one text an item or query; empty ones do not count.
+      size: pieces at most, the 256 bytes and 3 control pieces included; small text has fewer.
+
+    Raises:
+      UserError: no text, or a size too small for the bytes and characters.
+    """
+    lines = [text for text in (" ".join(t.split()) for t in texts) if text]
+    if not lines:
+        raise UserError(
+            "expected text of items or queries, found none; pass a SentencePiece model by path or "
+            "a catalogue with titles"
+        )
+    out = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(lines),
+            model_writer=out,
+            vocab_size=size,
+            model_type="unigram",
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            character_coverage=0.9995,
+            pad_id=PADDING,
+            eos_id=END,
+            unk_id=2,
+            bos_id=-1,
+            # One thread, so that the same text gives the same pieces.
+            num_threads=1,
+            minloglevel=3,
+        )
+    except RuntimeError:
+        raise UserError(
+            f"expected more pieces than the text's characters and 259, found size={size}; raise it"
+        ) from None
+    return out.getvalue()
+
+
+class Vocabulary:
+    """Text and codes as one range of ids.
+
+    Args:
+      model: a SentencePiece model, from `read_pieces` or `train_pieces`.
+      shared, semantic, collaborative: codes of each level of the three kinds of codebooks
+        (M, S, R). One of the specific kinds may be empty (single-source identifiers).
+
+    Raises:
+      UserError: no code tokens, or no SentencePiece model.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        shared: Sequence[int],
+        semantic: Sequence[int],
+        collaborative: Sequence[int],
+    ):
+        self._model = model
+        self._pieces = _processor(model, "what was passed")
+        self._sizes = {"M": tuple(shared), "S": tuple(semantic), "R": tuple(collaborative)}
+        if not sum(self._sizes.values(), ()) or min(sum(self._sizes.values(), ())) < 1:
+            raise UserError(
+                f"expected code tokens in the vocabulary, found codebooks of {self._sizes}; make "
+                "it from an identifier table"
+            )
+        self.text_rows = len(self._pieces)
+        self.behaviours = {b: self.text_rows + i for i, b in enumerate(BEHAVIOURS)}
+        start = self.text_rows + len(BEHAVIOURS)
+        self._starts: dict[str, tuple[int, ...]] = {}
+        for letter, sizes in self._sizes.items():
+            ends = list(itertools.accumulate(sizes, initial=start))
+            self._starts[letter], start = tuple(ends[:-1]), ends[-1]
+        self.size = start
+
+    def code_token(self, letter: str, level: int, code: int) -> int:
+        """The id of <M1_k>: letter 'M', 'S' or 'R', level from 1."""
+        if not 0 <= code < self._sizes[letter][level - 1]:
+            raise IndexError(f"expected a code below {self._sizes[letter][level - 1]}: {code}")
+        return self._starts[letter][level - 1] + code
+
+    def identifiers(self, codes: np.ndarray, kind: str) -> np.ndarray:
+        """Tokens int32 [V, L_m + L_n] of codes [V, L_m + L_n], shared levels first, Eq. 5.
+
+        Args:
+          codes: integers; row 0 is padding's.
+          kind: 'semantic' or 'collaborative'.
+
+        Raises:
+          UserError: another number of levels, or a code beyond its codebook.
+        """
+        letter = {"semantic": "S", "collaborative": "R"}[kind]
+        sizes = np.array(self._sizes["M"] + self._sizes[letter])
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.shape[1] != len(sizes):
+            raise UserError(
+                f"expected {kind} identifiers of {len(sizes)} codes, found shape {codes.shape}; "
+                "use the identifier table that the vocabulary was made from"
+            )
+        wrong = (codes < 0) | (codes >= sizes)
+        if wrong.any():
+            item, level = (int(place[0]) for place in np.nonzero(wrong))
+            raise UserError(
+                f"expected {kind} codes below {sizes.tolist()}, found {codes[item, level]} at "
+                f"level {level + 1} of item {item}; use the table that the vocabulary was made from"
+            )
+        starts = np.array(self._starts["M"] + self._starts[letter])
+        return (codes + starts).astype(np.int32)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Pieces of a text, without an end; empty for an empty text."""
+        return self._pieces.EncodeAsIds(text)
+
+    def encode_query(self, text: str) -> list[int]:
+        """Pieces of a query that a search is to answer.
+
+        Raises:
+          UserError: no piece of it is known (a model without bytes, another language).
+        """
+        pieces = self.encode_text(text)
+        space = self._pieces.PieceToId("▁")
+        if not set(pieces) - {self._pieces.unk_id(), space}:
+            raise UserError(
+                f"expected a query in characters that the SentencePiece model knows, found "
+                f"{text[:60]!r}; rephrase it, or use a model of that language"
+            )
+        return pieces
+
+    def separator(self) -> list[int]:
+        """What stands between two events of a history: ';'."""
+        piece = self._pieces.PieceToId(";")
+        return [piece] if piece != self._pieces.unk_id() else self.encode_text(";")
+
+    def text_of(self, tokens: Iterable[int]) -> str:
+        """The text up to the end; behaviour and code tokens appear by name."""
+        words: list[str] = []
+        run: list[int] = []
+        for token in (*itertools.takewhile(lambda t: t != END, map(int, tokens)), -1):
+            if 0 <= token < self.text_rows:
+                run += [token] * (token != PADDING)
+                continue
+            if run:
+                words.append(self._pieces.DecodeIds(run))
+                run = []
+            if token >= 0:
+                words.append(self.name(token))
+        return " ".join(words)
+
+    def name(self, token: int) -> str:
+        """The piece, '<R_I>' or '<M1_k>' of an id in [0, size)."""
+        if token < self.text_rows:
+            return self._pieces.IdToPiece(token)
+        for behaviour, number in self.behaviours.items():
+            if token == number:
+                return behaviour
+        for letter, starts in self._starts.items():
+            for level, (start, size) in enumerate(zip(starts, self._sizes[letter]), 1):
+                if start <= token < start + size:
+                    return f"<{letter}{level}_{token - start}>"
+        raise IndexError(f"expected a token below {self.size}, found {token}")
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes pieces.model and codes.json, the latter last."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MODEL).write_bytes(self._model)
+        write_atomically(str(folder / _CODES), json.dumps(self._sizes))
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> Vocabulary:
+        """What `save` wrote.
+
+        Raises:
+          UserError: a file is missing or malformed, or there are no code tokens.
+        """
+        file = pathlib.Path(folder) / _CODES
+        model = read_pieces(pathlib.Path(folder) / _MODEL)
+        if not file.is_file():
+            raise UserError(
+                f"expected code tokens beside the pieces, found no {file}; save the vocabulary "
+                "again, from an identifier table"
+            )
+        try:
+            sizes = json.loads(file.read_text(encoding="utf-8"))
+            shared, semantic, collaborative = ([int(n) for n in sizes[c]] for c in "MSR")
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"expected the codebooks M, S and R in {file}, found something else; save the "
+                "vocabulary again"
+            ) from None
+        return cls(model, shared=shared, semantic=semantic, collaborative=collaborative)
