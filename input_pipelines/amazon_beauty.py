@@ -1,8 +1,11 @@
 """Amazon Beauty with semi-synthetic searches, as prepared for CRS-style experiments.
 
     sequences.tsv   user TAB items in the order of purchase, separated by spaces
-    items.jsonl     {"item": 0, "query_ids": [0], ...}: the catalogue; other keys are not read
+    items.jsonl     {"item": 0, "query_ids": [0], "title": "...", ...}: the catalogue
     queries.tsv     query id TAB text
+
+An item's text is its title, brand and description, as far as it has them; never its categories, for
+a query IS the category path of an item.
 
 There are no times: the time of a purchase is its position in the user's sequence. A purchase of an
 item that has queries is also a search at the same position: the text of one of the item's queries,
@@ -21,6 +24,7 @@ from core.errors import UserError
 from input_pipelines import random_streams
 from input_pipelines.log import Log, RawEvents, build_log
 
+_TEXT_KEYS = ("title", "brand", "description")
 _FILES = ("sequences.tsv", "items.jsonl", "queries.tsv")
 
 
@@ -64,9 +68,16 @@ def _read_queries(path: pathlib.Path) -> dict[int, list[str]]:
     return queries
 
 
-def _read_items(path: pathlib.Path, queries: dict[int, list[str]]) -> dict[str, list[int]]:
-    """The query ids of each item of the catalogue."""
-    items = {}
+def _text(record: dict) -> str:
+    values = [record.get(name) for name in _TEXT_KEYS]
+    return " ".join(value.strip() for value in values if isinstance(value, str) and value.strip())
+
+
+def _read_items(
+    path: pathlib.Path, queries: dict[int, list[str]]
+) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """The query ids and the text of each item of the catalogue."""
+    items, texts = {}, {}
     for number, line in enumerate(_lines(path), 1):
         try:
             record = json.loads(line)
@@ -80,7 +91,8 @@ def _read_items(path: pathlib.Path, queries: dict[int, list[str]]) -> dict[str, 
         if unknown:
             raise _malformed(path, number, "query ids of queries.tsv", str(unknown[0]))
         items[str(name)] = query_ids
-    return items
+        texts[str(name)] = _text(record)
+    return items, texts
 
 
 def _read_sequences(
@@ -117,9 +129,9 @@ def read_amazon_beauty(data_dir: str, *, query_seed: int = 0) -> Log:
     Raises:
       UserError: a file is missing or a line malformed; the message names the line.
     """
-    sequences, catalogue, texts = raw_files(data_dir)
-    queries = _read_queries(texts)
-    items = _read_items(catalogue, queries)
+    sequences, catalogue, query_texts = raw_files(data_dir)
+    queries = _read_queries(query_texts)
+    items, texts = _read_items(catalogue, queries)
     users, bought, times, numbers = _read_sequences(sequences, items)
     keys = random_streams.keys(query_seed, numbers, np.asarray(times, np.int64))
     # Any number below 2^32 serves each item's own count of queries.
@@ -135,5 +147,6 @@ def read_amazon_beauty(data_dir: str, *, query_seed: int = 0) -> Log:
         search_words=[queries[query] for query in chosen],
         search_clicks=[[bought[row]] for row in searches],
         items=list(items),
+        item_texts=texts,
     )
     return build_log("amazon_beauty", events)

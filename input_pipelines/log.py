@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ ARRAYS = (
     "click_offsets",
     "click_items",
 )
+# Only logs of sources with item texts have these.
+TEXT_ARRAYS = ("text_offsets", "text_bytes")
 _HASHED_NAMES = 100_000
 _QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
@@ -51,7 +54,9 @@ class Log:
       published: the source's own split, where it has one: PART_target_row, PART_rec_end and
         PART_search_end, int64 [E] as in `splits.Examples`, and PART_negatives, int32 [E, N], for
         the parts train, validation and test.
-      hash: 16 hex digits over the content.
+      hash: 16 hex digits over the events and names; texts are not in it.
+      text_offsets: int64 [V+2], and text_bytes: uint8; item i's text is UTF-8 in
+        text_bytes[text_offsets[i]:text_offsets[i+1]]. None where the source has no texts.
     """
 
     name: str
@@ -70,6 +75,8 @@ class Log:
     click_items: np.ndarray
     published: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     hash: str = ""
+    text_offsets: np.ndarray | None = None
+    text_bytes: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -83,6 +90,21 @@ class Log:
     def num_words(self) -> int:
         return len(self.words) - 1
 
+    def item_texts(self) -> list[str]:
+        """The texts of items 1..V, '' for an item without.
+
+        Raises:
+          UserError: the source has no texts.
+        """
+        if self.text_offsets is None or self.text_bytes is None:
+            raise UserError(
+                f"expected item texts in the log of {self.name}, found none in its source; bring "
+                "titles with the items"
+            )
+        flat = np.asarray(self.text_bytes).tobytes()
+        ends = np.asarray(self.text_offsets)[1:].tolist()
+        return [flat[a:b].decode() for a, b in itertools.pairwise(ends)]
+
 
 @dataclasses.dataclass(frozen=True)
 class RawEvents:
@@ -93,6 +115,7 @@ class RawEvents:
       search_user: str [S]; search_time: int64 [S].
       search_words, search_clicks: per search the words and clicked items, str.
       items: further items of the catalogue without clicks (impressions, feature files).
+      item_texts: text by item, for sources that have it; other items are not added by it.
     """
 
     click_user: Sequence[str]
@@ -103,6 +126,7 @@ class RawEvents:
     search_words: Sequence[Sequence[str]]
     search_clicks: Sequence[Sequence[str]]
     items: Sequence[str] = ()
+    item_texts: Mapping[str, str] | None = None
 
 
 def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
@@ -180,6 +204,14 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         click_offsets=click_offsets,
         click_items=click_items[click_rows],
     )
+    if events.item_texts is not None:
+        encoded = [events.item_texts.get(item, "").encode() for item in items.tolist()]
+        lengths = [0, 0, *map(len, encoded)]
+        log = dataclasses.replace(
+            log,
+            text_offsets=np.cumsum(lengths, dtype=np.int64),
+            text_bytes=np.frombuffer(b"".join(encoded), np.uint8),
+        )
     return dataclasses.replace(log, hash=content_hash(log))
 
 

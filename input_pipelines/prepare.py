@@ -56,6 +56,7 @@ READERS: dict[str, Reader] = {
         files=qilin_files.raw_files,
         read=qilin.read_qilin,
         settings=("segmenter",),
+        version=2,  # item texts
         needs_work_dir=True,
     ),
     "csv_log": Reader(files=csv_log.raw_files, read=csv_log.read_csv_log, settings=("segmenter",)),
@@ -63,6 +64,7 @@ READERS: dict[str, Reader] = {
         files=amazon_beauty.raw_files,
         read=amazon_beauty.read_amazon_beauty,
         settings=("query_seed",),
+        version=2,  # item texts
     ),
     "amazon_raw": Reader(
         files=amazon_raw.raw_files,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines.log import ARRAYS, Log, describe
+from input_pipelines.log import ARRAYS, TEXT_ARRAYS, Log, describe
 
 _META = "meta.json"
 _PUBLISHED = "published_"
@@ -35,7 +35,8 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
     held = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        arrays = {name: getattr(log, name) for name in ARRAYS}
+        texts = () if log.text_offsets is None else TEXT_ARRAYS
+        arrays = {name: getattr(log, name) for name in (*ARRAYS, *texts)}
         arrays |= {_PUBLISHED + name: array for name, array in log.published.items()}
         for name, array in arrays.items():
             np.save(os.path.join(temporary, f"{name}.npy"), array)
@@ -115,7 +116,9 @@ def load_log(directory: str) -> Log:
         # An empty array cannot be mapped.
         # As a plain array over the map: indexing a memmap object costs more.
         arrays[name] = np.asarray(np.load(path, mmap_mode="r") if size > 256 else np.load(path))
-    published = {n.removeprefix(_PUBLISHED): arrays.pop(n) for n in set(arrays) - set(ARRAYS)}
+    published = {
+        n.removeprefix(_PUBLISHED): arrays.pop(n) for n in set(arrays) if n.startswith(_PUBLISHED)
+    }
     return Log(
         name=meta["name"],
         is_sample=meta["is_sample"],

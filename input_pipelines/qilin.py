@@ -65,6 +65,8 @@ class QilinEvents:
 def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -> Log:
     """Reads Qilin's folders (or toy CSVs) into a log.
 
+    Where the notes' table is there, an item's text is its note's title and content.
+
     Through the TFDS builder where TensorFlow Datasets is installed, else directly; the logs are
     the same. A file named SAMPLE beside the tables marks made-up data.
 
@@ -93,6 +95,7 @@ def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -
     words = {query: split_query(query) for query in set(events.search_query)}
     ends = events.search_click_ends
     clicks = _text(events.search_clicks)
+    notes = np.unique(np.concatenate([events.click_item, events.search_clicks, events.shown_item]))
     raw = RawEvents(
         click_user=_text(events.click_user),
         click_item=_text(events.click_item),
@@ -102,6 +105,7 @@ def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -
         search_words=[words[query] for query in events.search_query],
         search_clicks=[clicks[a:b] for a, b in itertools.pairwise(ends.tolist())],
         items=_text(np.unique(events.shown_item)),
+        item_texts=qilin_files.read_note_texts(data_dir, notes),
     )
     return build_log("qilin", raw, is_sample=is_sample)
 

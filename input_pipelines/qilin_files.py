@@ -2,7 +2,7 @@
 
 Each of search_train, search_test, recommendation_train and recommendation_test is a folder of
 parquet files or a file NAME.csv. A row holds a user and a list of impressions; other columns
-(embeddings, page times, earlier clicks) are not read.
+(embeddings, page times, earlier clicks) are not read. The notes' own table, notes, is optional.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from core.errors import UserError
 KINDS = ("search", "recommendation")
 PARTS = ("train", "test")
 SAMPLE_MARK = "SAMPLE"
+_NOTE_TEXT = ("note_title", "note_content")
 # Time of an impression that has none.
 NO_TIME = np.iinfo(np.int64).max
 
@@ -84,8 +85,57 @@ def table_files(data_dir: str, kind: str, part: str) -> list[pathlib.Path]:
 def raw_files(data_dir: str) -> list[pathlib.Path]:
     """All files that a Qilin log depends on. Raises UserError where a table is missing."""
     files = [f for kind in KINDS for part in PARTS for f in table_files(data_dir, kind, part)]
+    files += note_files(data_dir)
     mark = pathlib.Path(data_dir) / SAMPLE_MARK
     return files + ([mark] if mark.exists() else [])
+
+
+def note_files(data_dir: str) -> list[pathlib.Path]:
+    """The files of the notes' table, sorted; none where it was not downloaded."""
+    root = pathlib.Path(data_dir)
+    found = sorted((root / "notes").glob("*.parquet"))
+    return found or [path for path in [root / "notes.csv"] if path.is_file()]
+
+
+def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
+    """Title and content by id of the notes `wanted`, int64 ascending; None without a notes table.
+
+    Raises:
+      UserError: a file cannot be read or lacks a column.
+    """
+    files = note_files(data_dir)
+    if not files:
+        return None
+    columns = ["note_idx", *_NOTE_TEXT]
+    texts: dict[str, str] = {}
+    for path in files:
+        try:
+            for batch in _note_batches(path, columns):
+                ids = _ids(batch.column("note_idx"), "note_idx", path)
+                rows = np.flatnonzero(np.isin(ids, wanted))
+                parts = [batch.column(name).take(rows).to_pylist() for name in _NOTE_TEXT]
+                for note, *values in zip(ids[rows].tolist(), *parts, strict=True):
+                    texts[str(note)] = " ".join(v.strip() for v in values if v and v.strip())
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be "
+                f"read ({_first_line(error)}); download it again"
+            ) from error
+    return texts
+
+
+def _note_batches(path: pathlib.Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    if path.suffix == ".parquet":
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for name in columns:
+                if name not in names:
+                    raise _missing(path, name, names)
+            yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+        return
+    rows = _csv_rows(path, columns)
+    arrays = [pa.array([row[name] for row in rows], pa.string()) for name in columns]
+    yield pa.RecordBatch.from_arrays(arrays, names=columns)
 
 
 def read_rows(data_dir: str, kind: str, part: str) -> Iterator[Rows]:
@@ -149,19 +199,7 @@ def _is_list(kind: pa.DataType) -> bool:
 def _csv_batches(
     path: pathlib.Path, columns: list[str], column: str, fields: list[str]
 ) -> Iterator[pa.RecordBatch]:
-    limit = csv.field_size_limit(2**31 - 1)  # cells with embeddings exceed the default
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or [])
-            for name in [*columns, column]:
-                if name not in names:
-                    raise _missing(path, name, names)
-            rows = list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise OSError(_first_line(error)) from error
-    finally:
-        csv.field_size_limit(limit)
+    rows = _csv_rows(path, [*columns, column])
     arrays: list[Any] = [pa.array([row[name] for row in rows], pa.string()) for name in columns]
     cells = [
         parse_cell(row[column], fields, f"row {number} of {path}")
@@ -171,6 +209,22 @@ def _csv_batches(
         pa.array(cells, pa.list_(pa.struct([pa.field(name, pa.float64()) for name in fields])))
     )
     yield pa.RecordBatch.from_arrays(arrays, names=[*columns, column])
+
+
+def _csv_rows(path: pathlib.Path, columns: list[str]) -> list[dict[str, str]]:
+    limit = csv.field_size_limit(2**31 - 1)  # cells with embeddings exceed the default
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or [])
+            for name in columns:
+                if name not in names:
+                    raise _missing(path, name, names)
+            return list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise OSError(_first_line(error)) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def parse_cell(cell: str | None, fields: list[str], where: str) -> list[dict[str, float]]:

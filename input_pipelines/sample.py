@@ -4,7 +4,7 @@ Every user has a favourite brand and a current topic that changes now and then. 
 before their topic changes, so an informative query announces the next clicks; noise queries (such
 as "visa apply") announce nothing, and some users' searches are all noise. A click is drawn from
 topic and brand: the search history tells the topic, the recommendation history the brand.
-`sample_truth` ranks by these very probabilities.
+`sample_truth` ranks by these very probabilities. A note's text names its topic and brand.
 
     python -m input_pipelines.sample --out=DIR [--users=3000] [--seed=0] [--shuffle_searches]
 
@@ -78,7 +78,7 @@ NOISE_WORDS = [
 ]
 _START = 1_730_000_000  # seconds
 _TRAIN_SHARE = 0.9
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +209,31 @@ def _impressions(
     return rows
 
 
+def _notes(structure: Structure) -> pa.Table:
+    """The notes' table: titles by topic and brand; the content is a few words on the same topic."""
+    s = structure
+    # Of its own, so that texts change no event.
+    rng = np.random.default_rng(0)
+    titles, contents = [], []
+    for note in range(s.num_items):
+        place = note - s.num_recommended
+        if place < 0:
+            cell, number = divmod(note, s.items_per_cell)
+            topic, brand = divmod(cell, s.brands)
+            words = [TOPICS[topic] + ending for ending in _ENDINGS]
+            titles.append(f"{TOPICS[topic]} of brand{brand} no{number}")
+        elif place < len(TOPICS) * s.notes_per_topic:
+            topic, number = divmod(place, s.notes_per_topic)
+            words = [TOPICS[topic] + ending for ending in _ENDINGS]
+            titles.append(f"all about {TOPICS[topic]} part{number}")
+        else:
+            words = NOISE_WORDS
+            titles.append(f"notice no{place - len(TOPICS) * s.notes_per_topic}")
+        contents.append(" ".join(rng.choice(words, 3)))
+    columns = {"note_title": titles, "note_content": contents, "note_idx": range(s.num_items)}
+    return pa.table({name: list(values) for name, values in columns.items()})
+
+
 def _tables(structure: Structure, users: list[_User], rng: np.random.Generator):
     recommendation: list[dict[str, Any]] = []
     search: list[dict[str, Any]] = []
@@ -279,6 +304,8 @@ def write_sample(
                 os.makedirs(os.path.join(temporary, f"{kind}_{part}"))
                 table = pa.Table.from_pylist(chosen, schema=_schema(kind))
                 pq.write_table(table, os.path.join(temporary, f"{kind}_{part}", "0.parquet"))
+        os.makedirs(os.path.join(temporary, "notes"))
+        pq.write_table(_notes(structure), os.path.join(temporary, "notes", "0.parquet"))
         truth = dataclasses.asdict(structure) | {
             "seed": seed,
             "shuffle_searches": shuffle_searches,

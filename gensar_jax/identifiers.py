@@ -1,0 +1,273 @@
+"""Final identifiers of the catalogue: collisions, their resolution, and the table as an artefact.
+
+The collision rate is that of GenSAR (RecSys 2025) 4.4.2: 1 - unique identifiers / items. Collisions
+are resolved in up to 20 rounds that re-assign the last code of items that share an identifier by
+Sinkhorn (LC-Rec, ICDE 2024), then with spare codes. Axis letters: V items, L levels, K codes, D
+width of a level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from core.errors import UserError
+from core.workdir import write_atomically
+from gensar_jax.rqvae import SOURCES
+
+ROUNDS = 20
+_ARRAYS = "identifiers.npz"
+_META = "identifiers.json"
+
+
+def collision_rate(codes: np.ndarray) -> float:
+    """Share of items beyond the first that have each identifier, of codes [V, L]."""
+    return 1.0 - len(np.unique(codes, axis=0)) / len(codes)
+
+
+def _groups(codes: np.ndarray) -> list[np.ndarray]:
+    """Items that share an identifier, each group ascending, in the order of the identifiers."""
+    _, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse.ravel(), kind="stable")
+    return [part for part in np.split(order, np.cumsum(counts)[:-1]) if len(part) > 1]
+
+
+def balanced_codes(distances: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
+    """Sinkhorn in float64 on the host, for groups of any size; `quantizer.sinkhorn_assign` else.
+
+    Args:
+      distances: [B, K], squared.
+
+    Returns:
+      int [B].
+    """
+    points, codes = distances.shape
+    lowest, highest = distances.min(), distances.max()
+    cost = (distances - (lowest + highest) / 2) / ((highest - lowest) / 2 + 1e-5) / epsilon
+    of_codes = np.zeros(codes)
+    for _ in range(iterations):
+        of_points = -np.log(points) - scipy.special.logsumexp(of_codes - cost, axis=1)
+        of_codes = -np.log(codes) - scipy.special.logsumexp(of_points[:, None] - cost, axis=0)
+    return np.argmax(of_codes - cost, axis=1)
+
+
+def _distances(residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    residuals, codebook = residuals.astype(np.float64), codebook.astype(np.float64)
+    squares = np.square(residuals).sum(-1)[:, None] + np.square(codebook).sum(-1)
+    return squares - 2.0 * residuals @ codebook.T
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolution:
+    """Unique codes int32 [V, L], and what they took.
+
+    Attributes:
+      rounds: Sinkhorn rounds run.
+      moved: items whose identifier changed.
+      spares: of these, items that took a spare code.
+    """
+
+    codes: np.ndarray
+    rounds: int
+    moved: int
+    spares: int
+
+
+def resolve(
+    codes: np.ndarray,
+    residuals: np.ndarray,
+    codebook: np.ndarray,
+    *,
+    epsilon: float,
+    iterations: int,
+    rounds: int = ROUNDS,
+) -> Resolution:
+    """Makes identifiers unique by changing the last code alone.
+
+    Args:
+      codes: int32 [V, L], the nearest codes.
+      residuals: float32 [V, D], what the last level was given.
+      codebook: float32 [K, D], of the last level.
+      epsilon, iterations: of Sinkhorn; epsilon 0 goes to spare codes at once.
+
+    Raises:
+      UserError: more items share all codes but the last than the last level has codes.
+    """
+    before, codes = codes, codes.copy()
+    done = 0
+    while epsilon > 0 and done < rounds and (groups := _groups(codes)):
+        for group in groups:
+            distances = _distances(residuals[group], codebook)
+            codes[group, -1] = balanced_codes(distances, epsilon, iterations)
+        done += 1
+    spares = _take_spares(codes, residuals, codebook)
+    moved = int((codes != before).any(1).sum())
+    return Resolution(codes, done, moved, spares)
+
+
+def _take_spares(codes: np.ndarray, residuals: np.ndarray, codebook: np.ndarray) -> int:
+    """Gives all but one item of every group its nearest free last code, in place."""
+    spares = 0
+    for group in _groups(codes):
+        siblings = np.flatnonzero((codes[:, :-1] == codes[group[0], :-1]).all(1))
+        if len(siblings) > len(codebook):
+            raise UserError(
+                f"expected at most {len(codebook)} items, the codes of the last level, to share "
+                f"all codes but the last, found {len(siblings)}; give these items different "
+                "vectors (text, clicks) or use more codes or levels"
+            )
+        distances = _distances(residuals[group], codebook)
+        # The item nearest to the code keeps it.
+        keeps = int(np.argmin(distances[:, codes[group[0], -1]]))
+        free = np.ones(len(codebook), bool)
+        free[codes[siblings, -1]] = False
+        for row in np.delete(np.arange(len(group)), keeps):
+            spare = int(np.argmin(np.where(free, distances[row], np.inf)))
+            codes[group[row], -1] = spare
+            free[spare] = False
+            spares += 1
+    return spares
+
+
+@dataclasses.dataclass(frozen=True)
+class IdentifierTable:
+    """The identifiers of a catalogue, items 1..V in the order of the log.
+
+    Attributes:
+      codes: by 'semantic' and 'collaborative' int32 [V, L], each from 0 to K-1, shared codes first.
+        With a single source both are the same.
+      shared_levels: L_m; the levels after it are the source's own.
+      num_codes: K.
+      data_hash: of the log whose items these are.
+    """
+
+    codes: dict[str, np.ndarray]
+    shared_levels: int
+    num_codes: int
+    data_hash: str
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over the codes and what they mean."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.shared_levels, self.num_codes, self.data_hash]).encode())
+        for source in SOURCES:
+            codes = np.ascontiguousarray(self.codes[source], np.int32)
+            digest.update(json.dumps([source, codes.shape]).encode() + codes.tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def num_items(self) -> int:
+        return len(self.codes[SOURCES[0]])
+
+
+def validate_table(table: IdentifierTable, where: str) -> None:
+    """What every consumer relies on.
+
+    Raises:
+      UserError: identifiers that are not unique, codes outside the codebook, shared codes that
+        differ between an item's two identifiers.
+    """
+    again = "write it again with launch.train and the config of the identifiers"
+    shapes = {source: table.codes[source].shape for source in SOURCES}
+    shared = table.shared_levels
+    if len(set(shapes.values())) != 1 or len(shapes[SOURCES[0]]) != 2:
+        raise UserError(
+            f"expected two tables [V, L] of one shape in {where}, found {shapes}; {again}"
+        )
+    levels = shapes[SOURCES[0]][1]
+    if not 0 <= shared <= levels:
+        raise UserError(
+            f"expected shared levels from 0 to {levels} in {where}, found {shared}; {again}"
+        )
+    for source, codes in table.codes.items():
+        if codes.size and (codes.min() < 0 or codes.max() >= table.num_codes):
+            worst = int(codes.min()) if codes.min() < 0 else int(codes.max())
+            raise UserError(
+                f"expected {source} codes from 0 to {table.num_codes - 1} in {where}, found "
+                f"{worst}; {again}"
+            )
+        groups = _groups(codes)
+        if groups:
+            first = [int(item) + 1 for item in groups[0][:2]]
+            raise UserError(
+                f"expected unique {source} identifiers in {where}, found items {first[0]} and "
+                f"{first[1]} with the same; {again}"
+            )
+    semantic, collaborative = (table.codes[source][:, :shared] for source in SOURCES)
+    if not np.array_equal(semantic, collaborative):
+        item = int(np.flatnonzero((semantic != collaborative).any(1))[0]) + 1
+        raise UserError(
+            f"expected the same {shared} shared codes in both identifiers of an item in {where}, "
+            f"found item {item} with others; {again}"
+        )
+
+
+def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -> None:
+    """Writes identifiers.npz and identifiers.json; the JSON, written last, names the hash.
+
+    Args:
+      report: further entries of the JSON, such as collision rates.
+
+    Raises:
+      UserError: as `validate_table`; nothing is written.
+    """
+    validate_table(table, "the new identifier table")
+    arrays = os.path.join(directory, _ARRAYS)
+    temporary = os.path.join(directory, f".partial-{_ARRAYS}")
+    np.savez_compressed(temporary, **{s: table.codes[s].astype(np.int32) for s in SOURCES})
+    os.replace(temporary, arrays)
+    meta = {
+        "hash": table.hash,
+        "items": table.num_items,
+        "shared_levels": table.shared_levels,
+        "specific_levels": table.codes[SOURCES[0]].shape[1] - table.shared_levels,
+        "codes": table.num_codes,
+        "data_hash": table.data_hash,
+        **report,
+    }
+    write_atomically(os.path.join(directory, _META), json.dumps(meta, indent=2) + "\n")
+
+
+def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
+    """The table that `save_table` wrote, checked.
+
+    Args:
+      directory: the workdir of a run that wrote identifiers.
+      data_hash: of the log whose items are wanted.
+
+    Raises:
+      UserError: no table there, one of another catalogue, one whose hash does not fit, or as
+        `validate_table`.
+    """
+    path = os.path.join(directory, _ARRAYS)
+    try:
+        with open(os.path.join(directory, _META), encoding="utf-8") as file:
+            meta = json.load(file)
+        with np.load(path) as arrays:
+            codes = {source: arrays[source] for source in SOURCES}
+        table = IdentifierTable(codes, meta["shared_levels"], meta["codes"], meta["data_hash"])
+        written = meta["hash"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"expected {_ARRAYS} and {_META} in {directory}, found none that can be read "
+            f"({type(error).__name__}); run launch.train with the config of the identifiers first"
+        ) from None
+    validate_table(table, path)
+    if table.hash != written:
+        raise UserError(
+            f"expected the identifier table of hash {written} in {path}, found {table.hash}; "
+            "write both files again with launch.train"
+        )
+    if table.data_hash != data_hash:
+        raise UserError(
+            f"expected identifiers of the log {data_hash} in {path}, found those of "
+            f"{table.data_hash}; train identifiers on this data"
+        )
+    return table

@@ -1,0 +1,129 @@
+"""Do codes mean something? Random unique codes never collide, so collisions alone say little.
+
+Two measures against item vectors, and residual k-means of the same vectors to hold them against.
+Axis letters: V items, L levels, K codes, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+
+from gensar_jax.quantizer import SHARED
+
+NEIGHBOURS = 10
+_PAIRS = 200_000
+_QUERIES = 5_000
+_CHUNK = 512
+
+
+def _unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of length 1, and the numbers of the rows that have a direction."""
+    norms = np.linalg.norm(vectors, axis=1)
+    return vectors / np.maximum(norms, 1e-12)[:, None], np.flatnonzero(norms > 0)
+
+
+def shared_prefix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How many codes agree from the first on, int [P], of identifiers [P, L] and [P, L]."""
+    return np.cumprod(first == second, axis=1).sum(1)
+
+
+def prefix_correlation(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) -> float:
+    """Spearman correlation of shared-prefix length with cosine over 200,000 random pairs of items.
+
+    Args:
+      codes: int [V, L].
+      vectors: float [V, D]; items whose row is 0 are left out.
+
+    Returns:
+      From -1 to 1; 0 where every pair shares as much as every other.
+    """
+    unit, chosen = _unit(vectors)
+    rng = np.random.default_rng(seed)
+    first, second = rng.choice(chosen, (2, _PAIRS))
+    first, second = first[first != second], second[first != second]
+    lengths = shared_prefix(codes[first], codes[second])
+    if len(lengths) == 0 or (lengths == lengths[0]).all():
+        return 0.0
+    cosines = np.einsum("pd,pd->p", unit[first], unit[second])
+    return float(scipy.stats.spearmanr(lengths, cosines).statistic)
+
+
+def neighbours_kept(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) -> float:
+    """Share of the 10 nearest neighbours by cosine that have an item's first code.
+
+    Over 5,000 random items, or all where there are fewer; items whose row is 0 are left out.
+    """
+    unit, chosen = _unit(vectors)
+    rng = np.random.default_rng(seed)
+    count = min(NEIGHBOURS, len(chosen) - 1)
+    queries = rng.choice(chosen, min(_QUERIES, len(chosen)), replace=False)
+    kept = []
+    for start in range(0, len(queries), _CHUNK):
+        rows = queries[start : start + _CHUNK]
+        cosines = unit[rows] @ unit[chosen].T
+        cosines[rows[:, None] == chosen] = -np.inf
+        nearest = chosen[np.argpartition(-cosines, count - 1, axis=1)[:, :count]]
+        kept.append((codes[nearest, 0] == codes[rows, :1]).mean(1))
+    return float(np.concatenate(kept).mean())
+
+
+def residual_kmeans_codes(
+    vectors: Mapping[str, np.ndarray],
+    *,
+    shared_levels: int,
+    specific_levels: int,
+    num_codes: int,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Identifiers [V, L_m + L_n] by source from the vectors themselves, by scikit-learn's k-means.
+
+    The joint identifiers' structure without a network: shared levels over the concatenation, then
+    levels over each source's part of the residual.
+
+    Args:
+      vectors: by source, float [V, D]; rows of length 1 or 0.
+    """
+    parts, residual = _levels(
+        np.concatenate(list(vectors.values()), 1), shared_levels, num_codes, seed
+    )
+    ends = np.cumsum([rows.shape[1] for rows in vectors.values()])[:-1]
+    found = {}
+    for number, (source, rest) in enumerate(zip(vectors, np.split(residual, ends, axis=1))):
+        own, _ = _levels(rest, specific_levels, num_codes, seed + 1 + number)
+        found[source] = np.stack([*parts, *own], 1).astype(np.int32)
+    return found
+
+
+def _levels(
+    points: np.ndarray, levels: int, num_codes: int, seed: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    from sklearn.cluster import KMeans  # slow to import
+
+    labels = []
+    for level in range(levels):
+        found = KMeans(num_codes, n_init=1, max_iter=20, random_state=seed + 100 * level).fit(
+            points
+        )
+        labels.append(found.labels_)
+        points = points - found.cluster_centers_[found.labels_]
+    return labels, points
+
+
+def measure(
+    codes: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray], sources: Sequence[str]
+) -> dict[str, float]:
+    """Both measures of each source's identifiers against that source's vectors, by full name."""
+    found = {}
+    for source in sources:
+        found[f"prefix_correlation/{source}"] = prefix_correlation(codes[source], vectors[source])
+        found[f"neighbours_kept/{source}"] = neighbours_kept(codes[source], vectors[source])
+    if len(sources) > 1:
+        both = np.concatenate([vectors[source] for source in sources], 1)
+        found[f"neighbours_kept/{SHARED}"] = neighbours_kept(codes[sources[0]], both)
+        for source in sources:
+            name = f"prefix_correlation/{source}-to-{SHARED}"
+            found[name] = prefix_correlation(codes[source], both)
+    return found
