@@ -221,7 +221,8 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
     validate_table(table, "the new identifier table")
     arrays = os.path.join(directory, _ARRAYS)
     temporary = os.path.join(directory, f".partial-{_ARRAYS}")
-    np.savez_compressed(temporary, **{s: table.codes[s].astype(np.int32) for s in SOURCES})
+    codes: dict[str, Any] = {s: table.codes[s].astype(np.int32) for s in SOURCES}
+    np.savez_compressed(temporary, **codes)
     os.replace(temporary, arrays)
     meta = {
         "hash": table.hash,

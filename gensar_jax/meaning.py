@@ -6,7 +6,7 @@ Axis letters: V items, L levels, K codes, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.stats
@@ -112,18 +112,17 @@ def _levels(
     return labels, points
 
 
-def measure(
-    codes: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray], sources: Sequence[str]
-) -> dict[str, float]:
-    """Both measures of each source's identifiers against that source's vectors, by full name."""
+def measure(codes: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Both measures of each source's identifiers against that source's vectors, by full name.
+
+    Of two sources also against the concatenation of both, which is what shared codes are of.
+    """
     found = {}
-    for source in sources:
-        found[f"prefix_correlation/{source}"] = prefix_correlation(codes[source], vectors[source])
-        found[f"neighbours_kept/{source}"] = neighbours_kept(codes[source], vectors[source])
-    if len(sources) > 1:
-        both = np.concatenate([vectors[source] for source in sources], 1)
-        found[f"neighbours_kept/{SHARED}"] = neighbours_kept(codes[sources[0]], both)
-        for source in sources:
-            name = f"prefix_correlation/{source}-to-{SHARED}"
-            found[name] = prefix_correlation(codes[source], both)
+    for source, rows in vectors.items():
+        found[f"prefix_correlation/{source}"] = prefix_correlation(codes[source], rows)
+        found[f"neighbours_kept/{source}"] = neighbours_kept(codes[source], rows)
+    if len(vectors) > 1:
+        both, first = np.concatenate(list(vectors.values()), 1), next(iter(vectors))
+        found[f"prefix_correlation/{SHARED}"] = prefix_correlation(codes[first], both)
+        found[f"neighbours_kept/{SHARED}"] = neighbours_kept(codes[first], both)
     return found

@@ -1,13 +1,14 @@
 """Item vectors that identifiers are learnt from: GenSAR (RecSys 2025) 3.2.1.
 
-Semantic: any sentence-transformers model, or TF-IDF and a truncated SVD, which need no download.
-Collaborative: vectors exported from a trained recommender, or a truncated SVD of the training
-clicks. All are float32 [V, D] for items 1..V in the order of the log, rows of length 1; an item
-without text or clicks has a row of zeros.
+Semantic: any sentence-transformers model, or TF-IDF factors, which need no download. Collaborative:
+vectors exported from a trained recommender, or factors of the training clicks. All are float32
+[V, D] for items 1..V in the order of the log, rows of length 1; an item without text or clicks has
+a row of zeros.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -40,26 +41,67 @@ def _check_texts(texts: Sequence[str]) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FactorConfig:
+    """How sparse rows become dense ones.
+
+    Attributes:
+      width: singular vectors kept; fewer where there are fewer rows or columns.
+      sketch_width: random directions of what the singular vectors leave out; 0 leaves it out.
+      sketch_share: of a row's squared length that goes to the sketch.
+      seed: of both.
+    """
+
+    width: int
+    sketch_width: int
+    sketch_share: float
+    seed: int
+
+    def __post_init__(self):
+        if self.width < 1 or self.sketch_width < 0 or not 0 <= self.sketch_share < 1:
+            raise ValueError(
+                f"expected width of 1 or more, sketch_width of 0 or more and sketch_share in "
+                f"[0, 1), found {self.width}, {self.sketch_width} and {self.sketch_share}"
+            )
+
+
+def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
+    """The first singular vectors of the rows, beside a random projection of what they leave out.
+
+    A truncated SVD gives rows that differ in rare columns alone nearly the same vector, and with it
+    the same identifier; the projection (Johnson and Lindenstrauss 1984) keeps them apart.
+    """
+    from sklearn.utils.extmath import randomized_svd
+
+    width = min(config.width, *rows.shape)
+    left, values, right = randomized_svd(rows, width, random_state=config.seed)
+    kept = left * values
+    if not config.sketch_width:
+        return unit_rows(kept)
+    rng = np.random.default_rng(config.seed)
+    shape = (rows.shape[1], config.sketch_width)
+    directions = rng.normal(size=shape) / np.sqrt(config.sketch_width)
+    rest = unit_rows(rows @ directions - kept @ (right @ directions))
+    share = config.sketch_share
+    return unit_rows(np.concatenate([(1 - share) ** 0.5 * unit_rows(kept), share**0.5 * rest], 1))
+
+
 def from_text(
-    texts: Sequence[str], split: Callable[[str], list[str]], *, width: int, seed: int
+    texts: Sequence[str], split: Callable[[str], list[str]], config: FactorConfig
 ) -> np.ndarray:
-    """TF-IDF (1 + log tf, smooth idf, rows of length 1), then its first singular vectors.
+    """TF-IDF (1 + log tf, smooth idf, rows of length 1) as singular vectors and a sketch.
 
     Args:
       split: a text's words.
-      width: D at most; fewer where there are fewer items or words.
 
     Raises:
       UserError: no item has text.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.utils.extmath import randomized_svd
 
     _check_texts(texts)
     vectorizer = TfidfVectorizer(analyzer=split, sublinear_tf=True)
-    weights = vectorizer.fit_transform(texts)
-    left, values, _ = randomized_svd(weights, min(width, *weights.shape), random_state=seed)
-    return unit_rows(left * values)
+    return _factors(vectorizer.fit_transform(texts), config)
 
 
 def from_sentence_transformer(texts: Sequence[str], name: str) -> np.ndarray:
@@ -89,23 +131,21 @@ def from_sentence_transformer(texts: Sequence[str], name: str) -> np.ndarray:
     return unit_rows(vectors)
 
 
-def from_clicks(clicks: scipy.sparse.csr_array, *, width: int, seed: int) -> np.ndarray:
-    """Item factors of the training clicks: truncated SVD of the normalised user-item graph.
+def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
+    """The training clicks of each item as singular vectors and a sketch.
 
-    Entries are 1 / sqrt(user's items x item's users), so that neither the active nor the popular
-    decide alone.
+    A row holds an item's users, each weighing 1 / sqrt(the user's items) so that the active do not
+    decide alone, brought to length 1.
 
     Args:
       clicks: [U+1, V+1], counts; row and column 0 are padding.
-      width: D at most; fewer where there are fewer users or items.
     """
-    from sklearn.utils.extmath import randomized_svd
-
     seen = clicks[1:, 1:].sign().astype(np.float64)
-    scales = [np.maximum(np.asarray(seen.sum(axis)).ravel(), 1.0) ** -0.5 for axis in (1, 0)]
-    graph = scipy.sparse.diags_array(scales[0]) @ seen @ scipy.sparse.diags_array(scales[1])
-    _, values, right = randomized_svd(graph.tocsr(), min(width, *graph.shape), random_state=seed)
-    return unit_rows(right.T * values)
+    users = np.maximum(np.asarray(seen.sum(1)).ravel(), 1.0) ** -0.5
+    rows = scipy.sparse.csr_array(seen.T) * users
+    norms = np.sqrt(np.maximum(np.asarray(rows.power(2).sum(1)).ravel(), 1e-12))
+    rows = scipy.sparse.diags_array(1.0 / norms) @ rows
+    return _factors(rows.tocsr(), config)
 
 
 def load_vectors(path: str, *, num_items: int, data_hash: str) -> np.ndarray:

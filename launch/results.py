@@ -22,6 +22,7 @@ _STAGE_TITLES = {
     "rl": "after RL",
     "control": "control: as long without RL",
     "fit": "fitted",
+    "identifiers": "identifiers",
 }
 
 
@@ -87,6 +88,12 @@ def title(results: dict[str, Any], split: str) -> str:
     )
 
 
+def reported_split(results: dict[str, Any]) -> str:
+    """What a finished run is reported on: 'test', or for identifiers the catalogue."""
+    splits = [row["split"] for row in results["rows"]]
+    return splits[0] if splits and "test" not in splits else "test"
+
+
 def print_table(results: dict[str, Any], split: str = "test") -> None:
     """Prints the run's table: one line a stage, the protocol in every column name."""
     columns, lines = _grid(results, split)
@@ -107,11 +114,12 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
 def write_summary(workdir: Workdir, label: str) -> None:
     """Writes summary.md and curves.png from what the run saved."""
     results = workdir.read_results()
-    columns, lines = _grid(results, "test")
+    split = reported_split(results)
+    columns, lines = _grid(results, split)
     text = [
         f"# {label}",
         "",
-        title(results, "test"),
+        title(results, split),
         "",
         "| stage | " + " | ".join(columns) + " |",
         "|---|" + "---:|" * len(columns),

@@ -80,7 +80,8 @@ def main() -> None:
     except Preempted as stop:
         print(stop)
         return
-    results.print_table(Workdir(workdir).read_results())
+    finished = Workdir(workdir).read_results()
+    results.print_table(finished, results.reported_split(finished))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""Training of the joint RQ-VAE as a `core.task.Task`, and the assignment of a whole catalogue."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gensar_jax import identifiers, kmeans, quantizer
+from gensar_jax.quantizer import SHARED
+from gensar_jax.rqvae import RQVAE, Params
+
+State = dict[str, Any]
+# Items that k-means starts from, and items a forward pass takes at once.
+_START_ITEMS = 65_536
+_CHUNK = 4_096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the RQ-VAE is trained.
+
+    Attributes:
+      batch_size: items a step; at most the catalogue.
+      epochs: the learning rate falls linearly to 0 at their end.
+      weight_decay: of AdamW.
+      clip_norm: of the whole gradient.
+      kmeans_iterations: of the codebooks' start.
+      revive_after: epochs without an item after which a code is moved.
+    """
+
+    batch_size: int
+    epochs: int
+    weight_decay: float
+    clip_norm: float
+    kmeans_iterations: int
+    revive_after: float
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 1 or self.revive_after <= 0:
+            raise ValueError(
+                f"expected epochs, batch_size and revive_after above 0, found {self.epochs}, "
+                f"{self.batch_size} and {self.revive_after}"
+            )
+
+
+class Assignment(NamedTuple):
+    """The nearest codes of a catalogue, by source.
+
+    Attributes:
+      codes: int32 [V, L_m + L_n].
+      residuals: float32 [V, D], what the last level was given.
+      errors: float32 [V], mean squared error of the decoded vector.
+    """
+
+    codes: dict[str, np.ndarray]
+    residuals: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
+
+
+def scaled(vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Vectors with mean square 1 a dimension, so that no source outweighs the other in Eq. 8."""
+    return {
+        source: (rows / np.sqrt(np.square(rows).mean())).astype(np.float32)
+        for source, rows in vectors.items()
+    }
+
+
+class IdentifierTask:
+    """A `core.task.Task`.
+
+    Args:
+      vectors: by source, float32 [V, D], scaled.
+      seed: of parameters, k-means, the order of items and revivals.
+    """
+
+    name = "identifiers"
+    # Variance of the vectors explained by what their codes decode to, mean over the sources.
+    selection = "explained/catalogue"
+
+    def __init__(
+        self, model: RQVAE, config: TrainingConfig, vectors: dict[str, np.ndarray], seed: int
+    ):
+        self.model = model
+        self._config, self._vectors, self._seed = config, vectors, seed
+        self.num_items = len(next(iter(vectors.values())))
+        self.batch_size = min(config.batch_size, self.num_items)
+        # The rest of an epoch is left to the next, which draws another order.
+        self.steps_per_epoch = self.num_items // self.batch_size
+        self.max_steps = config.epochs * self.steps_per_epoch
+        self._revive_after = max(1, round(config.revive_after * self.steps_per_epoch))
+        self._optimizer = optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(config.weight_decay),
+        )
+        self._forward = jax.jit(self._assign_chunk)
+
+    def init(self) -> State:
+        network_key, codes_key, items_key = jax.random.split(jax.random.key(self._seed), 3)
+        network = self.model.init_network(network_key)
+        chosen = np.arange(self.num_items)
+        if self.num_items > _START_ITEMS:
+            chosen = np.asarray(jax.random.permutation(items_key, self.num_items)[:_START_ITEMS])
+        config = self.model.config
+        codebooks = kmeans.start_codebooks(
+            codes_key,
+            jax.jit(self.model.encode)(network, {s: v[chosen] for s, v in self._vectors.items()}),
+            config.sources,
+            shared_levels=config.shared_levels,
+            specific_levels=config.specific_levels,
+            num_codes=config.codes,
+            iterations=self._config.kmeans_iterations,
+        )
+        params = {"network": network, "codebooks": dict(codebooks)}
+        return {
+            "step": jnp.int32(0),
+            "params": params,
+            "optimizer": self._optimizer.init(params),
+            "idle": {n: jnp.zeros(book.shape[:2], jnp.int32) for n, book in codebooks.items()},
+        }
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Vectors [B, D] by source, in an order that each epoch draws anew."""
+        epoch, position = divmod(start_step, self.steps_per_epoch)
+        while True:
+            order = np.random.default_rng([self._seed, epoch]).permutation(self.num_items)
+            for number in range(position, self.steps_per_epoch):
+                rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+                yield {source: vectors[rows] for source, vectors in self._vectors.items()}
+            epoch, position = epoch + 1, 0
+
+    def train_step(
+        self, state: State, batch: dict[str, Any], learning_rate: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        def loss_of(params):
+            output = self.model.loss(params, batch, balanced=True)
+            return output.loss, output
+
+        gradient, output = jax.grad(loss_of, has_aux=True)(state["params"])
+        updates, optimizer = self._optimizer.update(gradient, state["optimizer"], state["params"])
+        rate = learning_rate * (1.0 - state["step"] / self.max_steps)
+        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
+        codebooks, idle, revived = {}, {}, jnp.int32(0)
+        key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
+        for number, (name, book) in enumerate(sorted(params["codebooks"].items())):
+            codebooks[name], idle[name] = quantizer.revive(
+                jax.random.fold_in(key, number),
+                book,
+                output.levels[name],
+                state["idle"][name],
+                after=self._revive_after,
+            )
+            revived += (codebooks[name] != book).any(-1).sum()
+        stats = {
+            "loss": output.loss,
+            "reconstruction": output.reconstruction,
+            "rq": output.rq,
+            "revived": revived,
+        }
+        return {
+            "step": state["step"] + 1,
+            "params": params | {"codebooks": codebooks},
+            "optimizer": optimizer,
+            "idle": idle,
+        }, stats
+
+    def _assign_chunk(self, params: Params, vectors: dict[str, jax.Array]) -> Any:
+        config = self.model.config
+        latents = self.model.encode(params["network"], vectors)
+        levels = quantizer.quantize(latents, params["codebooks"], config.sources)
+        found = quantizer.quantized_latents(levels, config.sources)
+        decoded: Any = self.model.network.apply(params["network"], found, method="decode")
+        errors = {s: jnp.square(vectors[s] - decoded[s]).mean(-1) for s in config.sources}
+        last = {
+            s: levels[s if config.specific_levels else SHARED].inputs[-1] for s in config.sources
+        }
+        return quantizer.identifiers(levels, config.sources), last, errors
+
+    def assign(self, params: Params) -> Assignment:
+        """Nearest codes of every item; no Sinkhorn."""
+        parts = []
+        for start in range(0, self.num_items, _CHUNK):
+            rows = {s: v[start : start + _CHUNK] for s, v in self._vectors.items()}
+            parts.append(jax.device_get(self._forward(params, rows)))
+        joined: Any = jax.tree.map(lambda *chunks: np.concatenate(chunks), *parts)
+        return Assignment(*joined)
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Usage and perplexity of every level, collision rates and explained variance."""
+        return self.describe(self.assign(state["params"]))
+
+    def describe(self, assignment: Assignment) -> dict[str, float]:
+        config = self.model.config
+        found: dict[str, float] = {}
+        for source in config.sources:
+            counts = quantizer.use_counts(jnp.asarray(assignment.codes[source]), config.codes)
+            usage, perplexity = quantizer.usage(counts), quantizer.perplexity(counts)
+            for level in range(config.levels):
+                part = SHARED if level < config.shared_levels else source
+                number = level + 1 if part == SHARED else level + 1 - config.shared_levels
+                found[f"usage_{number}/{part}"] = float(usage[level])
+                found[f"perplexity_{number}/{part}"] = float(perplexity[level])
+            found[f"collisions/{source}"] = identifiers.collision_rate(assignment.codes[source])
+            # Vectors have mean square 1 a dimension, so that the error is the share left over.
+            found[f"explained/{source}"] = 1.0 - float(assignment.errors[source].mean())
+        each = [found[f"explained/{source}"] for source in config.sources]
+        return found | {self.selection: float(np.mean(each))}
