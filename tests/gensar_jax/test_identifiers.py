@@ -1,0 +1,123 @@
+"""Collisions, their resolution and the identifier table, by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from numpy_quantizer import sinkhorn_plan
+
+from core.errors import UserError
+from gensar_jax import identifiers
+from gensar_jax.identifiers import IdentifierTable, load_table, resolve, save_table
+
+
+def table(semantic=((0, 1), (0, 2), (1, 0)), collaborative=((0, 0), (0, 1), (1, 3)), **changes):
+    codes = {"semantic": np.array(semantic), "collaborative": np.array(collaborative)}
+    return IdentifierTable(
+        **({"codes": codes, "shared_levels": 1, "num_codes": 4, "data_hash": "d"} | changes)
+    )
+
+
+def test_collision_rate_by_hand():
+    # Five items, three identifiers: 1 - 3 / 5.
+    codes = np.array([[0, 1], [0, 1], [0, 1], [1, 0], [2, 2]])
+    assert identifiers.collision_rate(codes) == pytest.approx(0.4)
+
+
+def test_balanced_codes_follow_the_definition():
+    distances = np.random.default_rng(0).random((12, 5))
+    found = identifiers.balanced_codes(distances, 0.05, 50)
+    assert found.tolist() == sinkhorn_plan(distances, 0.05, 50).argmax(1).tolist()
+
+
+def test_sinkhorn_separates_items_with_other_residuals():
+    # Both are nearest to 0; balance sends one of them elsewhere within the rounds.
+    codebook = np.array([[0.0], [5.0], [-5.0]], np.float32)
+    codes = np.array([[7, 0], [7, 0], [3, 0]], np.int32)
+    residuals = np.array([[-0.4], [0.5], [0.0]], np.float32)
+    found = resolve(codes, residuals, codebook, epsilon=0.003, iterations=50)
+    assert len({tuple(row) for row in found.codes}) == 3
+    assert found.spares == 0 and 1 <= found.rounds <= 20
+    # Only those that collided move, and only in the last code.
+    assert found.codes[2].tolist() == [3, 0] and (found.codes[:2, 0] == 7).all()
+    assert codes.tolist() == [[7, 0], [7, 0], [3, 0]]
+
+
+def test_what_sinkhorn_cannot_tell_apart_takes_the_nearest_free_code():
+    # Three equal items at .1: the first keeps code 0; -1 is nearer than 2, but a sibling has it.
+    codebook = np.array([[0.0], [-1.0], [2.0], [9.0]], np.float32)
+    codes = np.array([[5, 0], [5, 0], [5, 0], [5, 1], [6, 2]], np.int32)
+    residuals = np.array([[0.1], [0.1], [0.1], [-1.0], [2.0]], np.float32)
+    found = resolve(codes, residuals, codebook, epsilon=0.0, iterations=50)
+    assert found.codes.tolist() == [[5, 0], [5, 2], [5, 3], [5, 1], [6, 2]]
+    assert (found.rounds, found.moved, found.spares) == (0, 2, 2)
+    balanced = resolve(codes, residuals, codebook, epsilon=0.003, iterations=50)
+    assert identifiers.collision_rate(balanced.codes) == 0.0
+    assert balanced.rounds == 20 and balanced.spares == 2
+    assert balanced.codes[3:].tolist() == [[5, 1], [6, 2]]
+
+
+def test_more_items_than_codes_below_one_prefix_is_an_error():
+    codes = np.zeros((3, 2), np.int32)
+    with pytest.raises(UserError, match=r"at most 2 items, .* found 3"):
+        resolve(codes, np.zeros((3, 1)), np.zeros((2, 1)), epsilon=0.0, iterations=1)
+
+
+def test_a_table_survives_a_save(tmp_path):
+    save_table(str(tmp_path), table(), {"seed": 3})
+    loaded = load_table(str(tmp_path), data_hash="d")
+    assert loaded.hash == table().hash
+    for source, codes in table().codes.items():
+        assert loaded.codes[source].tolist() == codes.tolist()
+    meta = json.loads((tmp_path / "identifiers.json").read_text())
+    assert (meta["items"], meta["shared_levels"], meta["specific_levels"]) == (3, 1, 1)
+    assert (meta["codes"], meta["seed"], meta["hash"]) == (4, 3, table().hash)
+
+
+def test_the_hash_covers_codes_levels_and_data():
+    hashes = {
+        table().hash,
+        table(semantic=((0, 2), (0, 1), (1, 0))).hash,
+        table(shared_levels=0).hash,
+        table(num_codes=5).hash,
+        table(data_hash="e").hash,
+    }
+    assert len(hashes) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"semantic": ((0, 1), (1, 0), (0, 1))}, "unique semantic .* items 1 and 3"),
+        ({"collaborative": ((0, 0), (0, 4), (1, 3))}, "collaborative codes from 0 to 3 .* found 4"),
+        ({"collaborative": ((0, 0), (0, -1), (1, 3))}, "found -1"),
+        ({"collaborative": ((0, 0), (1, 1), (1, 3))}, "same 1 shared codes .* found item 2"),
+        ({"collaborative": ((0,), (1,), (2,))}, "of one shape"),
+        ({"shared_levels": 3}, "from 0 to 2 .* found 3"),
+    ],
+)
+def test_tables_that_nobody_should_use(tmp_path, changes, found):
+    with pytest.raises(UserError, match=found):
+        save_table(str(tmp_path), table(**changes), {})
+    assert not list(tmp_path.iterdir()), "nothing is written"
+    # The same table from another program is refused on loading.
+    bad = table(**changes)
+    np.savez(tmp_path / "identifiers.npz", **bad.codes)
+    meta = {"hash": bad.hash, "shared_levels": bad.shared_levels, "codes": 4, "data_hash": "d"}
+    (tmp_path / "identifiers.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=found):
+        load_table(str(tmp_path), data_hash="d")
+
+
+def test_files_that_are_missing_changed_or_of_another_catalogue(tmp_path):
+    with pytest.raises(UserError, match="none that can be read"):
+        load_table(str(tmp_path), data_hash="d")
+    save_table(str(tmp_path), table(), {})
+    with pytest.raises(UserError, match=r"identifiers of the log e .* found those of d"):
+        load_table(str(tmp_path), data_hash="e")
+    np.savez(tmp_path / "identifiers.npz", **table(semantic=((0, 3), (0, 2), (1, 0))).codes)
+    with pytest.raises(UserError, match=f"of hash {table().hash}"):
+        load_table(str(tmp_path), data_hash="d")
+    (tmp_path / "identifiers.npz").write_bytes(b"cut")
+    with pytest.raises(UserError, match="none that can be read"):
+        load_table(str(tmp_path), data_hash="d")
