@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from core.partitioning import Partition
 from gensar_jax import identifiers, kmeans, quantizer
 from gensar_jax.quantizer import SHARED
 from gensar_jax.rqvae import RQVAE, Params
@@ -82,6 +83,7 @@ class IdentifierTask:
     name = "identifiers"
     # Variance of the vectors explained by what their codes decode to, mean over the sources.
     selection = "explained/catalogue"
+    partition: Partition | None = None  # a catalogue's vectors fit one device
 
     def __init__(
         self, model: RQVAE, config: TrainingConfig, vectors: dict[str, np.ndarray], seed: int
