@@ -63,6 +63,11 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy, enable_async_checkpointing=True
             ),
+            # Named, so that a manager that has saved nothing yet can read shapes.
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def steps(self) -> list[int]:

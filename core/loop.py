@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from core.checkpoints import Checkpoints
 from core.errors import UserError
@@ -103,15 +103,22 @@ class StageResult:
 
 
 class _Termination:
-    """Notes SIGTERM, so that the loop stops between two steps."""
+    """Notes SIGTERM, so that the loop stops between two steps, all processes after the same one."""
 
     def __init__(self) -> None:
-        self.arrived = False
+        self._noted = False
+
+    def arrived(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._noted
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        # Only the main thread may set signal handlers; a notebook's worker goes without.
-        if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may set signal handlers; a notebook's worker goes without. With
+        # several processes JAX's own handler tells all of them.
+        elsewhere = threading.current_thread() is not threading.main_thread()
+        if elsewhere or jax.process_count() > 1:
             yield
             return
         before = signal.signal(signal.SIGTERM, self._note)
@@ -122,7 +129,7 @@ class _Termination:
 
     def _note(self, number: int, frame: Any) -> None:
         del number, frame
-        self.arrived = True
+        self._noted = True
 
 
 class _Statistics:
@@ -275,11 +282,12 @@ def _train(
     latest: dict[str, float] = {}
     with termination.watched():
         while not progress.finished:
-            rate = jnp.asarray(progress.plateau.learning_rate, jnp.float32)
+            rate = np.float32(progress.plateau.learning_rate)
             state, values = train_step(state, on_devices(next(batches)), rate)
             progress.step += 1
             step = progress.step
             statistics.add(step, values)
+            terminated = termination.arrived(step)
             last = step == config.max_steps
             evaluates = last or step % config.eval_every == 0
             if evaluates or step % config.log_every == 0:
@@ -297,10 +305,10 @@ def _train(
                 latest |= {task.selection: value}
                 best = "best so far" if progress.best_step == step else "not better"
                 report.say(f"step {step} validation {task.selection} {value:.4f} ({best})")
-            if evaluates or step % config.checkpoint_every == 0 or termination.arrived:
+            if evaluates or step % config.checkpoint_every == 0 or terminated:
                 statistics.collect()  # a state after a loss that is not finite is never saved
                 checkpoints.save(step, state, progress.to_dict(), progress.best_step)
-            if termination.arrived and not progress.finished:
+            if terminated and not progress.finished:
                 checkpoints.wait()
                 raise Preempted(
                     f"SIGTERM: saved step {step} of stage {task.name}; the same command continues"

@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tensorboardX import SummaryWriter
 
-from core.workdir import Workdir, write_atomically
+from core.workdir import Workdir, is_writer, write_atomically
 
 _LOG = logging.getLogger(__name__)
 
 
 class MetricWriter:
     """Appends scalars of one stage to metrics.jsonl and to TensorBoard events.
+
+    Of several processes the first writes.
 
     Args:
       workdir: the run's folder.
@@ -30,6 +32,9 @@ class MetricWriter:
 
     def __init__(self, workdir: Workdir, stage: str, first_step: int):
         self._stage = stage
+        self._events: SummaryWriter | None = None
+        if not is_writer():
+            return
         self._path = workdir.file("metrics.jsonl")
         kept = [
             line
@@ -42,6 +47,8 @@ class MetricWriter:
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if self._events is None:
+            return
         line = {"stage": self._stage, "step": step, **values}
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -49,7 +56,8 @@ class MetricWriter:
             self._events.add_scalar(name.replace("@", "_at_"), value, step)
 
     def close(self) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:

@@ -14,10 +14,17 @@ import subprocess
 import tempfile
 from typing import Any, TextIO
 
+import jax
+
 from core.errors import UserError
 
 # Where things lie, on this machine or its devices, does not change what is computed.
 _LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
+
+
+def is_writer() -> bool:
+    """Whether this process writes what a run has once, whatever the number of processes."""
+    return jax.process_index() == 0
 
 
 def write_atomically(path: str, text: str) -> None:
@@ -122,6 +129,8 @@ class Workdir:
 
     def write_result_row(self, row: dict[str, Any]) -> None:
         """Adds a row, or replaces the one with the same stage, split and protocol."""
+        if not is_writer():
+            return
         results = self.read_results()
         key = ("stage", "split", "protocol")
         rows = [r for r in results["rows"] if any(r.get(k) != row.get(k) for k in key)]
@@ -160,11 +169,15 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
 def open_workdir(path: str, config: dict[str, Any]) -> Workdir:
     """Opens a new workdir for `config`, or the one where the same config ran before, and locks it.
 
+    Of several processes the first checks, locks and writes.
+
     Raises:
       UserError: as `check_workdir`; or another running process has it.
     """
-    check_workdir(path, config)
     workdir = Workdir(path)
+    if not is_writer():
+        return workdir
+    check_workdir(path, config)
     workdir.lock()
     if not os.path.exists(os.path.join(workdir.path, "config.json")):
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"

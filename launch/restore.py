@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import jax
 from ml_collections import config_dict
 
 from core.errors import UserError
@@ -32,6 +33,9 @@ class Restored:
     def __init__(self, workdir: str, stage: str | None = None):
         self.workdir = Workdir(workdir)
         config = config_dict.ConfigDict(self.workdir.read_config())
+        mesh = config.get("mesh")
+        if mesh is not None and abs(mesh.data * mesh.table) > jax.device_count():
+            mesh.data = mesh.table = 1  # trained on more devices than there are here
         self.data = Data(config)
         self.experiment: Any = open_experiment(config, self.data)
         stages = self.experiment.stages

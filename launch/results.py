@@ -14,7 +14,7 @@ from rich.table import Table
 
 from core import metrics
 from core.metric_writers import read_lines
-from core.workdir import Workdir, commit_id, write_atomically
+from core.workdir import Workdir, commit_id, is_writer, write_atomically
 from launch.data import Data
 
 _STAGE_TITLES = {
@@ -41,7 +41,8 @@ def save(
     per_user = f"per_user/{stage}-{split}-{protocol}.npz"
     users = data.split(split).user
     values: dict[str, Any] = {"user": users, **sums.per_example()}
-    np.savez_compressed(workdir.file(*per_user.split("/")), **values)
+    if is_writer():
+        np.savez_compressed(workdir.file(*per_user.split("/")), **values)
     row = {
         "stage": stage,
         "split": split,

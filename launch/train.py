@@ -16,9 +16,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from core import distributed
 from core.errors import UserError
 from core.loop import Preempted
-from core.workdir import Workdir, check_workdir, open_workdir
+from core.workdir import Workdir, check_workdir, is_writer, open_workdir
 from launch import cli, results
 from launch.data import Data, resolve
 from launch.methods import open_experiment
@@ -44,7 +45,8 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     config = resolve(config, given)
     started = time.monotonic()
     # Everything that can be wrong is found before the workdir is written.
-    check_workdir(workdir_path, config.to_dict())
+    if is_writer():
+        check_workdir(workdir_path, config.to_dict())
     data = Data(config)
     experiment = open_experiment(config, data)
     workdir = open_workdir(workdir_path, config.to_dict())
@@ -58,7 +60,8 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
         len(data.splits.train),
     )
     experiment.run(workdir)
-    results.write_summary(workdir, data.label)
+    if is_writer():
+        results.write_summary(workdir, data.label)
     _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))
     return workdir.read_results()
 
@@ -66,11 +69,23 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Config file: configs/MODEL_DATASET.py.")
     flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0 of several; auto on Cloud TPU and SLURM."
+    )
+    flags.DEFINE_integer("processes", 1, "How many there are, with --coordinator=HOST:PORT.")
+    flags.DEFINE_integer("process", 0, "Which this is, from 0.")
+    flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes.")
 
 
 def main() -> None:
     if flags.FLAGS.config is None:
         raise UserError("expected --config=FILE, found none; for instance configs/lcr_ser_qilin.py")
+    values = flags.FLAGS
+    if values.coordinator:
+        found = None if values.coordinator == "auto" else values.coordinator
+        distributed.start(found, values.processes, values.process, values.start_timeout)
+        mesh = values.config.mesh
+        _LOG.info("%s, mesh %d x %d", distributed.describe(), mesh.data, mesh.table)
     holder: Any = flags.FLAGS["config"]
     given = config_flags.get_override_values(holder)
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(holder)))[0]
@@ -80,8 +95,9 @@ def main() -> None:
     except Preempted as stop:
         print(stop)
         return
-    finished = Workdir(workdir).read_results()
-    results.print_table(finished, results.reported_split(finished))
+    if is_writer():
+        finished = Workdir(workdir).read_results()
+        results.print_table(finished, results.reported_split(finished))
 
 
 if __name__ == "__main__":
