@@ -55,11 +55,6 @@ class Checkpoints:
         self._policy = _LastAndBest(keep)
         self._manager = ocp.CheckpointManager(
             self._directory,
-            # Named here, so that a manager knows the shapes of what another one saved.
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy, enable_async_checkpointing=True
             ),
