@@ -86,10 +86,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, queries: jax.Array, rows: jax.Array, mask: jax.Array) -> jax.Array:
-        """Queries [B, Q, D] over rows [B, L, D], mask bool [B, L], to [B, Q, D].
+        """Queries [B, Q, D] over rows [B, L, D] to [B, Q, D]; mask bool [B, L] or [B, Q, L].
 
-        Zero for a user none of whose rows is valid.
+        Zero for a query that sees no row.
         """
+        mask = mask[:, None] if mask.ndim == 2 else mask
         width = queries.shape[-1]
         split = (self.heads, width // self.heads)
         q = nn.Dense(width, name="query")(queries).reshape(*queries.shape[:2], *split)
@@ -98,9 +99,9 @@ class Attention(nn.Module):
             for name in ("key", "value")
         )
         logits = jnp.einsum("bqhe,bkhe->bhqk", q, k) * split[1] ** -0.5
-        mixed = jnp.einsum("bhqk,bkhe->bqhe", masked_softmax(logits, mask[:, None, None]), v)
+        mixed = jnp.einsum("bhqk,bkhe->bqhe", masked_softmax(logits, mask[:, None]), v)
         out = nn.Dense(width, name="out")(mixed.reshape(queries.shape))
-        return out * mask.any(-1)[:, None, None]
+        return out * mask.any(-1)[..., None]
 
 
 class FeedForward(nn.Module):
@@ -144,6 +145,23 @@ class TargetAttention(nn.Module):
         kernel = self.param("kernel", nn.initializers.xavier_normal(), (width, width))
         logits = (items @ kernel.T) @ jnp.swapaxes(rows, 1, 2)
         return tuple(masked_softmax(logits, mask[:, None]) @ rows for mask in masks)
+
+
+class PartwiseDense(nn.Module):
+    """A linear map of [pooled; item; user] that maps each part by itself.
+
+    What does not depend on the candidate is mapped once a user, and what does not depend on the
+    user once a candidate.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array, items: jax.Array, users: jax.Array) -> jax.Array:
+        """Pooled [B, N, P], items [B or 1, N, D], users [B, Q] to [B, N, width]."""
+        of_pooled = nn.Dense(self.width, use_bias=False, name="pooled")(pooled)
+        of_items = nn.Dense(self.width, use_bias=False, name="item")(items)
+        return of_pooled + of_items + nn.Dense(self.width, name="user")(users)[:, None]
 
 
 class Tower(nn.Module):

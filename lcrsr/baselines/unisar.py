@@ -192,15 +192,12 @@ class Experts(nn.Module):
 
     def setup(self):
         s = self.settings
-        self.shared = self._first(s.experts * s.expert_width)
-        self.specific = [self._first(s.experts * s.expert_width) for _ in range(2)]
-        self.gates = [self._first(2 * s.experts) for _ in range(2)]
+        width = s.experts * s.expert_width
+        self.shared = two_histories.PartwiseDense(width)
+        self.specific = [two_histories.PartwiseDense(width) for _ in range(2)]
+        self.gates = [two_histories.PartwiseDense(2 * s.experts) for _ in range(2)]
         self.towers = [two_histories.Tower(s.tower_widths) for _ in range(2)]
         self.logits = [nn.Dense(1) for _ in range(2)]
-
-    def _first(self, width: int) -> tuple[nn.Dense, nn.Dense, nn.Dense]:
-        """A linear map of [pooled; item; user], each part by itself."""
-        return nn.Dense(width, use_bias=False), nn.Dense(width, use_bias=False), nn.Dense(width)
 
     def __call__(
         self,
@@ -212,16 +209,11 @@ class Experts(nn.Module):
     ) -> jax.Array:
         """Task 0 recommends, 1 searches; pooled [B, N, 2D], items [B or 1, N, D], users [B, 2D]."""
         s = self.settings
-
-        def first(maps):
-            # What does not depend on the candidate, or not on the user, is mapped once.
-            of_pooled, of_item, of_user = maps
-            return of_pooled(pooled) + of_item(items) + of_user(users)[:, None]
-
-        hidden = jnp.concatenate([first(self.specific[task]), first(self.shared)], -1)
+        parts = (pooled, items, users)
+        hidden = jnp.concatenate([self.specific[task](*parts), self.shared(*parts)], -1)
         hidden = dropout.at(0)(nn.relu(hidden))
         hidden = hidden.reshape(*hidden.shape[:-1], 2 * s.experts, s.expert_width)
-        gate = nn.softmax(first(self.gates[task]))
+        gate = nn.softmax(self.gates[task](*parts))
         mixed = jnp.einsum("bnk,bnke->bne", gate, hidden)
         return self.logits[task](self.towers[task](mixed, dropout.at(1)))[..., 0]
 
