@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from core.partitioning import BATCH_AXES, DATA, TABLE
-from core.tables import TableOptimizer, TouchedRows
+from core.tables import TableOptimizer, TouchedRows, distinct_beyond
 from core.tables import touched as local_touched
 
 _BATCH, _ROWS, _ALL = PartitionSpec(BATCH_AXES), PartitionSpec(TABLE), PartitionSpec()
@@ -69,8 +69,10 @@ def touched(ids: jax.Array, table: jax.Array, mesh: Mesh) -> tuple[ShardedRows, 
             askers = jax.lax.all_to_all(
                 counts.at[own].get(mode="fill", fill_value=1), TABLE, 0, 0, tiled=True
             )
-            values = values.at[exchange.places].set(back, mode="drop")
-            return values, share.at[exchange.places].set(1.0 / askers, mode="drop")
+            return (
+                _put(values, exchange.places.reshape(-1), back.reshape(-1, width)),
+                _put(share, exchange.places.reshape(-1), 1.0 / askers.reshape(-1)),
+            )
 
         start = (jnp.zeros((u, width), shard.dtype), jnp.zeros(u, jnp.float32))
         values, share = _in_rounds(distinct, num_rows, mesh, serve, start)
@@ -179,8 +181,14 @@ def _distinct(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
     numbers = jnp.cumsum(claimed > 0, dtype=jnp.int32)
     size = min(n, num_rows) + 1
     distinct = jnp.full(size, num_rows, jnp.int32).at[0].set(0)
-    distinct = distinct.at[jnp.where(claimed > 0, numbers, size)].set(claimed, mode="drop")
+    distinct = _put(distinct, jnp.where(claimed > 0, numbers, size), claimed)
     return distinct, jnp.where(ids == 0, 0, numbers[slot])
+
+
+def _put(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
+    """`values` [n, ...] at places [n] that differ wherever they lie within `target`."""
+    places = distinct_beyond(places, target.shape[0])
+    return target.at[places].set(values, mode="drop", unique_indices=True)
 
 
 def _own_rows(ids: jax.Array, shard: jax.Array) -> jax.Array:
@@ -231,9 +239,9 @@ def _in_rounds(
         cell = jnp.where(chosen, jnp.arange(owners) * capacity + number, owners * capacity)
         # An id has one owner, so one cell.
         cell = cell.min(1)
-        ids = jnp.full(owners * capacity, -1, jnp.int32).at[cell].set(distinct, mode="drop")
-        places = jnp.full(owners * capacity, u, jnp.int32)
-        places = places.at[cell].set(jnp.arange(u, dtype=jnp.int32), mode="drop")
+        ids = _put(jnp.full(owners * capacity, -1, jnp.int32), cell, distinct)
+        numbers = jnp.arange(u, dtype=jnp.int32)
+        places = _put(jnp.full(owners * capacity, u, jnp.int32), cell, numbers)
         shape = (owners, capacity)
         return end, serve(_Round(ids.reshape(shape), places.reshape(shape)), carry)
 

@@ -50,6 +50,11 @@ def touched(ids: jax.Array, num_rows: int) -> TouchedRows:
     return TouchedRows(distinct, places)
 
 
+def distinct_beyond(ids: jax.Array, limit: int) -> jax.Array:
+    """`ids` [n] with those from `limit` on made different from each other, still beyond it."""
+    return jnp.where(ids >= limit, limit + jnp.arange(ids.shape[0], dtype=ids.dtype), ids)
+
+
 def gather_touched(table: jax.Array, rows: TouchedRows) -> jax.Array:
     """The touched rows [u, D] of `table` [V, D]; zero at places that are left over."""
     return table.at[rows.ids].get(mode="fill", fill_value=0.0)
@@ -132,13 +137,15 @@ def touched_rows(kind: str, **settings: float) -> TableOptimizer:
 
     def update(rows, gradient, table, state, learning_rate, step):
         chex.assert_shape(gradient, (rows.ids.shape[0], table.shape[1]))
-        # Padding joins the places beyond the table, where scatters are dropped.
-        ids = rows.ids.at[0].set(table.shape[0])
+        # Padding joins the places beyond the table, where scatters are dropped; these differ too,
+        # so that compilers need not sort the rows first.
+        ids = distinct_beyond(rows.ids.at[0].set(table.shape[0]), table.shape[0])
         moments = tuple(m.at[ids].get(mode="fill", fill_value=0.0) for m in state)
         delta, moments = rule.apply(gradient, moments, learning_rate, step)
-        table = table.at[ids].add(delta, mode="drop")
+        table = table.at[ids].add(delta, mode="drop", unique_indices=True)
         state = tuple(
-            whole.at[ids].set(new, mode="drop") for whole, new in zip(state, moments, strict=True)
+            whole.at[ids].set(new, mode="drop", unique_indices=True)
+            for whole, new in zip(state, moments, strict=True)
         )
         return table, state
 
