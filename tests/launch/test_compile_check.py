@@ -1,0 +1,61 @@
+"""launch.compile_check: a pod's program compiled here, and mistakes in one line."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from configs import lcr_ser_qilin
+from core.errors import UserError
+from launch.compile_check import SIZES, partition_for, sizes_of, topology_devices
+from launch.random_data import TableSizes
+
+NEEDS_LIBTPU = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU's compiler, is not installed",
+)
+
+
+def test_sizes_are_known_or_given():
+    config = lcr_ser_qilin.get_config()
+    found = sizes_of(config, items=10**9, users=None, words=None)
+    assert found == TableSizes(SIZES["qilin"].users, 10**9, SIZES["qilin"].words)
+    config.dataset = "mine"
+    with pytest.raises(UserError, match="expected --users and --words for the data set 'mine'"):
+        sizes_of(config, items=5, users=None, words=None)
+    assert sizes_of(config, items=5, users=6, words=7) == TableSizes(users=6, items=5, words=7)
+
+
+def test_one_device_becomes_a_table_over_all_chips():
+    import jax
+
+    config = lcr_ser_qilin.get_config()
+    assert dict(partition_for(config, jax.devices()).mesh.shape) == {"data": 1, "table": 8}
+    config.mesh.data, config.mesh.table = 2, -1
+    assert dict(partition_for(config, jax.devices()).mesh.shape) == {"data": 2, "table": 4}
+
+
+def test_an_unknown_generation_or_no_compiler_is_named():
+    expected = "v9:2x2" if importlib.util.find_spec("libtpu") else "pip install libtpu"
+    with pytest.raises(UserError, match=expected):
+        topology_devices("v9:2x2")
+
+
+@NEEDS_LIBTPU
+@pytest.mark.slow
+def test_a_pod_that_is_too_small_ends_with_2():
+    command = [sys.executable, "-m", "launch.compile_check", "--topology=v5e:2x2", "--batch=8"]
+    command += ["--config=configs/lcr_ser_qilin.py", "--config.model.max_steps=1"]
+    command += ["--config.pretrain.active_steps=1"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost"}
+    fits = subprocess.run(
+        [*command, "--items=1000"], env=environment, capture_output=True, text=True
+    )
+    assert fits.returncode == 0, fits.stderr
+    assert "all-to-all" in fits.stdout and "evaluate" in fits.stdout
+    crowded = subprocess.run(
+        [*command, "--items=1000000000"], env=environment, capture_output=True, text=True
+    )
+    assert crowded.returncode == 2, crowded.stderr
