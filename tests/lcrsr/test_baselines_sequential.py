@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcrsr.baselines import bert4rec, gru4rec, sasrec, sequence
+from lcrsr.baselines import bert4rec, gru4rec, rearec, sasrec, sequence
 from lcrsr.embedding import look_up
 from lcrsr.pretrain import PretrainConfig, PretrainTask
 
@@ -24,6 +24,15 @@ def transformer(**changes):
     } | changes
 
 
+REASONING = {
+    "reasoning_steps": 2,
+    "temperature": 0.5,
+    "kl_weight": 0.01,
+    "temperature_decay": 2.0,
+    "progressive_weight": 1.0,
+    "contrastive_weight": 0.1,
+    "noise": 0.01,
+}
 RANKERS = {
     "sasrec": sasrec.ranker(sasrec.Settings(**transformer(loss="bce"))),
     "sasrec_ce": sasrec.ranker(sasrec.Settings(**transformer(loss="full_cross_entropy"))),
@@ -31,7 +40,10 @@ RANKERS = {
         gru4rec.Settings(width=16, hidden=16, dropout=0.1, init_scale=0.1, loss="cross_entropy")
     ),
     "bert4rec": bert4rec.ranker(bert4rec.Settings(**transformer(mask_share=0.3))),
+    "rearec_erl": rearec.ranker(rearec.Settings(**transformer(**REASONING, variant="erl"))),
+    "rearec_prl": rearec.ranker(rearec.Settings(**transformer(**REASONING, variant="prl"))),
 }
+DENSE = ("sasrec_ce", "bert4rec", "rearec_erl", "rearec_prl")
 
 
 def batch_of(rng, size=64):
@@ -85,7 +97,7 @@ def ranked(ranker, state, batch):
 @pytest.mark.parametrize("name", RANKERS)
 def test_learns_what_follows(name):
     ranker = RANKERS[name]
-    task = task_of(ranker, dense=name in ("sasrec_ce", "bert4rec"))
+    task = task_of(ranker, dense=name in DENSE)
     state, step, batches = task.init(), jax.jit(task.train_step), task.batches(0)
     for _ in range(250):
         state, stats = step(state, next(batches), jnp.float32(1e-2))

@@ -1,0 +1,24 @@
+"""ReaRec, ensemble reasoning learning: Qilin, or the embedded sample.
+
+Command: python -m launch.train --config=configs/rearec_erl_qilin.py
+"ReaRec" means the released code's defaults; sizes of the backbone are those of sasrec_qilin.py.
+"""
+
+from ml_collections import config_dict
+
+from configs import datasets, defaults, sasrec_ce_qilin
+
+
+def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    config = sasrec_ce_qilin.method(config)
+    config.method = "rearec"
+    del config.model.loss  # always the softmax over all items
+    config.model.variant = "erl"
+    config.model.reasoning_steps = 2  # ReaRec
+    config.model.temperature = 0.07  # ReaRec
+    config.model.kl_weight = 0.05  # ReaRec
+    return config
+
+
+def get_config() -> config_dict.ConfigDict:
+    return datasets.qilin(method(defaults.get_config()))

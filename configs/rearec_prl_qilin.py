@@ -1,0 +1,27 @@
+"""ReaRec, progressive reasoning learning: Qilin, or the embedded sample.
+
+Command: python -m launch.train --config=configs/rearec_prl_qilin.py
+"ReaRec" means the released code's defaults; sizes of the backbone are those of sasrec_qilin.py.
+"""
+
+from ml_collections import config_dict
+
+from configs import datasets, defaults, sasrec_ce_qilin
+
+
+def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    config = sasrec_ce_qilin.method(config)
+    config.method = "rearec"
+    del config.model.loss  # always the softmax over all items
+    config.model.variant = "prl"
+    config.model.reasoning_steps = 2  # ReaRec
+    config.model.temperature = 0.07  # ReaRec
+    config.model.temperature_decay = 5.0  # ReaRec
+    config.model.progressive_weight = 1.0  # ReaRec
+    config.model.contrastive_weight = 1.0  # ReaRec
+    config.model.noise = 0.01  # ReaRec
+    return config
+
+
+def get_config() -> config_dict.ConfigDict:
+    return datasets.qilin(method(defaults.get_config()))
