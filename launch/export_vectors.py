@@ -1,0 +1,126 @@
+"""Writes the vectors a run has learnt, for instance of items as GenSAR's collaborative input.
+
+    python -m launch.export_vectors --workdir=W --out=items.npy [--table=item] [--stage=S]
+
+items.npy holds float32 [V, D], one row an item; items.ids.txt their ids as in the raw data, one a
+line in the same order; items.json what they come from and a hash over both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from core.errors import UserError
+from core.workdir import commit_id, write_atomically
+from launch import cli
+from launch.restore import Restored
+
+
+def vectors(restored: Restored, table: str) -> tuple[np.ndarray, list[str]]:
+    """The rows float32 [V, D] of a table and the names they belong to, padding left out.
+
+    Raises:
+      UserError: the method has no such table.
+    """
+    tables: dict[str, Any] = restored.tables or {}
+    if table not in tables:
+        method = restored.experiment.config.method
+        has = f"the tables {', '.join(tables)}" if tables else "no vectors at all"
+        raise UserError(
+            f"expected a run with {table} vectors, found one of {method}, which has {has}; pass "
+            "another --workdir or --table"
+        )
+    log = restored.data.log
+    names = {"item": log.item_ids, "user": log.user_ids, "word": log.words}[table][1:].tolist()
+    # The user table has one more row, shared by users not seen in training.
+    return np.asarray(tables[table], np.float32)[1 : len(names) + 1], names
+
+
+def content_hash(rows: np.ndarray, names: list[str]) -> str:
+    """16 hex digits over the vectors' bytes and the names, one a line."""
+    digest = hashlib.sha256(np.ascontiguousarray(rows).data)
+    digest.update("".join(f"{name}\n" for name in names).encode())
+    return digest.hexdigest()[:16]
+
+
+def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
+    """Writes the three files, the JSON last; returns what it holds.
+
+    Raises:
+      UserError: `out` is no place for an .npy file, or the method has no such table.
+    """
+    check_out(out)
+    rows, names = vectors(restored, table)
+    stem = out.removesuffix(".npy")
+    description = {
+        "hash": content_hash(rows, names),
+        "table": table,
+        "shape": list(rows.shape),
+        "ids_file": os.path.basename(stem) + ".ids.txt",
+        "workdir": restored.workdir.path,
+        "method": restored.experiment.config.method,
+        "stage": restored.stage,
+        "step": restored.step,
+        "commit": commit_id(),
+        "data": restored.data.label,
+        "data_hash": restored.data.log.hash,
+    }
+    _save(out, rows)
+    write_atomically(stem + ".ids.txt", "".join(f"{name}\n" for name in names))
+    write_atomically(stem + ".json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    return description
+
+
+def check_out(out: str) -> None:
+    """Refuses a path that cannot become an .npy file.
+
+    Raises:
+      UserError: another ending, or no such folder.
+    """
+    folder = os.path.dirname(os.path.abspath(out))
+    if not out.endswith(".npy") or not os.path.isdir(folder):
+        raise UserError(
+            f"expected --out=FILE.npy in a folder that exists, found {out!r}; correct it"
+        )
+
+
+def _save(path: str, rows: np.ndarray) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".partial-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.save(file, rows)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("out", None, "The .npy file to write.")
+    flags.DEFINE_string("table", "item", "Which vectors: item, user or word.")
+    flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
+
+
+def main() -> None:
+    if not flags.FLAGS.workdir or not flags.FLAGS.out:
+        raise UserError("expected --workdir=W and --out=FILE.npy, found one missing; pass both")
+    check_out(flags.FLAGS.out)
+    restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
+    found = export(restored, flags.FLAGS.table, flags.FLAGS.out)
+    rows, width = found["shape"]
+    print(f"{flags.FLAGS.out}: {rows} vectors of width {width}, hash {found['hash']}")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)
