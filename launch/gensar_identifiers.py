@@ -86,6 +86,12 @@ class IdentifierExperiment:
                 f"expected at least {model.codes} items, the codes of a level, in {data.label}, "
                 f"found {data.log.num_items}; set --config.model.codes to fewer"
             )
+        if data.log.num_items > model.codes**model.levels:
+            raise UserError(
+                f"expected at most as many items in {data.label} as there are identifiers, "
+                f"found {data.log.num_items} of {model.codes**model.levels} identifiers; set more "
+                "codes or levels in config.model"
+            )
         if config.eval.selection != IdentifierTask.selection:
             raise UserError(
                 f"expected config.eval.selection {IdentifierTask.selection!r}, found "

@@ -24,6 +24,8 @@ _STAGE_TITLES = {
     "fit": "fitted",
     "identifiers": "identifiers",
 }
+# Metrics of one protocol that fit beside each other.
+_WIDEST = 8
 
 
 def save(
@@ -96,7 +98,7 @@ def reported_split(results: dict[str, Any]) -> str:
 
 
 def print_table(results: dict[str, Any], split: str = "test") -> None:
-    """Prints the run's table: one line a stage, the protocol in every column name."""
+    """Prints the run's table: one line a stage, or one a metric where there are many of these."""
     columns, lines = _grid(results, split)
     # Without a terminal's width a table would be cut at 80 columns, protocols and all.
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -105,10 +107,16 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
         chosen = [i for i, name in enumerate(columns) if name.endswith("/" + protocol)]
         table = Table(box=None)
         table.add_column("", no_wrap=True)
-        for i in chosen:
-            table.add_column(columns[i], justify="right", no_wrap=True)
-        for line in lines:
-            table.add_row(line[0], *[line[i + 1] for i in chosen])
+        if len(chosen) > _WIDEST:
+            for line in lines:
+                table.add_column(line[0], justify="right", no_wrap=True)
+            for i in chosen:
+                table.add_row(columns[i], *[line[i + 1] for line in lines])
+        else:
+            for i in chosen:
+                table.add_column(columns[i], justify="right", no_wrap=True)
+            for line in lines:
+                table.add_row(line[0], *[line[i + 1] for i in chosen])
         console.print(table)
 
 

@@ -1,0 +1,165 @@
+"""Identifiers through launch.train on a made-up catalogue: results, repetition, mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import gensar_identifiers_amazon_beauty
+from core.errors import UserError
+from gensar_jax.identifiers import load_table
+from launch import results
+from launch.data import Data, resolve
+from launch.evaluate import evaluate
+from launch.methods import open_experiment
+from launch.restore import Restored
+from launch.train import train
+
+SMALL = {
+    "vectors.width": 8,
+    "vectors.sketch_width": 4,
+    "model.widths": (16,),
+    "model.latent_width": 4,
+    "model.shared_levels": 1,
+    "model.specific_levels": 2,
+    "model.codes": 8,
+    "train.epochs": 6,
+    "train.evals": 2,
+    "train.batch_size": 32,
+    "train.kmeans_iterations": 3,
+}
+KINDS = ("pot", "drum", "lamp", "kite", "soap")
+
+
+def write_beauty(folder, *, items=100, titles=True):
+    """Items of 5 kinds; a user buys of one kind; items 4 and 9 have the same title, 5 has none."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    with open(folder / "items.jsonl", "w") as file:
+        for item in range(items):
+            title = f"{KINDS[item % 5]} model{item}" if titles else ""
+            title = {4: "drum same", 9: "drum same", 5: ""}.get(item, title)
+            file.write(json.dumps({"item": item, "query_ids": [], "title": title}) + "\n")
+    (folder / "queries.tsv").write_text("0\tpots\n")
+    with open(folder / "sequences.tsv", "w") as file:
+        for user in range(60):
+            bought = user % 5 + 5 * rng.permutation(items // 5)[:6]
+            file.write(f"{user}\t{' '.join(map(str, bought))}\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_beauty(tmp_path_factory.mktemp("raw") / "beauty")
+
+
+@pytest.fixture(scope="module")
+def config(folder, tmp_path_factory):
+    found = gensar_identifiers_amazon_beauty.get_config()
+    found.data_dir = folder
+    found.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
+    found.update_from_flattened_dict(SMALL)
+    return found
+
+
+def changed(config, **flat):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({k.replace("__", "."): v for k, v in flat.items()})
+    return other
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    return workdir, train(config, str(workdir))
+
+
+def test_a_run_leaves_a_unique_table_and_every_number(trained, config, capsys):
+    workdir, found = trained
+    (row,) = found["rows"]
+    assert (row["stage"], row["split"], row["examples"]) == ("identifiers", "catalogue", 100)
+    values = row["metrics"]
+    for source in ("semantic", "collaborative"):
+        assert values[f"collisions_after/{source}"] == 0.0
+        assert values[f"collisions/{source}"] > 0.0, "else nothing was resolved here"
+        for name in ("prefix_correlation", "neighbours_kept"):
+            assert np.isfinite(values[f"{name}/{source}"])
+            assert np.isfinite(values[f"kmeans_{name}/{source}"])
+    log = Data(resolve(config)).log
+    table = load_table(str(workdir), data_hash=log.hash)
+    assert table.hash == row["identifiers"] and table.codes["semantic"].shape == (100, 3)
+    assert (workdir / "curves.png").stat().st_size > 5000
+    assert "collisions_after/semantic" in (workdir / "summary.md").read_text()
+    results.print_table(found, results.reported_split(found))
+    printed = capsys.readouterr().out
+    assert "100 examples" in printed and "kmeans_neighbours_kept/collaborative" in printed
+
+
+def test_the_same_command_again_changes_nothing_and_the_seed_decides(trained, config, tmp_path):
+    workdir, found = trained
+    before = (workdir / "identifiers.json").read_text()
+    assert train(config, str(workdir)) == found
+    assert (workdir / "identifiers.json").read_text() == before
+    again = train(config, str(tmp_path / "again"))["rows"][0]
+    first = found["rows"][0]
+    assert again["identifiers"] == first["identifiers"] and again["metrics"] == first["metrics"]
+
+
+def test_a_run_of_identifiers_ranks_nothing(trained):
+    workdir, _ = trained
+    with pytest.raises(UserError, match="a model that ranks items, found one of gensar_ident"):
+        evaluate(Restored(str(workdir)), "test", "neg99")
+
+
+def refused(config):
+    with pytest.raises(UserError) as error:
+        open_experiment(resolve(config), Data(resolve(config)))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_mistakes_end_in_one_line_before_anything_is_written(config, tmp_path):
+    workdir = tmp_path / "w"
+    with pytest.raises(UserError, match=r"at least 256 items, .* found 100"):
+        train(changed(config, model__codes=256), str(workdir))
+    assert not workdir.exists()
+    assert "config.model: expected sources" in refused(changed(config, model__sources=("visual",)))
+    assert "of 64 identifiers" in refused(changed(config, model__specific_levels=1))
+    assert "config.train" in refused(changed(config, train__epochs=0))
+    assert "config.vectors" in refused(changed(config, vectors__sketch_share=1.5))
+    assert "explained/catalogue" in refused(changed(config, eval__selection="ndcg@5/neg99"))
+
+
+def test_items_without_any_text(config, tmp_path):
+    bare = changed(config, data_dir=write_beauty(tmp_path / "bare", titles=False))
+    bare.data_dir = str(tmp_path / "bare")
+    # Two items share the title "drum same" there; without it none has text.
+    path = tmp_path / "bare" / "items.jsonl"
+    path.write_text(path.read_text().replace("drum same", ""))
+    assert "expected text on the items, found none on all 100" in refused(bare)
+    # Clicks alone are enough for collaborative identifiers.
+    open_experiment(resolve(changed(bare, model__sources=("collaborative",))), Data(resolve(bare)))
+
+
+def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config, tmp_path):
+    data = Data(resolve(config))
+    path = tmp_path / "items.npy"
+    rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    np.save(path, rows)
+    (tmp_path / "items.json").write_text(json.dumps({"data_hash": "another"}))
+    given = changed(config, vectors__collaborative=str(path))
+    assert f"vectors of the log {data.log.hash}" in refused(given)
+    (tmp_path / "items.json").write_text(json.dumps({"data_hash": data.log.hash}))
+    experiment = open_experiment(resolve(given), data)
+    used = experiment.vectors["collaborative"]
+    np.testing.assert_allclose(used, rows / np.linalg.norm(rows, axis=1)[:, None], rtol=1e-5)
+
+
+def test_a_single_source_gives_both_identifiers_the_same_codes(config, tmp_path):
+    single = changed(config, model__sources=("semantic",), train__epochs=1, train__evals=1)
+    workdir = tmp_path / "w"
+    found = train(single, str(workdir))["rows"][0]
+    table = load_table(str(workdir), data_hash=found["data_hash"])
+    assert table.shared_levels == 3
+    assert table.codes["semantic"].tolist() == table.codes["collaborative"].tolist()
+    assert "collisions/collaborative" not in found["metrics"]
