@@ -316,6 +316,19 @@ def test_evaluation_lists_are_drawn_once_and_saved(tmp_path, protocol):
     assert not np.array_equal(found, other)
 
 
+def test_a_full_disk_leaves_no_lists_and_says_so(tmp_path, monkeypatch):
+    log = random_log()
+    splits = split_log(log, "leave_one_out")
+
+    def full(stem, lists):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(candidates, "_write_lists", full)
+    with pytest.raises(UserError, match=r"candidate lists into .*, found No space left on device"):
+        candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_tampered_lists_are_refused(tmp_path):
     log = random_log()
     splits = split_log(log, "leave_one_out")

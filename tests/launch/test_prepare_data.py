@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from configs import lcr_ser_csv_log
+from launch import prepare_data
 from launch.data import Data, resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,6 +67,16 @@ def test_training_reads_the_prepared_folder(prepared):
     data = Data(resolve(config))
     assert (data.directory, data.log.hash) == (str(folder), card["hash"])
     assert len(data.splits.test) == card["examples"]["test"]
+
+
+def test_a_terminal_sees_a_bar_for_each_thing_done(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with prepare_data._Bars() as bars:
+        for what, share in (("rec_inter.csv", 0.5), ("rec_inter.csv", 1.0), ("saving", 0.25)):
+            bars.report(what, share)
+    shown = capsys.readouterr().err
+    assert "rec_inter.csv" in shown and "100%" in shown
+    assert "saving" in shown and "25%" in shown
 
 
 @pytest.mark.parametrize(
