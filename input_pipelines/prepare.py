@@ -27,7 +27,13 @@ from input_pipelines import (
 )
 from input_pipelines.csv_blocks import Report, silent
 from input_pipelines.log import Log, content_hash, validate_log
-from input_pipelines.prepared_log import is_prepared, load_log, read_origin, save_log
+from input_pipelines.prepared_log import (
+    is_prepared,
+    load_log,
+    read_origin,
+    save_log,
+    scratch_folder,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,14 +126,13 @@ def _prepare(
     place: str,
 ) -> None:
     """Reads, checks and saves; `place` is what the user passed to say where."""
-    reader, parent = READERS[dataset], os.path.dirname(directory)
+    reader = READERS[dataset]
+    settings = origin["settings"] | ({"report": report} if reader.reports else {})
+    report("reading", 0.0)
     try:
-        os.makedirs(parent, exist_ok=True)
-        extra: dict[str, Any] = {"work_dir": parent} if reader.needs_work_dir else {}
-        if reader.reports:
-            extra["report"] = report
-        report("reading", 0.0)
-        log = reader.read(raw_dir, **origin["settings"], **extra)
+        with scratch_folder(directory) as work_dir:
+            extra = {"work_dir": work_dir} if reader.needs_work_dir else {}
+            log = reader.read(raw_dir, **settings, **extra)
         report("checking", 0.0)
         validate_log(log)
         report("saving", 0.0)
@@ -203,6 +208,7 @@ def prepare_into(
     """
     settings = _settings(dataset, raw_dir, options)
     origin = _origin(dataset, raw_dir, settings)
+    data_dir = os.path.abspath(data_dir)
     if is_prepared(data_dir):
         if read_origin(data_dir) != origin:
             raise UserError(

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,10 @@ _PUBLISHED = "published_"
 def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> None:
     """Writes the log beside `directory` and renames it: a killed save leaves no folder there.
 
-    What killed saves of the same folder have left is removed.
-
     Args:
       origin: what the log was made from, kept with it (`read_origin`).
     """
-    parent = os.path.dirname(os.path.abspath(directory))
-    os.makedirs(parent, exist_ok=True)
-    prefix = f".partial-{os.path.basename(directory)}-"
-    _remove_abandoned(parent, prefix)
-    temporary = tempfile.mkdtemp(dir=parent, prefix=prefix)
-    held = os.open(temporary, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with scratch_folder(directory) as temporary:
         texts = () if log.text_offsets is None else TEXT_ARRAYS
         arrays = {name: getattr(log, name) for name in (*ARRAYS, *texts)}
         arrays |= {_PUBLISHED + name: array for name, array in log.published.items()}
@@ -52,6 +44,23 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
             # Another process prepared the same data first; its folder is as good.
             if not is_prepared(directory):
                 raise
+
+
+@contextlib.contextmanager
+def scratch_folder(directory: str) -> Iterator[str]:
+    """A folder beside `directory` to work in, removed at the end.
+
+    What killed processes have left of such folders for the same `directory` is removed first.
+    """
+    parent = os.path.dirname(os.path.abspath(directory))
+    os.makedirs(parent, exist_ok=True)
+    prefix = f".partial-{os.path.basename(directory)}-"
+    _remove_abandoned(parent, prefix)
+    temporary = tempfile.mkdtemp(dir=parent, prefix=prefix)
+    held = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
     finally:
         os.close(held)
         with contextlib.suppress(FileNotFoundError):

@@ -31,6 +31,8 @@ from input_pipelines.splits import history_ends
 
 _LOG = logging.getLogger(__name__)
 
+# Users with events and items of the published KuaiSAR.
+KUAISAR = {"users": 22_699, "items": 673_415}
 _VOCABULARIES = ("user_vocab", "src_session_vocab_np", "item_vocab_np")
 _PARTS = {"train": "train", "validation": "val", "test": "test"}
 _LISTS = ("rec_his", "rec_his_ts", "src_session_his", "src_session_his_ts")
@@ -65,7 +67,7 @@ def read_unisar(data_dir: str, *, report: Report = silent) -> Log:
     published: dict[str, np.ndarray] = {}
     for number, (part, path) in enumerate(zip(_PARTS, paths[3:], strict=True)):
         report("unpickling", (3 + number) / len(paths))
-        published |= _read_part(part, path, log, users)
+        published |= _read_part(part, path, log)
     log = dataclasses.replace(log, published=published)
     return dataclasses.replace(log, hash=content_hash(log))
 
@@ -105,6 +107,8 @@ def _read_log(paths: list[pathlib.Path], users: Any, sessions: Any, items: Any) 
         raise _wrong(sessions_path, "a dict with keyword and pos_items", type(sessions).__name__)
     if not isinstance(items, dict) or not items:
         raise _wrong(items_path, "a dict of columns", type(items).__name__)
+    # The key of padding, where there is one, has empty lists.
+    users = {name: user for name, user in users.items() if any(len(user[n]) for n in _LISTS)}
     names = _whole(list(users), users_path, "users")
     order = np.argsort(names)
     users_in_order = {name: users[name] for name in np.array(list(users), object)[order]}
@@ -131,6 +135,7 @@ def _read_log(paths: list[pathlib.Path], users: Any, sessions: Any, items: Any) 
     word_offsets, word_ids = _unpadded(words, rows)
     click_offsets, click_items = _unpadded(clicked, rows)
     num_items = max(len(column) for column in items.values()) - 1
+    _check_counts({"users": len(users), "items": num_items}, users_path.parent.parent)
     for values in (rec_items, click_items):
         if len(values) and (values.min() < 1 or values.max() > num_items):
             raise _wrong(users_path, f"items from 1 to {num_items}", int(values.max()))
@@ -152,6 +157,15 @@ def _read_log(paths: list[pathlib.Path], users: Any, sessions: Any, items: Any) 
     )
 
 
+def _check_counts(counts: dict[str, int], data_dir: pathlib.Path) -> None:
+    wrong = [f"{n} {counts[n]:,} (of {KUAISAR[n]:,})" for n in KUAISAR if counts[n] != KUAISAR[n]]
+    if wrong and len(wrong) < len(KUAISAR):
+        raise UserError(
+            f"expected the counts of UniSAR's KuaiSAR in {data_dir}, which matches it otherwise, "
+            f"found {', '.join(wrong)}; download the files again"
+        )
+
+
 def _unpadded(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(offsets, values int32) of the values that are not 0 in the given rows of [n, width]."""
     table = table.reshape(len(table), -1)
@@ -160,7 +174,7 @@ def _unpadded(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return offsets, table[table != 0][places].astype(np.int32)
 
 
-def _read_part(part: str, path: pathlib.Path, log: Log, users: dict) -> dict[str, np.ndarray]:
+def _read_part(part: str, path: pathlib.Path, log: Log) -> dict[str, np.ndarray]:
     """The arrays of `Log.published` of one part."""
     frame = load_pickle(path)
     if not isinstance(frame, pd.DataFrame) or set(_COLUMNS) - set(frame.columns):
@@ -168,7 +182,7 @@ def _read_part(part: str, path: pathlib.Path, log: Log, users: dict) -> dict[str
     user, item, clicks, searches = (
         _whole(frame[n].to_numpy(), path, n) for n in ("user_id", "item_id", *_COLUMNS[3:])
     )
-    names = _whole(sorted(users), path, "users")
+    names = log.user_ids[1:].astype(np.int64)
     place = np.minimum(np.searchsorted(names, user), max(len(names) - 1, 0))
     unknown = np.flatnonzero(names[place] != user) if len(names) else np.arange(len(user))
     if len(unknown):

@@ -37,7 +37,7 @@ def test_the_second_call_opens_what_the_first_left(raw, target):
     log = prepare.prepare_into("csv_log", raw, target, OPTIONS, lambda *a: said.append(a))
     assert [what for what, _ in said] == ["reading", "checking", "saving", "saving"]
     before = os.stat(os.path.join(target, "meta.json")).st_mtime_ns
-    again = prepare.prepare_into("csv_log", raw, target, OPTIONS, lambda *a: said.append(a))
+    again = prepare.prepare_into("csv_log", raw, f"{target}/", OPTIONS, lambda *a: said.append(a))
     assert again.hash == log.hash and len(said) == 4
     assert os.stat(os.path.join(target, "meta.json")).st_mtime_ns == before
     assert os.listdir(os.path.dirname(target)) == ["mine"]
