@@ -70,16 +70,17 @@ def permutation(n: int, key: np.ndarray, positions: np.ndarray) -> np.ndarray:
     low = np.uint64((1 << half_bits) - 1)
     key = np.broadcast_to(np.asarray(key, np.uint64), np.shape(positions))
 
-    def encrypt(values, key):
+    def encrypt(values, round_keys):
         left, right = values >> half, values & low
-        for number in range(_ROUNDS):
-            left, right = right, left ^ (mix(right ^ mix(key + np.uint64(number))) & low)
+        for round_key in round_keys:
+            left, right = right, left ^ (mix(right ^ round_key) & low)
         return (left << half) | right
 
     with np.errstate(over="ignore"):
-        result = encrypt(np.asarray(positions).astype(np.uint64), key)
+        round_keys = mix(key + np.arange(_ROUNDS, dtype=np.uint64)[:, None])
+        result = encrypt(np.asarray(positions).astype(np.uint64), round_keys)
         outside = np.flatnonzero(result >= n)
         while len(outside):
-            result[outside] = encrypt(result[outside], key[outside])
+            result[outside] = encrypt(result[outside], round_keys[:, outside])
             outside = outside[result[outside] >= n]
     return result.astype(np.int64)
