@@ -27,7 +27,8 @@ class Beams(NamedTuple):
 
     Attributes:
       items: int32 [B, K]; -1 in places that are left over (a trie of fewer items).
-      scores: float32 [B, K], log-likelihoods in nats; -inf in places that are left over.
+      scores: float32 [B, K], log-likelihoods in nats; -inf in places that are left over, NaN where
+        logits are NaN or the trie has tokens beyond the vocabulary.
       tokens: int32 [B, K, L]; 0 in places that are left over.
     """
 
@@ -44,7 +45,8 @@ def _select(array: jax.Array, parents: jax.Array) -> jax.Array:
 def _log_probabilities(logits: jax.Array, below: tries.Children, renormalise: bool) -> jax.Array:
     """log p float32 [B, K, F] of each child; meaningless where there is no child."""
     logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, below.tokens, -1, mode="clip")
+    # A token beyond the vocabulary scores NaN instead of another token's probability.
+    chosen = jnp.take_along_axis(logits, below.tokens, -1, mode="fill", fill_value=jnp.nan)
     if renormalise:
         total = jax.nn.logsumexp(chosen, -1, where=below.valid, keepdims=True)
     else:

@@ -111,7 +111,11 @@ def phrasings(task: str) -> tuple[str, ...]:
 
 
 def texts() -> list[str]:
-    """All templates without their places, for training pieces that know their words."""
+    """All templates without their places, for training pieces that know their words.
+
+    Give as many copies as make their words frequent: beside the 12,101 titles of Amazon Beauty and
+    with 4,000 pieces, a template takes 18.1 tokens on average with one copy, 14.1 with 50.
+    """
     places = ("{history}", "{query}", "{text}", "{identifier}")
     found = []
     for template in sum(_ALL.values(), ()):
