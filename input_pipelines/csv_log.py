@@ -2,7 +2,7 @@
 
     clicks.csv    user,item,time
     searches.csv  user,session,time,query,clicked_items
-    items.csv     item,title       optional: items beyond those that occur in the log
+    items.csv     item,title       optional: items beyond those that occur in the log, their texts
 
 - `user`, `item`, `session`: any text without white space; no empty ones, no negative numbers.
 - `time`: a whole number, in one unit for both files (milliseconds, seconds, positions). Rows may
@@ -162,6 +162,8 @@ def read_csv_log(data_dir: str, *, segmenter: str = "characters") -> Log:
         )
     clicked = [_clicked(value) for value in tables["searches"]["clicked_items"]]
     _check_ids([item for row in clicked for item in row], searches, "clicked_items")
+    items = ids("items", "item")
+    titles = _texts(tables["items"], "title") if "items" in tables else []
     events = RawEvents(
         click_user=ids("clicks", "user"),
         click_item=ids("clicks", "item"),
@@ -170,6 +172,7 @@ def read_csv_log(data_dir: str, *, segmenter: str = "characters") -> Log:
         search_time=_times(tables["searches"], searches).tolist(),
         search_words=[split_query(query) for query in _texts(tables["searches"], "query")],
         search_clicks=clicked,
-        items=ids("items", "item"),
+        items=items,
+        item_texts=dict(zip(items, titles, strict=True)) if "items" in tables else None,
     )
     return build_log("csv_log", events)

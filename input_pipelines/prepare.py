@@ -65,7 +65,12 @@ READERS: dict[str, Reader] = {
         version=2,  # item texts
         needs_work_dir=True,
     ),
-    "csv_log": Reader(files=csv_log.raw_files, read=csv_log.read_csv_log, settings=("segmenter",)),
+    "csv_log": Reader(
+        files=csv_log.raw_files,
+        read=csv_log.read_csv_log,
+        settings=("segmenter",),
+        version=2,  # item texts
+    ),
     "amazon_beauty": Reader(
         files=amazon_beauty.raw_files,
         read=amazon_beauty.read_amazon_beauty,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from core.errors import UserError
-from input_pipelines import amazon_beauty, qilin_files, sample
+from input_pipelines import amazon_beauty, csv_log, qilin_files, sample
 from input_pipelines.log import RawEvents, build_log
 from input_pipelines.prepared_log import load_log, save_log
 
@@ -52,6 +52,15 @@ def test_amazon_beauty_takes_title_brand_and_description_and_no_category(tmp_pat
     (tmp_path / "queries.tsv").write_text("0\tpots\n")
     log = amazon_beauty.read_amazon_beauty(str(tmp_path))
     assert log.item_texts() == ["Pot Acme Red.", ""]
+
+
+def test_titles_of_a_csv_log(tmp_path):
+    (tmp_path / "clicks.csv").write_text("user,item,time\nu,a,1\nu,b,2\n")
+    (tmp_path / "searches.csv").write_text("user,session,time,query,clicked_items\n")
+    with pytest.raises(UserError, match="found none in its source"):
+        csv_log.read_csv_log(str(tmp_path)).item_texts()
+    (tmp_path / "items.csv").write_text("item,title\nc,red pot\na,blue drum\n")
+    assert csv_log.read_csv_log(str(tmp_path)).item_texts() == ["blue drum", "", "red pot"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

@@ -63,7 +63,8 @@ def test_other_files_or_settings_are_prepared_anew(raw, cache, reads, monkeypatc
     found.append(directory(OPTIONS))
     (raw / "items.csv").unlink()
     found.append(directory(OPTIONS))
-    newer = dataclasses.replace(prepare.READERS["csv_log"], version=2)
+    reader = prepare.READERS["csv_log"]
+    newer = dataclasses.replace(reader, version=reader.version + 1)
     monkeypatch.setitem(prepare.READERS, "csv_log", newer)
     found.append(directory(OPTIONS))
     assert len(set(found)) == len(reads) == 6
