@@ -16,7 +16,8 @@ from gensar_jax.quantizer import SHARED
 NEIGHBOURS = 10
 _PAIRS = 200_000
 _QUERIES = 5_000
-_CHUNK = 512
+_COSINES = 2**25  # at once
+_FIT_ITEMS = 50_000
 
 
 def _unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +62,9 @@ def neighbours_kept(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) ->
     count = min(NEIGHBOURS, len(chosen) - 1)
     queries = rng.choice(chosen, min(_QUERIES, len(chosen)), replace=False)
     kept = []
-    for start in range(0, len(queries), _CHUNK):
-        rows = queries[start : start + _CHUNK]
+    chunk = max(1, _COSINES // len(vectors))
+    for start in range(0, len(queries), chunk):
+        rows = queries[start : start + chunk]
         cosines = unit[rows] @ unit[chosen].T
         cosines[rows[:, None] == chosen] = -np.inf
         nearest = chosen[np.argpartition(-cosines, count - 1, axis=1)[:, :count]]
@@ -81,7 +83,7 @@ def residual_kmeans_codes(
     """Identifiers [V, L_m + L_n] by source from the vectors themselves, by scikit-learn's k-means.
 
     The joint identifiers' structure without a network: shared levels over the concatenation, then
-    levels over each source's part of the residual.
+    levels over each source's part of the residual. It is fitted to at most 50,000 random items.
 
     Args:
       vectors: by source, float [V, D]; rows of length 1 or 0.
@@ -102,13 +104,13 @@ def _levels(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     from sklearn.cluster import KMeans  # slow to import
 
+    rng = np.random.default_rng(seed)
+    fitted = rng.choice(len(points), min(_FIT_ITEMS, len(points)), replace=False)
     labels = []
     for level in range(levels):
-        found = KMeans(num_codes, n_init=1, max_iter=20, random_state=seed + 100 * level).fit(
-            points
-        )
-        labels.append(found.labels_)
-        points = points - found.cluster_centers_[found.labels_]
+        model = KMeans(num_codes, n_init=1, max_iter=20, random_state=seed + 100 * level)
+        labels.append(model.fit(points[fitted]).predict(points))
+        points = points - model.cluster_centers_[labels[-1]]
     return labels, points
 
 
