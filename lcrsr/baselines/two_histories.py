@@ -46,6 +46,15 @@ class Inputs(NamedTuple):
         return self.queries + self.clicked.sum(2) / count
 
 
+def flat(layer: nn.Module, x: jax.Array) -> jax.Array:
+    """A layer over the last axis of x, applied to x's rows [n, D].
+
+    On a CPU the kernel's gradient takes half as long as from more axes.
+    """
+    out: Any = layer(x.reshape(-1, x.shape[-1]))
+    return out.reshape(*x.shape[:-1], -1)
+
+
 class Features(nn.Module):
     """tanh of a linear map from the tables' rows [..., T] to vectors [..., D], one a kind."""
 
@@ -70,13 +79,13 @@ class Features(nn.Module):
 
     def items(self, rows: jax.Array) -> jax.Array:
         """[..., T] to [..., D]."""
-        return jnp.tanh(self.item(rows))
+        return jnp.tanh(flat(self.item, rows))
 
     def queries(self, words: jax.Array, mask: jax.Array) -> jax.Array:
         """Queries [..., D] from the mean of their words [..., W, T]; zero without words."""
         count = jnp.maximum(mask.sum(-1, keepdims=True), 1)
         mean = (words * mask[..., None]).sum(-2) / count
-        return jnp.tanh(self.query(mean)) * mask.any(-1)[..., None]
+        return jnp.tanh(flat(self.query, mean)) * mask.any(-1)[..., None]
 
 
 class Attention(nn.Module):
@@ -93,14 +102,14 @@ class Attention(nn.Module):
         mask = mask[:, None] if mask.ndim == 2 else mask
         width = queries.shape[-1]
         split = (self.heads, width // self.heads)
-        q = nn.Dense(width, name="query")(queries).reshape(*queries.shape[:2], *split)
+        q = flat(nn.Dense(width, name="query"), queries).reshape(*queries.shape[:2], *split)
         k, v = (
-            nn.Dense(width, name=name)(rows).reshape(*rows.shape[:2], *split)
+            flat(nn.Dense(width, name=name), rows).reshape(*rows.shape[:2], *split)
             for name in ("key", "value")
         )
         logits = jnp.einsum("bqhe,bkhe->bhqk", q, k) * split[1] ** -0.5
         mixed = jnp.einsum("bhqk,bkhe->bqhe", masked_softmax(logits, mask[:, None]), v)
-        out = nn.Dense(width, name="out")(mixed.reshape(queries.shape))
+        out = flat(nn.Dense(width, name="out"), mixed.reshape(queries.shape))
         return out * mask.any(-1)[..., None]
 
 
@@ -110,8 +119,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, dropout: Dropout) -> jax.Array:
         width = x.shape[-1]
-        hidden = dropout.at(0)(nn.relu(nn.Dense(width)(x)))
-        return nn.LayerNorm()(x + dropout.at(1)(nn.Dense(width)(hidden)))
+        hidden = dropout.at(0)(nn.relu(flat(nn.Dense(width), x)))
+        return nn.LayerNorm()(x + dropout.at(1)(flat(nn.Dense(width), hidden)))
 
 
 class EncoderLayer(nn.Module):
@@ -159,8 +168,8 @@ class PartwiseDense(nn.Module):
     @nn.compact
     def __call__(self, pooled: jax.Array, items: jax.Array, users: jax.Array) -> jax.Array:
         """Pooled [B, N, P], items [B or 1, N, D], users [B, Q] to [B, N, width]."""
-        of_pooled = nn.Dense(self.width, use_bias=False, name="pooled")(pooled)
-        of_items = nn.Dense(self.width, use_bias=False, name="item")(items)
+        of_pooled = flat(nn.Dense(self.width, use_bias=False, name="pooled"), pooled)
+        of_items = flat(nn.Dense(self.width, use_bias=False, name="item"), items)
         return of_pooled + of_items + nn.Dense(self.width, name="user")(users)[:, None]
 
 
@@ -172,7 +181,7 @@ class Tower(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, dropout: Dropout) -> jax.Array:
         for number, width in enumerate(self.widths):
-            x = dropout.at(number)(nn.relu(nn.Dense(width)(x)))
+            x = dropout.at(number)(nn.relu(flat(nn.Dense(width), x)))
         return x
 
 
