@@ -133,11 +133,14 @@ def compile_steps(
 ) -> list[Compiled]:
     """Compiles the steps of both stages and of evaluation for the partition's mesh.
 
+    The compiler itself refuses what is far too large; what it lets pass may still not fit.
+
     Args:
       batch_size: of every step; None takes the config's own.
 
     Raises:
-      UserError: a batch does not divide over the chips.
+      UserError: a batch does not divide over the chips, or a step does not compile for lack of
+        memory.
     """
     data = config.data
     shape = BatchShape(
@@ -181,7 +184,16 @@ def compile_steps(
 
 def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: Any) -> Compiled:
     start = time.monotonic()
-    compiled = step.lower(*arguments).compile()
+    lowered = step.lower(*arguments)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"expected the {name} step to fit, found: {str(error).splitlines()[0][:250]}; take "
+            "more chips, a smaller --batch or fewer --items"
+        ) from None
     _LOG.info("compiled the %s step in %.0f s", name, time.monotonic() - start)
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()

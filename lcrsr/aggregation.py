@@ -105,14 +105,22 @@ def weights_of_rows(
     Returns:
       [B, N, R], summing to 1 over the valid rows.
     """
-    b, rows, d = side.rows.shape
+    b, rows, _ = side.rows.shape
     n = candidates.shape[-2]
     if attention == "mean":
         uniform = side.mask / side.mask.sum(-1, keepdims=True)
         return jnp.broadcast_to(uniform[:, None].astype(jnp.float32), (b, n, rows))
-    keys = side.rows @ bilinear.T if attention == "bilinear" else side.rows * d**-0.5
+    logits = _logits_of_rows(side.rows, bilinear, candidates, attention)
+    return masked_softmax(logits, side.mask[:, None])
+
+
+def _logits_of_rows(
+    rows: jax.Array, bilinear: jax.Array, candidates: jax.Array, attention: str
+) -> jax.Array:
+    """What `weights_of_rows` takes the softmax of, [B, N, R]."""
+    keys = rows @ bilinear.T if attention == "bilinear" else rows * rows.shape[-1] ** -0.5
     axes = "bnd,brd->bnr" if candidates.ndim == 3 else "nd,brd->bnr"
-    return masked_softmax(jnp.einsum(axes, candidates, keys), side.mask[:, None])
+    return jnp.einsum(axes, candidates, keys)
 
 
 def _finish(weights: ScorerWeights, first: jax.Array) -> jax.Array:
@@ -150,6 +158,52 @@ def score(
         mixing = weights_of_rows(side, bilinear, candidates, attention).astype(dtype)
         first += jnp.einsum("bnr,brd->bnd", mixing, side.rows) @ block
     return _finish(weights, first)
+
+
+def score_every_k(
+    weights: ScorerWeights,
+    rec: tuple[Side, jax.Array],
+    search: tuple[Side, jax.Array],
+    user: jax.Array,
+    candidates: jax.Array,
+    attention: str,
+) -> jax.Array:
+    """The logits of `score` for 0, 1, .., K reasoning rows, from one pass.
+
+    A further row k moves Eq. 8's sum c by a_k (h_k - c), a_k its weight among the rows so far, so
+    that the histories are aggregated once and a step costs the MLP's further layers.
+
+    Args:
+      rec, search: H with its mask, and h^(1..K) [B, K, D].
+
+    Returns:
+      float32 [K+1, B, N].
+    """
+    dtype = candidates.dtype
+    first = (user @ weights.user + weights.first_bias)[:, None] + candidates @ weights.item
+    parts = []
+    for (history, states), bilinear, block in (
+        (search, weights.search_bilinear, weights.search),
+        (rec, weights.rec_bilinear, weights.rec),
+    ):
+        mixing = weights_of_rows(history, bilinear, candidates, attention).astype(dtype)
+        part = jnp.einsum("bnr,brd->bnd", mixing, history.rows) @ block
+        if attention == "mean":
+            total = jnp.log(history.mask.sum(-1).astype(jnp.float32))[:, None]
+            logits = jnp.zeros((*part.shape[:2], states.shape[1]), jnp.float32)
+        else:
+            of_history = _logits_of_rows(history.rows, bilinear, candidates, attention)
+            of_history = jnp.where(history.mask[:, None], of_history, -jnp.inf)
+            total = jax.nn.logsumexp(of_history.astype(jnp.float32), -1)
+            logits = _logits_of_rows(states, bilinear, candidates, attention).astype(jnp.float32)
+        every = [part]
+        for k, row in enumerate(jnp.moveaxis(states @ block, 1, 0)):
+            total = jnp.logaddexp(total, logits[..., k])
+            weight = jnp.exp(logits[..., k] - total)[..., None].astype(dtype)
+            part = part + weight * (row[:, None] - part)
+            every.append(part)
+        parts.append(every)
+    return jnp.stack([_finish(weights, first + s + r) for s, r in zip(*parts, strict=True)])
 
 
 def score_catalogue(

@@ -148,7 +148,7 @@ class Evaluator:
             start = jnp.minimum(number * chunk, num_rows - chunk)
             part = jax.lax.dynamic_slice(table, (start, 0), (chunk, width))
             found = self._ranker.score_catalogue(params, users, rows, part)
-            return jax.lax.dynamic_update_slice(scores, found, (0, start))
+            return jax.lax.dynamic_update_slice(scores, found.astype(jnp.float32), (0, start))
 
         count = rows["candidates"].shape[0]
         empty = jnp.zeros((count, num_rows), jnp.float32)

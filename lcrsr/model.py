@@ -236,11 +236,17 @@ class LCRSER(nn.Module):
         candidate_rows: jax.Array,
     ) -> jax.Array:
         """Logits [K+1, B, N] for 0..K active steps from one pass: h^(k) does not depend on K."""
-        return jnp.stack(
-            [
-                self.score(histories, states, jnp.int32(k), user_rows, candidate_rows)
-                for k in range(self.config.max_steps + 1)
-            ]
+
+        def side(history, reasoned):
+            return aggregation.Side(history.hidden, history.row_mask), reasoned
+
+        return aggregation.score_every_k(
+            self._cast(self.scorer()),
+            side(histories.rec, states.rec),
+            side(histories.search, states.search),
+            self._cast(user_rows),
+            self._cast(candidate_rows),
+            self.config.attention,
         )
 
     def _sides(self, histories: Histories, states: States, active_steps: jax.Array):
