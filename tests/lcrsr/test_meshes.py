@@ -192,6 +192,18 @@ def test_ranking_is_merged_over_devices():
         expected = getattr(whole, way)(params, tables, batches)
         found = getattr(cut, way)(state["params"], state["tables"], batches)
         assert found.means() == expected.means()
+    # The same ranks by hand: everything seen, and padding, is out of the way of the target.
+    vectors = {name: np.asarray(table) for name, table in tables.items()}
+    history = vectors["item"][batch["rec_items"]].mean(1)
+    history += vectors["item"][batch["clicked_items"]].mean((1, 2)) + vectors["user"][batch["user"]]
+    history += vectors["word"][batch["query_words"]].mean((1, 2))
+    by_hand = history @ np.asarray(params["kernel"]) @ vectors["item"].T
+    hits = 0.0
+    for row in range(7):
+        target = batch["candidates"][row, 0]
+        others = np.setdiff1d(np.arange(1, ITEMS + 1), [target, *seen[row]])
+        hits += (by_hand[row, others] > by_hand[row, target]).sum() < 5
+    assert found.means()["hr@5"] == pytest.approx(hits / 7)
     items, scores = whole.top_k(params, tables, batch, seen, 15)
     found_items, found_scores = cut.top_k(state["params"], state["tables"], batch, seen, 15)
     np.testing.assert_array_equal(found_items, items)
