@@ -82,23 +82,25 @@ class Resolution:
 def resolve(
     codes: np.ndarray,
     residuals: np.ndarray,
-    codebook: np.ndarray,
+    codebooks: np.ndarray,
     *,
     epsilon: float,
     iterations: int,
     rounds: int = ROUNDS,
 ) -> Resolution:
-    """Makes identifiers unique by changing the last code alone.
+    """Makes identifiers unique by changing the last code, and where all of these are taken, the own
+    code before it.
 
     Args:
       codes: int32 [V, L], the nearest codes.
       residuals: float32 [V, D], what the last level was given.
-      codebook: float32 [K, D], of the last level.
+      codebooks: float32 [L', K, D], of the levels that may change: the identifier's last L' >= 1.
       epsilon, iterations: of Sinkhorn; epsilon 0 goes to spare codes at once.
 
     Raises:
-      UserError: more items share all codes but the last than the last level has codes.
+      UserError: more items share a prefix than there are codes to tell them apart.
     """
+    codebook = codebooks[-1]
     before, codes = codes, codes.copy()
     done = 0
     while epsilon > 0 and done < rounds and (groups := _groups(codes)):
@@ -106,33 +108,51 @@ def resolve(
             distances = _distances(residuals[group], codebook)
             codes[group, -1] = balanced_codes(distances, epsilon, iterations)
         done += 1
-    spares = _take_spares(codes, residuals, codebook)
+    spares = _take_spares(codes, residuals, codebooks)
     moved = int((codes != before).any(1).sum())
     return Resolution(codes, done, moved, spares)
 
 
-def _take_spares(codes: np.ndarray, residuals: np.ndarray, codebook: np.ndarray) -> int:
+def _take_spares(codes: np.ndarray, residuals: np.ndarray, codebooks: np.ndarray) -> int:
     """Gives all but one item of every group its nearest free last code, in place."""
-    spares = 0
+    spares, num_codes = 0, len(codebooks[-1])
     for group in _groups(codes):
-        siblings = np.flatnonzero((codes[:, :-1] == codes[group[0], :-1]).all(1))
-        if len(siblings) > len(codebook):
-            raise UserError(
-                f"expected at most {len(codebook)} items, the codes of the last level, to share "
-                f"all codes but the last, found {len(siblings)}; give these items different "
-                "vectors (text, clicks) or use more codes or levels"
-            )
-        distances = _distances(residuals[group], codebook)
+        siblings = (codes[:, :-1] == codes[group[0], :-1]).all(1)
+        distances = _distances(residuals[group], codebooks[-1])
         # The item nearest to the code keeps it.
         keeps = int(np.argmin(distances[:, codes[group[0], -1]]))
-        free = np.ones(len(codebook), bool)
+        free = np.ones(num_codes, bool)
         free[codes[siblings, -1]] = False
+        before_last = None
         for row in np.delete(np.arange(len(group)), keeps):
+            item = group[row]
+            if not free.any():
+                before_last, free = _next_prefix(codes, item, codebooks)
+            if before_last is not None:
+                codes[item, -2] = before_last
             spare = int(np.argmin(np.where(free, distances[row], np.inf)))
-            codes[group[row], -1] = spare
+            codes[item, -1] = spare
             free[spare] = False
             spares += 1
     return spares
+
+
+def _next_prefix(codes: np.ndarray, item: int, codebooks: np.ndarray) -> tuple[int, np.ndarray]:
+    """The code nearest to the item's last but one with room below it, and its free last codes."""
+    num_codes = len(codebooks[-1])
+    if len(codebooks) > 1:
+        current = codebooks[-2][codes[item, -2]]
+        family = codes[(codes[:, :-2] == codes[item, :-2]).all(1)]
+        for code in np.argsort(np.square(codebooks[-2] - current).sum(-1), kind="stable"):
+            free = np.ones(num_codes, bool)
+            free[family[family[:, -2] == code, -1]] = False
+            if free.any():
+                return int(code), free
+    raise UserError(
+        f"expected at most {num_codes ** min(len(codebooks), 2)} items to share a prefix of codes, "
+        "found more that no code is left to tell apart; give these items different vectors (text, "
+        "clicks) or use more codes or levels"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -136,7 +136,7 @@ class IdentifierExperiment:
             resolved[source] = identifiers.resolve(
                 assignment.codes[source],
                 assignment.residuals[source],
-                np.asarray(codebooks[source if model.specific_levels else SHARED][-1]),
+                np.asarray(codebooks[source if model.specific_levels else SHARED]),
                 epsilon=model.sinkhorn_epsilon,
                 iterations=model.sinkhorn_iterations,
             )
