@@ -20,8 +20,8 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.vectors.semantic = "tfidf_svd"
     # "click_svd" of the training clicks, or a .npy of exported item vectors (the paper's: UniSAR).
     config.vectors.collaborative = "click_svd"
-    # Of the offline defaults, ours. On Amazon Beauty 4.4% of the items have another whose first 256
-    # singular vectors are the same (cosine above .999), and so the same codes; with the sketch .8%.
+    # Of the offline defaults, ours. On Amazon Beauty 4.4% of the items have another with nearly the
+    # same 256 singular vectors (cosine above .999), too near for codes; with this sketch .8%.
     config.vectors.width = 128
     config.vectors.sketch_width = 64
     config.vectors.sketch_share = 0.1
@@ -40,7 +40,9 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.model.sinkhorn_iterations = 50  # released
 
     config.train = config_dict.ConfigDict()
-    config.train.epochs = 200  # released: 500
+    # Released: 500. On Amazon Beauty collisions (semantic, collaborative) fall from 3.3% and 1.4%
+    # after 40 of 200 epochs to 2.2% and 1.3% at the end (seed 0).
+    config.train.epochs = 200
     config.train.evals = 20  # over the run
     config.train.batch_size = 1024  # released
     config.train.learning_rate = 1e-3  # released; falls linearly to 0
