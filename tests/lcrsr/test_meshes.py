@@ -163,7 +163,7 @@ def test_both_stages_of_lcr_ser():
     start, placed = filled(alone, partition)
     _, expected = train(reinforce_task(None, start), 3, 1e-2)
     state, found = train(reinforce_task(partition, placed), 3, 1e-2)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # losses near 0
     for which in ("old", "reference"):
         assert state[which]["tables"]["item"].sharding == cut["tables"]["item"].sharding
 
