@@ -131,11 +131,6 @@ class Data:
         return (lambda start: map(self.adapt, source.stream(start))), source.steps_per_epoch
 
     def _training_searches(self) -> search_task.SearchExamples:
-        if not self._config.data.use_search:
-            raise UserError(
-                "expected a model of recommendation alone where config.data.use_search is False, "
-                "found one that trains on searches too; set --config.model.search_weight=0"
-            )
         found = search_task.training_searches(self.log, self.splits)
         if not len(found):
             raise UserError(

@@ -151,6 +151,11 @@ class Experiment(Evaluated):
                     f"expected config.eval.protocols of {', '.join(PROTOCOLS)}, found {protocol!r}"
                 )
         # Everything that can be wrong with the task is found before the workdir is written.
+        if "search" in ranker.tasks and not config.data.use_search:
+            raise UserError(
+                "expected a model of recommendation alone where config.data.use_search is False, "
+                "found one that trains on searches too; set --config.model.search_weight=0"
+            )
         self._pretrain_config = build(PretrainConfig, config.pretrain.to_dict(), section="pretrain")
 
     def run(self, workdir: Workdir) -> None:

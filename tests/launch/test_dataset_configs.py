@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from core.errors import UserError
 from input_pipelines import kuaisar_sample, prepare
 from launch.data import Data, resolve
 from launch.methods import open_experiment
@@ -47,3 +48,14 @@ def test_the_reading_benchmark_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["examples_per_second"] > 0 and found["seconds_to_first_batch"] > 0
+
+
+def test_a_model_that_trains_on_searches_is_not_blind_to_them(tmp_path):
+    config = importlib.import_module("configs.unisar_qilin").get_config()
+    config.dataset, config.data_dir = "csv_log", str(ROOT / "tests" / "data" / "csv_log")
+    config.cache_dir = str(tmp_path / "cache")
+    config.data.use_search = False
+    with pytest.raises(UserError, match="search_weight=0"):
+        open_experiment(config, Data(resolve(config)))
+    config.model.search_weight = 0.0
+    assert open_experiment(config, Data(resolve(config))).stages == ("pretrain",)
