@@ -30,8 +30,11 @@ from core.workdir import Workdir
 from launch import cli
 from launch.data import Data
 
-# What may differ between the runs of one row: where things are, and the seed.
-_FREE_KEYS = ("seed", "cache_dir", "data_dir")
+# What may differ between the runs of one row: the seed, where things are, how they are read.
+_FREE_KEYS = frozenset(
+    ("seed", "cache_dir", "data_dir", "mesh.data", "mesh.table", "loop.log_every")
+    + ("eval.protocols", "eval.batch_size", "eval.full_batch_size")
+)
 # What must not differ between runs that are compared.
 _SHARED = ("data_hash", "data_split", "candidates_seed", "data")
 _RESAMPLES = 2000
@@ -72,12 +75,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def _config_key(config: dict[str, Any]) -> str:
-    return json.dumps({k: v for k, v in config.items() if k not in _FREE_KEYS}, sort_keys=True)
-
-
-def _differing(configs: list[dict[str, Any]]) -> list[str]:
-    """Which settings tell configs of one method apart, as 'section.key'."""
+def _settings(config: dict[str, Any]) -> dict[str, str]:
+    """What sets runs apart, as 'section.key': JSON."""
 
     def flat(tree, prefix=""):
         for key, value in tree.items():
@@ -86,13 +85,18 @@ def _differing(configs: list[dict[str, Any]]) -> list[str]:
             else:
                 yield f"{prefix}{key}", json.dumps(value)
 
-    every = [dict(flat(config)) for config in configs]
+    return {name: value for name, value in flat(config) if name not in _FREE_KEYS}
+
+
+def _config_key(config: dict[str, Any]) -> str:
+    return json.dumps(_settings(config), sort_keys=True)
+
+
+def _differing(configs: list[dict[str, Any]]) -> list[str]:
+    """Which settings tell configs of one method apart."""
+    every = [_settings(config) for config in configs]
     names = sorted(set().union(*every))
-    return [
-        name
-        for name in names
-        if name not in _FREE_KEYS and len({one.get(name) for one in every}) > 1
-    ]
+    return [name for name in names if len({one.get(name) for one in every}) > 1]
 
 
 def read_rows(workdirs: Sequence[str], metric: str, split: str) -> list[Row]:

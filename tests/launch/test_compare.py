@@ -109,3 +109,12 @@ def test_strata_show_gains_over_the_first_row():
     assert "noise 0 (2 users)" in table[0]
     # Gains 1 and 0: mean .5, deviation sqrt(.5), half width 1.96 * sqrt(.5) / sqrt(2) = .98.
     assert table[3] == "| b | 0.5000 (+0.5000 ± 0.9800) | 1.0000 (+0.0000 ± 0.0000) |"
+
+
+def test_how_runs_were_evaluated_does_not_set_them_apart(tmp_path):
+    paths = [
+        workdir(tmp_path / f"a{i}", "sasrec", i, [0.0, 1.0], config={"eval": {"protocols": p}})
+        for i, p in enumerate((["full"], ["neg99", "full"]))
+    ]
+    (row,) = compare.read_rows(paths, "ndcg@5/full", "test")
+    assert row.seeds == (0, 1)
