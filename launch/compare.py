@@ -32,8 +32,17 @@ from launch.data import Data
 
 # What may differ between the runs of one row: the seed, where things are, how they are read.
 _FREE_KEYS = frozenset(
-    "seed cache_dir data_dir mesh.data mesh.table loop.log_every "
-    "eval.protocols eval.batch_size eval.full_batch_size".split()
+    [
+        "seed",
+        "cache_dir",
+        "data_dir",
+        "mesh.data",
+        "mesh.table",
+        "loop.log_every",
+        "eval.protocols",
+        "eval.batch_size",
+        "eval.full_batch_size",
+    ]
 )
 # What must not differ between runs that are compared.
 _SHARED = ("data_hash", "data_split", "candidates_seed", "data")
