@@ -9,13 +9,19 @@ from ml_collections import config_dict
 from configs import datasets, defaults, sasrec_ce_qilin
 
 
-def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+def of_variant(config: config_dict.ConfigDict, variant: str) -> config_dict.ConfigDict:
+    """What both variants, 'erl' and 'prl', have in common."""
     config = sasrec_ce_qilin.method(config)
     config.method = "rearec"
     del config.model.loss  # always the softmax over all items
-    config.model.variant = "erl"
+    config.model.variant = variant
     config.model.reasoning_steps = 2  # ReaRec
     config.model.temperature = 0.07  # ReaRec
+    return config
+
+
+def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    config = of_variant(config, "erl")
     config.model.kl_weight = 0.05  # ReaRec
     return config
 

@@ -6,16 +6,11 @@ Command: python -m launch.train --config=configs/rearec_prl_qilin.py
 
 from ml_collections import config_dict
 
-from configs import datasets, defaults, sasrec_ce_qilin
+from configs import datasets, defaults, rearec_erl_qilin
 
 
 def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    config = sasrec_ce_qilin.method(config)
-    config.method = "rearec"
-    del config.model.loss  # always the softmax over all items
-    config.model.variant = "prl"
-    config.model.reasoning_steps = 2  # ReaRec
-    config.model.temperature = 0.07  # ReaRec
+    config = rearec_erl_qilin.of_variant(config, "prl")
     config.model.temperature_decay = 5.0  # ReaRec
     config.model.progressive_weight = 1.0  # ReaRec
     config.model.contrastive_weight = 1.0  # ReaRec

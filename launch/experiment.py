@@ -156,6 +156,12 @@ class Experiment(Evaluated):
                 "expected a model of recommendation alone where config.data.use_search is False, "
                 "found one that trains on searches too; set --config.model.search_weight=0"
             )
+        if ranker.needs_whole_tables and config.pretrain.table_update != "dense":
+            raise UserError(
+                f"expected config.pretrain.table_update='dense', found "
+                f"{config.pretrain.table_update!r}: this loss is over all items, and touched rows "
+                "alone get no gradient from it; set it, or another config.model.loss"
+            )
         self._pretrain_config = build(PretrainConfig, config.pretrain.to_dict(), section="pretrain")
 
     def run(self, workdir: Workdir) -> None:

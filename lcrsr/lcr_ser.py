@@ -57,6 +57,7 @@ class LCRSERRanker:
 
     tables: tuple[str, ...] = ("user", "item", "word")
     tasks: tuple[str, ...] = ("recommendation",)
+    needs_whole_tables = False
 
     def __init__(self, model: LCRSER, config: LossConfig):
         self.model, self.config = model, config

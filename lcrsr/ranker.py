@@ -20,12 +20,15 @@ class Ranker(Protocol):
       init_scale: standard deviation of these rows at the start.
       tasks: ('recommendation',), with 'search' where the loss wants batches that end in search
         examples, whose current query's words are `query` [S, W].
+      needs_whole_tables: whether the loss is over all items, whose gradients reach tables only
+        where the task's `table_update` is 'dense'.
     """
 
     tables: tuple[str, ...]
     width: int
     init_scale: float
     tasks: tuple[str, ...]
+    needs_whole_tables: bool
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         """Random parameters of the network, the tables apart."""
@@ -38,8 +41,7 @@ class Ranker(Protocol):
 
         Args:
           rows: the batch's fields as vectors, `user` [B, D], `rec_items` [B, Lr, D] and so on.
-          tables: whole tables, for losses over all items; gradients reach them only where the
-            task's `table_update` is 'dense'.
+          tables: whole tables, for losses over all items.
           key: of dropout.
         """
         ...

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lcrsr.baselines.sequence import Transformer
+from lcrsr.baselines.sequence import DotProduct, Transformer
 from lcrsr.ranker import Batch, Params, Rows
 
 
@@ -51,11 +51,10 @@ class Network(nn.Module):
         return nn.LayerNorm()(nn.gelu(nn.Dense(s.width)(states)))
 
 
-class BERT4Rec:
-    """A `Ranker`; needs `table_update='dense'`."""
+class BERT4Rec(DotProduct):
+    """A `Ranker`."""
 
-    tables: tuple[str, ...] = ("item",)
-    tasks: tuple[str, ...] = ("recommendation",)
+    needs_whole_tables = True
 
     def __init__(self, settings: Settings):
         self.settings, self.network = settings, Network(settings)
@@ -117,16 +116,6 @@ class BERT4Rec:
             {"params": params}, sequence, valid, last, deterministic=True
         )
         return (states * last[..., None]).sum(1)
-
-    def score(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
-        del params
-        return jnp.einsum("bd,bnd->bn", users, rows["candidates"]).astype(jnp.float32)
-
-    def score_catalogue(
-        self, params: Params, users: jax.Array, rows: Rows, items: jax.Array
-    ) -> jax.Array:
-        del params, rows
-        return (users @ items.T).astype(jnp.float32)
 
 
 def ranker(settings: Settings) -> BERT4Rec:

@@ -176,7 +176,7 @@ def contrasted(states: jax.Array, noised: jax.Array, mask: jax.Array) -> jax.Arr
 
 
 class ReaRec(SequentialRanker):
-    """A `Ranker`; needs `table_update='dense'`."""
+    """A `Ranker`."""
 
     def __init__(self, settings: Settings):
         super().__init__(

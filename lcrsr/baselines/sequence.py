@@ -94,16 +94,31 @@ def recommendation_loss(
     return (losses * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
 
 
-class SequentialRanker:
-    """A `Ranker` around a network from (rows [B, L, D], valid [B, L]) to users [B, D]."""
+class DotProduct:
+    """The scoring half of a `Ranker` that represents a user as one vector [B, D]."""
 
     tables: tuple[str, ...] = ("item",)
     tasks: tuple[str, ...] = ("recommendation",)
+
+    def score(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
+        del params
+        return jnp.einsum("bd,bnd->bn", users, rows["candidates"]).astype(jnp.float32)
+
+    def score_catalogue(
+        self, params: Params, users: jax.Array, rows: Rows, items: jax.Array
+    ) -> jax.Array:
+        del params, rows
+        return (users @ items.T).astype(jnp.float32)
+
+
+class SequentialRanker(DotProduct):
+    """A `Ranker` around a network from (rows [B, L, D], valid [B, L]) to users [B, D]."""
 
     def __init__(self, network: nn.Module, *, width: int, init_scale: float, loss: str):
         if loss not in LOSSES:
             raise ValueError(f"expected loss in {LOSSES}, found {loss!r}")
         self.network, self.kind = network, loss
+        self.needs_whole_tables = loss == "full_cross_entropy"
         self.width, self.init_scale = width, init_scale
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
@@ -130,13 +145,3 @@ class SequentialRanker:
         return self.network.apply(
             {"params": params}, *self.history(batch, rows), deterministic=True
         )
-
-    def score(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
-        del params
-        return jnp.einsum("bd,bnd->bn", users, rows["candidates"]).astype(jnp.float32)
-
-    def score_catalogue(
-        self, params: Params, users: jax.Array, rows: Rows, items: jax.Array
-    ) -> jax.Array:
-        del params, rows
-        return (users @ items.T).astype(jnp.float32)

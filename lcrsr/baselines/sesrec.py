@@ -13,8 +13,7 @@ query-item loss come from the batch (`two_histories.clicked_pairs`).
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,11 +22,9 @@ import jax.numpy as jnp
 from lcrsr import losses
 from lcrsr.attention import masked_softmax
 from lcrsr.baselines import two_histories
-from lcrsr.baselines.two_histories import EncoderLayer, Inputs
+from lcrsr.baselines.two_histories import QUIET, HistoryEncoder, Inputs, TwoHistoriesRanker
 from lcrsr.history_encoder import Dropout
-from lcrsr.ranker import Batch, Params, Rows
-
-_QUIET = Dropout(None, 0.0)
+from lcrsr.ranker import Batch, Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,22 +138,6 @@ class CoAttention(nn.Module):
         )
 
 
-class Encoder(nn.Module):
-    """Positions and Transformer layers over one history."""
-
-    settings: Settings
-    length: int
-
-    @nn.compact
-    def __call__(self, rows: jax.Array, mask: jax.Array, dropout: Dropout) -> jax.Array:
-        s = self.settings
-        normal = nn.initializers.normal(0.1)
-        x = rows + self.param("positions", normal, (self.length, s.hidden))[: rows.shape[1]]
-        for number in range(s.layers):
-            x = EncoderLayer(s.heads)(x, x, mask, dropout.at(number))
-        return x
-
-
 class Network(nn.Module):
     """Encoders, the split and the prediction."""
 
@@ -165,7 +146,9 @@ class Network(nn.Module):
     def setup(self):
         s = self.settings
         self.features = two_histories.Features(s.hidden)
-        self.encode_rec, self.encode_search = Encoder(s, s.rec_length), Encoder(s, s.search_length)
+        self.encode_rec, self.encode_search = (
+            HistoryEncoder(length, s.layers, s.heads) for length in (s.rec_length, s.search_length)
+        )
         self.co_attention = CoAttention()
         self.pool_rec, self.pool_search = (two_histories.TargetAttention() for _ in range(2))
         self.first = two_histories.PartwiseDense(s.mlp_widths[0])
@@ -208,44 +191,10 @@ class Network(nn.Module):
         total = click + s.alignment_weight * alignment + s.triplet_weight * apart
         return total, {"bce": click, "alignment": alignment, "triplet": apart}
 
-
-class SESRec:
-    """A `Ranker`."""
-
-    tables: tuple[str, ...] = ("user", "item", "word")
-    tasks: tuple[str, ...] = ("recommendation",)
-
-    def __init__(self, settings: Settings):
-        self.settings, self.network = settings, Network(settings)
-        self.width, self.init_scale = settings.width, settings.init_scale
-
-    def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        init = functools.partial(self.network.init, method=Network.losses, dropout=_QUIET)
-        return jax.jit(init)({"params": key}, batch, rows)["params"]
-
-    def loss(
-        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del tables
-        dropout = Dropout(key, self.settings.dropout)
-        return self._apply(params, batch, rows, dropout, method=Network.losses)
-
-    def represent(self, params: Params, batch: Batch, rows: Rows) -> Encoded:
-        return self._apply(params, batch, rows, _QUIET, method=Network.encode)
-
-    def score(self, params: Params, users: Encoded, rows: Rows) -> jax.Array:
-        items = rows["candidates"]
-        return self._apply(params, users, items, _QUIET, method=Network.recommend)
-
-    def score_catalogue(
-        self, params: Params, users: Encoded, rows: Rows, items: jax.Array
-    ) -> jax.Array:
-        del rows
-        return self._apply(params, users, items[None], _QUIET, method=Network.recommend)
-
-    def _apply(self, params: Params, *arguments: Any, method: Any) -> Any:
-        return self.network.apply({"params": params}, *arguments, method=method)
+    def every_parameter(self, batch: Batch, rows: Rows) -> None:
+        """Calls every part once, so that `init` makes all parameters."""
+        self.losses(batch, rows, QUIET)
 
 
-def ranker(settings: Settings) -> SESRec:
-    return SESRec(settings)
+def ranker(settings: Settings) -> TwoHistoriesRanker:
+    return TwoHistoriesRanker(Network(settings), settings)

@@ -7,6 +7,7 @@ heads, P pairs of a query and a clicked item, M negatives.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 
 from lcrsr.attention import masked_softmax
 from lcrsr.history_encoder import Dropout
-from lcrsr.ranker import Batch, Rows
+from lcrsr.ranker import Batch, Params, Rows
 
-_MASKED = -1e9
+MASKED = -1e9
+QUIET = Dropout(None, 0.0)
 
 
 class Inputs(NamedTuple):
@@ -136,6 +138,24 @@ class EncoderLayer(nn.Module):
         attended = Attention(self.heads)(x, rows, mask)
         x = nn.LayerNorm()(x + dropout.at(0)(attended))
         return FeedForward()(x, dropout.at(1))
+
+
+class HistoryEncoder(nn.Module):
+    """Positions and Transformer layers over one history."""
+
+    length: int
+    layers: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, rows: jax.Array, mask: jax.Array, dropout: Dropout) -> jax.Array:
+        """Rows [B, L, D] with mask bool [B, L], L at most `length`, to [B, L, D]."""
+        _, length, width = rows.shape
+        positions = self.param("positions", nn.initializers.normal(0.1), (self.length, width))
+        x = rows + positions[:length]
+        for number in range(self.layers):
+            x = EncoderLayer(self.heads)(x, x, mask, dropout.at(number))
+        return x
 
 
 class TargetAttention(nn.Module):
@@ -267,7 +287,7 @@ class QueryItemAlignment(nn.Module):
 
 def _info_nce(positive: jax.Array, negative: jax.Array, allowed: jax.Array, scale: jax.Array):
     """-log softmax of the positive [P] among itself and the allowed negatives [P, M]."""
-    logits = jnp.where(allowed, negative * scale, _MASKED)
+    logits = jnp.where(allowed, negative * scale, MASKED)
     total = jnp.logaddexp(positive * scale, jax.nn.logsumexp(logits, -1))
     return total - positive * scale
 
@@ -275,3 +295,47 @@ def _info_nce(positive: jax.Array, negative: jax.Array, allowed: jax.Array, scal
 def constant(value: float) -> Any:
     """An initialiser that fills with `value`."""
     return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
+class TwoHistoriesRanker:
+    """A `Ranker` around a network that is given its dropout, `QUIET` outside training.
+
+    Args:
+      network: with `encode(batch, rows, dropout)`, `recommend(users, items, dropout)`,
+        `losses(batch, rows, dropout)`, and `every_parameter(batch, rows)`, which calls them all.
+      settings: with `width`, `init_scale` and `dropout`.
+    """
+
+    tables: tuple[str, ...] = ("user", "item", "word")
+    tasks: tuple[str, ...] = ("recommendation",)
+    needs_whole_tables = False
+
+    def __init__(self, network: nn.Module, settings: Any):
+        self.network, self.settings = network, settings
+        self.width, self.init_scale = settings.width, settings.init_scale
+
+    def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
+        init = functools.partial(self.network.init, method="every_parameter")
+        return jax.jit(init)({"params": key}, batch, rows)["params"]
+
+    def loss(
+        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del tables
+        dropout = Dropout(key, self.settings.dropout)
+        return self.apply(params, batch, rows, dropout, method="losses")
+
+    def represent(self, params: Params, batch: Batch, rows: Rows) -> Any:
+        return self.apply(params, batch, rows, QUIET, method="encode")
+
+    def score(self, params: Params, users: Any, rows: Rows) -> jax.Array:
+        return self.apply(params, users, rows["candidates"], QUIET, method="recommend")
+
+    def score_catalogue(
+        self, params: Params, users: Any, rows: Rows, items: jax.Array
+    ) -> jax.Array:
+        del rows
+        return self.apply(params, users, items[None], QUIET, method="recommend")
+
+    def apply(self, params: Params, *arguments: Any, method: str) -> Any:
+        return self.network.apply({"params": params}, *arguments, method=method)

@@ -14,9 +14,8 @@ query-item loss come from the batch (`two_histories.clicked_pairs`); temperature
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,12 +23,16 @@ import jax.numpy as jnp
 
 from lcrsr import losses
 from lcrsr.baselines import two_histories
-from lcrsr.baselines.two_histories import EncoderLayer, Inputs
+from lcrsr.baselines.two_histories import (
+    MASKED,
+    QUIET,
+    EncoderLayer,
+    HistoryEncoder,
+    Inputs,
+    TwoHistoriesRanker,
+)
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
-
-_MASKED = -1e9
-_QUIET = Dropout(None, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,21 +126,6 @@ class Merged(nn.Module):
         return rec, search
 
 
-class Own(nn.Module):
-    """The Transformer over one kind's history."""
-
-    settings: Settings
-    length: int
-
-    @nn.compact
-    def __call__(self, rows: jax.Array, mask: jax.Array, dropout: Dropout) -> jax.Array:
-        s = self.settings
-        x = rows + self.param("positions", _small(), (self.length, s.hidden))[: rows.shape[1]]
-        for number in range(s.layers):
-            x = EncoderLayer(s.heads)(x, x, mask, dropout.at(number))
-        return x
-
-
 class Fusion(nn.Module):
     """Transformer decoder layers: transitions within a kind attend to those from the other."""
 
@@ -179,7 +167,7 @@ class Alignment(nn.Module):
         size = len(counts)
         there = jnp.concatenate([counts, counts])
         shown = there[None, :] & ~jnp.eye(2 * size, dtype=bool)
-        each = jax.nn.logsumexp(jnp.where(shown, logits, _MASKED), -1)
+        each = jax.nn.logsumexp(jnp.where(shown, logits, MASKED), -1)
         partner = jnp.roll(jnp.arange(2 * size), size)
         each -= jnp.take_along_axis(logits, partner[:, None], 1)[:, 0]
         return (each * there).sum() / jnp.maximum(there.sum(), 1)
@@ -227,7 +215,9 @@ class Network(nn.Module):
         s = self.settings
         self.features = two_histories.Features(s.hidden)
         self.merged = Merged(s)
-        self.own_rec, self.own_search = Own(s, s.rec_length), Own(s, s.search_length)
+        self.own_rec, self.own_search = (
+            HistoryEncoder(length, s.layers, s.heads) for length in (s.rec_length, s.search_length)
+        )
         self.fuse_rec, self.fuse_search = Fusion(s), Fusion(s)
         self.pool_rec, self.pool_search = (two_histories.TargetAttention() for _ in range(2))
         self.experts = Experts(s)
@@ -316,56 +306,25 @@ class Network(nn.Module):
 
     def every_parameter(self, batch: Batch, rows: Rows) -> None:
         """Calls every part once, the search task too, so that `init` makes all parameters."""
-        users = self.encode(batch, rows, _QUIET)
-        self.recommend(users, rows["candidates"], _QUIET)
+        users = self.encode(batch, rows, QUIET)
+        self.recommend(users, rows["candidates"], QUIET)
         words, mask = rows["query_words"][:, 0], batch["query_words"][:, 0] != 0
-        self.search(users, rows["candidates"], words, mask, _QUIET)
+        self.search(users, rows["candidates"], words, mask, QUIET)
         self.contrastive(users, batch, rows)
 
 
-class UniSAR:
+class UniSAR(TwoHistoriesRanker):
     """A `Ranker` of recommendations; batches that end in search examples train both tasks."""
 
-    tables: tuple[str, ...] = ("user", "item", "word")
-    tasks: tuple[str, ...]
-
     def __init__(self, settings: Settings):
-        self.settings, self.network = settings, Network(settings)
-        self.width, self.init_scale = settings.width, settings.init_scale
+        super().__init__(Network(settings), settings)
         searches = settings.search_weight > 0
         self.tasks = ("recommendation", "search") if searches else ("recommendation",)
-
-    def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        init = functools.partial(self.network.init, method=Network.every_parameter)
-        return jax.jit(init)({"params": key}, batch, rows)["params"]
-
-    def loss(
-        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del tables
-        dropout = Dropout(key, self.settings.dropout)
-        return self._apply(params, batch, rows, dropout, method=Network.losses)
-
-    def represent(self, params: Params, batch: Batch, rows: Rows) -> Encoded:
-        return self._apply(params, batch, rows, _QUIET, method=Network.encode)
-
-    def score(self, params: Params, users: Encoded, rows: Rows) -> jax.Array:
-        items = rows["candidates"]
-        return self._apply(params, users, items, _QUIET, method=Network.recommend)
-
-    def score_catalogue(
-        self, params: Params, users: Encoded, rows: Rows, items: jax.Array
-    ) -> jax.Array:
-        del rows
-        return self._apply(params, users, items[None], _QUIET, method=Network.recommend)
 
     def search(self, params: Params, users: Encoded, batch: Batch, rows: Rows) -> jax.Array:
         """Logits [B, N] of the search task: candidates for the current queries `query` [B, W]."""
         arguments = (users, rows["candidates"], rows["query"], jnp.not_equal(batch["query"], 0))
-        return self._apply(params, *arguments, _QUIET, method=Network.search)
-
-    def _apply(self, params: Params, *arguments: Any, method: Any) -> Any:
-        return self.network.apply({"params": params}, *arguments, method=method)
+        return self.apply(params, *arguments, QUIET, method="search")
 
 
 def ranker(settings: Settings) -> UniSAR:

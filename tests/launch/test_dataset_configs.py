@@ -50,6 +50,17 @@ def test_the_reading_benchmark_runs(tmp_path):
     assert found["examples_per_second"] > 0 and found["seconds_to_first_batch"] > 0
 
 
+@pytest.mark.parametrize("name", ["sasrec_ce", "bert4rec", "rearec_erl"])
+def test_a_loss_over_all_items_is_refused_without_dense_tables(tmp_path, name):
+    config = importlib.import_module(f"configs.{name}_qilin").get_config()
+    config.dataset, config.data_dir = "csv_log", str(ROOT / "tests" / "data" / "csv_log")
+    config.cache_dir = str(tmp_path / "cache")
+    assert open_experiment(config, Data(resolve(config))).stages == ("pretrain",)
+    config.pretrain.table_update = "touched_rows"
+    with pytest.raises(UserError, match="table_update='dense'"):
+        open_experiment(config, Data(resolve(config)))
+
+
 def test_a_model_that_trains_on_searches_is_not_blind_to_them(tmp_path):
     config = importlib.import_module("configs.unisar_qilin").get_config()
     config.dataset, config.data_dir = "csv_log", str(ROOT / "tests" / "data" / "csv_log")
