@@ -29,6 +29,9 @@ def get_config() -> config_dict.ConfigDict:
     config.data.clicks = 5  # of a search (UniSAR)
     config.data.segmenter = "characters"  # of Chinese queries; or "jieba"
     config.data.use_search = True  # False: the same model, blind to searches
+    # Of the training searches that led to an item, added to its vector: the control that has the
+    # searches' content without search histories. Needs table_update="dense".
+    config.data.item_words = 0
     config.data.train_negatives = 4  # UniSAR
     config.data.candidates_seed = 0  # of the saved evaluation lists, one for every model
     config.data.max_validation = 5000  # users

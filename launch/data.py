@@ -12,6 +12,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from input_pipelines import batches, candidates, prepare, search_task, splits
+from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
 
 _LOG = logging.getLogger(__name__)
@@ -87,6 +88,20 @@ class Data:
             "num_items": self.log.num_items,
             "num_words": self.log.num_words,
         }
+
+    def item_words(self) -> np.ndarray | None:
+        """Words [V+1, n] that are part of the items' vectors; None for none.
+
+        Raises:
+          UserError: fewer than none.
+        """
+        most = self._config.data.get("item_words", 0)  # runs of before there was one
+        if most < 0:
+            raise UserError(
+                f"expected config.data.item_words of 0 or more, found {most}; 0 leaves items "
+                "without words"
+            )
+        return item_words(self.log, self.splits, most) if most else None
 
     def shape(self, num_candidates: int) -> batches.BatchShape:
         data = self._config.data

@@ -132,10 +132,12 @@ class Experiment(Evaluated):
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config)
+        self.item_words = data.item_words()
         self.evaluator = Evaluator(
             ranker,
             tuple(config.eval.metrics),
             num_items=data.table_sizes["num_items"],
+            item_words=self.item_words,
             partition=self.partition,
         )
         if config.eval.selection not in [
@@ -161,6 +163,11 @@ class Experiment(Evaluated):
                 f"expected config.pretrain.table_update='dense', found "
                 f"{config.pretrain.table_update!r}: this loss is over all items, and touched rows "
                 "alone get no gradient from it; set it, or another config.model.loss"
+            )
+        if self.item_words is not None and config.pretrain.table_update != "dense":
+            raise UserError(
+                f"expected config.pretrain.table_update='dense' with config.data.item_words, found "
+                f"{config.pretrain.table_update!r}; set it"
             )
         self._pretrain_config = build(PretrainConfig, config.pretrain.to_dict(), section="pretrain")
 
@@ -200,6 +207,7 @@ class Experiment(Evaluated):
             selection=self.config.eval.selection,
             seed=self.config.seed,
             initial=initial,
+            item_words=self.item_words,
             partition=self.partition,
         )
 

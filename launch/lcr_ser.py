@@ -44,6 +44,11 @@ class LCRSERExperiment(Experiment):
         self.model = LCRSER(model_config)
         loss = build(LossConfig, config.pretrain.to_dict(), section="pretrain")
         super().__init__(config, data, LCRSERRanker(self.model, loss))
+        if self.item_words is not None and config.rl.enabled:
+            raise UserError(
+                "expected config.rl.enabled=False with config.data.item_words, found True: GRPO "
+                "reads items without their words; set it"
+            )
         self._reinforce_config = build(
             ReinforceConfig,
             config.rl.to_dict() | {"active_steps": config.pretrain.active_steps},

@@ -68,6 +68,21 @@ def init_tables(
     return {name: table(name) for name in sizes}
 
 
+def with_item_words(tables: Tables, item_words: jax.Array | None) -> Tables:
+    """The tables with every item's row plus the mean of its words' rows.
+
+    Gradients reach the words through whole tables, so that training needs dense table updates.
+
+    Args:
+      item_words: word ids int32 [V+1, n], 0 padded; None leaves the tables as they are.
+    """
+    if item_words is None:
+        return tables
+    words = tables["word"][item_words].sum(1)
+    count = jnp.maximum((item_words != 0).sum(1, keepdims=True), 1)
+    return tables | {"item": tables["item"].at[: len(words)].add(words / count)}
+
+
 def flat_ids(batch: dict[str, Any], tables: Iterable[str]) -> dict[str, jax.Array]:
     """Per table, the ids of all its fields in one int32 vector [n], padding included."""
     return {

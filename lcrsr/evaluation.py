@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from core import metrics
 from core.errors import UserError
 from core.partitioning import DATA, TABLE, Partition
-from lcrsr.embedding import Tables, look_up
+from lcrsr.embedding import Tables, look_up, with_item_words
 from lcrsr.ranker import Ranker
 
 _CATALOGUE_CHUNK = 2048
@@ -26,6 +26,7 @@ class Evaluator:
       ranker: the model.
       metric_names: such as 'hr@10', 'ndcg@5'.
       num_items: V, where the item table has rows beyond it; None means that it has none.
+      item_words: int32 [V+1, n], words that are part of the items' vectors, or None.
       partition: the mesh over which the tables are cut, or None for one device. Every device
         ranks its own rows of the catalogue; counts and best items are merged.
     """
@@ -35,10 +36,11 @@ class Evaluator:
         ranker: Ranker,
         metric_names: Sequence[str],
         num_items: int | None = None,
+        item_words: np.ndarray | None = None,
         partition: Partition | None = None,
     ):
         self._ranker, self._num_items, self._partition = ranker, num_items, partition
-        self._names = tuple(metric_names)
+        self._names, self._item_words = tuple(metric_names), item_words
         out: dict[str, Any] = {} if partition is None else {"out_shardings": partition.replicated}
         self.rank_sampled = jax.jit(self._rank_sampled, **out)
         self._full = jax.jit(self._rank_full, **out)
@@ -96,6 +98,7 @@ class Evaluator:
         return tables["item"].shape[0] - 1 if self._num_items is None else self._num_items
 
     def _rank_sampled(self, params, tables, batch):
+        tables = with_item_words(tables, self._item_words)
         rows = look_up(tables, batch, self._partition)
         users = self._ranker.represent(params, batch, rows)
         scores = self._ranker.score(params, users, rows)
@@ -109,6 +112,7 @@ class Evaluator:
           function: gets scores [B', V'] with B' the users of its copy of the tables, the id of
             its first row, and its users' parts of `extra`; collectives go over the axis `TABLE`.
         """
+        tables = with_item_words(tables, self._item_words)
         # One candidate is enough for the shapes: the catalogue is scored from its table.
         batch = batch | {"candidates": batch["candidates"][:, :1]}
         rows = look_up(tables, batch, self._partition)

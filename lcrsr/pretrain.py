@@ -93,6 +93,8 @@ class PretrainTask:
     Args:
       name: stage name, 'pretrain' or 'control'.
       initial: the state to start from; None means random initialisation.
+      item_words: word ids int32 [V+1, n] that are part of the items' vectors
+        (`embedding.with_item_words`), with `table_update='dense'`; None: items are rows alone.
       partition: the mesh to train on; None means one device. Dense table updates leave the cutting
         of their gradients to the compiler, so they belong on meshes that do not cut tables.
     """
@@ -112,14 +114,20 @@ class PretrainTask:
         selection: str,
         seed: int,
         initial: State | None = None,
+        item_words: np.ndarray | None = None,
         partition: Partition | None = None,
     ):
+        if item_words is not None and config.table_update != "dense":
+            raise ValueError("item_words need table_update='dense'")
         self.name, self.selection = name, selection
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
         self._ranker, self._config = ranker, config
         self._table_sizes, self._example_batch = table_sizes, example_batch
         self._batches, self._evaluate = batches, evaluate
         self._seed, self._initial, self.partition = seed, initial, partition
+        self._item_words = item_words
+        words = () if item_words is None or "word" in ranker.tables else ("word",)
+        self._names = (*ranker.tables, *words)
         # Where rows are touched explicitly; the compiler cuts everything else by itself.
         self._explicit = None if config.table_update == "dense" else partition
         self._optimizer = optax.scale_by_adam()
@@ -144,7 +152,7 @@ class PretrainTask:
             row_multiple=1 if self.partition is None else self.partition.row_multiple,
             **self._table_sizes,
         )
-        tables = {name: every[name] for name in self._ranker.tables}
+        tables = {name: every[name] for name in self._names}
         rows = embedding.look_up(tables, self._example_batch)
         params = self._ranker.init(network_key, self._example_batch, rows)
         return {
@@ -179,6 +187,7 @@ class PretrainTask:
             return total, {"loss": total, "l2": penalty, **stats}
 
         def loss_of_tables(params, tables):
+            tables = embedding.with_item_words(tables, self._item_words)
             values = {n: table_lib.gather_touched(tables[n], touched[n]) for n in tables}
             return loss_of(params, values, tables)
 

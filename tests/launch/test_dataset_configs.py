@@ -70,3 +70,21 @@ def test_a_model_that_trains_on_searches_is_not_blind_to_them(tmp_path):
         open_experiment(config, Data(resolve(config)))
     config.model.search_weight = 0.0
     assert open_experiment(config, Data(resolve(config))).stages == ("pretrain",)
+
+
+def test_words_on_items_need_dense_tables_and_no_grpo(tmp_path):
+    config = importlib.import_module("configs.lcr_ser_qilin").get_config()
+    config.dataset, config.data_dir = "csv_log", str(ROOT / "tests" / "data" / "csv_log")
+    config.cache_dir = str(tmp_path / "cache")
+    config.data.use_search, config.data.item_words = False, 4
+    with pytest.raises(UserError, match="table_update='dense'"):
+        open_experiment(config, Data(resolve(config)))
+    config.pretrain.table_update = "dense"
+    with pytest.raises(UserError, match="rl.enabled=False"):
+        open_experiment(config, Data(resolve(config)))
+    config.rl.enabled = False
+    experiment = open_experiment(config, Data(resolve(config)))
+    assert experiment.item_words.shape[1] == 4 and experiment.item_words.any()
+    config.data.item_words = -1
+    with pytest.raises(UserError, match="0 or more"):
+        open_experiment(config, Data(resolve(config)))
