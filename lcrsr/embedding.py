@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from core import partitioning, sharded_tables
@@ -68,7 +69,7 @@ def init_tables(
     return {name: table(name) for name in sizes}
 
 
-def with_item_words(tables: Tables, item_words: jax.Array | None) -> Tables:
+def with_item_words(tables: Tables, item_words: np.ndarray | None) -> Tables:
     """The tables with every item's row plus the mean of its words' rows.
 
     Gradients reach the words through whole tables, so that training needs dense table updates.

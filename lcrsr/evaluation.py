@@ -26,9 +26,9 @@ class Evaluator:
       ranker: the model.
       metric_names: such as 'hr@10', 'ndcg@5'.
       num_items: V, where the item table has rows beyond it; None means that it has none.
-      item_words: int32 [V+1, n], words that are part of the items' vectors, or None.
       partition: the mesh over which the tables are cut, or None for one device. Every device
         ranks its own rows of the catalogue; counts and best items are merged.
+      item_words: int32 [V+1, n], words that are part of the items' vectors, or None.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class Evaluator:
         ranker: Ranker,
         metric_names: Sequence[str],
         num_items: int | None = None,
-        item_words: np.ndarray | None = None,
         partition: Partition | None = None,
+        item_words: np.ndarray | None = None,
     ):
         self._ranker, self._num_items, self._partition = ranker, num_items, partition
         self._names, self._item_words = tuple(metric_names), item_words

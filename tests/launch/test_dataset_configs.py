@@ -80,7 +80,7 @@ def test_words_on_items_need_dense_tables_and_no_grpo(tmp_path):
     with pytest.raises(UserError, match="table_update='dense'"):
         open_experiment(config, Data(resolve(config)))
     config.pretrain.table_update = "dense"
-    with pytest.raises(UserError, match="rl.enabled=False"):
+    with pytest.raises(UserError, match=r"rl\.enabled=False"):
         open_experiment(config, Data(resolve(config)))
     config.rl.enabled = False
     experiment = open_experiment(config, Data(resolve(config)))
