@@ -1,4 +1,4 @@
-"""Times training, scoring, reasoning steps, catalogue growth, ranking, GRPO and reading.
+"""Times training, scoring, reasoning steps, catalogue growth, ranking, GRPO, reading and UniSAR.
 
     python -m launch.benchmark --suite=all [--json=OUT] [--dtype=bfloat16]
 

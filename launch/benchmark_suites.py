@@ -14,13 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import unisar_qilin
 from core import grpo, metrics
 from input_pipelines.batches import BatchShape
-from launch.random_data import RandomTasks, TableSizes
+from launch.experiment import build
+from launch.random_data import RandomTasks, TableSizes, forever, random_batch
 from launch.timing import Timing, copy_bandwidth, matmul_operations, matmul_rate, measure
 from lcrsr import embedding, rollout
+from lcrsr.baselines import unisar
 from lcrsr.evaluation import Evaluator
 from lcrsr.model import LCRSER
+from lcrsr.pretrain import PretrainConfig, PretrainTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,6 +396,45 @@ def reading(bench: Bench) -> None:
     bench.add("steps on batches as they are read", statistics.median(ratios), "times", at_most=1.1)
 
 
+def unisar_step(bench: Bench) -> None:
+    """UniSAR at the released code's sizes: the peer's 108 samples/s are of recommendation alone."""
+    scale, defaults = bench.scale, unisar_qilin.get_config()
+    lengths = {"rec_length": scale.history, "search_length": scale.history}
+    settings = build(unisar.Settings, defaults.model.to_dict() | lengths, section="model")
+    shape = BatchShape(
+        rec_length=scale.history,
+        search_length=scale.history,
+        words=scale.words,
+        clicks=scale.clicks,
+        candidates=1 + defaults.data.train_negatives,
+    )
+    sizes = scale.tables
+    for name, searches, mark in (
+        ("recommendation", 0, 5 * 108),
+        ("both tasks", scale.batch, None),
+    ):
+        batch_shape = dataclasses.replace(shape, search_rows=searches)
+        batch = random_batch(batch_shape, scale.batch + searches, sizes)
+        task = PretrainTask(
+            name="pretrain",
+            ranker=unisar.ranker(settings),
+            config=build(PretrainConfig, defaults.pretrain.to_dict(), section="pretrain"),
+            table_sizes=sizes.as_arguments(),
+            example_batch=random_batch(shape, 2, sizes),
+            **forever(batch, scale.batch),
+        )
+        timing = measure(
+            task.train_step,
+            task.random_state(),
+            jax.device_put(batch),
+            jnp.float32(1e-3),
+            repeats=scale.repeats,
+            carry=True,
+        )
+        rate = (scale.batch + searches) / timing.seconds
+        bench.add(f"UniSAR, {name}", rate, "samples/s", timing=timing, at_least=mark)
+
+
 SUITES: dict[str, Callable[[Bench], None]] = {
     "train": train,
     "score": score,
@@ -400,4 +443,5 @@ SUITES: dict[str, Callable[[Bench], None]] = {
     "full": full_ranking,
     "grpo": grpo_step,
     "reading": reading,
+    "unisar": unisar_step,
 }

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from core.partitioning import Partition
-from input_pipelines.batches import BATCH_FIELDS, Batch, BatchShape
+from input_pipelines.batches import Batch, BatchShape
 from launch.experiment import build
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
@@ -31,15 +31,23 @@ class TableSizes:
 
 
 def random_batch(shape: BatchShape, batch_size: int, sizes: TableSizes, seed: int = 0) -> Batch:
-    """A batch of full histories with uniform ids: the most distinct rows that a batch can touch."""
+    """A batch of full histories with uniform ids: the most distinct rows that a batch can touch.
+
+    Its last `shape.search_rows` examples are of the search task.
+    """
     rng = np.random.default_rng(seed)
     lengths = shape.sizes(batch_size)
-    ids = {"user": sizes.users, "query_words": sizes.words}
+    ids = {"user": sizes.users, "query_words": sizes.words, "query": sizes.words}
     batch: Batch = {}
-    for name, (axes, dtype, _) in BATCH_FIELDS.items():
+    for name, (axes, dtype, _) in shape.fields().items():
         size = tuple(lengths[axis] for axis in axes.split())
         if dtype is np.int32:
             batch[name] = rng.integers(1, ids.get(name, sizes.items) + 1, size).astype(np.int32)
+    merged = rng.random((batch_size, shape.rec_length + shape.search_length)).argsort(1)
+    for name, part in zip(
+        ("rec_order", "search_order"), np.split(merged, [shape.rec_length], axis=1), strict=True
+    ):
+        batch[name] = np.sort(part, axis=1).astype(np.int32)
     batch["labels"] = np.zeros((batch_size, shape.candidates), np.float32)
     batch["labels"][:, 0] = 1.0
     batch["mask"] = np.ones(batch_size, np.float32)
@@ -87,7 +95,7 @@ class RandomTasks:
             table_sizes=self.sizes.as_arguments(),
             example_batch=self.batch(2, 2),
             partition=self.partition,
-            **_rest(batch, batch_size),
+            **forever(batch, batch_size),
         )
 
     def reinforce(self, batch_size: int, initial: Any, candidates: int) -> ReinforceTask:
@@ -97,18 +105,20 @@ class RandomTasks:
             config=build(ReinforceConfig, settings, section="rl"),
             initial=initial,
             partition=self.partition,
-            **_rest(self.batch(batch_size, candidates), batch_size),
+            **forever(self.batch(batch_size, candidates), batch_size),
         )
 
 
-def _rest(batch: Batch, batch_size: int) -> dict[str, Any]:
-    def forever(start: int) -> Iterator[Batch]:
+def forever(batch: Batch, batch_size: int) -> dict[str, Any]:
+    """What a task needs beside a model: one batch again and again, and nothing evaluated."""
+
+    def batches(start: int) -> Iterator[Batch]:
         del start
         while True:
             yield batch
 
     return {
-        "batches": forever,
+        "batches": batches,
         "steps_per_epoch": 1,
         "batch_size": batch_size,
         "evaluate": lambda params, tables: {},

@@ -64,3 +64,13 @@ def test_a_suite_gives_rows_and_a_table(capsys):
 def test_an_unknown_suite_is_named():
     with pytest.raises(UserError, match="found 'speed'"):
         benchmark(["speed"], "tiny", "float32", None)
+
+
+@pytest.mark.slow
+def test_unisar_is_timed_with_and_without_its_search_task():
+    found = benchmark(["unisar"], "tiny", "float32", None)
+    assert [row["name"] for row in found["rows"]] == [
+        "UniSAR, recommendation",
+        "UniSAR, both tasks",
+    ]
+    assert all(row["value"] > 0 for row in found["rows"])
