@@ -134,6 +134,11 @@ def read_rows(workdirs: Sequence[str], metric: str, split: str) -> list[Row]:
                 f"expected {metric} on {split} in the results of {path}, found none; run "
                 f"launch.evaluate --workdir={path} --protocols={protocol}"
             )
+        if "method" not in config:
+            raise UserError(
+                f"expected a config.json that names its method in {path}, found none; it is of a "
+                "version before there were several: train it again"
+            )
         key = _config_key(config)
         configs[key] = config
         for row in found:

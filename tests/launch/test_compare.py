@@ -90,6 +90,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path, changes, words):
         compare.read_rows(paths, "ndcg@5/full", "test")
 
 
+def test_a_workdir_of_before_there_were_methods_is_refused(tmp_path):
+    path = workdir(tmp_path / "a", "a", 0, [0.1, 0.2])
+    (tmp_path / "a" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="names its method"):
+        compare.read_rows([path], "ndcg@5/full", "test")
+
+
 def test_a_metric_needs_its_protocol():
     with pytest.raises(UserError, match="with its protocol"):
         compare.read_rows([], "ndcg@5", "test")
