@@ -139,24 +139,34 @@ def score(
     candidates: jax.Array,
     attention: str,
 ) -> jax.Array:
-    """Logits of Eq. 10 for each user's own candidates.
+    """Logits of Eq. 10 for each user's candidates.
 
     Args:
-      rec, search: rows of H^(K).
+      rec, search: rows of H^(K), R on each side.
       user: e_u [B, D].
-      candidates: e_v [B, N, D].
+      candidates: e_v [B, N, D] of each user's own, or [N, D] shared by all.
 
     Returns:
       float32 [B, N].
     """
     dtype = candidates.dtype
-    first = (user @ weights.user + weights.first_bias)[:, None] + candidates @ weights.item
-    for side, bilinear, block in (
+    of_items = candidates @ weights.item
+    first = (user @ weights.user + weights.first_bias)[:, None] + of_items
+    sides = (
         (search, weights.search_bilinear, weights.search),
         (rec, weights.rec_bilinear, weights.rec),
-    ):
-        mixing = weights_of_rows(side, bilinear, candidates, attention).astype(dtype)
-        first += jnp.einsum("bnr,brd->bnd", mixing, side.rows) @ block
+    )
+    mixings = [
+        weights_of_rows(side, bilinear, candidates, attention).astype(dtype)
+        for side, bilinear, _ in sides
+    ]
+    if candidates.ndim == 3:
+        for mixing, (side, _, block) in zip(mixings, sides, strict=True):
+            first += jnp.einsum("bnr,brd->bnd", mixing, side.rows) @ block
+    else:
+        # Far fewer rows than items: rows are mapped, and both sides mixed in one product.
+        mapped = jnp.concatenate([side.rows @ block for side, _, block in sides], 1)
+        first += jnp.einsum("bnr,brf->bnf", jnp.concatenate(mixings, -1), mapped)
     return _finish(weights, first)
 
 
@@ -204,30 +214,3 @@ def score_every_k(
             every.append(part)
         parts.append(every)
     return jnp.stack([_finish(weights, first + s + r) for s, r in zip(*parts, strict=True)])
-
-
-def score_catalogue(
-    weights: ScorerWeights,
-    rec: Side,
-    search: Side,
-    user: jax.Array,
-    items: jax.Array,
-    attention: str,
-) -> jax.Array:
-    """The logits of `score` for one list of items shared by all users.
-
-    Args:
-      items: e_v [V, D].
-
-    Returns:
-      float32 [B, V].
-    """
-    dtype = items.dtype
-    first = (user @ weights.user + weights.first_bias)[:, None] + (items @ weights.item)[None]
-    for side, bilinear, block in (
-        (search, weights.search_bilinear, weights.search),
-        (rec, weights.rec_bilinear, weights.rec),
-    ):
-        mixing = weights_of_rows(side, bilinear, items, attention).astype(dtype)
-        first += jnp.einsum("bvr,brf->bvf", mixing, side.rows @ block)
-    return _finish(weights, first)

@@ -16,7 +16,8 @@ from core.partitioning import DATA, TABLE, Partition
 from lcrsr.embedding import Tables, look_up, with_item_words
 from lcrsr.ranker import Ranker
 
-_CATALOGUE_CHUNK = 2048
+# Items scored at once: more than this many no longer fit the caches of a CPU.
+_CATALOGUE_CHUNK = 512
 
 
 class Evaluator:

@@ -115,14 +115,14 @@ class LCRSERRanker:
         return Reasoned(histories, states)
 
     def score(self, params: Params, users: Reasoned, rows: Rows) -> jax.Array:
-        return self._score(LCRSER.score, params, users, rows, rows["candidates"])
+        return self._score(params, users, rows, rows["candidates"])
 
     def score_catalogue(
         self, params: Params, users: Reasoned, rows: Rows, items: jax.Array
     ) -> jax.Array:
-        return self._score(LCRSER.score_catalogue, params, users, rows, items)
+        return self._score(params, users, rows, items)
 
-    def _score(self, method, params, users, rows, items):
+    def _score(self, params, users, rows, items):
         return self.model.apply(
-            {"params": params}, *users, self._active, rows["user"], items, method=method
+            {"params": params}, *users, self._active, rows["user"], items, method=LCRSER.score
         )

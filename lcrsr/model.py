@@ -198,7 +198,7 @@ class LCRSER(nn.Module):
         user_rows: jax.Array,
         candidate_rows: jax.Array,
     ) -> jax.Array:
-        """Logits [B, N] of Eq. 8 and 10 for each user's candidates [B, N, D]."""
+        """Logits [B, N] of Eq. 8 and 10 for candidates [B, N, D], or [N, D] shared by all users."""
         rec, search = self._sides(histories, states, active_steps)
         return aggregation.score(
             self._cast(self.scorer()),
@@ -206,25 +206,6 @@ class LCRSER(nn.Module):
             search,
             self._cast(user_rows),
             self._cast(candidate_rows),
-            self.config.attention,
-        )
-
-    def score_catalogue(
-        self,
-        histories: Histories,
-        states: States,
-        active_steps: jax.Array,
-        user_rows: jax.Array,
-        item_rows: jax.Array,
-    ) -> jax.Array:
-        """Logits [B, V] of every item [V, D] for every user; the numbers of `score`."""
-        rec, search = self._sides(histories, states, active_steps)
-        return aggregation.score_catalogue(
-            self._cast(self.scorer()),
-            rec,
-            search,
-            self._cast(user_rows),
-            self._cast(item_rows),
             self.config.attention,
         )
 

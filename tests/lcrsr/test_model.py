@@ -105,7 +105,7 @@ def test_the_catalogue_scores_are_those_of_each_item():
         jnp.int32(2),
         look_up(tables, batch)["user"],
         tables["item"][1:],
-        method=LCRSER.score_catalogue,
+        method=LCRSER.score,
     )
     np.testing.assert_allclose(catalogue, outputs.logits, rtol=1e-5, atol=1e-5)
 
