@@ -7,6 +7,7 @@ step, learning rate, early stopping). The last `keep` checkpoints and the best o
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -43,8 +44,34 @@ def _placed(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=device)
 
 
-def _filled(rows: int) -> int:
-    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+def _filled(rows: int, unit: int = ROW_MULTIPLE) -> int:
+    return -(-rows // unit) * unit
+
+
+def _as_saved(leaf: Any, saved: tuple[int, ...] | None) -> Any:
+    """What to read for a table that was saved packed otherwise (`core.tables`), else `leaf`."""
+    if saved is None or len(saved) != 2 or len(leaf.shape) != 2 or saved[1] == leaf.shape[1]:
+        return leaf
+    (rows, width), (_, held) = leaf.shape, saved
+    if max(width, held) % min(width, held):
+        return leaf
+    return jax.ShapeDtypeStruct(
+        (-(-rows * width // held), held), leaf.dtype, sharding=leaf.sharding
+    )
+
+
+def _repacked(found: jax.Array, leaf: Any) -> jax.Array:
+    """A table as `_as_saved` read it, in the shape of `leaf`."""
+    if found.shape == leaf.shape:
+        return found
+    rows, width = leaf.shape
+    return jax.jit(lambda a: a.reshape(-1, width)[:rows], out_shardings=leaf.sharding)(found)
+
+
+def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of `state` by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {path_name(path): leaf.shape for path, leaf in leaves}
 
 
 class Checkpoints:
@@ -98,7 +125,7 @@ class Checkpoints:
           like: a state with the shapes, dtypes and shardings wanted back; what has none comes
             back on one device. The mesh need not be the one that saved: every process reads the
             parts of its own devices. Rows that are only there to fill up a table to a multiple
-            of `ROW_MULTIPLE` are dropped or added as wanted.
+            of `ROW_MULTIPLE` are dropped or added as wanted, and tables are packed as wanted.
           step: one step to read; None means the newest readable.
 
         Returns:
@@ -111,11 +138,12 @@ class Checkpoints:
         abstract = jax.tree.map(_placed, like)
         for candidate in wanted:
             try:
+                read = self._as_saved(candidate, abstract)
                 restored = self._manager.restore(
                     candidate,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardRestore(
-                            abstract, strict=not self._differs_in_filling(candidate, abstract)
+                            read, strict=not self._differs_in_filling(candidate, abstract)
                         ),
                         progress=ocp.args.JsonRestore(),
                     ),
@@ -130,7 +158,8 @@ class Checkpoints:
                 )
                 continue
             self._drop_newer(candidate, step)
-            return restored["state"], restored["progress"], candidate
+            state = jax.tree.map(_repacked, restored["state"], abstract)
+            return state, restored["progress"], candidate
         if wanted:
             raise UserError(
                 f"expected a readable checkpoint in {self._directory}, found {len(wanted)} that "
@@ -138,21 +167,31 @@ class Checkpoints:
             )
         return None
 
+    def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        return _shapes(self._manager.item_metadata(step)["state"].tree)
+
+    def _as_saved(self, step: int, abstract: Any) -> Any:
+        saved = self._saved_shapes(step)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _as_saved(leaf, saved.get(path_name(path))), abstract
+        )
+
     def _differs_in_filling(self, step: int, abstract: Any) -> bool:
         """Whether shapes differ from those saved, and only by rows that fill up tables."""
-        wanted, saved = (
-            {
-                path_name(path): leaf.shape
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            }
-            for tree in (abstract, self._manager.item_metadata(step)["state"].tree)
-        )
-        return wanted != saved and all(
-            shape[1:] == saved.get(name, ())[1:]
-            and len(shape) == len(saved[name])
-            and (shape == saved[name] or _filled(shape[0]) == _filled(saved[name][0]))
-            for name, shape in wanted.items()
-        )
+        wanted, saved = _shapes(abstract), self._saved_shapes(step)
+        read = _shapes(self._as_saved(step, abstract))
+
+        def fits(name):
+            shape, held = read[name], saved.get(name, ())
+            if shape == held:
+                return True
+            if shape[1:] != held[1:] or len(shape) != len(held):
+                return False
+            # Packed rows come in the multiple, so the rows in them in a multiple of more.
+            unit = ROW_MULTIPLE * max(1, math.prod(wanted[name][1:]) // math.prod(shape[1:]))
+            return _filled(shape[0], unit) == _filled(held[0], unit)
+
+        return read != saved and all(fits(name) for name in read)
 
     def _drop_newer(self, restored: int, asked: int | None) -> None:
         # An unreadable newer checkpoint would otherwise stand in the way of the save at its step.

@@ -18,10 +18,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from core.errors import UserError
+from core.tables import rows_together
 
 DATA, TABLE = "data", "table"
 BATCH_AXES = (DATA, TABLE)
-# Rows of sharded tables come in multiples of this on every mesh, so that a checkpoint fits all.
+# Rows of sharded tables, packed or not, come in multiples of this on every mesh, so that a
+# checkpoint fits all.
 ROW_MULTIPLE = 256
 
 Rules = tuple[tuple[str, PartitionSpec], ...]
@@ -33,19 +35,30 @@ class Partition:
 
     An array's path joins the keys that lead to it by '/', for instance `tables/item`; the first
     rule found in it counts, and an array without one is copied to every device.
+
+    Attributes:
+      table_width: D of the tables' rows, which are packed by it (`core.tables`) where the mesh
+        cuts tables; None packs nothing.
     """
 
     mesh: Mesh
     rules: Rules
+    table_width: int | None = None
 
     @property
     def size(self) -> int:
         return self.mesh.size
 
     @property
+    def rows_together(self) -> int:
+        """p: tables [V, D] lie as [V/p, p*D]."""
+        cut = self.mesh.shape[TABLE] > 1
+        return rows_together(self.table_width) if cut and self.table_width else 1
+
+    @property
     def row_multiple(self) -> int:
-        """What the rows of every table must be a multiple of."""
-        return ROW_MULTIPLE if self.mesh.shape[TABLE] > 1 else 1
+        """What V of every table must be a multiple of."""
+        return ROW_MULTIPLE * self.rows_together if self.mesh.shape[TABLE] > 1 else 1
 
     @property
     def batch_sharding(self) -> NamedSharding:

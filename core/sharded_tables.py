@@ -21,8 +21,13 @@ from core.tables import TableOptimizer, TouchedRows, distinct_beyond
 from core.tables import touched as local_touched
 
 _BATCH, _ROWS, _ALL = PartitionSpec(BATCH_AXES), PartitionSpec(TABLE), PartitionSpec()
-# Rows of a pair of devices and round: twice an even spread of the ids, and at least this many.
+# Rows of a pair of devices and round: twice an even spread of the ids, but no more than this many
+# for a device and round, and at least `_LEAST_CAPACITY`.
+_MOST_ROWS = 2**14
 _LEAST_CAPACITY = 64
+# Rows that one scatter may add: compilers for TPUs sort longer lists first, which takes them
+# minutes to compile and memory to run.
+_MOST_SCATTERED = 2**14
 
 
 class ShardedRows(NamedTuple):
@@ -41,31 +46,35 @@ class ShardedRows(NamedTuple):
     share: jax.Array
 
 
-def touched(ids: jax.Array, table: jax.Array, mesh: Mesh) -> tuple[ShardedRows, jax.Array]:
+def touched(
+    ids: jax.Array, table: jax.Array, mesh: Mesh, pack: int = 1
+) -> tuple[ShardedRows, jax.Array]:
     """Looks up the distinct rows of a batch.
 
     Args:
       ids: int32 [B, m] in [0, V), B cut over all devices.
-      table: float [V, D], V cut over the axis `table`.
+      table: float [V/p, p*D], rows cut over the axis `table`.
+      pack: p.
 
     Returns:
       The rows, and their values float [P * u, D].
     """
-    num_rows = table.shape[0]
+    num_rows = table.shape[0] * pack
 
     def on_device(ids, shard):
         distinct, places = _distinct(ids.reshape(-1), num_rows)
-        u, width = distinct.shape[0], shard.shape[1]
+        u, width, held = distinct.shape[0], shard.shape[1] // pack, shard.shape[0] * pack
 
         def serve(exchange: _Round, carry):
             values, share = carry
             asked = jax.lax.all_to_all(exchange.ids, TABLE, 0, 0, tiled=True)
-            own = _own_rows(asked, shard)
-            answer = shard.at[own].get(mode="fill", fill_value=0.0)
+            own = _own_rows(asked, held)
+            answer = shard.at[own // pack].get(mode="fill", fill_value=0.0)
+            answer = _part(answer, own % pack, pack)
             back = jax.lax.all_to_all(answer, TABLE, 0, 0, tiled=True)
             # Other copies of the tables are asked by other devices; all of these share a row.
             everyone = jax.lax.all_gather(own, DATA, axis=0)
-            counts = jnp.zeros(shard.shape[0], jnp.int32).at[everyone].add(1, mode="drop")
+            counts = jnp.zeros(held, jnp.int32).at[everyone].add(1, mode="drop")
             askers = jax.lax.all_to_all(
                 counts.at[own].get(mode="fill", fill_value=1), TABLE, 0, 0, tiled=True
             )
@@ -91,7 +100,7 @@ def touched(ids: jax.Array, table: jax.Array, mesh: Mesh) -> tuple[ShardedRows, 
 def spread(values: jax.Array, rows: ShardedRows, mesh: Mesh) -> jax.Array:
     """The vectors [B, m, D] of a batch's ids from the values [P * u, D] of its distinct rows."""
     return jax.shard_map(
-        lambda values, places: values[places],
+        _spread_on_device,
         mesh=mesh,
         in_specs=(_BATCH, _BATCH),
         out_specs=_BATCH,
@@ -112,12 +121,16 @@ def update(
     """`optimizer.update` on the owners of the touched rows.
 
     Args:
+      table, state: [V/p, p*D], packed as for `touched`.
       gradient: [P * u, D] with respect to the values of `touched`; gradients of a row that
         several devices name are added up first.
     """
-    num_rows = table.shape[0]
+    pack = table.shape[1] // gradient.shape[1]
+    num_rows = table.shape[0] * pack
 
     def on_device(distinct, gradient, shard, state, learning_rate, step):
+        held = shard.shape[0] * pack
+
         def serve(exchange: _Round, carry):
             shard, state = carry
             ids = jax.lax.all_to_all(exchange.ids, TABLE, 0, 0, tiled=True).reshape(-1)
@@ -127,13 +140,27 @@ def update(
             # The copies of the tables must stay equal: each sees every copy's gradients.
             ids = jax.lax.all_gather(ids, DATA).reshape(-1)
             received = jax.lax.all_gather(received, DATA).reshape(ids.shape[0], -1)
-            own = _own_rows(ids, shard)
+            own = _own_rows(ids, held)
             # Counted from 1, so that ids that stand for nothing are the padding of `touched`.
-            found = local_touched(jnp.where(own < shard.shape[0], own + 1, 0), shard.shape[0] + 1)
-            summed = jnp.zeros((found.ids.shape[0], received.shape[1]), received.dtype)
+            packed = jnp.where(own < held, own // pack + 1, 0)
+            found = local_touched(packed, shard.shape[0] + 1)
+            u = found.ids.shape[0]
+            width = received.shape[1]
+            lanes = jnp.arange(pack * width) // width
+            received = jnp.tile(received, (1, pack))
+            received = jnp.where(lanes == (own % pack)[:, None], received, 0.0)
+            summed = jnp.zeros((u, shard.shape[1]), received.dtype)
             summed = summed.at[found.places].add(received)
-            own_rows = TouchedRows(found.ids - 1, found.places)
-            return optimizer.update(own_rows, summed, shard, state, learning_rate, step)
+            named = jnp.zeros(u * pack, bool).at[found.places * pack + own % pack].set(True)
+            return optimizer.update(
+                TouchedRows(found.ids - 1, found.places),
+                summed,
+                shard,
+                state,
+                learning_rate,
+                step,
+                jnp.repeat(named.reshape(u, pack), width, 1),
+            )
 
         return _in_rounds(distinct, num_rows, mesh, serve, (shard, state))
 
@@ -178,11 +205,20 @@ def _distinct(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
 
     loop = (jnp.zeros(slots, jnp.int32), start.astype(jnp.int32), ids == 0)
     claimed, slot, _ = jax.lax.while_loop(unplaced, probe, loop)
-    numbers = jnp.cumsum(claimed > 0, dtype=jnp.int32)
+    numbers = _running_sum(claimed > 0)
     size = min(n, num_rows) + 1
     distinct = jnp.full(size, num_rows, jnp.int32).at[0].set(0)
     distinct = _put(distinct, jnp.where(claimed > 0, numbers, size), claimed)
     return distinct, jnp.where(ids == 0, 0, numbers[slot])
+
+
+def _running_sum(flags: jax.Array) -> jax.Array:
+    """int32 cumulative sum of bool [n], n a power of two, by blocks: one of all of them takes
+    compilers for TPUs seconds to compile."""
+    blocks = flags.reshape(-1, min(flags.shape[0], 512))
+    within = jnp.cumsum(blocks, 1, dtype=jnp.int32)
+    before = jnp.cumsum(within[:, -1], dtype=jnp.int32) - within[:, -1]
+    return (within + before[:, None]).reshape(-1)
 
 
 def _put(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
@@ -191,10 +227,52 @@ def _put(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
     return target.at[places].set(values, mode="drop", unique_indices=True)
 
 
-def _own_rows(ids: jax.Array, shard: jax.Array) -> jax.Array:
-    """Rows of ids in this device's shard; beyond it for ids of -1, which stand for nothing."""
-    own = ids - jax.lax.axis_index(TABLE) * shard.shape[0]
-    return jnp.where(ids < 0, shard.shape[0], own)
+def _own_rows(ids: jax.Array, held: int) -> jax.Array:
+    """Numbers of ids among the rows that this device holds; `held` for ids of -1, which stand for
+    nothing."""
+    return jnp.where(ids < 0, held, ids - jax.lax.axis_index(TABLE) * held)
+
+
+def _part(packed: jax.Array, part: jax.Array, pack: int) -> jax.Array:
+    """The rows [..., D] that lie at `part` [...] of packed rows [..., p*D]."""
+    parts = jnp.split(packed, pack, -1)
+    return jax.lax.select_n(jnp.broadcast_to(part[..., None], parts[0].shape), *parts)
+
+
+@jax.custom_vjp
+def _spread_on_device(values: jax.Array, places: jax.Array) -> jax.Array:
+    return values[places]
+
+
+def _spread_forward(values, places):
+    return values[places], (values, places)
+
+
+def _spread_backward(kept, gradient):
+    values, places = kept
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    return _add_rows(jnp.zeros_like(values), places.reshape(-1), flat), None
+
+
+_spread_on_device.defvjp(_spread_forward, _spread_backward)
+
+
+def _add_rows(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
+    """`target` [u, D] with `values` [n, D] added at `places` [n] < u, a chunk at a time."""
+    n = places.shape[0]
+    chunk = min(n, _MOST_SCATTERED)
+    if chunk == n:
+        return target.at[places].add(values)
+
+    def add_chunk(number, target):
+        # The last chunk goes back over rows of the one before, which are not added again.
+        start = jnp.minimum(number * chunk, n - chunk)
+        at = jax.lax.dynamic_slice(places, (start,), (chunk,))
+        at = jnp.where(start + jnp.arange(chunk) < number * chunk, target.shape[0], at)
+        part = jax.lax.dynamic_slice(values, (start, 0), (chunk, values.shape[1]))
+        return target.at[at].add(part, mode="drop")
+
+    return jax.lax.fori_loop(0, -(-n // chunk), add_chunk, target)
 
 
 def _in_rounds(
@@ -206,7 +284,8 @@ def _in_rounds(
 ) -> Any:
     """Runs `serve` until every distinct id of every device has been in a round, exactly once."""
     owners, u = mesh.shape[TABLE], distinct.shape[0]
-    capacity = min(u, max(_LEAST_CAPACITY, -(-2 * u // owners)))
+    capacity = min(-(-2 * u // owners), _MOST_ROWS // mesh.size)
+    capacity = min(u, max(_LEAST_CAPACITY, capacity))
     per_owner = num_rows // owners
     first = jnp.arange(owners, dtype=jnp.int32) * per_owner
     # Padding is asked of no one; its value is zero as it is.

@@ -4,6 +4,10 @@ A step never forms a gradient of a table's size: the distinct rows that a batch 
 once [u, D], the batch's fields index into them, gradients are taken with respect to them, and the
 optimizer reads and writes these rows and their moments alone. Id 0 is padding: its row is zero and
 never updated.
+
+A table may be packed: p = `rows_together(D)` rows of it in one row of [V/p, p*D], id i in row
+i // p. A TPU holds 128 lanes whatever is asked, and its compiler copies a narrower table whole, to
+twice its size for D = 64, before it reads a row.
 """
 
 from __future__ import annotations
@@ -14,6 +18,13 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+
+LANES = 128
+
+
+def rows_together(width: int) -> int:
+    """p, how many rows [D] fill one row of 128 lanes; 1 where D does not divide 128."""
+    return LANES // width if LANES % width == 0 else 1
 
 
 class TouchedRows(NamedTuple):
@@ -72,7 +83,8 @@ class TableOptimizer(NamedTuple):
     """`init(table) -> state`; `update(rows, gradient, table, state, learning_rate, step)`.
 
     `gradient` [u, D] is with respect to `gather_touched`, so that gradients of equal ids are
-    already added up; `step` counts updates from 0.
+    already added up; `step` counts updates from 0. Touched rows take `named` too, bool [u, D]:
+    what of a packed row the batch names; the rest keeps its values and moments bit for bit.
     """
 
     init: Callable[[jax.Array], Any]
@@ -135,13 +147,16 @@ def touched_rows(kind: str, **settings: float) -> TableOptimizer:
     def init(table):
         return tuple(jnp.full_like(table, rule.start) for _ in range(rule.moments))
 
-    def update(rows, gradient, table, state, learning_rate, step):
+    def update(rows, gradient, table, state, learning_rate, step, named=None):
         chex.assert_shape(gradient, (rows.ids.shape[0], table.shape[1]))
         # Padding joins the places beyond the table, where scatters are dropped; these differ too,
         # so that compilers need not sort the rows first.
         ids = distinct_beyond(rows.ids.at[0].set(table.shape[0]), table.shape[0])
-        moments = tuple(m.at[ids].get(mode="fill", fill_value=0.0) for m in state)
-        delta, moments = rule.apply(gradient, moments, learning_rate, step)
+        held = tuple(m.at[ids].get(mode="fill", fill_value=0.0) for m in state)
+        delta, moments = rule.apply(gradient, held, learning_rate, step)
+        if named is not None:
+            delta = jnp.where(named, delta, 0.0)
+            moments = tuple(jnp.where(named, new, old) for new, old in zip(moments, held))
         table = table.at[ids].add(delta, mode="drop", unique_indices=True)
         state = tuple(
             whole.at[ids].set(new, mode="drop", unique_indices=True)

@@ -105,7 +105,9 @@ def topology_devices(name: str) -> Any:
 def partition_for(config: config_dict.ConfigDict, devices: Any) -> Partition:
     mesh = config.mesh
     table = -1 if (mesh.data, mesh.table) == (1, 1) else mesh.table
-    return Partition(make_mesh(mesh.data, table, devices), PARTITION_RULES)
+    return Partition(
+        make_mesh(mesh.data, table, devices), PARTITION_RULES, table_width=config.model.width
+    )
 
 
 def sizes_of(config: config_dict.ConfigDict, **given: int | None) -> TableSizes:

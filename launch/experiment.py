@@ -55,8 +55,13 @@ def build(cls: type, values: dict[str, Any], *, section: str) -> Any:
         raise UserError(f"config.{section}: {error}; see the config's defaults file") from None
 
 
-def partition_of(config: config_dict.ConfigDict) -> Partition | None:
+def partition_of(
+    config: config_dict.ConfigDict, table_width: int | None = None
+) -> Partition | None:
     """The mesh of `config.mesh` with the rules of its tables; None for one device.
+
+    Args:
+      table_width: D of the tables' rows, by which they are packed; None packs nothing.
 
     Raises:
       UserError: the mesh does not fit the devices, or a batch size does not fit the mesh.
@@ -64,7 +69,7 @@ def partition_of(config: config_dict.ConfigDict) -> Partition | None:
     mesh = config.get("mesh")
     if mesh is None or ((mesh.data, mesh.table) == (1, 1) and jax.process_count() == 1):
         return None
-    partition = Partition(make_mesh(mesh.data, mesh.table), PARTITION_RULES)
+    partition = Partition(make_mesh(mesh.data, mesh.table), PARTITION_RULES, table_width)
     if partition.size == 1:
         return None
     sizes = {"pretrain": ("batch_size",), "eval": ("batch_size", "full_batch_size")}
@@ -131,7 +136,7 @@ class Experiment(Evaluated):
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
         self.config, self.data, self.ranker = config, data, ranker
-        self.partition = partition_of(config)
+        self.partition = partition_of(config, ranker.width)
         self.item_words = data.item_words()
         self.evaluator = Evaluator(
             ranker,

@@ -43,8 +43,9 @@ def vectors(restored: Restored, table: str) -> tuple[np.ndarray, list[str]]:
     names = {"item": log.item_ids, "user": log.user_ids, "word": log.words}[table][1:].tolist()
     if restored.experiment.item_words is not None:
         tables = with_item_words(tables, restored.experiment.item_words)
+    rows = np.asarray(tables[table], np.float32).reshape(-1, restored.experiment.ranker.width)
     # The user table has one more row, shared by users not seen in training.
-    return np.asarray(tables[table], np.float32)[1 : len(names) + 1], names
+    return rows[1 : len(names) + 1], names
 
 
 def content_hash(rows: np.ndarray, names: list[str]) -> str:

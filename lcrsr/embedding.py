@@ -2,7 +2,7 @@
 
 Tables stay outside the network's parameters: a step gathers the rows that its batch names, takes
 gradients with respect to those rows only, and updates only them (`core.tables`). With a partition
-they are cut by rows over its mesh (`core.sharded_tables`).
+they are cut by rows over its mesh, and packed (`core.sharded_tables`).
 """
 
 from __future__ import annotations
@@ -46,24 +46,28 @@ def init_tables(
     num_words: int,
     width: int,
     scale: float,
-    row_multiple: int = 1,
+    partition: Partition | None = None,
 ) -> Tables:
     """Normal rows of standard deviation `scale`; row 0 (padding) is zero.
 
     Args:
-      row_multiple: rows that no id names are added up to a multiple of it; the rest stay the same.
+      partition: the mesh that the tables are for. It may ask for rows that no id names, and for
+        packed rows; the numbers of the rest stay the same.
 
     Returns:
       float32 tables `user` [U+2, D] (the last row is shared by users not seen in training),
-      `item` [V+1, D], `word` [W+1, D].
+      `item` [V+1, D], `word` [W+1, D], or packed [rows/p, p*D].
     """
+    row_multiple, pack = (
+        (1, 1) if partition is None else (partition.row_multiple, partition.rows_together)
+    )
     sizes = {"user": num_users + 2, "item": num_items + 1, "word": num_words + 1}
     keys = dict(zip(sizes, jax.random.split(key, len(sizes)), strict=True))
 
     def table(name):
-        rows = -(-sizes[name] // row_multiple) * row_multiple
-        drawn = scale * jax.random.normal(keys[name], (rows, width), jnp.float32)
-        number = jnp.arange(rows)[:, None]
+        rows = -(-sizes[name] // row_multiple) * row_multiple // pack
+        drawn = scale * jax.random.normal(keys[name], (rows, pack * width), jnp.float32)
+        number = jnp.arange(rows)[:, None] * pack + jnp.arange(pack * width) // width
         return jnp.where((number > 0) & (number < sizes[name]), drawn, 0.0)
 
     return {name: table(name) for name in sizes}
@@ -101,8 +105,9 @@ def touched_rows(
 ) -> tuple[dict[str, Rows], dict[str, jax.Array]]:
     """Per table, the distinct rows that the batch names, and their values [u, D]."""
     if partition is not None:
+        mesh, pack = partition.mesh, partition.rows_together
         found = {
-            name: sharded_tables.touched(_ids_by_example(batch, name), table, partition.mesh)
+            name: sharded_tables.touched(_ids_by_example(batch, name), table, mesh, pack)
             for name, table in tables.items()
         }
         return {n: f[0] for n, f in found.items()}, {n: f[1] for n, f in found.items()}
@@ -165,6 +170,12 @@ def _cut(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Arr
             fields[field] = vectors[start : start + size].reshape(*shape, -1)
             start += size
     return fields
+
+
+def zero_fields(tables: Iterable[str], batch: dict[str, Any], width: int) -> dict[str, jax.Array]:
+    """What `look_up` gives for these tables' fields, all zero: for what depends on shapes only."""
+    fields = [field for table in tables for field in _fields(table, batch)]
+    return {field: jnp.zeros((*jnp.shape(batch[field]), width)) for field in fields}
 
 
 def look_up(

@@ -41,6 +41,7 @@ class Evaluator:
         item_words: np.ndarray | None = None,
     ):
         self._ranker, self._num_items, self._partition = ranker, num_items, partition
+        self._pack = 1 if partition is None else partition.rows_together
         self._names, self._item_words = tuple(metric_names), item_words
         out: dict[str, Any] = {} if partition is None else {"out_shardings": partition.replicated}
         self.rank_sampled = jax.jit(self._rank_sampled, **out)
@@ -96,7 +97,8 @@ class Evaluator:
         return batch if self._partition is None else self._partition.put_batch(batch)
 
     def _last_item(self, tables: Tables) -> int:
-        return tables["item"].shape[0] - 1 if self._num_items is None else self._num_items
+        held = tables["item"].shape[0] * self._pack
+        return held - 1 if self._num_items is None else self._num_items
 
     def _rank_sampled(self, params, tables, batch):
         tables = with_item_words(tables, self._item_words)
@@ -121,9 +123,10 @@ class Evaluator:
         last = self._last_item(tables)
 
         def on_rows(params, users, rows, table, *extra):
-            first = 0 if self._partition is None else jax.lax.axis_index(TABLE) * table.shape[0]
+            held = table.shape[0] * self._pack
+            first = 0 if self._partition is None else jax.lax.axis_index(TABLE) * held
             scores = self._scores_of_rows(params, users, rows, table)
-            ids = first + jnp.arange(table.shape[0])
+            ids = first + jnp.arange(held)
             return function(jnp.where((ids > 0) & (ids <= last), scores, -jnp.inf), first, *extra)
 
         if self._partition is None:
@@ -146,17 +149,18 @@ class Evaluator:
     def _scores_of_rows(self, params, users, rows, table):
         """Scores [B, V'] of a table's rows, a chunk at a time, without a copy of the table."""
         num_rows, width = table.shape
-        chunk = min(_CATALOGUE_CHUNK, num_rows)
+        chunk = min(max(1, _CATALOGUE_CHUNK // self._pack), num_rows)
 
         def score_chunk(number, scores):
             # The last chunk goes back over rows of the one before.
             start = jnp.minimum(number * chunk, num_rows - chunk)
             part = jax.lax.dynamic_slice(table, (start, 0), (chunk, width))
-            found = self._ranker.score_catalogue(params, users, rows, part)
-            return jax.lax.dynamic_update_slice(scores, found.astype(jnp.float32), (0, start))
+            part = part.reshape(chunk * self._pack, -1)
+            found = self._ranker.score_catalogue(params, users, rows, part).astype(jnp.float32)
+            return jax.lax.dynamic_update_slice(scores, found, (0, start * self._pack))
 
         count = rows["candidates"].shape[0]
-        empty = jnp.zeros((count, num_rows), jnp.float32)
+        empty = jnp.zeros((count, num_rows * self._pack), jnp.float32)
         return jax.lax.fori_loop(0, -(-num_rows // chunk), score_chunk, empty)
 
     def _across(self, values, how):

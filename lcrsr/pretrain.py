@@ -149,11 +149,11 @@ class PretrainTask:
             table_key,
             width=self._ranker.width,
             scale=self._ranker.init_scale,
-            row_multiple=1 if self.partition is None else self.partition.row_multiple,
+            partition=self.partition,
             **self._table_sizes,
         )
         tables = {name: every[name] for name in self._names}
-        rows = embedding.look_up(tables, self._example_batch)
+        rows = embedding.zero_fields(tables, self._example_batch, self._ranker.width)
         params = self._ranker.init(network_key, self._example_batch, rows)
         return {
             "step": jnp.int32(0),

@@ -83,6 +83,6 @@ def test_shardings_of_every_config(request):
 def test_the_golden_text_cuts_tables_and_nothing_else():
     lines = GOLDEN.read_text(encoding="utf-8").splitlines()
     cut = [line for line in lines if line.endswith("(table)")]
-    assert any(" rl tables/item 2048x64 " in line for line in cut)
+    assert any(" rl tables/item 1024x128 " in line for line in cut)
     assert all("tables/" in line or "table_states/" in line for line in cut)
     assert sum(line.endswith("()") for line in lines) > len(cut)

@@ -70,7 +70,9 @@ def batch_of_8(seed):
 
 
 def partition_of(extents):
-    return None if extents is None else Partition(make_mesh(*extents), PARTITION_RULES)
+    if extents is None:
+        return None
+    return Partition(make_mesh(*extents), PARTITION_RULES, table_width=MEAN.width)
 
 
 def pretrain_task(partition, ranker=MEAN):
@@ -138,7 +140,7 @@ def test_the_same_losses_and_rows_as_one_device(extents):
     np.testing.assert_allclose(found_losses, expected_losses, rtol=1e-5)
     assert len(set(expected_losses)) == 3
     for name, table in expected["tables"].items():
-        found = np.asarray(state["tables"][name])
+        found = np.asarray(state["tables"][name]).reshape(-1, MEAN.width)
         # Adam divides by the root of the second moment, so that rounding of tiny gradients shows.
         np.testing.assert_allclose(found[: len(table)], table, atol=1e-4)
         assert np.all(found[len(table) :] == 0)
@@ -147,7 +149,9 @@ def test_the_same_losses_and_rows_as_one_device(extents):
 def test_every_device_holds_its_own_rows_only():
     state, _ = trained((2, 4))
     item = state["tables"]["item"]
-    assert item.shape[0] == 256 and item.sharding.shard_shape(item.shape)[0] == 64
+    # 16 rows of 8 fill one of 128 lanes.
+    assert item.shape == (256, 128)
+    assert item.sharding.shard_shape(item.shape)[0] == 64
     for moment in state["table_states"]["item"]:
         assert moment.sharding == item.sharding
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state["params"]))
@@ -169,13 +173,15 @@ def test_both_stages_of_lcr_ser():
 
 
 def filled(state, partition):
-    """A state of one device with its tables filled up, there and on the mesh."""
+    """A state of one device with its tables filled up, there and packed on the mesh."""
 
     def fill(table):
-        return jnp.pad(table, ((0, 256 - len(table)), (0, 0)))
+        return jnp.pad(table, ((0, partition.row_multiple - len(table)), (0, 0)))
 
     start = {"params": state["params"], "tables": jax.tree.map(fill, state["tables"])}
-    return start, jax.device_put(start, partition.shardings(start))
+    packed = {name: table.reshape(256, 128) for name, table in start["tables"].items()}
+    packed = start | {"tables": packed}
+    return start, jax.device_put(packed, partition.shardings(packed))
 
 
 def test_ranking_is_merged_over_devices():
@@ -210,9 +216,12 @@ def test_ranking_is_merged_over_devices():
     np.testing.assert_allclose(found_scores, scores, atol=1e-5)
 
 
-@pytest.mark.parametrize("extents", [None, (1, 2), (2, 4)])
-def test_a_checkpoint_restores_on_other_devices(extents, tmp_path):
-    saved, _ = trained((1, 2))
+@pytest.mark.parametrize(
+    ("before", "extents"),
+    [((1, 2), None), ((1, 2), (1, 2)), ((1, 2), (2, 4)), (None, (2, 4)), ((1, 2), (4, 1))],
+)
+def test_a_checkpoint_restores_on_other_devices(before, extents, tmp_path):
+    saved, _ = trained(before)
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(3, saved, {"step": 3}, None)
     checkpoints.wait()
@@ -221,9 +230,12 @@ def test_a_checkpoint_restores_on_other_devices(extents, tmp_path):
     like = shapes if partition is None else partition.abstract(shapes)
     state, _, _ = checkpoints.restore(like)
     checkpoints.close()
-    for name, table in trained((1, 2))[0]["tables"].items():
-        found = np.asarray(state["tables"][name])
-        np.testing.assert_array_equal(found, np.asarray(table)[: len(found)])
-        assert len(found) == shapes["tables"][name].shape[0]
+    for name, wanted in shapes["tables"].items():
+        assert state["tables"][name].shape == wanted.shape
+        for part in (lambda s: s["tables"][name], lambda s: s["table_states"][name][1]):  # noqa: B023
+            found, expected = (np.asarray(part(s)).reshape(-1, MEAN.width) for s in (state, saved))
+            rows = min(len(found), len(expected))
+            np.testing.assert_array_equal(found[:rows], expected[:rows])
+            assert rows > 6 and np.any(found[:rows]) and not np.any(found[rows:])
     if partition is not None:
         assert state["tables"]["item"].sharding == like["tables"]["item"].sharding
