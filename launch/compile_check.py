@@ -15,6 +15,7 @@ import collections
 import dataclasses
 import importlib.util
 import logging
+import math
 import os
 import re
 import time
@@ -58,10 +59,10 @@ class Compiled:
       name: 'pretrain', 'rl' or 'evaluate'.
       arguments, outputs, temporaries: as planned; outputs count donated arguments too.
       peak: arguments, temporaries, code, and outputs that reuse no argument.
-      flops, bytes_accessed: of one step; loops count once, which is what they run here unless
-        ids crowd on one owner.
+      flops, bytes_accessed: of one step; loops count once, those over rounds of ids too.
       collectives: how many of each there are in the program.
-      whole_shards: instructions that copy or make an array of a table shard's shape.
+      whole_shards: instructions that copy or make an array of the size of the largest table's
+        shard, whatever its shape.
     """
 
     name: str
@@ -203,7 +204,6 @@ def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: An
     counts = collections.Counter(
         match[1] for match in re.finditer(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text)
     )
-    shape = re.escape(f"f32[{','.join(map(str, shard_shape))}]")
     return Compiled(
         name=name,
         arguments=memory.argument_size_in_bytes,
@@ -217,8 +217,16 @@ def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: An
         flops=cost.get("flops", 0.0),
         bytes_accessed=cost.get("bytes accessed", 0.0),
         collectives=dict(sorted(counts.items())),
-        whole_shards=len(re.findall(rf"= {shape}\S* (?:copy|broadcast|pad|transpose)\(", text)),
+        whole_shards=copies_of(math.prod(shard_shape), text),
     )
+
+
+def copies_of(elements: int, program: str) -> int:
+    """How many instructions of a compiled program copy or make float32 arrays of this size."""
+    made = re.finditer(
+        r"= f32\[([\d,]+)\]\S* (?:copy|copy-done|broadcast|pad|reshape|transpose)\(", program
+    )
+    return [math.prod(map(int, match[1].split(","))) for match in made].count(elements)
 
 
 def print_table(found: list[Compiled], title: str, hbm: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from configs import lcr_ser_qilin
 from core.errors import UserError
-from launch.compile_check import SIZES, partition_for, sizes_of, topology_devices
+from launch.compile_check import SIZES, copies_of, partition_for, sizes_of, topology_devices
 from launch.random_data import TableSizes
 
 NEEDS_LIBTPU = pytest.mark.skipif(
@@ -41,6 +41,19 @@ def test_an_unknown_generation_or_no_compiler_is_named():
     expected = "v9:2x2" if importlib.util.find_spec("libtpu") else "pip install libtpu"
     with pytest.raises(UserError, match=expected):
         topology_devices("v9:2x2")
+
+
+def test_copies_are_counted_by_size():
+    program = """
+      %copy.1 = f32[4,128]{1,0:T(8,128)} copy(%p.1)
+      %copy.2 = f32[8,64]{0,1:T(8,128)S(1)} copy-done(%copy-start)
+      ROOT %pad = f32[2,2,128]{2,1,0} pad(%p.2, %zero), padding=0_0x0_1x0_0
+      %scatter = f32[4,128]{1,0} fusion(%p.1, %ids), kind=kLoop
+      %smaller = f32[4,64]{1,0} copy(%p.3)
+      %integers = s32[4,128]{1,0} copy(%p.4)
+    """
+    assert copies_of(512, program) == 3
+    assert copies_of(256, program) == 1
 
 
 @NEEDS_LIBTPU
