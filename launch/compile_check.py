@@ -197,8 +197,9 @@ def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: An
             f"expected the {name} step to fit, found: {str(error).splitlines()[0][:250]}; take "
             "more chips, a smaller --batch or fewer --items"
         ) from None
-    _LOG.info("compiled the %s step in %.0f s", name, time.monotonic() - start)
     memory: Any = compiled.memory_analysis()
+    took, temporary = time.monotonic() - start, memory.temp_size_in_bytes / 1e9
+    _LOG.info("compiled the %s step in %.0f s: %.3f GB of temporaries", name, took, temporary)
     cost: Any = compiled.cost_analysis()
     text = compiled.as_text()
     counts = collections.Counter(
