@@ -43,6 +43,9 @@ class ShapesOnly:
     def training_clicks(self):
         return scipy.sparse.csr_array(np.zeros((SIZES.users + 1, SIZES.items + 1)))
 
+    def item_words(self):
+        return None
+
     def sampled(self, split, protocol):
         yield random_batch(self.shape, 2, SIZES)
 
