@@ -10,11 +10,15 @@ import tempfile
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines import random_streams
+from input_pipelines import random_streams, segmenters
+from input_pipelines.bm25 import ItemTextIndex, nearest_negatives
 from input_pipelines.log import Log
+from input_pipelines.search_task import SearchExamples, held_out_searches, targets
 from input_pipelines.splits import Examples, Splits
 
 PROTOCOLS = ("neg99", "neg99pop")
+# Of searches: the items nearest to the query.
+BM25 = "bm25_99"
 # The lists that came with the data.
 PUBLISHED = "published99"
 _NEGATIVES = 99
@@ -135,16 +139,27 @@ def _repeats(items: np.ndarray) -> np.ndarray:
 
 
 def evaluation_candidates(
-    log: Log, splits: Splits, split: str, protocol: str, seed: int, directory: str
+    log: Log,
+    splits: Splits,
+    split: str,
+    protocol: str,
+    seed: int,
+    directory: str,
+    *,
+    task: str = "recommendation",
+    segmenter: str = "characters",
 ) -> np.ndarray:
     """The saved candidate lists of a split; drawn once, shared by every model.
 
     Args:
       split: 'validation' or 'test'.
       protocol: 'neg99' draws uniformly, 'neg99pop' from the training clicks with multiplicity;
-        'published99' takes the lists that came with the data.
+        'published99' takes the lists that came with the data; 'bm25_99', of searches, takes the
+        items nearest to the query.
       seed: of the draw.
       directory: where the lists and their hash are kept, the prepared log's folder.
+      task: 'recommendation', or 'search': the examples of `held_out_searches`.
+      segmenter: of the items' texts, as the log's queries were split.
 
     Returns:
       int32 [E, 100], the target in column 0; as many as were published for 'published99'.
@@ -153,26 +168,68 @@ def evaluation_candidates(
       UserError: an unknown protocol, lists that do not match their hash, a catalogue too
         small, a folder that cannot be written.
     """
-    if protocol == PUBLISHED:
+    if protocol == PUBLISHED and task == "recommendation":
         return _published_lists(log, splits, split)
-    if protocol not in PROTOCOLS:
-        raise UserError(f"expected a protocol of {', '.join(PROTOCOLS)}, found {protocol!r}")
+    known = (*PROTOCOLS, BM25) if task == "search" else PROTOCOLS
+    if protocol not in known:
+        raise UserError(
+            f"expected a protocol of {', '.join(known)} for {task}, found {protocol!r}; pass "
+            "one of them"
+        )
     examples: Examples = getattr(splits, split)
-    rows = hashlib.sha256(np.ascontiguousarray(examples.target_row).data).hexdigest()[:12]
-    stem = os.path.join(directory, f"{splits.name}-{split}-{protocol}-seed{seed}-{rows}")
+    number, prefix = ("validation", "test").index(split), ""
+    if task == "search":
+        examples = held_out_searches(log, splits, split)
+        # Streams apart from those of the clicks.
+        number, prefix = number + 2, "search-"
+    target, times = targets(log, examples)
+    what = np.ascontiguousarray(examples.target_row).tobytes()
+    if task == "search":
+        what += np.ascontiguousarray(target).tobytes()
+    rows = hashlib.sha256(what).hexdigest()[:12]
+    stem = os.path.join(directory, f"{prefix}{splits.name}-{split}-{protocol}-seed{seed}-{rows}")
     if os.path.exists(stem + ".json"):
         return _read_lists(stem)
-    target = np.asarray(log.rec_items)[examples.target_row]
-    pool = np.asarray(log.rec_items)[splits.train.target_row] if protocol == "neg99pop" else None
-    number = ("validation", "test").index(split)
-    touched, times = TouchedItems(log), np.asarray(log.rec_times)[examples.target_row]
-    keys = random_streams.keys(seed, number, examples.target_row)
-    lists = np.empty((len(examples), 1 + _NEGATIVES), np.int32)
-    lists[:, 0] = target
+    if protocol == BM25:
+        index = ItemTextIndex(log.item_texts(), segmenters.segmenter(segmenter), seed)
+        queries = [log.query(int(row)) for row in examples.target_row]
+        negatives = nearest_negatives(index, queries, target, _NEGATIVES)
+    else:
+        clicks = np.asarray(log.rec_items)[splits.train.target_row]
+        pool = clicks if protocol == "neg99pop" else None
+        keys = _keys(seed, number, examples)
+        negatives = _drawn(log, examples, target, times, keys, pool)
+    lists = np.concatenate([target[:, None], negatives], 1)
+    try:
+        _write_lists(stem, lists)
+    except OSError as error:
+        raise UserError(
+            f"expected to write candidate lists into {directory}, found {error.strerror or error}; "
+            "free space or make the folder writable"
+        ) from error
+    return lists
+
+
+def _keys(seed: int, number: int, examples: Examples) -> np.ndarray:
+    if isinstance(examples, SearchExamples):
+        return random_streams.keys(seed, number, examples.target_row, examples.item)
+    return random_streams.keys(seed, number, examples.target_row)
+
+
+def _drawn(
+    log: Log,
+    examples: Examples,
+    target: np.ndarray,
+    times: np.ndarray,
+    keys: np.ndarray,
+    pool: np.ndarray | None,
+) -> np.ndarray:
+    touched = TouchedItems(log)
+    negatives = np.empty((len(examples), _NEGATIVES), np.int32)
     # In parts, because the draws of a large test split would take gigabytes.
     for start in range(0, len(examples), _DRAWN_ROWS):
         part = slice(start, start + _DRAWN_ROWS)
-        lists[part, 1:] = draw_negatives(
+        negatives[part] = draw_negatives(
             touched,
             log.num_items,
             user=examples.user[part],
@@ -182,14 +239,7 @@ def evaluation_candidates(
             key=keys[part],
             pool=pool,
         )
-    try:
-        _write_lists(stem, lists)
-    except OSError as error:
-        raise UserError(
-            f"expected to write candidate lists into {directory}, found {error.strerror or error}; "
-            "free space or make the folder writable"
-        ) from error
-    return lists
+    return negatives
 
 
 def _published_lists(log: Log, splits: Splits, split: str) -> np.ndarray:
@@ -245,10 +295,8 @@ def seen_items(log: Log, examples: Examples) -> np.ndarray:
     The target itself is never among them.
     """
     touched = TouchedItems(log)
-    times = np.asarray(log.rec_times)[examples.target_row]
-    targets = np.asarray(log.rec_items)[examples.target_row]
     found = []
-    for user, time, target in zip(examples.user, times, targets, strict=True):
+    for user, target, time in zip(examples.user, *targets(log, examples), strict=True):
         items = touched.of_user(int(user), earlier_than=int(time))
         found.append(items[items != target])
     width = max((len(items) for items in found), default=0) or 1

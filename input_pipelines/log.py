@@ -90,6 +90,11 @@ class Log:
     def num_words(self) -> int:
         return len(self.words) - 1
 
+    def query(self, search: int) -> list[str]:
+        """The words of a search."""
+        ids = self.word_ids[self.word_offsets[search] : self.word_offsets[search + 1]]
+        return [str(self.words[word]) for word in ids]
+
     def item_texts(self) -> list[str]:
         """The texts of items 1..V, '' for an item without.
 

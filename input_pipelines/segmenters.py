@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.errors import UserError
 
@@ -14,6 +14,7 @@ SEGMENTERS = ("characters", "jieba")
 # Ideographs with their extensions, kana: scripts written without spaces.
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_IDEOGRAPH = re.compile(rf"[{_UNSPACED}]")
 _LETTER = re.compile(r"[^\W_]")
 
 
@@ -25,6 +26,16 @@ def _normal(text: str) -> str:
 def characters(text: str) -> list[str]:
     """Each ideograph is a word; so is each run of other letters and digits, in lower case."""
     return _WORD.findall(_normal(text))
+
+
+def join(words: Sequence[str]) -> str:
+    """Words as text again: no space between two of a script that is written without."""
+    text = ""
+    for word in words:
+        if text and not (_IDEOGRAPH.match(text[-1]) and _IDEOGRAPH.match(word[0])):
+            text += " "
+        text += word
+    return text
 
 
 def segmenter(name: str) -> Callable[[str], list[str]]:

@@ -29,6 +29,8 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
       UserError: no data_dir, and the dataset has no embedded sample.
     """
     config = config_dict.ConfigDict(config.to_dict())
+    if config.get("identifiers"):
+        config.identifiers = os.path.abspath(os.path.expanduser(config.identifiers))
     if config.data_dir:
         config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
         return config
@@ -186,8 +188,31 @@ class Data:
             )
         return examples
 
-    def candidate_lists(self, split: str, protocol: str) -> np.ndarray:
-        """The saved candidate lists int32 [E, 100] of a split, the target in column 0."""
+    def examples(self, task: str, split: str) -> splits.Examples:
+        """What is evaluated: clicks for 'recommendation', clicks of searches for 'search'.
+
+        Raises:
+          UserError: no such task or split, or the split has no example of the task.
+        """
+        if task == "recommendation":
+            return self.split(split)
+        if task != "search":
+            raise UserError(
+                f"expected task recommendation or search, found {task!r}; pass one of them"
+            )
+        self.split(split)
+        found = search_task.held_out_searches(self.log, self.splits, split)
+        if not len(found):
+            raise UserError(
+                f"expected {split} searches with words and clicks in {self.label}, found none; "
+                "evaluate recommendation"
+            )
+        return found
+
+    def candidate_lists(
+        self, split: str, protocol: str, task: str = "recommendation"
+    ) -> np.ndarray:
+        """The saved candidate lists int32 [E, 100] of `examples`, the target in column 0."""
         return candidates.evaluation_candidates(
             self.log,
             self.splits,
@@ -195,6 +220,8 @@ class Data:
             protocol,
             self._config.data.candidates_seed,
             self.directory,
+            task=task,
+            segmenter=self._config.data.segmenter,
         )
 
     def sampled(self, split: str, protocol: str) -> Iterator[Batch]:

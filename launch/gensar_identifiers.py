@@ -152,19 +152,6 @@ class IdentifierExperiment:
             values[f"collisions_after/{source}"] = identifiers.collision_rate(codes[source])
             values[f"moved/{source}"] = resolved[source].moved / data.log.num_items
             values[f"spare_codes/{source}"] = resolved[source].spares / data.log.num_items
-        _LOG.info("measuring the codes' meaning against residual k-means of the same vectors")
-        values |= meaning.measure(codes, self.vectors)
-        baseline = meaning.residual_kmeans_codes(
-            self.vectors,
-            shared_levels=model.shared_levels,
-            specific_levels=model.specific_levels,
-            num_codes=model.codes,
-            seed=self.config.seed,
-        )
-        for name, value in meaning.measure(baseline, self.vectors).items():
-            values[f"kmeans_{name}"] = value
-        for source in model.sources:
-            values[f"kmeans_collisions/{source}"] = identifiers.collision_rate(baseline[source])
         # With one source both of an item's identifiers are that source's.
         table = identifiers.IdentifierTable(
             {name: codes.get(name, codes[model.sources[0]]) for name in SOURCES},
@@ -183,9 +170,11 @@ class IdentifierExperiment:
             "sources": list(model.sources),
             "vectors": {source: vectors.content_hash(v) for source, v in self.vectors.items()},
             "resolution_rounds": {source: found.rounds for source, found in resolved.items()},
-            "metrics": values,
         }
-        identifiers.save_table(workdir.path, table, report | written)
+        # At once, because measuring takes minutes and a table can be used without; again with it.
+        identifiers.save_table(workdir.path, table, {**report, "metrics": values, **written})
+        values |= self._meaning(codes)
+        identifiers.save_table(workdir.path, table, {**report, "metrics": values, **written})
         workdir.write_result_row(
             {
                 "stage": IdentifierTask.name,
@@ -203,6 +192,24 @@ class IdentifierExperiment:
             }
         )
         _LOG.info("identifier table %s in %s", table.hash, os.path.join(workdir.path, ""))
+
+    def _meaning(self, codes: dict[str, np.ndarray]) -> dict[str, float]:
+        """What the codes keep of the vectors, beside residual k-means of the same vectors."""
+        model = self.task.model.config
+        _LOG.info("measuring the codes' meaning against residual k-means of the same vectors")
+        values = meaning.measure(codes, self.vectors)
+        baseline = meaning.residual_kmeans_codes(
+            self.vectors,
+            shared_levels=model.shared_levels,
+            specific_levels=model.specific_levels,
+            num_codes=model.codes,
+            seed=self.config.seed,
+        )
+        for name, value in meaning.measure(baseline, self.vectors).items():
+            values[f"kmeans_{name}"] = value
+        for source in model.sources:
+            values[f"kmeans_collisions/{source}"] = identifiers.collision_rate(baseline[source])
+        return values
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> NoReturn:
         del params, tables, split, protocol

@@ -1,4 +1,4 @@
-"""From a config to its experiment: LCR-SER, GenSAR's identifiers, or a baseline."""
+"""From a config to its experiment: LCR-SER, GenSAR, its identifiers, or a baseline."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from ml_collections import config_dict
 from launch.baselines import open_baseline
 from launch.data import Data
 from launch.experiment import Runnable
+from launch.gensar import GenSARExperiment
 from launch.gensar_identifiers import IdentifierExperiment
 from launch.lcr_ser import LCRSERExperiment
 
@@ -21,4 +22,6 @@ def open_experiment(config: config_dict.ConfigDict, data: Data) -> Runnable:
         return LCRSERExperiment(config, data)
     if config.method == "gensar_identifiers":
         return IdentifierExperiment(config, data)
+    if config.method == "gensar":
+        return GenSARExperiment(config, data)
     return open_baseline(config, data)

@@ -23,6 +23,7 @@ _STAGE_TITLES = {
     "control": "control: as long without RL",
     "fit": "fitted",
     "identifiers": "identifiers",
+    "joint": "joint training",
 }
 # Metrics of one protocol that fit beside each other.
 _WIDEST = 8
@@ -38,10 +39,17 @@ def save(
     step: int,
     config: Any,
     data: Data,
+    users: np.ndarray | None = None,
+    more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes one row of results.json and the per-example values behind it; returns the row."""
-    per_user = f"per_user/{stage}-{split}-{protocol}.npz"
-    users = data.split(split).user
+    """Writes one row of results.json and the per-example values behind it; returns the row.
+
+    Args:
+      users: of the examples [E], where these are not all of the split's clicks.
+      more: further entries of the row.
+    """
+    per_user = f"per_user/{stage}-{split}-{protocol.replace('/', '-')}.npz"
+    users = data.split(split).user if users is None else users
     values: dict[str, Any] = {"user": users, **sums.per_example()}
     if is_writer():
         np.savez_compressed(workdir.file(*per_user.split("/")), **values)
@@ -63,6 +71,7 @@ def save(
         "commit": commit_id(),
         "per_user": per_user,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **(more or {}),
     }
     workdir.write_result_row(row)
     return row
@@ -103,8 +112,8 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
     # Without a terminal's width a table would be cut at 80 columns, protocols and all.
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(title(results, split), highlight=False, soft_wrap=True)
-    for protocol in dict.fromkeys(name.split("/")[1] for name in columns):
-        chosen = [i for i, name in enumerate(columns) if name.endswith("/" + protocol)]
+    for protocol in dict.fromkeys(name.partition("/")[2] for name in columns):
+        chosen = [i for i, name in enumerate(columns) if name.partition("/")[2] == protocol]
         table = Table(box=None)
         table.add_column("", no_wrap=True)
         if len(chosen) > _WIDEST:

@@ -53,7 +53,7 @@ class ShapesOnly:
 def shardings_of(name):
     """Lines `CONFIG STAGE PATH SHAPE SPEC` of one config; one line where nothing is trained."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    if config.method == "gensar_identifiers":
+    if config.method in ("gensar", "gensar_identifiers"):
         return [f"{name} lies on one device"]
     dense = config.pretrain.table_update == "dense"
     config.mesh.data, config.mesh.table = (8, 1) if dense else (2, 4)

@@ -1,0 +1,107 @@
+"""GenSAR's joint training on Qilin, or on the embedded sample.
+
+Paper: GenSAR, Unifying Balanced Search and Recommendation with Generative Retrieval (RecSys 2025).
+Command: python -m launch.train --config=configs/gensar_qilin.py [--config.data_dir=DIR] \
+  [--config.identifiers=W], with W the workdir of configs/gensar_identifiers_qilin.py; without it
+identifiers are trained first. "Released" means the settings that the paper's authors published.
+
+`--config=configs/gensar_qilin.py:tiger` is TIGER (NeurIPS 2023) on the same network: semantic
+identifiers, recommendation alone. Table 5's ablations: --config.prompts.behaviour_tokens=none, or a
+rate of 0 for nrip, nsqp, nsip, desc2id or id2desc of --config.mixture.
+"""
+
+from ml_collections import config_dict
+
+from configs import datasets, defaults, gensar_identifiers_qilin
+
+
+def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dict.ConfigDict:
+    """What does not depend on the data set.
+
+    Args:
+      system: 'gensar' or 'tiger'.
+    """
+    identifiers = gensar_identifiers_qilin.method(defaults.get_config())
+    config.method = "gensar"
+    config.identifiers = ""  # folder of an identifier table; empty: made with these settings
+    config.identifier_vectors = identifiers.vectors
+    config.identifier_model = identifiers.model
+    config.identifier_train = identifiers.train
+
+    config.data.rec_length = 5  # released: at most 5 + 5 events
+    config.data.search_length = 5
+
+    config.vocabulary = config_dict.ConfigDict()
+    config.vocabulary.pieces_model = ""  # a SentencePiece model; empty: trained on titles, queries
+    config.vocabulary.pieces = 4000  # of a trained one; ours
+
+    config.prompts = config_dict.ConfigDict()
+    config.prompts.max_inputs = 256  # tokens; ours
+    config.prompts.max_targets = 32
+    config.prompts.behaviour_tokens = "decoder"  # READINGS; or "encoder" (3.4.2), "none" (Table 5)
+    config.prompts.identifiers = "both"  # or one kind for both tasks: "semantic", "collaborative"
+    config.prompts.phrasings = 10  # released
+    config.prompts.pseudo_queries = ""  # item TAB query a line; empty: rare words of the titles
+
+    # Examples an epoch: -1 for all, 0 for none; released. Both identifiers of an item count.
+    config.mixture = config_dict.ConfigDict()
+    config.mixture.nrip = -1
+    config.mixture.nsip = 100_000
+    config.mixture.nsqp = 1_000
+    config.mixture.pseudo_query = 1_000
+    config.mixture.desc2id = 2_000
+    config.mixture.id2desc = 2_000
+
+    # The size for CPUs: 2 + 2 layers of width 128; the paper's is "t5-small".
+    config.model = config_dict.ConfigDict()
+    config.model.size = "cpu"
+    config.model.dropout_rate = 0.1  # T5
+    config.model.dtype = "float32"  # or "bfloat16"
+
+    config.train = config_dict.ConfigDict()
+    config.train.batch_size = 256  # examples; released: 8 x 64 x 16
+    config.train.accumulate = 1
+    config.train.row_inputs = 256  # tokens of a packed row; ours
+    config.train.row_targets = 32
+    config.train.epochs = 10.0  # released: 200
+    config.train.evals = 10  # over the run
+    config.train.learning_rate = 1e-3  # released; falls as a cosine to 0
+    config.train.warmup = 0.01  # released
+    config.train.weight_decay = 1e-7  # released
+    config.train.clip_norm = 1.0  # ours
+
+    config.eval.beam = 30  # the paper
+    config.eval.protocols = ("neg99", "full")
+    config.eval.search_protocols = ("bm25_99", "full")
+    config.eval.selection = "ndcg@5/neg99/exact"
+    config.eval.validation_users = 1000  # chosen by data.candidates_seed; 0 for all
+    config.eval.test_users = 2000
+    config.eval.batch_size = 64
+    config.eval.full_batch_size = 64
+    if system == "tiger":
+        config.identifier_model.sources = ("semantic",)
+        config.prompts.identifiers = "semantic"
+        config.prompts.behaviour_tokens = "none"
+        config.data.use_search = False
+        for task in ("nsip", "nsqp", "pseudo_query", "desc2id", "id2desc"):
+            config.mixture[task] = 0
+        config.eval.search_protocols = ()
+    elif system != "gensar":
+        raise ValueError(f"expected gensar or tiger after the config's name, found {system!r}")
+    return config
+
+
+def get_config(system: str = "gensar") -> config_dict.ConfigDict:
+    config = datasets.qilin(method(defaults.get_config(), system))
+    # A sample of some 775 items.
+    config.on_sample.overrides = config_dict.ConfigDict(
+        {
+            "data": {"clicks": 2},
+            "identifier_model": {"codes": 32},
+            "identifier_train": {"epochs": 200, "batch_size": 256},
+            "vocabulary": {"pieces": 1500},
+            "train": {"batch_size": 128, "epochs": 0.4, "evals": 3},
+            "eval": {"validation_users": 300, "test_users": 1000},
+        }
+    )
+    return config

@@ -1,0 +1,196 @@
+"""Joint training of GenSAR (paper, 3.3 and Eq. 12) as a `core.task.Task`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from core.partitioning import Partition
+from gensar_jax import packing
+from gensar_jax.prompts import Example
+from gensar_jax.t5.network import Transformer
+
+State = dict[str, Any]
+# (example numbers from, to) of the endless stream -> examples.
+Stream = Callable[[int, int], Sequence[Example]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JointConfig:
+    """How the network is trained.
+
+    Attributes:
+      batch_size: examples an update.
+      row_inputs, row_targets: T and S, tokens of a packed row.
+      accumulate: parts of a batch whose gradients are added before an update.
+      epochs: of the mixture; the learning rate falls as a cosine to 0 at their end.
+      warmup: share of the updates in which the learning rate rises linearly from 0.
+      weight_decay: of AdamW.
+      clip_norm: of the whole gradient.
+    """
+
+    batch_size: int
+    row_inputs: int
+    row_targets: int
+    accumulate: int
+    epochs: float
+    warmup: float
+    weight_decay: float
+    clip_norm: float
+
+    def __post_init__(self):
+        if self.epochs <= 0 or self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(
+                f"expected epochs above 0, batch_size and accumulate of at least 1, found "
+                f"{self.epochs}, {self.batch_size} and {self.accumulate}"
+            )
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"expected warmup in [0, 1), found {self.warmup}")
+
+
+# Packed rows come in multiples of this in each part, so that few shapes are compiled.
+ROW_MULTIPLE = 8
+
+
+def packed_batch(examples: Sequence[Example], config: JointConfig) -> dict[str, np.ndarray]:
+    """Examples packed into rows, padded with empty rows to a multiple of those of each part.
+
+    Returns:
+      The arrays of `packing.to_packed_batch`, [R, T] and [R, S].
+    """
+    rows = packing.rows_of(examples, config.row_inputs, config.row_targets)
+    multiple = ROW_MULTIPLE * config.accumulate
+    # Rows are filled longest prompts first, so that every part gets some of each kind.
+    parts = [rows[i :: config.accumulate] for i in range(config.accumulate)]
+    size = -(-len(rows) // multiple) * ROW_MULTIPLE
+    padded: list[list[int]] = [r for part in parts for r in [*part, *[[]] * (size - len(part))]]
+    return packing.to_packed_batch(examples, padded, config.row_inputs, config.row_targets)
+
+
+def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-log P(y_t | y_<t, Ins) of Eq. 12 in nats, float32 [B, S]; 0 at padding.
+
+    Args:
+      logits: float32 [B, S, W].
+      targets: int32 [B, S]; 0 is padding.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return jnp.where(targets > 0, losses, 0.0)
+
+
+def rate_at(step: jax.Array, max_steps: int, warmup: float) -> jax.Array:
+    """Factor of the learning rate: a linear rise over `warmup` of the updates, then a cosine."""
+    rising = max(1.0, warmup * max_steps)
+    progress = jnp.clip((step + 1 - rising) / max(1.0, max_steps - rising), 0.0, 1.0)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.where(step + 1 < rising, (step + 1) / rising, cosine)
+
+
+class JointTask:
+    """A `core.task.Task`.
+
+    Args:
+      network: T5 over the vocabulary of text, behaviours and codes.
+      stream: examples of an endless stream by their places in it.
+      examples_per_epoch: of that stream.
+      evaluate: validation metrics of (params, tables).
+      selection: the metric among them that decides.
+      tables: constant arrays kept with the parameters in every checkpoint.
+      seed: of parameters and dropout.
+    """
+
+    name = "joint"
+    partition: Partition | None = None  # one device
+
+    def __init__(
+        self,
+        network: Transformer,
+        config: JointConfig,
+        *,
+        stream: Stream,
+        examples_per_epoch: int,
+        evaluate: Callable[[Any, Any], dict[str, float]],
+        selection: str,
+        tables: dict[str, np.ndarray],
+        seed: int,
+    ):
+        self.network, self.config = network, config
+        self.selection, self.batch_size = selection, config.batch_size
+        self.steps_per_epoch = max(1, round(examples_per_epoch / config.batch_size))
+        self.max_steps = max(1, round(config.epochs * examples_per_epoch / config.batch_size))
+        self._stream, self._evaluate = stream, evaluate
+        self._tables, self._seed = tables, seed
+        self._optimizer = optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(config.weight_decay),
+        )
+
+    def init(self) -> State:
+        token = jnp.ones((1, 1), jnp.int32)
+        init = jax.jit(functools.partial(self.network.init, enable_dropout=False))
+        params = init(jax.random.key(self._seed), token, token, token)["params"]
+        return {
+            "step": jnp.int32(0),
+            "params": params,
+            "optimizer": self._optimizer.init(params),
+            "tables": {name: jnp.asarray(array) for name, array in self._tables.items()},
+        }
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Packed batches; update s has the examples from s * batch_size on, whole."""
+        step = start_step
+        while True:
+            first = step * self.batch_size
+            yield packed_batch(self._stream(first, first + self.batch_size), self.config)
+            step += 1
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        return self._evaluate(state["params"], state["tables"])
+
+    def loss_sum(self, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        """Eq. 12 summed over all targets of a packed batch."""
+        arguments: dict[str, Any] = batch
+        rngs = {"dropout": key}
+        logits: Any = self.network.apply({"params": params}, **arguments, rngs=rngs)
+        return token_losses(logits, batch["decoder_target_tokens"]).sum()
+
+    def train_step(
+        self, state: State, batch: dict[str, Any], learning_rate: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One update by the mean over the target tokens of the batch, whatever `accumulate` is."""
+        count = self.config.accumulate
+        parts = jax.tree.map(lambda a: a.reshape(count, -1, a.shape[-1]), batch)
+        # The generator that accelerators have in hardware, and the fastest on a CPU too.
+        key = jax.random.fold_in(jax.random.key(self._seed, impl="rbg"), state["step"])
+        params = state["params"]
+
+        def add(total, numbered):
+            number, part = numbered
+            found = jax.value_and_grad(self.loss_sum)(params, part, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, total, found), None
+
+        nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        (loss, gradient), _ = jax.lax.scan(add, nothing, (jnp.arange(count), parts))
+        tokens = (batch["decoder_target_tokens"] > 0).sum()
+        gradient = jax.tree.map(lambda g: g / tokens, gradient)
+        updates, optimizer = self._optimizer.update(gradient, state["optimizer"], params)
+        rate = learning_rate * rate_at(state["step"], self.max_steps, self.config.warmup)
+        stats = {
+            "loss": loss / tokens,
+            "tokens": tokens + (batch["encoder_input_tokens"] > 0).sum(),
+            "padding": (batch["encoder_input_tokens"] == 0).mean(),
+        }
+        return {
+            "step": state["step"] + 1,
+            "params": jax.tree.map(lambda p, u: p - rate * u, params, updates),
+            "optimizer": optimizer,
+            "tables": state["tables"],
+        }, stats

@@ -1,0 +1,67 @@
+"""Pseudo-queries of items: from a file (Doc2query's, for instance), or the text's rarest words.
+
+A pseudo-query alone is to give the item's semantic identifier (READINGS, sixth task).
+"""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+from core.errors import UserError
+
+_WORDS = 3
+
+
+def from_texts(texts: Sequence[str], split: Callable[[str], list[str]]) -> list[tuple[int, str]]:
+    """One query an item: the three words of its text that the fewest texts have, in their order.
+
+    Args:
+      texts: of items 1..V.
+      split: from a text to its words.
+
+    Returns:
+      (item, query); items without words have none.
+    """
+    words = [list(dict.fromkeys(split(text))) for text in texts]
+    counts = collections.Counter(word for one in words for word in one)
+    found = []
+    for item, one in enumerate(words, 1):
+        rarest = set(sorted(one, key=lambda word: (counts[word], word))[:_WORDS])
+        if rarest:
+            found.append((item, " ".join(word for word in one if word in rarest)))
+    return found
+
+
+def read(path: str, numbers: Mapping[str, int]) -> list[tuple[int, str]]:
+    """Queries of a file: lines of an item's original id, TAB and a query, any number an item.
+
+    Args:
+      numbers: item numbers by original id.
+
+    Returns:
+      (item, query) in the file's order.
+
+    Raises:
+      UserError: no such file, a malformed line, an unknown item, or no query.
+    """
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"expected pseudo-queries as UTF-8 text in {path}, found none that can be read "
+            f"({type(error).__name__}); correct config.prompts.pseudo_queries"
+        ) from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        item, tab, query = line.partition("\t")
+        if not tab or not query.strip() or item not in numbers:
+            raise UserError(
+                f"expected an item of the catalogue, TAB and a query in line {number} of {path}, "
+                f"found {line[:60]!r}; mend the file"
+            )
+        found.append((numbers[item], query.strip()))
+    if not found:
+        raise UserError(f"expected pseudo-queries in {path}, found none; fill the file")
+    return found

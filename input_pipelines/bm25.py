@@ -1,0 +1,76 @@
+"""The items whose text is nearest to a query by BM25 (Robertson and Zaragoza 2009)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from core.errors import UserError
+from input_pipelines.log import tie_break
+
+# Lucene's form with the library's own constants.
+_METHOD, _K1, _B = "lucene", 1.5, 0.75
+
+
+class ItemTextIndex:
+    """BM25 over the words of the items' texts.
+
+    Args:
+      texts: of items 1..V.
+      split: from a text to its words, as queries were split.
+      seed: of the order of equal scores.
+
+    Raises:
+      UserError: no item has text.
+    """
+
+    def __init__(self, texts: Sequence[str], split: Callable[[str], list[str]], seed: int):
+        import bm25s
+
+        words = [split(text) for text in texts]
+        if not any(words):
+            raise UserError(
+                f"expected text on the items for bm25_99, found none on all {len(texts)}; bring "
+                "titles, or use neg99"
+            )
+        self._index = bm25s.BM25(method=_METHOD, k1=_K1, b=_B)
+        self._index.index(words, show_progress=False)
+        self._known = set(self._index.vocab_dict)
+        self._ties = tie_break([str(item) for item in range(1, len(texts) + 1)], seed)
+        self.num_items = len(texts)
+
+    def scores(self, words: Sequence[str]) -> np.ndarray:
+        """float32 [V], of items 1..V; 0 where no word of the query is in a text."""
+        known = [word for word in words if word in self._known]
+        if not known:
+            return np.zeros(self.num_items, np.float32)
+        return np.asarray(self._index.get_scores(known), np.float32)
+
+    def ranking(self, words: Sequence[str]) -> np.ndarray:
+        """Items int32 [V], nearest first; equal scores in a random order that the seed fixes."""
+        return (np.lexsort((self._ties, -self.scores(words))) + 1).astype(np.int32)
+
+
+def nearest_negatives(
+    index: ItemTextIndex, queries: Sequence[Sequence[str]], target: np.ndarray, count: int
+) -> np.ndarray:
+    """The `count` items nearest to each query, the target left out, int32 [E, count].
+
+    Raises:
+      UserError: the catalogue is too small.
+    """
+    if index.num_items <= count:
+        raise UserError(
+            f"expected more than {count} items for bm25_99, found {index.num_items}; bring a "
+            "larger catalogue"
+        )
+    rankings: dict[tuple[str, ...], np.ndarray] = {}
+    found = np.empty((len(queries), count), np.int32)
+    for row, words in enumerate(queries):
+        key = tuple(words)
+        if key not in rankings:
+            rankings[key] = index.ranking(words)[: count + 1]
+        nearest = rankings[key]
+        found[row] = nearest[nearest != target[row]][:count]
+    return found

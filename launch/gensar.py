@@ -1,0 +1,350 @@
+"""GenSAR from a config: identifiers, joint training of all tasks, evaluation by beam search."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from core import metrics
+from core import trie as tries
+from core.errors import UserError
+from core.loop import LoopConfig, run_stage
+from core.workdir import Workdir, open_workdir
+from gensar_jax.identifiers import IdentifierTable, load_table
+from gensar_jax.joint_task import JointConfig, JointTask
+from gensar_jax.ranking import BeamRanker
+from gensar_jax.t5.config import of_size
+from gensar_jax.t5.network import Transformer
+from input_pipelines import candidates
+from input_pipelines.splits import Examples
+from launch import results
+from launch.data import Data
+from launch.experiment import build
+from launch.gensar_examples import GenSARExamples
+from launch.gensar_identifiers import IdentifierExperiment
+
+_LOG = logging.getLogger(__name__)
+TASKS = ("recommendation", "search")
+SAMPLED = (*candidates.PROTOCOLS, candidates.BM25)
+_SEARCH = "search/"
+# Items that a beam of the whole catalogue must leave after what the user has seen (READINGS).
+_UNSEEN = 20
+
+
+def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTable:
+    """The table of `config.identifiers`, or one made with the config's own settings.
+
+    The latter is kept beside the prepared data, so that ablations share it.
+
+    Raises:
+      UserError: as `load_table`, or as `IdentifierExperiment`.
+    """
+    if config.identifiers:
+        return load_table(config.identifiers, data_hash=data.log.hash)
+    own = config_dict.ConfigDict(
+        {
+            "method": "gensar_identifiers",
+            "dataset": config.dataset,
+            "seed": config.seed,
+            "data": {"segmenter": config.data.segmenter, "split": config.data.split},
+            "vectors": config.identifier_vectors.to_dict(),
+            "model": config.identifier_model.to_dict(),
+            "train": config.identifier_train.to_dict(),
+            "eval": {"selection": "explained/catalogue"},
+            "loop": config.loop.to_dict(),
+        }
+    )
+    digest = hashlib.sha256(own.to_json_best_effort(sort_keys=True).encode()).hexdigest()[:12]
+    folder = os.path.join(data.directory, f"identifiers-{digest}")
+    if not os.path.exists(os.path.join(folder, "results.json")):
+        _LOG.info("no config.identifiers given: training identifiers in %s", folder)
+        experiment = IdentifierExperiment(own, data)
+        experiment.run(open_workdir(folder, own.to_dict()))
+    return load_table(folder, data_hash=data.log.hash)
+
+
+class GenSARExperiment:
+    """One stage, `joint`.
+
+    Args:
+      config: a resolved config (`launch.data.resolve`).
+      data: the data it names.
+
+    Raises:
+      UserError: a setting that does not exist or fit, or identifiers of another catalogue.
+    """
+
+    stages: tuple[str, ...] = (JointTask.name,)
+    evaluator = None
+
+    def __init__(self, config: config_dict.ConfigDict, data: Data):
+        self.config, self.data = config, data
+        if (config.mesh.data, config.mesh.table) != (1, 1):
+            raise UserError(
+                f"expected config.mesh of 1 x 1 for gensar, which trains on one device so far, "
+                f"found {config.mesh.data} x {config.mesh.table}; leave it"
+            )
+        self._settings = build(JointConfig, config.train.to_dict(), section="train")
+        self._check_lengths()
+        self._check_protocols()
+        table = identifier_table(config, data)
+        self.table_hash = table.hash
+        self.examples = GenSARExamples(config, data, table)
+        sizes = {key: value for key, value in config.model.to_dict().items() if key != "size"}
+        try:
+            network = of_size(config.model.size, self.examples.vocabulary.size, **sizes)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.model: {error}; see gensar_jax/t5/config.py") from None
+        self.network = Transformer(network)
+        self._ranker = BeamRanker(self.network)
+        self._tries: dict[str, tries.Trie] = {}
+        self._inputs: dict[tuple[str, str], np.ndarray] = {}
+        self.task = JointTask(
+            self.network,
+            self._settings,
+            stream=self.examples.stream,
+            examples_per_epoch=self.examples.mixture.examples_per_epoch,
+            evaluate=self.validate,
+            selection=config.eval.selection,
+            tables={"identifiers": np.frombuffer(bytes.fromhex(table.hash), np.uint8)},
+            seed=config.seed,
+        )
+
+    def _check_lengths(self) -> None:
+        prompts, rows = self.config.prompts, self.config.train
+        if prompts.max_inputs > rows.row_inputs or prompts.max_targets > rows.row_targets:
+            raise UserError(
+                f"expected packed rows that hold a prompt and a target of "
+                f"{prompts.max_inputs} and {prompts.max_targets} tokens, found config.train of "
+                f"{rows.row_inputs} and {rows.row_targets}; raise row_inputs and row_targets"
+            )
+
+    def _check_protocols(self) -> None:
+        config = self.config.eval
+        for task, protocols in (
+            ("recommendation", config.protocols),
+            ("search", config.search_protocols),
+        ):
+            for protocol in protocols:
+                self.columns(task, protocol)
+        known = [
+            metrics.full_name(name, column)
+            for name in config.metrics
+            for column in self.columns("recommendation", "neg99")
+        ]
+        if config.selection not in known:
+            raise UserError(
+                f"expected config.eval.selection of {', '.join(known)}, found "
+                f"{config.selection!r}; pass one of them"
+            )
+
+    def columns(self, task: str, protocol: str) -> tuple[str, ...]:
+        """The rows of results.json that a protocol gives: 'search/neg99/exact', for instance.
+
+        Raises:
+          UserError: no such task, or it has no such protocol.
+        """
+        if task not in TASKS:
+            raise UserError(f"expected task of {', '.join(TASKS)}, found {task!r}; pass one")
+        known = ["full", *(p for p in SAMPLED if task == "search" or p != candidates.BM25)]
+        if protocol not in known:
+            raise UserError(
+                f"expected a protocol of {', '.join(known)} for {task}, found {protocol!r}; pass "
+                "one of them"
+            )
+        prefix = _SEARCH if task == "search" else ""
+        if protocol == "full":
+            return (f"{prefix}full",)
+        beam = f"beam{self.config.eval.beam}"
+        return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
+
+    def run(self, workdir: Workdir) -> None:
+        """Trains, or continues, and reads the test split once."""
+        mixture = self.examples.mixture
+        _LOG.info(
+            "mixture of %d examples an epoch: %s; %d tokens, %d of them text",
+            mixture.examples_per_epoch,
+            ", ".join(f"{name} {count}" for name, count in mixture.counts.items()),
+            self.examples.vocabulary.size,
+            self.examples.vocabulary.text_rows,
+        )
+        finished = run_stage(self.task, self._loop(), workdir)
+        done = {(row["protocol"], row["step"]) for row in workdir.read_results()["rows"]}
+        state = finished.state
+        evaluated = [("recommendation", p) for p in self.config.eval.protocols]
+        evaluated += [("search", p) for p in self.config.eval.search_protocols]
+        for task, protocol in evaluated:
+            for column in self.columns(task, protocol):
+                if (column, finished.best_step) not in done:
+                    sums = self.evaluate(state["params"], state["tables"], "test", column)
+                    self.save(workdir, sums, "test", column, finished.best_step)
+
+    def save(
+        self, workdir: Workdir, sums: metrics.Sums, split: str, column: str, step: int
+    ) -> dict[str, Any]:
+        """Writes one row of results.json, which it returns."""
+        task, _, _ = self._parsed(column)
+        return results.save(
+            workdir,
+            sums,
+            stage=JointTask.name,
+            split=split,
+            protocol=column,
+            step=step,
+            config=self.config,
+            data=self.data,
+            users=self._examples(task, split)[0].user,
+            more={
+                "task": task,
+                "identifiers": self.table_hash,
+                "initial": "from scratch",
+            },
+        )
+
+    def _loop(self) -> LoopConfig:
+        config, steps = self.config, self.task.max_steps
+        return LoopConfig(
+            max_steps=steps,
+            eval_every=max(1, steps // config.train.evals),
+            checkpoint_every=config.loop.checkpoint_every,
+            log_every=config.loop.log_every,
+            learning_rate=config.train.learning_rate,
+            # The schedule is the only change of rate, and its end the only stop.
+            min_learning_rate=config.train.learning_rate,
+            plateau_factor=1.0,
+            plateau_patience=steps + 1,
+            stop_patience=steps + 1,
+        )
+
+    def validate(self, params: Any, tables: Any) -> dict[str, float]:
+        """Metrics of the saved validation users, the selection metric among them."""
+        found: dict[str, float] = {}
+        _, _, column = self.config.eval.selection.partition("/")
+        columns = [column]
+        if self.config.eval.search_protocols:
+            columns.append(f"{_SEARCH}{column}")
+        for column in columns:
+            means = self.evaluate(params, tables, "validation", column).means()
+            found |= {metrics.full_name(name, column): value for name, value in means.items()}
+        return found
+
+    def _parsed(self, column: str) -> tuple[str, str, int | None]:
+        """(task, protocol, width of the beam; None scores every candidate) of a column."""
+        task = "search" if column.startswith(_SEARCH) else "recommendation"
+        protocol, _, how = column.removeprefix(_SEARCH).partition("/")
+        known = {
+            c
+            for p in SAMPLED
+            if task == "search" or p != candidates.BM25
+            for c in self.columns(task, p)
+        } | set(self.columns(task, "full"))
+        if column not in known:
+            raise UserError(
+                f"expected a protocol of {', '.join(sorted(known))}, found {column!r}; pass one"
+            )
+        return task, protocol, None if how == "exact" else self.config.eval.beam
+
+    def _examples(self, task: str, split: str) -> tuple[Examples, np.ndarray]:
+        """The examples that are evaluated, and their places among all of the split."""
+        every = self.data.examples(task, split)
+        most = self.config.eval[f"{split}_users"]
+        places = np.arange(len(every))
+        if 0 < most < len(every):
+            rng = np.random.default_rng(self.config.data.candidates_seed)
+            places = np.sort(rng.choice(len(every), most, replace=False))
+        return every.take(places), places
+
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
+        """Metrics of one of `columns` on the saved users of a split.
+
+        Raises:
+          UserError: no such column, or the parameters were trained with another table.
+        """
+        if bytes(np.asarray(tables["identifiers"])).hex() != self.table_hash:
+            raise UserError(
+                f"expected the identifier table {bytes(np.asarray(tables['identifiers'])).hex()} "
+                f"that this run was trained with, found {self.table_hash}; pass that table, or "
+                "train in another --workdir"
+            )
+        task, name, width = self._parsed(protocol)
+        examples, places = self._examples(task, split)
+        if (task, split) not in self._inputs:
+            self._inputs[task, split] = self.examples.evaluation_inputs(examples)
+        inputs = self._inputs[task, split]
+        if name == "full":
+            return self._full(params, task, examples, inputs)
+        lists = self.data.candidate_lists(split, name, task)[places]
+        sums = metrics.Sums(tuple(self.config.eval.metrics))
+        forced, tokens = self._forced(task), jnp.asarray(self.examples.tokens_of(task))
+        size = min(self.config.eval.batch_size, len(examples))
+        for start in range(0, len(examples), size):
+            rows, mask = _rows(start, size, len(examples))
+            ranks = self._ranker.sampled(
+                params,
+                inputs[rows],
+                forced(size),
+                tokens,
+                lists[rows],
+                width=lists.shape[1] if width is None else width,
+            )
+            sums.add(*map(np.asarray, (ranks.above, ranks.tied, mask, ranks.broken)))
+        return sums
+
+    def _forced(self, task: str) -> Any:
+        tokens = self.examples.forced(task)
+        return lambda size: np.broadcast_to(np.array(tokens, np.int32), (size, len(tokens)))
+
+    def _full(self, params: Any, task: str, examples: Examples, inputs: np.ndarray) -> metrics.Sums:
+        if task not in self._tries:
+            tokens = self.examples.tokens_of(task)
+            self._tries[task] = tries.build(tokens[1:], np.arange(1, len(tokens)))
+        target, _ = candidates.targets(self.data.log, examples)
+        seen = candidates.seen_items(self.data.log, examples)
+        config = self.config.eval
+        # Long histories together, so that the wide beams which they need are few.
+        order = np.argsort((seen > 0).sum(1), kind="stable")
+        size = min(config.full_batch_size, len(examples))
+        found: list[tuple[np.ndarray, ...]] = []
+        for start in range(0, len(examples), size):
+            rows, mask = _rows(start, size, len(examples))
+            rows = order[rows]
+            longest = int((seen[rows] > 0).sum(1).max())
+            # In steps of the beam, so that few widths are compiled.
+            width = -(-max(config.beam, _UNSEEN + longest) // config.beam) * config.beam
+            removed = np.zeros((size, width), np.int32)
+            removed[:, :longest] = seen[rows, :longest]
+            ranks = self._ranker.full(
+                params,
+                inputs[rows],
+                self._forced(task)(size),
+                self._tries[task],
+                target[rows],
+                removed,
+                width=width,
+            )
+            kept = mask > 0
+            found.append(tuple(np.asarray(part)[kept] for part in ranks))
+        above, tied, broken = (np.concatenate(parts) for parts in zip(*found))
+        back = np.argsort(order)
+        sums = metrics.Sums(tuple(config.metrics))
+        sums.add(above[back], tied[back], np.ones(len(back)), broken[back])
+        return sums
+
+    def abstract_state(self, stage: str) -> Any:
+        """Shapes and dtypes of the state, to restore a checkpoint into."""
+        del stage
+        return jax.eval_shape(self.task.init)
+
+
+def _rows(start: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of a batch, the last one filled up with row 0 under a mask of 0."""
+    rows = np.arange(start, start + size)
+    real = rows < count
+    return np.where(real, rows, 0), real.astype(np.float32)
