@@ -1,6 +1,7 @@
 """Evaluates a trained workdir again.
 
     python -m launch.evaluate --workdir=W [--split=test] [--stage=rl] [--protocols=neg99,full]
+    python -m launch.evaluate --workdir=W --task=search --protocol=bm25_99       # GenSAR
 
 In a notebook: `Restored(workdir)` from `launch.restore`, then `evaluate(restored, "test", "full")`.
 """
@@ -11,12 +12,15 @@ from absl import flags
 
 from core.errors import UserError
 from launch import cli, results
-from launch.experiment import PROTOCOLS
 from launch.restore import Restored
 
 
 def evaluate(restored: Restored, split: str, protocol: str) -> dict:
-    """Evaluates and saves one row of results.json, which it returns."""
+    """Evaluates and saves one row of results.json, which it returns.
+
+    Args:
+      protocol: one of the experiment's `columns`, such as 'neg99', or GenSAR's 'search/full'.
+    """
     sums = restored.experiment.evaluate(restored.params, restored.tables, split, protocol)
     return results.save(
         restored.workdir,
@@ -27,6 +31,7 @@ def evaluate(restored: Restored, split: str, protocol: str) -> dict:
         step=restored.step,
         config=restored.experiment.config,
         data=restored.data,
+        **restored.experiment.details(split, protocol),
     )
 
 
@@ -34,20 +39,22 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
     flags.DEFINE_string("split", "test", "validation or test.")
     flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
-    flags.DEFINE_list("protocols", ["neg99", "full"], "Any of neg99, neg99pop, full.")
+    flags.DEFINE_string("task", "recommendation", "recommendation, or of GenSAR search.")
+    flags.DEFINE_string("protocol", None, "One of the protocols, instead of --protocols.")
+    flags.DEFINE_list(
+        "protocols", ["neg99", "full"], "Any of neg99, neg99pop, full; bm25_99 of searches."
+    )
 
 
 def main() -> None:
     if not flags.FLAGS.workdir:
         raise UserError("expected --workdir=W, found none; pass the folder of a run")
-    for protocol in flags.FLAGS.protocols:
-        if protocol not in PROTOCOLS:
-            raise UserError(
-                f"expected protocols of {', '.join(PROTOCOLS)}, found {protocol!r}; pass these"
-            )
-    restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
-    rows = [evaluate(restored, flags.FLAGS.split, protocol) for protocol in flags.FLAGS.protocols]
-    results.print_table({"rows": rows}, flags.FLAGS.split)
+    values = flags.FLAGS
+    protocols = values.protocols if values.protocol is None else [values.protocol]
+    restored = Restored(values.workdir, values.stage)
+    columns = [c for p in protocols for c in restored.experiment.columns(values.task, p)]
+    rows = [evaluate(restored, values.split, column) for column in columns]
+    results.print_table({"rows": rows}, values.split)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,10 @@ class Runnable(Protocol):
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums: ...
 
+    def columns(self, task: str, protocol: str) -> tuple[str, ...]: ...
+
+    def details(self, split: str, protocol: str) -> dict[str, Any]: ...
+
 
 def build(cls: type, values: dict[str, Any], *, section: str) -> Any:
     """A settings dataclass from a config section.
@@ -97,6 +101,28 @@ class Evaluated:
         if protocol == "full":
             return self.evaluator.full(params, tables, self.data.full(split))
         return self.evaluator.sampled(params, tables, self.data.sampled(split, protocol))
+
+    def columns(self, task: str, protocol: str) -> tuple[str, ...]:
+        """What `evaluate` calls a protocol of a task: here a protocol is itself.
+
+        Raises:
+          UserError: another task than recommendation, or no such protocol.
+        """
+        if task != "recommendation":
+            raise UserError(
+                f"expected task recommendation of a run of {self.config.method}, found {task!r}; "
+                "only gensar answers searches"
+            )
+        if protocol not in PROTOCOLS:
+            raise UserError(
+                f"expected protocols of {', '.join(PROTOCOLS)}, found {protocol!r}; pass these"
+            )
+        return (protocol,)
+
+    def details(self, split: str, protocol: str) -> dict[str, Any]:
+        """Further arguments of `results.save` for a row; none where all clicks are evaluated."""
+        del split, protocol
+        return {}
 
     def test_once(self, workdir: Workdir, stage: str, step: int, params: Any, tables: Any) -> None:
         """Reads the test split for a finished stage; a saved row is not computed again."""

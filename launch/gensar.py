@@ -184,29 +184,23 @@ class GenSARExperiment:
             for column in self.columns(task, protocol):
                 if (column, finished.best_step) not in done:
                     sums = self.evaluate(state["params"], state["tables"], "test", column)
-                    self.save(workdir, sums, "test", column, finished.best_step)
+                    results.save(
+                        workdir,
+                        sums,
+                        stage=JointTask.name,
+                        split="test",
+                        protocol=column,
+                        step=finished.best_step,
+                        config=self.config,
+                        data=self.data,
+                        **self.details("test", column),
+                    )
 
-    def save(
-        self, workdir: Workdir, sums: metrics.Sums, split: str, column: str, step: int
-    ) -> dict[str, Any]:
-        """Writes one row of results.json, which it returns."""
-        task, _, _ = self._parsed(column)
-        return results.save(
-            workdir,
-            sums,
-            stage=JointTask.name,
-            split=split,
-            protocol=column,
-            step=step,
-            config=self.config,
-            data=self.data,
-            users=self._examples(task, split)[0].user,
-            more={
-                "task": task,
-                "identifiers": self.table_hash,
-                "initial": "from scratch",
-            },
-        )
+    def details(self, split: str, protocol: str) -> dict[str, Any]:
+        """Further arguments of `results.save` for a row: who was evaluated, with what."""
+        task, _, _ = self._parsed(protocol)
+        more = {"task": task, "identifiers": self.table_hash, "initial": "from scratch"}
+        return {"users": self._examples(task, split)[0].user, "more": more}
 
     def _loop(self) -> LoopConfig:
         config, steps = self.config, self.task.max_steps

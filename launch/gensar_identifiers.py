@@ -215,6 +215,14 @@ class IdentifierExperiment:
         del params, tables, split, protocol
         self._no_ranking()
 
+    def columns(self, task: str, protocol: str) -> NoReturn:
+        del task, protocol
+        self._no_ranking()
+
+    def details(self, split: str, protocol: str) -> NoReturn:
+        del split, protocol
+        self._no_ranking()
+
     def abstract_state(self, stage: str) -> NoReturn:
         del stage
         self._no_ranking()
