@@ -34,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 TASKS = ("recommendation", "search")
 SAMPLED = (*candidates.PROTOCOLS, candidates.BM25)
 _SEARCH = "search/"
+# Not the config's own: how often a run writes does not make other identifiers.
+_IDENTIFIER_LOOP = {"checkpoint_every": 500, "log_every": 20}
 # Items that a beam of the whole catalogue must leave after what the user has seen (READINGS).
 _UNSEEN = 20
 
@@ -58,7 +60,7 @@ def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTa
             "model": config.identifier_model.to_dict(),
             "train": config.identifier_train.to_dict(),
             "eval": {"selection": "explained/catalogue"},
-            "loop": config.loop.to_dict(),
+            "loop": _IDENTIFIER_LOOP,
         }
     )
     digest = hashlib.sha256(own.to_json_best_effort(sort_keys=True).encode()).hexdigest()[:12]

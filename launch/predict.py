@@ -35,8 +35,8 @@ def predict(restored: Restored, users: Sequence[str], top_k: int) -> Iterator[di
     data, log = restored.data, restored.data.log
     if restored.experiment.evaluator is None:
         raise UserError(
-            f"expected the run of a ranker, found one of {restored.experiment.config.method}, whose "
-            "beams launch.predict does not print yet; launch.evaluate reads it"
+            f"expected the run of a ranker, found one of {restored.experiment.config.method}, "
+            "whose beams launch.predict does not print; use launch.evaluate"
         )
     numbers = {name: i for i, name in enumerate(log.user_ids.tolist()) if i}
     unknown = [user for user in users if user not in numbers]

@@ -1,0 +1,138 @@
+"""The joint task: Eq. 12 and the schedule by hand, accumulation, packing, and where it goes on."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gensar_jax.joint_task import (
+    ROW_MULTIPLE,
+    JointConfig,
+    JointTask,
+    packed_batch,
+    rate_at,
+    token_losses,
+)
+from gensar_jax.prompts import Example
+from gensar_jax.t5.config import of_size
+from gensar_jax.t5.network import Transformer
+
+WORDS = 20
+SETTINGS = {
+    "batch_size": 12,
+    "row_inputs": 16,
+    "row_targets": 12,
+    "accumulate": 1,
+    "epochs": 2.0,
+    "warmup": 0.25,
+    "weight_decay": 0.0,
+    "clip_norm": 100.0,
+}
+
+
+def stream(start, stop):
+    """Example i of the endless stream is the same whoever asks for it."""
+    found = []
+    for place in range(start, stop):
+        rng = np.random.default_rng(place)
+        found.append(
+            Example(
+                [*rng.integers(3, WORDS, rng.integers(3, 9)).tolist(), 1],
+                [*rng.integers(3, WORDS, rng.integers(1, 5)).tolist(), 1],
+            )
+        )
+    return found
+
+
+def task_of(**changes):
+    return JointTask(
+        Transformer(of_size("tiny", WORDS, dropout_rate=0.0)),
+        JointConfig(**SETTINGS | changes),
+        stream=stream,
+        examples_per_epoch=48,
+        evaluate=lambda params, tables: {"ndcg@5/neg99/exact": 0.5},
+        selection="ndcg@5/neg99/exact",
+        tables={"identifiers": np.arange(8, dtype=np.uint8)},
+        seed=0,
+    )
+
+
+def test_the_loss_by_hand():
+    # Two of three tokens likelier by e: -log(e / (e + 2)) = log(1 + 2/e) = .5514; uniform: log 3.
+    logits = jnp.array([[[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [9.0, 0.0, 0.0]]])
+    found = token_losses(logits, jnp.array([[1, 2, 0]]))
+    np.testing.assert_allclose(found, [[0.551445, 1.098612, 0.0]], atol=1e-5)
+
+
+def test_the_rate_rises_and_falls_as_a_cosine():
+    found = [float(rate_at(jnp.int32(step), 8, 0.25)) for step in range(8)]
+    # Two updates of warm-up: 1/2, then 1; then (1 + cos(pi k / 6)) / 2 for k = 1..6.
+    expected = [0.5, 1.0, 0.9330, 0.75, 0.5, 0.25, 0.0670, 0.0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_batch_holds_each_example_once_in_whole_rows():
+    for accumulate in (1, 2):
+        config = JointConfig(**SETTINGS | {"accumulate": accumulate})
+        examples = stream(0, 12)
+        batch = packed_batch(examples, config)
+        rows = batch["encoder_input_tokens"].shape[0]
+        assert rows % (ROW_MULTIPLE * accumulate) == 0
+        found = []
+        for row in range(rows):
+            segments = batch["encoder_segment_ids"][row]
+            for segment in range(1, segments.max() + 1):
+                own = batch["decoder_segment_ids"][row] == segment
+                found.append(
+                    (
+                        batch["encoder_input_tokens"][row][segments == segment].tolist(),
+                        batch["decoder_target_tokens"][row][own].tolist(),
+                    )
+                )
+        assert sorted(found) == sorted(map(tuple, examples))
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    whole, parts = task_of(), task_of(accumulate=2)
+    state = whole.init()
+    assert np.abs(jax.tree.leaves(state["params"])[0]).max() > 0
+    step = lambda task: jax.jit(task.train_step)(  # noqa: E731
+        state, next(task.batches(0)), np.float32(0.01)
+    )
+    (one, loss), (other, same_loss) = step(whole), step(parts)
+    np.testing.assert_allclose(loss["loss"], same_loss["loss"], rtol=1e-5)
+    # Adam's first step has the gradient's signs alone: compare its moments.
+    for ours, theirs in zip(
+        jax.tree.leaves(other["optimizer"]), jax.tree.leaves(one["optimizer"]), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    # And the loss is the mean of -log p over every target of the twelve examples, one by one.
+    network = whole.network
+    apply = jax.jit(functools.partial(network.apply, enable_dropout=False))
+    total, tokens = 0.0, 0
+    for inputs, targets in stream(0, 12):
+        arrays = [np.array([x], np.int32) for x in (inputs, [0, *targets[:-1]], targets)]
+        padded = [np.pad(a, ((0, 0), (0, 12 - a.shape[1]))) for a in arrays]
+        logits = np.asarray(apply({"params": state["params"]}, *padded), np.float64)[0]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        total -= sum(log_p[i, t] for i, t in enumerate(targets))
+        tokens += len(targets)
+    np.testing.assert_allclose(loss["loss"], total / tokens, rtol=1e-4)
+
+
+def test_batches_go_on_at_any_step():
+    task = task_of()
+    assert task.steps_per_epoch == 4 and task.max_steps == 8
+    every = task.batches(0)
+    third = [next(every) for _ in range(3)][2]
+    for name, array in next(task.batches(2)).items():
+        np.testing.assert_array_equal(array, third[name])
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0.0}, {"accumulate": 0}, {"warmup": 1.0}])
+def test_settings_that_cannot_be(change):
+    with pytest.raises(ValueError, match="expected"):
+        JointConfig(**SETTINGS | change)
