@@ -100,7 +100,8 @@ def get_config(system: str = "gensar") -> config_dict.ConfigDict:
             "identifier_model": {"codes": 32},
             "identifier_train": {"epochs": 200, "batch_size": 256},
             "vocabulary": {"pieces": 1500},
-            "train": {"batch_size": 128, "epochs": 0.4, "evals": 2},
+            "model": {"size": "sample"},
+            "train": {"batch_size": 128, "epochs": 0.5, "evals": 2, "learning_rate": 3e-3},
             "eval": {"validation_users": 200, "test_users": 500},
         }
     )

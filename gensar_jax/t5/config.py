@@ -77,10 +77,13 @@ _CPU: dict[str, object] = {
     "num_encoder_layers": 2,
     "num_decoder_layers": 2,
 }
+# A quarter of its work, so that the embedded sample takes minutes.
+_SAMPLE: dict[str, object] = {**_CPU, "emb_dim": 64, "head_dim": 16, "mlp_dim": 256}
 # t5-small: Raffel et al., JMLR 2020, 3.1.2 and 3.7; version 1.1: T5X's t5_1_1/small.gin.
 SIZES: dict[str, dict[str, object]] = {
     "tiny": _TINY,
     "tiny-v1_1": {**_TINY, **_V1_1},
+    "sample": _SAMPLE,
     "cpu": _CPU,
     "t5-small": {},
     "t5-v1_1-small": {
