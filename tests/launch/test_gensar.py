@@ -1,0 +1,333 @@
+"""GenSAR from configs on a made-up catalogue: what trains, what is refused, and whole runs."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import gensar_amazon_beauty
+from core.checkpoints import Checkpoints
+from core.errors import UserError
+from gensar_jax.identifiers import IdentifierTable, save_table
+from input_pipelines import histories
+from launch.data import Data, resolve
+from launch.evaluate import evaluate
+from launch.gensar_examples import GenSARExamples
+from launch.methods import open_experiment
+from launch.restore import Restored
+from launch.train import train
+
+USERS, SHARED = 12, 130
+SMALL = {
+    "vocabulary.pieces": 420,
+    "prompts.max_inputs": 160,
+    "prompts.max_targets": 16,
+    "mixture.nsip": 20,
+    "mixture.nsqp": 4,
+    "mixture.pseudo_query": 4,
+    "mixture.desc2id": 8,
+    "mixture.id2desc": 8,
+    "model.size": "tiny",
+    "train.batch_size": 16,
+    "train.row_inputs": 160,
+    "train.row_targets": 24,
+    "train.epochs": 1.0,
+    "train.evals": 2,
+    "eval.beam": 10,
+    "eval.validation_users": 8,
+    "eval.test_users": 10,
+    "eval.batch_size": 8,
+    "eval.full_batch_size": 8,
+    "eval.protocols": ("neg99",),
+    "eval.search_protocols": ("full",),
+    "loop.checkpoint_every": 2,
+}
+
+
+def write_beauty(folder):
+    """Items 0..129 are bought in training; each user's last two are bought, and searched, once.
+
+    Their queries and titles say 'heldout' and appear nowhere else.
+    """
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    with open(folder / "items.jsonl", "w") as file:
+        for item in range(SHARED):
+            title = "" if item == 3 else f"pot model{item}"
+            record = {"item": item, "query_ids": [item % 5], "title": title}
+            file.write(json.dumps(record) + "\n")
+        for item in range(SHARED, SHARED + 2 * USERS):
+            record = {"item": item, "query_ids": [item], "title": f"heldout{item}"}
+            file.write(json.dumps(record) + "\n")
+    queries = [f"{q}\tred tea kind{q}" for q in range(5)]
+    queries += [f"{q}\theldoutquery {q}" for q in range(SHARED, SHARED + 2 * USERS)]
+    (folder / "queries.tsv").write_text("\n".join(queries) + "\n")
+    with open(folder / "sequences.tsv", "w") as file:
+        for user in range(USERS):
+            bought = [*rng.permutation(SHARED)[:6], SHARED + 2 * user, SHARED + 2 * user + 1]
+            file.write(f"{user}\t{' '.join(map(str, bought))}\n")
+    return str(folder)
+
+
+def table_of(log):
+    """Distinct random identifiers, one shared and two own levels of 8."""
+    rng = np.random.default_rng(0)
+    shared = rng.integers(0, 8, (log.num_items, 1))
+    codes = {}
+    for source in ("semantic", "collaborative"):
+        pairs = np.stack(np.divmod(rng.permutation(64), 8), 1)
+        own = np.empty((log.num_items, 2), np.int64)
+        for code in range(8):
+            rows = np.flatnonzero(shared[:, 0] == code)
+            own[rows] = pairs[: len(rows)]
+        codes[source] = np.concatenate([shared, own], 1).astype(np.int32)
+    return IdentifierTable(codes, 1, 8, log.hash)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    found = gensar_amazon_beauty.get_config()
+    found.data_dir = write_beauty(tmp_path_factory.mktemp("raw") / "beauty")
+    found.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
+    found.update_from_flattened_dict(SMALL)
+    folder = tmp_path_factory.mktemp("identifiers")
+    save_table(str(folder), table_of(Data(resolve(found)).log), {})
+    found.identifiers = str(folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(config):
+    return Data(resolve(config))
+
+
+@pytest.fixture(scope="module")
+def examples(config, data):
+    return GenSARExamples(resolve(config), data, table_of(data.log))
+
+
+def changed(config, **flat):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({k.replace("__", "."): v for k, v in flat.items()})
+    return other
+
+
+def holds(tokens, identifier):
+    width = len(identifier)
+    return any(tokens[i : i + width] == identifier for i in range(len(tokens) - width + 1))
+
+
+def test_no_training_prompt_or_target_holds_a_held_out_interaction(examples, data):
+    """Every example of every task, against the items and queries of validation and test."""
+    log = data.log
+    rows = [data.splits.validation.target_row, data.splits.test.target_row]
+    held_out = np.unique(np.asarray(log.rec_items)[np.concatenate(rows)])
+    assert len(held_out) == 2 * USERS
+    wanted = {
+        tuple(examples.prompts.catalogue.identifier(int(item), kind))
+        for item in held_out
+        for kind in ("semantic", "collaborative")
+    }
+    width = examples.identifiers["semantic"].shape[1]
+    sizes = {
+        "nrip": len(data.splits.train),
+        "nsip": len(examples._searches),
+        "nsqp": len(examples._queries),
+        "desc2id": 2 * len(examples._described),
+        "id2desc": 2 * len(examples._described),
+        "pseudo_query": len(examples._pseudo),
+    }
+    assert set(sizes) == set(examples.mixture.tasks)
+    # Clicks 2..6 of 12 users, and their searches, the first of them with an empty history.
+    assert sizes["nrip"] == 5 * USERS and sizes["nsip"] == sizes["nsqp"] == 6 * USERS
+    texts = []
+    for task, size in sizes.items():
+        for row in range(size):
+            example = examples.training_example(task, row, row % 10)
+            for tokens in example:
+                parts = {tuple(tokens[i : i + width]) for i in range(len(tokens))}
+                assert not parts & wanted, (task, row)
+                texts.append(examples.vocabulary.text_of(tokens))
+    assert not any("heldout" in text for text in texts)
+    # What is looked for can be found: test prompts hold the validation event, both faces.
+    clicks = data.splits.test
+    prompt = examples.evaluation_inputs(clicks)[0].tolist()
+    item = int(log.rec_items[clicks.target_row[0] - 1])
+    assert holds(prompt, examples.prompts.catalogue.identifier(item, "collaborative"))
+    assert holds(prompt, examples.prompts.catalogue.identifier(item, "semantic"))
+    assert "heldoutquery" in examples.vocabulary.text_of(prompt)
+    assert any("red tea kind" in text for text in texts) and any("model" in t for t in texts)
+
+
+def test_a_search_prompt_holds_its_query_and_no_face_of_its_event(examples, data):
+    found = data.examples("search", "test")
+    assert len(found) == USERS
+    prompts = examples.evaluation_inputs(found)
+    for row in range(USERS):
+        prompt = prompts[row].tolist()
+        text = examples.vocabulary.text_of(prompt)
+        query = histories.query_text(data.log, int(found.target_row[row]))
+        assert text.count(query) == 1 and text.index(query) > text.index("search query is")
+        for kind in ("semantic", "collaborative"):
+            own = examples.prompts.catalogue.identifier(int(found.item[row]), kind)
+            assert not holds(prompt, own)
+
+
+def test_a_prompt_too_long_loses_its_oldest_events_whole(config, data):
+    limit = 64
+    short = GenSARExamples(
+        resolve(changed(config, prompts__max_inputs=limit)), data, table_of(data.log)
+    )
+    whole = GenSARExamples(resolve(config), data, table_of(data.log))
+    lost = 0
+    for row in range(len(data.splits.test)):
+        cut = short.prompts.next_item(short.history(data.splits.test, row), 1).inputs
+        full = whole.prompts.next_item(whole.history(data.splits.test, row), 1).inputs
+        history = whole.history(data.splits.test, row)
+        events = [whole.prompts.event(*event) for event in history]
+        assert len(cut) <= limit < len(full)
+        kept = [holds(cut, event) for event in events]
+        # The latest events and no others, each whole: once one is kept all later ones are.
+        assert kept == sorted(kept) and kept[-1] and not kept[0]
+        lost += kept.count(False)
+        codes = sum(token >= whole.vocabulary.text_rows + 3 for token in cut)
+        assert codes == sum(3 for (b, _), k in zip(history, kept) if k and b != "<S_Q>")
+    assert lost > USERS
+
+
+def refused(config, tmp_path):
+    workdir = tmp_path / "refused"
+    with pytest.raises(UserError) as error:
+        train(config, str(workdir))
+    assert "\n" not in str(error.value) and not workdir.exists()
+    return str(error.value)
+
+
+def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_path):
+    other = changed(config)
+    with other.unlocked():
+        other.mixture.next_item = 5
+    assert "tasks of nrip, nsqp, nsip" in refused(other, tmp_path)
+    folder = tmp_path / "table"
+    folder.mkdir()
+    log, table = data.log, table_of(data.log)
+    elsewhere = changed(config, identifiers=str(folder))
+    assert "found none that can be read" in refused(elsewhere, tmp_path)
+    save_table(str(folder), IdentifierTable(table.codes, 1, 8, "another"), {})
+    assert f"identifiers of the log {log.hash}" in refused(elsewhere, tmp_path)
+    save_table(str(folder), table, {})
+    twice = {source: codes.copy() for source, codes in table.codes.items()}
+    twice["semantic"][1] = twice["semantic"][0]
+    np.savez(folder / "identifiers.npz", **twice)
+    assert "unique semantic identifiers" in refused(elsewhere, tmp_path)
+    message = refused(changed(config, prompts__identifiers="visual"), tmp_path)
+    assert "both, semantic, collaborative" in message
+    assert "row_inputs" in refused(changed(config, train__row_inputs=100), tmp_path)
+    assert "config.train" in refused(changed(config, train__epochs=0.0), tmp_path)
+    assert "T5 size" in refused(changed(config, model__size="huge"), tmp_path)
+    assert "config.eval.selection" in refused(
+        changed(config, eval__selection="ndcg@5/neg99"), tmp_path
+    )
+    assert "for recommendation, found 'bm25_99'" in refused(
+        changed(config, eval__protocols=("bm25_99",)), tmp_path
+    )
+    assert "mesh of 1 x 1" in refused(changed(config, mesh__data=2), tmp_path)
+
+
+def test_tiger_and_the_ablations_are_arguments(config, data):
+    tiger = gensar_amazon_beauty.get_config("tiger")
+    tiger.data_dir, tiger.cache_dir = config.data_dir, config.cache_dir
+    tiger.identifiers = config.identifiers
+    tiger.vocabulary.pieces = SMALL["vocabulary.pieces"]
+    experiment = open_experiment(resolve(tiger), data)
+    found = experiment.examples
+    assert found.mixture.tasks == ("nrip",)
+    example = found.training_example("nrip", 3, 0)
+    names = {found.vocabulary.name(token)[:3] for token in example.inputs + example.targets}
+    assert not names & {"<R_", "<S_", "<R1", "<S1"}, "no behaviours, one kind of identifier"
+    semantic = found.prompts.catalogue.identifier(
+        int(data.log.rec_items[data.splits.train.target_row[3]]), "semantic"
+    )
+    assert example.targets == [*semantic, 1] and found.forced("recommendation") == []
+    ablated = GenSARExamples(resolve(changed(config, mixture__nsqp=0)), data, table_of(data.log))
+    assert "nsqp" not in ablated.mixture.tasks and "nsip" in ablated.mixture.tasks
+    bare = changed(config, prompts__behaviour_tokens="none")
+    found = GenSARExamples(resolve(bare), data, table_of(data.log))
+    assert found.forced("search") == []
+    with pytest.raises(ValueError, match="gensar or tiger"):
+        gensar_amazon_beauty.get_config("lion")
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    return workdir, train(config, str(workdir))
+
+
+@pytest.mark.slow
+def test_a_run_gives_every_row_and_evaluate_the_same(trained):
+    workdir, found = trained
+    rows = {row["protocol"]: row for row in found["rows"]}
+    assert set(rows) == {"neg99/exact", "neg99/beam10", "search/full"}
+    for protocol, row in rows.items():
+        assert row["examples"] == 10 and row["initial"] == "from scratch"
+        assert row["task"] == ("search" if protocol.startswith("search") else "recommendation")
+        assert all(name.endswith("/" + protocol) for name in row["metrics"])
+        with np.load(workdir / row["per_user"]) as values:
+            assert len(values["user"]) == 10
+            means = {f"{n}/{protocol}": values[n].mean() for n in values if n != "user"}
+        assert means == pytest.approx(row["metrics"])
+    restored = Restored(str(workdir))
+    experiment = restored.experiment
+    assert experiment.columns("search", "bm25_99") == (
+        "search/bm25_99/exact",
+        "search/bm25_99/beam10",
+    )
+    again = evaluate(restored, "test", "neg99/beam10")
+    assert again["metrics"] == rows["neg99/beam10"]["metrics"]
+    # Every beam is an item; exact and beam agree where the beam holds all candidates.
+    experiment.config.eval.beam = 100
+    same = experiment.evaluate(restored.params, restored.tables, "test", "neg99/beam100")
+    assert (
+        same.means()
+        == experiment.evaluate(restored.params, restored.tables, "test", "neg99/exact").means()
+    )
+    evaluate(restored, "test", "search/bm25_99/exact")
+    with pytest.raises(UserError, match="found 'search/published99'"):
+        experiment.evaluate(restored.params, restored.tables, "test", "search/published99")
+    strange = {"identifiers": np.zeros(8, np.uint8)}
+    with pytest.raises(UserError, match="that this run was trained with"):
+        experiment.evaluate(restored.params, strange, "test", "neg99/exact")
+
+
+@pytest.mark.slow
+def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_path, monkeypatch):
+    workdir, expected = trained
+    experiment = open_experiment(resolve(config), Data(resolve(config)))
+    assert experiment.task.max_steps >= 5
+    other = tmp_path / "w"
+    from gensar_jax.joint_task import JointTask
+
+    whole = JointTask.batches
+
+    def broken(self, start):
+        for place, batch in enumerate(whole(self, start)):
+            if start + place == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(JointTask, "batches", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, str(other))
+    monkeypatch.setattr(JointTask, "batches", whole)
+    found = train(config, str(other))
+    strip = lambda rows: [{k: v for k, v in r.items() if k != "written"} for r in rows]  # noqa: E731
+    assert strip(found["rows"]) == strip(expected["rows"])
+    states = []
+    for folder in (workdir, other):
+        checkpoints = Checkpoints(str(folder / "checkpoints" / "joint"))
+        states.append(checkpoints.restore(experiment.abstract_state("joint"))[0])
+        checkpoints.close()
+    for one, two in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
