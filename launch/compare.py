@@ -40,6 +40,7 @@ _FREE_KEYS = frozenset(
         "mesh.table",
         "loop.log_every",
         "eval.protocols",
+        "eval.search_protocols",
         "eval.batch_size",
         "eval.full_batch_size",
     ]
