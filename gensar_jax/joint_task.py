@@ -179,14 +179,15 @@ class JointTask:
 
         nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
         (loss, gradient), _ = jax.lax.scan(add, nothing, (jnp.arange(count), parts))
-        tokens = (batch["decoder_target_tokens"] > 0).sum()
+        targets = batch["decoder_target_tokens"]
+        tokens = (targets > 0).sum()
+        read = tokens + (batch["encoder_input_tokens"] > 0).sum()
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"], params)
         rate = learning_rate * rate_at(state["step"], self.max_steps, self.config.warmup)
         stats = {
             "loss": loss / tokens,
-            "tokens": tokens + (batch["encoder_input_tokens"] > 0).sum(),
-            "padding": (batch["encoder_input_tokens"] == 0).mean(),
+            "padding": 1.0 - read / (batch["encoder_input_tokens"].size + targets.size),
         }
         return {
             "step": state["step"] + 1,
