@@ -57,10 +57,17 @@ class JointConfig:
 
 # Packed rows come in multiples of this in each part, so that few shapes are compiled.
 ROW_MULTIPLE = 8
+# Examples at the start of the stream whose batches decide how many rows one has.
+_LOOKED_AT = 4096
 
 
-def packed_batch(examples: Sequence[Example], config: JointConfig) -> dict[str, np.ndarray]:
-    """Examples packed into rows, padded with empty rows to a multiple of those of each part.
+def packed_batch(
+    examples: Sequence[Example], config: JointConfig, least_rows: int = 0
+) -> dict[str, np.ndarray]:
+    """Examples packed into rows, padded with empty rows.
+
+    Args:
+      least_rows: rows at least; beyond, as many as a multiple of those of each part needs.
 
     Returns:
       The arrays of `packing.to_packed_batch`, [R, T] and [R, S].
@@ -69,7 +76,7 @@ def packed_batch(examples: Sequence[Example], config: JointConfig) -> dict[str, 
     multiple = ROW_MULTIPLE * config.accumulate
     # Rows are filled longest prompts first, so that every part gets some of each kind.
     parts = [rows[i :: config.accumulate] for i in range(config.accumulate)]
-    size = -(-len(rows) // multiple) * ROW_MULTIPLE
+    size = -(-max(len(rows), least_rows) // multiple) * ROW_MULTIPLE
     padded: list[list[int]] = [r for part in parts for r in [*part, *[[]] * (size - len(part))]]
     return packing.to_packed_batch(examples, padded, config.row_inputs, config.row_targets)
 
@@ -146,11 +153,19 @@ class JointTask:
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Packed batches; update s has the examples from s * batch_size on, whole."""
+        # Every batch has the rows that the largest of the first ones needs; a larger one that comes
+        # later has more, and costs a compilation.
+        looked_at = range(max(1, _LOOKED_AT // self.batch_size))
+        rows = max(len(self._packed(step, 0)["encoder_input_tokens"]) for step in looked_at)
         step = start_step
         while True:
-            first = step * self.batch_size
-            yield packed_batch(self._stream(first, first + self.batch_size), self.config)
+            yield self._packed(step, rows)
             step += 1
+
+    def _packed(self, step: int, least_rows: int) -> dict[str, np.ndarray]:
+        first = step * self.batch_size
+        examples = self._stream(first, first + self.batch_size)
+        return packed_batch(examples, self.config, least_rows)
 
     def evaluate(self, state: State) -> dict[str, float]:
         return self._evaluate(state["params"], state["tables"])

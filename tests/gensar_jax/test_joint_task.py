@@ -124,10 +124,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
 
 def test_batches_go_on_at_any_step():
-    task = task_of()
+    task = task_of(row_inputs=12, row_targets=8)
     assert task.steps_per_epoch == 4 and task.max_steps == 8
     every = task.batches(0)
-    third = [next(every) for _ in range(3)][2]
+    first = [next(every) for _ in range(40)]
+    third = first[2]
+    # One shape for all, although batches of their own would not have one.
+    assert len({batch["encoder_input_tokens"].shape for batch in first}) == 1
+    own = [packed_batch(stream(12 * s, 12 * s + 12), task.config) for s in range(40)]
+    assert len({batch["encoder_input_tokens"].shape for batch in own}) == 2
     for name, array in next(task.batches(2)).items():
         np.testing.assert_array_equal(array, third[name])
 
