@@ -2,26 +2,43 @@
 
 JAX waits for missing processes and then aborts without saying which; the roll call names them. It
 uses the coordinator's address before JAX does: every process tells process 0 its number, and 0
-answers all of them once all are there, or once time is up.
+answers all of them once all are there, or once time is up. From then on `core.process_watch` ends
+all of them where one is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import logging
 import socket
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
+# The key-value store of the coordinator has no public name, and Orbax uses this one.
+from jax._src import distributed as jax_distributed
+
+from core import process_watch
 from core.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _GO = b"go"
 _RETRY_S = 0.2
+# A machine that dies without a word, where the watch fails to notice: all end within two minutes.
+_HEARTBEAT_S = 60
+# How long the others wait for what process 0 does alone, such as reading raw data: the watch ends
+# them earlier where it ends.
+_ALONE_MS = 6 * 3600 * 1000
+_numbers = itertools.count()
 
 
-def start(coordinator: str | None, processes: int, process: int, timeout_s: int) -> None:
+def start(
+    coordinator: str | None, processes: int, process: int, timeout_s: int
+) -> process_watch.ProcessWatch | None:
     """Joins this process to its job; call before anything touches a device.
 
     Args:
@@ -30,12 +47,17 @@ def start(coordinator: str | None, processes: int, process: int, timeout_s: int)
       processes, process: how many there are, and which this is, from 0.
       timeout_s: seconds to wait for the others.
 
+    Returns:
+      The watch over the other processes; None where there are none.
+
     Raises:
       UserError: a process is missing when time is up, or the numbers make no sense.
     """
     if coordinator is None:
-        jax.distributed.initialize(initialization_timeout=timeout_s)
-        return
+        jax.distributed.initialize(
+            initialization_timeout=timeout_s, heartbeat_timeout_seconds=_HEARTBEAT_S
+        )
+        return _watch(timeout_s)
     if not 0 <= process < processes:
         raise UserError(
             f"expected --process from 0 to {processes - 1}, found {process}; number the processes "
@@ -43,8 +65,66 @@ def start(coordinator: str | None, processes: int, process: int, timeout_s: int)
         )
     roll_call(coordinator, processes, process, timeout_s)
     jax.distributed.initialize(
-        coordinator, processes, process, initialization_timeout=max(10, timeout_s)
+        coordinator,
+        processes,
+        process,
+        initialization_timeout=max(10, timeout_s),
+        heartbeat_timeout_seconds=_HEARTBEAT_S,
     )
+    return _watch(timeout_s)
+
+
+def _watch(timeout_s: int) -> process_watch.ProcessWatch | None:
+    job: Any = jax_distributed.global_state
+    if job.num_processes in (None, 1):
+        return None
+    key = "lcrsr/watch"
+    if job.process_id == 0:
+        server = process_watch.listen()
+        job.client.key_value_set(key, str(server.getsockname()[1]))
+        return process_watch.ProcessWatch(0, job.num_processes, server=server, timeout_s=timeout_s)
+    port = int(job.client.blocking_key_value_get(key, timeout_s * 1000))
+    host = job.coordinator_address.rpartition(":")[0].strip("[]")
+    return process_watch.ProcessWatch(
+        job.process_id, job.num_processes, address=(host, port), timeout_s=timeout_s
+    )
+
+
+def _client() -> Any:
+    return jax_distributed.global_state.client
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Process 0 runs the body first, the others at once when it is through, and all go on together.
+
+    What 0 leaves on a disk that they share, the others find; on disks of their own each makes it.
+    All processes must come here in the same order.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    client, number = _client(), next(_numbers)
+    if jax.process_index() > 0:
+        client.wait_at_barrier(f"lcrsr/first/{number}", _ALONE_MS)
+    yield
+    if jax.process_index() == 0:
+        client.wait_at_barrier(f"lcrsr/first/{number}", _ALONE_MS)
+    client.wait_at_barrier(f"lcrsr/all/{number}", _ALONE_MS)
+
+
+def of_first(value: Any) -> Any:
+    """Process 0's `value`, of what JSON holds, on every process.
+
+    What is read from files may differ between processes, and all must decide alike.
+    """
+    if jax.process_count() == 1:
+        return value
+    client, key = _client(), f"lcrsr/value/{next(_numbers)}"
+    if jax.process_index() == 0:
+        client.key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(client.blocking_key_value_get(key, _ALONE_MS))
 
 
 def describe() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import signal
@@ -102,15 +103,22 @@ class StageResult:
     learning_rate: float
 
 
+# Updates of this process, whatever the stage: the point at which processes agree to stop is a count
+# that must not start again with a stage.
+_updates = itertools.count(1)
+
+
 class _Termination:
     """Notes SIGTERM, so that the loop stops between two steps, all processes after the same one."""
 
     def __init__(self) -> None:
         self._noted = False
 
-    def arrived(self, step: int) -> bool:
+    def arrived(self) -> bool:
+        """To be asked once after every update."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            # Without a collective: JAX's coordinator hears of a signal and names a later count.
+            return multihost_utils.reached_preemption_sync_point(next(_updates))
         return self._noted
 
     @contextlib.contextmanager
@@ -278,7 +286,7 @@ def _train(
     statistics = _Statistics(task.name)
     termination = _Termination()
     batches = task.batches(progress.step)
-    on_devices = (lambda batch: batch) if task.partition is None else task.partition.put_batch
+    on_devices = (lambda batch: batch) if task.partition is None else task.partition.put_part
     latest: dict[str, float] = {}
     with termination.watched():
         while not progress.finished:
@@ -287,7 +295,7 @@ def _train(
             progress.step += 1
             step = progress.step
             statistics.add(step, values)
-            terminated = termination.arrived(step)
+            terminated = termination.arrived()
             last = step == config.max_steps
             evaluates = last or step % config.eval_every == 0
             if evaluates or step % config.log_every == 0:

@@ -89,8 +89,29 @@ class Partition:
             self.shardings(state),
         )
 
+    def put_part(self, part: Any) -> Any:
+        """A batch over the devices from the parts that the processes made of it.
+
+        Args:
+          part: host arrays [B / n, ...], of n processes: the rows of a batch [B, ...] that this
+            one is to hold, process 0 the first.
+
+        Raises:
+          UserError: B is no multiple of the number of devices.
+        """
+
+        def put(array):
+            array = np.asarray(array)
+            shape = (array.shape[0] * jax.process_count(), *array.shape[1:])
+            self.check_batch_size(shape[0])
+            return jax.make_array_from_process_local_data(self.batch_sharding, array, shape)
+
+        return jax.tree.map(put, part)
+
     def put_batch(self, batch: Any) -> Any:
         """Cuts a batch of host arrays [B, ...] over the devices; each process keeps its part.
+
+        Every process brings the whole batch, as in evaluation.
 
         Raises:
           UserError: B is no multiple of the number of devices.
@@ -129,6 +150,8 @@ def make_mesh(data: int, table: int, devices: Any = None) -> Mesh:
       UserError: the extents do not fit the devices.
     """
     devices = np.asarray(jax.devices() if devices is None else devices).reshape(-1)
+    # Each process's devices in a row: it makes a contiguous part of every batch.
+    devices = np.array(sorted(devices, key=lambda device: device.process_index))
     extents = {DATA: data, TABLE: table}
     if list(extents.values()).count(-1) > 1 or any(n == 0 or n < -1 for n in extents.values()):
         raise UserError(

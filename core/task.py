@@ -36,7 +36,7 @@ class Task(Protocol):
         ...
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Training batches from update `start_step` on, without end."""
+        """Training batches from update `start_step` on, without end; this process's parts."""
         ...
 
     def train_step(

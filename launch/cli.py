@@ -68,6 +68,10 @@ def _words(error: Exception) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
+def one_line(error: UserError) -> str:
+    return f"error: {' '.join(str(error).split())}"
+
+
 def _fail(error: UserError) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(one_line(error), file=sys.stderr)
     sys.exit(CANNOT_RUN)

@@ -6,10 +6,12 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 
+import jax
 import numpy as np
 import scipy.sparse
 from ml_collections import config_dict
 
+from core import distributed
 from core.errors import UserError
 from input_pipelines import batches, candidates, prepare, search_task, splits
 from input_pipelines.item_words import item_words
@@ -46,6 +48,17 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
     return config
 
 
+def _part(batch: Batch, process: int, processes: int) -> Batch:
+    """The rows of a whole batch that one of several processes holds."""
+    uneven = [name for name, rows in batch.items() if len(rows) % processes]
+    if uneven:
+        raise UserError(
+            f"expected rows of {uneven[0]} that divide among {processes} processes, found "
+            f"{len(batch[uneven[0]])}; change the batch size or the number of processes"
+        )
+    return {name: np.split(rows, processes)[process] for name, rows in batch.items()}
+
+
 class Data:
     """Everything a task reads: `Data(resolve(config))` prepares it on first use.
 
@@ -56,6 +69,20 @@ class Data:
 
     def __init__(self, config: config_dict.ConfigDict):
         self._config = config
+        with distributed.first_alone():
+            self._open(config)
+        self.splits = splits.split_log(
+            self.log, config.data.split, max_validation=config.data.max_validation
+        )
+        splits.check_leakage(self.log, self.splits)
+        self.label = f"{self.log.name} (sample data)" if self.log.is_sample else self.log.name
+        # A user's own row is trained only where the user has a training example.
+        self._trained_users = np.zeros(self.log.num_users + 1, bool)
+        self._trained_users[self.splits.train.user] = True
+        self._seen: dict[str, np.ndarray] = {}
+        self._lists: dict[tuple[str, str, str], np.ndarray] = {}
+
+    def _open(self, config: config_dict.ConfigDict) -> None:
         cache = os.path.abspath(os.path.expanduser(config.cache_dir))
         data_dir = config.data_dir
         if not data_dir:
@@ -73,15 +100,6 @@ class Data:
         self.log, self.directory = prepare.prepare_log(
             config.dataset, data_dir, cache, {"segmenter": config.data.segmenter}
         )
-        self.splits = splits.split_log(
-            self.log, config.data.split, max_validation=config.data.max_validation
-        )
-        splits.check_leakage(self.log, self.splits)
-        self.label = f"{self.log.name} (sample data)" if self.log.is_sample else self.log.name
-        # A user's own row is trained only where the user has a training example.
-        self._trained_users = np.zeros(self.log.num_users + 1, bool)
-        self._trained_users[self.splits.train.user] = True
-        self._seen: dict[str, np.ndarray] = {}
 
     @property
     def table_sizes(self) -> dict[str, int]:
@@ -125,7 +143,10 @@ class Data:
     ) -> tuple[Callable[[int], Iterator[Batch]], int]:
         """(start_step -> endless batches, steps per epoch) of the training split.
 
+        Of several processes each gets its own part of every batch.
+
         Args:
+          batch_size: over all processes.
           tasks: with 'search' among them, every batch ends in search examples.
 
         Raises:
@@ -136,6 +157,9 @@ class Data:
                 f"expected training examples in {self.label}, found none; every user has fewer "
                 "than 2 events or the split leaves nothing to train on"
             )
+        processes = (jax.process_index(), jax.process_count())
+        # Search examples end the whole batch and not each process's part: it is made, then cut.
+        whole = "search" in tasks
         source = batches.TrainBatches(
             self.log,
             self.splits.train,
@@ -143,9 +167,16 @@ class Data:
             batch_size=batch_size,
             seed=seed,
             negatives=negatives,
-            searches=self._training_searches() if "search" in tasks else None,
+            process_index=0 if whole else processes[0],
+            process_count=1 if whole else processes[1],
+            searches=self._training_searches() if whole else None,
         )
-        return (lambda start: map(self.adapt, source.stream(start))), source.steps_per_epoch
+
+        def stream(start: int) -> Iterator[Batch]:
+            found = source.stream(start)
+            return map(self.adapt, (_part(b, *processes) for b in found) if whole else found)
+
+        return stream, source.steps_per_epoch
 
     def _training_searches(self) -> search_task.SearchExamples:
         found = search_task.training_searches(self.log, self.splits)
@@ -213,16 +244,20 @@ class Data:
         self, split: str, protocol: str, task: str = "recommendation"
     ) -> np.ndarray:
         """The saved candidate lists int32 [E, 100] of `examples`, the target in column 0."""
-        return candidates.evaluation_candidates(
-            self.log,
-            self.splits,
-            split,
-            protocol,
-            self._config.data.candidates_seed,
-            self.directory,
-            task=task,
-            segmenter=self._config.data.segmenter,
-        )
+        key = (split, protocol, task)
+        if key not in self._lists:
+            with distributed.first_alone():
+                self._lists[key] = candidates.evaluation_candidates(
+                    self.log,
+                    self.splits,
+                    split,
+                    protocol,
+                    self._config.data.candidates_seed,
+                    self.directory,
+                    task=task,
+                    segmenter=self._config.data.segmenter,
+                )
+        return self._lists[key]
 
     def sampled(self, split: str, protocol: str) -> Iterator[Batch]:
         """Batches of a split against the saved lists of `protocol`."""

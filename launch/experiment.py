@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import metrics
+from core import distributed, metrics
 from core.errors import UserError
 from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import TABLE, Partition, make_mesh
@@ -126,13 +126,15 @@ class Evaluated:
 
     def test_once(self, workdir: Workdir, stage: str, step: int, params: Any, tables: Any) -> None:
         """Reads the test split for a finished stage; a saved row is not computed again."""
-        done = {
-            (row["stage"], row["protocol"])
-            for row in workdir.read_results()["rows"]
-            if row["split"] == "test" and row["step"] == step
-        }
+        done = distributed.of_first(
+            [
+                row["protocol"]
+                for row in workdir.read_results()["rows"]
+                if (row["stage"], row["split"], row["step"]) == (stage, "test", step)
+            ]
+        )
         for protocol in self.config.eval.protocols:
-            if (stage, protocol) in done:
+            if protocol in done:
                 continue
             results.save(
                 workdir,

@@ -7,6 +7,7 @@ import logging
 import os
 from typing import Any, NoReturn
 
+import jax
 import numpy as np
 from ml_collections import config_dict
 
@@ -78,6 +79,11 @@ class IdentifierExperiment:
     evaluator = None
 
     def __init__(self, config: config_dict.ConfigDict, data: Data):
+        if jax.process_count() > 1:
+            raise UserError(
+                f"expected one process for gensar_identifiers, found {jax.process_count()}; run it "
+                "without --coordinator"
+            )
         self.config, self.data = config, data
         model = build(RQVAEConfig, config.model.to_dict(), section="model")
         training = build(TrainingConfig, config.train.to_dict(), section="train")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import traceback
 from collections.abc import Collection
 from typing import Any
 
@@ -19,12 +20,15 @@ from ml_collections import config_flags
 from core import distributed
 from core.errors import UserError
 from core.loop import Preempted
+from core.partitioning import DATA, TABLE, make_mesh
 from core.workdir import Workdir, check_workdir, is_writer, open_workdir
 from launch import cli, results
 from launch.data import Data, resolve
 from launch.methods import open_experiment
 
 _LOG = logging.getLogger(__name__)
+# Seconds for the watch to find a lost process, after a collective with it has failed.
+_PATIENCE_S = 5.0
 
 
 def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[str, Any]:
@@ -81,11 +85,38 @@ def main() -> None:
     if flags.FLAGS.config is None:
         raise UserError("expected --config=FILE, found none; for instance configs/lcr_ser_qilin.py")
     values = flags.FLAGS
-    if values.coordinator:
-        found = None if values.coordinator == "auto" else values.coordinator
-        distributed.start(found, values.processes, values.process, values.start_timeout)
-        mesh = values.config.mesh
-        _LOG.info("%s, mesh %d x %d", distributed.describe(), mesh.data, mesh.table)
+    if not values.coordinator:
+        _train()
+        return
+    found = None if values.coordinator == "auto" else values.coordinator
+    watch = distributed.start(found, values.processes, values.process, values.start_timeout)
+    if watch is None:
+        _train()
+        return
+    try:
+        _describe(values.config)
+        _train()
+    except UserError as error:
+        watch.end_with(cli.one_line(error), cli.CANNOT_RUN)
+    except Exception:
+        # Most likely another process is gone, and the watch is about to say which.
+        time.sleep(_PATIENCE_S)
+        watch.end_with(traceback.format_exc(), 1)
+    watch.finish()
+
+
+def _describe(config: Any) -> None:
+    text = distributed.describe()
+    if "mesh" in config:
+        mesh = make_mesh(config.mesh.data, config.mesh.table)
+        text += f", mesh data {mesh.shape[DATA]} x table {mesh.shape[TABLE]}"
+    _LOG.info(text)
+    if not is_writer():
+        # One report of the progress is enough.
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def _train() -> None:
     holder: Any = flags.FLAGS["config"]
     given = config_flags.get_override_values(holder)
     name = os.path.splitext(os.path.basename(config_flags.get_config_filename(holder)))[0]
