@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import jax
 
+from core import distributed
 from core.errors import UserError
 
 # Where things lie, on this machine or its devices, does not change what is computed.
@@ -169,17 +170,17 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
 def open_workdir(path: str, config: dict[str, Any]) -> Workdir:
     """Opens a new workdir for `config`, or the one where the same config ran before, and locks it.
 
-    Of several processes the first checks, locks and writes.
+    Of several processes the first checks, locks and writes; the others go on once it is through.
 
     Raises:
       UserError: as `check_workdir`; or another running process has it.
     """
     workdir = Workdir(path)
-    if not is_writer():
-        return workdir
-    check_workdir(path, config)
-    workdir.lock()
-    if not os.path.exists(os.path.join(workdir.path, "config.json")):
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        write_atomically(workdir.file("config.json"), text)
+    with distributed.first_alone():
+        if is_writer():
+            check_workdir(path, config)
+            workdir.lock()
+            if not os.path.exists(os.path.join(workdir.path, "config.json")):
+                text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+                write_atomically(workdir.file("config.json"), text)
     return workdir

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+import traceback
 from collections.abc import Callable
 
 from absl import flags
 
 from core.errors import UserError
+from core.process_watch import ProcessWatch
 
 CANNOT_RUN = 2
+# Seconds for the watch to find a lost process, after a collective with it has failed.
+_PATIENCE_S = 5.0
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
@@ -68,10 +73,30 @@ def _words(error: Exception) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def one_line(error: UserError) -> str:
+def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:
+    """Runs one process's `body` of a job of several, which all end where one of them fails.
+
+    Args:
+      watch: as `core.distributed.start` returns it; None for a job of one process.
+    """
+    if watch is None:
+        body()
+        return
+    try:
+        body()
+    except UserError as error:
+        watch.end_with(_line(error), CANNOT_RUN)
+    except Exception:
+        # Most likely another process is gone, and the watch is about to say which.
+        time.sleep(_PATIENCE_S)
+        watch.end_with(traceback.format_exc(), 1)
+    watch.finish()
+
+
+def _line(error: UserError) -> str:
     return f"error: {' '.join(str(error).split())}"
 
 
 def _fail(error: UserError) -> None:
-    print(one_line(error), file=sys.stderr)
+    print(_line(error), file=sys.stderr)
     sys.exit(CANNOT_RUN)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import traceback
 from collections.abc import Collection
 from typing import Any
 
@@ -27,8 +26,6 @@ from launch.data import Data, resolve
 from launch.methods import open_experiment
 
 _LOG = logging.getLogger(__name__)
-# Seconds for the watch to find a lost process, after a collective with it has failed.
-_PATIENCE_S = 5.0
 
 
 def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[str, Any]:
@@ -90,19 +87,12 @@ def main() -> None:
         return
     found = None if values.coordinator == "auto" else values.coordinator
     watch = distributed.start(found, values.processes, values.process, values.start_timeout)
-    if watch is None:
-        _train()
-        return
-    try:
-        _describe(values.config)
-        _train()
-    except UserError as error:
-        watch.end_with(cli.one_line(error), cli.CANNOT_RUN)
-    except Exception:
-        # Most likely another process is gone, and the watch is about to say which.
-        time.sleep(_PATIENCE_S)
-        watch.end_with(traceback.format_exc(), 1)
-    watch.finish()
+    cli.run_watched(watch, _train_in_job)
+
+
+def _train_in_job() -> None:
+    _describe(flags.FLAGS.config)
+    _train()
 
 
 def _describe(config: Any) -> None:

@@ -1,0 +1,97 @@
+"""How long a save holds up training, beside the time of one step, on random data.
+
+    python -m launch.benchmark_saving --folder=DIR [--config=C] [--items=673000] [--batch=1024]
+
+A save returns once the arrays are copied off the devices and writes while training goes on; here
+each begins after the one before is on disk. Steps are timed without a save beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from core.checkpoints import Checkpoints
+from core.errors import UserError
+from core.loop import compile_step
+from input_pipelines.batches import BatchShape
+from launch import cli
+from launch.random_data import RandomTasks, TableSizes
+
+_USERS, _WORDS = 22_700, 395_000
+_SHAPE = BatchShape(rec_length=30, search_length=30, words=5, clicks=5, candidates=5)
+
+
+def measure(config: Any, folder: str, items: int, batch_size: int, repeats: int) -> dict[str, Any]:
+    """Medians of seconds a step, until a save returns, and until it is on disk.
+
+    Args:
+      config: of LCR-SER.
+      folder: where the checkpoints are written; they are removed again.
+      items: rows of the item table.
+      repeats: steps, and saves, behind a median.
+    """
+    task = RandomTasks(config, _SHAPE, TableSizes(_USERS, items, _WORDS)).pretrain(batch_size)
+    state = task.init()
+    step = compile_step(task, state)
+    batch, rate = jax.device_put(next(task.batches(0))), np.float32(1e-3)
+
+    def train() -> float:
+        nonlocal state
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch, rate))
+        return time.perf_counter() - started
+
+    train()  # compiles
+    train()
+    steps = [train() for _ in range(repeats)]
+    blocked, written = [], []
+    with tempfile.TemporaryDirectory(dir=folder, prefix="saves-") as directory:
+        checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
+        for number in range(repeats):
+            train()
+            started = time.perf_counter()
+            checkpoints.save(number, state, {"step": number}, None)
+            blocked.append(time.perf_counter() - started)
+            checkpoints.wait()
+            written.append(time.perf_counter() - started)
+        checkpoints.close()
+    return {
+        "step_seconds": statistics.median(steps),
+        "save_blocks_seconds": statistics.median(blocked),
+        "save_blocks_each": blocked,
+        "on_disk_seconds": statistics.median(written),
+        "save_blocks_over_step": statistics.median(blocked) / statistics.median(steps),
+        "state_gigabytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9,
+    }
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", "configs/lcr_ser_qilin.py", "Of LCR-SER.")
+    flags.DEFINE_string("folder", None, "Where checkpoints are written, and removed again.")
+    flags.DEFINE_integer("items", 673_000, "Rows of the item table.", lower_bound=1)
+    flags.DEFINE_integer("batch", 1024, "Examples a step.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 5, "Steps, and saves, behind a median.", lower_bound=1)
+
+
+def main() -> None:
+    given = flags.FLAGS
+    if not given.folder or not os.path.isdir(given.folder):
+        raise UserError(
+            f"expected --folder=DIR of the disk to write to, found {given.folder}; pass a folder"
+        )
+    found = measure(given.config, given.folder, given.items, given.batch, given.repeats)
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -1,0 +1,162 @@
+"""Jobs of 2 and 4 processes on this machine: as one process, killed, stopped, relaunched."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import small_job
+
+from core.checkpoints import Checkpoints
+
+HERE = pathlib.Path(__file__).parent
+STEPS = 60
+
+
+def free_port():
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def launch(workdir, processes, *, seconds=0.0, steps=STEPS):
+    """The processes of a job of one CPU device each."""
+    address = f"127.0.0.1:{free_port()}" if processes > 1 else "-"
+    # Small programs are compiled for every process: optimising them takes longer than running.
+    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent.parent)}
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(HERE / "small_job.py"),
+                *map(str, (workdir, address, processes, number, steps, seconds)),
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+
+
+def endings(job, timeout=280):
+    outputs = [process.communicate(timeout=timeout)[0] for process in job]
+    return [process.returncode for process in job], outputs
+
+
+def run(workdir, processes, **options):
+    codes, outputs = endings(launch(workdir, processes, **options))
+    assert codes == [0] * processes, outputs
+    assert all("finished" in output for output in outputs)
+    return outputs
+
+
+def lines_of(workdir):
+    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def losses(workdir):
+    return {line["step"]: line["train/loss"] for line in lines_of(workdir) if "train/loss" in line}
+
+
+def read(workdir, process):
+    """[(step, examples)] that a process has read."""
+    text = pathlib.Path(f"{workdir}.{process}.read").read_text(encoding="utf-8")
+    return [list(map(int, line.split())) for line in text.splitlines()]
+
+
+def await_steps(workdir, steps):
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= steps:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"expected {steps} steps in {workdir}")
+
+
+def state_of(workdir, devices):
+    """The newest checkpoint, on so many of this process's devices."""
+    partition = small_job.partition_of(jax.devices()[:devices])
+    task = small_job.SmallTask(partition, None, 0.0)
+    checkpoints = Checkpoints(str(workdir / "checkpoints" / "small"))
+    restored = checkpoints.restore(partition.abstract(jax.eval_shape(task.start)))
+    checkpoints.close()
+    assert restored is not None
+    return restored
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "w"
+    run(workdir, 1)
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_are_one_process(processes, alone, tmp_path):
+    workdir = tmp_path / "w"
+    run(workdir, processes)
+    expected = losses(alone)
+    assert len(expected) == STEPS
+    assert losses(workdir) == pytest.approx(expected, rel=1e-5)
+    parts = [read(workdir, number) for number in range(processes)]
+    for step, rows in enumerate(zip(*parts, strict=True)):
+        assert {row[0] for row in rows} == {step}
+        # In the order of one process, and every example once.
+        examples = [example for row in rows for example in row[1:]]
+        assert examples == list(range(step * small_job.BATCH, (step + 1) * small_job.BATCH))
+    expected_state = jax.tree.leaves(state_of(alone, 1)[0])
+    for devices in (1, 2, 8):
+        state, progress, step = state_of(workdir, devices)
+        assert step == progress["step"] == STEPS
+        assert len(state["tables"]["item"].sharding.device_set) == devices
+        for ours, theirs in zip(jax.tree.leaves(state), expected_state, strict=True):
+            np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed, alone, tmp_path):
+    workdir = tmp_path / "w"
+    job = launch(workdir, 2, seconds=0.1)
+    await_steps(workdir, 7)
+    job[killed].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    codes, outputs = endings(job, timeout=120)
+    took = time.monotonic() - began
+    assert took < 120
+    other = 1 - killed
+    assert codes[killed] == -signal.SIGKILL and codes[other] == 3, outputs
+    assert f"error: expected process {killed} of 2 to go on" in outputs[other]
+    assert "Traceback" not in outputs[other]
+    output = run(workdir, 2)[0]
+    assert re.search(r"continues from the checkpoint of step ([4-9]|[1-5]\d)\b", output), output
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
+    workdir = tmp_path / "w"
+    job = launch(workdir, 2, seconds=0.1)
+    await_steps(workdir, 3)
+    for process in job:
+        process.send_signal(signal.SIGTERM)
+    codes, outputs = endings(job)
+    assert codes == [0, 0], outputs
+    said = [line for output in outputs for line in output.splitlines() if "SIGTERM: saved" in line]
+    assert len(said) == 2 and said[0] == said[1], outputs
+    saved = int(said[0].split("step ")[1].split()[0])
+    assert state_of(workdir, 2)[2] == saved < STEPS
+    run(workdir, 2)
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
