@@ -17,6 +17,12 @@ def amazon_raw(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
+def csv_log(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """clicks.csv, searches.csv and, for items nobody has clicked, items.csv in data_dir."""
+    config.dataset = "csv_log"
+    return config
+
+
 def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """The published parquet folders in data_dir; without it the embedded sample."""
     config.dataset = "qilin"

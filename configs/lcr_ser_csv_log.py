@@ -6,10 +6,8 @@ holding clicks.csv, searches.csv and, for items nobody has clicked, items.csv.
 
 from ml_collections import config_dict
 
-from configs import lcr_ser_defaults
+from configs import datasets, lcr_ser_defaults
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = lcr_ser_defaults.get_config()
-    config.dataset = "csv_log"
-    return config
+    return datasets.csv_log(lcr_ser_defaults.get_config())

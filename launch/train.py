@@ -106,10 +106,17 @@ def _describe(config: Any) -> None:
         logging.getLogger().setLevel(logging.WARNING)
 
 
+def default_name(config_file: str) -> str:
+    """'baseline_unisar_kuaisar' of 'configs/baseline.py:unisar,kuaisar': a run's default folder."""
+    path, _, choice = config_file.partition(":")
+    name = os.path.splitext(os.path.basename(path))[0]
+    return "_".join([name, *choice.split(",")]) if choice else name
+
+
 def _train() -> None:
     holder: Any = flags.FLAGS["config"]
     given = config_flags.get_override_values(holder)
-    name = os.path.splitext(os.path.basename(config_flags.get_config_filename(holder)))[0]
+    name = default_name(config_flags.get_config_filename(holder))
     workdir = flags.FLAGS.workdir or os.path.join("runs", name)
     try:
         train(flags.FLAGS.config, workdir, given)

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 
+from configs import baseline
 from core.errors import UserError
 from input_pipelines import kuaisar_sample, prepare
+from launch import baselines
 from launch.data import Data, resolve
 from launch.methods import open_experiment
+from launch.train import default_name
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -88,3 +91,21 @@ def test_words_on_items_need_dense_tables_and_no_grpo(tmp_path):
     config.data.item_words = -1
     with pytest.raises(UserError, match="0 or more"):
         open_experiment(config, Data(resolve(config)))
+
+
+def test_any_baseline_on_any_data_set():
+    for method in baseline.METHODS:
+        for dataset in baseline.DATASETS:
+            config = baseline.get_config(f"{method},{dataset}")
+            assert config.dataset == dataset
+            assert config.method in baselines.names(), method
+    assert baseline.get_config("unisar,kuaisar").data.split == "global_time"
+    for choice in ("", "unisar", "lcr_ser,qilin", "unisar,kuaisar_large"):
+        with pytest.raises(ValueError, match="METHOD,DATASET"):
+            baseline.get_config(choice)
+
+
+def test_a_runs_default_folder_names_its_choice():
+    assert default_name("configs/lcr_ser_qilin.py") == "lcr_ser_qilin"
+    assert default_name("configs/baseline.py:unisar,kuaisar") == "baseline_unisar_kuaisar"
+    assert default_name("configs/gensar_qilin.py:tiger") == "gensar_qilin_tiger"
