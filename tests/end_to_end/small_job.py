@@ -84,7 +84,7 @@ def main():
         config = LoopConfig(
             max_steps=int(steps),
             eval_every=6,
-            checkpoint_every=2,
+            checkpoint_every=4,
             log_every=1,
             learning_rate=0.05,
             min_learning_rate=0.05,

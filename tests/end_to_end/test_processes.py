@@ -18,7 +18,7 @@ import small_job
 from core.checkpoints import Checkpoints
 
 HERE = pathlib.Path(__file__).parent
-STEPS = 60
+STEPS = 18
 
 
 def free_port():
@@ -48,7 +48,7 @@ def launch(workdir, processes, *, seconds=0.0, steps=STEPS):
     ]
 
 
-def endings(job, timeout=280):
+def endings(job, timeout=500):
     outputs = [process.communicate(timeout=timeout)[0] for process in job]
     return [process.returncode for process in job], outputs
 
@@ -129,8 +129,8 @@ def test_processes_together_are_one_process(processes, alone, tmp_path):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed, alone, tmp_path):
     workdir = tmp_path / "w"
-    job = launch(workdir, 2, seconds=0.1)
-    await_steps(workdir, 7)
+    job = launch(workdir, 2, seconds=0.3)
+    await_steps(workdir, 5)
     job[killed].send_signal(signal.SIGKILL)
     began = time.monotonic()
     codes, outputs = endings(job, timeout=120)
@@ -141,15 +141,15 @@ def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed,
     assert f"error: expected process {killed} of 2 to go on" in outputs[other]
     assert "Traceback" not in outputs[other]
     output = run(workdir, 2)[0]
-    assert re.search(r"continues from the checkpoint of step ([4-9]|[1-5]\d)\b", output), output
+    assert re.search(r"continues from the checkpoint of step ([4-9]|1\d)\b", output), output
     assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
 
 
 @pytest.mark.slow
 def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
     workdir = tmp_path / "w"
-    job = launch(workdir, 2, seconds=0.1)
-    await_steps(workdir, 3)
+    job = launch(workdir, 2, seconds=1.0)
+    await_steps(workdir, 2)
     for process in job:
         process.send_signal(signal.SIGTERM)
     codes, outputs = endings(job)
