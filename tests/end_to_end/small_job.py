@@ -74,7 +74,7 @@ def partition_of(devices=None):
 
 def main():
     workdir, coordinator, processes, process, steps, seconds = sys.argv[1:]
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(level=logging.INFO, force=True)
     watch = None
     if coordinator != "-":
         watch = distributed.start(coordinator, int(processes), int(process), 60)

@@ -84,6 +84,16 @@ def await_steps(workdir, steps):
     pytest.fail(f"expected {steps} steps in {workdir}")
 
 
+def await_checkpoint(workdir):
+    folder, deadline = workdir / "checkpoints" / "small", time.monotonic() + 240
+    while time.monotonic() < deadline:
+        # A save that is not finished has another name.
+        if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"expected a checkpoint in {workdir}")
+
+
 def state_of(workdir, devices):
     """The newest checkpoint, on so many of this process's devices."""
     partition = small_job.partition_of(jax.devices()[:devices])
@@ -116,6 +126,12 @@ def test_processes_together_are_one_process(processes, alone, tmp_path):
         # In the order of one process, and every example once.
         examples = [example for row in rows for example in row[1:]]
         assert examples == list(range(step * small_job.BATCH, (step + 1) * small_job.BATCH))
+    # Every process wrote its own rows of the table alone.
+    share = 4 * small_job.ROWS * small_job.WIDTH / processes
+    for number in range(processes):
+        folder = workdir / f"checkpoints/small/{STEPS}/state/ocdbt.process_{number}"
+        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert 0.8 * share < written < share + 2500
     expected_state = jax.tree.leaves(state_of(alone, 1)[0])
     for devices in (1, 2, 8):
         state, progress, step = state_of(workdir, devices)
@@ -129,8 +145,8 @@ def test_processes_together_are_one_process(processes, alone, tmp_path):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed, alone, tmp_path):
     workdir = tmp_path / "w"
-    job = launch(workdir, 2, seconds=0.3)
-    await_steps(workdir, 5)
+    job = launch(workdir, 2, seconds=1.0)
+    await_checkpoint(workdir)
     job[killed].send_signal(signal.SIGKILL)
     began = time.monotonic()
     codes, outputs = endings(job, timeout=120)
