@@ -138,8 +138,19 @@ def _accepted(server: socket.socket, count: int, timeout_s: float) -> dict[int, 
             connection = server.accept()[0]
             connection.settimeout(5.0)
             with contextlib.suppress(ValueError):  # a stranger's connection
-                found[int(connection.recv(16))] = connection
+                found[int(_line(connection))] = connection
     return found
+
+
+def _line(connection: socket.socket) -> bytes:
+    """A short line, and no byte of what may already follow it."""
+    line = b""
+    while len(line) < 16 and not line.endswith(b"\n"):
+        found = connection.recv(1)
+        if not found:
+            break
+        line += found
+    return line
 
 
 def _keep_alive(connection: socket.socket) -> None:
