@@ -14,17 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import unisar_qilin
 from core import grpo, metrics
 from input_pipelines.batches import BatchShape
-from launch.experiment import build
-from launch.random_data import RandomTasks, TableSizes, forever, random_batch
+from launch.random_data import RandomTasks, TableSizes, unisar_task
 from launch.timing import Timing, copy_bandwidth, matmul_operations, matmul_rate, measure
 from lcrsr import embedding, rollout
-from lcrsr.baselines import unisar
 from lcrsr.evaluation import Evaluator
 from lcrsr.model import LCRSER
-from lcrsr.pretrain import PretrainConfig, PretrainTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,36 +393,24 @@ def reading(bench: Bench) -> None:
 
 
 def unisar_step(bench: Bench) -> None:
-    """UniSAR at the released code's sizes: the peer's 108 samples/s are of recommendation alone."""
-    scale, defaults = bench.scale, unisar_qilin.get_config()
-    lengths = {"rec_length": scale.history, "search_length": scale.history}
-    settings = build(unisar.Settings, defaults.model.to_dict() | lengths, section="model")
+    """The released PyTorch code's 108 samples/s are of recommendation alone."""
+    scale = bench.scale
     shape = BatchShape(
         rec_length=scale.history,
         search_length=scale.history,
         words=scale.words,
         clicks=scale.clicks,
-        candidates=1 + defaults.data.train_negatives,
+        candidates=5,
     )
-    sizes = scale.tables
     for name, searches, mark in (
         ("recommendation", 0, 5 * 108),
         ("both tasks", scale.batch, None),
     ):
-        batch_shape = dataclasses.replace(shape, search_rows=searches)
-        batch = random_batch(batch_shape, scale.batch + searches, sizes)
-        task = PretrainTask(
-            name="pretrain",
-            ranker=unisar.ranker(settings),
-            config=build(PretrainConfig, defaults.pretrain.to_dict(), section="pretrain"),
-            table_sizes=sizes.as_arguments(),
-            example_batch=random_batch(shape, 2, sizes),
-            **forever(batch, scale.batch),
-        )
+        task = unisar_task(shape, scale.tables, scale.batch, searches)
         timing = measure(
             task.train_step,
             task.random_state(),
-            jax.device_put(batch),
+            jax.device_put(next(task.batches(0))),
             jnp.float32(1e-3),
             repeats=scale.repeats,
             carry=True,

@@ -12,6 +12,7 @@ from ml_collections import config_dict
 from core.partitioning import Partition
 from input_pipelines.batches import Batch, BatchShape
 from launch.experiment import build
+from lcrsr.baselines import unisar
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
 from lcrsr.pretrain import PretrainConfig, PretrainTask
@@ -95,7 +96,7 @@ class RandomTasks:
             table_sizes=self.sizes.as_arguments(),
             example_batch=self.batch(2, 2),
             partition=self.partition,
-            **forever(batch, batch_size),
+            **_forever(batch, batch_size),
         )
 
     def reinforce(self, batch_size: int, initial: Any, candidates: int) -> ReinforceTask:
@@ -105,11 +106,49 @@ class RandomTasks:
             config=build(ReinforceConfig, settings, section="rl"),
             initial=initial,
             partition=self.partition,
-            **forever(self.batch(batch_size, candidates), batch_size),
+            **_forever(self.batch(batch_size, candidates), batch_size),
         )
 
 
-def forever(batch: Batch, batch_size: int) -> dict[str, Any]:
+def unisar_task(
+    shape: BatchShape, sizes: TableSizes, batch_size: int, searches: int
+) -> PretrainTask:
+    """UniSAR's task at the sizes of its released code, over one random batch.
+
+    Args:
+      searches: examples of the search task beside the `batch_size` recommendations.
+    """
+    settings = unisar.Settings(
+        width=32,
+        hidden=64,
+        layers=1,
+        heads=2,
+        dropout=0.1,
+        init_scale=0.1,
+        experts=4,
+        expert_width=64,
+        tower_widths=(128, 64, 200, 80),
+        alignment_weight=1e-3,
+        alignment_temperature=0.5,
+        alignment_pairs=8192,
+        transition_weight=0.1,
+        transition_temperature=0.1,
+        search_weight=0.1,
+        rec_length=shape.rec_length,
+        search_length=shape.search_length,
+    )
+    both = dataclasses.replace(shape, search_rows=searches)
+    return PretrainTask(
+        name="pretrain",
+        ranker=unisar.ranker(settings),
+        config=PretrainConfig(lambda_l2=3e-5, user_dropout=0.01, table_update="touched_rows"),
+        table_sizes=sizes.as_arguments(),
+        example_batch=random_batch(shape, 2, sizes),
+        **_forever(random_batch(both, batch_size + searches, sizes), batch_size),
+    )
+
+
+def _forever(batch: Batch, batch_size: int) -> dict[str, Any]:
     """What a task needs beside a model: one batch again and again, and nothing evaluated."""
 
     def batches(start: int) -> Iterator[Batch]:
