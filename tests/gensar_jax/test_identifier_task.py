@@ -74,6 +74,7 @@ def test_a_catalogue_smaller_than_a_batch_is_one_batch():
     assert (made.batch_size, made.steps_per_epoch) == (10, 1)
 
 
+@pytest.mark.slow
 def test_a_cut_run_ends_in_the_same_bits(tmp_path):
     whole = run_stage(task(), loop(), open_workdir(str(tmp_path / "a"), {}))
 

@@ -164,6 +164,7 @@ def _rewards(advantage_fn, steps=120):
     return np.mean(rewards[:10]), np.mean(rewards[-10:])
 
 
+@pytest.mark.slow
 def test_the_reward_rises_and_not_with_permuted_advantages():
     before, after = _rewards(lambda rewards, seed: grpo.advantages(rewards))
 

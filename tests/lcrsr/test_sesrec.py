@@ -80,6 +80,7 @@ def test_co_attention_by_hand():
     np.testing.assert_allclose(of_search[0], [t / (t + 1), 1 / (t + 1)], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_learns_what_a_search_announces_and_reads_no_padding():
     ranker = sesrec.ranker(settings())
     state, stats = trained(ranker)
