@@ -62,7 +62,7 @@ class Compiled:
       flops, bytes_accessed: of one step; loops count once, those over rounds of ids too.
       collectives: how many of each there are in the program.
       whole_shards: instructions that copy or make an array of the size of the largest table's
-        shard, whatever its shape.
+        shard, whatever its shape. Both None where the program's text cannot be read.
     """
 
     name: str
@@ -72,8 +72,8 @@ class Compiled:
     peak: int
     flops: float
     bytes_accessed: float
-    collectives: dict[str, int]
-    whole_shards: int
+    collectives: dict[str, int] | None
+    whole_shards: int | None
 
 
 def topology_devices(name: str) -> Any:
@@ -201,10 +201,9 @@ def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: An
     took, temporary = time.monotonic() - start, memory.temp_size_in_bytes / 1e9
     _LOG.info("compiled the %s step in %.0f s: %.3f GB of temporaries", name, took, temporary)
     cost: Any = compiled.cost_analysis()
-    text = compiled.as_text()
-    counts = collections.Counter(
-        match[1] for match in re.finditer(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text)
-    )
+    text = program_of(compiled)
+    found = re.finditer(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text or "")
+    counts = collections.Counter(match[1] for match in found)
     return Compiled(
         name=name,
         arguments=memory.argument_size_in_bytes,
@@ -217,9 +216,18 @@ def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: An
         + memory.generated_code_size_in_bytes,
         flops=cost.get("flops", 0.0),
         bytes_accessed=cost.get("bytes accessed", 0.0),
-        collectives=dict(sorted(counts.items())),
-        whole_shards=copies_of(math.prod(shard_shape), text),
+        collectives=None if text is None else dict(sorted(counts.items())),
+        whole_shards=None if text is None else copies_of(math.prod(shard_shape), text),
     )
+
+
+def program_of(compiled: Any) -> str | None:
+    """The compiled program as text; None where this jaxlib cannot read a newer libtpu's."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        _LOG.warning("copies and collectives are not counted: %s", str(error).splitlines()[0])
+        return None
 
 
 def copies_of(elements: int, program: str) -> int:
@@ -243,8 +251,10 @@ def print_table(found: list[Compiled], title: str, hbm: int) -> None:
             f"{100 * step.peak / hbm:.1f}%",
             f"{step.flops / 1e9:.2f}",
             f"{step.bytes_accessed / 1e9:.2f}",
-            str(step.whole_shards),
-            ", ".join(f"{count} {name}" for name, count in step.collectives.items()),
+            "?" if step.whole_shards is None else str(step.whole_shards),
+            "?"
+            if step.collectives is None
+            else ", ".join(f"{count} {name}" for name, count in step.collectives.items()),
         )
     Console(width=None if Console().is_terminal else 150).print(table)
 

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from configs import lcr_ser_qilin
 from core.errors import UserError
+from launch import compile_check
 from launch.compile_check import SIZES, copies_of, partition_for, sizes_of, topology_devices
 from launch.random_data import TableSizes
 
@@ -57,6 +59,17 @@ def test_copies_are_counted_by_size():
 
 
 @NEEDS_LIBTPU
+def test_a_program_that_this_jaxlib_cannot_read_is_measured_all_the_same(capsys):
+    class Unreadable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: an instruction of a newer compiler")
+
+    assert compile_check.program_of(Unreadable()) is None
+    step = compile_check.Compiled("pretrain", 1, 1, 1, 1, 1.0, 1.0, None, None)
+    compile_check.print_table([step], "title", 100)
+    assert capsys.readouterr().out.count("?") == 2
+
+
 @pytest.mark.slow
 def test_a_pod_that_is_too_small_ends_with_2():
     command = [sys.executable, "-m", "launch.compile_check", "--topology=v5e:2x2", "--batch=8"]
