@@ -58,7 +58,6 @@ def test_copies_are_counted_by_size():
     assert copies_of(256, program) == 1
 
 
-@NEEDS_LIBTPU
 def test_a_program_that_this_jaxlib_cannot_read_is_measured_all_the_same(capsys):
     class Unreadable:
         def as_text(self):
@@ -70,6 +69,7 @@ def test_a_program_that_this_jaxlib_cannot_read_is_measured_all_the_same(capsys)
     assert capsys.readouterr().out.count("?") == 2
 
 
+@NEEDS_LIBTPU
 @pytest.mark.slow
 def test_a_pod_that_is_too_small_ends_with_2():
     command = [sys.executable, "-m", "launch.compile_check", "--topology=v5e:2x2", "--batch=8"]
