@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ class Evaluator:
     ):
         self._ranker, self._num_items, self._partition = ranker, num_items, partition
         self._pack = 1 if partition is None else partition.rows_together
-        self._names, self._item_words = tuple(metric_names), item_words
+        self._names = tuple(metric_names)
+        # Once a call, not once a batch.
+        self._with_words = functools.partial(with_item_words, item_words=item_words)
         out: dict[str, Any] = {} if partition is None else {"out_shardings": partition.replicated}
         self.rank_sampled = jax.jit(self._rank_sampled, **out)
         self._full = jax.jit(self._rank_full, **out)
@@ -56,7 +59,7 @@ class Evaluator:
         Raises:
           FloatingPointError: a score is NaN.
         """
-        sums = metrics.Sums(self._names)
+        sums, tables = metrics.Sums(self._names), self._with_words(tables)
         for batch in batches:
             above, tied, broken = self.rank_sampled(params, tables, self._put(batch))
             sums.add(np.asarray(above), np.asarray(tied), batch["mask"], np.asarray(broken))
@@ -74,7 +77,7 @@ class Evaluator:
           batches: pairs of a batch and the items its users have seen, int32 [B, S], 0 padded;
             these are removed from the ranking, the target never.
         """
-        sums = metrics.Sums(self._names)
+        sums, tables = metrics.Sums(self._names), self._with_words(tables)
         for batch, seen in batches:
             above, tied, broken = self._full(params, tables, *self._put((batch, seen)))
             sums.add(np.asarray(above), np.asarray(tied), batch["mask"], np.asarray(broken))
@@ -90,6 +93,7 @@ class Evaluator:
                 f"expected top_k of at most {available}, the size of the catalogue, found {k}; "
                 "pass a smaller --top_k"
             )
+        tables = self._with_words(tables)
         items, scores = self._top_k(params, tables, *self._put((batch, seen)), k=k)
         return np.asarray(items), np.asarray(scores)
 
@@ -101,7 +105,6 @@ class Evaluator:
         return held - 1 if self._num_items is None else self._num_items
 
     def _rank_sampled(self, params, tables, batch):
-        tables = with_item_words(tables, self._item_words)
         rows = look_up(tables, batch, self._partition)
         users = self._ranker.represent(params, batch, rows)
         scores = self._ranker.score(params, users, rows)
@@ -115,7 +118,6 @@ class Evaluator:
           function: gets scores [B', V'] with B' the users of its copy of the tables, the id of
             its first row, and its users' parts of `extra`; collectives go over the axis `TABLE`.
         """
-        tables = with_item_words(tables, self._item_words)
         # One candidate is enough for the shapes: the catalogue is scored from its table.
         batch = batch | {"candidates": batch["candidates"][:, :1]}
         rows = look_up(tables, batch, self._partition)
