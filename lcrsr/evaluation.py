@@ -18,7 +18,7 @@ from lcrsr.embedding import Tables, look_up, with_item_words
 from lcrsr.ranker import Ranker
 
 # Items scored at once: more than this many no longer fit the caches of a CPU.
-_CATALOGUE_CHUNK = 512
+_CATALOGUE_CHUNK = 256
 
 
 class Evaluator:
