@@ -40,6 +40,8 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
     config.prompts.max_targets = 32
     config.prompts.behaviour_tokens = "decoder"  # READINGS; or "encoder" (3.4.2), "none" (Table 5)
     config.prompts.identifiers = "both"  # or one kind for both tasks: "semantic", "collaborative"
+    # Controls: search prompts, in training and evaluation, without their "query" or "history".
+    config.prompts.search_without = "nothing"
     config.prompts.phrasings = 10  # released
     config.prompts.pseudo_queries = ""  # item TAB query a line; empty: rare words of the titles
 

@@ -117,14 +117,15 @@ class Prompts:
         return self._text(inputs, target)
 
     def next_searched_item(
-        self, history: Sequence[Event], query: str, item: int, phrasing: int = 0
+        self, history: Sequence[Event], query: str | None, item: int, phrasing: int = 0
     ) -> Example:
-        """NSIP, 3.3.3: `history` and the query to the item clicked.
+        """NSIP, 3.3.3: `history` and the query to the item clicked; None writes no query.
 
         Raises:
           UserError: the query has no known character.
         """
-        words = [*self._behaviour("<S_Q>"), *self.vocabulary.encode_query(query)]
+        words = [] if query is None else self.vocabulary.encode_query(query)
+        words = [*self._behaviour("<S_Q>"), *words]
         inputs = self._inputs("nsip", phrasing, history, words, behaviour="<S_I>")
         return self._item(inputs, "<S_I>", item)
 

@@ -23,6 +23,7 @@ from launch.data import Data
 
 _BEHAVIOURS = {histories.CLICK: "<R_I>", histories.QUERY: "<S_Q>", histories.SEARCHED: "<S_I>"}
 _KINDS = ("semantic", "collaborative")
+_BLIND = ("nothing", "query", "history")
 # Copies of the templates among the texts that pieces are trained on: see `phrasings.texts`.
 _TEMPLATE_COPIES = 50
 
@@ -82,6 +83,12 @@ class GenSARExamples:
             for kind in _KINDS
         }
         settings = config.prompts
+        if settings.search_without not in _BLIND:
+            raise UserError(
+                f"expected config.prompts.search_without of {', '.join(_BLIND)}, found "
+                f"{settings.search_without!r}"
+            )
+        self._blind = settings.search_without
         self.prompts = Prompts(
             self.vocabulary,
             Catalogue(**self.identifiers),
@@ -179,8 +186,11 @@ class GenSARExamples:
         return write(self._texts[item - 1], item, _KINDS[number], phrasing)
 
     def _search_example(self, examples: SearchExamples, row: int, phrasing: int = 0) -> Example:
-        query = histories.query_text(self._log, int(examples.target_row[row]))
-        history = self.history(examples, row)
+        query, history = None, []
+        if self._blind != "query":
+            query = histories.query_text(self._log, int(examples.target_row[row]))
+        if self._blind != "history":
+            history = self.history(examples, row)
         return self.prompts.next_searched_item(history, query, int(examples.item[row]), phrasing)
 
     def evaluation_inputs(self, examples: Examples) -> np.ndarray:

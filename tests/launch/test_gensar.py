@@ -175,6 +175,26 @@ def test_a_search_prompt_holds_its_query_and_no_face_of_its_event(examples, data
             assert not holds(prompt, own)
 
 
+def test_controls_take_the_query_or_the_history_out_of_search_prompts(config, data):
+    found = data.examples("search", "test")
+    recommended, texts = {}, {}
+    for control in ("nothing", "query", "history"):
+        other = resolve(changed(config, prompts__search_without=control))
+        blind = GenSARExamples(other, data, table_of(data.log))
+        prompts = blind.evaluation_inputs(found)
+        texts[control] = [blind.vocabulary.text_of([t for t in row if t]) for row in prompts]
+        trained = blind.training_example("nsip", 3, 0).inputs
+        texts[control].append(blind.vocabulary.text_of(trained))
+        recommended[control] = blind.training_example("nrip", 3, 0)
+    queries = [histories.query_text(data.log, int(row)) for row in found.target_row]
+    for row, query in enumerate(queries):
+        assert query in texts["nothing"][row] and "<R_I>" in texts["nothing"][row]
+        assert query not in texts["query"][row] and "<R_I>" in texts["query"][row]
+        assert query in texts["history"][row] and "<R_I>" not in texts["history"][row]
+    assert len({texts[control][-1] for control in texts}) == 3, "training prompts too"
+    assert recommended["nothing"] == recommended["query"] == recommended["history"]
+
+
 def test_a_prompt_too_long_loses_its_oldest_events_whole(config, data):
     limit = 64
     short = GenSARExamples(
@@ -233,6 +253,8 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     assert "for recommendation, found 'bm25_99'" in refused(
         changed(config, eval__protocols=("bm25_99",)), tmp_path
     )
+    message = refused(changed(config, prompts__search_without="items"), tmp_path)
+    assert "nothing, query, history, found 'items'" in message
     assert "mesh of 1 x 1" in refused(changed(config, mesh__data=2), tmp_path)
 
 
