@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from core.partitioning import Partition
+from core.partitioning import BATCH_AXES, Partition
 from gensar_jax import packing
 from gensar_jax.prompts import Example
 from gensar_jax.t5.network import Transformer
@@ -62,21 +64,25 @@ _LOOKED_AT = 4096
 
 
 def packed_batch(
-    examples: Sequence[Example], config: JointConfig, least_rows: int = 0
+    examples: Sequence[Example],
+    config: JointConfig,
+    least_rows: int = 0,
+    row_multiple: int = ROW_MULTIPLE,
 ) -> dict[str, np.ndarray]:
     """Examples packed into rows, padded with empty rows.
 
     Args:
       least_rows: rows at least; beyond, as many as a multiple of those of each part needs.
+      row_multiple: of the rows of each part.
 
     Returns:
       The arrays of `packing.to_packed_batch`, [R, T] and [R, S].
     """
     rows = packing.rows_of(examples, config.row_inputs, config.row_targets)
-    multiple = ROW_MULTIPLE * config.accumulate
+    multiple = row_multiple * config.accumulate
     # Rows are filled longest prompts first, so that every part gets some of each kind.
     parts = [rows[i :: config.accumulate] for i in range(config.accumulate)]
-    size = -(-max(len(rows), least_rows) // multiple) * ROW_MULTIPLE
+    size = -(-max(len(rows), least_rows) // multiple) * row_multiple
     padded: list[list[int]] = [r for part in parts for r in [*part, *[[]] * (size - len(part))]]
     return packing.to_packed_batch(examples, padded, config.row_inputs, config.row_targets)
 
@@ -111,10 +117,10 @@ class JointTask:
       selection: the metric among them that decides.
       tables: constant arrays kept with the parameters in every checkpoint.
       seed: of parameters and dropout.
+      partition: the mesh to train on; None means one device.
     """
 
     name = "joint"
-    partition: Partition | None = None  # one device
 
     def __init__(
         self,
@@ -127,8 +133,9 @@ class JointTask:
         selection: str,
         tables: dict[str, np.ndarray],
         seed: int,
+        partition: Partition | None = None,
     ):
-        self.network, self.config = network, config
+        self.network, self.config, self.partition = network, config, partition
         self.selection, self.batch_size = selection, config.batch_size
         self.steps_per_epoch = max(1, round(examples_per_epoch / config.batch_size))
         self.max_steps = max(1, round(config.epochs * examples_per_epoch / config.batch_size))
@@ -141,8 +148,14 @@ class JointTask:
         )
 
     def init(self) -> State:
+        if self.partition is None:
+            return jax.jit(self._init)()
+        shardings = self.partition.shardings(jax.eval_shape(self._init))
+        return jax.jit(self._init, out_shardings=shardings)()
+
+    def _init(self) -> State:
         token = jnp.ones((1, 1), jnp.int32)
-        init = jax.jit(functools.partial(self.network.init, enable_dropout=False))
+        init = functools.partial(self.network.init, enable_dropout=False)
         params = init(jax.random.key(self._seed), token, token, token)["params"]
         return {
             "step": jnp.int32(0),
@@ -152,20 +165,27 @@ class JointTask:
         }
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """Packed batches; update s has the examples from s * batch_size on, whole."""
+        """Packed batches; update s has the examples from s * batch_size on, whole.
+
+        Each of several processes packs them all and yields its part of the rows.
+        """
         # Every batch has the rows that the largest of the first ones needs; a larger one that comes
         # later has more, and costs a compilation.
         looked_at = range(max(1, _LOOKED_AT // self.batch_size))
         rows = max(len(self._packed(step, 0)["encoder_input_tokens"]) for step in looked_at)
         step = start_step
         while True:
-            yield self._packed(step, rows)
+            batch = self._packed(step, rows)
+            own = len(batch["encoder_input_tokens"]) // jax.process_count()
+            first = jax.process_index() * own
+            yield {name: array[first : first + own] for name, array in batch.items()}
             step += 1
 
     def _packed(self, step: int, least_rows: int) -> dict[str, np.ndarray]:
         first = step * self.batch_size
         examples = self._stream(first, first + self.batch_size)
-        return packed_batch(examples, self.config, least_rows)
+        devices = 1 if self.partition is None else self.partition.size
+        return packed_batch(examples, self.config, least_rows, math.lcm(ROW_MULTIPLE, devices))
 
     def evaluate(self, state: State) -> dict[str, float]:
         return self._evaluate(state["params"], state["tables"])
@@ -183,6 +203,10 @@ class JointTask:
         """One update by the mean over the target tokens of the batch, whatever `accumulate` is."""
         count = self.config.accumulate
         parts = jax.tree.map(lambda a: a.reshape(count, -1, a.shape[-1]), batch)
+        if self.partition is not None:
+            # Every part over all devices, not some parts on each.
+            each = NamedSharding(self.partition.mesh, PartitionSpec(None, BATCH_AXES))
+            parts = jax.lax.with_sharding_constraint(parts, each)
         # The generator that accelerators have in hardware, and the fastest on a CPU too.
         key = jax.random.fold_in(jax.random.key(self._seed, impl="rbg"), state["step"])
         params = state["params"]

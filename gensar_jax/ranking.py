@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from core import trie as tries
 from core.beam_search import Beams
+from core.partitioning import Partition
 from core.trie import Trie
 from gensar_jax.generation import generate
 from gensar_jax.t5.network import Transformer
@@ -52,12 +53,23 @@ class BeamRanker:
 
     Args:
       network: T5.
+      partition: the mesh that users are cut over; None means one device.
     """
 
-    def __init__(self, network: Transformer):
-        self._network = network
-        self.sampled = jax.jit(self._sampled, static_argnames="width")
-        self.full = jax.jit(self._full, static_argnames="width")
+    def __init__(self, network: Transformer, partition: Partition | None = None):
+        self._network, self._partition = network, partition
+        whole = None if partition is None else partition.replicated
+        self.sampled = jax.jit(self._sampled, static_argnames="width", out_shardings=whole)
+        self.full = jax.jit(self._full, static_argnames="width", out_shardings=whole)
+        self._copy = jax.jit(lambda params: params, out_shardings=whole)
+
+    def place_params(self, params: Any) -> Any:
+        """The whole network on every device, as ranking wants it."""
+        return params if self._partition is None else self._copy(params)
+
+    def place(self, batch: Any) -> Any:
+        """Arrays [B, ...] of B users over the devices."""
+        return batch if self._partition is None else self._partition.put_batch(batch)
 
     def _sampled(
         self,

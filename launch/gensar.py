@@ -16,7 +16,9 @@ from core import metrics
 from core import trie as tries
 from core.errors import UserError
 from core.loop import LoopConfig, run_stage
+from core.partitioning import make_mesh
 from core.workdir import Workdir, open_workdir
+from gensar_jax import sharding
 from gensar_jax.identifiers import IdentifierTable, load_table
 from gensar_jax.joint_task import JointConfig, JointTask
 from gensar_jax.ranking import BeamRanker
@@ -88,11 +90,7 @@ class GenSARExperiment:
 
     def __init__(self, config: config_dict.ConfigDict, data: Data):
         self.config, self.data = config, data
-        if (config.mesh.data, config.mesh.table) != (1, 1):
-            raise UserError(
-                f"expected config.mesh of 1 x 1 for gensar, which trains on one device so far, "
-                f"found {config.mesh.data} x {config.mesh.table}; leave it"
-            )
+        mesh = make_mesh(config.mesh.data, config.mesh.table)
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
         self._check_lengths()
         self._check_protocols()
@@ -105,7 +103,11 @@ class GenSARExperiment:
         except (TypeError, ValueError) as error:
             raise UserError(f"config.model: {error}; see gensar_jax/t5/config.py") from None
         self.network = Transformer(network)
-        self._ranker = BeamRanker(self.network)
+        self.partition = sharding.partition_of(self.network, mesh)
+        if self.partition is not None:
+            for name in ("batch_size", "full_batch_size"):
+                self.partition.check_batch_size(config.eval[name], f"config.eval.{name}")
+        self._ranker = BeamRanker(self.network, self.partition)
         self._tries: dict[str, tries.Trie] = {}
         self._inputs: dict[tuple[str, str], np.ndarray] = {}
         self.task = JointTask(
@@ -117,6 +119,7 @@ class GenSARExperiment:
             selection=config.eval.selection,
             tables={"identifiers": np.frombuffer(bytes.fromhex(table.hash), np.uint8)},
             seed=config.seed,
+            partition=self.partition,
         )
 
     def _check_lengths(self) -> None:
@@ -279,19 +282,28 @@ class GenSARExperiment:
         lists = self.data.candidate_lists(split, name, task)[places]
         sums = metrics.Sums(tuple(self.config.eval.metrics))
         forced, tokens = self._forced(task), jnp.asarray(self.examples.tokens_of(task))
-        size = min(self.config.eval.batch_size, len(examples))
+        size = self._batch_size("batch_size", len(examples))
+        params = self._ranker.place_params(params)
         for start in range(0, len(examples), size):
             rows, mask = _rows(start, size, len(examples))
+            prompts, start_tokens, chosen = self._ranker.place(
+                (inputs[rows], forced(size), lists[rows])
+            )
             ranks = self._ranker.sampled(
                 params,
-                inputs[rows],
-                forced(size),
+                prompts,
+                start_tokens,
                 tokens,
-                lists[rows],
+                chosen,
                 width=lists.shape[1] if width is None else width,
             )
             sums.add(*map(np.asarray, (ranks.above, ranks.tied, mask, ranks.broken)))
         return sums
+
+    def _batch_size(self, name: str, examples: int) -> int:
+        """The config's, or as few as hold all examples and fit the mesh."""
+        devices = 1 if self.partition is None else self.partition.size
+        return min(self.config.eval[name], -(-examples // devices) * devices)
 
     def _forced(self, task: str) -> Any:
         tokens = self.examples.forced(task)
@@ -306,7 +318,8 @@ class GenSARExperiment:
         config = self.config.eval
         # Long histories together, so that the wide beams which they need are few.
         order = np.argsort((seen > 0).sum(1), kind="stable")
-        size = min(config.full_batch_size, len(examples))
+        size = self._batch_size("full_batch_size", len(examples))
+        params = self._ranker.place_params(params)
         found: list[tuple[np.ndarray, ...]] = []
         for start in range(0, len(examples), size):
             rows, mask = _rows(start, size, len(examples))
@@ -316,14 +329,11 @@ class GenSARExperiment:
             width = -(-max(config.beam, _UNSEEN + longest) // config.beam) * config.beam
             removed = np.zeros((size, width), np.int32)
             removed[:, :longest] = seen[rows, :longest]
+            prompts, forced, targets, gone = self._ranker.place(
+                (inputs[rows], self._forced(task)(size), target[rows], removed)
+            )
             ranks = self._ranker.full(
-                params,
-                inputs[rows],
-                self._forced(task)(size),
-                self._tries[task],
-                target[rows],
-                removed,
-                width=width,
+                params, prompts, forced, self._tries[task], targets, gone, width=width
             )
             kept = mask > 0
             found.append(tuple(np.asarray(part)[kept] for part in ranks))
@@ -336,7 +346,8 @@ class GenSARExperiment:
     def abstract_state(self, stage: str) -> Any:
         """Shapes and dtypes of the state, to restore a checkpoint into."""
         del stage
-        return jax.eval_shape(self.task.init)
+        state = jax.eval_shape(self.task.init)
+        return state if self.partition is None else self.partition.abstract(state)
 
 
 def _rows(start: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:

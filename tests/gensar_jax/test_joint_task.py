@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from core.loop import compile_step
+from core.partitioning import make_mesh, path_name
+from gensar_jax import sharding
 from gensar_jax.joint_task import (
     ROW_MULTIPLE,
     JointConfig,
@@ -46,10 +50,12 @@ def stream(start, stop):
     return found
 
 
-def task_of(**changes):
+def task_of(mesh=(1, 1), dropout_rate=0.0, **changes):
+    network = Transformer(of_size("tiny", WORDS, dropout_rate=dropout_rate))
     return JointTask(
-        Transformer(of_size("tiny", WORDS, dropout_rate=0.0)),
+        network,
         JointConfig(**SETTINGS | changes),
+        partition=sharding.partition_of(network, make_mesh(*mesh)),
         stream=stream,
         examples_per_epoch=48,
         evaluate=lambda params, tables: {"ndcg@5/neg99/exact": 0.5},
@@ -135,6 +141,61 @@ def test_batches_go_on_at_any_step():
     assert len({batch["encoder_input_tokens"].shape for batch in own}) == 2
     for name, array in next(task.batches(2)).items():
         np.testing.assert_array_equal(array, third[name])
+
+
+def trained(task, steps):
+    """(losses of the first updates, parameters after them)"""
+    state, losses = task.init(), []
+    step = compile_step(task, state)
+    batches = task.batches(0)
+    for _ in range(steps):
+        batch = next(batches)
+        batch = batch if task.partition is None else task.partition.put_part(batch)
+        state, values = step(state, batch, np.float32(0.01))
+        losses.append(float(values["loss"]))
+    return losses, jax.device_get(state["params"])
+
+
+def test_the_network_is_cut_by_its_logical_axes():
+    network = Transformer(of_size("tiny", 22))
+    partition = sharding.partition_of(network, make_mesh(2, 4))
+    state = jax.eval_shape(task_of(mesh=(2, 4)).init)
+    found = {
+        path_name(path): leaf.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(partition.shardings(state))
+    }
+    cut, whole = PartitionSpec("table"), PartitionSpec()
+    assert found["params/encoder/layers_0/mlp/wo/kernel"] == cut
+    assert found["params/encoder/layers_0/mlp/wi/kernel"] == PartitionSpec(None, "table")
+    assert found["optimizer/1/nu/decoder/layers_0/self_attention/query/kernel"] == PartitionSpec(
+        None, "table"
+    )
+    assert found["params/encoder/layers_0/pre_mlp_layer_norm/scale"] == whole
+    # 22 words and 2 heads do not divide by 4.
+    assert found["params/token_embedder/embedding"] == whole
+    assert found["params/encoder/relpos_bias/rel_embedding"] == whole
+    assert dict(sharding.rules_of(network, 2))["(^|/)token_embedder/embedding$"] == cut
+    assert sharding.partition_of(network, make_mesh(1, 1)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_mesh_trains_alike(accumulate):
+    """Dropout included; batches hold the same examples in more rows."""
+    settings = {"dropout_rate": 0.1, "accumulate": accumulate}
+    meshes = [(2, 1), (1, 2), (2, 4)]
+    whole = task_of(**settings)
+    # The mesh of eight needs more rows, and dropout's draws depend on how many there are.
+    whole._packed = functools.partial(task_of(mesh=(2, 4), **settings)._packed)
+    losses, params = trained(whole, 4)
+    assert losses[0] != pytest.approx(losses[3], rel=1e-3)
+    for mesh in meshes:
+        task = task_of(mesh=mesh, **settings)
+        task._packed = whole._packed
+        found, others = trained(task, 4)
+        np.testing.assert_allclose(found, losses, rtol=1e-5)
+        for ours, theirs in zip(jax.tree.leaves(others), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0.0}, {"accumulate": 0}, {"warmup": 1.0}])

@@ -255,7 +255,7 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     )
     message = refused(changed(config, prompts__search_without="items"), tmp_path)
     assert "nothing, query, history, found 'items'" in message
-    assert "mesh of 1 x 1" in refused(changed(config, mesh__data=2), tmp_path)
+    assert "config.eval.batch_size" in refused(changed(config, mesh__data=3), tmp_path)
 
 
 def test_tiger_and_the_ablations_are_arguments(config, data):
@@ -322,6 +322,24 @@ def test_a_run_gives_every_row_and_evaluate_the_same(trained):
     strange = {"identifiers": np.zeros(8, np.uint8)}
     with pytest.raises(UserError, match="that this run was trained with"):
         experiment.evaluate(restored.params, strange, "test", "neg99/exact")
+
+
+@pytest.mark.slow
+def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
+    found = train(changed(config, mesh__data=2, mesh__table=2), str(tmp_path / "w"))
+    for ours, theirs in zip(found["rows"], trained[1]["rows"], strict=True):
+        assert ours["protocol"] == theirs["protocol"]
+        assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
+    # Its checkpoint on one device, too.
+    restored = Restored(str(tmp_path / "w"))
+    restored.experiment.config.mesh.data = restored.experiment.config.mesh.table = 1
+    one = open_experiment(restored.experiment.config, restored.data)
+    sums = one.evaluate(
+        jax.device_get(restored.params), jax.device_get(restored.tables), "test", "neg99/exact"
+    )
+    assert sums.means() == pytest.approx(
+        {name.split("/")[0]: v for name, v in found["rows"][0]["metrics"].items()}
+    )
 
 
 @pytest.mark.slow
