@@ -240,6 +240,18 @@ class Data:
             )
         return found
 
+    def chosen(self, task: str, split: str, most: int) -> tuple[splits.Examples, np.ndarray]:
+        """`most` random ones of `examples` (0 for all), and their places among them.
+
+        Which ones depends on `config.data.candidates_seed` alone.
+        """
+        every = self.examples(task, split)
+        places = np.arange(len(every))
+        if 0 < most < len(every):
+            rng = np.random.default_rng(self._config.data.candidates_seed)
+            places = np.sort(rng.choice(len(every), most, replace=False))
+        return every.take(places), places
+
     def candidate_lists(
         self, split: str, protocol: str, task: str = "recommendation"
     ) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From a config to its experiment: LCR-SER, GenSAR, its identifiers, or a baseline."""
+"""From a config to its experiment: LCR-SER, GenSAR, its identifiers, or a baseline of a task."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from launch.experiment import Runnable
 from launch.gensar import GenSARExperiment
 from launch.gensar_identifiers import IdentifierExperiment
 from launch.lcr_ser import LCRSERExperiment
+from launch.search_baselines import SearchBaselineExperiment
 
 
 def open_experiment(config: config_dict.ConfigDict, data: Data) -> Runnable:
@@ -24,4 +25,6 @@ def open_experiment(config: config_dict.ConfigDict, data: Data) -> Runnable:
         return IdentifierExperiment(config, data)
     if config.method == "gensar":
         return GenSARExperiment(config, data)
+    if config.method == "search_baseline":
+        return SearchBaselineExperiment(config, data)
     return open_baseline(config, data)

@@ -12,13 +12,19 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from core.partitioning import path_name
+from core.partitioning import make_mesh, path_name
+from gensar_jax import sharding
+from gensar_jax.joint_task import JointConfig, JointTask
+from gensar_jax.t5.config import of_size
+from gensar_jax.t5.network import Transformer
 from input_pipelines.batches import BatchShape
+from launch.experiment import build
 from launch.methods import open_experiment
 from launch.random_data import TableSizes, random_batch
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "shardings.txt"
+GENSAR_WORDS = 5540  # pieces, behaviours and codes; a multiple of 4
 SIZES = TableSizes(users=1000, items=2000, words=500)
 
 
@@ -53,8 +59,13 @@ class ShapesOnly:
 def shardings_of(name):
     """Lines `CONFIG STAGE PATH SHAPE SPEC` of one config; one line where nothing is trained."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    if config.method in ("gensar", "gensar_identifiers"):
+    if config.method == "gensar_identifiers":
         return [f"{name} lies on one device"]
+    if config.method == "gensar":
+        network = Transformer(of_size(config.model.size, GENSAR_WORDS))
+        partition = sharding.partition_of(network, make_mesh(2, 4))
+        state = partition.abstract(jax.eval_shape(joint_task(config, network, partition).init))
+        return lines_of(f"{name} mesh 2x4 joint", state)
     dense = config.pretrain.table_update == "dense"
     config.mesh.data, config.mesh.table = (8, 1) if dense else (2, 4)
     experiment = open_experiment(config, ShapesOnly(config))
@@ -65,12 +76,31 @@ def shardings_of(name):
     for stage in ("pretrain", "rl"):
         if stage not in experiment.stages:
             continue
-        state = experiment.abstract_state(stage)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-            spec = ", ".join(str(axis) for axis in leaf.sharding.spec)
-            shape = "x".join(map(str, leaf.shape)) or "scalar"
-            lines.append(f"{name} {mesh} {stage} {path_name(path)} {shape} ({spec})")
+        lines += lines_of(f"{name} {mesh} {stage}", experiment.abstract_state(stage))
     return lines
+
+
+def lines_of(start, state):
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        spec = ", ".join(str(axis) for axis in leaf.sharding.spec)
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        lines.append(f"{start} {path_name(path)} {shape} ({spec})")
+    return lines
+
+
+def joint_task(config, network, partition):
+    return JointTask(
+        network,
+        build(JointConfig, config.train.to_dict(), section="train"),
+        stream=lambda start, stop: [],
+        examples_per_epoch=1000,
+        evaluate=lambda params, tables: {},
+        selection=config.eval.selection,
+        tables={"identifiers": np.zeros(32, np.uint8)},
+        seed=0,
+        partition=partition,
+    )
 
 
 def test_shardings_of_every_config(request):
@@ -85,6 +115,8 @@ def test_shardings_of_every_config(request):
 
 def test_the_golden_text_cuts_tables_and_nothing_else():
     lines = GOLDEN.read_text(encoding="utf-8").splitlines()
+    # GenSAR has no tables: the second axis cuts its network.
+    lines = [line for line in lines if " joint " not in line]
     cut = [line for line in lines if line.endswith("(table)")]
     assert any(" rl tables/item 1024x128 " in line for line in cut)
     assert all("tables/" in line or "table_states/" in line for line in cut)

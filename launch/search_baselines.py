@@ -1,0 +1,159 @@
+"""A floor of the search task from a config: `config.model.kind` names a scorer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ml_collections import config_dict
+
+from core import metrics
+from core.errors import UserError
+from core.workdir import Workdir
+from input_pipelines import candidates, search_task, segmenters
+from input_pipelines.bm25 import ItemTextIndex
+from input_pipelines.search_task import SearchExamples
+from launch import results
+from launch.data import Data
+from lcrsr.baselines import item_knn
+from lcrsr.search_baselines import (
+    ByQuery,
+    Query,
+    QueryKNN,
+    QueryPopularity,
+    SearchScorer,
+    TextSimilarity,
+)
+
+KINDS = ("bm25", "tfidf", "lsa", "query_popularity", "query_knn")
+PROTOCOLS = ("full", *candidates.PROTOCOLS, candidates.BM25)
+_PREFIX = "search/"
+
+
+class SearchBaselineExperiment:
+    """Fitted whenever it is opened, from the training searches or the items' texts.
+
+    Args:
+      config: a resolved config of method 'search_baseline'.
+      data: the data it names.
+
+    Raises:
+      UserError: a setting that does not exist, or items without text.
+    """
+
+    stages: tuple[str, ...] = ("fit",)
+    evaluator = None
+
+    def __init__(self, config: config_dict.ConfigDict, data: Data):
+        if config.model.kind not in KINDS:
+            raise UserError(
+                f"expected config.model.kind of {', '.join(KINDS)}, found {config.model.kind!r}"
+            )
+        self.config, self.data = config, data
+        for protocol in config.eval.search_protocols:
+            self.columns("search", protocol)
+        try:
+            self._scorer = self._fitted(config.model)
+        except ValueError as error:
+            raise UserError(f"config.model: {error}") from None
+
+    def _fitted(self, model: config_dict.ConfigDict) -> SearchScorer:
+        log, seed = self.data.log, self.config.seed
+        if model.kind in ("bm25", "tfidf", "lsa"):
+            split = segmenters.segmenter(self.config.data.segmenter)
+            if model.kind == "bm25":
+                return ByQuery(ItemTextIndex(log.item_texts(), split, seed).scores)
+            width = model.width if model.kind == "lsa" else None
+            return TextSimilarity(log.item_texts(), split, width=width, seed=seed)
+        searches = search_task.training_searches(log, self.data.splits)
+        popularity = QueryPopularity(self._queries(searches), searches.item, log.num_items)
+        if model.kind == "query_popularity":
+            return popularity
+        settings = item_knn.Settings(decay=model.decay, history_power=model.history_power)
+        neighbours = item_knn.fit(settings, self.data.training_clicks())
+        return QueryKNN(popularity, neighbours, model.popularity_weight)
+
+    def _queries(self, examples: SearchExamples) -> list[Query]:
+        return [tuple(self.data.log.query(int(row))) for row in examples.target_row]
+
+    def _histories(self, examples: SearchExamples) -> np.ndarray:
+        """The last clicks before each example, int32 [E, L], right-padded."""
+        log, length = self.data.log, self.config.data.rec_length
+        first = np.maximum(log.rec_offsets[examples.user], examples.rec_end - length)
+        places = first[:, None] + np.arange(length)
+        valid = places < examples.rec_end[:, None]
+        return np.where(valid, np.asarray(log.rec_items)[np.where(valid, places, 0)], 0)
+
+    def run(self, workdir: Workdir) -> None:
+        done = {row["protocol"] for row in workdir.read_results()["rows"]}
+        for protocol in self.config.eval.search_protocols:
+            (column,) = self.columns("search", protocol)
+            if column not in done:
+                results.save(
+                    workdir,
+                    self.evaluate(None, None, "test", column),
+                    stage="fit",
+                    split="test",
+                    protocol=column,
+                    step=0,
+                    config=self.config,
+                    data=self.data,
+                    **self.details("test", column),
+                )
+
+    def columns(self, task: str, protocol: str) -> tuple[str, ...]:
+        """The row of results.json that a protocol gives: 'search/full', for instance.
+
+        Raises:
+          UserError: another task than search, or no such protocol.
+        """
+        if task != "search":
+            raise UserError(
+                f"expected --task=search of a run of {self.config.model.kind}, found {task!r}; "
+                "pass it"
+            )
+        if protocol not in PROTOCOLS:
+            raise UserError(
+                f"expected a protocol of {', '.join(PROTOCOLS)} for search, found {protocol!r}; "
+                "pass one of them"
+            )
+        return (f"{_PREFIX}{protocol}",)
+
+    def details(self, split: str, protocol: str) -> dict[str, Any]:
+        """Further arguments of `results.save` for a row."""
+        del protocol
+        examples, _ = self._chosen(split)
+        return {"users": examples.user, "more": {"task": "search"}}
+
+    def _chosen(self, split: str) -> tuple[SearchExamples, np.ndarray]:
+        found, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
+        assert isinstance(found, SearchExamples)
+        return found, places
+
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
+        """Metrics of one of `columns`; `params` and `tables` are not used."""
+        del params, tables
+        examples, places = self._chosen(split)
+        name = protocol.removeprefix(_PREFIX)
+        queries, histories = self._queries(examples), self._histories(examples)
+        target, _ = search_task.targets(self.data.log, examples)
+        if name == "full":
+            left_out = candidates.seen_items(self.data.log, examples)
+        else:
+            lists = self.data.candidate_lists(split, name, "search")[places]
+        sums = metrics.Sums(tuple(self.config.eval.metrics))
+        size = self.config.eval.batch_size
+        for start in range(0, len(examples), size):
+            rows = slice(start, start + size)
+            scores = self._scorer.scores(queries[rows], histories[rows])
+            if name == "full":
+                own = np.take_along_axis(scores, target[rows, None], 1)
+                scores[:, 0] = -np.inf
+                np.put_along_axis(scores, left_out[rows], -np.inf, 1)
+                np.put_along_axis(scores, target[rows, None], -np.inf, 1)
+                scores = np.concatenate([own, scores], 1)
+            else:
+                scores = np.take_along_axis(scores, lists[rows], 1)
+            above, tied = map(np.asarray, metrics.target_ranks(scores, 0))
+            sums.add(above, tied, np.ones(len(scores)), np.isnan(scores).any(-1))
+        return sums

@@ -1,0 +1,140 @@
+"""Floors of the search task: items ranked for a query without training by gradients.
+
+`query_popularity` and `query_knn` know what training users clicked after the same query; `tfidf`
+and `lsa` compare the query with the items' texts, as BM25 does (`input_pipelines.bm25`). Axis
+letters: B queries, L clicks of a history, V items; a query is the tuple of its words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse
+
+from core.errors import UserError
+from lcrsr.baselines.item_knn import ItemKNN
+
+Query = tuple[str, ...]
+
+
+class SearchScorer(Protocol):
+    def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
+        """Scores of all items, float32 [B, V+1]; column 0 is padding.
+
+        Args:
+          queries: B of them.
+          histories: int32 [B, L], items that the users clicked before, right-padded with 0.
+        """
+        ...
+
+
+class QueryPopularity:
+    """How often training users clicked an item after a query; 0 for a query that none searched.
+
+    Args:
+      queries, items: int32 [E] of the items, the query and the item of every training click.
+      num_items: V.
+    """
+
+    def __init__(self, queries: Sequence[Query], items: np.ndarray, num_items: int):
+        self._rows = {query: row for row, query in enumerate(dict.fromkeys(queries))}
+        rows = [self._rows[query] for query in queries]
+        shape = (len(self._rows) + 1, num_items + 1)  # the last row stays empty: unknown queries
+        self._counts = scipy.sparse.csr_array((np.ones(len(items)), (rows, items)), shape=shape)
+
+    def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
+        del histories
+        rows = [self._rows.get(query, len(self._rows)) for query in queries]
+        return self._counts[rows].toarray().astype(np.float32)
+
+
+class QueryKNN:
+    """Items clicked after the query before all others, by their neighbourhood to the history.
+
+    An item that training users clicked after the query scores 1 + weight * (its share of these
+    clicks) + kNN, any other kNN / (1 + kNN), which is below 1; kNN is `ItemKNN`'s.
+
+    Args:
+      weight: of the popularity, at least 0.
+    """
+
+    def __init__(self, popularity: QueryPopularity, neighbours: ItemKNN, weight: float):
+        if weight < 0:
+            raise ValueError(f"expected popularity_weight of at least 0, found {weight}")
+        self._popularity, self._neighbours, self._weight = popularity, neighbours, weight
+
+    def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
+        counts = self._popularity.scores(queries, histories)
+        near = self._neighbours.scores({"rec_items": histories})
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
+        return np.where(counts > 0, 1.0 + self._weight * share + near, near / (1.0 + near))
+
+
+class TextSimilarity:
+    """Cosine of a query's TF-IDF vector with the items', or of their singular vectors (LSA).
+
+    Args:
+      texts: of items 1..V.
+      split: from a text to its words, as queries were split.
+      width: of the singular vectors (Deerwester et al. 1990); None compares the TF-IDF vectors.
+      seed: of the randomised decomposition.
+
+    Raises:
+      UserError: no item has text.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        split: Callable[[str], list[str]],
+        *,
+        width: int | None,
+        seed: int,
+    ):
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        words = [split(text) for text in texts]
+        if not any(words):
+            raise UserError(
+                f"expected text on the items, found none on all {len(texts)}; bring titles, or "
+                "use query_popularity"
+            )
+        self._weights = TfidfVectorizer(analyzer=lambda words: words, sublinear_tf=True)
+        vectors = self._weights.fit_transform(words)
+        self._svd = None
+        if width is not None:
+            width = min(width, min(vectors.shape) - 1)
+            self._svd = TruncatedSVD(width, random_state=seed).fit(vectors)
+        self._items = self._embed(vectors)
+
+    def _embed(self, vectors: scipy.sparse.csr_array) -> np.ndarray | scipy.sparse.csr_array:
+        if self._svd is None:
+            return vectors  # of length 1 already
+        dense = self._svd.transform(vectors)
+        return dense / np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1e-12)
+
+    def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
+        del histories
+        vectors = self._embed(self._weights.transform([list(query) for query in queries]))
+        similar = vectors @ self._items.T
+        dense = similar.toarray() if scipy.sparse.issparse(similar) else similar
+        return np.pad(dense, ((0, 0), (1, 0))).astype(np.float32)
+
+
+class ByQuery:
+    """Any function of the query alone, asked once for each different query of a batch.
+
+    Args:
+      score: from the words of a query to float32 [V].
+    """
+
+    def __init__(self, score: Callable[[Sequence[str]], np.ndarray]):
+        self._score = score
+
+    def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
+        del histories
+        found = {query: self._score(query) for query in set(queries)}
+        return np.pad(np.stack([found[q] for q in queries]), ((0, 0), (1, 0))).astype(np.float32)

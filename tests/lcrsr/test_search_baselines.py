@@ -1,0 +1,75 @@
+"""Floors of the search task, worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from core.errors import UserError
+from lcrsr.baselines import item_knn
+from lcrsr.search_baselines import ByQuery, QueryKNN, QueryPopularity, TextSimilarity
+
+TEA, POT = ("red", "tea"), ("pot",)
+# Clicked after red tea: item 1 three times, item 2 once; after pot: item 3.
+POPULARITY = QueryPopularity([TEA, TEA, POT, TEA, TEA], np.array([1, 2, 3, 1, 1]), 4)
+NOBODY = np.zeros((1, 2), np.int32)
+
+
+def test_popularity_counts_the_clicks_after_the_same_query():
+    found = POPULARITY.scores([TEA, POT, ("tea", "red")], np.zeros((3, 2), np.int32))
+    assert found.tolist() == [[0, 3, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
+
+
+def knn():
+    # Two users with items 1 and 2, one with 2 and 4: cosines 2 / sqrt(2 * 3) and 1 / sqrt(3 * 1).
+    clicks = np.zeros((4, 5))
+    clicks[1, [1, 2]] = clicks[2, [1, 2]] = clicks[3, [2, 4]] = 1
+    settings = item_knn.Settings(decay=1.0, history_power=0.0)
+    return item_knn.fit(settings, scipy.sparse.csr_array(clicks))
+
+
+def test_neighbours_of_the_history_decide_within_the_query_and_never_across():
+    of_two, four = 2 / math.sqrt(6), 1 / math.sqrt(3)
+    history = np.array([[2, 0]], np.int32)
+    found = QueryKNN(POPULARITY, knn(), 2.0).scores([TEA], history)
+    # Item 1: 1 + 2 * 3/4 + its cosine with 2; item 2 itself is no neighbour of its own.
+    expected = [0.0, 2.5 + of_two, 1.5, 0.0, four / (1 + four)]
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+    assert QueryKNN(POPULARITY, knn(), 0.0).scores([TEA], history)[0, 2] == 1.0 > expected[4]
+    np.testing.assert_allclose(
+        QueryKNN(POPULARITY, knn(), 2.0).scores([TEA], NOBODY), [[0, 2.5, 1.5, 0, 0]]
+    )
+    with pytest.raises(ValueError, match="at least 0, found -1"):
+        QueryKNN(POPULARITY, knn(), -1)
+
+
+TEXTS = ["red tea", "green tea", "", "tea pot pot"]
+
+
+def test_tfidf_by_hand():
+    found = TextSimilarity(TEXTS, str.split, width=None, seed=0).scores([TEA, ("ink",)], NOBODY)
+    # Smoothed idf ln((1 + 4) / (1 + n)) + 1: red, green and pot 1.916, tea 1.223; tf 1 + ln 2.
+    red, tea = math.log(5 / 2) + 1, math.log(5 / 4) + 1
+    length, pot = math.hypot(red, tea), (1 + math.log(2)) * red
+    expected = [0, 1, tea * tea / length**2, 0, tea * tea / length / math.hypot(tea, pot)]
+    np.testing.assert_allclose(found, [expected, [0] * 5], rtol=1e-6)
+
+
+def test_singular_vectors_order_texts_as_their_words_do():
+    found = TextSimilarity(TEXTS, str.split, width=2, seed=0).scores([TEA], NOBODY)[0]
+    assert found.shape == (5,) and found[0] == 0 and found[3] == 0
+    assert found[1] == pytest.approx(1.0, abs=0.05) and found[1] > found[4]
+    with pytest.raises(UserError, match="text on the items, found none on all 2"):
+        TextSimilarity(["", ""], str.split, width=None, seed=0)
+
+
+def test_a_function_of_the_query_is_asked_once_for_each():
+    asked = []
+
+    def score(words):
+        asked.append(words)
+        return np.arange(3.0)
+
+    found = ByQuery(score).scores([TEA, POT, TEA], np.zeros((3, 1), np.int32))
+    assert sorted(asked) == [POT, TEA] and found.tolist() == [[0, 0, 1, 2]] * 3
