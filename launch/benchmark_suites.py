@@ -16,6 +16,7 @@ import numpy as np
 
 from core import grpo, metrics
 from input_pipelines.batches import BatchShape
+from launch.benchmark_gensar import identifiers_step, joint_step
 from launch.random_data import RandomTasks, TableSizes, unisar_task
 from launch.timing import Timing, copy_bandwidth, matmul_operations, matmul_rate, measure
 from lcrsr import embedding, rollout
@@ -428,4 +429,6 @@ SUITES: dict[str, Callable[[Bench], None]] = {
     "grpo": grpo_step,
     "reading": reading,
     "unisar": unisar_step,
+    "identifiers": identifiers_step,
+    "gensar": joint_step,
 }

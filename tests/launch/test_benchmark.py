@@ -47,6 +47,21 @@ def test_measure_carries_a_donated_state_and_counts_its_buffers_once():
     assert timing.seconds > 0 and timing.compile_seconds > 0
 
 
+@pytest.mark.slow
+def test_the_suites_of_gensar():
+    found = benchmark(["identifiers", "gensar"], "tiny", "float32", lcr_ser_defaults.get_config())
+    units = [(row["suite"], row["unit"]) for row in found["rows"]]
+    assert units == [
+        ("identifiers", "items/s"),
+        ("identifiers", "of matmul rate"),
+        ("gensar", "examples/s"),
+    ]
+    # Both encoders and decoders, thrice for the gradient (the inputs need none), dominate.
+    layers = [192 * 512, 512 * 256, 256 * 128, 128 * 64, 64 * 32]
+    dense = 2 * 8 * 2 * (2 * 3 * sum(layers) - layers[0])
+    assert dense < found["rows"][0]["details"]["operations"] < 1.2 * dense
+
+
 def test_a_suite_gives_rows_and_a_table(capsys):
     found = benchmark(["score"], "tiny", "bfloat16", lcr_ser_defaults.get_config())
     first = found["rows"][0]
