@@ -7,6 +7,7 @@ codebook are consecutive (paper, Eq. 5 and 11).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -134,6 +135,11 @@ class Vocabulary:
             ends = list(itertools.accumulate(sizes, initial=start))
             self._starts[letter], start = tuple(ends[:-1]), ends[-1]
         self.size = start
+
+    @property
+    def digest(self) -> str:
+        """Equal where every token is."""
+        return hashlib.sha256(self._model + json.dumps(self._sizes).encode()).hexdigest()
 
     def code_token(self, letter: str, level: int, code: int) -> int:
         """The id of <M1_k>: letter 'M', 'S' or 'R', level from 1."""

@@ -38,7 +38,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         _parse()
         main()
     except UserError as error:
-        _fail(error)
+        fail(error)
 
 
 def _parse() -> None:
@@ -97,6 +97,7 @@ def _line(error: UserError) -> str:
     return f"error: {' '.join(str(error).split())}"
 
 
-def _fail(error: UserError) -> None:
+def fail(error: UserError) -> None:
+    """Prints a mistake in one line and exits with 2."""
     print(_line(error), file=sys.stderr)
     sys.exit(CANNOT_RUN)

@@ -205,7 +205,7 @@ class GenSARExperiment:
         """Further arguments of `results.save` for a row: who was evaluated, with what."""
         task, _, _ = self._parsed(protocol)
         more = {"task": task, "identifiers": self.table_hash, "initial": "from scratch"}
-        return {"users": self._examples(task, split)[0].user, "more": more}
+        return {"users": self.evaluated(task, split)[0].user, "more": more}
 
     def _loop(self) -> LoopConfig:
         config, steps = self.config, self.task.max_steps
@@ -250,7 +250,7 @@ class GenSARExperiment:
             )
         return task, protocol, None if how == "exact" else self.config.eval.beam
 
-    def _examples(self, task: str, split: str) -> tuple[Examples, np.ndarray]:
+    def evaluated(self, task: str, split: str) -> tuple[Examples, np.ndarray]:
         """The examples that are evaluated, and their places among all of the split."""
         every = self.data.examples(task, split)
         most = self.config.eval[f"{split}_users"]
@@ -273,7 +273,7 @@ class GenSARExperiment:
                 "train in another --workdir"
             )
         task, name, width = self._parsed(protocol)
-        examples, places = self._examples(task, split)
+        examples, places = self.evaluated(task, split)
         if (task, split) not in self._inputs:
             self._inputs[task, split] = self.examples.evaluation_inputs(examples)
         inputs = self._inputs[task, split]

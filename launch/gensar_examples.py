@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -193,17 +193,18 @@ class GenSARExamples:
             history = self.history(examples, row)
         return self.prompts.next_searched_item(history, query, int(examples.item[row]), phrasing)
 
+    def evaluation_examples(self, examples: Examples) -> Iterator[Example]:
+        """Prompts of the first phrasing with their targets."""
+        for row in range(len(examples)):
+            if isinstance(examples, SearchExamples):
+                yield self._search_example(examples, row)
+            else:
+                item = int(self._log.rec_items[examples.target_row[row]])
+                yield self.prompts.next_item(self.history(examples, row), item)
+
     def evaluation_inputs(self, examples: Examples) -> np.ndarray:
         """Prompts of the first phrasing, int32 [E, T], T the longest of them in steps of 32."""
-        if isinstance(examples, SearchExamples):
-            found = [self._search_example(examples, row).inputs for row in range(len(examples))]
-        else:
-            found = [
-                # Any item: only the prompt is used.
-                self.prompts.next_item(self.history(examples, row), 1).inputs
-                for row in range(len(examples))
-            ]
-        return _padded(found)
+        return _padded([example.inputs for example in self.evaluation_examples(examples)])
 
     def forced(self, task: str) -> list[int]:
         """The decoder's first tokens for 'recommendation' or 'search'."""

@@ -6,6 +6,7 @@ of the text's rows, so that at first no new token is likelier than another.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ Params = dict[str, Any]
 _SPREAD = 0.1
 _EMBEDDING = "token_embedder/embedding"
 _OUTPUT = "decoder/logits_dense/kernel"
+# In the folder of a T5X checkpoint.
+_MSGPACK, _ORBAX = "checkpoint", "state"
 
 # Copies of the shared embedding, and a table that no version uses, which some files hold.
 _IGNORED = re.compile(
@@ -117,17 +120,84 @@ def from_t5x(
 ) -> Params:
     """Parameters float32 of a T5X checkpoint, a folder such as checkpoint_1000000.
 
-    Its file `checkpoint` (msgpack) holds the tree optimizer/target; a leaf is an array, or the
-    TensorStore specification of a zarr array in the folder.
+    Two forms: T5X's own, a file `checkpoint` (msgpack) with the tree optimizer/target, whose leaves
+    are arrays or TensorStore specifications of zarr arrays in the folder; and what T5X has written
+    by default since 2023, a folder `state` of Orbax with the tree target.
 
     Args, raises: as `from_hugging_face`.
     """
+    folder = pathlib.Path(folder)
+    if (folder / _ORBAX).is_dir():
+        found = _orbax_arrays(folder / _ORBAX)
+    elif (folder / _MSGPACK).is_file():
+        found = _msgpack_arrays(folder)
+    else:
+        raise UserError(
+            f"expected a T5X checkpoint, found no {folder / _MSGPACK} and no {folder / _ORBAX}; "
+            "pass a folder checkpoint_N"
+        )
+    return _fitted(found, config, text_rows, key, str(folder))
+
+
+def to_t5x(folder: str | pathlib.Path, params: Params, step: int = 0) -> pathlib.Path:
+    """Writes parameters as a T5X checkpoint, in T5X's own form, without an optimizer's state.
+
+    T5X infers from it as it is, and trains on from it with
+    `utils.RestoreCheckpointConfig.fallback_to_scratch = True`, which starts the optimizer anew.
+
+    Args:
+      folder: where the checkpoint's folder goes.
+      params: of `Transformer`.
+      step: N of checkpoint_N.
+
+    Returns:
+      The path of checkpoint_N.
+
+    Raises:
+      UserError: it exists.
+    """
+    place = pathlib.Path(folder) / f"checkpoint_{step}"
+    if place.exists():
+        raise UserError(f"expected a new checkpoint, found {place}; pass another folder")
+    target = serialization.to_state_dict(jax.tree.map(np.asarray, params))
+    content = {"version": 3, "optimizer": {"target": target, "state": {"step": np.int32(step)}}}
+    partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    (partial / _MSGPACK).write_bytes(serialization.msgpack_serialize(content))
+    partial.rename(place)
+    return place
+
+
+def _orbax_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Arrays float32 by name, of the tree target; the optimizer's are not read."""
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        try:
+            tree: Any = checkpointer.metadata(folder.absolute()).item_metadata.tree["target"]
+            item = {"target": jax.tree.map(lambda _: 0, tree)}
+            whole = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32)
+            restored = checkpointer.restore(
+                folder.absolute(),
+                ocp.args.PyTreeRestore(
+                    item,
+                    restore_args=jax.tree.map(lambda _: whole, item),
+                    partial_restore=True,
+                ),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            raise UserError(
+                f"expected the tree target of a T5X checkpoint, found none that can be read in "
+                f"{folder}; copy the whole checkpoint"
+            ) from error
+    return traverse_util.flatten_dict(restored["target"], sep="/")
+
+
+def _msgpack_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Arrays float32 by name, from the file and the zarr arrays beside it."""
     import tensorstore
 
-    folder = pathlib.Path(folder)
-    file = folder / "checkpoint"
-    if not file.is_file():
-        raise UserError(f"expected a T5X checkpoint, found no {file}; pass a folder checkpoint_N")
+    file = folder / _MSGPACK
     try:
         target = serialization.msgpack_restore(file.read_bytes())["optimizer"]["target"]
     except (KeyError, TypeError, ValueError) as error:
@@ -152,7 +222,7 @@ def from_t5x(
                 ) from error
             leaf = opened.read().result()
         found[name] = np.asarray(leaf, np.float32)
-    return _fitted(found, config, text_rows, key, str(folder))
+    return found
 
 
 def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:

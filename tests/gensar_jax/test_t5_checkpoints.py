@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 from flax import serialization, traverse_util
@@ -79,6 +80,24 @@ def test_a_t5x_checkpoint_gives_the_same_parameters(tmp_path):
         np.testing.assert_array_equal(again[name], leaf, name)
 
 
+def test_the_orbax_form_and_our_own_file_give_the_same_parameters(tmp_path):
+    params = checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY)
+    # As T5X saves by default: the parameters beside the optimizer's state.
+    state = {"step": np.int32(1), "param_states": jax.tree.map(np.zeros_like, params)}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "orbax" / "state", {"target": params, "state": state})
+    written = checkpoints.to_t5x(tmp_path / "ours", params, step=7)
+    assert written == tmp_path / "ours" / "checkpoint_7"
+    for folder in (tmp_path / "orbax", written):
+        again = flat(checkpoints.from_t5x(folder, CONFIG, 40, KEY))
+        assert again.keys() == flat(params).keys()
+        for name, leaf in flat(params).items():
+            assert again[name].dtype == np.float32
+            np.testing.assert_array_equal(again[name], leaf, name)
+    with pytest.raises(UserError, match="expected a new checkpoint"):
+        checkpoints.to_t5x(tmp_path / "ours", params, step=7)
+
+
 def test_new_rows_start_near_the_mean_of_the_text_s_rows():
     old = load_file(V1_1)
     found = flat(checkpoints.from_hugging_face(V1_1, with_vocabulary(1035), 35, KEY))
@@ -148,3 +167,6 @@ def test_wrong_t5x_folders_end_in_one_line(tmp_path):
     refused("expected an array token_embedder/embedding")
     (tmp_path / "c" / "checkpoint").write_bytes(serialization.msgpack_serialize({"step": 1}))
     refused("expected optimizer/target")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "c" / "state", {"params": np.zeros(3)})
+    refused("expected the tree target")

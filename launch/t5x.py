@@ -1,0 +1,46 @@
+"""T5X's own programs, with this library's compatibility first.
+
+    python -m launch.t5x train --gin_file=gensar_jax/t5x_bridge/gin/train.gin ...
+    python -m launch.t5x infer --gin_file=gensar_jax/t5x_bridge/gin/infer.gin ...
+
+All further arguments are T5X's (README, GenSAR).
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from core.errors import UserError
+from gensar_jax.t5x_bridge import installation
+from launch import cli
+
+_PROGRAMS = ("train", "infer", "eval")
+# Where the gin files' own paths begin.
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs `python -m t5x.PROGRAM` of the words PROGRAM, ARGUMENT, ...
+
+    Raises:
+      UserError: no such program, or T5X is not installed.
+    """
+    if not arguments or arguments[0] not in _PROGRAMS:
+        raise UserError(
+            f"expected {' or '.join(_PROGRAMS)}, found {' '.join(arguments[:1]) or 'nothing'}; "
+            "name the program first"
+        )
+    installation.prepare()
+    sys.argv = [f"t5x.{arguments[0]}", f"--gin_search_paths={_ROOT}", *arguments[1:]]
+    # The gin files' `import __main__` must find it.
+    runpy.run_module(f"t5x.{arguments[0]}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        cli.fail(error)
