@@ -38,7 +38,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         _parse()
         main()
     except UserError as error:
-        fail(error)
+        _fail(error)
 
 
 def _parse() -> None:
@@ -85,7 +85,7 @@ def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:
     try:
         body()
     except UserError as error:
-        watch.end_with(_line(error), CANNOT_RUN)
+        watch.end_with(line_of(error), CANNOT_RUN)
     except Exception:
         # Most likely another process is gone, and the watch is about to say which.
         time.sleep(_PATIENCE_S)
@@ -93,11 +93,11 @@ def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:
     watch.finish()
 
 
-def _line(error: UserError) -> str:
+def line_of(error: UserError) -> str:
+    """What a user sees of their mistake."""
     return f"error: {' '.join(str(error).split())}"
 
 
-def fail(error: UserError) -> None:
-    """Prints a mistake in one line and exits with 2."""
-    print(_line(error), file=sys.stderr)
+def _fail(error: UserError) -> None:
+    print(line_of(error), file=sys.stderr)
     sys.exit(CANNOT_RUN)

@@ -309,10 +309,14 @@ class GenSARExperiment:
         tokens = self.examples.forced(task)
         return lambda size: np.broadcast_to(np.array(tokens, np.int32), (size, len(tokens)))
 
-    def _full(self, params: Any, task: str, examples: Examples, inputs: np.ndarray) -> metrics.Sums:
+    def trie(self, task: str) -> tries.Trie:
+        """Of the whole catalogue's identifiers for 'recommendation' or 'search'."""
         if task not in self._tries:
             tokens = self.examples.tokens_of(task)
             self._tries[task] = tries.build(tokens[1:], np.arange(1, len(tokens)))
+        return self._tries[task]
+
+    def _full(self, params: Any, task: str, examples: Examples, inputs: np.ndarray) -> metrics.Sums:
         target, _ = candidates.targets(self.data.log, examples)
         seen = candidates.seen_items(self.data.log, examples)
         config = self.config.eval
@@ -333,7 +337,7 @@ class GenSARExperiment:
                 (inputs[rows], self._forced(task)(size), target[rows], removed)
             )
             ranks = self._ranker.full(
-                params, prompts, forced, self._tries[task], targets, gone, width=width
+                params, prompts, forced, self.trie(task), targets, gone, width=width
             )
             kept = mask > 0
             found.append(tuple(np.asarray(part)[kept] for part in ranks))

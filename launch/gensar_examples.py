@@ -204,7 +204,7 @@ class GenSARExamples:
 
     def evaluation_inputs(self, examples: Examples) -> np.ndarray:
         """Prompts of the first phrasing, int32 [E, T], T the longest of them in steps of 32."""
-        return _padded([example.inputs for example in self.evaluation_examples(examples)])
+        return padded([example.inputs for example in self.evaluation_examples(examples)])
 
     def forced(self, task: str) -> list[int]:
         """The decoder's first tokens for 'recommendation' or 'search'."""
@@ -215,7 +215,8 @@ class GenSARExamples:
         return self.identifiers["semantic" if task == "search" else "collaborative"]
 
 
-def _padded(rows: Sequence[Sequence[int]], multiple: int = 32) -> np.ndarray:
+def padded(rows: Sequence[Sequence[int]], multiple: int = 32) -> np.ndarray:
+    """int32 [E, T], T the longest row in steps of `multiple`."""
     width = -(-max(map(len, rows)) // multiple) * multiple
     found: Any = np.zeros((len(rows), width), np.int32)
     for place, row in enumerate(rows):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 
 from core.errors import UserError
@@ -39,8 +40,24 @@ def run(arguments: Sequence[str]) -> None:
     runpy.run_module(f"t5x.{arguments[0]}", run_name="__main__", alter_sys=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line's program, and ends the process."""
     try:
         run(sys.argv[1:])
+        code = 0
     except UserError as error:
-        cli.fail(error)
+        print(cli.line_of(error), file=sys.stderr)
+        code = cli.CANNOT_RUN
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # An endless dataset that is alive when the interpreter ends waits for Python for ever.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

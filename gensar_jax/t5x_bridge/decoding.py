@@ -46,13 +46,22 @@ def constrained(folder: str, task: str, renormalise: bool = False) -> DecodeFn:
     Raises:
       UserError: no such folder or task.
     """
+    trie, forced = catalogue(folder, task)
+    form = renormalised if renormalise else raw
+
+    def decode(**arguments: Any) -> tuple[jax.Array, jax.Array]:
+        return form(**arguments, trie=trie, forced=forced)
+
+    return decode
+
+
+def catalogue(folder: str, task: str) -> tuple[Trie, tuple[int, ...]]:
+    """(trie of all items 1..V, tokens forced before their identifiers); see `constrained`."""
     if task not in _KINDS:
         raise UserError(f"expected task {' or '.join(_KINDS)}, found {task!r}; pass one of them")
-    forced = exported.read(folder).forced[task]
     tokens = exported.identifiers(folder, _KINDS[task])
     trie = tries.build(tokens[1:], np.arange(1, len(tokens)))
-    form = renormalised if renormalise else raw
-    return functools.partial(form, trie=trie, forced=tuple(forced))
+    return trie, tuple(exported.read(folder).forced[task])
 
 
 def items_of(sequences: jax.Array, trie: Trie, forced: int) -> jax.Array:

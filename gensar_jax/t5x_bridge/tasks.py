@@ -54,6 +54,11 @@ def feature_lengths(folder: str) -> dict[str, int]:
     return {"inputs": found.inputs, "targets": found.targets}
 
 
+def total_steps(folder: str, epochs: float, examples_per_step: float) -> int:
+    """Updates that see the mixture's examples `epochs` times."""
+    return max(1, round(epochs * sum(exported.read(folder).rates.values()) / examples_per_step))
+
+
 @functools.lru_cache(maxsize=1)
 def _register(folder: str) -> dict[str, str]:
     """The registered name of each task."""
