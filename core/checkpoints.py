@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from core import distributed
 from core.errors import UserError
 from core.partitioning import ROW_MULTIPLE, path_name
 
@@ -134,38 +136,49 @@ class Checkpoints:
         Raises:
           UserError: checkpoints exist and none of those asked for can be read.
         """
-        wanted = [step] if step is not None else sorted(self.steps(), reverse=True)
+        # Of several processes all read the same steps, and all take one or none of them does.
+        wanted = distributed.of_first([step] if step is not None else self.steps()[::-1])
         abstract = jax.tree.map(_placed, like)
         for candidate in wanted:
+            found, reason = None, ""
             try:
-                read = self._as_saved(candidate, abstract)
-                restored = self._manager.restore(
-                    candidate,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(
-                            read, strict=not self._differs_in_filling(candidate, abstract)
-                        ),
-                        progress=ocp.args.JsonRestore(),
-                    ),
-                )
+                found = self._read(candidate, abstract)
             except Exception as error:  # Orbax and TensorStore raise many types for a cut file
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            failed = [n for n, ok in enumerate(distributed.of_all(not reason)) if not ok]
+            if failed:
                 _LOG.warning(
-                    "checkpoint %d in %s cannot be read (%s); trying the one before",
+                    "checkpoint %d in %s cannot be read%s; trying the one before",
                     candidate,
                     self._directory,
-                    reason,
+                    f" ({reason})" if reason else f" by process {failed[0]}",
                 )
                 continue
+            assert found is not None
             self._drop_newer(candidate, step)
-            state = jax.tree.map(_repacked, restored["state"], abstract)
-            return state, restored["progress"], candidate
+            return jax.tree.map(_repacked, found[0], abstract), found[1], candidate
         if wanted:
             raise UserError(
                 f"expected a readable checkpoint in {self._directory}, found {len(wanted)} that "
                 "cannot be read; restore the files or start again with another --workdir"
             )
         return None
+
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """This process's part of a checkpoint.
+
+        The manager would wait for processes that cannot read theirs, or take their next attempt
+        for this one.
+        """
+        folder = pathlib.Path(self._directory) / str(step)
+        state = ocp.StandardCheckpointHandler().restore(
+            folder / "state",
+            args=ocp.args.StandardRestore(
+                self._as_saved(step, abstract),
+                strict=not self._differs_in_filling(step, abstract),
+            ),
+        )
+        return state, dict(ocp.JsonCheckpointHandler().restore(folder / "progress"))
 
     def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         return _shapes(self._manager.item_metadata(step)["state"].tree)

@@ -304,7 +304,7 @@ def _train(
                 writer.write(step, means)
                 report.step(step, latest)
             if evaluates:
-                metrics = task.evaluate(state)
+                metrics = _evaluate(task, state, step)
                 value = metrics[task.selection]
                 if progress.plateau.update(value):
                     progress.best_step = step
@@ -323,6 +323,18 @@ def _train(
                 )
     checkpoints.wait()
     return state
+
+
+def _evaluate(task: Task, state: State, step: int) -> dict[str, float]:
+    try:
+        return task.evaluate(state)
+    except FloatingPointError as error:
+        # The loss of an update is finite where what it leaves behind is not.
+        raise UserError(
+            f"expected finite scores, found {error} after step {step} of stage {task.name}; lower "
+            "the learning rate or look at the data of that step, and continue from the last "
+            "checkpoint"
+        ) from error
 
 
 def steps_for(examples: int, batch_size: int) -> int:

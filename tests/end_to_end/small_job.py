@@ -1,8 +1,9 @@
 """One process of a small job: a table cut over the devices, trained by the loop of all systems.
 
-    python small_job.py WORKDIR COORDINATOR PROCESSES PROCESS STEPS SECONDS_A_STEP
+    python small_job.py WORKDIR COORDINATOR PROCESSES PROCESS STEPS SECONDS_A_STEP BROKEN_STEP
 
-COORDINATOR '-' is one process on its own. What it reads it notes in WORKDIR.PROCESS.read.
+COORDINATOR '-' is one process on its own. What it reads it notes in WORKDIR.PROCESS.read. The last
+process's part of the batch of BROKEN_STEP, from 1, has a NaN; 0 is no step.
 """
 
 import functools
@@ -28,8 +29,9 @@ class SmallTask:
     name, selection = "small", "score"
     steps_per_epoch, batch_size = 1, BATCH
 
-    def __init__(self, partition, read, seconds):
+    def __init__(self, partition, read, seconds, broken_step=0):
         self.partition, self._read, self._seconds = partition, read, seconds
+        self._broken_step = broken_step
 
     def start(self):
         table = jax.random.normal(jax.random.key(0), (ROWS, WIDTH))
@@ -47,7 +49,10 @@ class SmallTask:
             examples = np.arange(first, first + share)
             print(step, *examples, file=self._read, flush=True)
             ids = (examples * 7919 % ROWS).astype(np.int32)
-            yield {"ids": ids, "target": np.sin(examples).astype(np.float32)}
+            target = np.sin(examples).astype(np.float32)
+            if step + 1 == self._broken_step and jax.process_index() == jax.process_count() - 1:
+                target[-1] = np.nan
+            yield {"ids": ids, "target": target}
 
     def train_step(self, state, batch, learning_rate):
         def loss_of(tables, w):
@@ -73,7 +78,7 @@ def partition_of(devices=None):
 
 
 def main():
-    workdir, coordinator, processes, process, steps, seconds = sys.argv[1:]
+    workdir, coordinator, processes, process, steps, seconds, broken_step = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, force=True)
     watch = None
     if coordinator != "-":
@@ -93,7 +98,7 @@ def main():
             stop_patience=10**6,
         )
         with open(f"{workdir}.{process}.read", "a", encoding="utf-8") as read:
-            task = SmallTask(partition_of(), read, float(seconds))
+            task = SmallTask(partition_of(), read, float(seconds), int(broken_step))
             try:
                 run_stage(task, config, open_workdir(workdir, {"steps": int(steps)}))
             except Preempted as stop:

@@ -26,7 +26,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def launch(workdir, processes, *, seconds=0.0, steps=STEPS):
+def launch(workdir, processes, *, seconds=0.0, steps=STEPS, broken_step=0):
     """The processes of a job of one CPU device each."""
     address = f"127.0.0.1:{free_port()}" if processes > 1 else "-"
     # Small programs are compiled for every process: optimising them takes longer than running.
@@ -37,7 +37,7 @@ def launch(workdir, processes, *, seconds=0.0, steps=STEPS):
             [
                 sys.executable,
                 str(HERE / "small_job.py"),
-                *map(str, (workdir, address, processes, number, steps, seconds)),
+                *map(str, (workdir, address, processes, number, steps, seconds, broken_step)),
             ],
             env=environment,
             stdout=subprocess.PIPE,
@@ -176,3 +176,42 @@ def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
     assert state_of(workdir, 2)[2] == saved < STEPS
     run(workdir, 2)
     assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_nan_ends_all_with_the_same_line(tmp_path):
+    codes, outputs = endings(launch(tmp_path / "w", 2, broken_step=10), timeout=240)
+    assert codes == [2, 2], outputs
+    for output in outputs:
+        (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+        assert "expected a finite loss, found nan at step 10 of stage small" in line
+        assert "Traceback" not in output
+    assert state_of(tmp_path / "w", 2)[2] == 8
+
+
+def cut_shard(workdir, step, process):
+    """Cuts the files that `process` wrote of its rows of a checkpoint."""
+    folder = workdir / f"checkpoints/small/{step}/state/ocdbt.process_{process}/d"
+    for path in folder.iterdir():
+        os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.slow
+def test_a_shard_that_one_process_cannot_read_sends_all_back_to_the_same_step(alone, tmp_path):
+    workdir = tmp_path / "w"
+    run(workdir, 2)
+    cut_shard(workdir, STEPS, 1)
+    outputs = run(workdir, 2)
+    assert "continues from the checkpoint of step 16" in outputs[0]
+    assert f"checkpoint {STEPS} in" in outputs[0] and "by process 1" in outputs[0]
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
+    expected = jax.tree.leaves(state_of(alone, 1)[0])
+    for ours, theirs in zip(jax.tree.leaves(state_of(workdir, 1)[0]), expected, strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-4, atol=1e-6)
+
+    for step in os.listdir(workdir / "checkpoints/small"):
+        cut_shard(workdir, step, 1)
+    codes, outputs = endings(launch(workdir, 2), timeout=240)
+    assert codes == [2, 2], outputs
+    for output in outputs:
+        assert re.search(r"error: expected a readable checkpoint in .*, found \d+ that", output)
