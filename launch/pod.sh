@@ -4,9 +4,9 @@
 #   launch/pod.sh NAME ZONE --config=configs/lcr_ser_qilin.py --workdir=DIR
 #
 # NAME and ZONE are those of `gcloud compute tpus tpu-vm create`. The library must be installed on
-# the workers, in REMOTE_DIR (default: lcrsr in the home folder), and DIR be a folder that they all
-# share. The mesh is all chips of the slice, with the tables cut over them; later flags win, for
-# instance --config.mesh.data=4. The same command continues a run.
+# the workers, in REMOTE_DIR (default: lcrsr in the home folder), in its own .venv or for `python`,
+# and DIR be a folder that they all share. The mesh is all chips of the slice, with the tables cut
+# over them; later flags win, for instance --config.mesh.data=4. The same command continues a run.
 set -euo pipefail
 
 if [[ $# -lt 3 ]]; then
@@ -23,5 +23,6 @@ shift 3
 arguments=""
 if [[ $# -gt 0 ]]; then printf -v arguments ' %q' "$@"; fi
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="\
-cd ${REMOTE_DIR:-lcrsr} && python -m launch.train --coordinator=auto \
+cd ${REMOTE_DIR:-lcrsr} && export PATH=\"\$PWD/.venv/bin:\$PATH\" && \
+exec python -m launch.train --coordinator=auto \
 $first --config.mesh.table=-1$arguments"

@@ -22,7 +22,9 @@ def test_every_worker_runs_the_same_command(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[:6] == ["compute", "tpus", "tpu-vm", "ssh", "slice", "--zone=us-x"]
     assert lines[6] == "--worker=all"
-    assert lines[7].startswith("--command=cd lcrsr && python -m launch.train --coordinator=auto ")
+    # A virtual environment in the library's folder, where there is one, by the worker's own path.
+    start = '--command=cd lcrsr && export PATH="$PWD/.venv/bin:$PATH" && exec python -m '
+    assert lines[7].startswith(start + "launch.train --coordinator=auto ")
     # The mesh comes after the file whose value it changes, and before what the user says of it.
     assert lines[7].endswith(r"--config=configs/a.py --config.mesh.table=-1 --workdir=/mnt/a\ b")
 
