@@ -252,13 +252,7 @@ class GenSARExperiment:
 
     def evaluated(self, task: str, split: str) -> tuple[Examples, np.ndarray]:
         """The examples that are evaluated, and their places among all of the split."""
-        every = self.data.examples(task, split)
-        most = self.config.eval[f"{split}_users"]
-        places = np.arange(len(every))
-        if 0 < most < len(every):
-            rng = np.random.default_rng(self.config.data.candidates_seed)
-            places = np.sort(rng.choice(len(every), most, replace=False))
-        return every.take(places), places
+        return self.data.chosen(task, split, self.config.eval[f"{split}_users"])
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         """Metrics of one of `columns` on the saved users of a split.
