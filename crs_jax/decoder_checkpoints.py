@@ -1,0 +1,172 @@
+"""The decoder's parameters from Hugging Face safetensors of Qwen3, in one file or several."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from core.errors import UserError
+from crs_jax.decoder import init_params
+from crs_jax.decoder_config import DecoderConfig
+
+Params = dict[str, Any]
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_EMBEDDING = "model.embed_tokens.weight"
+_WHOLE = {_EMBEDDING: "embedder/embedding", "model.norm.weight": "final_norm/scale"}
+_OF_LAYER = {
+    "input_layernorm": "attention_norm/scale",
+    "self_attn.q_proj": "attention/query/kernel",
+    "self_attn.k_proj": "attention/key/kernel",
+    "self_attn.v_proj": "attention/value/kernel",
+    "self_attn.o_proj": "attention/out/kernel",
+    "self_attn.q_norm": "attention/query_norm/scale",
+    "self_attn.k_norm": "attention/key_norm/scale",
+    "post_attention_layernorm": "mlp_norm/scale",
+    "mlp.gate_proj": "mlp/gate/kernel",
+    "mlp.up_proj": "mlp/up/kernel",
+    "mlp.down_proj": "mlp/down/kernel",
+}
+# The output layer of a file that repeats the tied embedding.
+_IGNORED = "lm_head.weight"
+# A new row's distance from the mean of the text's rows, in their standard deviations.
+_SPREAD = 0.1
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    if not path.is_dir():
+        return [path]
+    index = path / _INDEX
+    if not index.is_file():
+        return [path / _SINGLE]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(
+            f"expected a weight_map in {index}, found none; download the checkpoint again"
+        ) from None
+    return [path / name for name in names]
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """The open file of every tensor of a checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    with contextlib.ExitStack() as stack:
+        found: dict[str, Any] = {}
+        for file in _files(path):
+            if not file.is_file():
+                raise UserError(
+                    f"expected a file of safetensors, found no {file}; correct the path"
+                )
+            try:
+                # Through JAX, whose arrays know bfloat16.
+                tensors = stack.enter_context(safe_open(file, framework="flax"))
+            except SafetensorError as error:
+                raise UserError(
+                    f"expected a file of safetensors, found {file}, which is none ({error}); "
+                    "download it again"
+                ) from error
+            found |= dict.fromkeys(tensors.keys(), tensors)
+        yield found
+
+
+def _expected(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
+    """(our name, layer, shape in the file) of each tensor, in the network's order."""
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    ours = {n: leaf.shape for n, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
+    found: dict[str, tuple[str, int | None, tuple[int, ...]]] = {}
+    found[_EMBEDDING] = (_WHOLE[_EMBEDDING], None, ours[_WHOLE[_EMBEDDING]])
+    for layer in range(config.layers):
+        for theirs, name in _OF_LAYER.items():
+            # PyTorch keeps the transposes of our matrices.
+            shape = ours[f"layers/{name}"][1:][::-1]
+            found[f"model.layers.{layer}.{theirs}.weight"] = (f"layers/{name}", layer, shape)
+    name = _WHOLE["model.norm.weight"]
+    return found | {"model.norm.weight": (name, None, ours[name])}
+
+
+def checkpoint_rows(path: str | pathlib.Path) -> int:
+    """Rows of the embedding of a checkpoint.
+
+    Raises:
+      UserError: no such file, or it has no embedding of Qwen3's name.
+    """
+    with _opened(pathlib.Path(path)) as tensors:
+        if _EMBEDDING not in tensors:
+            first = min(tensors, default="no tensor")
+            raise UserError(
+                f"expected a Qwen3 checkpoint with {_EMBEDDING}, found {first} in {path}; pass "
+                "another"
+            )
+        return tensors[_EMBEDDING].get_slice(_EMBEDDING).get_shape()[0]
+
+
+def from_hugging_face(path: str | pathlib.Path, config: DecoderConfig, key: jax.Array) -> Params:
+    """Parameters float32 of a safetensors file, or of a folder with one file or an index.
+
+    New rows are the mean of the text's rows plus a tenth of their standard deviation in each
+    column, so that at first no id token is likelier than another; LoRA starts at no addition.
+
+    Args:
+      path: of the file or folder.
+      config: of the network; all but `new_rows` must be the file's.
+      key: of the new rows and of LoRA.
+
+    Raises:
+      UserError: no such file, or a checkpoint of another architecture or size: names the first
+        tensor that differs.
+    """
+    expected = _expected(config)
+    with _opened(pathlib.Path(path)) as tensors:
+        _check(expected, tensors, path)
+        flat = _new_parameters(config, key)
+        stacked: dict[str, list[np.ndarray]] = {}
+        for name, (ours, layer, _) in expected.items():
+            array = np.asarray(tensors[name].get_tensor(name), np.float32)
+            if layer is None:
+                flat[ours] = jnp.asarray(array)
+            else:
+                stacked.setdefault(ours, []).append(array.T)
+    flat |= {name: jnp.asarray(np.stack(arrays)) for name, arrays in stacked.items()}
+    table = flat[_WHOLE[_EMBEDDING]]
+    noise = jax.random.normal(key, (config.new_rows, config.width))
+    flat["embedder/new_embedding"] = table.mean(0) + _SPREAD * table.std(0) * noise
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _new_parameters(config: DecoderConfig, key: jax.Array) -> dict[str, jax.Array]:
+    """LoRA's parameters, which no checkpoint has: a random, b zero."""
+    if not config.lora_rank:
+        return {}
+    shapes = jax.eval_shape(lambda: init_params(config, key))
+    found = {}
+    for number, (name, leaf) in enumerate(traverse_util.flatten_dict(shapes, sep="/").items()):
+        if name.endswith("lora_a"):
+            found[name] = 0.02 * jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
+        elif name.endswith("lora_b"):
+            found[name] = jnp.zeros(leaf.shape)
+    return found
+
+
+def _check(expected: Any, tensors: dict[str, Any], path: Any) -> None:
+    advice = "pass a Qwen3 checkpoint of config.model.size"
+    for name, (_, _, shape) in expected.items():
+        if name not in tensors:
+            raise UserError(f"expected the tensor {name} of Qwen3, found none in {path}; {advice}")
+        seen = tuple(tensors[name].get_slice(name).get_shape())
+        if seen != shape:
+            raise UserError(
+                f"expected {name} of shape {list(shape)}, found {list(seen)} in {path}; {advice}"
+            )
+    unknown = sorted(tensors.keys() - expected.keys() - {_IGNORED})
+    if unknown:
+        raise UserError(f"expected only tensors of Qwen3, found {unknown[0]} in {path}; {advice}")

@@ -1,0 +1,91 @@
+"""Sizes of Qwen3 (arXiv 2505.09388, Table 1), and a tiny one for tests and the sample."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from core.errors import UserError
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Shapes of a network; defaults are those of Qwen3-0.6B.
+
+    Attributes:
+      text_rows: rows of the vocabulary that a checkpoint has.
+      new_rows: further rows, of the id tokens.
+      width, layers, heads, kv_heads, head_dim, mlp_dim: D, layers, H, K, E, F; each of the K key
+        and value heads serves H / K query heads.
+      rope_theta: base of the rotary positions.
+      norm_epsilon: of the root mean squares.
+      lora_rank: rank of LoRA's addition to every kernel of a layer; 0 for none.
+      lora_alpha: the addition is scaled by lora_alpha / lora_rank.
+      dtype: of the computation, 'float32' or 'bfloat16'; parameters, norms, softmax and logits
+        stay float32.
+      remat: compute a layer's activations again in the backward pass instead of keeping them.
+    """
+
+    text_rows: int
+    new_rows: int
+    width: int = 1024
+    layers: int = 28
+    heads: int = 16
+    kv_heads: int = 8
+    head_dim: int = 128
+    mlp_dim: int = 3072
+    rope_theta: float = 1e6
+    norm_epsilon: float = 1e-6
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"expected dtype in {tuple(_DTYPES)}, found {self.dtype!r}")
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise ValueError(
+                f"expected heads in multiples of kv_heads and an even head_dim, found "
+                f"{self.heads}, {self.kv_heads} and {self.head_dim}"
+            )
+        if self.lora_rank < 0:
+            raise ValueError(f"expected lora_rank of 0 or more, found {self.lora_rank}")
+
+    @property
+    def compute_dtype(self):
+        """The dtype of activations."""
+        return _DTYPES[self.dtype]
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "width": 64,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 16,
+        "mlp_dim": 192,
+    },
+    "0.6b": {},
+    "1.7b": {"width": 2048, "mlp_dim": 6144},
+    "4b": {"width": 2560, "layers": 36, "heads": 32, "mlp_dim": 9728},
+}
+# Rows of the embedding in the published checkpoints of all three.
+QWEN3_ROWS = 151_936
+
+
+def of_size(size: str, text_rows: int, new_rows: int, **settings) -> DecoderConfig:
+    """The configuration called `size`, with any of its attributes set otherwise.
+
+    Raises:
+      UserError: no size has that name.
+    """
+    if size not in SIZES:
+        raise UserError(
+            f"expected a decoder size of {', '.join(SIZES)}, found {size!r}; correct the name"
+        )
+    return DecoderConfig(text_rows=text_rows, new_rows=new_rows, **{**SIZES[size], **settings})
