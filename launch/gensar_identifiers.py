@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
+from core import vectors
 from core.errors import UserError
 from core.loop import LoopConfig, StageResult, run_stage
 from core.workdir import Workdir, commit_id
-from gensar_jax import identifiers, meaning, vectors
+from gensar_jax import identifiers, meaning
 from gensar_jax.identifier_task import Assignment, IdentifierTask, TrainingConfig, scaled
 from gensar_jax.quantizer import SHARED
 from gensar_jax.rqvae import RQVAE, SOURCES, RQVAEConfig

@@ -1,4 +1,4 @@
-"""Item vectors: the offline defaults, exported files, and the measures of meaning."""
+"""Item vectors: the offline defaults and exported files."""
 
 import json
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from core import vectors
 from core.errors import UserError
-from gensar_jax import meaning, vectors
-from gensar_jax.vectors import FactorConfig
+from core.vectors import FactorConfig
 
 
 def factors(width=4, sketch_width=0, sketch_share=0.0, seed=0):
@@ -102,57 +102,3 @@ def test_the_hash_covers_values_and_shape():
     array = np.arange(6, dtype=np.float32)
     hashes = {vectors.content_hash(a) for a in (array.reshape(2, 3), array.reshape(3, 2), array)}
     assert len(hashes) == 3
-
-
-def test_shared_prefix_by_hand():
-    first = np.array([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
-    second = np.array([[1, 2, 3], [1, 2, 4], [1, 9, 3], [9, 2, 3]])
-    assert meaning.shared_prefix(first, second).tolist() == [3, 2, 1, 0]
-
-
-def clustered(seed=0):
-    """12 clusters of 12 items: neighbours are those of the cluster."""
-    rng = np.random.default_rng(seed)
-    centres = np.eye(12)
-    rows = np.repeat(centres, 12, 0) + 0.01 * rng.normal(size=(144, 12))
-    return rows.astype(np.float32), np.repeat(np.arange(12), 12)
-
-
-def test_codes_by_cluster_mean_something_and_random_ones_do_not():
-    rows, cluster = clustered()
-    good = np.stack([cluster, np.tile(np.arange(12), 12)], 1)
-    random = np.random.default_rng(1).permutation(good)
-    assert meaning.neighbours_kept(good, rows) == 1.0
-    assert meaning.neighbours_kept(random, rows) < 0.2
-    assert meaning.prefix_correlation(good, rows) > 0.4
-    assert abs(meaning.prefix_correlation(random, rows)) < 0.05
-
-
-def test_items_without_a_direction_are_left_out():
-    rows, cluster = clustered()
-    codes = np.stack([cluster, np.tile(np.arange(12), 12)], 1)
-    rows, codes = (
-        np.concatenate([rows, np.zeros((9, 12))]),
-        np.concatenate([codes, 99 + 0 * codes[:9]]),
-    )
-    assert meaning.neighbours_kept(codes, rows) == 1.0
-
-
-def test_residual_k_means_finds_the_clusters_and_splits_them():
-    rows, cluster = clustered()
-    found = meaning.residual_kmeans_codes(
-        {"semantic": rows, "collaborative": rows[:, :4]},
-        shared_levels=1,
-        specific_levels=1,
-        num_codes=12,
-    )
-    first = found["semantic"][:, 0]
-    assert first.tolist() == found["collaborative"][:, 0].tolist()
-    # scikit-learn started once finds at least 10 of the 12 clusters whole.
-    purity = sum(np.bincount(cluster[first == code]).max() for code in set(first)) / 144
-    assert purity > 0.8
-    assert set(meaning.measure(found, {"semantic": rows, "collaborative": rows[:, :4]})) == {
-        f"{name}/{part}"
-        for name in ("prefix_correlation", "neighbours_kept")
-        for part in ("semantic", "collaborative", "shared")
-    }

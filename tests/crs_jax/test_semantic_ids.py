@@ -1,0 +1,84 @@
+"""Semantic ids: unique, every code used, stable under a seed, extended without renumbering."""
+
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from crs_jax import semantic_ids
+
+
+def vectors(count=300, seed=0):
+    """Clusters of clusters; the last third repeats the first, so that prefixes are shared."""
+    rng = np.random.default_rng(seed)
+    found = rng.normal(size=(6, 8))[rng.integers(0, 6, count)] * 5
+    found += rng.normal(size=(4, 8))[rng.integers(0, 4, count)] + 0.1 * rng.normal(size=(count, 8))
+    found[2 * count // 3 :] = found[: count - 2 * count // 3]
+    return found
+
+
+def test_ids_are_unique_and_every_code_of_every_level_is_used():
+    found = semantic_ids.fit(vectors(), (16, 16, 16), last_codes=0, seed=0)
+    assert found.codes.shape == (300, 4) and found.codes.dtype == np.int32
+    assert len(np.unique(found.codes, axis=0)) == 300
+    for level, size in enumerate(found.levels):
+        assert set(found.codes[:, level]) == set(range(size)), level
+    assert found.levels[3] >= 2  # equal vectors need it
+    # The first of equal items is number 0: their ids differ in the last code alone.
+    np.testing.assert_array_equal(found.codes[:100, :3], found.codes[200:, :3])
+    assert (found.codes[:100, 3] < found.codes[200:, 3]).all()
+
+
+def test_codes_are_the_nearest_of_what_each_level_leaves():
+    points = vectors()
+    found = semantic_ids.fit(points, (16, 16, 16), last_codes=0, seed=0)
+    rest = points
+    errors = []
+    for level, book in enumerate(found.codebooks):
+        distances = np.square(rest[:, None] - book).sum(-1)
+        chosen = found.codes[:, level]
+        # Against the plain double loop of Eq. 1; equal distances leave either.
+        np.testing.assert_allclose(
+            distances[np.arange(300), chosen], distances.min(1), rtol=1e-6, atol=1e-9
+        )
+        rest = rest - book[chosen]
+        errors.append(np.square(rest).sum(1).mean())
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+def test_an_empty_code_takes_a_point_of_its_own():
+    # Two far clusters and two codes more than k-means started well would fill by itself.
+    points = np.concatenate([np.zeros((50, 2)), np.full((50, 2), 9.0), [[9.0, 9.1], [0.1, 0.0]]])
+    centres, codes = semantic_ids._level(points, 4, seed=0, level=0)
+    assert sorted(np.bincount(codes)) == [1, 1, 50, 50]
+    assert len(centres) == 4
+
+
+def test_a_seed_gives_the_same_ids_and_another_gives_others():
+    one, again, other = (
+        semantic_ids.fit(vectors(), (16, 8, 8), last_codes=0, seed=seed) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one.codes, again.codes)
+    assert one.hash == again.hash != other.hash
+
+
+def test_new_items_join_without_renumbering(tmp_path):
+    points = vectors()
+    found = semantic_ids.fit(points, (16, 8, 8), last_codes=20, seed=0)
+    found.save(tmp_path)
+    more = np.concatenate([points[:3], points[:3], vectors(5, seed=9)])
+    longer = semantic_ids.load(tmp_path).with_items(more)
+    np.testing.assert_array_equal(longer.codes[:300], found.codes)
+    assert len(np.unique(longer.codes, axis=0)) == 311 and longer.levels == found.levels
+    # An item equal to an old one shares its codes but for the last.
+    np.testing.assert_array_equal(longer.codes[300:303, :3], found.codes[:3, :3])
+    assert (longer.codes[303:306, 3] > longer.codes[300:303, 3]).all()
+
+
+def test_what_cannot_be_told_apart_is_refused(tmp_path):
+    with pytest.raises(UserError, match="at least 16 different vectors for the codes of level 1"):
+        semantic_ids.fit(np.ones((40, 3)), (16,), last_codes=0, seed=0)
+    points = np.concatenate([np.eye(4), np.eye(4), np.eye(4)])
+    with pytest.raises(UserError, match="at most 2 items of the same codes, found 3"):
+        semantic_ids.fit(points, (4,), last_codes=2, seed=0)
+    with pytest.raises(UserError, match="expected semantic ids at"):
+        semantic_ids.load(tmp_path)
