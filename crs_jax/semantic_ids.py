@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -113,8 +114,9 @@ class SemanticIds:
         """Writes the ids whole or not at all."""
         path = os.path.join(folder, _FILE)
         partial = f"{path}.{os.getpid()}.partial.npz"
-        books = {f"codebook_{number}": book for number, book in enumerate(self.codebooks)}
-        np.savez_compressed(partial, codes=self.codes, last_codes=self.last_codes, **books)
+        arrays: dict[str, Any] = {"codes": self.codes, "last_codes": self.last_codes}
+        arrays |= {f"codebook_{number}": book for number, book in enumerate(self.codebooks)}
+        np.savez_compressed(partial, **arrays)
         os.replace(partial, path)
 
 

@@ -27,7 +27,8 @@ def training_searches(log: Log, splits: Splits) -> SearchExamples:
     """Every click of a training search that has words.
 
     A search trains if it happened before the first click that its user keeps for validation or
-    test; under 'global_time' before the first such click of anyone.
+    test; under 'global_time' before the first such click of anyone; under 'by_user' if its user
+    keeps no click at all.
     """
     users, until = _users_of_searches(log), _first_held_out(log, splits)
     return _examples(log, np.asarray(log.search_times) < until[users])
@@ -38,7 +39,8 @@ def held_out_searches(log: Log, splits: Splits, split: str) -> SearchExamples:
 
     Of each user's searches that do not train the last one tests and the others validate; a search
     at the time of the user's validation click is a face of that event and validates. Under
-    'global_time' the searches from the first test click of anyone on test.
+    'global_time' the searches from the first test click of anyone on test; under 'by_user' it is
+    the last search of each of the split's users.
 
     Args:
       split: 'validation' or 'test'.
@@ -46,6 +48,13 @@ def held_out_searches(log: Log, splits: Splits, split: str) -> SearchExamples:
     users, times = _users_of_searches(log), np.asarray(log.search_times)
     until = _first_held_out(log, splits)[users]
     held_out = (times >= until) & _usable(log)
+    if splits.name == "by_user":
+        chosen = np.zeros(log.num_users + 1, bool)
+        chosen[getattr(splits, split).user] = True
+        last = np.full(log.num_users + 1, -1)
+        rows = np.flatnonzero(held_out & chosen[users])
+        np.maximum.at(last, users[rows], rows)
+        return _examples(log, np.arange(len(times)) == last[users])
     if splits.name == "global_time":
         tests = times >= np.asarray(log.rec_times)[splits.test.target_row].min(initial=_NEVER)
     else:
@@ -79,7 +88,9 @@ def _first_held_out(log: Log, splits: Splits) -> np.ndarray:
     held_out = np.setdiff1d(np.arange(len(log.rec_items)), splits.training_rows)
     times = np.asarray(log.rec_times)[held_out]
     until = np.full(log.num_users + 1, _NEVER)
-    if splits.name == "global_time":
+    if splits.name == "by_user":
+        until[splits.validation.user] = until[splits.test.user] = np.iinfo(np.int64).min
+    elif splits.name == "global_time":
         until[:] = times.min(initial=_NEVER)
     else:
         users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))[held_out]

@@ -10,9 +10,11 @@ import numpy as np
 from core.errors import UserError
 from input_pipelines.log import Log, spread
 
-SPLITS = ("leave_one_out", "global_time", "published")
+SPLITS = ("leave_one_out", "global_time", "by_user", "published")
 # Shares of the clicks, by time, before the two cuts of global_time.
 _CUTS = (0.8, 0.9)
+# Shares of the users with clicks that train, and that train or validate, under by_user.
+_USER_CUTS = (0.8, 0.9)
 _PUBLISHED_FIELDS = ("target_row", "rec_end", "search_end")
 
 
@@ -121,13 +123,15 @@ def split_log(
 
     leave_one_out: a user with at least 3 clicks gives the last to test and the one before to
     validation; every other click trains. global_time: clicks before the .8 quantile of all click
-    times train, up to the .9 quantile validate, the rest test. published: what came with the data;
-    training may see its targets and everything before them that is not held out.
+    times train, up to the .9 quantile validate, the rest test. by_user: a random .8 of the users
+    with clicks train with all their clicks; of a random .1 each the last click validates or tests
+    (CRS 4.1.3), and nothing of these users trains. published: what came with the data; training may
+    see its targets and everything before them that is not held out.
 
     Args:
-      name: 'leave_one_out', 'global_time' or 'published'.
+      name: 'leave_one_out', 'global_time', 'by_user' or 'published'.
       min_history: events, of either kind, before a training target; held-out ones need none.
-      seed: of the choice of validation examples.
+      seed: of the choice of validation examples, and of users under by_user.
       max_validation: validation examples kept.
 
     Raises:
@@ -144,18 +148,34 @@ def split_log(
         from_last = np.asarray(log.rec_offsets)[users + 1] - 1 - rows
         test = (counts >= 3) & (from_last == 0)
         validation = (counts >= 3) & (from_last == 1)
+        training = ~test & ~validation
+    elif name == "by_user":
+        part = _user_parts(log, seed)[users]
+        last = np.asarray(log.rec_offsets)[users + 1] - 1 == rows
+        training, validation, test = (part == 0), (part == 1) & last, (part == 2) & last
     else:
         times = np.asarray(log.rec_times)
         first, second = np.quantile(times, _CUTS)
         test = times >= second
         validation = (times >= first) & ~test
+        training = ~test & ~validation
     return Splits(
         name,
-        rows[~test & ~validation],
-        _with_history(log, _examples(log, rows[~test & ~validation]), min_history),
+        rows[training],
+        _with_history(log, _examples(log, rows[training]), min_history),
         _examples(log, _choose(rows[validation], max_validation, seed)),
         _examples(log, rows[test]),
     )
+
+
+def _user_parts(log: Log, seed: int) -> np.ndarray:
+    """0, 1 or 2 for each user number [U+1]: trains, validates, tests."""
+    active = np.flatnonzero(np.diff(log.rec_offsets) > 0)
+    order = np.random.default_rng(seed).permutation(active)
+    parts = np.zeros(log.num_users + 1, np.int64)
+    first, second = (int(share * len(active)) for share in _USER_CUTS)
+    parts[order[first:second]], parts[order[second:]] = 1, 2
+    return parts
 
 
 def _with_history(log: Log, train: Examples, least: int) -> Examples:

@@ -143,7 +143,7 @@ def test_validation_is_cut_by_seed():
 
 
 def test_unknown_split():
-    with pytest.raises(UserError, match="leave_one_out, global_time, published, found 'random'"):
+    with pytest.raises(UserError, match="leave_one_out, global_time, by_user, published, found"):
         splits.split_log(make_log([("u", "a", 1)]), "random")
 
 

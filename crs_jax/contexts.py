@@ -1,0 +1,177 @@
+"""Users and items as compact JSON text, 3.1.1 of CRS.
+
+A user's context has a profile, searches and clicks in time order with clicked and unclicked items,
+times and places, and the current query; an item's title, price, brand, category and sales. What is
+not known is left out. Items of a history stand as their ids, which are tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.errors import UserError
+from crs_jax.vocabulary import END, START, THINK, Vocabulary
+
+# Stands for the < of an id inside JSON, where every other < is written as an escape: no text of a
+# user or item can be read as a control token or an id.
+_OPEN = "\ue000"
+
+REASON = "Which item will this user choose? Think first."
+ANSWER = "Which item will this user choose? Answer at once."
+TO_ID = "Which id has this item?"
+TO_ITEM = "Which item has this id?"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ItemContext:
+    """What is known of an item; None is left out."""
+
+    title: str
+    price: str | None = None
+    brand: str | None = None
+    category: str | None = None
+    sales: int | None = None
+
+    def to_json(self) -> str:
+        return _json({k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """A search, or without a query a recommendation.
+
+    Attributes:
+      query: the words as text.
+      clicked, unclicked: ids as names such as '<a_1><b_2><c_0><d_0>'.
+      time, place: as text.
+    """
+
+    query: str | None = None
+    clicked: Sequence[str] = ()
+    unclicked: Sequence[str] = ()
+    time: str | None = None
+    place: str | None = None
+
+    def to_json(self) -> str:
+        fields: dict[str, Any] = {
+            "time": self.time,
+            "place": self.place,
+            "query": self.query,
+            "clicked": [_marked(name) for name in self.clicked],
+            "unclicked": [_marked(name) for name in self.unclicked],
+        }
+        return _json({k: v for k, v in fields.items() if v not in (None, [])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UserContext:
+    """What is known when a user searches.
+
+    Attributes:
+      profile: of the user.
+      events: oldest first.
+      query: the current one.
+      time, place: of the current query.
+    """
+
+    query: str
+    profile: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    events: Sequence[Event] = ()
+    time: str | None = None
+    place: str | None = None
+
+
+def _marked(name: str) -> str:
+    return name.replace("<", _OPEN)
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(_OPEN, "<")
+
+
+def _clean(value: Any) -> Any:
+    """Texts without the character that stands for the < of ids."""
+    if isinstance(value, str):
+        return value.replace(_OPEN, "")
+    return {_clean(k): _clean(v) for k, v in value.items()}
+
+
+def _opening(instruction: str) -> str:
+    return f"{START}user\n{instruction}\n"
+
+
+_CLOSING = f"{END}\n{START}assistant\n"
+
+
+def user_parts(context: UserContext) -> tuple[str, list[str], str]:
+    """The context's JSON in three parts: before the events, each event, after them."""
+    head = "{"
+    if context.profile:
+        head += f'"user":{_json(_clean(context.profile))},'
+    head += '"history":['
+    events = [
+        dataclasses.replace(
+            event, **{k: _clean(v) for k in ("query", "time", "place") if (v := getattr(event, k))}
+        )
+        for event in context.events
+    ]
+    now = {"query": context.query, "time": context.time, "place": context.place}
+    last = _json({k: _clean(v) for k, v in now.items() if v is not None})
+    return head, [event.to_json() for event in events], f"],{last[1:]}"
+
+
+def user_prompt(
+    context: UserContext, vocabulary: Vocabulary, *, limit: int, reason: bool
+) -> list[int]:
+    """The tokens of a prompt that asks for an item; the oldest events that do not fit are dropped.
+
+    Events are dropped whole, so that what is left is the same JSON with a shorter history.
+
+    Args:
+      limit: tokens at most.
+      reason: True ends in <think>; False asks for the id at once.
+
+    Raises:
+      UserError: the context is too long without any event.
+    """
+    head, events, tail = user_parts(context)
+    first = vocabulary.encode(_opening(REASON if reason else ANSWER) + head)
+    last = vocabulary.encode(tail + _CLOSING + (THINK if reason else ""))
+    room = limit - len(first) - len(last)
+    if room < 0:
+        raise UserError(
+            f"expected a context of at most {limit} tokens, found {limit - room} without any "
+            "history; raise config.prompts.max_prompt"
+        )
+    kept: list[list[int]] = []
+    for number, event in enumerate(reversed(events)):
+        tokens = vocabulary.encode(event + ("," if number else ""))
+        room -= len(tokens)
+        if room < 0:
+            break
+        kept.append(tokens)
+    return [*first, *(token for tokens in reversed(kept) for token in tokens), *last]
+
+
+def item_to_id_prompt(item: ItemContext) -> str:
+    """Asks for the id of an item (3.1.2)."""
+    return _opening(TO_ID) + item.to_json() + _CLOSING
+
+
+def id_to_item_prompt(name: str) -> str:
+    """Asks for the context of an id such as '<a_1><b_2><c_0><d_0>' (3.1.2)."""
+    return _opening(TO_ITEM) + name + _CLOSING
+
+
+def template_texts() -> list[str]:
+    """What every prompt repeats, to train a tokenizer on."""
+    example = Event(query="", clicked=["x"], unclicked=["x"], time="", place="")
+    context = UserContext(query="", profile={"": ""}, events=[example], time="", place="")
+    head, events, tail = user_parts(context)
+    item = ItemContext(title="", price="", brand="", category="", sales=0)
+    asked = [_opening(text) + head for text in (REASON, ANSWER)]
+    return [*asked, *events, tail + _CLOSING, item_to_id_prompt(item), id_to_item_prompt("")]
