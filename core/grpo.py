@@ -44,7 +44,7 @@ def objective(
     advantage: jax.Array,
     mask: jax.Array,
     *,
-    kl_weight: float,
+    kl_weight: float | jax.Array,
     clip_eps: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """J of Eq. 15, to be maximised, and what to log.

@@ -14,8 +14,8 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -29,6 +29,10 @@ from core.task import State, Task
 from core.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
+
+
+class NotFinite(UserError):
+    """A loss was NaN or infinite; nothing after it is saved."""
 
 
 class Preempted(Exception):
@@ -108,7 +112,7 @@ class StageResult:
 _updates = itertools.count(1)
 
 
-class _Termination:
+class Termination:
     """Notes SIGTERM, so that the loop stops between two steps, all processes after the same one."""
 
     def __init__(self) -> None:
@@ -154,7 +158,7 @@ class _Statistics:
         """Means since the last call, as `train/NAME`.
 
         Raises:
-          UserError: a loss is not finite; names the first such step.
+          NotFinite: a loss is not finite; names the first such step.
         """
         if not self._pending:
             return {}
@@ -162,7 +166,7 @@ class _Statistics:
         self._pending = []
         for step, values in fetched:
             if not np.isfinite(values["loss"]):
-                raise UserError(
+                raise NotFinite(
                     f"expected a finite loss, found {float(values['loss'])} at step {step} of "
                     f"stage {self._stage}; lower the learning rate or look at the data of that "
                     "step, and continue from the last checkpoint"
@@ -219,30 +223,40 @@ def run_stage(task: Task, config: LoopConfig, workdir: Workdir) -> StageResult:
 
 
 def _run(task: Task, config: LoopConfig, workdir: Workdir, checkpoints: Checkpoints) -> StageResult:
-    state = task.init()
-    progress = StageProgress(
-        step=0,
-        plateau=Plateau(
-            learning_rate=config.learning_rate,
-            min_lr=config.min_learning_rate,
-            factor=config.plateau_factor,
-            patience=config.plateau_patience,
-            stop_patience=config.stop_patience,
-        ),
-    )
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state, progress = restored[0], StageProgress.from_dict(restored[1])
+    state, progress, restored = start_or_restore(task, config, checkpoints)
     if not progress.finished:
         report = ProgressReport(task.name, progress.step, config.max_steps, task.batch_size)
         writer = MetricWriter(workdir, task.name, progress.step)
         try:
-            if restored is not None:
+            if restored:
                 report.say(f"continues from the checkpoint of step {progress.step}")
             state = _train(task, config, checkpoints, state, progress, report, writer)
         finally:
             report.close()
             writer.close()
+    return best_of(checkpoints, state, progress)
+
+
+def start_or_restore(
+    task: Task, config: LoopConfig, checkpoints: Checkpoints
+) -> tuple[State, StageProgress, bool]:
+    """The state of the newest checkpoint, or the first; its progress; whether it was restored."""
+    state = task.init()
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        return restored[0], StageProgress.from_dict(restored[1]), True
+    plateau = Plateau(
+        learning_rate=config.learning_rate,
+        min_lr=config.min_learning_rate,
+        factor=config.plateau_factor,
+        patience=config.plateau_patience,
+        stop_patience=config.stop_patience,
+    )
+    return state, StageProgress(step=0, plateau=plateau), False
+
+
+def best_of(checkpoints: Checkpoints, state: State, progress: StageProgress) -> StageResult:
+    """The result of a finished stage; `state` has the shapes and shardings wanted."""
     assert progress.best_step is not None and progress.plateau.best is not None
     best = checkpoints.restore(state, progress.best_step)
     assert best is not None
@@ -273,6 +287,73 @@ def compile_step(task: Task, state: State) -> Any:
     )
 
 
+class Report(Protocol):
+    """Where a stage's lines go, such as `core.metric_writers.ProgressReport`."""
+
+    def step(self, step: int, values: dict[str, float]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class StageRun:
+    """What follows an update: statistics, evaluation, early stopping, checkpoints."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: LoopConfig,
+        checkpoints: Checkpoints,
+        progress: StageProgress,
+        report: Report,
+        writer: MetricWriter,
+    ):
+        self.task, self.progress = task, progress
+        self._config, self._checkpoints = config, checkpoints
+        self._report, self._writer = report, writer
+        self._statistics = _Statistics(task.name)
+        self._latest: dict[str, float] = {}
+
+    def after_update(
+        self, values: dict[str, jax.Array], state: Callable[[], State], terminated: bool
+    ) -> None:
+        """Counts one update and does what is due at its step.
+
+        Args:
+          values: the update's statistics.
+          state: gives the state after it; only asked where it is needed.
+          terminated: whether SIGTERM has arrived, so that a checkpoint is due.
+
+        Raises:
+          NotFinite: a loss since the last look; nothing is saved.
+          UserError: a checkpoint that cannot be written.
+        """
+        config, progress, task = self._config, self.progress, self.task
+        progress.step += 1
+        step = progress.step
+        self._statistics.add(step, values)
+        last = step == config.max_steps
+        evaluates = last or step % config.eval_every == 0
+        if evaluates or step % config.log_every == 0:
+            means = self._statistics.collect()
+            self._latest |= {"loss": means["train/loss"]}
+            self._writer.write(step, means)
+            self._report.step(step, self._latest)
+        if evaluates:
+            metrics = _evaluate(task, state(), step)
+            value = metrics[task.selection]
+            if progress.plateau.update(value):
+                progress.best_step = step
+            progress.finished = last or progress.plateau.should_stop
+            rate = progress.plateau.learning_rate
+            self._writer.write(step, metrics | {"learning_rate": rate})
+            self._latest |= {task.selection: value}
+            best = "best so far" if progress.best_step == step else "not better"
+            self._report.say(f"step {step} validation {task.selection} {value:.4f} ({best})")
+        if evaluates or step % config.checkpoint_every == 0 or terminated:
+            self._statistics.collect()  # a state after a loss that is not finite is never saved
+            self._checkpoints.save(step, state(), progress.to_dict(), progress.best_step)
+
+
 def _train(
     task: Task,
     config: LoopConfig,
@@ -283,43 +364,25 @@ def _train(
     writer: MetricWriter,
 ) -> State:
     train_step = compile_step(task, state)
-    statistics = _Statistics(task.name)
-    termination = _Termination()
+    run = StageRun(task, config, checkpoints, progress, report, writer)
+    termination = Termination()
     batches = task.batches(progress.step)
     on_devices = (lambda batch: batch) if task.partition is None else task.partition.put_part
-    latest: dict[str, float] = {}
+
+    def current() -> State:
+        return state
+
     with termination.watched():
         while not progress.finished:
             rate = np.float32(progress.plateau.learning_rate)
             state, values = train_step(state, on_devices(next(batches)), rate)
-            progress.step += 1
-            step = progress.step
-            statistics.add(step, values)
             terminated = termination.arrived()
-            last = step == config.max_steps
-            evaluates = last or step % config.eval_every == 0
-            if evaluates or step % config.log_every == 0:
-                means = statistics.collect()
-                latest |= {"loss": means["train/loss"]}
-                writer.write(step, means)
-                report.step(step, latest)
-            if evaluates:
-                metrics = _evaluate(task, state, step)
-                value = metrics[task.selection]
-                if progress.plateau.update(value):
-                    progress.best_step = step
-                progress.finished = last or progress.plateau.should_stop
-                writer.write(step, metrics | {"learning_rate": progress.plateau.learning_rate})
-                latest |= {task.selection: value}
-                best = "best so far" if progress.best_step == step else "not better"
-                report.say(f"step {step} validation {task.selection} {value:.4f} ({best})")
-            if evaluates or step % config.checkpoint_every == 0 or terminated:
-                statistics.collect()  # a state after a loss that is not finite is never saved
-                checkpoints.save(step, state, progress.to_dict(), progress.best_step)
+            run.after_update(values, current, terminated)
             if terminated and not progress.finished:
                 checkpoints.wait()
                 raise Preempted(
-                    f"SIGTERM: saved step {step} of stage {task.name}; the same command continues"
+                    f"SIGTERM: saved step {progress.step} of stage {task.name}; the same command "
+                    "continues"
                 )
     checkpoints.wait()
     return state
@@ -330,7 +393,7 @@ def _evaluate(task: Task, state: State, step: int) -> dict[str, float]:
         return task.evaluate(state)
     except FloatingPointError as error:
         # The loss of an update is finite where what it leaves behind is not.
-        raise UserError(
+        raise NotFinite(
             f"expected finite scores, found {error} after step {step} of stage {task.name}; lower "
             "the learning rate or look at the data of that step, and continue from the last "
             "checkpoint"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Generator
 from typing import Any, Protocol
 
 import jax
@@ -20,6 +22,9 @@ from lcrsr.embedding import PARTITION_RULES
 from lcrsr.evaluation import Evaluator
 from lcrsr.pretrain import PretrainConfig, PretrainTask
 from lcrsr.ranker import Ranker
+
+# Yields stages to train and is sent their results.
+Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
 
 PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
 
@@ -206,8 +211,16 @@ class Experiment(Evaluated):
 
     def run(self, workdir: Workdir) -> None:
         """Trains every stage, or continues it, and reads the test split once for each."""
+        stages = self.plan(workdir)
+        task, config = next(stages)
+        with contextlib.suppress(StopIteration):
+            while True:
+                task, config = stages.send(run_stage(task, config, workdir))
+
+    def plan(self, workdir: Workdir) -> Plan:
+        """The stages in order: gives each to be trained, is sent its result, and tests that."""
         task = self.pretrain_task()
-        finished = run_stage(task, self.loop_config(task), workdir)
+        finished = yield task, self.loop_config(task)
         self.test_stage(workdir, "pretrain", finished)
 
     def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:

@@ -8,10 +8,10 @@ import jax
 from ml_collections import config_dict
 
 from core.errors import UserError
-from core.loop import LoopConfig, run_stage, steps_for
+from core.loop import LoopConfig, steps_for
 from core.workdir import Workdir
 from launch.data import Data
-from launch.experiment import Experiment, build
+from launch.experiment import Experiment, Plan, build
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
@@ -43,7 +43,9 @@ class LCRSERExperiment(Experiment):
             )
         self.model = LCRSER(model_config)
         loss = build(LossConfig, config.pretrain.to_dict(), section="pretrain")
-        super().__init__(config, data, LCRSERRanker(self.model, loss))
+        ranker = LCRSERRanker(self.model, loss)
+        super().__init__(config, data, ranker)
+        self.numbers = ranker.numbers
         if self.item_words is not None and config.rl.enabled:
             raise UserError(
                 "expected config.rl.enabled=False with config.data.item_words, found True: GRPO "
@@ -55,22 +57,22 @@ class LCRSERExperiment(Experiment):
             section="rl",
         )
 
-    def run(self, workdir: Workdir) -> None:
+    def plan(self, workdir: Workdir) -> Plan:
         task = self.pretrain_task()
-        pretrained = run_stage(task, self.loop_config(task), workdir)
+        pretrained = yield task, self.loop_config(task)
         self.test_stage(workdir, "pretrain", pretrained)
         if not self.config.rl.enabled:
             return
         rl = self.config.rl
-        reinforced = run_stage(
-            self.rl_task(pretrained.state), self._further(rl.batch_size, rl.learning_rate), workdir
+        reinforced = yield (
+            self.rl_task(pretrained.state),
+            self._further(rl.batch_size, rl.learning_rate),
         )
         self.test_stage(workdir, "rl", reinforced)
         # The control goes on at the rate of the state it starts from.
-        control = run_stage(
+        control = yield (
             self.pretrain_task("control", pretrained.state),
             self._further(self.config.pretrain.batch_size, pretrained.learning_rate),
-            workdir,
         )
         self.test_stage(workdir, "control", control)
 

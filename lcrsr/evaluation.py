@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,25 @@ class Evaluator:
         # Once a call, not once a batch.
         self._with_words = functools.partial(with_item_words, item_words=item_words)
         out: dict[str, Any] = {} if partition is None else {"out_shardings": partition.replicated}
+        # None: the ranker's own, as constants of the program.
+        self._numbers: dict[str, Any] | None = None
         self.rank_sampled = jax.jit(self._rank_sampled, **out)
         self._full = jax.jit(self._rank_full, **out)
         self._top_k = jax.jit(self._rank_top, static_argnames="k", **out)
+
+    def with_numbers(self, numbers: dict[str, Any]) -> Evaluator:
+        """Ranks with other `numbers` of the ranker, in programs that all such evaluators share."""
+        changed = copy.copy(self)
+        changed._numbers = numbers
+        return changed
+
+    def _at(self, numbers: dict[str, Any] | None) -> Evaluator:
+        """With traced numbers in the ranker itself, inside a program."""
+        if numbers is None:
+            return self
+        changed, ranker = copy.copy(self), self._ranker
+        changed._ranker = cast(Any, ranker).with_numbers(numbers)
+        return changed
 
     def sampled(
         self, params: Any, tables: Tables, batches: Iterable[dict[str, np.ndarray]]
@@ -61,7 +78,7 @@ class Evaluator:
         """
         sums, tables = metrics.Sums(self._names), self._with_words(tables)
         for batch in batches:
-            above, tied, broken = self.rank_sampled(params, tables, self._put(batch))
+            above, tied, broken = self.rank_sampled(params, tables, self._put(batch), self._numbers)
             sums.add(np.asarray(above), np.asarray(tied), batch["mask"], np.asarray(broken))
         return sums
 
@@ -79,7 +96,9 @@ class Evaluator:
         """
         sums, tables = metrics.Sums(self._names), self._with_words(tables)
         for batch, seen in batches:
-            above, tied, broken = self._full(params, tables, *self._put((batch, seen)))
+            above, tied, broken = self._full(
+                params, tables, *self._put((batch, seen)), self._numbers
+            )
             sums.add(np.asarray(above), np.asarray(tied), batch["mask"], np.asarray(broken))
         return sums
 
@@ -94,7 +113,7 @@ class Evaluator:
                 "pass a smaller --top_k"
             )
         tables = self._with_words(tables)
-        items, scores = self._top_k(params, tables, *self._put((batch, seen)), k=k)
+        items, scores = self._top_k(params, tables, *self._put((batch, seen)), self._numbers, k=k)
         return np.asarray(items), np.asarray(scores)
 
     def _put(self, batch: Any) -> Any:
@@ -104,10 +123,11 @@ class Evaluator:
         held = tables["item"].shape[0] * self._pack
         return held - 1 if self._num_items is None else self._num_items
 
-    def _rank_sampled(self, params, tables, batch):
+    def _rank_sampled(self, params, tables, batch, numbers=None):
+        ranker = self._at(numbers)._ranker
         rows = look_up(tables, batch, self._partition)
-        users = self._ranker.represent(params, batch, rows)
-        scores = self._ranker.score(params, users, rows)
+        users = ranker.represent(params, batch, rows)
+        scores = ranker.score(params, users, rows)
         above, tied = metrics.target_ranks(scores)
         return above, tied, jnp.isnan(scores).any(-1)
 
@@ -169,7 +189,7 @@ class Evaluator:
         """Counts of every device's rows together."""
         return values if self._partition is None else how(values, TABLE)
 
-    def _rank_full(self, params, tables, batch, seen):
+    def _rank_full(self, params, tables, batch, seen, numbers=None):
         def rank(scores, first, target, seen):
             broken = jnp.isnan(scores).any(-1)
             users = jnp.arange(scores.shape[0])[:, None]
@@ -183,10 +203,12 @@ class Evaluator:
             return tuple(self._across(count, jax.lax.psum) for count in (above, tied, broken))
 
         target = batch["candidates"][:, :1]
-        above, tied, broken = self._on_catalogue(rank, params, tables, batch, target, seen)
+        above, tied, broken = self._at(numbers)._on_catalogue(
+            rank, params, tables, batch, target, seen
+        )
         return above, tied, broken > 0
 
-    def _rank_top(self, params, tables, batch, seen, *, k):
+    def _rank_top(self, params, tables, batch, seen, numbers=None, *, k):
         def best(scores, first, seen):
             users = jnp.arange(scores.shape[0])[:, None]
             scores = scores.at[users, _own(seen, first, scores)].set(-jnp.inf, mode="drop")
@@ -199,7 +221,7 @@ class Evaluator:
             values, places = jax.lax.top_k(values, k)
             return jnp.take_along_axis(items, places, 1), values
 
-        items, values = self._on_catalogue(best, params, tables, batch, seen)
+        items, values = self._at(numbers)._on_catalogue(best, params, tables, batch, seen)
         return items.astype(jnp.int32), values
 
 

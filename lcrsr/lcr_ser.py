@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -53,7 +54,12 @@ class Reasoned(NamedTuple):
 
 
 class LCRSERRanker:
-    """A `Ranker` around the network."""
+    """A `Ranker` around the network.
+
+    Attributes:
+      numbers: what of the loss's settings is arithmetic alone, `active_steps`, `lambda_tcl` and
+        `margin`; `with_numbers` takes them traced, so that one program serves all their values.
+    """
 
     tables: tuple[str, ...] = ("user", "item", "word")
     tasks: tuple[str, ...] = ("recommendation",)
@@ -62,7 +68,21 @@ class LCRSERRanker:
     def __init__(self, model: LCRSER, config: LossConfig):
         self.model, self.config = model, config
         self.width, self.init_scale = model.config.width, model.config.init_scale
-        self._active = jnp.int32(config.active_steps)
+        self.numbers: dict[str, Any] = {
+            "active_steps": config.active_steps,
+            "lambda_tcl": config.lambda_tcl,
+            "margin": config.margin,
+        }
+
+    def with_numbers(self, numbers: dict[str, Any]) -> LCRSERRanker:
+        """The same ranker with other values, traced or not, of what `numbers` names."""
+        changed = copy.copy(self)
+        changed.numbers = self.numbers | numbers
+        return changed
+
+    @property
+    def _active(self) -> jax.Array:
+        return jnp.int32(self.numbers["active_steps"])
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         return self.model.init({"params": key}, batch, rows, jnp.int32(0), deterministic=True)[
@@ -89,11 +109,11 @@ class LCRSERRanker:
             rows["candidates"][:, 0],
             self._active,
             batch["mask"],
-            margin=config.margin,
+            margin=self.numbers["margin"],
             distance=config.distance,
             stop_gradient=config.stop_gradient,
         )
-        return recommendation + config.lambda_tcl * contrastive, {
+        return recommendation + self.numbers["lambda_tcl"] * contrastive, {
             config.recommendation: recommendation,
             "contrastive": contrastive,
             **distances,

@@ -35,7 +35,7 @@ def contrastive(
     plain: jax.Array,
     weight: jax.Array,
     *,
-    margin: float,
+    margin: float | jax.Array,
     distance_kind: str,
     stop_gradient: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -75,7 +75,7 @@ def contrastive_from_outputs(
     active_steps: jax.Array,
     mask: jax.Array,
     *,
-    margin: float,
+    margin: float | jax.Array,
     distance: str,
     stop_gradient: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -5,6 +5,7 @@ For LCR-SER this is 3.3's pre-training, Eq. 12.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -131,6 +132,25 @@ class PretrainTask:
         # Where rows are touched explicitly; the compiler cuts everything else by itself.
         self._explicit = None if config.table_update == "dense" else partition
         self._optimizer = optax.scale_by_adam()
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What arms that train side by side may differ in (`core.arms`), by name."""
+        return {"seed": self._seed, **getattr(self._ranker, "numbers", {})}
+
+    @property
+    def stream(self) -> tuple[int, int]:
+        """Tasks on the same data with equal ones read the same batches (`core.arms`)."""
+        return self._seed, 0 if self._initial is None else int(self._initial["step"])
+
+    def with_numbers(self, numbers: dict[str, Any]) -> PretrainTask:
+        """The same task with other values, traced or not, of everything in `numbers`."""
+        changed, rest = copy.copy(self), dict(numbers)
+        changed._seed = rest.pop("seed")
+        if rest:
+            ranker: Any = self._ranker
+            changed._ranker = ranker.with_numbers(rest)
+        return changed
 
     def init(self) -> State:
         if self._initial is not None:

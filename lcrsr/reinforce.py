@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,8 +80,25 @@ class ReinforceTask:
         self.selection = selection
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
         self._model, self._config, self._initial = model, config, initial
-        self._batches, self._evaluate, self._seed = batches, evaluate, seed
+        self._batches, self._evaluate = batches, evaluate
         self._optimizer = optax.scale_by_adam()
+        self.numbers: dict[str, Any] = {
+            "seed": seed,
+            "active_steps": config.active_steps,
+            "gamma": config.gamma,
+            "lambda_kl": config.lambda_kl,
+        }
+
+    @property
+    def stream(self) -> int:
+        """Tasks on the same data with equal ones read the same batches (`core.arms`)."""
+        return self.numbers["seed"]
+
+    def with_numbers(self, numbers: dict[str, Any]) -> ReinforceTask:
+        """The same task with other values, traced or not, of everything in `numbers`."""
+        changed = copy.copy(self)
+        changed.numbers = self.numbers | numbers
+        return changed
 
     def init(self) -> State:
         if self.partition is None:
@@ -120,8 +138,8 @@ class ReinforceTask:
     def train_step(
         self, state: State, batch: dict[str, Any], learning_rate: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
-        config = self._config
-        key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
+        config, numbers = self._config, self.numbers
+        key = jax.random.fold_in(jax.random.key(numbers["seed"]), state["step"])
         if config.updates_per_rollout > 1:
             state = self._refresh_old(state)
         touched, values = embedding.touched_rows(state["tables"], batch, self.partition)
@@ -136,12 +154,12 @@ class ReinforceTask:
                 self._policy(state, "reference"),
                 batch,
                 key,
-                active_steps=jnp.int32(config.active_steps),
+                active_steps=jnp.int32(numbers["active_steps"]),
                 num_trajectories=config.trajectories,
-                gamma=config.gamma,
+                gamma=numbers["gamma"],
                 reward=config.reward,
                 policy=config.policy,
-                kl_weight=config.lambda_kl,
+                kl_weight=numbers["lambda_kl"],
                 clip_eps=config.clip_eps or None,
                 partition=self.partition,
             )

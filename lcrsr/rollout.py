@@ -39,7 +39,9 @@ class Policy(NamedTuple):
     tables: Tables
 
 
-def draw_noise(key: jax.Array, histories: Histories, *, trajectories: int, gamma: float) -> Noise:
+def draw_noise(
+    key: jax.Array, histories: Histories, *, trajectories: int, gamma: float | jax.Array
+) -> Noise:
     """gamma * rms(h^(0)) * eps with eps ~ N(0, 1), none on the first trajectory, Eq. 14.
 
     The RMS is taken over D of each user's h^(0), a side, of the policy that rolls out: gamma is
@@ -48,6 +50,7 @@ def draw_noise(key: jax.Array, histories: Histories, *, trajectories: int, gamma
 
     def side(key, start):
         scale = gamma * jnp.sqrt(jnp.mean(jnp.square(start), -1, keepdims=True))
+        scale = scale.astype(start.dtype)  # a traced gamma would widen it
         eps = jax.random.normal(key, (trajectories, *start.shape), start.dtype)
         return jax.lax.stop_gradient(eps.at[0].set(0.0) * scale)
 
@@ -122,10 +125,10 @@ def grpo_loss(
     *,
     active_steps: jax.Array,
     num_trajectories: int,
-    gamma: float,
+    gamma: float | jax.Array,
     reward: str,
     policy: str,
-    kl_weight: float,
+    kl_weight: float | jax.Array,
     clip_eps: float | None,
     advantage_fn: Callable[[jax.Array], jax.Array] = grpo.advantages,
     partition: Partition | None = None,
