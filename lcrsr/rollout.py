@@ -13,14 +13,18 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from core import grpo, metrics
-from core.partitioning import Partition
+from core.partitioning import BATCH_AXES, Partition
 from lcrsr.embedding import Tables, look_up
 from lcrsr.model import LCRSER, Histories
 
 POLICIES = ("softmax", "sigmoid")
 TRAINABLE = ("all", "dense", "reasoning")
+# Candidates that a device scores at once, over its users and their trajectories: one hidden layer
+# of 200 for them takes 105 MB, and a gradient keeps several.
+_MOST_SCORED = 2**17
 # Parameters that only the reasoning steps use.
 _REASONING_NAMES = ("mca", "mca_norm", "step_positions")
 
@@ -72,33 +76,89 @@ def trajectories(
     noise: Noise,
     rows: dict[str, jax.Array],
     active_steps: jax.Array,
+    partition: Partition | None = None,
 ) -> jax.Array:
     """Scores of every candidate on every trajectory, logits [G, B, N].
 
-    The histories are encoded once, by the caller; reasoning and scoring are mapped over G.
+    The histories are encoded once, by the caller; reasoning and scoring are mapped over G. Where a
+    device has many users they take turns, and a gradient scores them anew instead of keeping the
+    scorer's layers for all of them.
+
+    Args:
+      partition: the mesh over which the users are cut.
     """
 
-    def one(rec_noise, search_noise):
-        states = model.apply(
-            {"params": params},
-            histories,
-            histories.rec.start + rec_noise,
-            histories.search.start + search_noise,
-            cross=True,
-            deterministic=True,
-            method=LCRSER.reason,
-        )
-        return model.apply(
-            {"params": params},
-            histories,
-            states,
-            active_steps,
-            rows["user"],
-            rows["candidates"],
-            method=LCRSER.score,
-        )
+    def of_users(histories, noise, user, candidates):
+        def one(rec_noise, search_noise):
+            states = model.apply(
+                {"params": params},
+                histories,
+                histories.rec.start + rec_noise,
+                histories.search.start + search_noise,
+                cross=True,
+                deterministic=True,
+                method=LCRSER.reason,
+            )
+            return model.apply(
+                {"params": params},
+                histories,
+                states,
+                active_steps,
+                user,
+                candidates,
+                method=LCRSER.score,
+            )
 
-    return jax.vmap(one)(noise.rec, noise.search)
+        return jax.vmap(one)(noise.rec, noise.search)
+
+    candidates = rows["candidates"]
+    users, scored = candidates.shape[0], noise.rec.shape[0] * candidates.shape[1]
+    turns = _turns(users // (partition.size if partition else 1), scored)
+    if turns == 1:
+        return of_users(histories, noise, rows["user"], candidates)
+
+    def turn(part):
+        histories, noise, *rest = part
+        found = of_users(histories, Noise(*(jnp.moveaxis(n, 1, 0) for n in noise)), *rest)
+        return jnp.moveaxis(found, 0, 1)
+
+    by_user = (histories, Noise(*(jnp.moveaxis(n, 0, 1) for n in noise)), rows["user"], candidates)
+    cut = jax.tree.map(lambda values: _in_turns(values, turns, partition), by_user)
+    # A scan keeps no value of a turn by itself, so that nothing need be hidden from the compiler.
+    found = jax.lax.map(jax.checkpoint(turn, prevent_cse=False), cut)
+    found = _out_of_turns(found, partition)
+    return jnp.moveaxis(found, 1, 0)
+
+
+def _turns(users: int, scored: int) -> int:
+    """Into how many equal parts a device's users go, of `scored` candidates each."""
+    return next(
+        n
+        for n in range(1, users + 1)
+        if users % n == 0 and (users // n * scored <= _MOST_SCORED or n == users)
+    )
+
+
+def _in_turns(values: jax.Array, turns: int, partition: Partition | None) -> jax.Array:
+    """[B, ...] as [turns, B / turns, ...]; every device's users are in every turn."""
+    devices = partition.size if partition else 1
+    values = values.reshape(devices, turns, -1, *values.shape[1:])
+    values = jnp.moveaxis(values, 1, 0).reshape(turns, -1, *values.shape[3:])
+    return _cut_over_devices(values, partition)
+
+
+def _out_of_turns(values: jax.Array, partition: Partition | None) -> jax.Array:
+    """[B, ...] again from what `_in_turns` gave."""
+    devices, (turns, _, *rest) = partition.size if partition else 1, values.shape
+    values = _cut_over_devices(values, partition).reshape(turns, devices, -1, *rest)
+    return jnp.moveaxis(values, 0, 1).reshape(-1, *rest)
+
+
+def _cut_over_devices(values: jax.Array, partition: Partition | None) -> jax.Array:
+    if partition is None:
+        return values
+    sharding = NamedSharding(partition.mesh, PartitionSpec(None, BATCH_AXES))
+    return jax.lax.with_sharding_constraint(values, sharding)
 
 
 def target_log_prob(logits: jax.Array, policy: str) -> jax.Array:
@@ -154,7 +214,9 @@ def grpo_loss(
     def log_prob_of(other: Policy, noise: Noise) -> tuple[jax.Array, jax.Array]:
         other_rows = look_up(other.tables, batch, partition)
         histories = encode(model, other.params, batch, other_rows)
-        logits = trajectories(model, other.params, histories, noise, other_rows, active_steps)
+        logits = trajectories(
+            model, other.params, histories, noise, other_rows, active_steps, partition
+        )
         return target_log_prob(logits, policy), logits
 
     histories = encode(model, current.params, batch, rows)
@@ -163,7 +225,7 @@ def grpo_loss(
     else:
         start = encode(model, old.params, batch, look_up(old.tables, batch, partition))
     noise = draw_noise(key, start, trajectories=num_trajectories, gamma=gamma)
-    logits = trajectories(model, current.params, histories, noise, rows, active_steps)
+    logits = trajectories(model, current.params, histories, noise, rows, active_steps, partition)
     log_prob = target_log_prob(logits, policy)
     if old is None:
         old_log_prob, rollout_logits = jax.lax.stop_gradient((log_prob, logits))
