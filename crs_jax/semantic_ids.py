@@ -44,7 +44,7 @@ def _level(points: np.ndarray, size: int, seed: int, level: int) -> tuple[np.nda
     if distinct < size:
         raise UserError(
             f"expected at least {size} different vectors for the codes of level {level + 1}, found "
-            f"{distinct}; lower config.identifiers.codes"
+            f"{distinct}; lower config.semantic_ids.codes"
         )
     rng = np.random.default_rng((seed, level))
     fitted = points[np.sort(rng.choice(len(points), min(_FIT_ITEMS, len(points)), replace=False))]
@@ -140,7 +140,7 @@ def _with_last(
     if needed > size:
         raise UserError(
             f"expected at most {size} items of the same codes, found {needed}; raise "
-            "config.identifiers.last_codes or config.identifiers.codes"
+            "config.semantic_ids.last_codes or config.semantic_ids.codes"
         )
     codes = np.concatenate([prefixes, last[:, None]], 1).astype(np.int32)
     return SemanticIds(codes, codebooks, size)

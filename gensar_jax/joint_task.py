@@ -15,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from core.partitioning import BATCH_AXES, Partition
+from core.schedules import rate_at
 from gensar_jax import packing
 from gensar_jax.prompts import Example
 from gensar_jax.t5.network import Transformer
@@ -96,14 +97,6 @@ def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.where(targets > 0, losses, 0.0)
-
-
-def rate_at(step: jax.Array, max_steps: int, warmup: float) -> jax.Array:
-    """Factor of the learning rate: a linear rise over `warmup` of the updates, then a cosine."""
-    rising = max(1.0, warmup * max_steps)
-    progress = jnp.clip((step + 1 - rising) / max(1.0, max_steps - rising), 0.0, 1.0)
-    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    return jnp.where(step + 1 < rising, (step + 1) / rising, cosine)
 
 
 class JointTask:

@@ -1,15 +1,17 @@
-"""From a config to its experiment: LCR-SER, GenSAR, its identifiers, or a baseline of a task."""
+"""From a config to its experiment: LCR-SER, GenSAR, its identifiers, CRS, or a baseline."""
 
 from __future__ import annotations
 
 from ml_collections import config_dict
 
 from launch.baselines import open_baseline
+from launch.crs import CRSExperiment
 from launch.data import Data
 from launch.experiment import Runnable
 from launch.gensar import GenSARExperiment
 from launch.gensar_identifiers import IdentifierExperiment
 from launch.lcr_ser import LCRSERExperiment
+from launch.matching import MatchingExperiment
 from launch.search_baselines import SearchBaselineExperiment
 
 
@@ -27,4 +29,8 @@ def open_experiment(config: config_dict.ConfigDict, data: Data) -> Runnable:
         return GenSARExperiment(config, data)
     if config.method == "search_baseline":
         return SearchBaselineExperiment(config, data)
+    if config.method == "crs":
+        return CRSExperiment(config, data)
+    if config.method == "matching":
+        return MatchingExperiment(config, data)
     return open_baseline(config, data)

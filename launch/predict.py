@@ -4,7 +4,8 @@
 
 FILE holds one user id a line, as in the raw data. Writes one JSON line per recommendation:
 {"user": ..., "rank": 1, "item": ..., "score": ...}; items the user has touched are left out, the
-score is the logit of Eq. 10.
+score is the logit of Eq. 10. A run of CRS answers queries: a line is `user TAB query`, or a user
+whose latest query is asked again, and the lines it writes add query, id and reasoning (launch.crs).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def predict(restored: Restored, users: Sequence[str], top_k: int) -> Iterator[di
       UserError: a user id that the data does not hold, or more items asked for than there are.
     """
     data, log = restored.data, restored.data.log
+    if hasattr(restored.experiment, "predict"):
+        yield from restored.experiment.predict(restored.params, users, top_k)
+        return
     if restored.experiment.evaluator is None:
         raise UserError(
             f"expected the run of a ranker, found one of {restored.experiment.config.method}, "

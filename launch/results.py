@@ -158,7 +158,9 @@ def _draw_curves(workdir: Workdir, label: str) -> None:
 
     lines = read_lines(workdir.file("metrics.jsonl"))
     selection = workdir.read_config()["eval"]["selection"]
-    stages = [s for s in _STAGE_TITLES if any(line["stage"] == s for line in lines)]
+    known = [s for s in _STAGE_TITLES if any(line["stage"] == s for line in lines)]
+    # Stages of CRS are as many as its iterations, in the order they ran.
+    stages = [*known, *dict.fromkeys(x["stage"] for x in lines if x["stage"] not in known)]
     figure, axes = pyplot.subplots(
         2, len(stages), figsize=(4.2 * len(stages), 5.6), squeeze=False, constrained_layout=True
     )
@@ -174,11 +176,11 @@ def _draw_curves(workdir: Workdir, label: str) -> None:
             axis.set_xlabel("updates")
             axis.set_ylabel(f"validation {name}" if row else name)
             axis.grid(alpha=0.3)
-        axes[0, column].set_title(_STAGE_TITLES[stage], fontsize=10)
+        axes[0, column].set_title(_STAGE_TITLES.get(stage, stage), fontsize=10)
     figure.suptitle(label)
     figure.savefig(workdir.file("curves.png"), dpi=110)
     pyplot.close(figure)
 
 
 def _training_curve(stage: str) -> str:
-    return "train/reward" if stage == "rl" else "train/loss"
+    return "train/reward" if stage == "rl" or stage.startswith("rl_") else "train/loss"

@@ -11,7 +11,7 @@ from t5x import optimizers
 from t5x.examples.t5 import network
 
 from core.errors import UserError
-from gensar_jax.joint_task import rate_at
+from core.schedules import rate_at
 from gensar_jax.t5.config import T5Config, of_size
 from gensar_jax.t5x_bridge import exported
 

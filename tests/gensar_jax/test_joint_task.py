@@ -10,13 +10,13 @@ from jax.sharding import PartitionSpec
 
 from core.loop import compile_step
 from core.partitioning import make_mesh, path_name
+from core.schedules import rate_at
 from gensar_jax import sharding
 from gensar_jax.joint_task import (
     ROW_MULTIPLE,
     JointConfig,
     JointTask,
     packed_batch,
-    rate_at,
     token_losses,
 )
 from gensar_jax.prompts import Example

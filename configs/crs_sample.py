@@ -1,0 +1,141 @@
+"""CRS on the embedded sample: the whole cycle with the tiny decoder, in minutes on a CPU.
+
+Paper: Towards Context-aware Reasoning-enhanced Generative Searching in E-commerce.
+Command: python -m launch.train --config=configs/crs_sample.py
+`--config.rl.algorithm=grpo` trains with plain GRPO instead of R-GRPO (Table 3). "ours" means that
+the paper does not give the value.
+"""
+
+from ml_collections import config_dict
+
+from configs import datasets, defaults
+
+
+def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """What does not depend on the data set; sizes are the paper's where it gives them."""
+    config.method = "crs"
+
+    config.data.split = "by_user"  # the paper, 4.1.3
+    config.data.history = 10  # the latest interactions (the paper, 4.1.1)
+    config.data.times = "milliseconds"  # of the log; "none" where it has only an order
+    config.data.train_examples = 0  # clicks of training searches; 0 for all
+
+    config.vectors = config_dict.ConfigDict()
+    # "tfidf_svd", or the name or folder of a sentence-transformers model (the paper's: BGE).
+    config.vectors.semantic = "tfidf_svd"
+    config.vectors.width = 128  # of the offline default, as GenSAR's
+    config.vectors.sketch_width = 64
+    config.vectors.sketch_share = 0.1
+
+    config.semantic_ids = config_dict.ConfigDict()
+    config.semantic_ids.codes = (256, 256, 256)  # the paper: 512 for All-100K, 256
+    config.semantic_ids.last_codes = 0  # of the de-duplication level; 0: as many as needed
+
+    config.vocabulary = config_dict.ConfigDict()
+    config.vocabulary.tokenizer = ""  # a tokenizer.json; empty: trained on titles and queries
+    config.vocabulary.size = 4000  # of a trained one
+
+    config.prompts = config_dict.ConfigDict()
+    config.prompts.max_prompt = 1024  # tokens; ours
+    config.prompts.max_reasoning = 512  # </think> included; ours
+    config.prompts.max_answer = 128  # of an item's context
+
+    config.model = config_dict.ConfigDict()
+    config.model.size = "0.6b"  # the paper
+    config.model.checkpoint = ""  # safetensors of Qwen3, a file or folder; empty: from scratch
+    config.model.lora_rank = 0
+    config.model.lora_alpha = 16.0
+    config.model.dtype = "bfloat16"
+    config.model.remat = True
+
+    # AdamW of every stage; ours, the paper says Adam.
+    config.sft = config_dict.ConfigDict()
+    config.sft.batch_size = 128  # examples
+    config.sft.row_length = 2048  # tokens of a packed row
+    config.sft.warmup = 0.05
+    config.sft.weight_decay = 0.0
+    config.sft.clip_norm = 1.0
+
+    config.align = config_dict.ConfigDict()
+    config.align.epochs = 1.0
+    config.align.learning_rate = 1e-4
+    config.align.evals = 1
+
+    config.distill = config_dict.ConfigDict()
+    config.distill.traces = ""  # a file of traces; empty: the template teacher
+    config.distill.examples = 2000  # of the template teacher
+    config.distill.epochs = 1.0
+    config.distill.learning_rate = 1e-5
+    config.distill.evals = 1
+
+    config.rl = config_dict.ConfigDict()
+    config.rl.algorithm = "r_grpo"  # or "grpo"
+    config.rl.steps = 200  # rollouts an iteration
+    config.rl.evals = 1
+    config.rl.learning_rate = 1e-6
+    config.rl.batch_size = 64  # prompts a rollout
+    config.rl.trajectories = 8  # G
+    config.rl.answers = 10  # K
+    config.rl.updates_per_rollout = 1
+    config.rl.temperature = 1.0
+    config.rl.top_p = 1.0
+    config.rl.length_limit = 256  # L of Eq. 4
+    config.rl.accuracy_weights = (1.0, 0.75, 0.5)  # w of Eq. 5, above the length's maximum of 1
+    config.rl.prefix_accuracy = False  # printed
+    config.rl.constrained = False  # else Eq. 6 is always 1
+    config.rl.clip_eps = 0.2
+    config.rl.kl_weight = 0.01
+    config.rl.mask_correct_when_negative = False
+    config.rl.weight_decay = 0.0
+    config.rl.clip_norm = 1.0
+
+    config.evolve = config_dict.ConfigDict()
+    config.evolve.iterations = 3  # the paper, Table 3
+    config.evolve.corpus = 0  # training searches that cases are collected from; 0 for all
+    config.evolve.rl_sample = 0  # of the incorrect cases; 0 for all
+    config.evolve.epochs = 1.0  # of the SFT in the loop
+    config.evolve.learning_rate = 1e-5
+    config.evolve.evals = 1
+    config.evolve.sft_only = True  # the variant without RL (4.3) too
+
+    config.eval.metrics = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
+    config.eval.selection = "ndcg@10/search/catalogue"
+    config.eval.beam = 10  # READINGS
+    config.eval.batch_size = 64
+    config.eval.validation_users = 1000  # searches, chosen by data.candidates_seed; 0 for all
+    config.eval.test_users = 0
+    return config
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = datasets.qilin(method(defaults.get_config()))
+    # A sample of some 775 items.
+    config.on_sample.overrides = config_dict.ConfigDict(
+        {
+            "data": {"clicks": 2, "history": 3, "train_examples": 800},
+            "semantic_ids": {"codes": (16, 16, 16)},
+            "vocabulary": {"size": 600},
+            "prompts": {"max_prompt": 120, "max_reasoning": 16, "max_answer": 40},
+            "model": {"size": "tiny", "dtype": "float32", "remat": False},
+            "sft": {"batch_size": 64, "row_length": 160},
+            "align": {"epochs": 5.0, "learning_rate": 5e-3},
+            "distill": {"examples": 400, "epochs": 10.0, "learning_rate": 2e-3},
+            "rl": {
+                "steps": 12,
+                "learning_rate": 3e-4,
+                "batch_size": 16,
+                "trajectories": 4,
+                "answers": 5,
+                "length_limit": 16,
+            },
+            "evolve": {
+                "iterations": 2,
+                "corpus": 600,
+                "rl_sample": 192,
+                "epochs": 2.0,
+                "learning_rate": 5e-4,
+            },
+            "eval": {"batch_size": 128, "validation_users": 128},
+        }
+    )
+    return config

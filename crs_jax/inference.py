@@ -1,0 +1,103 @@
+"""Two-step inference, 3.4 of CRS: greedy reasoning, then a beam held to the catalogue's trie."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from core.trie import Trie
+from crs_jax import generation, lora
+from crs_jax.decoder import Decoder
+from crs_jax.generation import Sampling
+from crs_jax.rl_task import Tokens
+
+# Items above a target that the beam dropped: more than any cutoff, so that it is a miss.
+MISSED = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a network answered; E prompts, K items, R reasoning tokens.
+
+    Attributes:
+      items: int32 [E, K], best first; -1 in places that are left over.
+      scores: float32 [E, K], log-likelihoods of the ids after the reasoning, in nats.
+      reasoning: int32 [E, R], up to </think>, which is a part of it where it came; R is 0 without
+        reasoning.
+      lengths: int32 [E].
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    reasoning: np.ndarray
+    lengths: np.ndarray
+
+    def ranks(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(items above, items tied, whether a score is NaN), [E], of targets [E]."""
+        own = self.items == target[:, None]
+        score = np.where(own, self.scores, -np.inf).max(1, keepdims=True)
+        others = (self.items >= 0) & ~own
+        above = (others & (self.scores > score)).sum(1)
+        tied = (others & (self.scores == score)).sum(1)
+        found = own.any(1)
+        broken = np.isnan(self.scores).any(1)
+        return np.where(found, above, MISSED), np.where(found, tied, 0), broken
+
+
+class Inference:
+    """Answers prompts in batches; one compilation a width.
+
+    Args:
+      network, controls, trie: see there.
+      max_reasoning: tokens of the reasoning at most, </think> included.
+      batch_size: prompts at once.
+    """
+
+    def __init__(
+        self, network: Decoder, controls: Tokens, trie: Trie, *, max_reasoning: int, batch_size: int
+    ):
+        self._network, self._trie, self._batch_size = network, trie, batch_size
+        self._stops = (controls.end_think, controls.end)
+        self._sampling = Sampling(max_tokens=max_reasoning, temperature=0.0)
+        self._answer = jax.jit(self._answers, static_argnames=("width", "reason"))
+
+    def _answers(self, params, prompts, lengths, trie, *, width: int, reason: bool) -> Any:
+        whole = lora.whole(params)
+        prompted = generation.read_prompts(self._network, whole, prompts, lengths)
+        if reason:
+            # Greedy: the key draws nothing.
+            samples = generation.sample(
+                self._network, whole, prompted, jax.random.key(0), 1, self._sampling, self._stops
+            )
+            place = generation.after_reasoning(prompted, samples, self._stops)
+            said = samples.tokens[:, 0], samples.lengths[:, 0]
+        else:
+            place = generation.after_prompt(prompted, prompts)
+            said = prompts[:, :0], lengths * 0
+        beams = generation.constrained_answers(self._network, whole, place, trie, width)
+        return beams.items[:, 0], beams.scores[:, 0], *said
+
+    def __call__(
+        self, params: Any, prompts: np.ndarray, lengths: np.ndarray, *, width: int, reason: bool
+    ) -> Answers:
+        """Answers to prompts int32 [E, T] of lengths [E].
+
+        Args:
+          params: as a stage holds them.
+          width: of the beam.
+          reason: the prompts end in <think>; False for those that ask for the id at once.
+        """
+        size = self._batch_size
+        found = []
+        for start in range(0, len(prompts), size):
+            rows = np.arange(start, start + size)
+            real = rows < len(prompts)
+            rows = np.where(real, rows, 0)
+            parts = self._answer(
+                params, prompts[rows], lengths[rows], self._trie, width=width, reason=reason
+            )
+            found.append([np.asarray(part)[real] for part in parts])
+        return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))

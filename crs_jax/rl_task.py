@@ -1,0 +1,336 @@
+"""Reinforcement learning of the decoder as a `core.task.Task`: R-GRPO or GRPO, 3.3 of CRS.
+
+A step draws G reasonings a prompt, lets a beam of K answers follow each, and updates on these
+rollouts `updates_per_rollout` times. Axis letters: B prompts, G trajectories, K answers, L codes of
+an id, A tokens of a trajectory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from core import grpo
+from core.loop import steps_for
+from core.partitioning import Partition
+from core.trie import Trie
+from crs_jax import generation, lora, r_grpo, rewards
+from crs_jax.decoder import Decoder
+from crs_jax.generation import Sampling
+from crs_jax.sft_task import optimizer_of
+
+State = dict[str, Any]
+
+
+class Tokens(NamedTuple):
+    """Control tokens of a vocabulary."""
+
+    think: int
+    end_think: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """How a stage of reinforcement learning trains.
+
+    Attributes:
+      algorithm: 'r_grpo' (Eq. 7) or 'grpo'.
+      batch_size: B, prompts a rollout.
+      trajectories, answers: G and K.
+      updates_per_rollout: updates on one set of rollouts.
+      max_reasoning: tokens of a reasoning at most, </think> included.
+      temperature, top_p: of the reasoning.
+      length_limit: L of Eq. 4.
+      accuracy_weights: w of Eq. 5, one a k-means level; the de-duplication level is not scored.
+      prefix_accuracy: a level counts only where those before it match; printed is False.
+      constrained: answers of rollouts come from the trie; then Eq. 6 is always 1.
+      log_base: of the ranks in Eq. 7.
+      clip_eps, kl_weight: epsilon and beta of Eq. 8.
+      mask_correct_when_negative: trajectories below the group's mean whose o* holds the target are
+        left out of the update.
+      weight_decay, clip_norm: of AdamW.
+    """
+
+    algorithm: str
+    batch_size: int
+    trajectories: int
+    answers: int
+    updates_per_rollout: int
+    max_reasoning: int
+    temperature: float
+    top_p: float
+    length_limit: int
+    accuracy_weights: tuple[float, ...]
+    prefix_accuracy: bool
+    constrained: bool
+    log_base: float = math.e
+    clip_eps: float
+    kl_weight: float
+    mask_correct_when_negative: bool
+    weight_decay: float
+    clip_norm: float
+
+    def __post_init__(self):
+        object.__setattr__(self, "accuracy_weights", tuple(self.accuracy_weights))
+        if self.algorithm not in r_grpo.ALGORITHMS:
+            raise ValueError(f"expected algorithm in {r_grpo.ALGORITHMS}, found {self.algorithm!r}")
+        least = min(self.batch_size, self.answers, self.updates_per_rollout, self.length_limit)
+        if least < 1 or self.trajectories < 2 or self.log_base <= 1:
+            raise ValueError(
+                "expected batch_size, answers, updates_per_rollout and length_limit of 1 or more, "
+                f"trajectories of 2 or more and log_base above 1, found {self}"
+            )
+        if sum(self.accuracy_weights) <= 1:
+            raise ValueError(
+                f"expected accuracy_weights of a sum above 1, the length reward's maximum, found "
+                f"{self.accuracy_weights}"
+            )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            max_tokens=self.max_reasoning, temperature=self.temperature, top_p=self.top_p
+        )
+
+
+class Rollouts(NamedTuple):
+    """Trajectories with the answer that each is optimised for.
+
+    Attributes:
+      tokens: int32 [B, G, A]: the reasoning, </think>, the codes of o*'s answer, the end token; 0
+        beyond, and nothing after a reasoning that has not ended.
+      lengths: int32 [B, G], |o*|.
+      advantages: float32 [G, B].
+      has_target: bool [B, G], o* holds the whole target.
+      statistics: to log.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    advantages: jax.Array
+    has_target: jax.Array
+    statistics: dict[str, jax.Array]
+
+
+def trajectory(
+    reasoning: jax.Array, lengths: jax.Array, complete: jax.Array, answer: jax.Array, end: int
+) -> tuple[jax.Array, jax.Array]:
+    """(tokens int32 [B, G, R+L+1], |o*| [B, G]) of reasoning with an answer and the end token.
+
+    Args:
+      reasoning: int32 [B, G, R], </think> its last token where `complete` [B, G].
+      lengths: int32 [B, G].
+      answer: int32 [B, G, L]; not a part of what is not complete.
+    """
+    codes = answer.shape[-1]
+    total = lengths + jnp.where(complete, codes + 1, 0)
+    places = jnp.arange(reasoning.shape[-1] + codes + 1)
+    padded = jnp.pad(reasoning, ((0, 0), (0, 0), (0, codes + 1)))
+    ending = jnp.concatenate([answer, jnp.full_like(answer[..., :1], end)], -1)
+    after = jnp.clip(places - lengths[..., None], 0, codes)
+    tokens = jnp.where(places < lengths[..., None], padded, jnp.take_along_axis(ending, after, -1))
+    return jnp.where(places < total[..., None], tokens, 0), total
+
+
+def roll_out(
+    network: Decoder,
+    params: Any,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    config: RLConfig,
+    trie: Trie,
+    controls: Tokens,
+) -> Rollouts:
+    """Both stages of a rollout and its rewards, Eq. 3-7."""
+    stops = (controls.end_think, controls.end)
+    prompted = generation.read_prompts(network, params, batch["prompts"], batch["lengths"])
+    samples = generation.sample(
+        network, params, prompted, key, config.trajectories, config.sampling, stops
+    )
+    place = generation.after_reasoning(prompted, samples, stops)
+    codes = batch["targets"].shape[-1]
+    answers: Any
+    if config.constrained:
+        answers = generation.constrained_answers(network, params, place, trie, config.answers)
+    else:
+        answers = generation.free_answers(network, params, place, codes, config.answers)
+    # The prompt ends in <think>, which is a part of what Eq. 3 looks at.
+    opened = jnp.full_like(samples.tokens[..., :1], controls.think)
+    whole = jnp.concatenate([opened, samples.tokens], -1)
+    reasoning = rewards.reasoning(whole, controls.think, controls.end_think)
+    targets = batch["targets"][:, None, None]
+    accuracies = rewards.accuracy(
+        answers.tokens, targets, config.accuracy_weights, prefix=config.prefix_accuracy
+    )
+    flat = answers.tokens.reshape(-1, *answers.tokens.shape[2:])
+    validities = rewards.validity(trie, flat).reshape(accuracies.shape)
+    each = rewards.total(reasoning, config.length_limit, accuracies, validities)
+    outcome = r_grpo.outcome(jnp.moveaxis(each, 0, 1), config.algorithm, config.log_base)
+    chosen = jnp.take_along_axis(answers.tokens, outcome.answer.T[..., None, None], 2)[:, :, 0]
+    tokens, lengths = trajectory(
+        samples.tokens, samples.lengths, reasoning.complete, chosen, controls.end
+    )
+    has_target = (chosen == batch["targets"][:, None]).all(-1) & reasoning.complete
+    advantages = grpo.advantages(outcome.reward)
+    mask = batch["mask"]
+    users = jnp.maximum(mask.sum(), 1.0)
+
+    def mean(values):
+        return (values.astype(jnp.float32).mean(1) * mask).sum() / users
+
+    answered = reasoning.complete
+    statistics = {
+        "reward": mean(outcome.reward.T),
+        "complete": mean(answered),
+        "reasoning_tokens": mean(reasoning.length),
+        "length_reward": mean(rewards.length(reasoning.length, config.length_limit)),
+        "first_accuracy": mean(accuracies[..., 0] * answered),
+        "accuracy": mean(accuracies.mean(-1) * answered),
+        "validity": mean(validities.mean(-1) * answered),
+        "target_below_mean": mean(has_target & (advantages.T < 0)),
+    }
+    return Rollouts(tokens, lengths, advantages, has_target, statistics)
+
+
+@functools.lru_cache
+def rl_step(network: Decoder, config: RLConfig, controls: Tokens, seed: int) -> Any:
+    """(state, batch, rate) -> (state, statistics); one function for the stages of a run."""
+    optimizer = optimizer_of(config)
+
+    def step(state: State, batch: dict[str, Any], learning_rate: jax.Array) -> Any:
+        params, trie = state["params"], batch["trie"]
+        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state["step"])
+        key = jax.random.fold_in(key, batch["stage"])
+        found = roll_out(network, lora.whole(params), batch, key, config, trie, controls)
+
+        def log_probs(trained):
+            return jnp.moveaxis(
+                generation.teacher_forced(
+                    network,
+                    lora.whole(params, trained),
+                    batch["prompts"],
+                    batch["lengths"],
+                    found.tokens,
+                    found.lengths,
+                ),
+                0,
+                1,
+            )
+
+        old, reference = log_probs(params["trained"]), log_probs(state["reference"])
+        counts = jnp.arange(found.tokens.shape[-1]) < found.lengths[..., None]
+        if config.mask_correct_when_negative:
+            counts &= ~(found.has_target & (found.advantages.T < 0))[..., None]
+        counts = jnp.moveaxis(counts, 0, 1)
+
+        def loss_of(trained):
+            value, statistics = r_grpo.objective(
+                log_probs(trained),
+                old,
+                reference,
+                found.advantages,
+                counts,
+                batch["mask"],
+                clip_eps=config.clip_eps,
+                kl_weight=config.kl_weight,
+            )
+            return -value, statistics
+
+        def update(carry, _):
+            trained, moments = carry
+            (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
+            updates, moments = optimizer.update(gradient, moments, trained)
+            trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
+            return (trained, moments), {"loss": loss, **statistics}
+
+        start = (params["trained"], state["optimizer"])
+        (trained, moments), every = jax.lax.scan(update, start, length=config.updates_per_rollout)
+        statistics = {name: values.mean() for name, values in every.items()}
+        return {
+            **state,
+            "step": state["step"] + 1,
+            "params": {**params, "trained": trained},
+            "optimizer": moments,
+        }, statistics | found.statistics
+
+    return step
+
+
+class RLTask:
+    """A `core.task.Task` over the prompts of one subset.
+
+    Args:
+      name: of the stage.
+      number: of the iteration, so that each draws its own.
+      network, config, controls: see there.
+      prompts, lengths: int32 [E, T] and [E], ending in <think>.
+      targets: int32 [E, L], tokens of the items.
+      trie: of the catalogue.
+      max_steps: rollouts.
+      initial: makes the parameters before the first update; they stay the reference policy.
+      evaluate, selection, tables, seed: as of `SFTTask`.
+    """
+
+    partition: Partition | None = None  # one device
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        network: Decoder,
+        config: RLConfig,
+        controls: Tokens,
+        *,
+        prompts: np.ndarray,
+        lengths: np.ndarray,
+        targets: np.ndarray,
+        trie: Trie,
+        max_steps: int,
+        initial: Callable[[], Any],
+        evaluate: Callable[[Any, Any], dict[str, float]],
+        selection: str,
+        tables: dict[str, np.ndarray],
+        seed: int,
+    ):
+        self.name, self.selection, self.batch_size = name, selection, config.batch_size
+        self.config, self.max_steps = config, max_steps
+        self._data = {"prompts": prompts, "lengths": lengths, "targets": targets}
+        self._constant = {"trie": trie, "stage": np.int32(number)}
+        self._initial, self._evaluate, self._tables = initial, evaluate, tables
+        self._seed = seed + number
+        self.steps_per_epoch = steps_for(len(prompts), config.batch_size)
+        self.train_step = rl_step(network, config, controls, seed)
+
+    def init(self) -> State:
+        params = self._initial()
+        return {
+            "step": jnp.int32(0),
+            "params": params,
+            "reference": jax.tree.map(jnp.copy, params["trained"]),
+            "optimizer": optimizer_of(self.config).init(params["trained"]),
+            "tables": {name: jnp.asarray(table) for name, table in self._tables.items()},
+        }
+
+    def batches(self, start_step: int) -> Iterator[dict[str, Any]]:
+        count, size = len(self._data["prompts"]), self.batch_size
+        step = start_step
+        while True:
+            epoch, place = divmod(step, self.steps_per_epoch)
+            order = np.random.default_rng((self._seed, epoch)).permutation(count)
+            rows = order[place * size : (place + 1) * size]
+            mask = (np.arange(size) < len(rows)).astype(np.float32)
+            rows = np.pad(rows, (0, size - len(rows)))
+            batch = {name: array[rows] for name, array in self._data.items()}
+            yield batch | self._constant | {"mask": mask}
+            step += 1
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        return self._evaluate(state["params"], state["tables"])

@@ -1,0 +1,89 @@
+"""The self-evolving loop of CRS, 3.2 and Eq. 2, over stages that can each be resumed."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from crs_jax.subsets import Case, Subsets
+
+_LOG = logging.getLogger(__name__)
+# (stage, iteration, its cases, parameters before) -> parameters after.
+Train = Callable[[str, int, list[Case], Any], Any]
+# Parameters -> cases of the training corpus.
+Collect = Callable[[Any, int], list[Case]]
+
+
+def rl_stage(iteration: int) -> str:
+    """M_rl^i."""
+    return f"rl_{iteration}"
+
+
+def sft_stage(iteration: int) -> str:
+    """M_sft^i; M_sft^0 is the distilled model."""
+    return f"sft_{iteration}"
+
+
+def sft_only_stage(iteration: int) -> str:
+    """The variant without RL after i rounds (4.3)."""
+    return f"sft_only_{iteration}"
+
+
+def evolve(
+    params: Any,
+    iterations: int,
+    subsets: Subsets,
+    *,
+    incorrect: Collect,
+    correct: Collect,
+    reinforce: Train,
+    fine_tune: Train,
+) -> str | None:
+    """Runs Eq. 2 from M_sft^0.
+
+    Args:
+      params: of M_sft^0.
+      iterations: of the loop.
+      subsets: where D_rl and D_sft are kept; a subset that is there is not collected again.
+      incorrect, correct: collect D_rl^i and D_sft^i.
+      reinforce, fine_tune: train a stage, or continue it.
+
+    Returns:
+      Why the loop ended early, or None.
+    """
+    for iteration in range(iterations):
+        stage = rl_stage(iteration)
+        cases = subsets.get(stage, functools.partial(incorrect, params, iteration))
+        if not cases:
+            return _early(f"no incorrect cases are left for {stage}")
+        _LOG.info("%s: %d incorrect cases", stage, len(cases))
+        params = reinforce(stage, iteration, cases, params)
+        stage = sft_stage(iteration + 1)
+        cases = subsets.get(stage, functools.partial(correct, params, iteration))
+        if not cases:
+            return _early(f"there are no correct cases for {stage}")
+        _LOG.info("%s: %d correct cases", stage, len(cases))
+        params = fine_tune(stage, iteration, cases, params)
+    return None
+
+
+def evolve_without_rl(
+    params: Any, iterations: int, subsets: Subsets, *, correct: Collect, fine_tune: Train
+) -> str | None:
+    """The variant of 4.3: each iteration fine-tunes on what the model before it got right."""
+    for iteration in range(iterations):
+        stage = sft_only_stage(iteration + 1)
+        cases = subsets.get(stage, functools.partial(correct, params, iteration))
+        if not cases:
+            return _early(f"there are no correct cases for {stage}")
+        _LOG.info("%s: %d correct cases", stage, len(cases))
+        params = fine_tune(stage, iteration, cases, params)
+    return None
+
+
+def _early(reason: str) -> str:
+    message = f"{reason}: the loop ends early"
+    _LOG.info(message)
+    return message

@@ -1,0 +1,134 @@
+"""The training subsets of Eq. 2 on disk, whole or not at all, each with its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from core.errors import UserError
+from core.workdir import write_atomically
+from crs_jax.inference import Answers
+
+
+class Case(NamedTuple):
+    """One training example and what the model made of it.
+
+    Attributes:
+      example: its place among the training examples.
+      reasoning: token ids without the end; what was said before the answer.
+      answer: the item ranked first.
+    """
+
+    example: int
+    reasoning: list[int]
+    answer: int
+
+
+def incorrect(
+    answers: Answers, targets: np.ndarray, examples: np.ndarray, sample: int, seed: int
+) -> list[Case]:
+    """Sample(Incorrect(D, M)) of Eq. 2: the first answer is not the target.
+
+    Args:
+      answers: to the prompts of `examples` int [E], places among the training examples.
+      targets: int [E], items.
+      sample: cases at most, chosen by `seed`; 0 for all.
+    """
+    wrong = np.flatnonzero(answers.items[:, 0] != targets)
+    if 0 < sample < len(wrong):
+        wrong = np.sort(np.random.default_rng(seed).choice(wrong, sample, replace=False))
+    return _cases(answers, examples, wrong)
+
+
+def correct(
+    answers: Answers, targets: np.ndarray, examples: np.ndarray, end_think: int
+) -> list[Case]:
+    """Correct(D, M) of Eq. 2: the first answer is the target, and the reasoning has an end."""
+    last = np.maximum(answers.lengths - 1, 0)[:, None]
+    ended = np.take_along_axis(answers.reasoning, last, 1)[:, 0] == end_think
+    right = np.flatnonzero((answers.items[:, 0] == targets) & ended & (answers.lengths > 0))
+    return _cases(answers, examples, right, end_think)
+
+
+def _cases(
+    answers: Answers, examples: np.ndarray, rows: np.ndarray, end_think: int | None = None
+) -> list[Case]:
+    found = []
+    for row in rows.tolist():
+        said = answers.reasoning[row, : answers.lengths[row]].tolist()
+        if said and said[-1] == end_think:
+            said = said[:-1]
+        found.append(Case(int(examples[row]), said, int(answers.items[row, 0])))
+    return found
+
+
+class Subsets:
+    """A folder of subsets by name.
+
+    Args:
+      folder: made on the first save.
+      decode: the text of reasoning, written beside the tokens for whoever reads the file.
+    """
+
+    def __init__(self, folder: str, decode: Callable[[Sequence[int]], str]):
+        self._folder, self._decode = folder, decode
+
+    def get(self, name: str, make: Callable[[], list[Case]]) -> list[Case]:
+        """The subset of that name, made and saved on first use.
+
+        Raises:
+          UserError: a saved file that is not what was saved.
+        """
+        if not os.path.exists(self._path(name, "json")):
+            self._save(name, make())
+        return self._load(name)
+
+    def hashes(self) -> dict[str, dict[str, object]]:
+        """{'rows', 'sha256'} of each subset."""
+        if not os.path.isdir(self._folder):
+            return {}
+        names = sorted(
+            file.removesuffix(".json")
+            for file in os.listdir(self._folder)
+            if file.endswith(".json")
+        )
+        return {name: self._about(name) for name in names}
+
+    def _path(self, name: str, kind: str) -> str:
+        return os.path.join(self._folder, f"{name}.{kind}")
+
+    def _about(self, name: str) -> dict[str, object]:
+        with open(self._path(name, "json"), encoding="utf-8") as file:
+            return json.load(file)
+
+    def _save(self, name: str, cases: Sequence[Case]) -> None:
+        os.makedirs(self._folder, exist_ok=True)
+        lines = [
+            json.dumps({**case._asdict(), "text": self._decode(case.reasoning)}, ensure_ascii=False)
+            for case in cases
+        ]
+        text = "".join(line + "\n" for line in lines)
+        write_atomically(self._path(name, "jsonl"), text)
+        # Last: without it the subset is made again.
+        about = {"rows": len(cases), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        write_atomically(self._path(name, "json"), json.dumps(about) + "\n")
+
+    def _load(self, name: str) -> list[Case]:
+        path, about = self._path(name, "jsonl"), self._about(name)
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        except OSError:
+            text = ""
+        if hashlib.sha256(text.encode()).hexdigest() != about["sha256"]:
+            raise UserError(
+                f"expected the subset that was saved in {path}, found other content; remove it and "
+                f"{os.path.basename(self._path(name, 'json'))} beside it, and run again"
+            )
+        rows = [json.loads(line) for line in text.splitlines()]
+        return [Case(row["example"], row["reasoning"], row["answer"]) for row in rows]

@@ -1,0 +1,94 @@
+"""Reasoning to distil from: a file of traces, or the offline template teacher (CRS 3.2).
+
+A file has one JSON object a line: {"user": ..., "query": ..., "item": ..., "reasoning": ...}, with
+the names of the source. What tells the target's title or an id is dropped: such reasoning cannot be
+had at inference.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from core.errors import UserError
+
+_KEYS = ("user", "query", "item", "reasoning")
+_ID = re.compile(r"<[a-z]_\d+>|</?think>|<\|")
+_WORD = re.compile(r"\w+")
+
+
+class Trace(NamedTuple):
+    """The reasoning of a teacher about one training example; names are the source's."""
+
+    user: str
+    query: str
+    item: str
+    reasoning: str
+
+
+def read_traces(path: str) -> list[Trace]:
+    """The traces of a file.
+
+    Raises:
+      UserError: no such file, or broken JSON or a missing key: names the line.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"expected a file of traces at {path}, found {type(error).__name__}; correct "
+            "config.distill.traces"
+        ) from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            found.append(Trace(*(str(record[key]) for key in _KEYS)))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"expected a JSON object with {', '.join(_KEYS)} in line {number} of {path}, found "
+                f"{line[:60]!r}; mend the file"
+            ) from None
+    return found
+
+
+def leaks(reasoning: str, title: str) -> bool:
+    """Whether a trace holds the target's title, an id or a control token."""
+    own = " ".join(_WORD.findall(reasoning.lower()))
+    wanted = " ".join(_WORD.findall(title.lower()))
+    return bool(_ID.search(reasoning)) or (bool(wanted) and f" {wanted} " in f" {own} ")
+
+
+class TemplateTeacher:
+    """Writes short reasoning from a context and the target's title, without any model.
+
+    It says which of the query's words the target's title has in common, and what the latest other
+    query was about, in one of several wordings: the offline stand-in for a large model, whose
+    traces come from a file.
+    """
+
+    _WORDINGS = (
+        "It is about {topic}{before}.",
+        "The user wants {topic}{before}.",
+        "About {topic}{before}, so {topic}.",
+    )
+
+    def reasoning(self, query: str, earlier: Sequence[str], title: str, number: int) -> str:
+        """The trace of example `number`, which decides the wording.
+
+        Args:
+          earlier: queries before, oldest first.
+          title: the target's.
+        """
+        words = _WORD.findall(query)
+        known = set(_WORD.findall(title.lower()))
+        common = [word for word in words if word.lower() in known]
+        topic = min(common or words or [query], key=len)
+        other = next((text for text in reversed(earlier) if text != query), "")
+        before = f" after {min(_WORD.findall(other), key=len)}" if _WORD.search(other) else ""
+        return self._WORDINGS[number % len(self._WORDINGS)].format(topic=topic, before=before)

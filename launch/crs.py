@@ -1,0 +1,415 @@
+"""CRS from a config: alignment, distillation, the self-evolving loop, evaluation of every stage."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from core import metrics
+from core import trie as tries
+from core.errors import UserError
+from core.loop import LoopConfig, run_stage
+from core.workdir import Workdir, write_atomically
+from crs_jax import contexts, decoder_checkpoints, lora, self_evolve
+from crs_jax.decoder import Decoder, init_params
+from crs_jax.decoder_config import of_size
+from crs_jax.inference import Answers, Inference
+from crs_jax.packing import Example, prompt_array
+from crs_jax.rl_task import RLConfig, RLTask, Tokens
+from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
+from crs_jax.sft_task import SFTConfig, SFTTask
+from crs_jax.subsets import Case, Subsets, correct, incorrect
+from input_pipelines.search_task import SearchExamples
+from launch import results, search_protocol
+from launch.crs_examples import CRSExamples
+from launch.data import Data
+from launch.experiment import build
+from launch.search_protocol import PROTOCOL
+
+_LOG = logging.getLogger(__name__)
+ALIGN, DISTILL = "align", sft_stage(0)
+
+
+class CRSExperiment:
+    """Stages align, sft_0 (distilled), rl_0, sft_1, ..., and sft_only_1, ...
+
+    Args:
+      config: a resolved config (`launch.data.resolve`).
+      data: the data it names.
+
+    Raises:
+      UserError: a setting that does not exist or fit, a checkpoint or tokenizer that does not, or
+        data without texts or searches.
+    """
+
+    evaluator = None
+
+    def __init__(self, config: config_dict.ConfigDict, data: Data):
+        self.config, self.data = config, data
+        search_protocol.check(config)
+        if (config.mesh.data, config.mesh.table) != (1, 1):
+            raise UserError(
+                f"expected config.mesh of 1 x 1 for crs, which trains on one device so far, found "
+                f"{config.mesh.data} x {config.mesh.table}; leave it"
+            )
+        rounds = range(config.evolve.iterations)
+        evolved = [name for i in rounds for name in (rl_stage(i), sft_stage(i + 1))]
+        alone = [sft_only_stage(i + 1) for i in rounds] if config.evolve.sft_only else []
+        # The latest first, for whoever restores without naming one.
+        self.stages: tuple[str, ...] = (*reversed([ALIGN, DISTILL, *evolved]), *reversed(alone))
+        checkpoint = config.model.checkpoint
+        text_rows = decoder_checkpoints.checkpoint_rows(checkpoint) if checkpoint else None
+        self.examples = CRSExamples(config, data, text_rows)
+        words = self.examples.vocabulary
+        sizes = {
+            key: value
+            for key, value in config.model.to_dict().items()
+            if key not in ("size", "checkpoint")
+        }
+        try:
+            shape = of_size(config.model.size, words.text_rows, words.new_rows, **sizes)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.model: {error}; see crs_jax/decoder_config.py") from None
+        self.network = Decoder(shape)
+        self._sft = build(SFTConfig, config.sft.to_dict(), section="sft")
+        self._rl = build(
+            RLConfig,
+            config.rl.to_dict() | {"max_reasoning": config.prompts.max_reasoning},
+            section="rl",
+        )
+        if len(self._rl.accuracy_weights) != len(words.levels) - 1:
+            raise UserError(
+                f"expected config.rl.accuracy_weights for {len(words.levels) - 1} levels, found "
+                f"{len(self._rl.accuracy_weights)}; give one a k-means level"
+            )
+        codes = len(words.levels)
+        longest = config.prompts.max_prompt + max(
+            config.prompts.max_reasoning + codes + 1, config.prompts.max_answer
+        )
+        if self._sft.row_length < longest:
+            raise UserError(
+                f"expected config.sft.row_length of at least {longest}, a prompt and its answer, "
+                f"found {self._sft.row_length}; raise it"
+            )
+        self._controls = Tokens(words.think, words.end_think, words.end)
+        self._trie = tries.build(
+            self.examples.item_tokens[1:], np.arange(1, len(self.examples.item_tokens))
+        )
+        self._inference = Inference(
+            self.network,
+            self._controls,
+            self._trie,
+            max_reasoning=config.prompts.max_reasoning,
+            batch_size=config.eval.batch_size,
+        )
+        self._tables = {
+            "identifiers": np.frombuffer(bytes.fromhex(self.examples.ids.hash), np.uint8)
+        }
+        self._prompts: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]] = {}
+
+    def held_out(self, split: str) -> SearchExamples:
+        """The searches of a split that are evaluated."""
+        return search_protocol.held_out(self.config, self.data, split)
+
+    def _asked(self, split: str, reason: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts of a split ('train' too) as an array, and their lengths."""
+        if (split, reason) not in self._prompts:
+            examples = self.examples.train if split == "train" else self.held_out(split)
+            prompts = self.examples.prompts(examples, reason=reason)
+            self._prompts[split, reason] = prompt_array(prompts, self.config.prompts.max_prompt)
+        return self._prompts[split, reason]
+
+    def answers(self, params: Any, split: str, rows: np.ndarray | None = None) -> Answers:
+        """Two-step inference on a split, or on some rows of it."""
+        prompts, lengths = self._asked(split, True)
+        if rows is not None:
+            prompts, lengths = prompts[rows], lengths[rows]
+        return self._inference(params, prompts, lengths, width=self.config.eval.beam, reason=True)
+
+    def evaluate(
+        self, params: Any, tables: Any, split: str, protocol: str, *, reason: bool = True
+    ) -> metrics.Sums:
+        """Metrics of a stage's parameters on the searches of a split.
+
+        Raises:
+          UserError: no such protocol, or the parameters were trained with other ids.
+        """
+        self.columns("search", protocol.removeprefix("search/"))
+        trained = bytes(np.asarray(tables["identifiers"])).hex()
+        if trained != self.examples.ids.hash:
+            raise UserError(
+                f"expected the semantic ids {trained} that this run was trained with, found "
+                f"{self.examples.ids.hash}; train in another --workdir"
+            )
+        prompts, lengths = self._asked(split, reason)
+        found = self._inference(
+            params, prompts, lengths, width=self.config.eval.beam, reason=reason
+        )
+        sums = metrics.Sums(tuple(self.config.eval.metrics))
+        above, tied, broken = found.ranks(self.held_out(split).item)
+        sums.add(above, tied, np.ones(len(above)), broken)
+        return sums
+
+    def columns(self, task: str, protocol: str) -> tuple[str, ...]:
+        return search_protocol.columns(task, protocol)
+
+    def details(self, split: str, protocol: str) -> dict[str, Any]:
+        """Further arguments of `results.save` for a row."""
+        del protocol
+        initial = self.config.model.checkpoint or "from scratch"
+        more = {"task": "search", "identifiers": self.examples.ids.hash, "initial": initial}
+        return {"users": self.held_out(split).user, "more": more}
+
+    def predict(self, params: Any, asked: Sequence[str], top_k: int) -> Iterator[dict[str, Any]]:
+        """Answers queries with everything their users have done before.
+
+        Args:
+          asked: 'USER TAB QUERY', or 'USER' for the user's latest query.
+
+        Yields:
+          user, query, rank, item, id, score (log-likelihood of the id in nats) and reasoning.
+
+        Raises:
+          UserError: an unknown user, or one without a query.
+        """
+        contexts_of = [self.examples.asked(line) for line in asked]
+        limit = self.config.prompts.max_prompt
+        words = self.examples.vocabulary
+        prompts = [
+            contexts.user_prompt(context, words, limit=limit, reason=True)
+            for _, context in contexts_of
+        ]
+        width = max(self.config.eval.beam, top_k)
+        found = self._inference(params, *prompt_array(prompts, limit), width=width, reason=True)
+        for row, (user, context) in enumerate(contexts_of):
+            said = found.reasoning[row, : found.lengths[row]].tolist()
+            if said and said[-1] in (words.end_think, words.end):
+                said = said[:-1]
+            ranked = zip(found.items[row].tolist(), found.scores[row].tolist(), strict=True)
+            for rank, (item, score) in enumerate(list(ranked)[:top_k], start=1):
+                if item > 0:
+                    yield {
+                        "user": user,
+                        "query": context.query,
+                        "rank": rank,
+                        "item": str(self.data.log.item_ids[item]),
+                        "id": self.examples.name(item),
+                        "score": round(score, 6),
+                        "reasoning": words.decode(said),
+                    }
+
+    def abstract_state(self, stage: str) -> Any:
+        """Shapes and dtypes of a stage's state, to restore a checkpoint into."""
+        return jax.eval_shape(lambda: self._any_task(stage).init())
+
+    def _any_task(self, stage: str) -> Any:
+        initial = self._start_shapes
+        if stage in [rl_stage(i) for i in range(self.config.evolve.iterations)]:
+            prompts, lengths = np.zeros((1, 1), np.int32), np.ones(1, np.int32)
+            targets = np.zeros((1, 1), np.int32)
+            return self._rl_task(stage, 0, prompts, lengths, targets, initial)
+        return self._sft_task(stage, [Example([0], [0])], 1.0, initial)
+
+    def _start_shapes(self) -> Any:
+        flat = init_params(self.network.config, jax.random.key(0))
+        return lora.split(flat, self.network.config.lora_rank > 0)
+
+    def _start(self) -> Any:
+        shape = self.network.config
+        key = jax.random.key(self.config.seed)
+        if self.config.model.checkpoint:
+            params = decoder_checkpoints.from_hugging_face(self.config.model.checkpoint, shape, key)
+        else:
+            params = init_params(shape, key)
+        return lora.split(params, shape.lora_rank > 0)
+
+    def _validate(self, params: Any, tables: Any, *, reason: bool) -> dict[str, float]:
+        sums = self.evaluate(params, tables, "validation", PROTOCOL, reason=reason)
+        return {metrics.full_name(name, PROTOCOL): value for name, value in sums.means().items()}
+
+    def _sft_task(
+        self, stage: str, examples: Sequence[Example], epochs: float, initial: Any
+    ) -> SFTTask:
+        return SFTTask(
+            stage,
+            self.network,
+            self._sft,
+            examples=examples,
+            epochs=epochs,
+            initial=initial,
+            evaluate=functools.partial(self._validate, reason=stage != ALIGN),
+            selection=self.config.eval.selection,
+            tables=self._tables,
+            seed=self.config.seed,
+        )
+
+    def _rl_task(
+        self,
+        stage: str,
+        iteration: int,
+        prompts: np.ndarray,
+        lengths: np.ndarray,
+        targets: np.ndarray,
+        initial: Any,
+    ) -> RLTask:
+        return RLTask(
+            stage,
+            iteration,
+            self.network,
+            self._rl,
+            self._controls,
+            prompts=prompts,
+            lengths=lengths,
+            targets=targets,
+            trie=self._trie,
+            max_steps=self.config.rl.steps,
+            initial=initial,
+            evaluate=functools.partial(self._validate, reason=True),
+            selection=self.config.eval.selection,
+            tables=self._tables,
+            seed=self.config.seed,
+        )
+
+    def _run(self, workdir: Workdir, task: SFTTask | RLTask, rate: float, evals: int) -> Any:
+        """Trains a stage or continues it, tests it once, and gives its parameters."""
+        steps, loop = task.max_steps, self.config.loop
+        finished = run_stage(
+            task,
+            LoopConfig(
+                max_steps=steps,
+                eval_every=max(1, steps // evals),
+                checkpoint_every=loop.checkpoint_every,
+                log_every=loop.log_every,
+                learning_rate=rate,
+                # The schedule is the only change of rate, and its end the only stop.
+                min_learning_rate=rate,
+                plateau_factor=1.0,
+                plateau_patience=steps + 1,
+                stop_patience=steps + 1,
+            ),
+            workdir,
+        )
+        self._test(workdir, task.name, finished.best_step, finished.state)
+        return finished.state["params"]
+
+    def _test(self, workdir: Workdir, stage: str, step: int, state: Any) -> None:
+        done = {(row["stage"], row["step"]) for row in workdir.read_results()["rows"]}
+        if (stage, step) in done:
+            return
+        reason = stage != ALIGN
+        sums = self.evaluate(state["params"], state["tables"], "test", PROTOCOL, reason=reason)
+        details = self.details("test", PROTOCOL)
+        algorithm = self._rl.algorithm if stage.startswith("rl_") else None
+        groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)
+        details["more"] |= {"user_groups": groups, "algorithm": algorithm}
+        results.save(
+            workdir,
+            sums,
+            stage=stage,
+            split="test",
+            protocol=PROTOCOL,
+            step=step,
+            config=self.config,
+            data=self.data,
+            **details,
+        )
+
+    def run(self, workdir: Workdir) -> None:
+        """Trains every stage, or continues, and reads the test split once for each."""
+        config = self.config
+        words = self.examples.vocabulary
+        _LOG.info(
+            "ids of %s codes; %d tokens, %d of them codes; %d training searches",
+            " x ".join(map(str, words.levels)),
+            words.size,
+            words.new_rows,
+            len(self.examples.train),
+        )
+        write_atomically(workdir.file("tokenizer.json"), words.to_json())
+        self.examples.ids.save(workdir.path)
+        aligning = self._sft_task(
+            ALIGN, self.examples.alignment(), config.align.epochs, self._start
+        )
+        params = self._run(workdir, aligning, config.align.learning_rate, config.align.evals)
+        told = [Case(row, tokens, 0) for row, tokens in self.examples.distillation()]
+        distilled = self._fine_tune(workdir, config.distill, DISTILL, 0, told, params)
+        subsets = Subsets(workdir.file("subsets", ""), words.decode)
+        fine_tune = functools.partial(self._fine_tune, workdir, config.evolve)
+        early = self_evolve.evolve(
+            distilled,
+            config.evolve.iterations,
+            subsets,
+            incorrect=self._incorrect,
+            correct=self._correct,
+            reinforce=functools.partial(self._reinforce, workdir),
+            fine_tune=fine_tune,
+        )
+        if config.evolve.sft_only:
+            self_evolve.evolve_without_rl(
+                distilled,
+                config.evolve.iterations,
+                subsets,
+                correct=self._correct,
+                fine_tune=fine_tune,
+            )
+        self._note(workdir, subsets, early)
+
+    def _note(self, workdir: Workdir, subsets: Subsets, early: str | None) -> None:
+        """Adds what belongs to no stage to the row of each: subsets, and why a loop has ended."""
+        hashes = subsets.hashes()
+        for row in workdir.read_results()["rows"]:
+            extra = {"subset": hashes.get(row["stage"]), "ended_early": early}
+            workdir.write_result_row(row | extra)
+
+    def _collected(self, params: Any) -> tuple[Answers, np.ndarray, np.ndarray]:
+        """(answers, targets, places) of the training corpus, or of the first `evolve.corpus`."""
+        count = len(self.examples.train)
+        most = self.config.evolve.corpus
+        rows = np.arange(min(most, count) if most else count)
+        return self.answers(params, "train", rows), self.examples.train.item[rows], rows
+
+    def _incorrect(self, params: Any, iteration: int) -> list[Case]:
+        found, targets, rows = self._collected(params)
+        seed = self.config.seed + iteration
+        return incorrect(found, targets, rows, self.config.evolve.rl_sample, seed)
+
+    def _correct(self, params: Any, iteration: int) -> list[Case]:
+        del iteration
+        return correct(*self._collected(params), self._controls.end_think)
+
+    def _fine_tune(
+        self, workdir: Workdir, settings: Any, stage: str, iteration: int, cases: Any, params: Any
+    ) -> Any:
+        del iteration
+        prompts, lengths = self._asked("train", True)
+        examples = [
+            Example(
+                prompts[case.example, : lengths[case.example]].tolist(),
+                self.examples.answer(int(self.examples.train.item[case.example]), case.reasoning),
+            )
+            for case in cases
+        ]
+        task = self._sft_task(stage, examples, settings.epochs, _copies(params))
+        return self._run(workdir, task, settings.learning_rate, settings.evals)
+
+    def _reinforce(
+        self, workdir: Workdir, stage: str, iteration: int, cases: list[Case], params: Any
+    ) -> Any:
+        rows = np.array([case.example for case in cases])
+        prompts, lengths = self._asked("train", True)
+        targets = self.examples.item_tokens[self.examples.train.item[rows]]
+        task = self._rl_task(
+            stage, iteration, prompts[rows], lengths[rows], targets, _copies(params)
+        )
+        return self._run(workdir, task, self.config.rl.learning_rate, self.config.rl.evals)
+
+
+def _copies(params: Any) -> Any:
+    """Makes copies: a step donates its state, and the parameters before a stage are used again."""
+    return functools.partial(jax.tree.map, jax.numpy.copy, params)

@@ -1,0 +1,312 @@
+"""CRS's examples from a log: ids, vocabulary, contexts, prompts and answers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from ml_collections import config_dict
+
+from core import vectors
+from core.errors import UserError
+from crs_jax import contexts, semantic_ids, traces, vocabulary
+from crs_jax.contexts import Event, ItemContext, UserContext
+from crs_jax.packing import Example
+from crs_jax.semantic_ids import SemanticIds
+from crs_jax.vocabulary import Vocabulary, code_name
+from input_pipelines import histories, search_task, segmenters
+from input_pipelines.search_task import SearchExamples
+from input_pipelines.splits import Examples
+from launch.data import Data
+
+_LOG = logging.getLogger(__name__)
+TFIDF = "tfidf_svd"
+# Milliseconds of a minute, an hour and a day, with the letter of each.
+_AGES = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"))
+# Copies of the templates among the texts that a tokenizer is trained on.
+_TEMPLATE_COPIES = 50
+
+
+def age(milliseconds: int) -> str:
+    """'3h' of three hours and a bit, '0m' of seconds."""
+    for length, letter in _AGES:
+        if milliseconds >= length:
+            return f"{milliseconds // length}{letter}"
+    return "0m"
+
+
+class CRSExamples:
+    """Writes the searches of a log as prompts and answers.
+
+    Args:
+      config: a resolved config of method 'crs'.
+      data: the data it names.
+      text_rows: rows of the checkpoint's embedding; None where the network starts from scratch.
+
+    Raises:
+      UserError: items without any text, no training searches, or a setting that does not fit.
+
+    Attributes:
+      ids: SemanticIds of items 1..V.
+      vocabulary: text and id tokens.
+      item_tokens: int32 [V+1, L], the ids as tokens; row 0 is padding's.
+      train: SearchExamples of the training corpus.
+    """
+
+    def __init__(self, config: config_dict.ConfigDict, data: Data, text_rows: int | None):
+        self._config, self._data, self._log = config, data, data.log
+        self._seed = config.seed
+        self._numbers: dict[str, int] | None = None
+        self._texts = ["", *data.log.item_texts()]
+        every = search_task.training_searches(data.log, data.splits)
+        if not len(every):
+            raise UserError(
+                f"expected training searches with words and clicks in {data.label}, found none; "
+                "bring a log with searches"
+            )
+        self._sales = self._count_sales(every)
+        self.train = every.take(self._chosen(len(every), config.data.train_examples))
+        self.ids = self._make_ids()
+        self._names = ["", *self._code_names()]
+        self.vocabulary = Vocabulary(self._tokenizer(), self.ids.levels, text_rows)
+        tokens = self.vocabulary.identifiers(self.ids.codes)
+        self.item_tokens = np.pad(tokens, ((1, 0), (0, 0)))
+
+    def _chosen(self, count: int, most: int) -> np.ndarray:
+        if not 0 < most < count:
+            return np.arange(count)
+        return np.sort(np.random.default_rng(self._seed).choice(count, most, replace=False))
+
+    def _count_sales(self, searches: SearchExamples) -> np.ndarray:
+        """How often each item was clicked in training, [V+1]; nothing of a held-out user or event
+        counts."""
+        clicked = np.asarray(self._log.rec_items)[self._data.splits.training_rows]
+        items = np.concatenate([clicked, searches.item])
+        return np.bincount(items, minlength=self._log.num_items + 1)
+
+    def item_vectors(self) -> np.ndarray:
+        """Text vectors float32 [V, D] of the items, by `config.vectors`."""
+        settings, texts = self._config.vectors, self._texts[1:]
+        if settings.semantic != TFIDF:
+            return vectors.from_sentence_transformer(texts, settings.semantic)
+        factors = vectors.FactorConfig(
+            width=settings.width,
+            sketch_width=settings.sketch_width,
+            sketch_share=settings.sketch_share,
+            seed=self._seed,
+        )
+        return vectors.from_text(texts, segmenters.segmenter(self._config.data.segmenter), factors)
+
+    def _make_ids(self) -> SemanticIds:
+        """Made once for the same settings, and kept beside the prepared data."""
+        config = self._config
+        content = [self._data.log.hash, str(config.seed), config.data.segmenter]
+        content += [config[name].to_json(sort_keys=True) for name in ("vectors", "semantic_ids")]
+        digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
+        folder = os.path.join(self._data.directory, f"semantic-ids-{digest}")
+        if not os.path.isdir(folder):
+            settings = config.semantic_ids
+            found = semantic_ids.fit(
+                self.item_vectors(),
+                settings.codes,
+                last_codes=settings.last_codes,
+                seed=config.seed,
+            )
+            os.makedirs(folder, exist_ok=True)
+            found.save(folder)
+        return semantic_ids.load(folder)
+
+    def _code_names(self) -> Iterable[str]:
+        for codes in self.ids.codes.tolist():
+            yield "".join(code_name(level, code) for level, code in enumerate(codes))
+
+    def _tokenizer(self):
+        """Given by path, or trained on the catalogue and the training queries once."""
+        settings = self._config.vocabulary
+        if settings.tokenizer:
+            return vocabulary.read_tokenizer(settings.tokenizer)
+        queries = sorted({self.query(row) for row in self.train.target_row.tolist()})
+        texts = [*self._texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES]
+        texts += [self.teacher_reasoning(row) for row in range(len(self.train))]
+        digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+        path = os.path.join(self._data.directory, f"tokenizer-{settings.size}-{digest}.json")
+        if not os.path.exists(path):
+            found = vocabulary.train_tokenizer(texts, settings.size)
+            partial = f"{path}.{os.getpid()}.partial"
+            found.save(partial)
+            os.replace(partial, path)
+        return vocabulary.read_tokenizer(path)
+
+    def query(self, search: int) -> str:
+        """The text of a search."""
+        return histories.query_text(self._log, search)
+
+    def item_context(self, item: int) -> ItemContext:
+        return ItemContext(title=self._texts[item], sales=int(self._sales[item]))
+
+    def name(self, item: int) -> str:
+        """The id of an item as text."""
+        return self._names[item]
+
+    def context(
+        self, user: int, rec_end: int, search_end: int, query: str, now: int | None
+    ) -> UserContext:
+        """A user's latest events of both kinds before a query, at most `config.data.history`.
+
+        Args:
+          rec_end, search_end: as of `splits.Examples`.
+          now: the query's time; None takes that of the latest event.
+        """
+        log, most = self._log, self._config.data.history
+        clicks = np.arange(max(int(log.rec_offsets[user]), rec_end - most), rec_end)
+        searches = np.arange(max(int(log.search_offsets[user]), search_end - most), search_end)
+        times = np.concatenate([log.rec_times[clicks], log.search_times[searches]]).astype(np.int64)
+        order = np.argsort(times, kind="stable")[len(times) - min(most, len(times)) :]
+        if now is None:
+            now = int(times.max(initial=0))
+        events = []
+        for place in order.tolist():
+            when = self._age(now - int(times[place]))
+            if place < len(clicks):
+                item = int(log.rec_items[clicks[place]])
+                events.append(Event(clicked=[self.name(item)], time=when))
+                continue
+            row = int(searches[place - len(clicks)])
+            first = int(log.click_offsets[row])
+            last = min(int(log.click_offsets[row + 1]), first + self._config.data.clicks)
+            clicked = [self.name(int(item)) for item in log.click_items[first:last]]
+            events.append(Event(query=self.query(row) or None, clicked=clicked, time=when))
+        return UserContext(query=query, events=events)
+
+    def _age(self, difference: int) -> str | None:
+        return age(difference) if self._config.data.times == "milliseconds" else None
+
+    def asked(self, line: str) -> tuple[str, UserContext]:
+        """The user's name and the context of 'USER TAB QUERY', or of 'USER' and the latest query.
+
+        Raises:
+          UserError: an unknown user, or one without a query.
+        """
+        log = self._log
+        if self._numbers is None:
+            self._numbers = {name: i for i, name in enumerate(log.user_ids.tolist()) if i}
+        name, tab, query = line.partition("\t")
+        if name not in self._numbers:
+            raise UserError(
+                f"expected user ids of {self._data.label}, found {name!r}; correct the --users file"
+            )
+        user = self._numbers[name]
+        rec_end, search_end = (
+            int(offsets[user + 1]) for offsets in (log.rec_offsets, log.search_offsets)
+        )
+        if not tab:
+            searches = range(int(log.search_offsets[user]), search_end)
+            query = next((text for row in reversed(searches) if (text := self.query(row))), "")
+        if not query.strip():
+            raise UserError(
+                f"expected a query of user {name}, found none in the log; write {name} TAB query"
+            )
+        return name, self.context(user, rec_end, search_end, query, None)
+
+    def context_of(self, examples: Examples, row: int) -> UserContext:
+        """The context of a search example."""
+        search = int(examples.target_row[row])
+        return self.context(
+            int(examples.user[row]),
+            int(examples.rec_end[row]),
+            int(examples.search_end[row]),
+            self.query(search),
+            int(self._log.search_times[search]),
+        )
+
+    def prompts(self, examples: Examples, *, reason: bool) -> list[list[int]]:
+        """Prompts of search examples. Raises UserError where one is too long without history."""
+        limit = self._config.prompts.max_prompt
+        return [
+            contexts.user_prompt(
+                self.context_of(examples, row), self.vocabulary, limit=limit, reason=reason
+            )
+            for row in range(len(examples))
+        ]
+
+    def answer(self, item: int, reasoning: Sequence[int] | None = None) -> list[int]:
+        """The tokens after a prompt: the reasoning and its end where there is one, id and end."""
+        words = self.vocabulary
+        said = [] if reasoning is None else [*reasoning, words.end_think]
+        return [*said, *self.item_tokens[item].tolist(), words.end]
+
+    def alignment(self) -> list[Example]:
+        """Item -> id, id -> item, context -> id (3.1.2); of items that training has shown."""
+        words, limit = self.vocabulary, self._config.prompts.max_prompt
+        found = []
+        for item in np.flatnonzero(self._sales > 0).tolist():
+            context = self.item_context(item)
+            asked = words.encode(contexts.item_to_id_prompt(context))[-limit:]
+            found.append(Example(asked, self.answer(item)))
+            told = words.encode(context.to_json())[: self._config.prompts.max_answer - 1]
+            name = words.encode(contexts.id_to_item_prompt(self.name(item)))
+            found.append(Example(name, [*told, words.end]))
+        prompts = self.prompts(self.train, reason=False)
+        for prompt, item in zip(prompts, self.train.item.tolist(), strict=True):
+            found.append(Example(prompt, self.answer(item)))
+        return found
+
+    def teacher_reasoning(self, row: int) -> str:
+        """What the template teacher says about a training example."""
+        examples = self.train
+        earlier = [event.query for event in self.context_of(examples, row).events if event.query]
+        title = self._texts[int(examples.item[row])]
+        query = self.query(int(examples.target_row[row]))
+        return traces.TemplateTeacher().reasoning(query, earlier, title, row)
+
+    def distillation(self) -> list[tuple[int, list[int]]]:
+        """(training example, tokens of its reasoning) of the teacher of `config.distill`.
+
+        Traces that hold the target's title or an id are left out.
+
+        Raises:
+          UserError: a trace of no training example, or none left.
+        """
+        settings = self._config.distill
+        if settings.traces:
+            told = self._matched(traces.read_traces(settings.traces))
+        else:
+            chosen = self._chosen(len(self.train), settings.examples)
+            told = [(int(row), self.teacher_reasoning(int(row))) for row in chosen]
+        kept = [
+            (row, text)
+            for row, text in told
+            if not traces.leaks(text, self._texts[int(self.train.item[row])])
+        ]
+        _LOG.info("traces: %d of %d left without the target's title and ids", len(kept), len(told))
+        if not kept:
+            raise UserError(
+                f"expected traces that do not tell the target, found none among {len(told)}; bring "
+                "others in config.distill.traces"
+            )
+        most = self._config.prompts.max_reasoning - 1
+        return [(row, self.vocabulary.encode(text)[:most]) for row, text in kept]
+
+    def _matched(self, found: Sequence[traces.Trace]) -> list[tuple[int, str]]:
+        log, examples = self._log, self.train
+        rows: dict[tuple[str, str, str], int] = {}
+        for row in range(len(examples)):
+            key = (
+                str(log.user_ids[examples.user[row]]),
+                self.query(int(examples.target_row[row])),
+                str(log.item_ids[examples.item[row]]),
+            )
+            rows.setdefault(key, row)
+        matched = []
+        for trace in found:
+            key = (trace.user, trace.query, trace.item)
+            if key not in rows:
+                raise UserError(
+                    f"expected traces of training examples, found user {trace.user!r} with query "
+                    f"{trace.query[:40]!r} and item {trace.item!r}, which is none; drop that trace"
+                )
+            matched.append((rows[key], trace.reasoning))
+        return matched

@@ -1,0 +1,278 @@
+"""Fine-tuning and reinforcement learning on problems so small that they must be solved."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core import trie as tries
+from crs_jax import generation, lora, rl_task
+from crs_jax.decoder import Decoder, init_params
+from crs_jax.decoder_config import DecoderConfig
+from crs_jax.inference import Inference
+from crs_jax.packing import Example, prompt_array
+from crs_jax.rl_task import RLConfig, RLTask, Tokens, trajectory
+from crs_jax.sft_task import SFTConfig, SFTTask, answer_loss
+
+THINK, END_THINK, END, TEXT = 1, 2, 3, 12
+CONTROLS = Tokens(THINK, END_THINK, END)
+# Six items of three codes; the third level only tells equal ones apart.
+ITEMS = np.array(
+    [[12, 16, 20], [12, 17, 20], [13, 16, 20], [13, 18, 20], [14, 19, 20], [14, 19, 21]]
+)
+CONFIG = DecoderConfig(
+    text_rows=TEXT, new_rows=10, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_dim=32
+)
+SFT = SFTConfig(batch_size=8, row_length=16, warmup=0.1, weight_decay=0.0, clip_norm=1.0)
+RL = {
+    "algorithm": "r_grpo",
+    "batch_size": 4,
+    "trajectories": 4,
+    "answers": 4,
+    "updates_per_rollout": 1,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "max_reasoning": 4,
+    "length_limit": 3,
+    "accuracy_weights": (1.0, 0.5),
+    "prefix_accuracy": False,
+    "constrained": False,
+    "clip_eps": 0.2,
+    "kl_weight": 0.01,
+    "mask_correct_when_negative": False,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+}
+
+
+def start(config=CONFIG):
+    return lora.split(init_params(config, jax.random.key(0)), config.lora_rank > 0)
+
+
+@functools.cache
+def trie():
+    return tries.build(ITEMS, np.arange(6))
+
+
+def sft_task(examples, config=CONFIG, epochs=40.0):
+    return SFTTask(
+        "sft_0",
+        Decoder(config),
+        SFT,
+        examples=examples,
+        epochs=epochs,
+        initial=lambda: start(config),
+        evaluate=lambda params, tables: {"score": 0.0},
+        selection="score",
+        tables={"identifiers": np.zeros(8, np.uint8)},
+        seed=0,
+    )
+
+
+def rl_task_of(params, prompts, targets, seed=0, **changes):
+    tokens, lengths = prompt_array(prompts, 4)
+    return RLTask(
+        "rl_0",
+        0,
+        Decoder(CONFIG),
+        RLConfig(**{**RL, **changes}),
+        CONTROLS,
+        prompts=tokens,
+        lengths=lengths,
+        targets=ITEMS[targets].astype(np.int32),
+        trie=trie(),
+        max_steps=10,
+        initial=lambda: jax.tree.map(jnp.copy, params),
+        evaluate=lambda params, tables: {"score": 0.0},
+        selection="score",
+        tables={"identifiers": np.zeros(8, np.uint8)},
+        seed=seed,
+    )
+
+
+def run(task, steps, rate, state=None, first=0):
+    step = jax.jit(task.train_step)
+    state = task.init() if state is None else state
+    batches = task.batches(first)
+    every = []
+    for _ in range(steps):
+        state, statistics = step(state, next(batches), jnp.float32(rate))
+        every.append(jax.tree.map(float, statistics))
+    return state, every
+
+
+def test_a_trajectory_holds_the_answer_only_after_its_end():
+    reasoning = jnp.array([[[5, 2, 0, 0], [5, 6, 7, 8], [5, 3, 0, 0]]])
+    answer = jnp.array([[[12, 16, 20], [12, 17, 20], [13, 16, 20]]])
+    tokens, lengths = trajectory(
+        reasoning, jnp.array([[2, 4, 2]]), jnp.array([[True, False, False]]), answer, END
+    )
+    assert tokens[0].tolist() == [
+        [5, 2, 12, 16, 20, 3, 0, 0],
+        [5, 6, 7, 8, 0, 0, 0, 0],
+        [5, 3, 0, 0, 0, 0, 0, 0],
+    ]
+    assert lengths.tolist() == [[6, 4, 2]]
+
+
+def memorised(config=CONFIG):
+    """Four prompts with reasoning and an item each."""
+    prompts = [[4 + i, THINK] for i in range(4)]
+    answers = [[8, 9 + i % 2, END_THINK, *ITEMS[i].tolist(), END] for i in range(4)]
+    return [Example(p, a) for p, a in zip(prompts, answers, strict=True)]
+
+
+@pytest.mark.slow
+def test_fine_tuning_memorises_and_two_step_inference_repeats_it():
+    task = sft_task(memorised(), epochs=150.0)
+    state, every = run(task, 150, 0.02)
+    assert every[0]["loss"] > 2 and every[-1]["loss"] < 0.05
+    inference = Inference(Decoder(CONFIG), CONTROLS, trie(), max_reasoning=4, batch_size=3)
+    prompts, lengths = prompt_array([example.prompt for example in memorised()], 4)
+    found = inference(state["params"], prompts, lengths, width=4, reason=True)
+    assert found.items[:, 0].tolist() == [0, 1, 2, 3]
+    assert found.lengths.tolist() == [3] * 4
+    assert found.reasoning[1].tolist() == [8, 10, END_THINK, 0]
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    # The order of examples goes on where it was: the same batch as without a stop.
+    again, fresh = task.batches(3), task.batches(0)
+    for _ in range(3):
+        next(fresh)
+    for name, array in next(again).items():
+        np.testing.assert_array_equal(array, next(task.batches(3))[name])
+
+
+@pytest.mark.slow
+def test_the_loss_is_that_of_plain_rows():
+    params = init_params(CONFIG, jax.random.key(0))
+    task = sft_task([*memorised()[:2], Example([4], [5, 6])])
+    batch = next(task.batches(0))
+    loss = float(answer_loss(Decoder(CONFIG), params, batch))
+    total, count = 0.0, 0
+    for row in range(batch["tokens"].shape[0]):
+        for segment in range(1, batch["segments"][row].max() + 1):
+            places = np.flatnonzero(batch["segments"][row] == segment)
+            tokens = jnp.asarray(batch["tokens"][row, places])[None, None]
+            where = jnp.arange(len(places))[None, None]
+            logits = Decoder(CONFIG).apply(
+                {"params": params}, tokens, where, jnp.ones_like(tokens), method="read"
+            )
+            log_probs = np.asarray(jax.nn.log_softmax(logits[0, 0], -1))
+            for place in np.flatnonzero(batch["answers"][row, places]):
+                total -= log_probs[place - 1, tokens[0, 0, place]]
+                count += 1
+    assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_with_lora_only_its_own_and_the_new_rows_move():
+    config = DecoderConfig(**{**CONFIG.__dict__, "lora_rank": 2})
+    task = sft_task(memorised(), config)
+    before = task.init()
+    state, _ = run(task, 3, 0.01)
+    assert set(state["params"]["trained"]) == {
+        "embedder/new_embedding",
+        *(
+            n
+            for n in lora.split(init_params(config, jax.random.key(0)), False)["trained"]
+            if "lora_" in n
+        ),
+    }
+    for name, leaf in state["params"]["kept"].items():
+        np.testing.assert_array_equal(leaf, before["params"]["kept"][name], name)
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), state["params"]["trained"], before["params"]["trained"]
+    )
+    assert moved["embedder/new_embedding"] and moved["layers/mlp/up/lora_b"]
+
+
+@pytest.mark.slow
+def test_the_first_update_starts_at_ratio_one_and_no_kl():
+    """Old and reference policies are the current one, also where answers came from a beam."""
+    task = rl_task_of(start(), [[4, THINK], [5, 6, THINK]], [0, 3], trajectories=16)
+    state, every = run(task, 1, 0.01)
+    first = every[0]
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-6) and first["clipped"] == 0.0
+    # With ratio 1 and no KL the objective is the mean advantage, 0 within every group.
+    assert first["loss"] == pytest.approx(0.0, abs=1e-5)
+    assert 0 < first["unequal_groups"] <= 1
+    # Nothing is trained yet: some rollouts never end, their reward is -1, and nothing crashes.
+    assert first["complete"] < 1 and first["reward"] < 0.5
+    reference = state["reference"]
+    for name, leaf in task.init()["params"]["trained"].items():
+        np.testing.assert_array_equal(reference[name], leaf)
+
+
+def rewarded(algorithm, seed):
+    """Rewards before and after RL of a network that was told the format but not the items."""
+    rng = np.random.default_rng(seed)
+    examples = [
+        Example([4 + i, THINK], [8 + j, END_THINK, *ITEMS[rng.integers(6)].tolist(), END])
+        for i in range(4)
+        for j in range(4)
+    ]
+    state, _ = run(sft_task(examples, epochs=30.0), 60, 0.01)
+    task = rl_task_of(
+        state["params"],
+        [[4 + i, THINK] for i in range(4)],
+        [0, 2, 4, 3],
+        seed,
+        algorithm=algorithm,
+        trajectories=8,
+        clip_eps=0.2,
+    )
+    _, every = run(task, 60, 0.003)
+    rewards = [values["first_accuracy"] for values in every]
+    return np.mean(rewards[:5]), np.mean(rewards[-5:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["r_grpo", "grpo"])
+def test_the_accuracy_of_the_first_answer_rises(algorithm):
+    for seed in range(3):
+        before, after = rewarded(algorithm, seed)
+        print(f"{algorithm} seed {seed}: first_accuracy {before:.3f} -> {after:.3f}")
+        assert after > before + 0.1, seed
+
+
+@pytest.mark.slow
+def test_constrained_rollouts_are_always_valid_and_masks_leave_tokens_out():
+    task = rl_task_of(start(), [[4, THINK], [5, THINK]], [0, 3], constrained=True)
+    batch = next(task.batches(0))
+    roll = jax.jit(
+        lambda p, b: rl_task.roll_out(
+            Decoder(CONFIG), lora.whole(p), b, jax.random.key(0), task.config, b["trie"], CONTROLS
+        )
+    )
+    found = roll(task.init()["params"], batch)
+    complete = np.asarray(found.lengths) > 0
+    assert complete.all() and found.tokens.shape == (4, 4, 8)
+    share = float(found.statistics["complete"])
+    assert float(found.statistics["validity"]) == pytest.approx(share, abs=1e-6)
+    forced = generation.teacher_forced(
+        Decoder(CONFIG),
+        lora.whole(task.init()["params"]),
+        batch["prompts"],
+        batch["lengths"],
+        found.tokens,
+        found.lengths,
+    )
+    assert np.isfinite(forced).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": "ppo"},
+        {"trajectories": 1},
+        {"accuracy_weights": (0.5, 0.5)},
+        {"log_base": 1.0},
+        {"length_limit": 0},
+    ],
+)
+def test_settings_that_do_not_fit(changes):
+    with pytest.raises(ValueError, match="expected"):
+        RLConfig(**{**RL, **changes})

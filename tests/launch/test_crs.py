@@ -1,0 +1,257 @@
+"""CRS from configs on a made-up catalogue: whole cycles, what is refused, predictions."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import crs_amazon_beauty
+from core.checkpoints import Checkpoints
+from core.errors import UserError
+from launch.data import Data, resolve
+from launch.evaluate import evaluate
+from launch.methods import open_experiment
+from launch.predict import predict
+from launch.restore import Restored
+from launch.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+USERS, ITEMS, QUERIES = 40, 60, 6
+COLOURS = ["red", "blue", "green", "black", "white"]
+SMALL = {
+    "data.split": "by_user",
+    "semantic_ids.codes": (4, 4, 4),
+    "vocabulary.size": 330,
+    "prompts.max_prompt": 200,
+    "prompts.max_reasoning": 24,
+    "prompts.max_answer": 40,
+    "model.size": "tiny",
+    "model.dtype": "float32",
+    "model.remat": False,
+    "sft.batch_size": 32,
+    "sft.row_length": 240,
+    "align.epochs": 2.0,
+    "align.learning_rate": 5e-3,
+    "distill.epochs": 4.0,
+    "distill.learning_rate": 5e-3,
+    "rl.steps": 2,
+    "rl.batch_size": 4,
+    "rl.trajectories": 3,
+    "rl.answers": 4,
+    "rl.length_limit": 24,
+    "evolve.iterations": 1,
+    "evolve.corpus": 60,
+    "evolve.rl_sample": 8,
+    "eval.batch_size": 32,
+    "loop.checkpoint_every": 1,
+}
+
+
+def write_beauty(folder):
+    """Items of one query each; a query names the kind, the titles kind and colour."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    with open(folder / "items.jsonl", "w") as file:
+        for item in range(ITEMS):
+            title = f"kind{item % QUERIES} {COLOURS[item // QUERIES % 5]} no{item}"
+            record = {"item": item, "query_ids": [item % QUERIES], "title": title}
+            file.write(json.dumps(record) + "\n")
+    queries = [f"{q}\tkind{q} things" for q in range(QUERIES)]
+    (folder / "queries.tsv").write_text("\n".join(queries) + "\n")
+    with open(folder / "sequences.tsv", "w") as file:
+        for user in range(USERS):
+            bought = rng.permutation(ITEMS)[:6]
+            file.write(f"{user}\t{' '.join(map(str, bought))}\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_beauty(tmp_path_factory.mktemp("crs") / "beauty")
+
+
+def config_of(folder, cache, **changes):
+    config = crs_amazon_beauty.get_config()
+    config.data_dir, config.cache_dir = folder, str(cache)
+    for key, value in {**SMALL, **changes}.items():
+        *sections, name = key.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    return resolve(config)
+
+
+def opened(folder, cache, **changes):
+    config = config_of(folder, cache, **changes)
+    return open_experiment(config, Data(config))
+
+
+def test_prompts_hold_no_target_and_nothing_after_it(folder, tmp_path):
+    experiment = opened(folder, tmp_path)
+    examples, words = experiment.examples, experiment.examples.vocabulary
+    log = experiment.data.log
+    held_out = experiment.held_out("test")
+    assert len(held_out) == 4
+    for row, tokens in enumerate(examples.prompts(held_out, reason=True)):
+        context = json.loads(words.decode(tokens).split("\n")[2].removesuffix("<|im_end|>"))
+        # Positions 0..4 are history, both faces of each; 5 is the target's.
+        shown = [name for event in context["history"] for name in event["clicked"]]
+        start = int(log.rec_offsets[held_out.user[row]])
+        bought = [examples.name(int(i)) for i in log.rec_items[start : start + 6]]
+        assert set(shown) == set(bought[:5]) and bought[5] not in shown
+        assert held_out.item[row] == log.rec_items[start + 5]
+        assert tokens[-1] == words.think
+    # Sales are those of the 32 training users alone.
+    assert examples._sales.sum() == 2 * 32 * 6
+    assert set(examples.train.user.tolist()).isdisjoint(held_out.user.tolist())
+
+
+def test_distilled_traces_come_from_a_file_by_name(folder, tmp_path):
+    experiment = opened(folder, tmp_path)
+    log, train_examples = experiment.data.log, experiment.examples.train
+    rows = []
+    for row in (3, 5):
+        item = int(train_examples.item[row])
+        rows.append(
+            {
+                "user": str(log.user_ids[train_examples.user[row]]),
+                "query": experiment.examples.query(int(train_examples.target_row[row])),
+                "item": str(log.item_ids[item]),
+                "reasoning": "the user wants things",
+            }
+        )
+    rows.append(
+        rows[0] | {"reasoning": f"surely {experiment.examples._texts[int(train_examples.item[3])]}"}
+    )
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = opened(folder, tmp_path, **{"distill.traces": str(path)}).examples.distillation()
+    # The third tells its target's title.
+    assert [row for row, _ in told] == [3, 5]
+    assert experiment.examples.vocabulary.decode(told[0][1]) == "the user wants things"
+    path.write_text(json.dumps(rows[2]) + "\n")
+    with pytest.raises(UserError, match="expected traces that do not tell the target"):
+        opened(folder, tmp_path, **{"distill.traces": str(path)}).examples.distillation()
+    path.write_text(json.dumps(rows[0] | {"item": "999"}) + "\n")
+    with pytest.raises(UserError, match="item '999', which is none"):
+        opened(folder, tmp_path, **{"distill.traces": str(path)}).examples.distillation()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"eval.selection": "ndcg@5/neg99"}, "expected config.eval.selection of hr@1/search"),
+        ({"rl.accuracy_weights": (1.0, 1.0)}, "accuracy_weights for 3 levels, found 2"),
+        ({"rl.algorithm": "ppo"}, "found 'ppo'"),
+        ({"sft.row_length": 100}, "row_length of at least 240"),
+        ({"model.size": "9b"}, "found '9b'"),
+        ({"model.dtype": "int8"}, "config.model: expected dtype"),
+        ({"mesh.data": 2}, "config.mesh of 1 x 1 for crs"),
+        ({"semantic_ids.codes": (400, 4, 4)}, "at least 400 different vectors"),
+        ({"vocabulary.tokenizer": "/nowhere.json"}, "expected a tokenizer.json, found no"),
+    ],
+)
+def test_settings_that_do_not_fit(folder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        opened(folder, tmp_path, **changes)
+
+
+def test_a_prompt_longer_than_the_limit_is_refused(folder, tmp_path):
+    experiment = opened(folder, tmp_path, **{"prompts.max_prompt": 12})
+    with pytest.raises(UserError, match=r"without any history; raise config\.prompts\.max_prompt"):
+        experiment.examples.prompts(experiment.held_out("test"), reason=True)
+
+
+@pytest.mark.slow
+def test_a_whole_cycle_its_results_and_predictions(folder, tmp_path):
+    workdir = str(tmp_path / "w")
+    found = train(config_of(folder, tmp_path / "cache"), workdir)
+    stages = [row["stage"] for row in found["rows"]]
+    assert stages[:3] == ["align", "sft_0", "rl_0"]
+    row = next(row for row in found["rows"] if row["stage"] == "rl_0")
+    assert row["algorithm"] == "r_grpo" and row["examples"] == 4
+    assert set(row["metrics"]) >= {"hr@10/search/catalogue", "ndcg@10/search/catalogue"}
+    assert sum(group["examples"] for group in row["user_groups"]) == 4
+    subsets = json.loads((tmp_path / "w" / "subsets" / "rl_0.json").read_text())
+    assert subsets == row["subset"] and 0 < subsets["rows"] <= 8
+    assert os.path.exists(tmp_path / "w" / "curves.png")
+    # Opened again the stage gives what the run saved.
+    restored = Restored(workdir, "rl_0")
+    again = evaluate(restored, "test", restored.experiment.columns("search", "catalogue")[0])
+    assert again["metrics"] == row["metrics"]
+    rows = list(predict(restored, ["3", "7\tkind2 things"], 3))
+    ranked = [(user, rank) for user in ("3", "7") for rank in (1, 2, 3)]
+    assert [(row["user"], row["rank"]) for row in rows] == ranked
+    assert rows[3]["query"] == "kind2 things" and isinstance(rows[0]["reasoning"], str)
+    names = set(restored.data.log.item_ids.tolist())
+    assert all(r["item"] in names and r["id"].startswith("<a_") for r in rows)
+    with pytest.raises(UserError, match="--task=search --protocol=catalogue"):
+        restored.experiment.columns("recommendation", "neg99")
+    with pytest.raises(UserError, match="found 'nobody'"):
+        list(predict(restored, ["nobody"], 3))
+
+
+def start(folder, cache, workdir):
+    flags = [f"--config.{k}={v}" for k, v in SMALL.items()]
+    command = [sys.executable, "-m", "launch.train", "--config=configs/crs_amazon_beauty.py"]
+    command += [f"--config.data_dir={folder}", f"--config.cache_dir={cache}"]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def kill_in(process, workdir, stage):
+    """SIGKILL once a stage has a checkpoint."""
+    folder = workdir / "checkpoints" / stage
+    limit = time.monotonic() + 300
+    while time.monotonic() < limit and process.poll() is None:
+        if folder.is_dir() and any(name.name.isdigit() for name in folder.iterdir()):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    process.wait()
+    return process.returncode
+
+
+@pytest.mark.slow
+def test_killed_in_every_kind_of_stage_it_ends_in_the_same_bits(folder, tmp_path):
+    cache = tmp_path / "cache"
+    config = config_of(folder, cache)
+    train(config, str(tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    for stage in ("align", "rl_0"):
+        code = kill_in(start(folder, cache, killed), killed, stage)
+        assert code == -signal.SIGKILL, stage
+    last = start(folder, cache, killed)
+    output = last.communicate(timeout=400)[0]
+    assert last.returncode == 0, output
+    restored = Restored(str(tmp_path / "whole"))
+    for stage in ("align", "sft_0", "rl_0"):
+        like = restored.experiment.abstract_state(stage)
+        states = []
+        for name in ("whole", "killed"):
+            checkpoints = Checkpoints(str(tmp_path / name / "checkpoints" / stage))
+            states.append(checkpoints.restore(like))
+            checkpoints.close()
+        (one, _, step), (other, _, other_step) = states
+        assert step == other_step
+        for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+    def rows(name):
+        found = json.loads((tmp_path / name / "results.json").read_text())["rows"]
+        return [{k: v for k, v in row.items() if k != "written"} for row in found]
+
+    assert rows("whole") == rows("killed")

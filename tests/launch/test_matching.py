@@ -1,0 +1,68 @@
+"""Matching baselines on a catalogue whose ranks are known: ten items of each query's kind."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import matching
+from core.errors import UserError
+from launch.data import Data, resolve
+from launch.methods import open_experiment
+from launch.train import train
+
+USERS, ITEMS, KINDS = 30, 60, 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("matching") / "beauty"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = [
+        {"item": item, "query_ids": [item % KINDS], "title": f"kind{item % KINDS} no{item}"}
+        for item in range(ITEMS)
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    queries = [f"{q}\tkind{q} things" for q in range(KINDS)]
+    (folder / "queries.tsv").write_text("\n".join(queries) + "\n")
+    lines = [f"{user}\t{' '.join(map(str, rng.permutation(ITEMS)[:5]))}\n" for user in range(USERS)]
+    (folder / "sequences.tsv").write_text("".join(lines))
+    return str(folder)
+
+
+def config_of(folder, cache, system, **model):
+    config = matching.get_config(f"{system},amazon_beauty")
+    config.data_dir, config.cache_dir = folder, str(cache)
+    config.model.update(model)
+    return resolve(config)
+
+
+def test_bm25_ties_all_items_of_the_kind(folder, tmp_path):
+    found = train(config_of(folder, tmp_path, "bm25"), str(tmp_path / "w"))
+    (row,) = found["rows"]
+    # One of ten equal items is the target: expectations over their order.
+    assert row["metrics"]["hr@1/search/catalogue"] == pytest.approx(0.1)
+    assert row["metrics"]["hr@5/search/catalogue"] == pytest.approx(0.5)
+    assert row["metrics"]["hr@10/search/catalogue"] == pytest.approx(1.0)
+    assert row["examples"] == 3 and row["task"] == "search" and row["system"] == "bm25"
+    assert sum(group["examples"] for group in row["user_groups"]) == 3
+
+
+@pytest.mark.parametrize("system", ["tfidf", "dense"])
+def test_vectors_put_the_kind_first(folder, tmp_path, system):
+    config = config_of(folder, tmp_path, system, width=8)
+    experiment = open_experiment(config, Data(config))
+    means = experiment.evaluate(None, None, "test", "search/catalogue").means()
+    assert means["hr@10"] == pytest.approx(1.0) and means["hr@1"] < 1.0
+
+
+def test_what_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="system of bm25, tfidf, dense, found 'splade'"):
+        config = config_of(folder, tmp_path, "splade")
+        open_experiment(config, Data(config))
+    with pytest.raises(UserError, match="expected the package sentence-transformers"):
+        config = config_of(folder, tmp_path, "dense", vectors="nobody/knows")
+        open_experiment(config, Data(config))
+    with pytest.raises(ValueError, match="found 'bm25,mars'"):
+        matching.get_config("bm25,mars")
