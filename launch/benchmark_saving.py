@@ -3,16 +3,21 @@
     python -m launch.benchmark_saving --folder=DIR [--config=C] [--items=673000] [--batch=1024]
 
 A save returns once the arrays are copied off the devices and writes while training goes on; here
-each begins after the one before is on disk. Steps are timed without a save beside them.
+each begins after the one before is on disk. Steps are timed without a save beside them. Several
+processes, with tables cut over them by config.mesh, take --coordinator, --processes and --process
+as launch.train does; DIR is one that they share, and process 0 prints its own times.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,11 +25,14 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from core import distributed
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import compile_step
+from core.workdir import is_writer
 from input_pipelines.batches import BatchShape
 from launch import cli
+from launch.experiment import partition_of
 from launch.random_data import RandomTasks, TableSizes
 
 _USERS, _WORDS = 22_700, 395_000
@@ -40,10 +48,13 @@ def measure(config: Any, folder: str, items: int, batch_size: int, repeats: int)
       items: rows of the item table.
       repeats: steps, and saves, behind a median.
     """
-    task = RandomTasks(config, _SHAPE, TableSizes(_USERS, items, _WORDS)).pretrain(batch_size)
+    partition = partition_of(config, config.model.width)
+    sizes = TableSizes(_USERS, items, _WORDS)
+    task = RandomTasks(config, _SHAPE, sizes, partition).pretrain(batch_size)
     state = task.init()
     step = compile_step(task, state)
-    batch, rate = jax.device_put(next(task.batches(0))), np.float32(1e-3)
+    put = jax.device_put if partition is None else partition.put_batch
+    batch, rate = put(next(task.batches(0))), np.float32(1e-3)
 
     def train() -> float:
         nonlocal state
@@ -55,7 +66,7 @@ def measure(config: Any, folder: str, items: int, batch_size: int, repeats: int)
     train()
     steps = [train() for _ in range(repeats)]
     blocked, written = [], []
-    with tempfile.TemporaryDirectory(dir=folder, prefix="saves-") as directory:
+    with _shared_folder(folder) as directory:
         checkpoints = Checkpoints(os.path.join(directory, "checkpoints"))
         for number in range(repeats):
             train()
@@ -75,7 +86,19 @@ def measure(config: Any, folder: str, items: int, batch_size: int, repeats: int)
     }
 
 
+@contextlib.contextmanager
+def _shared_folder(parent: str) -> Iterator[str]:
+    """A new folder for all processes; process 0 makes it and removes it."""
+    made = tempfile.mkdtemp(dir=parent, prefix="saves-") if is_writer() else None
+    try:
+        yield distributed.of_first(made)
+    finally:
+        if made is not None:
+            shutil.rmtree(made)
+
+
 def define_flags() -> None:
+    cli.define_job_flags()
     config_flags.DEFINE_config_file("config", "configs/lcr_ser_qilin.py", "Of LCR-SER.")
     flags.DEFINE_string("folder", None, "Where checkpoints are written, and removed again.")
     flags.DEFINE_integer("items", 673_000, "Rows of the item table.", lower_bound=1)
@@ -84,13 +107,18 @@ def define_flags() -> None:
 
 
 def main() -> None:
+    cli.run_job(_measure, _measure)
+
+
+def _measure() -> None:
     given = flags.FLAGS
     if not given.folder or not os.path.isdir(given.folder):
         raise UserError(
             f"expected --folder=DIR of the disk to write to, found {given.folder}; pass a folder"
         )
     found = measure(given.config, given.folder, given.items, given.batch, given.repeats)
-    print(json.dumps(found, indent=2))
+    if is_writer():
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

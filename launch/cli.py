@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from core import distributed
 from core.errors import UserError
 from core.process_watch import ProcessWatch
 
@@ -71,6 +72,27 @@ def _parse() -> None:
 def _words(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
+
+
+def define_job_flags() -> None:
+    """The flags of a program that several processes run together."""
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0 of several; auto on Cloud TPU and SLURM."
+    )
+    flags.DEFINE_integer("processes", 1, "How many there are, with --coordinator=HOST:PORT.")
+    flags.DEFINE_integer("process", 0, "Which this is, from 0.")
+    flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes.")
+
+
+def run_job(alone: Callable[[], None], together: Callable[[], None]) -> None:
+    """Runs `alone`, or `together` with the other processes that the job's flags name."""
+    values = flags.FLAGS
+    if not values.coordinator:
+        alone()
+        return
+    found = None if values.coordinator == "auto" else values.coordinator
+    watch = distributed.start(found, values.processes, values.process, values.start_timeout)
+    run_watched(watch, together)
 
 
 def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:

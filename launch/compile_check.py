@@ -62,7 +62,7 @@ class Compiled:
       flops, bytes_accessed: of one step; loops count once, those over rounds of ids too.
       collectives: how many of each there are in the program.
       whole_shards: instructions that copy or make an array of the size of the largest table's
-        shard, whatever its shape. Both None where the program's text cannot be read.
+        shard in HBM, whatever its shape. Both None where the program's text cannot be read.
     """
 
     name: str
@@ -230,12 +230,24 @@ def program_of(compiled: Any) -> str | None:
         return None
 
 
+# What makes an array in a compiled program: its shape and layout, and of a copy in the background
+# the layout that it comes from.
+_MADE = re.compile(
+    r"= f32\[([\d,]+)\](\S*) (?:copy|broadcast|pad|reshape|transpose)\("
+    r"|= \(f32\[([\d,]+)\](\S*) f32\[[\d,]+\](\S*) \S+ copy-start\("
+)
+
+
 def copies_of(elements: int, program: str) -> int:
-    """How many instructions of a compiled program copy or make float32 arrays of this size."""
-    made = re.finditer(
-        r"= f32\[([\d,]+)\]\S* (?:copy|copy-done|broadcast|pad|reshape|transpose)\(", program
+    """How many instructions of a compiled program copy or make float32 arrays of this size in HBM.
+
+    Moves to and from the chip's scratch memory, space 1 of a layout, take no room there.
+    """
+    return sum(
+        math.prod(map(int, (match[1] or match[3]).split(","))) == elements
+        and not any("S(1)" in (layout or "") for layout in match.group(2, 4, 5))
+        for match in _MADE.finditer(program)
     )
-    return [math.prod(map(int, match[1].split(","))) for match in made].count(elements)
 
 
 def print_table(found: list[Compiled], title: str, hbm: int) -> None:

@@ -70,24 +70,13 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Config file: configs/MODEL_DATASET.py.")
     flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
-    flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0 of several; auto on Cloud TPU and SLURM."
-    )
-    flags.DEFINE_integer("processes", 1, "How many there are, with --coordinator=HOST:PORT.")
-    flags.DEFINE_integer("process", 0, "Which this is, from 0.")
-    flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes.")
+    cli.define_job_flags()
 
 
 def main() -> None:
     if flags.FLAGS.config is None:
         raise UserError("expected --config=FILE, found none; for instance configs/lcr_ser_qilin.py")
-    values = flags.FLAGS
-    if not values.coordinator:
-        _train()
-        return
-    found = None if values.coordinator == "auto" else values.coordinator
-    watch = distributed.start(found, values.processes, values.process, values.start_timeout)
-    cli.run_watched(watch, _train_in_job)
+    cli.run_job(_train, _train_in_job)
 
 
 def _train_in_job() -> None:

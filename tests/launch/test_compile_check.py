@@ -48,12 +48,17 @@ def test_an_unknown_generation_or_no_compiler_is_named():
 def test_copies_are_counted_by_size():
     program = """
       %copy.1 = f32[4,128]{1,0:T(8,128)} copy(%p.1)
-      %copy.2 = f32[8,64]{0,1:T(8,128)S(1)} copy-done(%copy-start)
+      %copy-start = (f32[8,64]{0,1:T(8,128)}, f32[8,64]{0,1}, u32[]{:S(2)}) copy-start(%p.5)
+      %copy.2 = f32[8,64]{0,1:T(8,128)} copy-done(%copy-start)
+      %copy-start.1 = (f32[4,128]{1,0:T(8,128)S(1)}, f32[4,128]{1,0}, u32[]) copy-start(%p.1)
+      %copy-start.2 = (f32[4,128]{1,0}, f32[4,128]{1,0S(1)}, u32[]{:S(2)}) copy-start(%p.6)
+      %scratch = f32[4,128]{1,0:T(8,128)S(1)} broadcast(%p.7)
       ROOT %pad = f32[2,2,128]{2,1,0} pad(%p.2, %zero), padding=0_0x0_1x0_0
       %scatter = f32[4,128]{1,0} fusion(%p.1, %ids), kind=kLoop
       %smaller = f32[4,64]{1,0} copy(%p.3)
       %integers = s32[4,128]{1,0} copy(%p.4)
     """
+    # Moves to and from the scratch memory are none.
     assert copies_of(512, program) == 3
     assert copies_of(256, program) == 1
 
