@@ -115,6 +115,19 @@ def test_nan_stops_the_run_and_names_the_step(tmp_path):
     saved.close()
 
 
+def test_scores_that_are_nan_stop_the_run_and_name_the_step(tmp_path):
+    class Broken(Quadratic):
+        def evaluate(self, state):
+            raise FloatingPointError("NaN scores in 1 of 2 examples")
+
+    workdir = open_workdir(str(tmp_path), {})
+    with pytest.raises(UserError, match="found NaN scores in 1 of 2 .* after step 5 of stage toy"):
+        run_stage(Broken(), config(checkpoint_every=100), workdir)
+    saved = Checkpoints(stage_directory(workdir, "toy"))
+    assert not saved.steps()
+    saved.close()
+
+
 def test_sigterm_saves_and_the_same_run_continues(tmp_path):
     workdir = open_workdir(str(tmp_path / "b"), {})
     with pytest.raises(Preempted, match="saved step 7"):
