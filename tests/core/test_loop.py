@@ -121,7 +121,7 @@ def test_scores_that_are_nan_stop_the_run_and_name_the_step(tmp_path):
             raise FloatingPointError("NaN scores in 1 of 2 examples")
 
     workdir = open_workdir(str(tmp_path), {})
-    with pytest.raises(UserError, match="found NaN scores in 1 of 2 .* after step 5 of stage toy"):
+    with pytest.raises(UserError, match=r"found NaN scores in 1 of 2 .* after step 5 of stage toy"):
         run_stage(Broken(), config(checkpoint_every=100), workdir)
     saved = Checkpoints(stage_directory(workdir, "toy"))
     assert not saved.steps()
