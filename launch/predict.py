@@ -4,8 +4,11 @@
 
 FILE holds one user id a line, as in the raw data. Writes one JSON line per recommendation:
 {"user": ..., "rank": 1, "item": ..., "score": ...}; items the user has touched are left out, the
-score is the logit of Eq. 10. A run of CRS answers queries: a line is `user TAB query`, or a user
-whose latest query is asked again, and the lines it writes add query, id and reasoning (launch.crs).
+score is the logit of Eq. 10. A run of GenSAR generates the items: the score is the log-likelihood
+of the identifier, "text" begins the item's text, and --query=TEXT asks for the items of a search,
+of these users or, without --users, of someone without a history.
+A run of CRS answers queries: a line of FILE is `user TAB query`, or a user whose latest query is
+asked again, and the lines it writes add query, id and reasoning (launch.crs).
 """
 
 from __future__ import annotations
@@ -22,40 +25,55 @@ from core.errors import UserError
 from core.workdir import write_atomically
 from input_pipelines import batches
 from input_pipelines.candidates import TouchedItems
+from input_pipelines.log import Log
 from input_pipelines.splits import Examples
 from launch import cli
+from launch.gensar import GenSARExperiment
+from launch.gensar_predict import top_items
 from launch.restore import Restored
 
+# Characters of an item's text that are printed.
+_TEXT = 100
 
-def predict(restored: Restored, users: Sequence[str], top_k: int) -> Iterator[dict[str, Any]]:
-    """Yields user, rank, item, score for every user, best first.
+
+def predict(
+    restored: Restored, users: Sequence[str] | None, top_k: int, query: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields user, rank, item, score (of GenSAR also text) for every user, best first.
+
+    Args:
+      users: ids as in the raw data; None, with a query, is someone without a history.
+      top_k: items of each user.
+      query: for the items of a search, of a GenSAR run.
 
     Raises:
-      UserError: a user id that the data does not hold, or more items asked for than there are.
+      UserError: a user id that the data does not hold, more items asked for than there are, or a
+        query that the run cannot answer.
     """
-    data, log = restored.data, restored.data.log
     if hasattr(restored.experiment, "predict"):
+        if users is None or query is not None:
+            raise UserError(
+                "expected --users=FILE without --query of a run of CRS; write a query after its "
+                "user and a TAB"
+            )
         yield from restored.experiment.predict(restored.params, users, top_k)
+        return
+    if isinstance(restored.experiment, GenSARExperiment):
+        yield from _generated(restored, users, top_k, query)
         return
     if restored.experiment.evaluator is None:
         raise UserError(
-            f"expected the run of a ranker, found one of {restored.experiment.config.method}, "
-            "whose beams launch.predict does not print; use launch.evaluate"
+            f"expected the run of a ranker or of gensar, found one of "
+            f"{restored.experiment.config.method}; pass another --workdir"
         )
-    numbers = {name: i for i, name in enumerate(log.user_ids.tolist()) if i}
-    unknown = [user for user in users if user not in numbers]
-    if unknown:
+    if query is not None or users is None:
         raise UserError(
-            f"expected user ids of {data.label}, found {unknown[0]!r} and {len(unknown) - 1} more "
-            "that it does not hold; correct the --users file"
+            f"expected --users and no --query, which only gensar answers, for a run of "
+            f"{restored.experiment.config.method}; pass another --workdir"
         )
-    user = np.array([numbers[name] for name in users], np.int32)
-    examples = Examples(
-        user=user,
-        target_row=np.zeros(len(user), np.int64),
-        rec_end=np.asarray(log.rec_offsets)[user + 1],
-        search_end=np.asarray(log.search_offsets)[user + 1],
-    )
+    data, log = restored.data, restored.data.log
+    examples = _whole_histories(restored, users)
+    user = examples.user
     size = restored.experiment.config.eval.full_batch_size
     nothing = np.zeros((len(user), 1), np.int32)
     index = TouchedItems(log)
@@ -83,6 +101,56 @@ def predict(restored: Restored, users: Sequence[str], top_k: int) -> Iterator[di
                     }
 
 
+def _whole_histories(restored: Restored, users: Sequence[str]) -> Examples:
+    """All that users have done, by their ids.
+
+    Raises:
+      UserError: an id that the data does not hold.
+    """
+    log = restored.data.log
+    numbers = {name: i for i, name in enumerate(log.user_ids.tolist()) if i}
+    unknown = [user for user in users if user not in numbers]
+    if unknown:
+        raise UserError(
+            f"expected user ids of {restored.data.label}, found {unknown[0]!r} and "
+            f"{len(unknown) - 1} more that it does not hold; correct the --users file"
+        )
+    return _examples_of(log, np.array([numbers[name] for name in users], np.int32))
+
+
+def _examples_of(log: Log, user: np.ndarray) -> Examples:
+    return Examples(
+        user=user,
+        target_row=np.zeros(len(user), np.int64),
+        rec_end=np.asarray(log.rec_offsets)[user + 1],
+        search_end=np.asarray(log.search_offsets)[user + 1],
+    )
+
+
+def _generated(
+    restored: Restored, users: Sequence[str] | None, top_k: int, query: str | None
+) -> Iterator[dict[str, Any]]:
+    log = restored.data.log
+    if users is None:
+        if query is None:
+            raise UserError("expected users or a query, found neither; pass one of them")
+        # User 0 has no events.
+        examples = _examples_of(log, np.zeros(1, np.int32))
+    else:
+        examples = _whole_histories(restored, users)
+    texts = log.item_texts()
+    found = top_items(restored.experiment, restored.params, examples, top_k, query)
+    for row, items in enumerate(found):
+        for rank, (item, score) in enumerate(items, start=1):
+            yield {
+                "user": users[row] if users is not None else None,
+                "rank": rank,
+                "item": str(log.item_ids[item]),
+                "score": round(score, 6),
+                "text": texts[item - 1][:_TEXT],
+            }
+
+
 def read_users(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
@@ -99,19 +167,20 @@ def read_users(path: str) -> list[str]:
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
     flags.DEFINE_string("users", None, "File with one user id a line.")
+    flags.DEFINE_string("query", None, "Words of a search, for a run of GenSAR.")
     flags.DEFINE_integer("top_k", 20, "Items per user.", lower_bound=1)
     flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
     flags.DEFINE_string("out", None, "File to write; default standard output.")
 
 
 def main() -> None:
-    if not flags.FLAGS.workdir or not flags.FLAGS.users:
+    values = flags.FLAGS
+    if not values.workdir or not (values.users or values.query):
         raise UserError("expected --workdir=W and --users=FILE, found one missing; pass both")
-    users = read_users(flags.FLAGS.users)
-    restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
-    lines = [
-        json.dumps(row, ensure_ascii=False) for row in predict(restored, users, flags.FLAGS.top_k)
-    ]
+    users = read_users(values.users) if values.users else None
+    restored = Restored(values.workdir, values.stage)
+    found = predict(restored, users, values.top_k, values.query)
+    lines = [json.dumps(row, ensure_ascii=False) for row in found]
     text = "".join(line + "\n" for line in lines)
     if flags.FLAGS.out:
         write_atomically(flags.FLAGS.out, text)

@@ -1,5 +1,6 @@
 """GenSAR from configs on a made-up catalogue: what trains, what is refused, and whole runs."""
 
+import functools
 import json
 
 import jax
@@ -10,12 +11,15 @@ from configs import gensar_amazon_beauty
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from gensar_jax.identifiers import IdentifierTable, save_table
-from gensar_jax.joint_task import JointTask
+from gensar_jax.joint_task import JointTask, token_losses
+from gensar_jax.prompts import to_batch
 from input_pipelines import histories
+from input_pipelines.splits import Examples
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
 from launch.gensar_examples import GenSARExamples
 from launch.methods import open_experiment
+from launch.predict import predict
 from launch.restore import Restored
 from launch.train import train
 
@@ -340,6 +344,70 @@ def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
     assert sums.means() == pytest.approx(
         {name.split("/")[0]: v for name, v in found["rows"][0]["metrics"].items()}
     )
+
+
+@pytest.mark.slow
+def test_predictions_are_items_unseen_best_first(trained):
+    restored = Restored(str(trained[0]))
+    experiment, log = restored.experiment, restored.data.log
+    experiment.config.eval.beam = 200  # more than there are items, so that nothing is pruned
+    texts = log.item_texts()
+    names = log.user_ids.tolist()
+    users = [names[3], names[1], names[7]]
+    for query in (None, "red tea kind2"):
+        rows = list(predict(restored, users, 6, query))
+        assert [(r["user"], r["rank"]) for r in rows] == [
+            (user, rank) for user in users for rank in range(1, 7)
+        ]
+        task = "recommendation" if query is None else "search"
+        for user in users:
+            number = names.index(user)
+            mine = [row for row in rows if row["user"] == user]
+            scores = [row["score"] for row in mine]
+            items = [log.item_ids.tolist().index(row["item"]) for row in mine]
+            assert scores == sorted(scores, reverse=True) and len(set(items)) == 6
+            start, end = log.rec_offsets[number : number + 2]
+            seen = set(np.asarray(log.rec_items)[start:end].tolist())
+            assert not seen & set(items) and len(seen) == 8
+            assert [row["text"] for row in mine] == [texts[item - 1] for item in items]
+            # No item that is left out is likelier: all of them scored, teacher-forced.
+            expected = teacher_forced(restored, number, task, query)
+            best = [i for i in np.argsort(-expected) + 1 if i not in seen][:6]
+            assert items == best
+            np.testing.assert_allclose(scores, expected[np.array(best) - 1], atol=1e-3)
+    (row,) = predict(restored, None, 1, "red tea kind2")
+    assert row["user"] is None and row["item"] in set(log.item_ids.tolist())
+    for arguments, message in (
+        ((["nobody"], 3), "found 'nobody' and 0 more"),
+        ((users, log.num_items + 1), "at most"),
+        ((None, 3), "users or a query"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(predict(restored, *arguments))
+    experiment.examples.mixture.tasks = ("nrip",)
+    with pytest.raises(UserError, match="whose mixture holds nsip"):
+        list(predict(restored, users, 3, "red"))
+
+
+def teacher_forced(restored, user, task, query):
+    """log p [V] of every item's identifier after the prompt of a user, in one pass."""
+    written, log = restored.experiment.examples, restored.data.log
+    row = np.array([user])
+    whole = Examples(row, row * 0, log.rec_offsets[row + 1], log.search_offsets[row + 1])
+    history, prompts = written.history(whole, 0), written.prompts
+    examples = [
+        prompts.next_item(history, item)
+        if query is None
+        else prompts.next_searched_item(history, query, item)
+        for item in range(1, log.num_items + 1)
+    ]
+    batch = to_batch(examples, prompts.max_inputs, prompts.max_targets)
+    apply = jax.jit(functools.partial(restored.experiment.network.apply, enable_dropout=False))
+    logits = apply({"params": restored.params}, **batch)
+    losses = np.asarray(token_losses(logits, batch["decoder_target_tokens"]))
+    # Neither the behaviour token nor the end counts.
+    width = written.tokens_of(task).shape[1]
+    return -losses[:, 1 : 1 + width].sum(1)
 
 
 @pytest.mark.slow
