@@ -15,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from core.partitioning import BATCH_AXES, Partition
+from core.prefetch import ahead
 from core.schedules import rate_at
 from gensar_jax import packing
 from gensar_jax.prompts import Example
@@ -62,6 +63,8 @@ class JointConfig:
 ROW_MULTIPLE = 8
 # Examples at the start of the stream whose batches decide how many rows one has.
 _LOOKED_AT = 4096
+# Batches made while one trains.
+_AHEAD = 4
 
 
 def packed_batch(
@@ -158,7 +161,7 @@ class JointTask:
         }
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """Packed batches; update s has the examples from s * batch_size on, whole.
+        """Packed batches, made ahead; update s has the examples from s * batch_size on, whole.
 
         Each of several processes packs them all and yields its part of the rows.
         """
@@ -166,13 +169,15 @@ class JointTask:
         # later has more, and costs a compilation.
         looked_at = range(max(1, _LOOKED_AT // self.batch_size))
         rows = max(len(self._packed(step, 0)["encoder_input_tokens"]) for step in looked_at)
-        step = start_step
-        while True:
-            batch = self._packed(step, rows)
-            own = len(batch["encoder_input_tokens"]) // jax.process_count()
-            first = jax.process_index() * own
-            yield {name: array[first : first + own] for name, array in batch.items()}
-            step += 1
+        # One thread: writing prompts holds Python's lock.
+        make = functools.partial(self._own_part, rows=rows)
+        yield from ahead(make, start_step, count=_AHEAD, threads=1)
+
+    def _own_part(self, step: int, rows: int) -> dict[str, np.ndarray]:
+        batch = self._packed(step, rows)
+        own = len(batch["encoder_input_tokens"]) // jax.process_count()
+        first = jax.process_index() * own
+        return {name: array[first : first + own] for name, array in batch.items()}
 
     def _packed(self, step: int, least_rows: int) -> dict[str, np.ndarray]:
         first = step * self.batch_size

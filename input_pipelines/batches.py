@@ -8,17 +8,15 @@ depend on how many hosts read. TensorFlow is imported only by `TrainBatches.stre
 from __future__ import annotations
 
 import atexit
-import collections
-import concurrent.futures
 import dataclasses
 import importlib.util
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from core.errors import UserError
+from core.prefetch import ahead
 from input_pipelines import random_streams
 from input_pipelines.candidates import TouchedItems, draw_negatives
 from input_pipelines.log import Log
@@ -329,7 +327,7 @@ class TrainBatches:
         """
         validate_batch(self.batch_at(start_step), self._shape, self._rows, self._log)
         if importlib.util.find_spec("tensorflow") is None:
-            return _threaded(self.batch_at, start_step)
+            return ahead(self.batch_at, start_step, count=_AHEAD, threads=_THREADS)
         return self._tf_data(start_step)
 
     def _tf_data(self, start_step: int) -> Iterator[Batch]:
@@ -367,17 +365,6 @@ def _closed_at_exit(iterator: Iterator[Batch]) -> Iterator[Batch]:
     finally:
         held.clear()
         atexit.unregister(held.clear)
-
-
-def _threaded(make: Any, start: int) -> Iterator[Batch]:
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        pending = collections.deque(pool.submit(make, start + i) for i in range(_AHEAD))
-        step = start + _AHEAD
-        while True:
-            batch = pending.popleft().result()
-            pending.append(pool.submit(make, step))
-            step += 1
-            yield batch
 
 
 def evaluation_batches(

@@ -18,7 +18,7 @@ from core.errors import UserError
 from gensar_jax.t5x_bridge import installation
 from launch import cli
 
-_PROGRAMS = ("train", "infer", "eval")
+_PROGRAMS = ("train", "infer")
 # Where the gin files' own paths begin.
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from core.prefetch import ahead
 from input_pipelines import batches, candidates, random_streams
 from input_pipelines.log import RawEvents, build_log
 from input_pipelines.splits import split_log
@@ -242,7 +243,7 @@ def test_a_stream_from_step_n_is_the_tail_of_the_whole_stream():
 
 def test_threads_and_tf_data_give_the_same_batches():
     source, _ = training(random_log())
-    threads = itertools.islice(batches._threaded(source.batch_at, 2), 3)
+    threads = itertools.islice(ahead(source.batch_at, 2, count=4, threads=2), 3)
     for ours, theirs in zip(threads, itertools.islice(source.stream(2), 3), strict=True):
         for name in batches.BATCH_FIELDS:
             np.testing.assert_array_equal(ours[name], theirs[name])
