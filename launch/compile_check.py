@@ -32,7 +32,7 @@ from core.errors import UserError
 from core.loop import compile_step
 from core.partitioning import Partition, make_mesh
 from input_pipelines.batches import Batch, BatchShape
-from launch import cli
+from launch import cli, crs_compile
 from launch.random_data import RandomTasks, TableSizes
 from lcrsr.embedding import PARTITION_RULES
 from lcrsr.evaluation import Evaluator
@@ -272,7 +272,7 @@ def print_table(found: list[Compiled], title: str, hbm: int) -> None:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file of LCR-SER.")
+    config_flags.DEFINE_config_file("config", None, "Config file of LCR-SER or CRS.")
     flags.DEFINE_string("topology", None, "GENERATION:SHAPE, such as v5e:16x16.")
     for name in ("batch", "items", "users", "words"):
         flags.DEFINE_integer(name, None, f"{name} instead of the config's.", lower_bound=1)
@@ -286,15 +286,25 @@ def main() -> None:
             "--config=configs/lcr_ser_qilin.py --topology=v5e:4x4"
         )
     config = config_dict.ConfigDict(values.config.to_dict())
-    if config.method != "lcr_ser":
-        raise UserError(f"expected a config of lcr_ser, found one of {config.method!r}")
+    if config.method not in ("lcr_ser", "crs"):
+        raise UserError(f"expected a config of lcr_ser or crs, found one of {config.method!r}")
     devices = topology_devices(values.topology)
-    partition = partition_for(config, devices)
-    sizes = sizes_of(config, items=values.items, users=values.users, words=values.words)
-    found = compile_steps(config, partition, sizes, values.batch)
+    if config.method == "crs":
+        mesh = crs_compile.mesh_of(config, devices)
+        what = f"decoder {config.model.size}"
+        # No table is cut by rows: there is no shard whose copies would be counted.
+        found = [
+            _compiled(name, step, (0,), *arguments)
+            for name, step, arguments in crs_compile.steps(config, mesh, values.batch)
+        ]
+    else:
+        partition = partition_for(config, devices)
+        sizes = sizes_of(config, items=values.items, users=values.users, words=values.words)
+        mesh, what = partition.mesh, f"{sizes.items:,} items"
+        found = compile_steps(config, partition, sizes, values.batch)
     hbm = HBM[values.topology.split(":")[0]]
-    mesh = " x ".join(f"{extent} {axis}" for axis, extent in partition.mesh.shape.items())
-    title = f"{values.topology}, mesh {mesh}, {sizes.items:,} items: per chip"
+    extents = " x ".join(f"{extent} {axis}" for axis, extent in mesh.shape.items())
+    title = f"{values.topology}, mesh {extents}, {what}: per chip"
     print_table(found, title, hbm)
     for step in found:
         if step.peak > hbm:

@@ -77,6 +77,11 @@ def folder(tmp_path_factory):
     return write_beauty(tmp_path_factory.mktemp("crs") / "beauty")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 def config_of(folder, cache, **changes):
     config = crs_amazon_beauty.get_config()
     config.data_dir, config.cache_dir = folder, str(cache)
@@ -94,8 +99,8 @@ def opened(folder, cache, **changes):
     return open_experiment(config, Data(config))
 
 
-def test_prompts_hold_no_target_and_nothing_after_it(folder, tmp_path):
-    experiment = opened(folder, tmp_path)
+def test_prompts_hold_no_target_and_nothing_after_it(folder, cache):
+    experiment = opened(folder, cache, **{"prompts.max_prompt": 600, "sft.row_length": 700})
     examples, words = experiment.examples, experiment.examples.vocabulary
     log = experiment.data.log
     held_out = experiment.held_out("test")
@@ -114,8 +119,8 @@ def test_prompts_hold_no_target_and_nothing_after_it(folder, tmp_path):
     assert set(examples.train.user.tolist()).isdisjoint(held_out.user.tolist())
 
 
-def test_distilled_traces_come_from_a_file_by_name(folder, tmp_path):
-    experiment = opened(folder, tmp_path)
+def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
+    experiment = opened(folder, cache)
     log, train_examples = experiment.data.log, experiment.examples.train
     rows = []
     for row in (3, 5):
@@ -133,16 +138,16 @@ def test_distilled_traces_come_from_a_file_by_name(folder, tmp_path):
     )
     path = tmp_path / "traces.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = opened(folder, tmp_path, **{"distill.traces": str(path)}).examples.distillation()
+    told = opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
     # The third tells its target's title.
     assert [row for row, _ in told] == [3, 5]
     assert experiment.examples.vocabulary.decode(told[0][1]) == "the user wants things"
     path.write_text(json.dumps(rows[2]) + "\n")
     with pytest.raises(UserError, match="expected traces that do not tell the target"):
-        opened(folder, tmp_path, **{"distill.traces": str(path)}).examples.distillation()
+        opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
     path.write_text(json.dumps(rows[0] | {"item": "999"}) + "\n")
     with pytest.raises(UserError, match="item '999', which is none"):
-        opened(folder, tmp_path, **{"distill.traces": str(path)}).examples.distillation()
+        opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
 
 
 @pytest.mark.parametrize(
@@ -159,21 +164,21 @@ def test_distilled_traces_come_from_a_file_by_name(folder, tmp_path):
         ({"vocabulary.tokenizer": "/nowhere.json"}, "expected a tokenizer.json, found no"),
     ],
 )
-def test_settings_that_do_not_fit(folder, tmp_path, changes, message):
+def test_settings_that_do_not_fit(folder, cache, changes, message):
     with pytest.raises(UserError, match=message):
-        opened(folder, tmp_path, **changes)
+        opened(folder, cache, **changes)
 
 
-def test_a_prompt_longer_than_the_limit_is_refused(folder, tmp_path):
-    experiment = opened(folder, tmp_path, **{"prompts.max_prompt": 12})
+def test_a_prompt_longer_than_the_limit_is_refused(folder, cache):
+    experiment = opened(folder, cache, **{"prompts.max_prompt": 12})
     with pytest.raises(UserError, match=r"without any history; raise config\.prompts\.max_prompt"):
         experiment.examples.prompts(experiment.held_out("test"), reason=True)
 
 
 @pytest.mark.slow
-def test_a_whole_cycle_its_results_and_predictions(folder, tmp_path):
+def test_a_whole_cycle_its_results_and_predictions(folder, cache, tmp_path):
     workdir = str(tmp_path / "w")
-    found = train(config_of(folder, tmp_path / "cache"), workdir)
+    found = train(config_of(folder, cache), workdir)
     stages = [row["stage"] for row in found["rows"]]
     assert stages[:3] == ["align", "sft_0", "rl_0"]
     row = next(row for row in found["rows"] if row["stage"] == "rl_0")
@@ -226,8 +231,7 @@ def kill_in(process, workdir, stage):
 
 
 @pytest.mark.slow
-def test_killed_in_every_kind_of_stage_it_ends_in_the_same_bits(folder, tmp_path):
-    cache = tmp_path / "cache"
+def test_killed_in_every_kind_of_stage_it_ends_in_the_same_bits(folder, cache, tmp_path):
     config = config_of(folder, cache)
     train(config, str(tmp_path / "whole"))
     killed = tmp_path / "killed"
