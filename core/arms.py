@@ -131,7 +131,7 @@ def run_arms(
     with contextlib.ExitStack() as stack:
         runs = [_ArmRun(arm, stack) for arm in arms]
         live = [run for run in runs if run.live]
-        programs = _Programs(devices)
+        programs = Programs(devices)
         termination = Termination()
         stack.enter_context(termination.watched())
         while live:
@@ -211,7 +211,7 @@ class _ArmRun:
 
 
 def _train(
-    live: list[_ArmRun], programs: _Programs, together: int, termination: Termination
+    live: list[_ArmRun], programs: Programs, together: int, termination: Termination
 ) -> None:
     """Takes the arms that are behind to where the next ones are, or as far as they go together.
 
@@ -257,7 +257,7 @@ def _train(
 class _Stack:
     """Arms whose states lie together, leaf by leaf [A, ...]; a single arm's lies as it is."""
 
-    def __init__(self, runs: list[_ArmRun], programs: _Programs):
+    def __init__(self, runs: list[_ArmRun], programs: Programs):
         self._runs, self._programs = runs, programs
         self.size = len(runs)
         numbers = [run.arm.task.numbers for run in runs]
@@ -343,7 +343,7 @@ def _row(leaf: jax.Array, place: int) -> jax.Array:
     raise AssertionError(f"no device of this process holds arm {place}")
 
 
-class _Programs:
+class Programs:
     """The compiled steps, by what of their arguments has an arm axis."""
 
     def __init__(self, devices: list[Any]):

@@ -190,11 +190,12 @@ def _label(configs: dict[str, dict[str, Any]], key: str, stage: str, stages: set
     return f"{name} {', '.join(parts)}"
 
 
-def compare_pairs(rows: Sequence[Row], seed: int = 0) -> list[Pair]:
-    """Every pair of rows, paired over users."""
+def compare_pairs(rows: Sequence[Row], seed: int = 0, *, against_first: bool = False) -> list[Pair]:
+    """Every pair of rows, paired over users; or each of the others with the first alone."""
     rng = np.random.default_rng(seed)
     found = []
-    for first, second in itertools.combinations(rows, 2):
+    pairs = itertools.combinations(rows, 2)
+    for first, second in itertools.product(rows[:1], rows[1:]) if against_first else pairs:
         differences = second.per_user - first.per_user
         p = float(scipy.stats.ttest_rel(second.per_user, first.per_user).pvalue)
         n = len(differences)

@@ -160,7 +160,7 @@ def _forever(batch: Batch, batch_size: int) -> dict[str, Any]:
         "batches": batches,
         "steps_per_epoch": 1,
         "batch_size": batch_size,
-        "evaluate": lambda params, tables: {},
+        "evaluate": lambda params, tables: {"ndcg@5/neg99": 0.0},
         "selection": "ndcg@5/neg99",
         "seed": 0,
     }

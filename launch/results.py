@@ -17,7 +17,7 @@ from core.metric_writers import read_lines
 from core.workdir import Workdir, commit_id, is_writer, write_atomically
 from launch.data import Data
 
-_STAGE_TITLES = {
+STAGE_TITLES = {
     "pretrain": "after pre-training",
     "rl": "after RL",
     "control": "control: as long without RL",
@@ -88,7 +88,7 @@ def _grid(results: dict[str, Any], split: str) -> tuple[list[str], list[list[str
             if row["stage"] == stage:
                 values |= row["metrics"]
         cells = [f"{values.get(name, math.nan):.4f}" for name in columns]
-        lines.append([_STAGE_TITLES.get(stage, stage), *cells])
+        lines.append([STAGE_TITLES.get(stage, stage), *cells])
     return columns, lines
 
 
@@ -158,7 +158,7 @@ def _draw_curves(workdir: Workdir, label: str) -> None:
 
     lines = read_lines(workdir.file("metrics.jsonl"))
     selection = workdir.read_config()["eval"]["selection"]
-    known = [s for s in _STAGE_TITLES if any(line["stage"] == s for line in lines)]
+    known = [s for s in STAGE_TITLES if any(line["stage"] == s for line in lines)]
     # Stages of CRS are as many as its iterations, in the order they ran.
     stages = [*known, *dict.fromkeys(x["stage"] for x in lines if x["stage"] not in known)]
     figure, axes = pyplot.subplots(
@@ -176,7 +176,7 @@ def _draw_curves(workdir: Workdir, label: str) -> None:
             axis.set_xlabel("updates")
             axis.set_ylabel(f"validation {name}" if row else name)
             axis.grid(alpha=0.3)
-        axes[0, column].set_title(_STAGE_TITLES.get(stage, stage), fontsize=10)
+        axes[0, column].set_title(STAGE_TITLES.get(stage, stage), fontsize=10)
     figure.suptitle(label)
     figure.savefig(workdir.file("curves.png"), dpi=110)
     pyplot.close(figure)

@@ -1,0 +1,183 @@
+"""Runs a sweep of LCR-SER and tables it.
+
+    python -m launch.ablate --config=configs/lcr_ser_amazon_beauty.py --sweep=k:0,1,2,3,4,5 \\
+        --workdir=W [--seeds=3] [--metric=ndcg@5/neg99] [--config.data_dir=DIR]
+
+Sweeps over numbers: k, lambda_tcl, lambda_kl, margin, gamma, learning_rate (also figure6, figure7,
+figure8, the paper's names for three of them); their arms train side by side in one compiled
+program. Over structure: block, self_context, distance, stop_gradient, policy, reward, table3;
+these run one after another. Values follow a colon; without them every sweep has its own. table4
+times inference by K; figure4 and figure5 train what they show and look at its hidden states.
+
+W holds one sweep: table.md, table.json, table.png, and under W/arms a normal workdir for every
+arm, which launch.train continues and launch.evaluate, launch.predict and launch.compare take. The
+same command continues a sweep that was stopped or killed; finished arms are not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from core.errors import UserError
+from core.loop import Preempted
+from core.workdir import Workdir, write_atomically
+from launch import cli, sweep_figures, sweep_tables
+from launch.arm_runs import Run, check_runs, run_all
+from launch.data import Data, resolve
+from launch.sweeps import Setting, Sweep, parse_sweep
+
+
+def ablate(
+    config: Any,
+    sweep_text: str,
+    workdir_path: str,
+    seeds: int = 1,
+    metric: str = "ndcg@5/neg99",
+    given: Collection[str] = (),
+) -> str:
+    """Trains what the sweep needs in `workdir_path` and writes its table.
+
+    Args:
+      config: as its file returns it.
+      sweep_text: NAME or NAME:VALUE,VALUE,...
+      seeds: how many, from the config's own seed on.
+      metric: with its protocol; it is tested and drawn.
+      given: keys that the command line set (`launch.data.resolve`).
+
+    Returns:
+      The table as Markdown.
+
+    Raises:
+      UserError: a mistake in the sweep, the config, the data or the workdir.
+      core.loop.Preempted: SIGTERM; every arm is saved.
+    """
+    config = resolve(config, given)
+    sweep = parse_sweep(sweep_text, config, given)
+    if seeds < 1:
+        raise UserError(f"expected --seeds of 1 or more, found {seeds}; correct it")
+    name, _, protocol = metric.partition("/")
+    if name not in config.eval.metrics or protocol not in config.eval.protocols:
+        raise UserError(
+            f"expected --metric of config.eval.metrics against one of config.eval.protocols, found "
+            f"{metric!r}; for instance {config.eval.selection}"
+        )
+    workdir = Workdir(workdir_path)
+    settled = _settled(config, sweep, seeds)
+    _check_sweep_workdir(workdir, settled)
+    data = Data(config)
+    runs = _runs(config, sweep, seeds, workdir)
+    done = _read(workdir, "arms.json")
+    every = list({run.path: run for of_one in runs.values() for run in of_one}.values())
+    wanted = [run for run in every if run.name not in done]
+    experiments = check_runs(wanted, data)
+    workdir.lock()
+    if not os.path.exists(os.path.join(workdir.path, "sweep.json")):
+        write_atomically(workdir.file("sweep.json"), json.dumps(settled, indent=2) + "\n")
+    stopped = run_all(wanted, data, experiments)
+    done |= {run.name: stopped.get(run.name) for run in wanted}
+    write_atomically(workdir.file("arms.json"), json.dumps(done, indent=2) + "\n")
+    stopped = {run.name: done[run.name] for run in every if done[run.name]}
+    finished = {
+        label: [run.path for run in of_one if run.name not in stopped]
+        for label, of_one in runs.items()
+    }
+    rows = sweep_tables.read_sweep(sweep, finished, metric)
+    heading = sweep_tables.title(config, data)
+    beside = sweep_figures.beside(sweep, finished, workdir, config, data, metric)
+    return sweep_tables.write(workdir, sweep, rows, metric, heading, stopped, beside)
+
+
+def _runs(
+    config: config_dict.ConfigDict, sweep: Sweep, seeds: int, workdir: Workdir
+) -> dict[str, list[Run]]:
+    """The runs of every setting, one a seed; settings with the same keys share theirs."""
+    made: dict[str, list[Run]] = {}
+    by_changes: dict[str, list[Run]] = {}
+    for setting in sweep.settings:
+        key = json.dumps(setting.changes, sort_keys=True)
+        if key not in by_changes:
+            by_changes[key] = [
+                _run(config, setting, config.seed + i, workdir) for i in range(seeds)
+            ]
+        made[setting.label] = by_changes[key]
+    return made
+
+
+def _run(config: config_dict.ConfigDict, setting: Setting, seed: int, workdir: Workdir) -> Run:
+    changed = config_dict.ConfigDict(config.to_dict())
+    changed.update_from_flattened_dict(setting.changes)
+    changed.seed = seed
+    folder = setting.label.replace(" ", "").replace("/", "-")
+    path = os.path.join(workdir.path, "arms", folder, f"seed{seed}")
+    return Run(f"{setting.label}, seed {seed}", changed, path)
+
+
+def _settled(config: config_dict.ConfigDict, sweep: Sweep, seeds: int) -> dict[str, Any]:
+    """What a workdir's sweep is, beside where things lie."""
+    values = config.to_dict()
+    values.pop("cache_dir", None)
+    return json.loads(json.dumps({"sweep": sweep.text, "seeds": seeds, "config": values}))
+
+
+def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
+    before = _read(workdir, "sweep.json")
+    if before:
+        for key in ("sweep", "seeds", "config"):
+            if before[key] != settled[key]:
+                found = "another config" if key == "config" else repr(settled[key])
+                held = "its own" if key == "config" else repr(before[key])
+                raise UserError(
+                    f"expected the sweep of {workdir.path} with {key} {held}, found {found}; pass "
+                    "another --workdir"
+                )
+    elif os.path.isdir(workdir.path) and set(os.listdir(workdir.path)) - {".lock"}:
+        raise UserError(
+            f"expected {workdir.path} to be empty or a sweep's workdir, found other files in it; "
+            "pass another --workdir"
+        )
+
+
+def _read(workdir: Workdir, name: str) -> dict[str, Any]:
+    path = os.path.join(workdir.path, name)
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/lcr_ser_DATASET.py.")
+    flags.DEFINE_string("sweep", None, "NAME or NAME:VALUE,VALUE,...")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep.")
+    flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.")
+    flags.DEFINE_string("metric", "ndcg@5/neg99", "What is tested and drawn.")
+
+
+def main() -> None:
+    values = flags.FLAGS
+    for name, example in (
+        ("config", "configs/lcr_ser_qilin.py"),
+        ("sweep", "k:0,1,2"),
+        ("workdir", "runs/k"),
+    ):
+        if getattr(values, name) is None:
+            raise UserError(f"expected --{name}=..., found none; for instance --{name}={example}")
+    given = config_flags.get_override_values(values["config"])
+    try:
+        table = ablate(
+            values.config, values.sweep, values.workdir, values.seeds, values.metric, given
+        )
+    except Preempted as stop:
+        print(stop)
+        return
+    print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

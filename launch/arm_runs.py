@@ -1,0 +1,158 @@
+"""Runs of LCR-SER side by side (`core.arms`): those whose configs differ in numbers alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import config_dict
+
+from core.arms import Arm, arms_that_fit, available_bytes, run_arms
+from core.errors import UserError
+from core.loop import run_stage, stage_directory
+from core.metric_writers import read_lines
+from core.workdir import Workdir, check_workdir, open_workdir, write_atomically
+from launch import results
+from launch.data import Data
+from launch.lcr_ser import LCRSERExperiment
+from launch.sweeps import NUMBERS
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One arm: its name in messages, its resolved config, and its folder, a normal workdir."""
+
+    name: str
+    config: config_dict.ConfigDict
+    path: str
+
+
+def _structure(config: config_dict.ConfigDict) -> str:
+    """What programs depend on: the config without its numbers."""
+    copy = config_dict.ConfigDict(config.to_dict())
+    for key in NUMBERS:
+        section, _, name = key.rpartition(".")
+        place = copy[section] if section else copy
+        if name in place:
+            del place[name]
+    return json.dumps(copy.to_dict(), sort_keys=True)
+
+
+def check_runs(runs: Sequence[Run], data: Data) -> list[LCRSERExperiment]:
+    """Finds everything that can be wrong with the runs before one of them is written.
+
+    Raises:
+      UserError: a setting that does not fit, or a workdir that another run has.
+    """
+    experiments = []
+    for run in runs:
+        mesh = run.config.get("mesh")
+        if mesh is not None and (mesh.data, mesh.table) != (1, 1):
+            raise UserError(
+                f"expected config.mesh of 1 x 1 in a sweep, found {mesh.data} x {mesh.table}: its "
+                "arms lie on the devices; leave it out"
+            )
+        check_workdir(run.path, run.config.to_dict())
+        experiments.append(LCRSERExperiment(run.config, data))
+    return experiments
+
+
+def run_all(
+    runs: Sequence[Run], data: Data, experiments: Sequence[LCRSERExperiment]
+) -> dict[str, str]:
+    """Trains and tests every run, those of one structure side by side as far as memory holds them.
+
+    Args:
+      experiments: as `check_runs` returns them.
+
+    Returns:
+      By name, what stopped a run whose loss was not finite.
+
+    Raises:
+      core.loop.Preempted, UserError: as `core.loop.run_stage`.
+    """
+    groups: dict[str, list[tuple[Run, LCRSERExperiment]]] = {}
+    for run, experiment in zip(runs, experiments, strict=True):
+        groups.setdefault(_structure(run.config), []).append((run, experiment))
+    stopped: dict[str, str] = {}
+    for group in groups.values():
+        # One set of compiled programs evaluates all of a group.
+        evaluator = group[0][1].evaluator
+        for _, experiment in group:
+            experiment.evaluator = evaluator.with_numbers(experiment.numbers)
+        free = available_bytes()
+        fit = min(len(group), arms_that_fit(group[0][1].pretrain_task(), free))
+        if fit < len(group):
+            _LOG.info("%d of %d arms fit in %.1f GB: in groups", fit, len(group), free / 1e9)
+        for start in range(0, len(group), fit):
+            stopped |= _run_together(group[start : start + fit], data.label)
+    return stopped
+
+
+def _run_together(group: Sequence[tuple[Run, LCRSERExperiment]], label: str) -> dict[str, str]:
+    """Takes all runs through their stages in step with each other."""
+    workdirs = {run.name: open_workdir(run.path, run.config.to_dict()) for run, _ in group}
+    plans = {run.name: experiment.plan(workdirs[run.name]) for run, experiment in group}
+    due: dict[str, Any] = {name: next(plan) for name, plan in plans.items()}
+    stopped: dict[str, str] = {}
+    same_start: dict[str, str] = {}
+    while due:
+        arms = [Arm(name, task, loop, workdirs[name]) for name, (task, loop) in due.items()]
+        stage = arms[0].task.name
+        if stage == "pretrain":
+            same_start = _twins(arms)
+        # The control depends on the pre-training alone.
+        pairs = {} if stage == "rl" else same_start
+        twins = {name: first for name, first in pairs.items() if name in due and first in due}
+        failures = run_arms([arm for arm in arms if arm.name not in twins])
+        for name, first in twins.items():
+            if first in failures:
+                failures[name] = failures[first]
+            else:
+                _copy_stage(workdirs[first], workdirs[name], stage)
+        stopped |= {name: str(error) for name, error in failures.items()}
+        going, due = due, {}
+        for name, (task, config) in going.items():
+            if name in failures:
+                continue
+            try:
+                due[name] = plans[name].send(run_stage(task, config, workdirs[name]))
+            except StopIteration:
+                results.write_summary(workdirs[name], label)
+    return stopped
+
+
+def _twins(arms: Sequence[Arm]) -> dict[str, str]:
+    """Arms whose pre-training another has too, by name, and that other: it runs once for both."""
+    first: dict[Any, str] = {}
+    found = {}
+    for arm in arms:
+        key = (tuple(sorted(arm.task.numbers.items())), arm.task.stream, arm.config)
+        if first.setdefault(key, arm.name) != arm.name:
+            found[arm.name] = first[key]
+    return found
+
+
+def _copy_stage(source: Workdir, target: Workdir, stage: str) -> None:
+    """Gives `target` the stage that `source` has trained, unless it has it."""
+    here, there = stage_directory(source, stage), stage_directory(target, stage)
+    if os.path.exists(there):
+        return
+    lines = [line for line in read_lines(source.file("metrics.jsonl")) if line["stage"] == stage]
+    kept = [line for line in read_lines(target.file("metrics.jsonl")) if line["stage"] != stage]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, *kept])
+    write_atomically(target.file("metrics.jsonl"), text)
+    events = target.file("events", stage)
+    if os.path.exists(source.file("events", stage)):
+        shutil.copytree(source.file("events", stage), events, dirs_exist_ok=True)
+    partial = f"{there}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(here, partial)
+    os.rename(partial, there)  # last: what is there is whole

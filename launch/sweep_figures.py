@@ -1,0 +1,296 @@
+"""What a sweep shows beside its table: inference times, hidden states, the scores of every K.
+
+Table 4, figures 4 and 5, and the second curve of figure 6 of LCR-SER. Each function takes the
+finished runs by label and gives Markdown lines and values for the JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from core import metrics
+from core.workdir import Workdir
+from launch.data import Data
+from launch.lcr_ser import LCRSERExperiment
+from launch.restore import Restored
+from launch.sweep_tables import Found
+from launch.sweeps import Sweep
+from lcrsr.embedding import look_up
+from lcrsr.losses import distance
+from lcrsr.model import LCRSER
+
+_REPEATS = 5
+_SIDES = {"rec": "recommendation", "search": "search"}
+_BINS = np.linspace(0.0, 2.0, 41)
+_DRAWN_USERS = 300
+_PERPLEXITY = 30
+
+
+def beside(
+    sweep: Sweep,
+    runs: Mapping[str, Sequence[str]],
+    workdir: Workdir,
+    config: config_dict.ConfigDict,
+    data: Data,
+    metric: str,
+) -> Found | None:
+    """What a sweep has beside its table; None for most.
+
+    Args:
+      runs: the folders of a setting's finished runs, one a seed, by its label.
+      config: the sweep's own, resolved.
+    """
+    if sweep.name == "table4":
+        return inference_times(config, data, sweep.timed)
+    runs = {label: paths for label, paths in runs.items() if paths}
+    if not runs:
+        return None
+    if sweep.name == "figure4":
+        return steps_figure(runs, workdir.file("figure4.png"))
+    if sweep.name == "figure5":
+        return contrast_figure(runs, workdir.file("figure5.png"))
+    if sweep.name == "figure6" and not metric.endswith("/full"):
+        stages = ("pretrain", "rl") if config.rl.enabled else ("pretrain",)
+        largest = max(sweep.settings, key=lambda s: s.value or 0).label
+        found = [every_k(runs[largest], stage, metric) for stage in stages if largest in runs]
+        return Found(
+            [line for one in found for line in one.lines],
+            {"every_k": [one.values for one in found]},
+            {name: curve for one in found for name, curve in one.curves.items()},
+        )
+    return None
+
+
+def inference_times(config: config_dict.ConfigDict, data: Data, ks: Sequence[int]) -> Found:
+    """Table 4: seconds to score the test split's 100 candidates with networks of K steps.
+
+    Every K is a network of that many steps, with random parameters: time does not depend on them.
+    Passes over the split take turns, after one that compiles; their median counts.
+    """
+    batches = list(data.sampled("test", "neg99"))
+    passes = []
+    for k in ks:
+        changed = config_dict.ConfigDict(config.to_dict())
+        changed.model.max_steps = changed.pretrain.active_steps = k
+        experiment = LCRSERExperiment(changed, data)
+        state = experiment.pretrain_task().init()
+        passes.append((experiment.evaluator, state["params"], state["tables"]))
+    taken: list[list[float]] = [[] for _ in ks]
+    for repeat in range(_REPEATS + 1):
+        for (evaluator, params, tables), times in zip(passes, taken, strict=True):
+            start = time.monotonic()
+            evaluator.sampled(params, tables, batches)
+            if repeat:
+                times.append(time.monotonic() - start)
+    medians = [statistics.median(times) for times in taken]
+    increases = [100 * (one / medians[0] - 1) for one in medians]
+    lines = [
+        "",
+        f"Inference on the test split ({len(data.split('test'))} users, 100 candidates), median "
+        f"of {_REPEATS} passes that take turns.",
+        "",
+        "| | " + " | ".join(f"Step-{k}" for k in ks) + " |",
+        "|---|" + "---:|" * len(ks),
+        "| time (s) | " + " | ".join(f"{one:.3f}" for one in medians) + " |",
+        "| increase (%) | " + " | ".join(f"{one:+.1f}" for one in increases) + " |",
+    ]
+    return Found(lines, {"steps": list(ks), "seconds": taken, "increase_percent": increases})
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """States of the test users whose histories are both non-empty, for U of them.
+
+    Attributes:
+      target: raw rows of their next items [U, D].
+      cross, plain: h^(0..K) with and without cross-attention, by side [U, K+1, D].
+    """
+
+    target: np.ndarray
+    cross: dict[str, np.ndarray]
+    plain: dict[str, np.ndarray]
+
+
+def hidden_states(run: Restored) -> Hidden:
+    """Reasons over the test users of a run, up to its own K."""
+    model, active = run.experiment.model, run.experiment.numbers["active_steps"]
+
+    @jax.jit
+    def of_batch(params, tables, batch):
+        rows = look_up(tables, batch)
+        outputs: Any = model.apply(
+            {"params": params}, batch, rows, jnp.int32(active), deterministic=True
+        )
+        sides = {}
+        for side in ("rec", "search"):
+            start = getattr(outputs.histories, side).start[:, None]
+            sides[side] = [
+                jnp.concatenate([start, getattr(states, side)[:, :active]], 1)
+                for states in (outputs.cross, outputs.plain)
+            ]
+        both = outputs.histories.rec.mask.any(-1) & outputs.histories.search.mask.any(-1)
+        return rows["candidates"][:, 0], sides, both & (batch["mask"] > 0)
+
+    targets, every = [], []
+    for batch in run.data.sampled("test", "neg99"):
+        batch = batch | {"candidates": batch["candidates"][:, :1]}
+        target, sides, counts = jax.device_get(of_batch(run.params, run.tables, batch))
+        targets.append(target[counts])
+        every.append(jax.tree.map(lambda leaf, counts=counts: leaf[counts], sides))
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *every)
+    return Hidden(
+        np.concatenate(targets),
+        {side: states[0] for side, states in joined.items()},
+        {side: states[1] for side, states in joined.items()},
+    )
+
+
+def distances(target: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """Cosine distances [U, K+1] of targets [U, D] to states [U, K+1, D]."""
+    return np.asarray(distance(jnp.asarray(target[:, None]), jnp.asarray(states), "cosine"))
+
+
+def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
+    """Figure 4: histograms of d(e, h^(k)) by step, and t-SNE of the states and targets."""
+    from sklearn.manifold import TSNE
+
+    pyplot = _pyplot()
+
+    hidden = hidden_states(Restored(next(iter(runs.values()))[0], "pretrain"))
+    figure, axes = pyplot.subplots(2, 2, figsize=(9.2, 7.2), constrained_layout=True)
+    lines = ["", "![](figure4.png)", ""]
+    lines += ["| mean distance to the target | recommendation | search |", "|---|---:|---:|"]
+    found = {
+        side: distances(hidden.target, states).astype(float)
+        for side, states in hidden.cross.items()
+    }
+    steps = found["rec"].shape[1]
+    for k in range(steps):
+        means = " | ".join(f"{found[side][:, k].mean():.4f}" for side in found)
+        lines.append(f"| step {k} | {means} |")
+    chosen = np.random.default_rng(0).permutation(len(hidden.target))[:_DRAWN_USERS]
+    for column, (side, states) in enumerate(hidden.cross.items()):
+        for k in range(steps):
+            axes[0, column].hist(
+                found[side][:, k], _BINS, histtype="step", density=True, label=f"step {k}"
+            )
+        axes[0, column].set_xlabel(f"cosine distance to the target, {_SIDES[side]}")
+        axes[0, column].legend(fontsize=8)
+        points = np.concatenate([*(states[chosen, k] for k in range(steps)), hidden.target[chosen]])
+        # Directions, as the distances have them: rows of items are much shorter than states.
+        points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-9)
+        perplexity = min(_PERPLEXITY, (len(points) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(points)
+        names = [*(f"step {k}" for k in range(steps)), "target"]
+        for name, part in zip(names, np.split(flat, steps + 1), strict=True):
+            axes[1, column].scatter(*part.T, s=5, label=name)
+        axes[1, column].set_xlabel(f"t-SNE, {_SIDES[side]}, {len(chosen)} users")
+        axes[1, column].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    values = {side: {"means": v.mean(0).tolist(), **_histograms(v)} for side, v in found.items()}
+    return Found(lines, {"users": len(hidden.target), "distances": values})
+
+
+def _histograms(values: np.ndarray) -> dict[str, Any]:
+    counts = [np.histogram(column, _BINS)[0].tolist() for column in values.T]
+    return {"bins": _BINS.tolist(), "counts": counts}
+
+
+def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
+    """Figure 5: d(e, h^(K)) and d(e, h~^(K)) apart, with and without the contrastive loss."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(
+        len(_SIDES), len(runs), figsize=(4.6 * len(runs), 6.4), constrained_layout=True
+    )
+    lines = ["", "![](figure5.png)", ""]
+    lines += ["| | side | d(e, h) | d(e, h~) | difference |", "|---|---|---:|---:|---:|"]
+    values: dict[str, Any] = {}
+    for column, (label, paths) in enumerate(runs.items()):
+        hidden = hidden_states(Restored(paths[0], "pretrain"))
+        for row, side in enumerate(_SIDES):
+            with_mca, without = (
+                distances(hidden.target, states[side])[:, -1].astype(float)
+                for states in (hidden.cross, hidden.plain)
+            )
+            for name, one in (("d(e, h)", with_mca), ("d(e, h~)", without)):
+                axes[row, column].hist(one, _BINS, histtype="step", density=True, label=name)
+            axes[row, column].set_title(f"{label}, {_SIDES[side]}", fontsize=9)
+            axes[row, column].set_xlabel("cosine distance to the target")
+            axes[row, column].legend(fontsize=8)
+            near, far = with_mca.mean(), without.mean()
+            cells = f"{near:.4f} | {far:.4f} | {near - far:+.4f}"
+            lines.append(f"| {label} | {_SIDES[side]} | {cells} |")
+            both = np.stack([with_mca, without], 1)
+            values.setdefault(label, {})[side] = {
+                "means": [near, far],
+                **_histograms(both),
+            }
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return Found(lines, {"distances": values})
+
+
+def every_k(paths: Sequence[str], stage: str, metric: str) -> Found:
+    """Figure 6's other curve: scores of 0..K active steps from the model of the largest K.
+
+    Args:
+      paths: that model's runs, one a seed.
+      metric: a name with a sampled protocol.
+    """
+    name, _, protocol = metric.partition("/")
+    per_seed = []
+    for path in paths:
+        run = Restored(path, stage)
+        ranker = run.experiment.ranker
+
+        @jax.jit
+        def ranks(params, tables, batch, ranker=ranker):
+            rows = look_up(tables, batch)
+            users = ranker.represent(params, batch, rows)
+            scores = ranker.model.apply(
+                {"params": params},
+                *users,
+                rows["user"],
+                rows["candidates"],
+                method=LCRSER.score_every_k,
+            )
+            return *jax.vmap(metrics.target_ranks)(scores), jnp.isnan(scores).any(-1)
+
+        steps = ranker.model.config.max_steps + 1
+        sums = [metrics.Sums((name,)) for _ in range(steps)]
+        for batch in run.data.sampled("test", protocol):
+            above, tied, broken = map(np.asarray, ranks(run.params, run.tables, batch))
+            for k in range(steps):
+                sums[k].add(above[k], tied[k], batch["mask"], broken[k])
+        per_seed.append([one.means()[name] for one in sums])
+    means = np.mean(per_seed, 0)
+    lines = [
+        "",
+        f"{metric} of every K from the model of the largest K ({stage}), seeds averaged:",
+        "",
+        "| K | " + " | ".join(map(str, range(len(means)))) + " |",
+        "|---|" + "---:|" * len(means),
+        f"| {metric} | " + " | ".join(f"{one:.4f}" for one in means) + " |",
+    ]
+    curve = [(float(k), float(mean)) for k, mean in enumerate(means)]
+    name = f"one model of the largest K ({stage})"
+    return Found(lines, {"stage": stage, "metric": metric, "per_seed": per_seed}, {name: curve})

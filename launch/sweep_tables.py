@@ -1,0 +1,283 @@
+"""A sweep's results: rows of means over seeds, tests against the first row, Markdown, JSON, PNG."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from core.errors import UserError
+from core.workdir import Workdir, commit_id, write_atomically
+from launch.compare import Pair, Row, compare_pairs
+from launch.data import Data
+from launch.results import STAGE_TITLES
+from launch.sweeps import Setting, Sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a sweep shows beside its table (`launch.sweep_figures`).
+
+    Attributes:
+      lines: of Markdown.
+      values: for the JSON.
+      curves: further lines of the table's PNG, points (x, y) by name.
+    """
+
+    lines: list[str]
+    values: dict[str, Any]
+    curves: dict[str, list[tuple[float, float]]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRow:
+    """One setting after one stage.
+
+    Attributes:
+      metrics: every metric's values, one a seed.
+      tested: what `launch.compare` tests: the sweep's metric over users.
+      pair: the row against the first of its stage; None for that one, or where it is alone.
+    """
+
+    setting: Setting
+    stage: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, tuple[float, ...]]
+    tested: Row
+    pair: Pair | None = None
+
+
+def read_sweep(
+    sweep: Sweep, workdirs: Mapping[str, Sequence[str]], metric: str, split: str = "test"
+) -> list[SweepRow]:
+    """The rows of a sweep, stage by stage in the order of its settings.
+
+    Args:
+      workdirs: the folders of a setting's finished runs, one a seed, by its label.
+
+    Raises:
+      UserError: a run without the metric.
+    """
+    found: dict[str, list[SweepRow]] = {}
+    for setting in sweep.settings:
+        by_stage: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        for path in workdirs.get(setting.label, ()):
+            for row in Workdir(path).read_results()["rows"]:
+                if row["split"] == split and setting.stage in (None, row["stage"]):
+                    by_stage.setdefault(row["stage"], []).append((path, row))
+        for stage, rows in by_stage.items():
+            # Rows of a table that adds modules are compared whatever their stages.
+            group = "" if setting.stage else stage
+            found.setdefault(group, []).append(_row(setting, stage, rows, metric))
+    return [row for rows in found.values() for row in _tested(rows)]
+
+
+def _row(setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str) -> SweepRow:
+    name, _, protocol = metric.partition("/")
+    values: dict[str, dict[int, float]] = {}
+    per_user = []
+    for path, row in rows:
+        for full_name, value in row["metrics"].items():
+            values.setdefault(full_name, {})[row["seed"]] = value
+        if row["protocol"] == protocol:
+            with np.load(os.path.join(path, row["per_user"])) as file:
+                if name in file:
+                    per_user.append(file[name])
+    if not per_user:
+        raise UserError(
+            f"expected {metric} in the results of {rows[0][0]}, found none; pass a --metric of "
+            "config.eval.metrics and config.eval.protocols"
+        )
+    seeds = tuple(sorted(values[metric]))
+    metrics = {k: tuple(v[s] for s in seeds if s in v) for k, v in values.items()}
+    mean = np.asarray(np.mean(per_user, 0, dtype=np.float64))
+    return SweepRow(
+        setting, stage, seeds, metrics, Row(setting.label, seeds, metrics[metric], mean)
+    )
+
+
+def _tested(rows: list[SweepRow]) -> list[SweepRow]:
+    pairs = compare_pairs([row.tested for row in rows], against_first=True)
+    tested = zip(rows[1:], pairs, strict=True)
+    return [rows[0], *(dataclasses.replace(row, pair=pair) for row, pair in tested)]
+
+
+def _mean(values: Sequence[float]) -> str:
+    text = f"{np.mean(values):.4f}"
+    return text + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
+
+def title(config: config_dict.ConfigDict, data: Data) -> str:
+    """Where a sweep's numbers come from, in a line."""
+    return (
+        f"{data.label}, test split ({config.data.split}), {len(data.split('test'))} examples, "
+        f"commit {commit_id()}, {device()}; selected on {config.eval.selection} on validation"
+    )
+
+
+def device() -> str:
+    """'2 CPU cores' or '1 x NVIDIA H100' of this machine."""
+    if jax.default_backend() == "cpu":
+        return f"{os.cpu_count()} CPU cores"
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def to_markdown(
+    sweep: Sweep, rows: Sequence[SweepRow], metric: str, heading: str, stopped: Mapping[str, str]
+) -> str:
+    """One table: per row every metric's mean and deviation over seeds, and the test of one."""
+    columns = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    lines = [f"# Sweep {sweep.text}", "", heading]
+    if not rows:
+        return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
+    lines += [
+        "",
+        f"Means over seeds ± their deviation. Differences of {metric} from the first row of the "
+        "same stage with a 95% bootstrap interval over users; p of a paired t-test over users, "
+        "corrected by Holm's method.",
+        "",
+        f"| {sweep.axis} | stage | seeds | " + " | ".join(columns) + " | difference | p (Holm) |",
+        "|---|---|---|" + "---:|" * (len(columns) + 2),
+    ]
+    for row in rows:
+        cells = [_mean(row.metrics[name]) if name in row.metrics else "" for name in columns]
+        test = ["", ""]
+        if row.pair is not None:
+            pair = row.pair
+            difference = f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
+            test = [difference, f"{pair.p_holm:.2g}"]
+        seeds = ", ".join(map(str, row.seeds))
+        stage = STAGE_TITLES.get(row.stage, row.stage)
+        lines.append(f"| {' | '.join([row.setting.label, stage, seeds, *cells, *test])} |")
+    return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
+
+
+def _stopped_lines(stopped: Mapping[str, str]) -> list[str]:
+    found = [f"- {name}: {message}" for name, message in stopped.items()]
+    return ["", "Stopped, without a row:", "", *found] if found else []
+
+
+def to_json(
+    sweep: Sweep, rows: Sequence[SweepRow], metric: str, heading: str, stopped: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the table shows, unrounded."""
+
+    def entry(row: SweepRow) -> dict[str, Any]:
+        return {
+            "label": row.setting.label,
+            "value": row.setting.value,
+            "stage": row.stage,
+            "seeds": row.seeds,
+            "metrics": row.metrics,
+            "against_first": dataclasses.asdict(row.pair) if row.pair else None,
+        }
+
+    return {
+        "sweep": sweep.text,
+        "axis": sweep.axis,
+        "metric": metric,
+        "commit": commit_id(),
+        "device": device(),
+        "heading": heading,
+        "rows": [entry(row) for row in rows],
+        "stopped": dict(stopped),
+    }
+
+
+def draw(
+    sweep: Sweep,
+    rows: Sequence[SweepRow],
+    shown: Sequence[str],
+    heading: str,
+    path: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+) -> None:
+    """One panel a metric: a line a stage over a numeric axis, bars where it has names.
+
+    Args:
+      shown: full names of the metrics; the first is that of `curves`.
+      path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(shown), figsize=(4.6 * len(shown), 3.6), squeeze=False, constrained_layout=True
+    )
+    for axis, name in zip(axes[0], shown, strict=True):
+        for stage in dict.fromkeys(row.stage for row in rows):
+            of_stage = [row for row in rows if row.stage == stage]
+            means = [np.mean(row.metrics[name]) for row in of_stage]
+            spreads = [
+                np.std(row.metrics[name], ddof=1) if len(row.seeds) > 1 else 0.0 for row in of_stage
+            ]
+            places = [_place(row, rows) for row in of_stage]
+            title = STAGE_TITLES.get(stage, stage)
+            if rows[0].setting.value is None:
+                axis.barh(places, means, xerr=spreads, height=0.7, label=title)
+            else:
+                axis.errorbar(places, means, yerr=spreads, marker="o", capsize=3, label=title)
+        axis.grid(alpha=0.3)
+        if rows[0].setting.value is None:
+            labels = [row.setting.label for row in rows]
+            axis.set_yticks(range(len(rows)), labels, fontsize=8)
+            axis.invert_yaxis()
+            axis.set_xlabel(name)
+        else:
+            values = _values(rows)
+            for label, points in curves.items() if axis is axes[0, 0] else ():
+                on_axis = [(values.index(x), y) for x, y in points if x in values]
+                axis.plot(*zip(*on_axis, strict=True), linestyle="--", marker=".", label=label)
+            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            axis.set_xlabel(sweep.axis)
+            axis.set_ylabel(name)
+        axis.legend(fontsize=8)
+    figure.suptitle(heading.partition(",")[0], fontsize=10)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _place(row: SweepRow, rows: Sequence[SweepRow]) -> int:
+    """Values stand evenly, as in the paper's figures; names one below the other."""
+    if row.setting.value is None:
+        return next(i for i, other in enumerate(rows) if other is row)
+    return _values(rows).index(row.setting.value)
+
+
+def _values(rows: Sequence[SweepRow]) -> list[float]:
+    return sorted({row.setting.value for row in rows if row.setting.value is not None})
+
+
+def write(
+    workdir: Workdir,
+    sweep: Sweep,
+    rows: Sequence[SweepRow],
+    metric: str,
+    heading: str,
+    stopped: Mapping[str, str],
+    beside: Found | None = None,
+) -> str:
+    """Writes table.md, table.json and table.png; returns the Markdown."""
+    beside = beside or Found([], {})
+    text = to_markdown(sweep, rows, metric, heading, stopped)
+    values = to_json(sweep, rows, metric, heading, stopped)
+    if rows:
+        shown = [metric]
+        # Figures 7 and 8 show both.
+        if sweep.name in ("figure7", "figure8", "table3") and "hr@5/neg99" in rows[0].metrics:
+            shown = list(dict.fromkeys([metric, "hr@5/neg99"]))
+        draw(sweep, rows, shown, heading, workdir.file("table.png"), beside.curves)
+        text += "\n![](table.png)\n"
+    text += "".join(f"{line}\n" for line in beside.lines)
+    values |= beside.values
+    write_atomically(workdir.file("table.json"), json.dumps(values, indent=2) + "\n")
+    write_atomically(workdir.file("table.md"), text)
+    return text

@@ -1,0 +1,283 @@
+"""What `launch.ablate --sweep=...` can sweep: names, values, and the settings they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+from ml_collections import config_dict
+
+from core import metrics
+from core.errors import UserError
+from lcrsr import history_encoder, latent_reasoning, losses, rollout
+
+# Settings that are arithmetic alone: runs that differ in nothing else share one program.
+NUMBERS = frozenset(
+    [
+        "seed",
+        "pretrain.active_steps",
+        "pretrain.lambda_tcl",
+        "pretrain.margin",
+        "pretrain.learning_rate",
+        "rl.gamma",
+        "rl.lambda_kl",
+        "rl.learning_rate",
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One row of a sweep: its label and the config keys it sets.
+
+    Attributes:
+      value: its place on the figure's axis; None where the axis has names.
+      stage: the only stage that the row reports; None reports every stage of the run.
+    """
+
+    label: str
+    changes: dict[str, Any]
+    value: float | None = None
+    stage: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A named list of settings.
+
+    Attributes:
+      text: as given, such as 'k:0,1,2'; a workdir belongs to one.
+      axis: what the settings differ in.
+      timed: of table4, the numbers of steps whose inference is timed; it trains nothing.
+    """
+
+    name: str
+    text: str
+    axis: str
+    settings: tuple[Setting, ...]
+    timed: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    """A numeric sweep: its key, default values, and what a value must fulfil."""
+
+    key: str
+    axis: str
+    values: tuple[float, ...]
+    fits: Callable[[float], bool]
+    range: str
+    needs_rl: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """A sweep over the names that a setting can have."""
+
+    key: str
+    names: tuple[str, ...]
+    needs_rl: bool = False
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+_WEIGHTS = (0.0, 0.01, 0.05, 0.1, 0.3, 0.5, 1.0)
+_K = _Number("pretrain.active_steps", "K", (), lambda k: k >= 0 and k == int(k), "whole, 0 or more")
+_TCL = _Number("pretrain.lambda_tcl", "lambda_TCL", _WEIGHTS, _not_negative, "0 or more")
+_KL = _Number("rl.lambda_kl", "lambda_KL", _WEIGHTS, _not_negative, "0 or more", needs_rl=True)
+_NUMBERS = {
+    "k": _K,
+    "lambda_tcl": _TCL,
+    "lambda_kl": _KL,
+    "margin": _Number(
+        "pretrain.margin", "margin", (0.0, 0.05, 0.1, 0.2, 0.5), _not_negative, "0 or more"
+    ),
+    "gamma": _Number(
+        "rl.gamma", "gamma", (0.03, 0.1, 0.3, 1.0, 3.0), lambda v: v > 0, "above 0", needs_rl=True
+    ),
+    "learning_rate": _Number(
+        "pretrain.learning_rate",
+        "learning rate",
+        (3e-4, 1e-3, 3e-3),
+        lambda v: v > 0,
+        "above 0",
+    ),
+    "figure6": _K,
+    "figure7": _TCL,
+    "figure8": _KL,
+}
+_CHOICES = {
+    "block": _Choice("model.block", history_encoder.BLOCKS),
+    "self_context": _Choice("model.self_context", latent_reasoning.SELF_CONTEXTS),
+    "distance": _Choice("pretrain.distance", losses.DISTANCES),
+    "stop_gradient": _Choice("pretrain.stop_gradient", losses.STOP_GRADIENTS),
+    "policy": _Choice("rl.policy", rollout.POLICIES, needs_rl=True),
+    "reward": _Choice("rl.reward", ("hr@1", "hr@5", "ndcg@5", "ndcg@10"), needs_rl=True),
+}
+_FIXED = ("table3", "figure4", "figure5")
+_MOST_STEPS = 5  # of Table 4
+NAMES = (*_NUMBERS, *_CHOICES, *_FIXED, "table4")
+
+
+def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str] = ()) -> Sweep:
+    """The sweep that `text` names: NAME or NAME:VALUE,VALUE,...
+
+    Args:
+      config: resolved; a sweep over K may ask for more steps than it has.
+      given: keys that the command line set; these are kept to.
+
+    Raises:
+      UserError: no such sweep, or a value that does not fit.
+    """
+    name, _, listed = text.partition(":")
+    values = [value.strip() for value in listed.split(",")] if listed else []
+    if name not in NAMES:
+        raise UserError(f"expected --sweep of {', '.join(NAMES)}, found {name!r}; pass one of them")
+    if config.method != "lcr_ser":
+        raise UserError(
+            f"expected a config of lcr_ser for the sweep {name}, found one of {config.method}; "
+            "pass --config=configs/lcr_ser_NAME.py"
+        )
+    if len(set(values)) < len(values):
+        raise UserError(f"expected every value of --sweep once, found {listed}; leave one out")
+    if name in _NUMBERS:
+        return _sweep_of_numbers(name, text, values, config, given)
+    if name in _CHOICES:
+        return _sweep_of_choices(name, text, values, config)
+    if name == "table4":
+        return Sweep(name, text, "K", (), _timed_steps(values))
+    if values:
+        raise UserError(f"expected --sweep={name} without values, found {listed!r}; leave them out")
+    settings = {"table3": _table3, "figure4": _figure4, "figure5": _figure5}[name](config)
+    return Sweep(name, text, "model", settings)
+
+
+def _timed_steps(values: list[str]) -> tuple[int, ...]:
+    if not all(value.isdecimal() for value in values):
+        raise UserError(
+            f"expected numbers of steps after --sweep=table4:, found {','.join(values)!r}; for "
+            "instance --sweep=table4:0,1,2"
+        )
+    return tuple(map(int, values)) or tuple(range(_MOST_STEPS + 1))
+
+
+def _needs_rl(name: str, config: config_dict.ConfigDict) -> None:
+    if not config.rl.enabled:
+        raise UserError(
+            f"expected config.rl.enabled=True for the sweep {name}, found False: it changes RL "
+            "alone; set it"
+        )
+
+
+def _sweep_of_numbers(name, text, values, config, given) -> Sweep:
+    sweep = _NUMBERS[name]
+    if sweep.needs_rl:
+        _needs_rl(name, config)
+    try:
+        numbers = [float(value) for value in values] or list(sweep.values)
+    except ValueError:
+        raise UserError(
+            f"expected numbers after --sweep={name}:, found {','.join(values)!r}; for instance "
+            f"--sweep={name}:0,1"
+        ) from None
+    changes: dict[str, Any] = {}
+    if sweep is _K:
+        numbers = numbers or [float(k) for k in range(config.model.max_steps + 1)]
+        if all(map(math.isfinite, numbers)) and "model.max_steps" not in given:
+            # All arms are the model with as many steps as the largest K has.
+            most = max(config.model.max_steps, *map(int, numbers))
+            changes = {"model.max_steps": most}
+        elif max(numbers) > config.model.max_steps:
+            raise UserError(
+                f"expected K up to config.model.max_steps = {config.model.max_steps}, found "
+                f"{max(numbers):g}; set that key higher or leave it out"
+            )
+    for number in numbers:
+        if not math.isfinite(number) or not sweep.fits(number):
+            raise UserError(
+                f"expected values {sweep.range} in --sweep={name}, found {number:g}; correct it"
+            )
+    settings = [
+        Setting(
+            f"{sweep.axis} = {number:g}",
+            changes | {sweep.key: int(number) if sweep is _K else number},
+            value=number,
+        )
+        for number in numbers
+    ]
+    return Sweep(name, text, sweep.axis, tuple(settings))
+
+
+def _sweep_of_choices(name, text, values, config) -> Sweep:
+    sweep = _CHOICES[name]
+    if sweep.needs_rl:
+        _needs_rl(name, config)
+    for value in values:
+        if name == "reward":
+            metrics.metric(value)
+        elif value not in sweep.names:
+            raise UserError(
+                f"expected values of {', '.join(sweep.names)} in --sweep={name}, found {value!r}; "
+                "pass these"
+            )
+    settings = [Setting(value, {sweep.key: value}) for value in values or sweep.names]
+    return Sweep(name, text, name, tuple(settings))
+
+
+def _table3(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
+    """Modules added one after another; the last run gives both of its last rows."""
+    _needs_rl("table3", config)
+    base = {
+        "pretrain.active_steps": 0,
+        "pretrain.lambda_tcl": 0.0,
+        "model.attention": "mean",
+        "rl.enabled": False,
+    }
+    steps, attention = config.pretrain.active_steps, config.model.attention
+    if steps == 0 or attention == "mean" or config.pretrain.lambda_tcl == 0:
+        raise UserError(
+            "expected a config with reasoning steps, target-aware attention and a contrastive "
+            f"loss for table3, found active_steps={steps}, attention={attention!r}, lambda_tcl="
+            f"{config.pretrain.lambda_tcl:g}; these are what its rows add"
+        )
+    lcr = base | {"pretrain.active_steps": steps}
+    tra = lcr | {"model.attention": attention}
+    whole: dict[str, Any] = {}
+    return (
+        Setting("Base", base, stage="pretrain"),
+        Setting("+ LCR", lcr, stage="pretrain"),
+        Setting("+ TRA", tra, stage="pretrain"),
+        Setting("+ TCL", whole, stage="pretrain"),
+        Setting("+ RL (LCR-SER)", whole, stage="rl"),
+        Setting("control: + TCL, trained as long", whole, stage="control"),
+    )
+
+
+def _reasons(name: str, config: config_dict.ConfigDict) -> None:
+    if config.pretrain.active_steps == 0:
+        raise UserError(
+            f"expected config.pretrain.active_steps of 1 or more for {name}, found 0; set it"
+        )
+
+
+def _figure4(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
+    _reasons("figure4", config)
+    return (Setting("LCR-SER", {"rl.enabled": False}, stage="pretrain"),)
+
+
+def _figure5(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
+    _reasons("figure5", config)
+    if config.pretrain.lambda_tcl == 0:
+        raise UserError(
+            "expected config.pretrain.lambda_tcl above 0 for figure5, found 0: it shows what that "
+            "loss does; set it"
+        )
+    without = {"rl.enabled": False, "pretrain.lambda_tcl": 0.0}
+    return (
+        Setting("without L_TCL", without, stage="pretrain"),
+        Setting("with L_TCL", {"rl.enabled": False}, stage="pretrain"),
+    )

@@ -1,0 +1,102 @@
+"""A sweep's table from results made up by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from core.errors import UserError
+from core.workdir import Workdir
+from launch.compare import holm
+from launch.sweep_tables import Found, read_sweep, write
+from launch.sweeps import Setting, Sweep
+
+SWEEP = Sweep("k", "k:0,2,3", "K", tuple(Setting(f"K = {k}", {}, value=k) for k in (0, 2, 3)))
+RNG = np.random.default_rng(0)
+BASE = RNG.uniform(size=40)
+USERS = {
+    "K = 0": [BASE, BASE + 0.02],
+    "K = 2": [BASE + 0.1 * RNG.uniform(size=40) for _ in range(2)],
+    "K = 3": [BASE + 0.1 * RNG.standard_normal(40) for _ in range(2)],
+}
+
+
+def run(folder, seed, values, stages=("pretrain",)):
+    (folder / "per_user").mkdir(parents=True)
+    rows = []
+    for number, stage in enumerate(stages):
+        np.savez(folder / "per_user" / f"{stage}.npz", **{"ndcg@5": values + number})
+        mean = float(np.mean(values + number))
+        rows.append(
+            {
+                "stage": stage,
+                "split": "test",
+                "protocol": "neg99",
+                "metrics": {"ndcg@5/neg99": mean, "hr@1/neg99": mean / 2},
+                "seed": seed,
+                "per_user": f"per_user/{stage}.npz",
+            }
+        )
+    (folder / "results.json").write_text(json.dumps({"rows": rows}))
+    return str(folder)
+
+
+def folders(tmp_path, **more):
+    return {
+        label: [run(tmp_path / label / str(i), i, v, **more) for i, v in enumerate(values)]
+        for label, values in USERS.items()
+    }
+
+
+def test_rows_are_tested_against_the_first_over_means_of_seeds(tmp_path):
+    rows = read_sweep(SWEEP, folders(tmp_path), "ndcg@5/neg99")
+    assert [row.setting.label for row in rows] == list(USERS)
+    means = {label: np.mean(values, 0) for label, values in USERS.items()}
+    p = [scipy.stats.ttest_rel(means[k], means["K = 0"]).pvalue for k in ("K = 2", "K = 3")]
+    assert rows[0].pair is None
+    assert [row.pair.p_holm for row in rows[1:]] == pytest.approx(holm(p))
+    assert rows[1].pair.difference == pytest.approx((means["K = 2"] - means["K = 0"]).mean())
+    assert rows[1].metrics["hr@1/neg99"] == pytest.approx([v.mean() / 2 for v in USERS["K = 2"]])
+
+
+def test_every_stage_has_a_first_row_of_its_own(tmp_path):
+    rows = read_sweep(SWEEP, folders(tmp_path, stages=("pretrain", "rl")), "ndcg@5/neg99")
+    assert [row.stage for row in rows] == ["pretrain"] * 3 + ["rl"] * 3
+    assert [row.pair is None for row in rows] == [True, False, False] * 2
+    # Modules added one by one are compared across stages.
+    added = Sweep(
+        "table3",
+        "table3",
+        "model",
+        (Setting("K = 0", {}, stage="pretrain"), Setting("K = 2", {}, stage="rl")),
+    )
+    base, last = read_sweep(added, _again(tmp_path), "ndcg@5/neg99")
+    assert (base.stage, last.stage) == ("pretrain", "rl")
+    difference = np.mean(USERS["K = 2"], 0) + 1 - np.mean(USERS["K = 0"], 0)
+    assert last.pair.difference == pytest.approx(difference.mean())
+
+
+def _again(tmp_path):
+    return {label: [str(tmp_path / label / str(i)) for i in range(2)] for label in USERS}
+
+
+def test_the_files_say_what_stopped_and_round_nothing_in_json(tmp_path):
+    found = folders(tmp_path)
+    missing = {label: paths for label, paths in found.items() if label != "K = 3"}
+    rows = read_sweep(SWEEP, missing, "ndcg@5/neg99")
+    workdir, stopped = Workdir(str(tmp_path / "w")), {"K = 3, seed 0": "loss nan at step 7"}
+    beside = Found(["", "more"], {"seconds": [1.5]}, {"one model": [(0.0, 0.5), (2.0, 0.6)]})
+    text = write(workdir, SWEEP, rows, "ndcg@5/neg99", "sample, test", stopped, beside)
+    mean, spread = np.mean(rows[0].metrics["ndcg@5/neg99"]), 0.02 / np.sqrt(2)
+    assert f"| K = 0 | after pre-training | 0, 1 | {mean:.4f} ± {spread:.4f} |" in text
+    assert "- K = 3, seed 0: loss nan at step 7" in text and text.endswith("\nmore\n")
+    values = json.loads((tmp_path / "w" / "table.json").read_text())
+    assert values["rows"][0]["metrics"]["ndcg@5/neg99"] == list(rows[0].metrics["ndcg@5/neg99"])
+    assert values["seconds"] == [1.5] and values["stopped"] == stopped
+    assert (tmp_path / "w" / "table.png").stat().st_size > 5000
+
+
+def test_a_metric_that_no_run_has_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"expected ndcg@5/full in the results"):
+        read_sweep(SWEEP, folders(tmp_path), "ndcg@5/full")

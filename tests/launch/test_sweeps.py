@@ -1,0 +1,101 @@
+"""What a sweep's text stands for, and what is refused."""
+
+import pytest
+
+from configs import lcr_ser_defaults, sasrec_qilin
+from core.errors import UserError
+from launch.sweeps import parse_sweep
+
+
+def config(**changes):
+    found = lcr_ser_defaults.get_config()
+    found.update_from_flattened_dict(changes)
+    return found
+
+
+def values(sweep):
+    return [(s.label, s.changes) for s in sweep.settings]
+
+
+def test_numbers_become_one_setting_each():
+    sweep = parse_sweep("lambda_tcl:0,0.5", config())
+    assert values(sweep) == [
+        ("lambda_TCL = 0", {"pretrain.lambda_tcl": 0.0}),
+        ("lambda_TCL = 0.5", {"pretrain.lambda_tcl": 0.5}),
+    ]
+    assert [s.value for s in sweep.settings] == [0.0, 0.5]
+    assert len(parse_sweep("figure8", config()).settings) == 7
+
+
+def test_a_sweep_over_k_takes_as_many_steps_as_its_largest():
+    sweep = parse_sweep("k:0,5", config())
+    assert values(sweep) == [
+        ("K = 0", {"model.max_steps": 5, "pretrain.active_steps": 0}),
+        ("K = 5", {"model.max_steps": 5, "pretrain.active_steps": 5}),
+    ]
+    default = parse_sweep("k", config())
+    assert [s.changes["pretrain.active_steps"] for s in default.settings] == [0, 1, 2, 3]
+    kept = parse_sweep("k:0,3", config(), given=["model.max_steps"])
+    assert values(kept)[1] == ("K = 3", {"pretrain.active_steps": 3})
+
+
+def test_table3_adds_modules_one_by_one():
+    base, lcr, tra, tcl, rl, control = parse_sweep("table3", config()).settings
+    assert base.changes == {
+        "pretrain.active_steps": 0,
+        "pretrain.lambda_tcl": 0.0,
+        "model.attention": "mean",
+        "rl.enabled": False,
+    }
+    assert lcr.changes == base.changes | {"pretrain.active_steps": 3}
+    assert tra.changes == lcr.changes | {"model.attention": "bilinear"}
+    assert tcl.changes == rl.changes == control.changes == {}
+    assert [s.stage for s in (base, lcr, tra, tcl, rl, control)] == [
+        *["pretrain"] * 4,
+        "rl",
+        "control",
+    ]
+
+
+def test_choices_are_all_by_default():
+    assert [s.label for s in parse_sweep("block", config()).settings] == ["post_ln", "printed"]
+    reward = parse_sweep("reward:ndcg@5,hr@1", config())
+    assert values(reward) == [
+        ("ndcg@5", {"rl.reward": "ndcg@5"}),
+        ("hr@1", {"rl.reward": "hr@1"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kk:1", "found 'kk'"),
+        ("k:-1", "0 or more in --sweep=k, found -1"),
+        ("k:1.5", "whole, 0 or more in --sweep=k, found 1.5"),
+        ("k:nan", "found nan"),
+        ("k:a", "numbers after --sweep=k:, found 'a'"),
+        ("k:1,1", "every value of --sweep once"),
+        ("lambda_tcl:-0.1", "0 or more in --sweep=lambda_tcl, found -0.1"),
+        ("lambda_kl:inf", "found inf"),
+        ("learning_rate:0", "above 0 in --sweep=learning_rate, found 0"),
+        ("gamma:0", "above 0"),
+        ("distance:manhattan", "cosine, euclidean in --sweep=distance, found 'manhattan'"),
+        ("reward:map", "map"),
+        ("table3:1", "without values"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text, message):
+    with pytest.raises(UserError) as error:
+        parse_sweep(text, config())
+    assert message in str(error.value)
+
+
+def test_what_the_config_does_not_allow_is_refused():
+    with pytest.raises(UserError, match=r"up to config\.model\.max_steps = 3, found 4"):
+        parse_sweep("k:4", config(), given=["model.max_steps"])
+    with pytest.raises(UserError, match=r"rl\.enabled=True for the sweep gamma"):
+        parse_sweep("gamma", config(**{"rl.enabled": False}))
+    with pytest.raises(UserError, match="lambda_tcl=0; these are what its rows add"):
+        parse_sweep("table3", config(**{"pretrain.lambda_tcl": 0.0}))
+    with pytest.raises(UserError, match="found one of sasrec"):
+        parse_sweep("k", sasrec_qilin.get_config())
