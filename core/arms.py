@@ -181,10 +181,14 @@ class _ArmRun:
         self._checkpoints = Checkpoints(stage_directory(arm.workdir, arm.task.name))
         stack.callback(self._checkpoints.close)
         self.state: State | None
-        self.state, self.progress, _ = start_or_restore(arm.task, arm.config, self._checkpoints)
+        found = start_or_restore(arm.task, arm.config, self._checkpoints)
+        self.state, self.progress, restored = found
         if self.progress.finished:
             self.state = None
             return
+        if restored:
+            name, step = arm.task.name, self.progress.step
+            _LOG.info("%s: %s continues from the checkpoint of step %d", name, arm.name, step)
         writer = MetricWriter(arm.workdir, arm.task.name, self.progress.step)
         stack.callback(writer.close)
         self._run = StageRun(
