@@ -1,34 +1,32 @@
-"""The matching baselines of CRS's Table 2 in its harness: configs/matching.py:SYSTEM,DATASET.
+"""The matching baselines of CRS's Table 2, on CRS's own searches: configs/matching.py:KIND,DATASET.
 
 Command: python -m launch.train --config=configs/matching.py:bm25,qilin (the embedded sample), or
 --config=configs/matching.py:tfidf,amazon_beauty --config.data_dir=DIR
-SYSTEM is bm25, tfidf or dense: the query against the items' texts, by words or by vectors.
-`--config.model.vectors=NAME` takes a sentence-transformers model (the paper's: BGE).
+KIND: one of retrieval.py's; the paper has bm25, tfidf and dense (`--config.model.vectors=NAME` for
+a sentence-transformers model such as BGE).
 """
 
 from ml_collections import config_dict
 
-from configs import crs_amazon_beauty, crs_sample
+from configs import crs_amazon_beauty, crs_sample, retrieval
 
 _DATASETS = {"qilin": crs_sample, "amazon_beauty": crs_amazon_beauty}
 
 
 def get_config(choice: str = "bm25,qilin") -> config_dict.ConfigDict:
-    system, _, dataset = choice.partition(",")
-    if dataset not in _DATASETS:
+    kind, _, dataset = choice.partition(",")
+    if kind not in retrieval.KINDS or dataset not in _DATASETS:
         raise ValueError(
-            f"expected configs/matching.py:SYSTEM,DATASET with a data set of "
-            f"{', '.join(_DATASETS)}, found {choice!r}"
+            f"expected configs/matching.py:KIND,DATASET with a kind of "
+            f"{', '.join(retrieval.KINDS)} and a data set of {', '.join(_DATASETS)}, found "
+            f"{choice!r}"
         )
     crs = _DATASETS[dataset].get_config()
     config = config_dict.ConfigDict(
         {k: crs[k] for k in ("dataset", "data_dir", "cache_dir", "seed", "mesh", "data", "eval")}
     )
-    config.method = "matching"
-    config.model = config_dict.ConfigDict()
-    config.model.system = system
-    config.model.vectors = "tfidf_svd"  # of dense
-    config.model.width = 128  # of its singular vectors
+    retrieval.method(config, kind)
+    config.eval.search_protocols = ("catalogue",)
     if "on_sample" in crs:
         # The same searches are evaluated as of CRS on the sample.
         config.on_sample = crs.on_sample

@@ -11,7 +11,6 @@ from launch.experiment import Runnable
 from launch.gensar import GenSARExperiment
 from launch.gensar_identifiers import IdentifierExperiment
 from launch.lcr_ser import LCRSERExperiment
-from launch.matching import MatchingExperiment
 from launch.search_baselines import SearchBaselineExperiment
 
 
@@ -31,6 +30,4 @@ def open_experiment(config: config_dict.ConfigDict, data: Data) -> Runnable:
         return SearchBaselineExperiment(config, data)
     if config.method == "crs":
         return CRSExperiment(config, data)
-    if config.method == "matching":
-        return MatchingExperiment(config, data)
     return open_baseline(config, data)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
 
-from core import metrics
+from core import metrics, vectors
 from core.errors import UserError
 from core.workdir import Workdir
 from input_pipelines import candidates, search_task, segmenters
 from input_pipelines.bm25 import ItemTextIndex
 from input_pipelines.search_task import SearchExamples
-from launch import results
+from launch import results, search_protocol
 from launch.data import Data
 from lcrsr.baselines import item_knn
 from lcrsr.search_baselines import (
@@ -25,9 +26,20 @@ from lcrsr.search_baselines import (
     TextSimilarity,
 )
 
-KINDS = ("bm25", "tfidf", "lsa", "query_popularity", "query_knn")
-PROTOCOLS = ("full", *candidates.PROTOCOLS, candidates.BM25)
+KINDS = ("bm25", "tfidf", "dense", "query_popularity", "query_knn")
+FACTORS = "tfidf_svd"
+# 'full' is without the items that the user has seen, 'catalogue' with them (CRS).
+WHOLE = ("full", "catalogue")
+PROTOCOLS = (*WHOLE, *candidates.PROTOCOLS, candidates.BM25)
 _PREFIX = "search/"
+
+
+def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """Cosines with a query's vector of a sentence-transformers model."""
+    items = vectors.from_sentence_transformer(texts, name)
+    return lambda words: (
+        items @ vectors.from_sentence_transformer([segmenters.join(words)], name)[0]
+    )
 
 
 class SearchBaselineExperiment:
@@ -59,12 +71,15 @@ class SearchBaselineExperiment:
 
     def _fitted(self, model: config_dict.ConfigDict) -> SearchScorer:
         log, seed = self.data.log, self.config.seed
-        if model.kind in ("bm25", "tfidf", "lsa"):
-            split = segmenters.segmenter(self.config.data.segmenter)
+        if model.kind in ("bm25", "tfidf", "dense"):
+            texts, split = log.item_texts(), segmenters.segmenter(self.config.data.segmenter)
             if model.kind == "bm25":
-                return ByQuery(ItemTextIndex(log.item_texts(), split, seed).scores)
-            width = model.width if model.kind == "lsa" else None
-            return TextSimilarity(log.item_texts(), split, width=width, seed=seed)
+                return ByQuery(ItemTextIndex(texts, split, seed).scores)
+            if model.kind == "tfidf":
+                return TextSimilarity(texts, split, width=None, seed=seed)
+            if model.vectors == FACTORS:
+                return TextSimilarity(texts, split, width=model.width, seed=seed)
+            return ByQuery(_sentences(texts, model.vectors))
         searches = search_task.training_searches(log, self.data.splits)
         popularity = QueryPopularity(self._queries(searches), searches.item, log.num_items)
         if model.kind == "query_popularity":
@@ -89,16 +104,24 @@ class SearchBaselineExperiment:
         for protocol in self.config.eval.search_protocols:
             (column,) = self.columns("search", protocol)
             if column not in done:
+                sums, details = (
+                    self.evaluate(None, None, "test", column),
+                    self.details("test", column),
+                )
+                if column == search_protocol.PROTOCOL:
+                    found, _ = self._chosen("test")
+                    groups = search_protocol.user_groups(self.data, found, sums)
+                    details["more"]["user_groups"] = groups
                 results.save(
                     workdir,
-                    self.evaluate(None, None, "test", column),
+                    sums,
                     stage="fit",
                     split="test",
                     protocol=column,
                     step=0,
                     config=self.config,
                     data=self.data,
-                    **self.details("test", column),
+                    **details,
                 )
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
@@ -123,7 +146,8 @@ class SearchBaselineExperiment:
         """Further arguments of `results.save` for a row."""
         del protocol
         examples, _ = self._chosen(split)
-        return {"users": examples.user, "more": {"task": "search"}}
+        more = {"task": "search", "kind": self.config.model.kind}
+        return {"users": examples.user, "more": more}
 
     def _chosen(self, split: str) -> tuple[SearchExamples, np.ndarray]:
         found, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
@@ -139,6 +163,8 @@ class SearchBaselineExperiment:
         target, _ = search_task.targets(self.data.log, examples)
         if name == "full":
             left_out = candidates.seen_items(self.data.log, examples)
+        elif name == "catalogue":
+            left_out = np.zeros((len(examples), 1), np.int32)
         else:
             lists = self.data.candidate_lists(split, name, "search")[places]
         sums = metrics.Sums(tuple(self.config.eval.metrics))
@@ -146,7 +172,7 @@ class SearchBaselineExperiment:
         for start in range(0, len(examples), size):
             rows = slice(start, start + size)
             scores = self._scorer.scores(queries[rows], histories[rows])
-            if name == "full":
+            if name in WHOLE:
                 own = np.take_along_axis(scores, target[rows, None], 1)
                 scores[:, 0] = -np.inf
                 np.put_along_axis(scores, left_out[rows], -np.inf, 1)

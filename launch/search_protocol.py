@@ -41,13 +41,9 @@ def columns(task: str, protocol: str) -> tuple[str, ...]:
 
 def held_out(config: config_dict.ConfigDict, data: Data, split: str) -> SearchExamples:
     """The searches of a split that are evaluated, `config.eval.SPLIT_users` at most (0: all)."""
-    every = data.examples("search", split)
-    assert isinstance(every, SearchExamples)
-    most = config.eval[f"{split}_users"]
-    if not 0 < most < len(every):
-        return every
-    rng = np.random.default_rng(config.data.candidates_seed)
-    return every.take(np.sort(rng.choice(len(every), most, replace=False)))
+    found, _ = data.chosen("search", split, config.eval[f"{split}_users"])
+    assert isinstance(found, SearchExamples)
+    return found
 
 
 def user_groups(data: Data, examples: SearchExamples, sums: metrics.Sums) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Floors of the search task: items ranked for a query without training by gradients.
 
 `query_popularity` and `query_knn` know what training users clicked after the same query; `tfidf`
-and `lsa` compare the query with the items' texts, as BM25 does (`input_pipelines.bm25`). Axis
-letters: B queries, L clicks of a history, V items; a query is the tuple of its words.
+and `dense` compare the query with the items' texts, as BM25 does (`input_pipelines.bm25`), and are
+the matching baselines of CRS's Table 2. Axis letters: B queries, L clicks of a history, V items; a
+query is the tuple of its words.
 """
 
 from __future__ import annotations

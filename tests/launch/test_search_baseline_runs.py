@@ -67,7 +67,7 @@ def test_popularity_of_the_query_ranks_what_was_bought_after_it(folder, tmp_path
         assert len(values["user"]) == USERS
 
 
-@pytest.mark.parametrize("kind", ["bm25", "tfidf", "lsa", "query_knn"])
+@pytest.mark.parametrize("kind", ["bm25", "tfidf", "dense", "query_knn"])
 def test_every_kind_runs(kind, folder, tmp_path_factory, tmp_path):
     config = config_of(kind, folder, tmp_path_factory)
     config.eval.search_protocols = ("full",)
