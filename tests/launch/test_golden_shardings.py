@@ -18,13 +18,14 @@ from gensar_jax.joint_task import JointConfig, JointTask
 from gensar_jax.t5.config import of_size
 from gensar_jax.t5.network import Transformer
 from input_pipelines.batches import BatchShape
+from launch import crs_compile
 from launch.experiment import build
 from launch.methods import open_experiment
 from launch.random_data import TableSizes, random_batch
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "shardings.txt"
-GENSAR_WORDS = 5540  # pieces, behaviours and codes; a multiple of 4
+WORDS = 5540  # of GenSAR's and CRS's vocabularies; a multiple of 4
 SIZES = TableSizes(users=1000, items=2000, words=500)
 
 
@@ -61,8 +62,15 @@ def shardings_of(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     if config.method == "gensar_identifiers":
         return [f"{name} lies on one device"]
+    if config.method == "crs":
+        found = crs_compile.steps(config, make_mesh(2, 4), batch_size=8, text_rows=WORDS)
+        return [
+            line
+            for stage, _, (state, *_) in found
+            for line in lines_of(f"{name} mesh 2x4 crs {stage}", state)
+        ]
     if config.method == "gensar":
-        network = Transformer(of_size(config.model.size, GENSAR_WORDS))
+        network = Transformer(of_size(config.model.size, WORDS))
         partition = sharding.partition_of(network, make_mesh(2, 4))
         state = partition.abstract(jax.eval_shape(joint_task(config, network, partition).init))
         return lines_of(f"{name} mesh 2x4 joint", state)
@@ -115,8 +123,8 @@ def test_shardings_of_every_config(request):
 
 def test_the_golden_text_cuts_tables_and_nothing_else():
     lines = GOLDEN.read_text(encoding="utf-8").splitlines()
-    # GenSAR has no tables: the second axis cuts its network.
-    lines = [line for line in lines if " joint " not in line]
+    # GenSAR and CRS have no tables: the mesh cuts their networks.
+    lines = [line for line in lines if " joint " not in line and " crs " not in line]
     cut = [line for line in lines if line.endswith("(table)")]
     assert any(" rl tables/item 1024x128 " in line for line in cut)
     assert all("tables/" in line or "table_states/" in line for line in cut)
