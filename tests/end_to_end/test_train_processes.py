@@ -1,0 +1,160 @@
+"""launch.train itself with two processes: killed in RL, relaunched, to the results of one."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SMALL = {
+    "on_sample.users": 80,
+    "data.rec_length": 6,
+    "data.search_length": 4,
+    "data.words": 3,
+    "data.clicks": 2,
+    "model.width": 8,
+    "model.ffn_width": 8,
+    "model.max_steps": 2,
+    "model.mlp_widths": (16, 8),
+    "pretrain.active_steps": 2,
+    "pretrain.batch_size": 32,
+    "pretrain.max_epochs": 1.0,
+    "rl.examples": 192,
+    "rl.batch_size": 16,
+    "rl.evals": 2,
+    "rl.trajectories": 3,
+    "rl.negatives": 9,
+    # So small a model hardly ever ranks a target first.
+    "rl.reward": "ndcg@5",
+    "eval.batch_size": 32,
+    "eval.full_batch_size": 16,
+    "loop.log_every": 2,
+    "loop.checkpoint_every": 2,
+}
+
+
+def program(name, tmp_path, *flags, devices=1):
+    environment = os.environ | {
+        # Small programs take longer to optimise than to run, and relaunched to compile again.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", f"launch.{name}", *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def train(tmp_path, workdir, *flags, devices=1):
+    given = ["--config=configs/lcr_ser_qilin.py", f"--config.cache_dir={tmp_path / 'cache'}"]
+    given += [f"--config.{key}={value}" for key, value in SMALL.items()]
+    return program("train", tmp_path, *given, f"--workdir={workdir}", *flags, devices=devices)
+
+
+def train_together(tmp_path, workdir, processes=2):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    job = (f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", "--config.mesh.table=-1")
+    return [train(tmp_path, workdir, *job, f"--process={i}") for i in range(processes)]
+
+
+def endings(job):
+    outputs = [process.communicate(timeout=900)[0] for process in job]
+    return [process.returncode for process in job], outputs
+
+
+def finished(process):
+    (code,), (output,) = endings([process])
+    assert code == 0, output
+    return output
+
+
+def await_checkpoint(folder, job):
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline and all(process.poll() is None for process in job):
+        if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"expected a checkpoint in {folder}: {endings(job)}")
+
+
+def lines_of(workdir):
+    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def rows_of(workdir):
+    rows = json.loads((workdir / "results.json").read_text(encoding="utf-8"))["rows"]
+    return {(row["stage"], row["split"], row["protocol"]): row for row in rows}
+
+
+def numbers(line, statistics):
+    """A line's numbers; means since the last look, which a kill moves, where `statistics`."""
+    left = {key: value for key, value in line.items() if key != "stage"}
+    return {key: left[key] for key in left if statistics or not key.startswith("train/")}
+
+
+@pytest.mark.slow
+def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    # More threads than the mesh has devices: on two cores, two would wait for each other.
+    finished(train(tmp_path, alone, "--config.mesh.table=2", devices=8))
+
+    job = train_together(tmp_path, together)
+    await_checkpoint(together / "checkpoints" / "rl", job)
+    job[1].send_signal(signal.SIGKILL)
+    codes, outputs = endings(job)
+    assert codes == [3, -signal.SIGKILL], outputs
+    assert "error: expected process 1 of 2 to go on" in outputs[0]
+    codes, outputs = endings(train_together(tmp_path, together))
+    assert codes == [0, 0], outputs
+    assert re.search(r"rl: continues from the checkpoint of step \d+\b", outputs[0]), outputs[0]
+    assert "after RL" in outputs[0] and "after RL" not in outputs[1]
+
+    expected, found = lines_of(alone), lines_of(together)
+    assert [(line["stage"], line["step"]) for line in found] == [
+        (line["stage"], line["step"]) for line in expected
+    ]
+    for ours, theirs in zip(found, expected, strict=True):
+        whole = ours["stage"] != "rl"
+        assert numbers(ours, whole) == pytest.approx(numbers(theirs, whole), rel=1e-5)
+    expected_rows, found_rows = rows_of(alone), rows_of(together)
+    assert len(expected_rows) == 6 and found_rows.keys() == expected_rows.keys()
+    for key, row in found_rows.items():
+        theirs = expected_rows[key]
+        assert row["metrics"] == pytest.approx(theirs["metrics"], rel=1e-5)
+        assert row["step"] == theirs["step"] and row["examples"] == theirs["examples"]
+        with np.load(together / row["per_user"]) as a, np.load(alone / row["per_user"]) as b:
+            assert set(a) == set(b)
+            for name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-7)
+    assert "after RL" in (together / "summary.md").read_text(encoding="utf-8")
+    assert (together / "curves.png").stat().st_size > 10_000
+
+    # One process on one device reads what two wrote.
+    output = finished(program("evaluate", tmp_path, f"--workdir={together}", "--stage=rl"))
+    assert "after RL" in output
+    for key, row in rows_of(together).items():
+        assert row["metrics"] == pytest.approx(expected_rows[key]["metrics"], rel=1e-5)
+    users, out = tmp_path / "users", tmp_path / "top.jsonl"
+    users.write_text("1\n2\n", encoding="utf-8")
+    flags = (f"--workdir={together}", f"--users={users}", "--top_k=5", f"--out={out}")
+    finished(program("predict", tmp_path, *flags))
+    best = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(row["user"], row["rank"]) for row in best] == [
+        (user, rank) for user in ("1", "2") for rank in range(1, 6)
+    ]
