@@ -9,7 +9,6 @@ from the folder E.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +24,6 @@ from launch import cli
 from launch.data import Data, resolve
 from launch.gensar import GenSARExperiment
 
-_LOG = logging.getLogger(__name__)
 # The task of the mixture whose targets launch.evaluate ranks.
 _EVALUATED = {"recommendation": "nrip", "search": "nsip"}
 _AT_ONCE = 4096
@@ -58,7 +56,7 @@ def export(config: Any, out: str, epochs: int, given: Any = ()) -> Export:
     splits: dict[str, list[str]] = {task: ["train"] for task in mixture.tasks}
     for task in evaluated:
         splits.setdefault(_EVALUATED[task], []).extend(["validation", "test"])
-    found = exported.write(
+    return exported.write(
         out,
         _records(experiment, evaluated, epochs),
         vocabulary=examples.vocabulary,
@@ -70,12 +68,11 @@ def export(config: Any, out: str, epochs: int, given: Any = ()) -> Export:
             "targets": config.train.row_targets,
             "rates": mixture.counts,
             "forced": {task: examples.forced(task) for task in _EVALUATED},
+            "data": data.label,
             "data_hash": data.log.hash,
             "table_hash": experiment.table_hash,
         },
     )
-    _LOG.info("%s: %s", data.label, found.sizes)
-    return found
 
 
 def _records(experiment: GenSARExperiment, evaluated: list[str], epochs: int) -> Iterator[Record]:
@@ -117,6 +114,7 @@ def main() -> None:
     holder: Any = values["config"]
     given = config_flags.get_override_values(holder)
     found = export(values.config, values.out, values.epochs, given)
+    print(f"{values.out}: {found.data}")
     for task, sizes in found.sizes.items():
         print(f"{task}: {', '.join(f'{split} {size}' for split, size in sizes.items())}")
 

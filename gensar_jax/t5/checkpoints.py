@@ -142,8 +142,8 @@ def from_t5x(
 def to_t5x(folder: str | pathlib.Path, params: Params, step: int = 0) -> pathlib.Path:
     """Writes parameters as a T5X checkpoint, in T5X's own form, without an optimizer's state.
 
-    T5X infers from it as it is, and trains on from it with
-    `utils.RestoreCheckpointConfig.fallback_to_scratch = True`, which starts the optimizer anew.
+    T5X infers from it as it is, and trains on from it with t5x_bridge/gin/initial.gin, which starts
+    the optimizer anew.
 
     Args:
       folder: where the checkpoint's folder goes.

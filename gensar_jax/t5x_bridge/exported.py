@@ -62,6 +62,7 @@ class Export:
       rates: of the mixture, examples an epoch by task.
       sizes: examples by task and split.
       forced: decoder tokens before an identifier, by task 'recommendation' or 'search'.
+      data: what the log is called; the embedded sample says so.
       data_hash, table_hash: of the log and the identifiers.
     """
 
@@ -71,6 +72,7 @@ class Export:
     rates: dict[str, int]
     sizes: dict[str, dict[str, int]]
     forced: dict[str, list[int]]
+    data: str
     data_hash: str
     table_hash: str
 

@@ -90,7 +90,7 @@ def test_an_export_holds_the_stream_and_the_users_that_are_evaluated(config, fol
     experiment = open_experiment(resolve(config), Data(resolve(config)))
     examples, log = experiment.examples, experiment.data.log
     found = exported.read(folder)
-    assert found.rates == examples.mixture.counts
+    assert found.rates == examples.mixture.counts and "sample data" in found.data
     assert exported.items(folder) == [str(name) for name in log.item_ids[1:]]
     assert exported.vocabulary(folder).digest == examples.vocabulary.digest
     stream = examples.stream(0, examples.mixture.examples_per_epoch)
@@ -412,14 +412,14 @@ def test_gin_files_bind_to_the_real_modules(folder, monkeypatch, tmp_path):
 
         named = gin.configurable(program.__name__, module="__main__")(record)
         monkeypatch.setattr(__main__, program.__name__, named, raising=False)
-    places = {"MODEL_DIR": tmp_path, "CHECKPOINT_PATH": tmp_path, "INFER_OUTPUT_DIR": tmp_path}
-    for name in ("train", "infer"):
+    places = ("MODEL_DIR", "CHECKPOINT_PATH", "INFER_OUTPUT_DIR", "INITIAL_CHECKPOINT_PATH")
+    for name, *more in (("train",), ("train", "initial"), ("infer",)):
         for experiment in ("gensar_amazon_beauty", "gensar_amazon_electronics"):
             bound.clear()
             gin_utils.parse_gin_flags(
                 [str(ROOT), str(pathlib.Path(train.__file__).parent.parent)],
-                [str(GIN / f"{name}.gin"), str(GIN / f"{experiment}.gin")],
-                [f"EXPORT='{folder}'", *(f"{k}='{v}'" for k, v in places.items())],
+                [str(GIN / f"{file}.gin") for file in (name, *more, experiment)],
+                [f"EXPORT='{folder}'", *(f"{place}='{tmp_path}'" for place in places)],
             )
             getattr(__main__, name)()
             gin.clear_config()
@@ -432,6 +432,9 @@ def test_gin_files_bind_to_the_real_modules(folder, monkeypatch, tmp_path):
             if name == "infer":
                 assert bound["mode"] == "predict_with_aux"
                 continue
+            restored = bound["checkpoint_cfg"].restore
+            assert restored.fallback_to_scratch == bool(more)
+            assert restored.path == (str(tmp_path) if more else [])
             epoch = sum(exported.read(folder).rates.values())
             expected = round(10 * epoch / 251) if small else round(200 * epoch / 8000)
             assert bound["total_steps"] == expected
