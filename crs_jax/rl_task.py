@@ -201,14 +201,14 @@ def roll_out(
 
 
 @functools.lru_cache
-def rl_step(network: Decoder, config: RLConfig, controls: Tokens, seed: int) -> Any:
-    """(state, batch, rate) -> (state, statistics); one function for the stages of a run."""
+def rl_step(network: Decoder, config: RLConfig, controls: Tokens) -> Any:
+    """(state, batch, rate) -> (state, statistics); one function, and so one compilation, for all
+    stages and seeds."""
     optimizer = optimizer_of(config)
 
     def step(state: State, batch: dict[str, Any], learning_rate: jax.Array) -> Any:
         params, trie = state["params"], batch["trie"]
-        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state["step"])
-        key = jax.random.fold_in(key, batch["stage"])
+        key = jax.random.fold_in(jax.random.key(batch["seed"], impl="rbg"), state["step"])
         found = roll_out(network, lora.whole(params), batch, key, config, trie, controls)
 
         def log_probs(trained):
@@ -303,11 +303,11 @@ class RLTask:
         self.name, self.selection, self.batch_size = name, selection, config.batch_size
         self.config, self.max_steps = config, max_steps
         self._data = {"prompts": prompts, "lengths": lengths, "targets": targets}
-        self._constant = {"trie": trie, "stage": np.int32(number)}
+        self._constant = {"trie": trie, "seed": np.int32(seed + number)}
         self._initial, self._evaluate, self._tables = initial, evaluate, tables
         self._seed = seed + number
         self.steps_per_epoch = steps_for(len(prompts), config.batch_size)
-        self.train_step = rl_step(network, config, controls, seed)
+        self.train_step = rl_step(network, config, controls)
 
     def init(self) -> State:
         params = self._initial()

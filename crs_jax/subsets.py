@@ -30,19 +30,26 @@ class Case(NamedTuple):
 
 
 def incorrect(
-    answers: Answers, targets: np.ndarray, examples: np.ndarray, sample: int, seed: int
+    answers: Answers,
+    targets: np.ndarray,
+    examples: np.ndarray,
+    end_think: int,
+    *,
+    sample: int,
+    seed: int,
 ) -> list[Case]:
     """Sample(Incorrect(D, M)) of Eq. 2: the first answer is not the target.
 
     Args:
       answers: to the prompts of `examples` int [E], places among the training examples.
       targets: int [E], items.
+      end_think: the token that ends reasoning, which is not kept.
       sample: cases at most, chosen by `seed`; 0 for all.
     """
     wrong = np.flatnonzero(answers.items[:, 0] != targets)
     if 0 < sample < len(wrong):
         wrong = np.sort(np.random.default_rng(seed).choice(wrong, sample, replace=False))
-    return _cases(answers, examples, wrong)
+    return _cases(answers, examples, wrong, end_think)
 
 
 def correct(
@@ -55,9 +62,7 @@ def correct(
     return _cases(answers, examples, right, end_think)
 
 
-def _cases(
-    answers: Answers, examples: np.ndarray, rows: np.ndarray, end_think: int | None = None
-) -> list[Case]:
+def _cases(answers: Answers, examples: np.ndarray, rows: np.ndarray, end_think: int) -> list[Case]:
     found = []
     for row in rows.tolist():
         said = answers.reasoning[row, : answers.lengths[row]].tolist()

@@ -376,8 +376,14 @@ class CRSExperiment:
 
     def _incorrect(self, params: Any, iteration: int) -> list[Case]:
         found, targets, rows = self._collected(params)
-        seed = self.config.seed + iteration
-        return incorrect(found, targets, rows, self.config.evolve.rl_sample, seed)
+        return incorrect(
+            found,
+            targets,
+            rows,
+            self._controls.end_think,
+            sample=self.config.evolve.rl_sample,
+            seed=self.config.seed + iteration,
+        )
 
     def _correct(self, params: Any, iteration: int) -> list[Case]:
         del iteration

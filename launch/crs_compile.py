@@ -105,13 +105,13 @@ def steps(
         "targets": np.zeros((asked, codes), np.int32),
         "mask": np.ones(asked, np.float32),
         "trie": trie,
-        "stage": np.int32(0),
+        "seed": np.int32(0),
     }
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     found = []
     for name, step, settings, batch, cut in (
         ("sft", sft_step(network, sft), sft, packed, _ROWS),
-        ("rl", rl_step(network, rl, _CONTROLS, 0), rl, rollout, _PROMPTS),
+        ("rl", rl_step(network, rl, _CONTROLS), rl, rollout, _PROMPTS),
     ):
         state = _state(network, settings, name == "rl")
         shardings = sharding.parameter_shardings(state, mesh)

@@ -28,15 +28,15 @@ def text(tokens):
 
 
 def test_incorrect_and_correct_are_by_the_first_answer():
-    wrong = incorrect(ANSWERS, TARGETS, PLACES, 0, 0)
-    assert [case.example for case in wrong] == [11]
+    wrong = incorrect(ANSWERS, TARGETS, PLACES, END_THINK, sample=0, seed=0)
+    assert wrong == [Case(11, [5], 2)]
     right = correct(ANSWERS, TARGETS, PLACES, END_THINK)
     # Row 2 is right too, but its reasoning never ended; row 3 thought nothing.
     assert right == [Case(10, [5, 6], 1), Case(13, [], 3)]
-    every = incorrect(ANSWERS, np.zeros(4), PLACES, 0, 0)
-    some = incorrect(ANSWERS, np.zeros(4), PLACES, 2, 0)
+    every = incorrect(ANSWERS, np.zeros(4), PLACES, END_THINK, sample=0, seed=0)
+    some = incorrect(ANSWERS, np.zeros(4), PLACES, END_THINK, sample=2, seed=0)
     assert len(every) == 4 and len(some) == 2 and set(c.example for c in some) < set(PLACES)
-    assert some == incorrect(ANSWERS, np.zeros(4), PLACES, 2, 0)
+    assert some == incorrect(ANSWERS, np.zeros(4), PLACES, END_THINK, sample=2, seed=0)
 
 
 def test_ranks_by_hand():

@@ -206,6 +206,18 @@ def test_the_first_update_starts_at_ratio_one_and_no_kl():
         np.testing.assert_array_equal(reference[name], leaf)
 
 
+@pytest.mark.slow
+def test_rl_goes_on_where_it_was():
+    """One rollout and two more are three, bit for bit."""
+    task = rl_task_of(start(), [[4, THINK], [5, 6, THINK]], [0, 3], trajectories=16)
+    expected, every = run(task, 3, 0.01)
+    state, _ = run(task, 1, 0.01)
+    found, rest = run(task, 2, 0.01, state, 1)
+    assert rest == every[1:]
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def rewarded(algorithm, seed):
     """Rewards before and after RL of a network that was told the format but not the items."""
     rng = np.random.default_rng(seed)

@@ -1,8 +1,8 @@
 """CRS from configs on a made-up catalogue: whole cycles, what is refused, predictions."""
 
 import json
-import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +50,7 @@ SMALL = {
     "evolve.corpus": 60,
     "evolve.rl_sample": 8,
     "eval.batch_size": 32,
+    "evolve.sft_only": False,
     "loop.checkpoint_every": 1,
 }
 
@@ -175,19 +176,27 @@ def test_a_prompt_longer_than_the_limit_is_refused(folder, cache):
         experiment.examples.prompts(experiment.held_out("test"), reason=True)
 
 
+@pytest.fixture(scope="module")
+def whole(folder, cache, tmp_path_factory):
+    """A run that nothing has stopped."""
+    workdir = tmp_path_factory.mktemp("whole") / "w"
+    train(config_of(folder, cache), str(workdir))
+    return workdir
+
+
 @pytest.mark.slow
-def test_a_whole_cycle_its_results_and_predictions(folder, cache, tmp_path):
-    workdir = str(tmp_path / "w")
-    found = train(config_of(folder, cache), workdir)
+def test_a_whole_cycle_its_results_and_predictions(whole):
+    workdir = str(whole)
+    found = json.loads((whole / "results.json").read_text())
     stages = [row["stage"] for row in found["rows"]]
     assert stages[:3] == ["align", "sft_0", "rl_0"]
     row = next(row for row in found["rows"] if row["stage"] == "rl_0")
     assert row["algorithm"] == "r_grpo" and row["examples"] == 4
     assert set(row["metrics"]) >= {"hr@10/search/catalogue", "ndcg@10/search/catalogue"}
     assert sum(group["examples"] for group in row["user_groups"]) == 4
-    subsets = json.loads((tmp_path / "w" / "subsets" / "rl_0.json").read_text())
+    subsets = json.loads((whole / "subsets" / "rl_0.json").read_text())
     assert subsets == row["subset"] and 0 < subsets["rows"] <= 8
-    assert os.path.exists(tmp_path / "w" / "curves.png")
+    assert (whole / "curves.png").exists()
     # Opened again the stage gives what the run saved.
     restored = Restored(workdir, "rl_0")
     again = evaluate(restored, "test", restored.experiment.columns("search", "catalogue")[0])
@@ -230,32 +239,37 @@ def kill_in(process, workdir, stage):
     return process.returncode
 
 
+def contents(run):
+    """The last state of each stage, the subsets' hashes, and the rows but for their times."""
+    restored = Restored(str(run))
+    found = []
+    for stage in ("align", "sft_0", "rl_0", "sft_1"):
+        checkpoints = Checkpoints(str(run / "checkpoints" / stage))
+        state, _, step = checkpoints.restore(restored.experiment.abstract_state(stage))
+        checkpoints.close()
+        found.append((step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]))
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    for row in rows:
+        del row["written"], row["commit"]
+    return found, rows
+
+
 @pytest.mark.slow
-def test_killed_in_every_kind_of_stage_it_ends_in_the_same_bits(folder, cache, tmp_path):
-    config = config_of(folder, cache)
-    train(config, str(tmp_path / "whole"))
+def test_killed_in_its_rl_a_run_ends_in_the_same_bits(folder, cache, whole, tmp_path):
     killed = tmp_path / "killed"
-    for stage in ("align", "rl_0"):
-        code = kill_in(start(folder, cache, killed), killed, stage)
-        assert code == -signal.SIGKILL, stage
+    shutil.copytree(whole, killed)
+    # What a run has before its RL: two stages, and no subset yet.
+    for path in (killed / "checkpoints" / "rl_0", killed / "checkpoints" / "sft_1"):
+        shutil.rmtree(path)
+    shutil.rmtree(killed / "subsets")
+    results = json.loads((killed / "results.json").read_text())
+    results["rows"] = [row for row in results["rows"] if row["stage"] in ("align", "sft_0")]
+    (killed / "results.json").write_text(json.dumps(results))
+    code = kill_in(start(folder, cache, killed), killed, "rl_0")
+    assert code == -signal.SIGKILL
     last = start(folder, cache, killed)
     output = last.communicate(timeout=400)[0]
     assert last.returncode == 0, output
-    restored = Restored(str(tmp_path / "whole"))
-    for stage in ("align", "sft_0", "rl_0"):
-        like = restored.experiment.abstract_state(stage)
-        states = []
-        for name in ("whole", "killed"):
-            checkpoints = Checkpoints(str(tmp_path / name / "checkpoints" / stage))
-            states.append(checkpoints.restore(like))
-            checkpoints.close()
-        (one, _, step), (other, _, other_step) = states
-        assert step == other_step
-        for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
-
-    def rows(name):
-        found = json.loads((tmp_path / name / "results.json").read_text())["rows"]
-        return [{k: v for k, v in row.items() if k != "written"} for row in found]
-
-    assert rows("whole") == rows("killed")
+    # Only what came after is trained again.
+    assert "rl_0 continues from the checkpoint of step 1" in output, output
+    assert contents(killed) == contents(whole)
