@@ -68,11 +68,16 @@ def learning_rate(peak: float, total_steps: int, warmup: float) -> Callable[[Any
 
 
 def optimizer(
-    schedule: Callable[[Any], jax.Array], weight_decay: float, clip_norm: float
+    schedule: Callable[[Any], jax.Array], weight_decay: float, clip_norm: float, microbatches: int
 ) -> optimizers.OptimizerDef:
-    """The optimizer of `JointTask`: AdamW after clipping the whole gradient."""
+    """The optimizer of `JointTask`: AdamW after clipping the whole gradient.
+
+    T5X adds up the means of its microbatches, in the loss that it reports too; here they are
+    averaged before the clipping.
+    """
     return optimizers.OptaxWrapper(
         optax.chain(
+            optax.scale(1.0 / microbatches),
             optax.clip_by_global_norm(clip_norm),
             optax.adamw(schedule, weight_decay=weight_decay),
         )

@@ -11,6 +11,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
@@ -284,7 +285,7 @@ def test_a_packed_batch_has_the_loss_of_its_examples(folder, trained, network):
         own["model"].network.Transformer(own["model"].as_t5x(network.config)),
         vocabulary,
         vocabulary,
-        own["model"].optimizer(schedule, 1e-7, 1.0),
+        own["model"].optimizer(schedule, 1e-7, 1.0, 1),
         loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
     )
     params = parameters(network, trained, STEPS)
@@ -438,6 +439,11 @@ def test_gin_files_bind_to_the_real_modules(folder, monkeypatch, tmp_path):
             epoch = sum(exported.read(folder).rates.values())
             expected = round(10 * epoch / 251) if small else round(200 * epoch / 8000)
             assert bound["total_steps"] == expected
+            # Of norm 8: clipped to 1, or as a sum of 16 parts .5; Adam's mean keeps a tenth.
+            update, gradient = bound["model"].optimizer_def.optax_optimizer, {"w": jnp.full(4, 4.0)}
+            _, state = update.update(gradient, update.init(gradient), gradient)
+            moment = jnp.linalg.norm(optax.tree_utils.tree_get(state, "mu")["w"])
+            assert float(moment) == pytest.approx(0.1 if small else 0.05, rel=1e-5)
             assert bound["train_dataset_cfg"].task_feature_lengths == {
                 "inputs": INPUTS,
                 "targets": TARGETS,
