@@ -122,7 +122,7 @@ def get_config() -> config_dict.ConfigDict:
             "distill": {"examples": 400, "epochs": 10.0, "learning_rate": 2e-3},
             "rl": {
                 "steps": 12,
-                "learning_rate": 3e-4,
+                "learning_rate": 1e-4,
                 "batch_size": 16,
                 "trajectories": 4,
                 "answers": 5,
@@ -133,7 +133,7 @@ def get_config() -> config_dict.ConfigDict:
                 "corpus": 600,
                 "rl_sample": 192,
                 "epochs": 2.0,
-                "learning_rate": 5e-4,
+                "learning_rate": 1e-4,
             },
             "eval": {"batch_size": 128, "validation_users": 128},
         }

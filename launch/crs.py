@@ -108,9 +108,6 @@ class CRSExperiment:
             max_reasoning=config.prompts.max_reasoning,
             batch_size=config.eval.batch_size,
         )
-        self._tables = {
-            "identifiers": np.frombuffer(bytes.fromhex(self.examples.ids.hash), np.uint8)
-        }
         self._prompts: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]] = {}
 
     def held_out(self, split: str) -> SearchExamples:
@@ -132,10 +129,10 @@ class CRSExperiment:
             prompts, lengths = prompts[rows], lengths[rows]
         return self._inference(params, prompts, lengths, width=self.config.eval.beam, reason=True)
 
-    def evaluate(
-        self, params: Any, tables: Any, split: str, protocol: str, *, reason: bool = True
-    ) -> metrics.Sums:
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         """Metrics of a stage's parameters on the searches of a split.
+
+        The aligned model answers at once, since nothing has told it to reason yet.
 
         Raises:
           UserError: no such protocol, or the parameters were trained with other ids.
@@ -147,6 +144,7 @@ class CRSExperiment:
                 f"expected the semantic ids {trained} that this run was trained with, found "
                 f"{self.examples.ids.hash}; train in another --workdir"
             )
+        reason = bool(np.asarray(tables["reasons"])[0])
         prompts, lengths = self._asked(split, reason)
         found = self._inference(
             params, prompts, lengths, width=self.config.eval.beam, reason=reason
@@ -229,8 +227,13 @@ class CRSExperiment:
             params = init_params(shape, key)
         return lora.split(params, shape.lora_rank > 0)
 
-    def _validate(self, params: Any, tables: Any, *, reason: bool) -> dict[str, float]:
-        sums = self.evaluate(params, tables, "validation", PROTOCOL, reason=reason)
+    def _tables(self, stage: str) -> dict[str, np.ndarray]:
+        """Kept with a stage's parameters: which ids it was trained with, and whether it reasons."""
+        ids = np.frombuffer(bytes.fromhex(self.examples.ids.hash), np.uint8)
+        return {"identifiers": ids, "reasons": np.array([stage != ALIGN], np.uint8)}
+
+    def _validate(self, params: Any, tables: Any) -> dict[str, float]:
+        sums = self.evaluate(params, tables, "validation", PROTOCOL)
         return {metrics.full_name(name, PROTOCOL): value for name, value in sums.means().items()}
 
     def _sft_task(
@@ -243,9 +246,9 @@ class CRSExperiment:
             examples=examples,
             epochs=epochs,
             initial=initial,
-            evaluate=functools.partial(self._validate, reason=stage != ALIGN),
+            evaluate=self._validate,
             selection=self.config.eval.selection,
-            tables=self._tables,
+            tables=self._tables(stage),
             seed=self.config.seed,
         )
 
@@ -270,9 +273,9 @@ class CRSExperiment:
             trie=self._trie,
             max_steps=self.config.rl.steps,
             initial=initial,
-            evaluate=functools.partial(self._validate, reason=True),
+            evaluate=self._validate,
             selection=self.config.eval.selection,
-            tables=self._tables,
+            tables=self._tables(stage),
             seed=self.config.seed,
         )
 
@@ -302,8 +305,7 @@ class CRSExperiment:
         done = {(row["stage"], row["step"]) for row in workdir.read_results()["rows"]}
         if (stage, step) in done:
             return
-        reason = stage != ALIGN
-        sums = self.evaluate(state["params"], state["tables"], "test", PROTOCOL, reason=reason)
+        sums = self.evaluate(state["params"], state["tables"], "test", PROTOCOL)
         details = self.details("test", PROTOCOL)
         algorithm = self._rl.algorithm if stage.startswith("rl_") else None
         groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)

@@ -52,7 +52,7 @@ def _state(network: Decoder, settings: Any, with_reference: bool) -> Any:
             "step": jnp.int32(0),
             "params": params,
             "optimizer": optimizer_of(settings).init(params["trained"]),
-            "tables": {"identifiers": jnp.zeros(8, jnp.uint8)},
+            "tables": {"identifiers": jnp.zeros(8, jnp.uint8), "reasons": jnp.zeros(1, jnp.uint8)},
         }
         return state | ({"reference": params["trained"]} if with_reference else {})
 

@@ -240,7 +240,7 @@ def kill_in(process, workdir, stage):
 
 
 def contents(run):
-    """The last state of each stage, the subsets' hashes, and the rows but for their times."""
+    """The last state of each stage, the subsets' hashes, and the metrics of the rows."""
     restored = Restored(str(run))
     found = []
     for stage in ("align", "sft_0", "rl_0", "sft_1"):
@@ -249,9 +249,9 @@ def contents(run):
         checkpoints.close()
         found.append((step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]))
     rows = json.loads((run / "results.json").read_text())["rows"]
-    for row in rows:
-        del row["written"], row["commit"]
-    return found, rows
+    metrics = {row["stage"]: (row["step"], row["metrics"]) for row in rows}
+    subsets = {path.name: path.read_text() for path in (run / "subsets").glob("*.json")}
+    return found, metrics, subsets
 
 
 @pytest.mark.slow
@@ -271,5 +271,5 @@ def test_killed_in_its_rl_a_run_ends_in_the_same_bits(folder, cache, whole, tmp_
     output = last.communicate(timeout=400)[0]
     assert last.returncode == 0, output
     # Only what came after is trained again.
-    assert "rl_0 continues from the checkpoint of step 1" in output, output
+    assert "rl_0: continues from the checkpoint of step 1" in output, output
     assert contents(killed) == contents(whole)
