@@ -50,7 +50,7 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
     # AdamW of every stage; ours, the paper says Adam.
     config.sft = config_dict.ConfigDict()
-    config.sft.batch_size = 128  # examples
+    config.sft.batch_size = 64  # examples
     config.sft.row_length = 2048  # tokens of a packed row
     config.sft.warmup = 0.05
     config.sft.weight_decay = 0.0
@@ -73,7 +73,7 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.rl.steps = 200  # rollouts an iteration
     config.rl.evals = 1
     config.rl.learning_rate = 1e-6
-    config.rl.batch_size = 64  # prompts a rollout
+    config.rl.batch_size = 16  # prompts a rollout
     config.rl.trajectories = 8  # G
     config.rl.answers = 10  # K
     config.rl.updates_per_rollout = 1

@@ -20,7 +20,7 @@ from crs_jax import beams as free_beams
 from crs_jax.beams import FreeBeams
 from crs_jax.decoder import Decoder, KeysValues, Segment
 
-# Tokens whose logits over the whole vocabulary are held at once.
+# Tokens of a user whose logits over the whole vocabulary are held at once.
 _CHUNK = 128
 
 
@@ -287,15 +287,16 @@ def token_log_probs(
         return chosen - jax.nn.logsumexp(logits, -1)
 
     count = targets.shape[-1]
-    if count <= _CHUNK:
+    size = max(1, _CHUNK // targets.shape[1])
+    if count <= size:
         return of((states, targets))
-    chunks = -(-count // _CHUNK)
-    spare = chunks * _CHUNK - count
+    chunks = -(-count // size)
+    spare = chunks * size - count
     states = jnp.pad(states, ((0, 0), (0, 0), (0, spare), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, 0), (0, spare)))
 
     def cut(array):
-        shape = (*array.shape[:2], chunks, _CHUNK, *array.shape[3:])
+        shape = (*array.shape[:2], chunks, size, *array.shape[3:])
         return jnp.moveaxis(array.reshape(shape), 2, 0)
 
     found = jnp.moveaxis(jax.lax.map(of, (cut(states), cut(targets))), 0, 2)
