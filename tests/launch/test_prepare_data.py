@@ -87,7 +87,7 @@ def test_a_terminal_sees_a_bar_for_each_thing_done(monkeypatch, capsys):
         (["--dataset=csv_log"], "expected --dataset=NAME and --raw_dir=DIR, found one missing"),
         (
             ["--dataset=csv_log", f"--raw_dir={EXAMPLE}", "--split=thirds"],
-            "expected --split of leave_one_out, global_time, published, found 'thirds'",
+            "expected --split of leave_one_out, global_time, by_user, published, found 'thirds'",
         ),
     ],
 )
