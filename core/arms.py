@@ -82,11 +82,14 @@ def arms_that_fit(task: Task, available: int) -> int:
 
 
 def available_bytes() -> int:
-    """Memory that arms may use: of all accelerators together, or what the machine has free."""
+    """Memory that arms may use: one accelerator's, or what the machine has free.
+
+    One even where arms end up on several: the first device makes and restores all of them.
+    """
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     known = [limit for limit in limits if limit]
     if known:
-        return sum(known)
+        return min(known)
     with open("/proc/meminfo", encoding="ascii") as file:
         lines = dict(line.split(":", 1) for line in file)
     return 1024 * int(lines["MemAvailable"].split()[0])

@@ -7,7 +7,8 @@ Sweeps over numbers: k, lambda_tcl, lambda_kl, margin, gamma, learning_rate (als
 figure8, the paper's names for three of them); their arms train side by side in one compiled
 program. Over structure: block, self_context, distance, stop_gradient, policy, reward, table3;
 these run one after another. Values follow a colon; without them every sweep has its own. table4
-times inference by K; figure4 and figure5 train what they show and look at its hidden states.
+times inference by K; figure4 and figure5 train what they show and look at its hidden states;
+figure2, with a config of unisar, trains it anew on the searches above cosine thresholds.
 
 W holds one sweep: table.md, table.json, table.png, and under W/arms a normal workdir for every
 arm, which launch.train continues and launch.evaluate, launch.predict and launch.compare take. The
@@ -27,7 +28,7 @@ from ml_collections import config_dict, config_flags
 from core.errors import UserError
 from core.loop import Preempted
 from core.workdir import Workdir, write_atomically
-from launch import cli, sweep_figures, sweep_tables
+from launch import cli, figure2, sweep_figures, sweep_tables
 from launch.arm_runs import Run, check_runs, run_all
 from launch.data import Data, resolve
 from launch.sweeps import Setting, Sweep, parse_sweep
@@ -75,11 +76,18 @@ def ablate(
     done = _read(workdir, "arms.json")
     every = list({run.path: run for of_one in runs.values() for run in of_one}.values())
     wanted = [run for run in every if run.name not in done]
-    experiments = check_runs(wanted, data)
+    if sweep.name == "figure2":
+        experiments = None
+        figure2.check_runs(wanted, data)
+    else:
+        experiments = check_runs(wanted, data)
     workdir.lock()
     if not os.path.exists(os.path.join(workdir.path, "sweep.json")):
         write_atomically(workdir.file("sweep.json"), json.dumps(settled, indent=2) + "\n")
-    stopped = run_all(wanted, data, experiments)
+    if experiments is None:
+        stopped = figure2.run_all(wanted, data, workdir)
+    else:
+        stopped = run_all(wanted, data, experiments)
     done |= {run.name: stopped.get(run.name) for run in wanted}
     write_atomically(workdir.file("arms.json"), json.dumps(done, indent=2) + "\n")
     stopped = {run.name: done[run.name] for run in every if done[run.name]}
@@ -111,7 +119,12 @@ def _runs(
 
 def _run(config: config_dict.ConfigDict, setting: Setting, seed: int, workdir: Workdir) -> Run:
     changed = config_dict.ConfigDict(config.to_dict())
-    changed.update_from_flattened_dict(setting.changes)
+    changes = dict(setting.changes)
+    if "data.search_filter" in changes:  # a key that configs of single runs do not have
+        threshold = changes.pop("data.search_filter")
+        vectors = os.path.join(workdir.path, figure2.VECTORS)
+        changed.data.search_filter = {"vectors": vectors, "threshold": threshold}
+    changed.update_from_flattened_dict(changes)
     changed.seed = seed
     folder = setting.label.replace(" ", "").replace("/", "-")
     path = os.path.join(workdir.path, "arms", folder, f"seed{seed}")

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -43,6 +43,13 @@ def _structure(config: config_dict.ConfigDict) -> str:
         if name in place:
             del place[name]
     return json.dumps(copy.to_dict(), sort_keys=True)
+
+
+def _start(config: config_dict.ConfigDict) -> str:
+    """What pre-training and the control depend on: of RL's settings only how long that is."""
+    values = config.to_dict()
+    values["rl"] = {name: values["rl"][name] for name in ("examples", "evals")}
+    return json.dumps(values, sort_keys=True)
 
 
 def check_runs(runs: Sequence[Run], data: Data) -> list[LCRSERExperiment]:
@@ -81,6 +88,8 @@ def run_all(
     groups: dict[str, list[tuple[Run, LCRSERExperiment]]] = {}
     for run, experiment in zip(runs, experiments, strict=True):
         groups.setdefault(_structure(run.config), []).append((run, experiment))
+    firsts: dict[str, Run] = {}
+    twins = {run.name: firsts.setdefault(_start(run.config), run) for run in runs}
     stopped: dict[str, str] = {}
     for group in groups.values():
         # One set of compiled programs evaluates all of a group.
@@ -92,31 +101,37 @@ def run_all(
         if fit < len(group):
             _LOG.info("%d of %d arms fit in %.1f GB: in groups", fit, len(group), free / 1e9)
         for start in range(0, len(group), fit):
-            stopped |= _run_together(group[start : start + fit], data.label)
+            _run_together(group[start : start + fit], data.label, twins, stopped)
     return stopped
 
 
-def _run_together(group: Sequence[tuple[Run, LCRSERExperiment]], label: str) -> dict[str, str]:
-    """Takes all runs through their stages in step with each other."""
+def _run_together(
+    group: Sequence[tuple[Run, LCRSERExperiment]],
+    label: str,
+    twins: dict[str, Run],
+    stopped: dict[str, str],
+) -> None:
+    """Takes all runs through their stages in step with each other.
+
+    Args:
+      twins: by name, the first run with the same pre-training and control, maybe the run itself:
+        these are trained there and copied.
+      stopped: gets what stopped a run, by name.
+    """
     workdirs = {run.name: open_workdir(run.path, run.config.to_dict()) for run, _ in group}
     plans = {run.name: experiment.plan(workdirs[run.name]) for run, experiment in group}
     due: dict[str, Any] = {name: next(plan) for name, plan in plans.items()}
-    stopped: dict[str, str] = {}
-    same_start: dict[str, str] = {}
     while due:
         arms = [Arm(name, task, loop, workdirs[name]) for name, (task, loop) in due.items()]
         stage = arms[0].task.name
-        if stage == "pretrain":
-            same_start = _twins(arms)
-        # The control depends on the pre-training alone.
-        pairs = {} if stage == "rl" else same_start
-        twins = {name: first for name, first in pairs.items() if name in due and first in due}
-        failures = run_arms([arm for arm in arms if arm.name not in twins])
-        for name, first in twins.items():
-            if first in failures:
-                failures[name] = failures[first]
+        copied = {} if stage == "rl" else _to_copy(due, twins, stage, stopped)
+        trained = [arm for arm in arms if arm.name not in copied]
+        failures = run_arms(trained) if trained else {}
+        for name, first in copied.items():
+            if first.name in failures:
+                failures[name] = failures[first.name]
             else:
-                _copy_stage(workdirs[first], workdirs[name], stage)
+                _copy_stage(Workdir(first.path), workdirs[name], stage)
         stopped |= {name: str(error) for name, error in failures.items()}
         going, due = due, {}
         for name, (task, config) in going.items():
@@ -126,17 +141,18 @@ def _run_together(group: Sequence[tuple[Run, LCRSERExperiment]], label: str) -> 
                 due[name] = plans[name].send(run_stage(task, config, workdirs[name]))
             except StopIteration:
                 results.write_summary(workdirs[name], label)
-    return stopped
 
 
-def _twins(arms: Sequence[Arm]) -> dict[str, str]:
-    """Arms whose pre-training another has too, by name, and that other: it runs once for both."""
-    first: dict[Any, str] = {}
+def _to_copy(
+    due: Collection[str], twins: dict[str, Run], stage: str, stopped: Collection[str]
+) -> dict[str, Run]:
+    """Of the runs due, those whose twin trains this stage beside them or has trained it."""
     found = {}
-    for arm in arms:
-        key = (tuple(sorted(arm.task.numbers.items())), arm.task.stream, arm.config)
-        if first.setdefault(key, arm.name) != arm.name:
-            found[arm.name] = first[key]
+    for name in due:
+        first = twins[name]
+        trained = os.path.isdir(stage_directory(Workdir(first.path), stage))
+        if first.name != name and (first.name in due or (trained and first.name not in stopped)):
+            found[name] = first
     return found
 
 

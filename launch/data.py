@@ -16,6 +16,7 @@ from core.errors import UserError
 from input_pipelines import batches, candidates, prepare, search_task, splits
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
+from input_pipelines.search_filter import SearchFilter
 
 _LOG = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -79,6 +80,9 @@ class Data:
         # A user's own row is trained only where the user has a training example.
         self._trained_users = np.zeros(self.log.num_users + 1, bool)
         self._trained_users[self.splits.train.user] = True
+        # Only the runs of launch.figure2 have one.
+        chosen = config.data.get("search_filter")
+        self._filter = SearchFilter(chosen.vectors, chosen.threshold) if chosen else None
         self._seen: dict[str, np.ndarray] = {}
         self._lists: dict[tuple[str, str, str], np.ndarray] = {}
 
@@ -199,6 +203,8 @@ class Data:
         """What the model sees: the shared row for users never trained on, no searches if blind."""
         user = np.where(self._trained_users[batch["user"]], batch["user"], self.log.num_users + 1)
         batch = batch | {"user": user.astype(np.int32)}
+        if self._filter is not None:
+            batch = self._filter(batch)
         if not self._config.data.use_search:
             batch["query_words"] = np.zeros_like(batch["query_words"])
             batch["clicked_items"] = np.zeros_like(batch["clicked_items"])

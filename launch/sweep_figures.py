@@ -219,7 +219,11 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
     """Figure 5: d(e, h^(K)) and d(e, h~^(K)) apart, with and without the contrastive loss."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(
-        len(_SIDES), len(runs), figsize=(4.6 * len(runs), 6.4), constrained_layout=True
+        len(_SIDES),
+        len(runs),
+        figsize=(4.6 * len(runs), 6.4),
+        squeeze=False,
+        constrained_layout=True,
     )
     lines = ["", "![](figure5.png)", ""]
     lines += ["| | side | d(e, h) | d(e, h~) | difference |", "|---|---|---:|---:|---:|"]

@@ -120,7 +120,8 @@ _CHOICES = {
 }
 _FIXED = ("table3", "figure4", "figure5")
 _MOST_STEPS = 5  # of Table 4
-NAMES = (*_NUMBERS, *_CHOICES, *_FIXED, "table4")
+NAMES = (*_NUMBERS, *_CHOICES, *_FIXED, "table4", "figure2")
+_THRESHOLDS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str] = ()) -> Sweep:
@@ -137,10 +138,11 @@ def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str
     values = [value.strip() for value in listed.split(",")] if listed else []
     if name not in NAMES:
         raise UserError(f"expected --sweep of {', '.join(NAMES)}, found {name!r}; pass one of them")
-    if config.method != "lcr_ser":
+    method = "unisar" if name == "figure2" else "lcr_ser"
+    if config.method != method:
         raise UserError(
-            f"expected a config of lcr_ser for the sweep {name}, found one of {config.method}; "
-            "pass --config=configs/lcr_ser_NAME.py"
+            f"expected a config of {method} for the sweep {name}, found one of {config.method}; "
+            f"pass --config=configs/{method}_NAME.py"
         )
     if len(set(values)) < len(values):
         raise UserError(f"expected every value of --sweep once, found {listed}; leave one out")
@@ -148,12 +150,34 @@ def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str
         return _sweep_of_numbers(name, text, values, config, given)
     if name in _CHOICES:
         return _sweep_of_choices(name, text, values, config)
+    if name == "figure2":
+        return _sweep_of_thresholds(text, values, config)
     if name == "table4":
         return Sweep(name, text, "K", (), _timed_steps(values))
     if values:
         raise UserError(f"expected --sweep={name} without values, found {listed!r}; leave them out")
     settings = {"table3": _table3, "figure4": _figure4, "figure5": _figure5}[name](config)
     return Sweep(name, text, "model", settings)
+
+
+def _sweep_of_thresholds(text, values, config) -> Sweep:
+    try:
+        thresholds = [float(value) for value in values] or list(_THRESHOLDS)
+    except ValueError:
+        thresholds = [math.nan]
+    if thresholds[0] != -1 or not all(-1 <= threshold <= 1 for threshold in thresholds):
+        raise UserError(
+            f"expected cosine thresholds from -1 to 1 and -1 first, found {','.join(values)!r}: "
+            "similarities come from the run that keeps all searches; for instance "
+            "--sweep=figure2:-1,0,0.5,1"
+        )
+    if not config.data.use_search:
+        raise UserError("expected config.data.use_search=True for figure2, found False; set it")
+    settings = [
+        Setting(f"threshold = {value:g}", {"data.search_filter": value} if i else {}, value=value)
+        for i, value in enumerate(thresholds)
+    ]
+    return Sweep("figure2", text, "cosine threshold", tuple(settings))
 
 
 def _timed_steps(values: list[str]) -> tuple[int, ...]:

@@ -2,9 +2,12 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
@@ -13,6 +16,7 @@ from core.errors import UserError
 from launch import arm_runs, sweep_figures
 from launch.ablate import ablate
 from launch.compare import read_rows
+from launch.data import Data
 from launch.evaluate import evaluate
 from launch.restore import Restored
 from launch.train import train
@@ -99,6 +103,47 @@ def command(csv_folder, cache, workdir, *more):
     ]
 
 
+@pytest.mark.slow
+def test_killed_it_continues_the_arms_that_are_not_done(csv_folder, tmp_path):
+    sweep = command(csv_folder, tmp_path / "cache", tmp_path / "w")
+    process = subprocess.Popen(sweep, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 400
+    second = tmp_path / "w/arms/lambda_TCL=0.5/seed0/checkpoints/pretrain"
+    while time.monotonic() < deadline and process.poll() is None:
+        if second.is_dir() and any(path.name.isdigit() for path in second.iterdir()):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    whole = subprocess.run(
+        command(csv_folder, tmp_path / "cache", tmp_path / "whole"), cwd=ROOT, capture_output=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    done = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "continues from" in done.stderr, done.stderr
+    for label in ("0", "0.5"):
+        arm = f"arms/lambda_TCL={label}/seed0"
+        assert metrics_of(tmp_path / "w" / arm) == metrics_of(tmp_path / "whole" / arm)
+
+
+def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(arm_runs, "_run_together", lambda group, *rest: names.append(len(group)))
+    data = Data(small_config)
+    runs = [
+        arm_runs.Run(f"K = {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
+        for k in range(5)
+    ]
+    experiments = arm_runs.check_runs(runs, data)
+    shapes = jax.eval_shape(experiments[0].pretrain_task().init)
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    # Two arms, three copies of each, in four fifths of it.
+    monkeypatch.setattr(arm_runs, "available_bytes", lambda: int(2.1 * 3 * one / 0.8))
+    assert arm_runs.run_all(runs, data, experiments) == {}
+    assert names == [2, 2, 1]
+
+
 def test_workdirs_of_something_else_are_refused(small_config, tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(UserError, match="empty or a sweep's workdir"):
@@ -113,6 +158,7 @@ def test_workdirs_of_something_else_are_refused(small_config, tmp_path):
     assert not pathlib.Path(empty).exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_is_one_line(csv_folder, tmp_path):
     wrong = command(csv_folder, tmp_path / "cache", tmp_path / "w", "--sweep=k:2")
     done = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True)
@@ -120,6 +166,41 @@ def test_a_mistake_on_the_command_line_is_one_line(csv_folder, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "config.model.max_steps = 1, found 2" in lines[0]
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
+    config = changed(small_config, **SHORT | {"rl.enabled": False, "pretrain.max_epochs": 2.0})
+    ablate(config, "figure6:0,1", str(tmp_path / "w"))
+    found = json.loads((tmp_path / "w/table.json").read_text())
+    # With all its steps the model of the largest K is the run of that K.
+    one_model = found["every_k"][0]["per_seed"][0]
+    own = [row["metrics"]["ndcg@5/neg99"][0] for row in found["rows"]]
+    assert one_model[1] == pytest.approx(own[1]) and len(one_model) == 2
+    assert one_model[0] != pytest.approx(own[0], abs=1e-6)
+
+    runs = {f"K = {k}": [str(tmp_path / f"w/arms/K={k}/seed0")] for k in (0, 1)}
+    hidden = sweep_figures.hidden_states(Restored(runs["K = 1"][0]))
+    for side in ("rec", "search"):
+        assert hidden.cross[side].shape == (*hidden.target.shape[:1], 2, 8)
+        np.testing.assert_array_equal(hidden.cross[side][:, 0], hidden.plain[side][:, 0])
+        assert np.abs(hidden.cross[side] - hidden.plain[side])[:, 1].max() > 1e-3
+    del runs["K = 0"]
+    figure = sweep_figures.steps_figure(runs, str(tmp_path / "figure4.png"))
+    expected = sweep_figures.distances(hidden.target, hidden.cross["rec"])
+    values = figure.values["distances"]["rec"]
+    assert values["means"] == pytest.approx(expected.mean(0).tolist(), rel=1e-5)
+    assert [sum(counts) for counts in values["counts"]] == [len(hidden.target)] * 2
+    contrast = sweep_figures.contrast_figure(runs, str(tmp_path / "figure5.png"))
+    near, far = contrast.values["distances"]["K = 1"]["search"]["means"]
+    last = sweep_figures.distances(hidden.target, hidden.plain["search"])[:, -1]
+    assert far == pytest.approx(last.mean(), rel=1e-5) and near != far
+    assert all((tmp_path / f"figure{i}.png").stat().st_size > 5000 for i in (4, 5))
+
+    ablate(config, "table4:0,1", str(tmp_path / "times"))
+    times = json.loads((tmp_path / "times/table.json").read_text())
+    assert times["steps"] == [0, 1] and times["increase_percent"][0] == 0.0
+    assert "| time (s) |" in (tmp_path / "times/table.md").read_text()
 
 
 def test_distances_by_hand():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import lcr_ser_defaults, sasrec_qilin
+from configs import lcr_ser_defaults, sasrec_qilin, unisar_qilin
 from core.errors import UserError
 from launch.sweeps import parse_sweep
 
@@ -99,3 +99,17 @@ def test_what_the_config_does_not_allow_is_refused():
         parse_sweep("table3", config(**{"pretrain.lambda_tcl": 0.0}))
     with pytest.raises(UserError, match="found one of sasrec"):
         parse_sweep("k", sasrec_qilin.get_config())
+
+
+def test_thresholds_begin_with_all_searches():
+    unisar = unisar_qilin.get_config()
+    sweep = parse_sweep("figure2:-1,0.5", unisar)
+    assert values(sweep) == [
+        ("threshold = -1", {}),
+        ("threshold = 0.5", {"data.search_filter": 0.5}),
+    ]
+    for wrong in ("figure2:0,0.5", "figure2:-1,2", "figure2:-1,a", "figure2:-1,nan"):
+        with pytest.raises(UserError, match="-1 to 1 and -1 first"):
+            parse_sweep(wrong, unisar)
+    with pytest.raises(UserError, match="expected a config of unisar"):
+        parse_sweep("figure2", config())

@@ -1,0 +1,60 @@
+"""Figure 2 of LCR-SER: UniSAR trained anew on the searches near the clicks, by threshold.
+
+The first run keeps all searches; its item and word vectors, fixed from then on, say which searches
+the others keep (`input_pipelines.search_filter`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from core.loop import NotFinite
+from core.workdir import Workdir, check_workdir, open_workdir
+from launch import results
+from launch.arm_runs import Run
+from launch.data import Data
+from launch.methods import open_experiment
+from launch.restore import Restored
+
+# Of the run that keeps all searches, under the sweep's folder.
+VECTORS = "embedding.npz"
+
+
+def check_runs(runs: Sequence[Run], data: Data) -> None:
+    """Finds what can be wrong with the runs before one is written. Raises UserError."""
+    for run in runs:
+        check_workdir(run.path, run.config.to_dict())
+    if runs:
+        open_experiment(runs[0].config, data)
+
+
+def run_all(runs: Sequence[Run], data: Data, workdir: Workdir) -> dict[str, str]:
+    """Trains and tests one run after another; returns by name what stopped one."""
+    stopped = {}
+    for run in runs:
+        filtered = "search_filter" in run.config.data
+        own = Data(run.config) if filtered else data
+        experiment = open_experiment(run.config, own)
+        opened = open_workdir(run.path, run.config.to_dict())
+        try:
+            experiment.run(opened)
+        except NotFinite as error:
+            stopped[run.name] = str(error)
+            if not filtered:
+                raise  # nothing to take similarities from
+            continue
+        results.write_summary(opened, own.label)
+        if not filtered and not os.path.exists(workdir.file(VECTORS)):
+            _export(run.path, workdir.file(VECTORS))
+    return stopped
+
+
+def _export(path: str, target: str) -> None:
+    tables: Any = Restored(path).tables
+    partial = f"{target}.partial.npz"
+    np.savez(partial, item=np.asarray(tables["item"]), word=np.asarray(tables["word"]))
+    os.replace(partial, target)

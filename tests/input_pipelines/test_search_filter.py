@@ -1,0 +1,58 @@
+"""Searches near a user's clicks stay, others leave no trace."""
+
+import numpy as np
+import pytest
+
+from input_pipelines.search_filter import SearchFilter
+
+# Items 1 and 2 point right and up, 3 left; words 1 to 3 likewise.
+VECTORS = np.array([[0, 0], [1, 0], [0, 1], [-1, 0]], np.float32)
+
+
+@pytest.fixture
+def path(tmp_path):
+    np.savez(tmp_path / "v.npz", item=VECTORS, word=2 * VECTORS)
+    return str(tmp_path / "v.npz")
+
+
+def batch():
+    return {
+        "rec_items": np.array([[1, 1, 0], [0, 0, 0]], np.int32),
+        "rec_order": np.array([[0, 3, 0], [0, 0, 0]], np.int32),
+        # Cosines with (1, 0): up 0, left -1, right and up sqrt(.5); then padding.
+        "query_words": np.array([[[2, 0], [3, 3], [1, 2], [0, 0]], [[1, 0]] * 4], np.int32),
+        "clicked_items": np.array([[[0], [3], [0], [0]], [[0]] * 4], np.int32),
+        "search_order": np.array([[1, 2, 4, 0], [0, 1, 2, 3]], np.int32),
+        "user": np.array([1, 2], np.int32),
+    }
+
+
+def test_what_is_above_the_threshold_moves_up(path):
+    found = SearchFilter(path, 0.5)(batch())
+    assert found["query_words"][0].tolist() == [[1, 2], [0, 0], [0, 0], [0, 0]]
+    assert found["clicked_items"][0].tolist() == [[0]] * 4
+    assert found["rec_order"][0].tolist() == [0, 1, 0]
+    assert found["search_order"][0].tolist() == [2, 0, 0, 0]
+    # Without clicks there is nothing to be near to: a cosine of 0.
+    assert not found["query_words"][1].any() and not found["search_order"][1].any()
+    assert found["query_words"].dtype == np.int32 and found["user"].tolist() == [1, 2]
+
+
+def test_the_order_of_what_stays_is_kept(path):
+    found = SearchFilter(path, -0.5)(batch())
+    assert found["query_words"][0].tolist() == [[2, 0], [1, 2], [0, 0], [0, 0]]
+    assert found["rec_order"][0].tolist() == [0, 2, 0]
+    assert found["search_order"][0].tolist() == [1, 3, 0, 0]
+    assert found["search_order"][1].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 1.0])
+def test_the_ends_keep_all_and_nothing(path, threshold):
+    before = batch()
+    found = SearchFilter(path, threshold)(before)
+    if threshold == -1:
+        for name, values in before.items():
+            np.testing.assert_array_equal(found[name], values)
+    else:
+        assert not found["query_words"].any() and not found["clicked_items"].any()
+        assert found["rec_order"][0].tolist() == [0, 1, 0]
