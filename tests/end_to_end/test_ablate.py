@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
+from configs import unisar_qilin
 from core.errors import UserError
 from launch import arm_runs, sweep_figures
 from launch.ablate import ablate
@@ -208,3 +209,24 @@ def test_distances_by_hand():
     states = np.array([[[3.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [1.0, 1.0]]], np.float32)
     expected = [[0.0, 1.0], [2.0, 1.0 - 0.5**0.5]]
     np.testing.assert_allclose(sweep_figures.distances(target, states), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_thresholds_retrain_on_fewer_searches(csv_folder, small_config, tmp_path):
+    config = unisar_qilin.get_config()
+    config.dataset, config.data_dir = "csv_log", str(csv_folder)
+    config.cache_dir = small_config.cache_dir
+    sizes = {"width": 8, "hidden": 8, "experts": 1, "expert_width": 8, "tower_widths": (8,)}
+    # These searches led to no clicks to train on.
+    config.model.update(sizes | {"alignment_pairs": 16, "search_weight": 0.0})
+    config.data.update({"rec_length": 3, "search_length": 2, "words": 2, "clicks": 1})
+    config.pretrain.update({"batch_size": 64, "max_epochs": 1.0})
+    config.eval.update({"batch_size": 64, "full_batch_size": 64, "protocols": ("neg99",)})
+    table = ablate(config, "figure2:-1,1", str(tmp_path / "w"))
+    assert "| threshold = 1 | after pre-training |" in table
+    kept = json.loads((tmp_path / "w/arms/threshold=-1/seed0/config.json").read_text())
+    assert "search_filter" not in kept["data"]
+    none = Restored(str(tmp_path / "w/arms/threshold=1/seed0"))
+    batches = list(none.data.sampled("test", "neg99"))
+    assert not any(batch["query_words"].any() for batch in batches)
+    assert any(batch["rec_items"].any() for batch in batches)
