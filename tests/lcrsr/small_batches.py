@@ -63,7 +63,9 @@ def setup(cfg, batch, seed=0, scale=0.5):
         width=cfg.width,
         scale=scale,
     )
-    params = model.init(
+    # Compiled, only what the parameters need is computed.
+    init = jax.jit(model.init, static_argnames="deterministic")
+    params = init(
         jax.random.key(seed + 1), batch, look_up(tables, batch), jnp.int32(0), deterministic=True
     )["params"]
     rng = np.random.default_rng(seed)

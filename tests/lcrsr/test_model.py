@@ -165,7 +165,7 @@ def test_gradients_are_finite_where_everything_is_empty():
         outputs = model.apply({"params": params}, batch, rows, jnp.int32(3), deterministic=True)
         return outputs.logits.sum()
 
-    gradients = jax.grad(total, argnums=(0, 1))(params, values)
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(params, values)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
     assert np.abs(gradients[0]["rec"]["empty_start"]).max() > 0
 
@@ -193,6 +193,7 @@ def test_dropout_is_random_in_training_only():
     model, params, tables = setup(cfg, batch)
     rows = look_up(tables, batch)
 
+    @jax.jit
     def train(seed):
         return model.apply(
             {"params": params},
