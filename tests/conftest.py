@@ -10,3 +10,6 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="Write tests/golden anew instead of comparing."
     )
+    parser.addoption(
+        "--gap-seeds", type=int, default=1, help="Seeds of tests/end_to_end/test_sample_gap.py."
+    )
