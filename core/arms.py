@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -90,8 +91,11 @@ def available_bytes() -> int:
     known = [limit for limit in limits if limit]
     if known:
         return min(known)
-    with open("/proc/meminfo", encoding="ascii") as file:
-        lines = dict(line.split(":", 1) for line in file)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+    except FileNotFoundError:  # macOS has no such file; all of its memory, then
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 1024 * int(lines["MemAvailable"].split()[0])
 
 

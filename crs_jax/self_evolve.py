@@ -61,11 +61,9 @@ def evolve(
         _LOG.info("%s: %d incorrect cases", stage, len(cases))
         params = reinforce(stage, iteration, cases, params)
         stage = sft_stage(iteration + 1)
-        cases = subsets.get(stage, functools.partial(correct, params, iteration))
-        if not cases:
+        params = _fine_tuned(stage, iteration, params, subsets, correct, fine_tune)
+        if params is None:
             return _early(f"there are no correct cases for {stage}")
-        _LOG.info("%s: %d correct cases", stage, len(cases))
-        params = fine_tune(stage, iteration, cases, params)
     return None
 
 
@@ -75,12 +73,26 @@ def evolve_without_rl(
     """The variant of 4.3: each iteration fine-tunes on what the model before it got right."""
     for iteration in range(iterations):
         stage = sft_only_stage(iteration + 1)
-        cases = subsets.get(stage, functools.partial(correct, params, iteration))
-        if not cases:
+        params = _fine_tuned(stage, iteration, params, subsets, correct, fine_tune)
+        if params is None:
             return _early(f"there are no correct cases for {stage}")
-        _LOG.info("%s: %d correct cases", stage, len(cases))
-        params = fine_tune(stage, iteration, cases, params)
     return None
+
+
+def _fine_tuned(
+    stage: str,
+    iteration: int,
+    params: Any,
+    subsets: Subsets,
+    correct: Collect,
+    fine_tune: Train,
+) -> Any:
+    """The parameters after a stage on what those before it got right; None without such cases."""
+    cases = subsets.get(stage, functools.partial(correct, params, iteration))
+    if not cases:
+        return None
+    _LOG.info("%s: %d correct cases", stage, len(cases))
+    return fine_tune(stage, iteration, cases, params)
 
 
 def _early(reason: str) -> str:

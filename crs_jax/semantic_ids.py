@@ -18,7 +18,7 @@ from core.errors import UserError
 
 _FIT_ITEMS = 50_000
 _ITERATIONS = 50
-_FILE = "semantic_ids.npz"
+FILE = "semantic_ids.npz"
 # Distances held at once.
 _CHUNK = 2**24
 
@@ -112,7 +112,7 @@ class SemanticIds:
 
     def save(self, folder: str) -> None:
         """Writes the ids whole or not at all."""
-        path = os.path.join(folder, _FILE)
+        path = os.path.join(folder, FILE)
         partial = f"{path}.{os.getpid()}.partial.npz"
         arrays: dict[str, Any] = {"codes": self.codes, "last_codes": self.last_codes}
         arrays |= {f"codebook_{number}": book for number, book in enumerate(self.codebooks)}
@@ -175,7 +175,7 @@ def load(folder: str) -> SemanticIds:
     Raises:
       UserError: none there that can be read.
     """
-    path = os.path.join(folder, _FILE)
+    path = os.path.join(folder, FILE)
     try:
         with np.load(path) as arrays:
             levels = arrays["codes"].shape[1] - 1

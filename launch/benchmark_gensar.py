@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gensar_jax.identifier_task import IdentifierTask, TrainingConfig
@@ -14,7 +12,7 @@ from gensar_jax.prompts import Example
 from gensar_jax.rqvae import RQVAE, RQVAEConfig
 from gensar_jax.t5.config import of_size
 from gensar_jax.t5.network import Transformer
-from launch.timing import Timing, measure
+from launch.timing import measure_training
 
 # Of the offline vectors, and of the vocabulary on Amazon Beauty.
 _VECTOR_WIDTH, _WORDS = 192, 5540
@@ -41,7 +39,7 @@ def identifiers_step(bench: Any) -> None:
     )
     model = RQVAE(config, (_VECTOR_WIDTH,) * len(config.sources))
     task = IdentifierTask(model, training, vectors, seed=0)
-    timing = _step(bench, task)
+    timing = measure_training(task, task.init(), bench.scale.repeats)
     rate = task.batch_size / timing.seconds
     bench.add("RQ-VAE, training", rate, "items/s", timing=timing)
     bench.add_share("RQ-VAE, training", timing, 0.5)
@@ -83,17 +81,6 @@ def joint_step(bench: Any) -> None:
         tables={},
         seed=0,
     )
-    timing = _step(bench, task)
+    timing = measure_training(task, task.init(), bench.scale.repeats)
     rate = settings.batch_size / timing.seconds
     bench.add("GenSAR, joint training", rate, "examples/s", timing=timing)
-
-
-def _step(bench: Any, task: IdentifierTask | JointTask) -> Timing:
-    return measure(
-        task.train_step,
-        task.init(),
-        jax.device_put(next(task.batches(0))),
-        jnp.float32(1e-3),
-        repeats=bench.scale.repeats,
-        carry=True,
-    )

@@ -18,7 +18,14 @@ from core import grpo, metrics
 from input_pipelines.batches import BatchShape
 from launch.benchmark_gensar import identifiers_step, joint_step
 from launch.random_data import RandomTasks, TableSizes, unisar_task
-from launch.timing import Timing, copy_bandwidth, matmul_operations, matmul_rate, measure
+from launch.timing import (
+    Timing,
+    copy_bandwidth,
+    matmul_operations,
+    matmul_rate,
+    measure,
+    measure_training,
+)
 from lcrsr import embedding, rollout
 from lcrsr.evaluation import Evaluator
 from lcrsr.model import LCRSER
@@ -179,15 +186,7 @@ class Bench:
 
     def train_step(self, tasks: RandomTasks) -> Timing:
         task = tasks.pretrain(self.scale.batch)
-        batch = jax.device_put(next(task.batches(0)))
-        return measure(
-            task.train_step,
-            task.random_state(),
-            batch,
-            jnp.float32(1e-3),
-            repeats=self.scale.repeats,
-            carry=True,
-        )
+        return measure_training(task, task.random_state(), self.scale.repeats)
 
 
 def train(bench: Bench) -> None:
@@ -408,14 +407,7 @@ def unisar_step(bench: Bench) -> None:
         ("both tasks", scale.batch, None),
     ):
         task = unisar_task(shape, scale.tables, scale.batch, searches)
-        timing = measure(
-            task.train_step,
-            task.random_state(),
-            jax.device_put(next(task.batches(0))),
-            jnp.float32(1e-3),
-            repeats=scale.repeats,
-            carry=True,
-        )
+        timing = measure_training(task, task.random_state(), scale.repeats)
         rate = (scale.batch + searches) / timing.seconds
         bench.add(f"UniSAR, {name}", rate, "samples/s", timing=timing, at_least=mark)
 

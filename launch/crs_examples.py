@@ -107,7 +107,8 @@ class CRSExamples:
         content += [config[name].to_json(sort_keys=True) for name in ("vectors", "semantic_ids")]
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         folder = os.path.join(self._data.directory, f"semantic-ids-{digest}")
-        if not os.path.isdir(folder):
+        # A kill may leave the folder alone.
+        if not os.path.exists(os.path.join(folder, semantic_ids.FILE)):
             settings = config.semantic_ids
             found = semantic_ids.fit(
                 self.item_vectors(),
@@ -128,17 +129,22 @@ class CRSExamples:
         settings = self._config.vocabulary
         if settings.tokenizer:
             return vocabulary.read_tokenizer(settings.tokenizer)
-        queries = sorted({self.query(row) for row in self.train.target_row.tolist()})
-        texts = [*self._texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES]
-        texts += [self.teacher_reasoning(row) for row in range(len(self.train))]
-        digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+        # What the texts depend on: writing them all for their hash would take every start minutes.
+        content = [self._log.hash, str(self._seed), self._config.data.to_json(sort_keys=True)]
+        content += contexts.template_texts()
+        digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         path = os.path.join(self._data.directory, f"tokenizer-{settings.size}-{digest}.json")
         if not os.path.exists(path):
-            found = vocabulary.train_tokenizer(texts, settings.size)
+            found = vocabulary.train_tokenizer(self._tokenizer_texts(), settings.size)
             partial = f"{path}.{os.getpid()}.partial"
             found.save(partial)
             os.replace(partial, path)
         return vocabulary.read_tokenizer(path)
+
+    def _tokenizer_texts(self) -> list[str]:
+        queries = sorted({self.query(row) for row in self.train.target_row.tolist()})
+        told = [self.teacher_reasoning(row) for row in range(len(self.train))]
+        return [*self._texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES, *told]
 
     def query(self, search: int) -> str:
         """The text of a search."""

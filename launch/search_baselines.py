@@ -104,10 +104,8 @@ class SearchBaselineExperiment:
         for protocol in self.config.eval.search_protocols:
             (column,) = self.columns("search", protocol)
             if column not in done:
-                sums, details = (
-                    self.evaluate(None, None, "test", column),
-                    self.details("test", column),
-                )
+                sums = self.evaluate(None, None, "test", column)
+                details = self.details("test", column)
                 if column == search_protocol.PROTOCOL:
                     found, _ = self._chosen("test")
                     groups = search_protocol.user_groups(self.data, found, sums)

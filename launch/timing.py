@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from core.task import State, Task
+
 _WARM_UP = 2
 
 
@@ -91,6 +93,13 @@ def measure(
         + memory.temp_size_in_bytes
     )
     return Timing(statistics.median(seconds), compile_seconds, operations, peak)
+
+
+def measure_training(task: Task, state: State, repeats: int) -> Timing:
+    """One update of a task on its first batch, again and again."""
+    batch = jax.device_put(next(task.batches(0)))
+    rate = jnp.float32(1e-3)
+    return measure(task.train_step, state, batch, rate, repeats=repeats, carry=True)
 
 
 def matmul_rate(size: int, repeats: int) -> float:

@@ -10,32 +10,17 @@ import subprocess
 import sys
 import time
 
+import conftest
 import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-SMALL = {
+SMALL = conftest.SMALL | {
     "on_sample.users": 80,
-    "data.rec_length": 6,
-    "data.search_length": 4,
-    "data.words": 3,
-    "data.clicks": 2,
-    "model.width": 8,
-    "model.ffn_width": 8,
-    "model.max_steps": 2,
-    "model.mlp_widths": (16, 8),
-    "pretrain.active_steps": 2,
-    "pretrain.batch_size": 32,
     "pretrain.max_epochs": 1.0,
     "rl.examples": 192,
-    "rl.batch_size": 16,
-    "rl.evals": 2,
-    "rl.trajectories": 3,
-    "rl.negatives": 9,
     # So small a model hardly ever ranks a target first.
     "rl.reward": "ndcg@5",
-    "eval.batch_size": 32,
-    "eval.full_batch_size": 16,
     "loop.log_every": 2,
     "loop.checkpoint_every": 2,
 }
