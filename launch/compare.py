@@ -1,13 +1,15 @@
 """Compares finished runs on one metric: means over seeds, and paired tests over users.
 
-    python -m launch.compare --workdirs=A,B,... [--metric=ndcg@5/full] [--split=test]
-        [--strata=noise]
+    python -m launch.compare --workdirs=A,B,... [--names=A,B,...] [--metric=ndcg@5/full]
+        [--split=test] [--strata=noise|popularity] [--against=ndcg@5/search/full --figure=PNG]
 
 Workdirs whose configs differ in the seed alone are one row. Every stage of a run is a row of its
 own. Prints Markdown: per row the mean, its deviation over seeds and the seeds; per pair the
 difference of per-user means over seeds with a bootstrap interval and a paired t-test, p-values
-corrected by Holm's method. On sample data, --strata=noise adds a table by the share of noise
-among the searches in a user's history, which only the sample knows.
+corrected by Holm's method. --strata=popularity adds a table by how often the target was clicked in
+training; --strata=noise, on sample data, one by the share of noise among the searches in a user's
+history, which only the sample knows. --against draws one point a row, by two metrics: what a method
+gains in recommendation it may lose in search (GenSAR, figure 1a).
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ _FREE_KEYS = frozenset(
 _SHARED = ("data_hash", "data_split", "candidates_seed", "data")
 _RESAMPLES = 2000
 _NOISE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_HEAD_SHARE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,20 +112,32 @@ def _differing(configs: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if len({one.get(name) for one in every}) > 1]
 
 
-def read_rows(workdirs: Sequence[str], metric: str, split: str) -> list[Row]:
+def read_rows(
+    workdirs: Sequence[str], metric: str, split: str, names: Sequence[str] = ()
+) -> list[Row]:
     """The rows to compare, in the order of the workdirs.
+
+    Args:
+      names: what to call each workdir's method; empty: the method and the settings that tell it
+        from others.
 
     Raises:
       UserError: a workdir without that metric, or runs on different data, splits or users.
     """
+    if names and len(names) != len(workdirs):
+        raise UserError(
+            f"expected a name for each of {len(workdirs)} workdirs, found {len(names)}; pass as "
+            "many --names"
+        )
     name, _, protocol = metric.partition("/")
     metrics.metric(name)
     if not protocol:
         raise UserError(f"expected a metric with its protocol, such as {name}/full, found {name!r}")
     groups: dict[tuple[str, str], list[tuple[dict[str, Any], np.ndarray]]] = {}
     configs: dict[str, dict[str, Any]] = {}
+    named: dict[str, str] = {}
     first: tuple[str, dict[str, Any], np.ndarray] | None = None
-    for path in workdirs:
+    for place, path in enumerate(workdirs):
         workdir = Workdir(path)
         config = workdir.read_config()
         found = [
@@ -142,6 +157,8 @@ def read_rows(workdirs: Sequence[str], metric: str, split: str) -> list[Row]:
             )
         key = _config_key(config)
         configs[key] = config
+        if names:
+            named[key] = names[place]
         for row in found:
             with np.load(os.path.join(workdir.path, row["per_user"])) as file:
                 users, values = file["user"], file[name]
@@ -151,7 +168,7 @@ def read_rows(workdirs: Sequence[str], metric: str, split: str) -> list[Row]:
             groups.setdefault((key, row["stage"]), []).append((row, values))
     return [
         Row(
-            _label(configs, key, stage, {s for k, s in groups if k == key}),
+            _label(configs, key, stage, {s for k, s in groups if k == key}, named.get(key)),
             tuple(row["seed"] for row, _ in runs),
             tuple(row["metrics"][metric] for row, _ in runs),
             np.asarray(np.mean([values for _, values in runs], 0, dtype=np.float64)),
@@ -174,12 +191,14 @@ def _check_comparable(path, row, users, other_path, other, other_users) -> None:
         )
 
 
-def _label(configs: dict[str, dict[str, Any]], key: str, stage: str, stages: set[str]) -> str:
+def _label(
+    configs: dict[str, dict[str, Any]], key: str, stage: str, stages: set[str], given: str | None
+) -> str:
     """The method, its stage where there are several, and what sets it apart from its like."""
     config = configs[key]
-    name = config["method"] + (f" ({stage})" if len(stages) > 1 else "")
+    name = (given or config["method"]) + (f" ({stage})" if len(stages) > 1 else "")
     like = [other for other in configs.values() if other["method"] == config["method"]]
-    if len(like) == 1:
+    if given or len(like) == 1:
         return name
     parts = []
     for setting in _differing(like):
@@ -253,6 +272,58 @@ def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     return {label: chosen for label, chosen in strata.items() if chosen.any()}
 
 
+def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
+    """Examples by their target's clicks in training: label -> bool [E].
+
+    The head is the fifth of the items that is clicked most, ties by number; the tail is the rest
+    of those clicked at all.
+    """
+    data = Data(config_dict.ConfigDict(Workdir(workdir).read_config()))
+    clicks = np.bincount(
+        np.asarray(data.log.rec_items)[data.splits.training_rows], minlength=data.log.num_items + 1
+    )
+    order = np.argsort(-clicks[1:], kind="stable") + 1
+    head = np.zeros(len(clicks), bool)
+    head[order[: round(_HEAD_SHARE * data.log.num_items)]] = True
+    targets = np.asarray(data.log.rec_items)[data.split(split).target_row]
+    seen = clicks[targets] > 0
+    strata = {"head": head[targets] & seen, "tail": ~head[targets] & seen, "never clicked": ~seen}
+    return {label: chosen for label, chosen in strata.items() if chosen.any()}
+
+
+def draw_trade_off(
+    points: dict[str, tuple[float, float]], metric: str, against: str, path: str
+) -> None:
+    """One point a row: what it reaches in `metric` across, in `against` upwards."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.8), constrained_layout=True)
+    for name, point in points.items():
+        axes.plot(*point, "o")
+        axes.annotate(name, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set_xlabel(metric)
+    axes.set_ylabel(against)
+    axes.margins(0.2)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _trade_off(rows: Sequence[Row], workdirs: Sequence[str], split: str) -> str:
+    metric, against, names = (flags.FLAGS[name].value for name in ("metric", "against", "names"))
+    others = {row.name: row for row in read_rows(workdirs, against, split, names)}
+    points = {
+        row.name: (float(np.mean(row.means)), float(np.mean(others[row.name].means)))
+        for row in rows
+        if row.name in others
+    }
+    draw_trade_off(points, metric, against, flags.FLAGS.figure)
+    lines = [f"| method | {metric} | {against} |", "|---|---:|---:|"]
+    return "\n".join([*lines, *(f"| {n} | {x:.4f} | {y:.4f} |" for n, (x, y) in points.items())])
+
+
 def strata_to_markdown(rows: Sequence[Row], strata: dict[str, np.ndarray], metric: str) -> str:
     """Every row's mean in every stratum, and its gain over the first row with a 95% interval."""
     lines = [
@@ -274,19 +345,36 @@ def strata_to_markdown(rows: Sequence[Row], strata: dict[str, np.ndarray], metri
 
 def define_flags() -> None:
     flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
+    flags.DEFINE_list("names", [], "What to call the method of each workdir.")
     flags.DEFINE_string("metric", "ndcg@5/neg99", "Metric with its protocol, such as hr@10/full.")
     flags.DEFINE_string("split", "test", "validation or test.")
-    flags.DEFINE_enum("strata", "", ("", "noise"), "Also a table over strata of users.")
+    flags.DEFINE_enum(
+        "strata", "", ("", "noise", "popularity"), "Also a table over strata of users or targets."
+    )
+    flags.DEFINE_string("against", "", "A second metric, drawn against the first in --figure.")
+    flags.DEFINE_string("figure", "", "PNG to write for --against.")
 
 
 def main() -> None:
-    if not flags.FLAGS.workdirs:
+    workdirs, metric, split = flags.FLAGS.workdirs, flags.FLAGS.metric, flags.FLAGS.split
+    if not workdirs:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of finished runs")
-    rows = read_rows(flags.FLAGS.workdirs, flags.FLAGS.metric, flags.FLAGS.split)
-    print(to_markdown(rows, compare_pairs(rows), flags.FLAGS.metric))
+    if bool(flags.FLAGS.against) != bool(flags.FLAGS.figure):
+        raise UserError("expected --against and --figure together, found one alone; pass both")
+    rows = read_rows(workdirs, metric, split, flags.FLAGS.names)
+    print(to_markdown(rows, compare_pairs(rows), metric))
     if flags.FLAGS.strata:
-        strata = noise_strata(flags.FLAGS.workdirs[0], flags.FLAGS.split)
-        print("\n" + strata_to_markdown(rows, strata, flags.FLAGS.metric))
+        of = noise_strata if flags.FLAGS.strata == "noise" else popularity_strata
+        strata = of(workdirs[0], split)
+        ranked, known = len(rows[0].per_user), len(next(iter(strata.values())))
+        if ranked != known:
+            raise UserError(
+                f"expected all {known} examples of the split for --strata, found results of "
+                f"{ranked}; evaluate with config.eval.{split}_users=0"
+            )
+        print("\n" + strata_to_markdown(rows, strata, metric))
+    if flags.FLAGS.against:
+        print("\n" + _trade_off(rows, workdirs, split))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 
 import jax
+import jobs
 import numpy as np
 import pytest
 import small_job
@@ -32,29 +32,22 @@ def launch(workdir, processes, *, seconds=0.0, steps=STEPS, broken_step=0):
     # Small programs are compiled for every process: optimising them takes longer than running.
     flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent.parent)}
+    arguments = (workdir, address, processes)
     return [
-        subprocess.Popen(
+        jobs.Process(
             [
                 sys.executable,
                 str(HERE / "small_job.py"),
-                *map(str, (workdir, address, processes, number, steps, seconds, broken_step)),
+                *map(str, (*arguments, number, steps, seconds, broken_step)),
             ],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            environment,
         )
         for number in range(processes)
     ]
 
 
-def endings(job, timeout=500):
-    outputs = [process.communicate(timeout=timeout)[0] for process in job]
-    return [process.returncode for process in job], outputs
-
-
 def run(workdir, processes, **options):
-    codes, outputs = endings(launch(workdir, processes, **options))
+    codes, outputs = jobs.endings(launch(workdir, processes, **options))
     assert codes == [0] * processes, outputs
     assert all("finished" in output for output in outputs)
     return outputs
@@ -149,7 +142,7 @@ def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed,
     await_checkpoint(workdir)
     job[killed].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    codes, outputs = endings(job, timeout=120)
+    codes, outputs = jobs.endings(job, timeout=120)
     took = time.monotonic() - began
     assert took < 120
     other = 1 - killed
@@ -168,7 +161,7 @@ def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
     await_steps(workdir, 2)
     for process in job:
         process.send_signal(signal.SIGTERM)
-    codes, outputs = endings(job)
+    codes, outputs = jobs.endings(job)
     assert codes == [0, 0], outputs
     said = [line for output in outputs for line in output.splitlines() if "SIGTERM: saved" in line]
     assert len(said) == 2 and said[0] == said[1], outputs
@@ -180,7 +173,7 @@ def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
 
 @pytest.mark.slow
 def test_a_loss_that_is_nan_ends_all_with_the_same_line(tmp_path):
-    codes, outputs = endings(launch(tmp_path / "w", 2, broken_step=10), timeout=240)
+    codes, outputs = jobs.endings(launch(tmp_path / "w", 2, broken_step=10), timeout=240)
     assert codes == [2, 2], outputs
     for output in outputs:
         (line,) = [line for line in output.splitlines() if line.startswith("error:")]
@@ -211,7 +204,7 @@ def test_a_shard_that_one_process_cannot_read_sends_all_back_to_the_same_step(al
 
     for step in os.listdir(workdir / "checkpoints/small"):
         cut_shard(workdir, step, 1)
-    codes, outputs = endings(launch(workdir, 2), timeout=240)
+    codes, outputs = jobs.endings(launch(workdir, 2), timeout=240)
     assert codes == [2, 2], outputs
     for output in outputs:
         assert re.search(r"error: expected a readable checkpoint in .*, found \d+ that", output)

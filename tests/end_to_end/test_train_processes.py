@@ -6,11 +6,11 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 
 import conftest
+import jobs
 import numpy as np
 import pytest
 
@@ -26,28 +26,17 @@ SMALL = conftest.SMALL | {
 }
 
 
-def program(name, tmp_path, *flags, devices=1):
-    environment = os.environ | {
-        # Small programs take longer to optimise than to run, and relaunched to compile again.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", f"launch.{name}", *flags],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def program(name, *flags, devices=1):
+    # Small programs take longer to optimise than to run.
+    flag = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    command = [sys.executable, "-m", f"launch.{name}", *flags]
+    return jobs.Process(command, os.environ | {"XLA_FLAGS": flag}, cwd=ROOT)
 
 
 def train(tmp_path, workdir, *flags, devices=1):
     given = ["--config=configs/lcr_ser_qilin.py", f"--config.cache_dir={tmp_path / 'cache'}"]
     given += [f"--config.{key}={value}" for key, value in SMALL.items()]
-    return program("train", tmp_path, *given, f"--workdir={workdir}", *flags, devices=devices)
+    return program("train", *given, f"--workdir={workdir}", *flags, devices=devices)
 
 
 def train_together(tmp_path, workdir, processes=2):
@@ -57,13 +46,8 @@ def train_together(tmp_path, workdir, processes=2):
     return [train(tmp_path, workdir, *job, f"--process={i}") for i in range(processes)]
 
 
-def endings(job):
-    outputs = [process.communicate(timeout=900)[0] for process in job]
-    return [process.returncode for process in job], outputs
-
-
 def finished(process):
-    (code,), (output,) = endings([process])
+    (code,), (output,) = jobs.endings([process])
     assert code == 0, output
     return output
 
@@ -74,7 +58,7 @@ def await_checkpoint(folder, job):
         if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
             return
         time.sleep(0.02)
-    pytest.fail(f"expected a checkpoint in {folder}: {endings(job)}")
+    pytest.fail(f"expected a checkpoint in {folder}: {jobs.endings(job)}")
 
 
 def lines_of(workdir):
@@ -102,10 +86,10 @@ def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
     job = train_together(tmp_path, together)
     await_checkpoint(together / "checkpoints" / "rl", job)
     job[1].send_signal(signal.SIGKILL)
-    codes, outputs = endings(job)
+    codes, outputs = jobs.endings(job)
     assert codes == [3, -signal.SIGKILL], outputs
     assert "error: expected process 1 of 2 to go on" in outputs[0]
-    codes, outputs = endings(train_together(tmp_path, together))
+    codes, outputs = jobs.endings(train_together(tmp_path, together))
     assert codes == [0, 0], outputs
     assert re.search(r"rl: continues from the checkpoint of step \d+\b", outputs[0]), outputs[0]
     assert "after RL" in outputs[0] and "after RL" not in outputs[1]
@@ -131,14 +115,14 @@ def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
     assert (together / "curves.png").stat().st_size > 10_000
 
     # One process on one device reads what two wrote.
-    output = finished(program("evaluate", tmp_path, f"--workdir={together}", "--stage=rl"))
+    output = finished(program("evaluate", f"--workdir={together}", "--stage=rl"))
     assert "after RL" in output
     for key, row in rows_of(together).items():
         assert row["metrics"] == pytest.approx(expected_rows[key]["metrics"], rel=1e-5)
     users, out = tmp_path / "users", tmp_path / "top.jsonl"
     users.write_text("1\n2\n", encoding="utf-8")
     flags = (f"--workdir={together}", f"--users={users}", "--top_k=5", f"--out={out}")
-    finished(program("predict", tmp_path, *flags))
+    finished(program("predict", *flags))
     best = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [(row["user"], row["rank"]) for row in best] == [
         (user, rank) for user in ("1", "2") for rank in range(1, 6)

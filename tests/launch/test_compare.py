@@ -1,7 +1,9 @@
 """Comparing runs: grouping by seed, paired tests, Holm's correction, and what is refused."""
 
 import json
+import types
 
+import matplotlib.image
 import numpy as np
 import pytest
 import scipy.stats
@@ -65,6 +67,10 @@ def test_configs_of_one_method_are_told_apart_by_what_differs(tmp_path):
     ]
     names = [row.name for row in compare.read_rows(paths, "ndcg@5/full", "test")]
     assert names == ["lcr_ser model.k=1", "lcr_ser model.k=2"]
+    named = compare.read_rows(paths, "ndcg@5/full", "test", ["one", "two"])
+    assert [row.name for row in named] == ["one", "two"]
+    with pytest.raises(UserError, match="a name for each of 2 workdirs, found 1"):
+        compare.read_rows(paths, "ndcg@5/full", "test", ["one"])
 
 
 def test_equal_rows_have_no_difference(tmp_path):
@@ -125,3 +131,33 @@ def test_how_runs_were_evaluated_does_not_set_them_apart(tmp_path):
     ]
     (row,) = compare.read_rows(paths, "ndcg@5/full", "test")
     assert row.seeds == (0, 1)
+
+
+def test_popularity_strata_split_targets_by_their_clicks_in_training(tmp_path, monkeypatch):
+    items = np.array([1, 1, 1, 2, 3, 4, 1, 2, 5])
+
+    class FakeData:
+        log = types.SimpleNamespace(rec_items=items, num_items=5)
+        splits = types.SimpleNamespace(training_rows=np.arange(6))
+
+        def __init__(self, config):
+            pass
+
+        def split(self, name):
+            return types.SimpleNamespace(target_row=np.array([6, 7, 8]))
+
+    monkeypatch.setattr(compare, "Data", FakeData)
+    strata = compare.popularity_strata(workdir(tmp_path / "a", "a", 0, [0.1]), "test")
+    # A fifth of five items: item 1 alone is the head; nobody clicked item 5 in training.
+    assert {label: chosen.tolist() for label, chosen in strata.items()} == {
+        "head": [True, False, False],
+        "tail": [False, True, False],
+        "never clicked": [False, False, True],
+    }
+
+
+def test_the_trade_off_has_a_point_a_method(tmp_path):
+    points = {"a": (0.1, 0.3), "b": (0.2, 0.1)}
+    compare.draw_trade_off(points, "hr@10/full", "hr@10/search/full", str(tmp_path / "a.png"))
+    image = matplotlib.image.imread(tmp_path / "a.png")
+    assert image.shape[:2] == (720, 960) and image[..., :3].std() > 0.01
