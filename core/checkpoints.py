@@ -6,6 +6,7 @@ step, learning rate, early stopping). The last `keep` checkpoints and the best o
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -50,8 +52,24 @@ def _filled(rows: int, unit: int = ROW_MULTIPLE) -> int:
     return -(-rows // unit) * unit
 
 
+def _undivided(sharding: Any) -> Any:
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return sharding
+
+
+def _storable(leaf: Any) -> Any:
+    """One zero for an array without elements, which Orbax refuses, else `leaf`."""
+    if leaf.size:
+        return leaf
+    zero = functools.partial(jnp.zeros, 1, leaf.dtype)
+    return jax.jit(zero, out_shardings=_undivided(leaf.sharding))()
+
+
 def _as_saved(leaf: Any, saved: tuple[int, ...] | None) -> Any:
     """What to read for a table that was saved packed otherwise (`core.tables`), else `leaf`."""
+    if not math.prod(leaf.shape):
+        return jax.ShapeDtypeStruct((1,), leaf.dtype, sharding=_undivided(leaf.sharding))
     if saved is None or len(saved) != 2 or len(leaf.shape) != 2 or saved[1] == leaf.shape[1]:
         return leaf
     (rows, width), (_, held) = leaf.shape, saved
@@ -66,6 +84,9 @@ def _repacked(found: jax.Array, leaf: Any) -> jax.Array:
     """A table as `_as_saved` read it, in the shape of `leaf`."""
     if found.shape == leaf.shape:
         return found
+    if not math.prod(leaf.shape):
+        empty = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
+        return jax.jit(empty, out_shardings=leaf.sharding)()
     rows, width = leaf.shape
     return jax.jit(lambda a: a.reshape(-1, width)[:rows], out_shardings=leaf.sharding)(found)
 
@@ -110,7 +131,8 @@ class Checkpoints:
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+                    state=ocp.args.StandardSave(jax.tree.map(_storable, state)),
+                    progress=ocp.args.JsonSave(progress),
                 ),
                 force=True,
             ),

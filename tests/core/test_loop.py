@@ -241,3 +241,17 @@ def test_checkpoints_restore_on_another_number_of_devices(tmp_path):
     state, _, _ = checkpoints.restore({"w": jnp.zeros(64)})
     np.testing.assert_array_equal(state["w"], np.arange(64.0))
     checkpoints.close()
+
+
+def test_arrays_without_elements_come_back(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    empty = jax.device_put(jnp.zeros((0, 4)), sharding)
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, {"w": jnp.ones(3), "steps": empty, "levels": jnp.zeros((0, 2), int)}, {}, 1)
+    checkpoints.wait()
+    like = {"w": jnp.zeros(3), "steps": empty, "levels": jnp.zeros((0, 2), int)}
+    state, _, _ = checkpoints.restore(like)
+    assert jax.tree.map(jnp.shape, state) == {"w": (3,), "steps": (0, 4), "levels": (0, 2)}
+    assert state["steps"].sharding == sharding and state["levels"].dtype == jnp.int32
+    checkpoints.close()
