@@ -2,8 +2,15 @@
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_configure(config):
+    flags = "--xla_force_host_platform_device_count=8"
+    if config.option.markexpr == "not slow":
+        # Compiling is most of the default tests' work; the slow ones train for minutes.
+        flags += " --xla_backend_optimization_level=0"
+    os.environ.setdefault("XLA_FLAGS", flags)
 
 
 def pytest_addoption(parser):
