@@ -34,6 +34,11 @@ def get_config() -> config_dict.ConfigDict:
     config.pretrain.distance = "cosine"  # ours
     config.pretrain.stop_gradient = "both"  # ours; "none" is the printed form
 
+    # Distillation: the folder of a run whose scores this one learns as well; empty: of none. With
+    # model.max_steps and pretrain.active_steps of 0 the student reasons in one pass.
+    config.pretrain.teacher = ""
+    config.pretrain.lambda_distil = 1.0  # ours
+
     config.rl = config_dict.ConfigDict()
     config.rl.enabled = True  # False: pre-training only
     config.rl.examples = 20_000  # users' histories rolled out; the control trains on as many

@@ -312,14 +312,15 @@ def draw_trade_off(
 
 
 def _trade_off(rows: Sequence[Row], workdirs: Sequence[str], split: str) -> str:
-    metric, against, names = (flags.FLAGS[name].value for name in ("metric", "against", "names"))
+    found = flags.FLAGS
+    metric, against, names = found.metric, found.against, found.names
     others = {row.name: row for row in read_rows(workdirs, against, split, names)}
     points = {
         row.name: (float(np.mean(row.means)), float(np.mean(others[row.name].means)))
         for row in rows
         if row.name in others
     }
-    draw_trade_off(points, metric, against, flags.FLAGS.figure)
+    draw_trade_off(points, metric, against, found.figure)
     lines = [f"| method | {metric} | {against} |", "|---|---:|---:|"]
     return "\n".join([*lines, *(f"| {n} | {x:.4f} | {y:.4f} |" for n, (x, y) in points.items())])
 

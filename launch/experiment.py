@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -232,12 +232,7 @@ class Experiment(Evaluated):
     ) -> PretrainTask:
         """The training stage, or with `initial` one that goes on from there."""
         config = self.config.pretrain
-        batches, steps_per_epoch = self.data.training(
-            batch_size=config.batch_size,
-            negatives=self.config.data.train_negatives,
-            seed=self.config.seed + seed_offset,
-            tasks=self.ranker.tasks,
-        )
+        batches, steps_per_epoch = self.training_batches(self.config.seed + seed_offset)
         first_step = 0 if initial is None else int(initial["step"])
         return PretrainTask(
             name=name,
@@ -255,6 +250,15 @@ class Experiment(Evaluated):
             initial=initial,
             item_words=self.item_words,
             partition=self.partition,
+        )
+
+    def training_batches(self, seed: int) -> tuple[Callable[[int], Iterator[Any]], int]:
+        """Pre-training's endless batches from a step on, and how many an epoch has."""
+        return self.data.training(
+            batch_size=self.config.pretrain.batch_size,
+            negatives=self.config.data.train_negatives,
+            seed=seed,
+            tasks=self.ranker.tasks,
         )
 
     def loop_config(self, task: PretrainTask) -> LoopConfig:

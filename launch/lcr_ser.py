@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -46,6 +47,12 @@ class LCRSERExperiment(Experiment):
         ranker = LCRSERRanker(self.model, loss)
         super().__init__(config, data, ranker)
         self.numbers = ranker.numbers
+        self._teacher = None
+        if config.pretrain.get("teacher"):  # runs of before there was one
+            # Not above: a teacher is a run, and opening one opens experiments such as this.
+            from launch.teacher import Teacher
+
+            self._teacher = Teacher(config.pretrain.teacher, config, data)
         if self.item_words is not None and config.rl.enabled:
             raise UserError(
                 "expected config.rl.enabled=False with config.data.item_words, found True: GRPO "
@@ -75,6 +82,12 @@ class LCRSERExperiment(Experiment):
             self._further(self.config.pretrain.batch_size, pretrained.learning_rate),
         )
         self.test_stage(workdir, "control", control)
+
+    def training_batches(self, seed: int) -> tuple[Callable[[int], Iterator[Any]], int]:
+        batches, steps_per_epoch = super().training_batches(seed)
+        if self._teacher is not None:
+            batches = self._teacher.with_scores(batches)
+        return batches, steps_per_epoch
 
     def _further(self, batch_size: int, learning_rate: float) -> LoopConfig:
         """`rl.examples` further examples in batches of `batch_size`."""

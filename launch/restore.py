@@ -36,6 +36,8 @@ class Restored:
         mesh = config.get("mesh")
         if mesh is not None and abs(mesh.data * mesh.table) > jax.device_count():
             mesh.data = mesh.table = 1  # trained on more devices than there are here
+        if config.get("pretrain") is not None and config.pretrain.get("teacher"):
+            config.pretrain.teacher = ""  # what it has learnt from need not be there any more
         self.data = Data(config)
         self.experiment: Any = open_experiment(config, self.data)
         stages = self.experiment.stages

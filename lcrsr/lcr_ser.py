@@ -14,6 +14,9 @@ from lcrsr.latent_reasoning import States
 from lcrsr.model import LCRSER, Histories
 from lcrsr.ranker import Batch, Params, Rows
 
+# In a batch: the logits float32 [B, N] of a teacher for its candidates.
+TEACHER = "teacher"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -27,6 +30,7 @@ class LossConfig:
       stop_gradient: which side of the hinge's distances gets no gradient: 'none' (as printed),
         'h_plain' or 'both'.
       active_steps: K in use, in training and scoring.
+      lambda_distil: weight of the divergence from a teacher, where batches bring its logits.
     """
 
     recommendation: str
@@ -35,6 +39,7 @@ class LossConfig:
     distance: str
     stop_gradient: str
     active_steps: int
+    lambda_distil: float = 0.0
 
     def __post_init__(self):
         for name, known in (
@@ -113,11 +118,18 @@ class LCRSERRanker:
             distance=config.distance,
             stop_gradient=config.stop_gradient,
         )
-        return recommendation + self.numbers["lambda_tcl"] * contrastive, {
+        total = recommendation + self.numbers["lambda_tcl"] * contrastive
+        stats = {
             config.recommendation: recommendation,
             "contrastive": contrastive,
             **distances,
         }
+        if TEACHER in batch:
+            stats["distillation"] = losses.distillation(
+                outputs.logits, batch[TEACHER], batch["mask"]
+            )
+            total += config.lambda_distil * stats["distillation"]
+        return total, stats
 
     def represent(self, params: Params, batch: Batch, rows: Rows) -> Reasoned:
         histories: Any = self.model.apply(

@@ -29,6 +29,20 @@ def distance(a: jax.Array, b: jax.Array, kind: str) -> jax.Array:
     raise ValueError(f"expected distance in {DISTANCES}, found {kind!r}")
 
 
+def distillation(logits: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over real users of KL(softmax(teacher) || softmax(logits)), in nats.
+
+    Args:
+      logits, teacher: [B, N] of the same candidates; the teacher gets no gradient.
+      mask: [B], 0 for rows that are no users.
+    """
+    chex.assert_equal_shape([logits, teacher])
+    wanted = jax.nn.log_softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32))
+    found = jax.nn.log_softmax(logits.astype(jnp.float32))
+    divergence = (jnp.exp(wanted) * (wanted - found)).sum(-1)
+    return (divergence * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
 def contrastive(
     target: jax.Array,
     cross: jax.Array,

@@ -173,12 +173,20 @@ class LCRSER(nn.Module):
         *,
         cross: bool,
         deterministic: bool,
+        steps: int | None = None,
     ) -> States:
-        """Eq. 2-6 from given starts h^(0) [B, D]; `cross=False` leaves MCA out (Eq. 9)."""
+        """Eq. 2-6 from given starts h^(0) [B, D]; `cross=False` leaves MCA out (Eq. 9).
+
+        `steps` takes the first so many alone: h^(k) does not depend on how many follow.
+        """
         c = self.config
+        rec, search = (
+            weights._replace(step_positions=weights.step_positions[:steps])
+            for weights in (self._cast(self.rec()[0]), self._cast(self.search()[0]))
+        )
         return latent_reasoning.reason(
-            self._cast(self.rec()[0]),
-            self._cast(self.search()[0]),
+            rec,
+            search,
             histories.rec,
             histories.search,
             rec_start,

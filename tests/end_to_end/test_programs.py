@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from launch.adaptive import adapt
+from launch.data import resolve
 from launch.evaluate import evaluate
+from launch.methods import open_experiment
 from launch.predict import predict, read_users
 from launch.restore import Restored
 from launch.train import train
@@ -71,6 +74,70 @@ def test_evaluating_again_gives_the_same_numbers(trained):
             r for r in results["rows"] if (r["stage"], r["protocol"]) == ("pretrain", protocol)
         )
         assert evaluate(restored, "test", protocol)["metrics"] == pytest.approx(before["metrics"])
+
+
+def test_adaptive_steps_are_calibrated_and_measured(trained):
+    _, workdir, results = trained
+    text = adapt(str(workdir), "pretrain", "ndcg@5", 0.001)
+    found = json.loads((workdir / "adaptive.json").read_text())
+    assert (workdir / "adaptive.md").read_text() == text
+    assert list(found["rows"]) == ["0", "1", "2", "adaptive", "2 in blocks"]
+    assert sum(found["users_by_steps"]) == 57
+    taken = np.dot(found["users_by_steps"], range(3)) / 57
+    assert found["rows"]["adaptive"]["steps"] == pytest.approx(taken)
+    # The run's own test metric is that of its two active steps.
+    row = next(r for r in results["rows"] if (r["stage"], r["protocol"]) == ("pretrain", "neg99"))
+    assert found["rows"]["2"]["test"] == pytest.approx(row["metrics"]["ndcg@5/neg99"], abs=1e-5)
+    with pytest.raises(UserError, match="tolerance of 0 or more, found -1"):
+        adapt(str(workdir), "pretrain", "ndcg@5", -1.0)
+
+
+def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
+    config, workdir, _ = trained
+    student = config.copy_and_resolve_references()
+    student.update_from_flattened_dict(
+        {
+            "model.max_steps": 0,
+            "pretrain.active_steps": 0,
+            "pretrain.teacher": str(workdir),
+            "rl.enabled": False,
+        }
+    )
+    # The first batches it trains on bring the teacher's scores of their candidates.
+    teacher = Restored(str(workdir)).experiment
+    experiment = open_experiment(resolve(student), teacher.data)
+    batch = next(experiment.training_batches(0)[0](0))
+    assert batch["teacher"].shape == batch["candidates"].shape
+    assert np.asarray(batch["teacher"]).std() > 0
+    results = train(student, str(tmp_path / "student"))
+    assert {row["stage"] for row in results["rows"]} == {"pretrain"}
+    lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["train/distillation"] for line in lines if "distillation" in line]
+    assert losses[-1] < losses[0]
+    # Evaluated and used without its teacher.
+    moved = json.loads((tmp_path / "student" / "config.json").read_text())
+    moved["pretrain"]["teacher"] = str(tmp_path / "gone")
+    (tmp_path / "student" / "config.json").write_text(json.dumps(moved))
+    row = next(row for row in results["rows"] if row["protocol"] == "neg99")
+    again = evaluate(Restored(str(tmp_path / "student")), "test", "neg99")["metrics"]
+    assert again == pytest.approx(row["metrics"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pretrain.teacher": "nowhere"}, "nowhere"),
+        ({"data.rec_length": 5}, "config.data.rec_length=5, found 6"),
+    ],
+    ids=str,
+)
+def test_teachers_that_do_not_fit_are_refused(trained, tmp_path, changes, words):
+    config, workdir, _ = trained
+    student = config.copy_and_resolve_references()
+    student.update_from_flattened_dict({"pretrain.teacher": str(workdir)} | changes)
+    with pytest.raises(UserError, match=words):
+        train(student, str(tmp_path / "student"))
+    assert not (tmp_path / "student").exists()
 
 
 def test_predictions_are_unseen_items_best_first(trained):

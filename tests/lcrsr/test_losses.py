@@ -140,3 +140,13 @@ def test_l2_counts_a_touched_row_once_and_no_bias():
     # 4 * 2^2 + 3^2 + 2^2 = 29; counting row 2 twice would give 38.
     value = losses.l2(params, [gather_touched(table, rows)])
     assert float(value) == pytest.approx(29.0)
+
+
+def test_distillation_by_hand_and_zero_where_scores_agree_up_to_a_shift():
+    teacher = jnp.log(jnp.array([[3.0, 1.0], [1.0, 1.0]]))
+    # KL of (.75, .25) from (.5, .5); the second row is no user.
+    by_hand = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    found = losses.distillation(jnp.zeros((2, 2)), teacher, jnp.array([1.0, 0.0]))
+    assert float(found) == pytest.approx(by_hand, rel=1e-5)
+    same = losses.distillation(teacher + 5.0, teacher, jnp.ones(2))
+    assert float(same) == pytest.approx(0.0, abs=1e-6)

@@ -1,0 +1,190 @@
+"""A number of reasoning steps for every user: calibrated on validation, measured on test.
+
+    python -m launch.adaptive --workdir=W [--stage=rl] [--metric=ndcg@5] [--tolerance=.001]
+
+W is a finished run of LCR-SER. `lcrsr.adaptive` learns from validation users which users need how
+many steps, at the highest price of a step that costs validation users at most `tolerance` against
+the best fixed K. Writes W/adaptive.md and W/adaptive.json: the metric on test under every fixed K
+and under the adaptive one, the difference from the best fixed K (chosen on validation) with its 95%
+interval, the steps taken, and the time a batch of 1,024 users takes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from core import metrics
+from core.errors import UserError
+from core.workdir import write_atomically
+from launch import cli
+from launch.restore import Restored
+from lcrsr.adaptive import AdaptiveScorer, Calibration, Head, calibrate, ranking_losses
+from lcrsr.lcr_ser import LCRSERRanker
+
+_BATCH, _BLOCK = 1024, 128
+_REPEATS = 7
+
+
+def _of_every_k(run: Restored, scorer: AdaptiveScorer, split: str, name: str) -> list[np.ndarray]:
+    """Features [U, F], losses [U, K+1] and values of the metric [U, K+1] of a split."""
+    metric = metrics.metric(name)
+
+    @jax.jit
+    def of_batch(params, tables, batch):
+        x, logits = scorer.every_k(params, tables, batch)
+        above, tied = jax.vmap(metrics.target_ranks)(logits)
+        return x, ranking_losses(logits).T, metric(above, tied).T
+
+    found = []
+    for batch in run.data.sampled(split, "neg99"):
+        outputs = jax.device_get(of_batch(run.params, run.tables, batch))
+        found.append([array[batch["mask"] > 0] for array in outputs])
+    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+
+
+def _large_batch(run: Restored) -> dict[str, np.ndarray]:
+    """1,024 test users, the same ones again where there are fewer."""
+    batches = list(run.data.sampled("test", "neg99"))
+    whole = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    places = np.resize(np.flatnonzero(whole["mask"] > 0), _BATCH)
+    return {name: array[places] for name, array in whole.items()}
+
+
+def _times(run: Restored, scorer: AdaptiveScorer, head: Head, price: Any) -> dict[str, float]:
+    """Seconds a batch takes, medians of passes that take turns."""
+    batch = jax.device_put(_large_batch(run))
+    arguments = (run.params, run.tables, batch)
+    steps = scorer.model.config.max_steps
+    passes: dict[str, Any] = {
+        str(k): lambda k=k: scorer.fixed(*arguments, steps=k) for k in range(steps + 1)
+    }
+    passes["adaptive"] = lambda: scorer.adaptive(*arguments, head, price)
+    # Everybody at K through the same blocks: what is saved is not saved by the blocks.
+    all_steps = Head(jnp.zeros_like(head.weights), -jnp.arange(steps + 1.0))
+    passes[f"{steps} in blocks"] = lambda: scorer.adaptive(*arguments, all_steps, jnp.float32(0))
+    taken: dict[str, list[float]] = {name: [] for name in passes}
+    for repeat in range(_REPEATS + 1):
+        for name, run_pass in passes.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run_pass())
+            if repeat:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def _to_markdown(
+    name: str, table: dict[str, dict[str, float]], found: Calibration, difference: list[float]
+) -> str:
+    base = table["adaptive"]
+    lines = [
+        f"| K | {name}/neg99, validation | {name}/neg99, test | steps | ms for {_BATCH:,} users |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for label, row in table.items():
+        cells = [
+            f"{row[key]:{form}}" if key in row else ""
+            for key, form in (("validation", ".4f"), ("test", ".4f"), ("steps", ".2f"))
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} | {1000 * row['seconds']:.1f} |")
+    mean, half = difference
+    most = max(int(label) for label in table if label.isdecimal())
+    saved = 1 - base["seconds"] / table[str(most)]["seconds"]
+    lines += [
+        "",
+        f"Adaptive minus the best fixed K on validation ({found.best_fixed}), on test: "
+        f"{mean:+.4f} ± {half:.4f} (95%). Against K = {most}: {most - base['steps']:.2f} of {most} "
+        f"steps and {100 * saved:.0f}% of the time saved. Price of a step: {found.price:.2g} nats.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
+    """Calibrates, measures and writes; returns the Markdown.
+
+    Raises:
+      UserError: not a run of LCR-SER with steps, too few users, or a tolerance below 0.
+    """
+    if tolerance < 0:
+        raise UserError(f"expected --tolerance of 0 or more, found {tolerance:g}; correct it")
+    metrics.metric(name)
+    run = Restored(workdir, stage)
+    ranker = getattr(run.experiment, "ranker", None)
+    if not isinstance(ranker, LCRSERRanker) or not ranker.model.config.max_steps:
+        raise UserError(
+            f"expected a run of lcr_ser with model.max_steps of 1 or more in {workdir}, found "
+            "another; only LCR-SER takes reasoning steps"
+        )
+    if run.experiment.partition is not None:
+        raise UserError(
+            "expected one device, found the mesh that the run was trained on; start with fewer "
+            "devices than it has"
+        )
+    scorer = AdaptiveScorer(ranker.model, _BLOCK)
+    x, losses, values = _of_every_k(run, scorer, "validation", name)
+    try:
+        head, found = calibrate(x, losses, values, tolerance)
+    except ValueError as error:
+        raise UserError(f"{error} in {run.data.label}; bring more data") from None
+    price = jnp.float32(found.price)
+    test_x, _, test = _of_every_k(run, scorer, "test", name)
+    own = np.asarray(head.steps(jnp.asarray(test_x), price))
+    reached = test[np.arange(len(own)), own]
+    seconds = _times(run, scorer, head, price)
+    table: dict[str, dict[str, float]] = {
+        str(k): {
+            "validation": float(values[:, k].mean()),
+            "test": float(test[:, k].mean()),
+            "steps": float(k),
+            "seconds": seconds[str(k)],
+        }
+        for k in range(test.shape[1])
+    }
+    table["adaptive"] = {
+        "validation": found.metric,
+        "test": float(reached.mean()),
+        "steps": float(own.mean()),
+        "seconds": seconds["adaptive"],
+    }
+    blocks = f"{test.shape[1] - 1} in blocks"
+    table[blocks] = {"seconds": seconds[blocks]}
+    gain = reached - test[:, found.best_fixed]
+    difference = [float(gain.mean()), float(1.96 * gain.std(ddof=1) / np.sqrt(len(gain)))]
+    text = _to_markdown(name, table, found, difference)
+    values_out = {
+        "stage": run.stage,
+        "metric": name,
+        "tolerance": tolerance,
+        "price": found.price,
+        "best_fixed": found.best_fixed,
+        "difference": difference,
+        "users_by_steps": np.bincount(own, minlength=test.shape[1]).tolist(),
+        "rows": table,
+    }
+    write_atomically(run.workdir.file("adaptive.json"), json.dumps(values_out, indent=2) + "\n")
+    write_atomically(run.workdir.file("adaptive.md"), text)
+    return text
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.", required=True)
+    flags.DEFINE_string("stage", None, "pretrain, rl or control; rl where it was trained.")
+    flags.DEFINE_string("metric", "ndcg@5", "Metric among the 99 sampled negatives.")
+    flags.DEFINE_float("tolerance", 0.001, "How far validation may fall below the best fixed K.")
+
+
+def main() -> None:
+    found = flags.FLAGS
+    print(adapt(found.workdir, found.stage, found.metric, found.tolerance))
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

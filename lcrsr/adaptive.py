@@ -1,0 +1,180 @@
+"""How many reasoning steps a user gets, told before the first one (LCR-SER, open question 1).
+
+A linear head reads a user's encoded histories and predicts the ranking loss under every number of
+steps; a user gets the number whose predicted loss and price together are least. One price of a step
+for everybody is the only setting, and validation users decide on it. Because the number is known
+beforehand, users can be sorted by it: a block of users then takes as many steps as its slowest user
+needs, and the steps that others would have taken are saved, not masked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lcrsr.embedding import Tables, look_up
+from lcrsr.model import LCRSER, Batch, Histories
+
+_PENALTIES = 10.0 ** np.arange(0, 7)
+_FOLDS = 5
+_PRICES = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 61)])
+
+
+def features(histories: Histories) -> jax.Array:
+    """What the head reads, float32 [B, 2 D + 2]: h^(0) of both sides, and log(1 + length)."""
+    sides = (histories.rec, histories.search)
+    lengths = [jnp.log1p(side.mask.sum(-1, keepdims=True)) for side in sides]
+    return jnp.concatenate([side.start for side in sides] + lengths, -1).astype(jnp.float32)
+
+
+def ranking_losses(logits: jax.Array) -> jax.Array:
+    """-log softmax of the target, candidate 0: [...] of logits [..., N], in nats."""
+    return -jax.nn.log_softmax(logits.astype(jnp.float32))[..., 0]
+
+
+@flax.struct.dataclass
+class Head:
+    """Predicted losses [B, K+1] = features [B, F] @ weights [F, K+1] + bias [K+1]."""
+
+    weights: jax.Array
+    bias: jax.Array
+
+    def steps(self, x: jax.Array, price: jax.Array) -> jax.Array:
+        """int32 [B] of features [B, F]: argmin over k of the predicted loss + price * k."""
+        k = jnp.arange(len(self.bias))
+        return jnp.argmin(x @ self.weights + self.bias + price * k, -1).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What validation users decided.
+
+    Attributes:
+      best_fixed: the K whose mean metric is best, the smallest of equals.
+      price: of a step, in nats.
+      mean_steps: that the users would take at this price.
+      metric: their mean metric with it, each predicted by a head that has not seen them.
+    """
+
+    best_fixed: int
+    price: float
+    mean_steps: float
+    metric: float
+
+
+def calibrate(
+    x: np.ndarray, losses: np.ndarray, values: np.ndarray, tolerance: float
+) -> tuple[Head, Calibration]:
+    """Fits the head by ridge regression and finds the highest price that costs little.
+
+    Args:
+      x: features float32 [U, F] of validation users.
+      losses: [U, K+1] under every number of steps.
+      values: the metric [U, K+1].
+      tolerance: how far below the best fixed K their mean may fall.
+
+    Raises:
+      ValueError: fewer users than folds.
+    """
+    if len(x) < _FOLDS:
+        raise ValueError(f"expected at least {_FOLDS} validation users, found {len(x)}")
+    # Losses against their mean over K: how hard a user is does not matter, only which K is best.
+    relative = losses - losses.mean(1, keepdims=True)
+    model = make_pipeline(StandardScaler(), RidgeCV(_PENALTIES))
+    folds = KFold(_FOLDS, shuffle=True, random_state=0)
+    unseen = cross_val_predict(model, x, relative, cv=folds)
+    best = int(values.mean(0).argmax())
+    chosen = None
+    for price in _PRICES:
+        k = (unseen + price * np.arange(losses.shape[1])).argmin(1)
+        reached = values[np.arange(len(k)), k].mean()
+        if chosen is None or reached >= values[:, best].mean() - tolerance:
+            chosen = Calibration(best, float(price), float(k.mean()), float(reached))
+    assert chosen is not None
+    model.fit(x, relative)
+    scaler, ridge = model[0], model[1]
+    weights = ridge.coef_.T / scaler.scale_[:, None]
+    bias = ridge.intercept_ - scaler.mean_ @ weights
+    return Head(jnp.float32(weights), jnp.float32(bias)), chosen
+
+
+class AdaptiveScorer:
+    """Scores candidates [B, N] with a number of steps a user.
+
+    Args:
+      model: trained with at least one step; K is its `max_steps`.
+      block: users that take their steps together; divides B.
+    """
+
+    def __init__(self, model: LCRSER, block: int):
+        self.model, self.block = model, block
+        self.every_k = jax.jit(self._every_k)
+        self.adaptive = jax.jit(self._adaptive)
+        self.fixed = jax.jit(self._fixed, static_argnames="steps")
+
+    def _apply(self, params: Any, method: Any, *arguments: Any, **named: Any) -> Any:
+        return self.model.apply({"params": params}, *arguments, method=method, **named)
+
+    def _encode(self, params: Any, batch: Batch, tables: Tables) -> tuple[Histories, Any]:
+        rows = look_up(tables, batch)
+        return self._apply(params, LCRSER.encode, batch, rows, deterministic=True), rows
+
+    def _every_k(self, params: Any, tables: Tables, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Features [B, F], and logits [K+1, B, N] of every number of steps from one pass."""
+        histories, rows = self._encode(params, batch, tables)
+        steps = self.model.config.max_steps
+        states = self._reason(params, histories, steps)
+        logits = self._apply(
+            params, LCRSER.score_every_k, histories, states, rows["user"], rows["candidates"]
+        )
+        return features(histories), logits
+
+    def _reason(self, params: Any, histories: Histories, steps: int) -> Any:
+        starts = (histories.rec.start, histories.search.start)
+        return self._apply(
+            params, LCRSER.reason, histories, *starts, cross=True, deterministic=True, steps=steps
+        )
+
+    def _scores(self, params: Any, histories: Histories, rows: Any, own: Any, steps: int) -> Any:
+        states = self._reason(params, histories, steps)
+        active = own[:, None] if steps else jnp.int32(0)
+        arguments = (histories, states, active, rows["user"], rows["candidates"])
+        return self._apply(params, LCRSER.score, *arguments)
+
+    def _fixed(self, params: Any, tables: Tables, batch: Batch, *, steps: int) -> jax.Array:
+        """Logits [B, N] where everybody takes `steps`."""
+        histories, rows = self._encode(params, batch, tables)
+        own = jnp.full(len(rows["user"]), steps)
+        return self._scores(params, histories, rows, own, steps)
+
+    def _adaptive(
+        self, params: Any, tables: Tables, batch: Batch, head: Head, price: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Logits [B, N] and the steps int32 [B] of each user."""
+        histories, rows = self._encode(params, batch, tables)
+        own = head.steps(features(histories), price)
+        order = jnp.argsort(own)
+        every = (histories, {name: rows[name] for name in ("user", "candidates")}, own)
+        blocks = jax.tree.map(
+            lambda leaf: leaf[order].reshape(-1, self.block, *leaf.shape[1:]), every
+        )
+        branches = [
+            functools.partial(self._scores, params, steps=steps)
+            for steps in range(self.model.config.max_steps + 1)
+        ]
+
+        def of_block(block):
+            return jax.lax.switch(block[2][-1], branches, *block)
+
+        logits = jax.lax.map(of_block, blocks)
+        return logits.reshape(len(own), -1)[jnp.argsort(order)], own

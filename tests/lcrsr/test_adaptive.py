@@ -1,0 +1,65 @@
+"""Steps told beforehand: what the head learns, and that blocks compute what they should."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_batches
+
+from lcrsr.adaptive import AdaptiveScorer, Head, calibrate, ranking_losses
+
+STEPS = 4
+
+
+def users_of_hops(number, seed=0):
+    """Users who need 0 to 4 steps: fewer leave the target behind, more change nothing."""
+    rng = np.random.default_rng(seed)
+    hops = rng.integers(0, STEPS + 1, number)
+    x = np.eye(STEPS + 1, dtype=np.float32)[hops] + 0.1 * rng.standard_normal((number, STEPS + 1))
+    there = np.arange(STEPS + 1) >= hops[:, None]
+    return x.astype(np.float32), np.where(there, 0.5, 2.0), np.where(there, 0.9, 0.1), hops
+
+
+def test_users_get_the_steps_that_they_need():
+    x, losses, values, _ = users_of_hops(1000)
+    head, found = calibrate(x, losses, values, 0.001)
+    assert found.best_fixed == STEPS and found.price > 0
+    assert found.metric >= 0.9 - 0.001 and found.mean_steps < 2.2
+    x, _, values, hops = users_of_hops(1000, seed=1)
+    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price)))
+    assert values[np.arange(1000), steps].mean() > 0.9 - 0.01
+    assert (steps == hops).mean() > 0.95
+
+
+def test_where_no_step_helps_none_is_taken():
+    x, _, _, _ = users_of_hops(200)
+    head, found = calibrate(x, np.ones((200, 5)), np.full((200, 5), 0.3), 0.0)
+    assert (found.best_fixed, found.mean_steps) == (0, 0.0)
+    assert not np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price))).any()
+
+
+def test_too_few_users_to_calibrate():
+    with pytest.raises(ValueError, match="at least 5 validation users, found 3"):
+        calibrate(np.ones((3, 2)), np.ones((3, 2)), np.ones((3, 2)), 0.0)
+
+
+def test_blocks_score_as_every_user_alone_at_their_number_of_steps():
+    batch = small_batches.ragged_batch()
+    model, params, tables = small_batches.setup(small_batches.config(), batch)
+    scorer = AdaptiveScorer(model, block=2)
+    x, every = scorer.every_k(params, tables, batch)
+    for k in range(4):
+        np.testing.assert_allclose(
+            scorer.fixed(params, tables, batch, steps=k), every[k], rtol=1e-5, atol=1e-5
+        )
+    rng = np.random.default_rng(0)
+    head = Head(jnp.asarray(rng.standard_normal((x.shape[1], 4)), jnp.float32), jnp.zeros(4))
+    logits, own = scorer.adaptive(params, tables, batch, head, jnp.float32(0.0))
+    assert len(set(np.asarray(own))) > 1
+    np.testing.assert_array_equal(own, head.steps(x, jnp.float32(0.0)))
+    chosen = np.asarray(every)[np.asarray(own), np.arange(len(own))]
+    np.testing.assert_allclose(logits, chosen, rtol=1e-5, atol=1e-5)
+
+
+def test_ranking_losses_by_hand():
+    found = ranking_losses(jnp.log(jnp.array([[1.0, 3.0], [2.0, 2.0]])))
+    np.testing.assert_allclose(found, [np.log(4), np.log(2)], rtol=1e-6)
