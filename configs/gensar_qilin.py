@@ -6,7 +6,8 @@ Command: python -m launch.train --config=configs/gensar_qilin.py [--config.data_
 identifiers are trained first. "Released" means the settings that the paper's authors published.
 
 `--config=configs/gensar_qilin.py:tiger` is TIGER (NeurIPS 2023) on the same network: semantic
-identifiers, recommendation alone. Table 5's ablations: --config.prompts.behaviour_tokens=none, or a
+identifiers, recommendation alone; `:dsi` is DSI (NeurIPS 2022): searches by their query alone, and
+items by their text. Table 5's ablations: --config.prompts.behaviour_tokens=none, or a
 rate of 0 for nrip, nsqp, nsip, desc2id or id2desc of --config.mixture.
 """
 
@@ -19,7 +20,7 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
     """What does not depend on the data set.
 
     Args:
-      system: 'gensar' or 'tiger'.
+      system: 'gensar', 'tiger' or 'dsi'.
     """
     identifiers = gensar_identifiers_qilin.method(defaults.get_config())
     config.method = "gensar"
@@ -88,8 +89,18 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
         for task in ("nsip", "nsqp", "pseudo_query", "desc2id", "id2desc"):
             config.mixture[task] = 0
         config.eval.search_protocols = ()
+    elif system == "dsi":
+        config.identifier_model.sources = ("semantic",)
+        config.prompts.identifiers = "semantic"
+        config.prompts.behaviour_tokens = "none"
+        config.prompts.search_without = "history"
+        for task in ("nrip", "nsqp", "pseudo_query", "id2desc"):
+            config.mixture[task] = 0
+        config.mixture.nsip = config.mixture.desc2id = -1
+        config.eval.protocols = ()
+        config.eval.selection = "ndcg@5/search/neg99/exact"
     elif system != "gensar":
-        raise ValueError(f"expected gensar or tiger after the config's name, found {system!r}")
+        raise ValueError(f"expected gensar, tiger or dsi after the config's name, found {system!r}")
     return config
 
 
@@ -107,4 +118,6 @@ def get_config(system: str = "gensar") -> config_dict.ConfigDict:
             "eval": {"validation_users": 200, "test_users": 500},
         }
     )
+    if system == "dsi":
+        config.on_sample.overrides.train.epochs = 5.0  # its prompts are short
     return config

@@ -129,13 +129,17 @@ class Workdir:
             return json.load(file)
 
     def write_result_row(self, row: dict[str, Any]) -> None:
-        """Adds a row, or replaces the one with the same stage, split and protocol."""
+        """Adds a row, or replaces the one with the same stage, split and protocol.
+
+        What only the old row tells, such as what a stage was trained on, stays for the same step.
+        """
         if not is_writer():
             return
         results = self.read_results()
         key = ("stage", "split", "protocol")
         rows = [r for r in results["rows"] if any(r.get(k) != row.get(k) for k in key)]
-        results["rows"] = [*rows, row]
+        same = (r for r in results["rows"] if all(r.get(k) == row.get(k) for k in (*key, "step")))
+        results["rows"] = [*rows, next(same, {}) | row]
         write_atomically(self.file("results.json"), json.dumps(results, indent=2) + "\n")
 
 

@@ -36,6 +36,9 @@ _LOG = logging.getLogger(__name__)
 TASKS = ("recommendation", "search")
 SAMPLED = (*candidates.PROTOCOLS, candidates.BM25)
 _SEARCH = "search/"
+# Of the whole catalogue: 'full' is without the items that the user has seen, 'catalogue' with them
+# (CRS), for searches alone.
+_WHOLE = ("full", "catalogue")
 # Not the config's own: how often a run writes does not make other identifiers.
 _IDENTIFIER_LOOP = {"checkpoint_every": 500, "log_every": 20}
 # Items that a beam of the whole catalogue must leave after what the user has seen (READINGS).
@@ -142,7 +145,9 @@ class GenSARExperiment:
         known = [
             metrics.full_name(name, column)
             for name in config.metrics
-            for column in self.columns("recommendation", "neg99")
+            for task in TASKS
+            for protocol in _protocols(task)
+            for column in self.columns(task, protocol)
         ]
         if config.selection not in known:
             raise UserError(
@@ -158,15 +163,15 @@ class GenSARExperiment:
         """
         if task not in TASKS:
             raise UserError(f"expected task of {', '.join(TASKS)}, found {task!r}; pass one")
-        known = ["full", *(p for p in SAMPLED if task == "search" or p != candidates.BM25)]
+        known = list(_protocols(task))
         if protocol not in known:
             raise UserError(
                 f"expected a protocol of {', '.join(known)} for {task}, found {protocol!r}; pass "
                 "one of them"
             )
         prefix = _SEARCH if task == "search" else ""
-        if protocol == "full":
-            return (f"{prefix}full",)
+        if protocol in _WHOLE:
+            return (f"{prefix}{protocol}",)
         beam = f"beam{self.config.eval.beam}"
         return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
 
@@ -227,7 +232,7 @@ class GenSARExperiment:
         found: dict[str, float] = {}
         _, _, column = self.config.eval.selection.partition("/")
         columns = [column]
-        if self.config.eval.search_protocols:
+        if self.config.eval.search_protocols and not column.startswith(_SEARCH):
             columns.append(f"{_SEARCH}{column}")
         for column in columns:
             means = self.evaluate(params, tables, "validation", column).means()
@@ -238,12 +243,7 @@ class GenSARExperiment:
         """(task, protocol, width of the beam; None scores every candidate) of a column."""
         task = "search" if column.startswith(_SEARCH) else "recommendation"
         protocol, _, how = column.removeprefix(_SEARCH).partition("/")
-        known = {
-            c
-            for p in SAMPLED
-            if task == "search" or p != candidates.BM25
-            for c in self.columns(task, p)
-        } | set(self.columns(task, "full"))
+        known = {c for p in _protocols(task) for c in self.columns(task, p)}
         if column not in known:
             raise UserError(
                 f"expected a protocol of {', '.join(sorted(known))}, found {column!r}; pass one"
@@ -271,8 +271,8 @@ class GenSARExperiment:
         if (task, split) not in self._inputs:
             self._inputs[task, split] = self.examples.evaluation_inputs(examples)
         inputs = self._inputs[task, split]
-        if name == "full":
-            return self._full(params, task, examples, inputs)
+        if name in _WHOLE:
+            return self._whole(params, task, examples, inputs, unseen_only=name == "full")
         lists = self.data.candidate_lists(split, name, task)[places]
         sums = metrics.Sums(tuple(self.config.eval.metrics))
         forced, tokens = self._forced(task), jnp.asarray(self.examples.tokens_of(task))
@@ -310,9 +310,13 @@ class GenSARExperiment:
             self._tries[task] = tries.build(tokens[1:], np.arange(1, len(tokens)))
         return self._tries[task]
 
-    def _full(self, params: Any, task: str, examples: Examples, inputs: np.ndarray) -> metrics.Sums:
+    def _whole(
+        self, params: Any, task: str, examples: Examples, inputs: np.ndarray, *, unseen_only: bool
+    ) -> metrics.Sums:
         target, _ = candidates.targets(self.data.log, examples)
         seen = candidates.seen_items(self.data.log, examples)
+        if not unseen_only:
+            seen = np.zeros((len(seen), 1), seen.dtype)
         config = self.config.eval
         # Long histories together, so that the wide beams which they need are few.
         order = np.argsort((seen > 0).sum(1), kind="stable")
@@ -324,7 +328,8 @@ class GenSARExperiment:
             rows = order[rows]
             longest = int((seen[rows] > 0).sum(1).max())
             # In steps of the beam, so that few widths are compiled.
-            width = -(-max(config.beam, _UNSEEN + longest) // config.beam) * config.beam
+            needed = _UNSEEN + longest if unseen_only else config.beam
+            width = -(-max(config.beam, needed) // config.beam) * config.beam
             removed = np.zeros((size, width), np.int32)
             removed[:, :longest] = seen[rows, :longest]
             prompts, forced, targets, gone = self._ranker.place(
@@ -346,6 +351,13 @@ class GenSARExperiment:
         del stage
         state = jax.eval_shape(self.task.init)
         return state if self.partition is None else self.partition.abstract(state)
+
+
+def _protocols(task: str) -> tuple[str, ...]:
+    """What a task can be evaluated against."""
+    if task == "search":
+        return (*_WHOLE, *SAMPLED)
+    return ("full", *(p for p in SAMPLED if p != candidates.BM25))
 
 
 def _rows(start: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -216,6 +216,16 @@ def test_a_workdir_refuses_another_config(tmp_path):
     open_workdir(str(tmp_path), {"model": {"width": 64}, "cache_dir": "elsewhere"})
 
 
+def test_a_row_written_again_keeps_what_only_the_old_one_tells(tmp_path):
+    workdir = open_workdir(str(tmp_path / "w"), {})
+    row = {"stage": "rl_0", "split": "test", "protocol": "full", "step": 4, "seconds": 1.0}
+    workdir.write_result_row(row | {"subset": "ab"})
+    workdir.write_result_row(row | {"seconds": 2.0})
+    assert workdir.read_results()["rows"] == [row | {"seconds": 2.0, "subset": "ab"}]
+    workdir.write_result_row(row | {"step": 5})
+    assert workdir.read_results()["rows"] == [row | {"step": 5}]
+
+
 def test_a_workdir_serves_one_process(tmp_path):
     held = open_workdir(str(tmp_path), {})
     with pytest.raises(UserError, match="another running process"):

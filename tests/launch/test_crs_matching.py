@@ -57,6 +57,36 @@ def test_vectors_put_the_kind_first(folder, tmp_path, system):
     assert means["hr@10"] == pytest.approx(1.0) and means["hr@1"] < 1.0
 
 
+def test_dsi_learns_which_items_a_query_leads_to(folder, tmp_path):
+    config = matching.get_config("dsi,amazon_beauty")
+    config.update_from_flattened_dict(
+        {
+            "data_dir": folder,
+            "cache_dir": str(tmp_path / "cache"),
+            "model.size": "tiny",
+            "vocabulary.pieces": 320,
+            "identifier_model.codes": 8,
+            "identifier_vectors.width": 8,
+            "identifier_train.epochs": 2,
+            "identifier_train.evals": 1,
+            "identifier_train.batch_size": 32,
+            "train.batch_size": 64,
+            "train.epochs": 10.0,
+            "train.evals": 1,
+            "train.learning_rate": 1e-2,
+            "prompts.max_inputs": 128,
+            "train.row_inputs": 128,
+        }
+    )
+    config = resolve(config)
+    experiment = open_experiment(config, Data(config))
+    prompt = experiment.examples.evaluation_inputs(experiment.evaluated("search", "test")[0])
+    assert len({tuple(row) for row in prompt}) <= KINDS, "a prompt is its query and nothing else"
+    (row,) = train(config, str(tmp_path / "w"))["rows"]
+    assert row["protocol"] == "search/catalogue" and row["examples"] == 3
+    assert set(row["metrics"]) >= {"hr@10/search/catalogue", "ndcg@10/search/catalogue"}
+
+
 def test_what_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="expected the package sentence-transformers"):
         config = config_of(folder, tmp_path, "dense", vectors="nobody/knows")
