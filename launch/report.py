@@ -2,8 +2,9 @@
 
     python -m launch.report --workdirs=A,B,... --out=report.html
 
-A workdir is one of launch.ablate (table.md) or of launch.train (summary.md). The page needs no
-other file and no network, and reads on a phone: wide tables scroll by themselves.
+A workdir is one of launch.ablate (table.md) or of launch.train (summary.md, and adaptive.md where
+launch.adaptive has written it). The page needs no other file and no network, and reads on a phone:
+wide tables scroll by themselves.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import pathlib
 import re
 from collections.abc import Sequence
 
@@ -21,6 +23,7 @@ from core.workdir import write_atomically
 from launch import cli
 
 _PAGES = ("table.md", "summary.md")
+_MORE = "adaptive.md"
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 0 1rem 3rem;
   color: #1a1a1a; background: #fff; overflow-wrap: anywhere; }
@@ -46,14 +49,13 @@ def report(workdirs: Sequence[str]) -> str:
     """
     sections, links = [], []
     for number, path in enumerate(workdirs):
-        page = next((p for p in _PAGES if os.path.isfile(os.path.join(path, p))), None)
-        if page is None:
+        pages = [p for p in (*_PAGES, _MORE) if os.path.isfile(os.path.join(path, p))]
+        if not pages or pages == [_MORE]:
             raise UserError(
                 f"expected {' or '.join(_PAGES)} in {path}, found neither; run launch.ablate or "
                 "launch.train with this --workdir first"
             )
-        with open(os.path.join(path, page), encoding="utf-8") as file:
-            text = file.read()
+        text = "\n".join(pathlib.Path(path, p).read_text(encoding="utf-8") for p in pages)
         name = html.escape(os.path.basename(os.path.abspath(path)))
         links.append(f'<a href="#part{number}">{name}</a>')
         sections.append(f'<section id="part{number}">\n{to_html(text, path)}</section>')

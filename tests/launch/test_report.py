@@ -51,6 +51,7 @@ def test_the_page_holds_tables_and_figures(tmp_path):
     (tmp_path / "a" / "table.png").write_bytes(b"\x89PNG picture")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "summary.md").write_text("# run\n\nwords\nof a paragraph\n")
+    (tmp_path / "b" / "adaptive.md").write_text("Adaptive minus the best fixed K\n")
     page = report([str(tmp_path / "a"), str(tmp_path / "b")])
     parser = Balanced()
     parser.feed(page)
@@ -58,6 +59,7 @@ def test_the_page_holds_tables_and_figures(tmp_path):
     assert parser.cells == ["K", "ndcg@5", "K = 0", ".5 & more", "K = 1: expected a finite loss"]
     (image,) = parser.images
     assert base64.b64decode(image.partition("base64,")[2]) == b"\x89PNG picture"
+    assert "<p>Adaptive minus the best fixed K</p>" in page
     assert "sample &lt;data&gt;" in page and "<p>words of a paragraph</p>" in page
     assert "http" not in page, "nothing is fetched"
     assert 'name="viewport"' in page
