@@ -27,7 +27,9 @@ from lcrsr.model import LCRSER, Batch, Histories
 
 _PENALTIES = 10.0 ** np.arange(0, 7)
 _FOLDS = 5
-_PRICES = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 61)])
+_ABOVE_0 = np.geomspace(1e-5, 1.0, 51)
+# Below 0 steps are rewarded: predictions are too rough to leave out what only seems useless.
+_PRICES = np.concatenate([-_ABOVE_0[::-1], [0.0], _ABOVE_0])
 
 
 def features(histories: Histories) -> jax.Array:
@@ -61,7 +63,7 @@ class Calibration:
 
     Attributes:
       best_fixed: the K whose mean metric is best, the smallest of equals.
-      price: of a step, in nats.
+      price: of a step, in nats; below 0 for a reward.
       mean_steps: that the users would take at this price.
       metric: their mean metric with it, each predicted by a head that has not seen them.
     """
@@ -76,6 +78,8 @@ def calibrate(
     x: np.ndarray, losses: np.ndarray, values: np.ndarray, tolerance: float
 ) -> tuple[Head, Calibration]:
     """Fits the head by ridge regression and finds the highest price that costs little.
+
+    Where every price costs more than `tolerance`, the head gives everybody the best fixed K.
 
     Args:
       x: features float32 [U, F] of validation users.
@@ -94,13 +98,17 @@ def calibrate(
     folds = KFold(_FOLDS, shuffle=True, random_state=0)
     unseen = cross_val_predict(model, x, relative, cv=folds)
     best = int(values.mean(0).argmax())
+    aimed_at = values[:, best].mean()
     chosen = None
     for price in _PRICES:
         k = (unseen + price * np.arange(losses.shape[1])).argmin(1)
         reached = values[np.arange(len(k)), k].mean()
-        if chosen is None or reached >= values[:, best].mean() - tolerance:
+        if reached >= aimed_at - tolerance:
             chosen = Calibration(best, float(price), float(k.mean()), float(reached))
-    assert chosen is not None
+    if chosen is None:
+        fixed = np.abs(np.arange(losses.shape[1]) - best)
+        nothing = jnp.zeros((x.shape[1], len(fixed)))
+        return Head(nothing, jnp.float32(fixed)), Calibration(best, 0.0, best, float(aimed_at))
     model.fit(x, relative)
     scaler, ridge = model[0], model[1]
     weights = ridge.coef_.T / scaler.scale_[:, None]

@@ -37,6 +37,17 @@ def test_where_no_step_helps_none_is_taken():
     assert not np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price))).any()
 
 
+def test_where_steps_cannot_be_told_all_take_the_best_fixed():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 3)).astype(np.float32)
+    # The best K is 1 for most; who needs another, nothing tells.
+    values = np.where(rng.random((300, 3)) < [0.3, 0.9, 0.3], 1.0, 0.0)
+    head, found = calibrate(x, 1.0 - values, values, -0.05)
+    assert (found.best_fixed, found.mean_steps) == (1, 1)
+    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price)))
+    assert (steps == 1).all()
+
+
 def test_too_few_users_to_calibrate():
     with pytest.raises(ValueError, match="at least 5 validation users, found 3"):
         calibrate(np.ones((3, 2)), np.ones((3, 2)), np.ones((3, 2)), 0.0)
