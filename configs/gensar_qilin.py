@@ -72,6 +72,7 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
     config.train.warmup = 0.01  # released
     config.train.weight_decay = 1e-7  # released
     config.train.clip_norm = 1.0  # ours
+    config.train.relative_rate = False
 
     config.eval.beam = 30  # the paper
     config.eval.protocols = ("neg99", "full")
