@@ -63,6 +63,18 @@ class JointConfig:
             raise ValueError(f"expected warmup in [0, 1), found {self.warmup}")
 
 
+def descent(
+    clip_norm: float, weight_decay: float, relative_rate: bool
+) -> optax.GradientTransformation:
+    """AdamW of the clipped gradient, before the learning rate; arguments as in `JointConfig`."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.scale_by_adam(),
+        optax.scale_by_param_block_rms() if relative_rate else optax.identity(),
+        optax.add_decayed_weights(weight_decay),
+    )
+
+
 # Packed rows come in multiples of this in each part, so that few shapes are compiled.
 ROW_MULTIPLE = 8
 # Examples at the start of the stream whose batches decide how many rows one has.
@@ -141,13 +153,7 @@ class JointTask:
         self.max_steps = max(1, round(config.epochs * examples_per_epoch / config.batch_size))
         self._stream, self._evaluate = stream, evaluate
         self._tables, self._seed = tables, seed
-        relative = optax.scale_by_param_block_rms() if config.relative_rate else optax.identity()
-        self._optimizer = optax.chain(
-            optax.clip_by_global_norm(config.clip_norm),
-            optax.scale_by_adam(),
-            relative,
-            optax.add_decayed_weights(config.weight_decay),
-        )
+        self._optimizer = descent(config.clip_norm, config.weight_decay, config.relative_rate)
 
     def init(self) -> State:
         if self.partition is None:

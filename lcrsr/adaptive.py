@@ -155,8 +155,7 @@ class AdaptiveScorer:
 
     def _scores(self, params: Any, histories: Histories, rows: Any, own: Any, steps: int) -> Any:
         states = self._reason(params, histories, steps)
-        active = own[:, None] if steps else jnp.int32(0)
-        arguments = (histories, states, active, rows["user"], rows["candidates"])
+        arguments = (histories, states, own[:, None], rows["user"], rows["candidates"])
         return self._apply(params, LCRSER.score, *arguments)
 
     def _fixed(self, params: Any, tables: Tables, batch: Batch, *, steps: int) -> jax.Array:

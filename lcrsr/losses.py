@@ -37,9 +37,11 @@ def distillation(logits: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.
       mask: [B], 0 for rows that are no users.
     """
     chex.assert_equal_shape([logits, teacher])
-    wanted = jax.nn.log_softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32))
-    found = jax.nn.log_softmax(logits.astype(jnp.float32))
-    divergence = (jnp.exp(wanted) * (wanted - found)).sum(-1)
+    found, wanted = (
+        jax.nn.log_softmax(scores.astype(jnp.float32))
+        for scores in (logits, jax.lax.stop_gradient(teacher))
+    )
+    divergence = optax.losses.kl_divergence_with_log_targets(found, wanted)
     return (divergence * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
 

@@ -206,7 +206,10 @@ class LCRSER(nn.Module):
         user_rows: jax.Array,
         candidate_rows: jax.Array,
     ) -> jax.Array:
-        """Logits [B, N] of Eq. 8 and 10 for candidates [B, N, D], or [N, D] shared by all users."""
+        """Logits [B, N] of Eq. 8 and 10 for candidates [B, N, D], or [N, D] shared by all users.
+
+        `active_steps` may be an array [B, 1] too: a number a user.
+        """
         rec, search = self._sides(histories, states, active_steps)
         return aggregation.score(
             self._cast(self.scorer()),

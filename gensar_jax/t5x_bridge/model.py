@@ -12,6 +12,7 @@ from t5x.examples.t5 import network
 
 from core.errors import UserError
 from core.schedules import rate_at
+from gensar_jax.joint_task import descent
 from gensar_jax.t5.config import T5Config, of_size
 from gensar_jax.t5x_bridge import exported
 
@@ -68,9 +69,13 @@ def learning_rate(peak: float, total_steps: int, warmup: float) -> Callable[[Any
 
 
 def optimizer(
-    schedule: Callable[[Any], jax.Array], weight_decay: float, clip_norm: float, microbatches: int
+    schedule: Callable[[Any], jax.Array],
+    weight_decay: float,
+    clip_norm: float,
+    relative_rate: bool,
+    microbatches: int,
 ) -> optimizers.OptimizerDef:
-    """The optimizer of `JointTask`: AdamW after clipping the whole gradient.
+    """The optimizer of `JointTask`, with its schedule; arguments as in `JointConfig`.
 
     T5X adds up the means of its microbatches, in the loss that it reports too; here they are
     averaged before the clipping.
@@ -78,7 +83,7 @@ def optimizer(
     return optimizers.OptaxWrapper(
         optax.chain(
             optax.scale(1.0 / microbatches),
-            optax.clip_by_global_norm(clip_norm),
-            optax.adamw(schedule, weight_decay=weight_decay),
+            descent(clip_norm, weight_decay, relative_rate),
+            optax.scale_by_learning_rate(schedule),
         )
     )

@@ -57,7 +57,7 @@ def test_vectors_put_the_kind_first(folder, tmp_path, system):
     assert means["hr@10"] == pytest.approx(1.0) and means["hr@1"] < 1.0
 
 
-def test_dsi_learns_which_items_a_query_leads_to(folder, tmp_path):
+def test_dsi_reads_the_query_alone_and_ranks_the_same_searches(folder, tmp_path):
     config = matching.get_config("dsi,amazon_beauty")
     config.update_from_flattened_dict(
         {
@@ -73,7 +73,6 @@ def test_dsi_learns_which_items_a_query_leads_to(folder, tmp_path):
             "train.batch_size": 64,
             "train.epochs": 10.0,
             "train.evals": 1,
-            "train.learning_rate": 1e-2,
             "prompts.max_inputs": 128,
             "train.row_inputs": 128,
         }

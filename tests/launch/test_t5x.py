@@ -285,7 +285,7 @@ def test_a_packed_batch_has_the_loss_of_its_examples(folder, trained, network):
         own["model"].network.Transformer(own["model"].as_t5x(network.config)),
         vocabulary,
         vocabulary,
-        own["model"].optimizer(schedule, 1e-7, 1.0, 1),
+        own["model"].optimizer(schedule, 1e-7, 1.0, True, 1),
         loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
     )
     params = parameters(network, trained, STEPS)
@@ -441,9 +441,14 @@ def test_gin_files_bind_to_the_real_modules(folder, monkeypatch, tmp_path):
             assert bound["total_steps"] == expected
             # Of norm 8: clipped to 1, or as a sum of 16 parts .5; Adam's mean keeps a tenth.
             update, gradient = bound["model"].optimizer_def.optax_optimizer, {"w": jnp.full(4, 4.0)}
-            _, state = update.update(gradient, update.init(gradient), gradient)
+            step, state = update.update(gradient, update.init(gradient), gradient)
             moment = jnp.linalg.norm(optax.tree_utils.tree_get(state, "mu")["w"])
             assert float(moment) == pytest.approx(0.1 if small else 0.05, rel=1e-5)
+            # Adam's first step is 1, here times the array's own 4 where rates are relative; the
+            # rate at step 0 is of the first of the steps of its rise.
+            rise = max(1.0, (0.05 if small else 0.01) * expected)
+            rate = (1e-2 * 4.0 if small else 1e-3) / rise
+            np.testing.assert_allclose(step["w"], -rate, rtol=1e-3)
             assert bound["train_dataset_cfg"].task_feature_lengths == {
                 "inputs": INPUTS,
                 "targets": TARGETS,
