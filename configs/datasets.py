@@ -31,6 +31,7 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.on_sample.users = 3000
     config.on_sample.seed = 0  # of the generator; the run's own seed is another
     config.on_sample.shuffle_searches = False  # True: searches handed to other users, a control
+    config.on_sample.hops = False  # True: the sample whose users need 0 to 4 steps of reasoning
     config.on_sample.overrides = config_dict.ConfigDict(
         {
             "data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2},

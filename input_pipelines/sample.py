@@ -8,6 +8,7 @@ topic and brand: the search history tells the topic, the recommendation history 
 
     python -m input_pipelines.sample --out=DIR [--users=3000] [--seed=0] [--shuffle_searches]
 
+`--format=hops` writes another world, whose users need 0 to 4 steps of reasoning (`hops_sample`);
 `--format=kuaisar` writes files of another kind, to rehearse with (`kuaisar_sample`).
 """
 
@@ -15,18 +16,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
-import shutil
-import tempfile
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from input_pipelines import kuaisar_sample
-from input_pipelines.qilin_files import SAMPLE_MARK
+from core.errors import UserError
+from input_pipelines import hops_sample, kuaisar_sample, sample_files
+from input_pipelines.sample_files import User
 
 TOPICS = [
     "camera",
@@ -77,7 +74,6 @@ NOISE_WORDS = [
     "气",
 ]
 _START = 1_730_000_000  # seconds
-_TRAIN_SHARE = 0.9
 _VERSION = 2
 
 
@@ -133,14 +129,8 @@ def _sticky(size: int, stay: float) -> np.ndarray:
     return np.full((size, size), (1 - stay) / size) + stay * np.eye(size)
 
 
-@dataclasses.dataclass
-class _User:
-    clicks: list[tuple[int, int]]  # (seconds, item)
-    searches: list[tuple[int, str, list[int]]]  # (seconds, query, clicked notes)
-    all_noise: bool
-
-
-def _generate_user(structure: Structure, rng: np.random.Generator) -> _User:
+def _generate_user(structure: Structure, rng: np.random.Generator) -> tuple[User, bool]:
+    """A user, and whether all of their searches are noise."""
     s, topics = structure, len(TOPICS)
     all_noise = bool(rng.random() < s.all_noise)
     brand, topic = int(rng.integers(s.brands)), 0
@@ -177,36 +167,7 @@ def _generate_user(structure: Structure, rng: np.random.Generator) -> _User:
         seen.add(item)
         now += int(rng.integers(60, 43_200))
         clicks.append((now, item))
-    return _User(clicks, searches, all_noise)
-
-
-def _impression(rng: np.random.Generator, note: int, place: int, click: bool) -> dict[str, Any]:
-    read = float(rng.exponential(20)) if click else (np.nan if rng.random() < 0.5 else -1.0)
-    return {
-        "note_idx": int(note),
-        "position": place,
-        "click": int(click),
-        "like": 0,
-        "collect": 0,
-        "comment": 0,
-        "share": 0,
-        "page_time": read,
-    }
-
-
-def _impressions(
-    rng: np.random.Generator, clicked: list[int], others: np.ndarray, stamp: dict[str, int]
-) -> list[dict[str, Any]]:
-    shown = [(note, True) for note in clicked]
-    shown += [(int(n), False) for n in others if n not in clicked]
-    order = rng.permutation(len(shown))
-    rows = []
-    for place, i in enumerate(order, start=1):
-        note, click = shown[i]
-        rows.append(_impression(rng, note, place, click) | stamp)
-    if rows and rng.random() < 0.05:  # as in the published files, an impression can stand twice
-        rows.append(dict(rows[0]))
-    return rows
+    return User(clicks, searches), all_noise
 
 
 def _notes(structure: Structure) -> pa.Table:
@@ -234,42 +195,6 @@ def _notes(structure: Structure) -> pa.Table:
     return pa.table({name: list(values) for name, values in columns.items()})
 
 
-def _tables(structure: Structure, users: list[_User], rng: np.random.Generator):
-    recommendation: list[dict[str, Any]] = []
-    search: list[dict[str, Any]] = []
-    for user_idx, user in enumerate(users):
-        recent: list[int] = []
-        for seconds, item in user.clicks:
-            stamp = {"request_timestamp": seconds * 1000 + int(rng.integers(1000))}
-            others = rng.integers(0, structure.num_recommended, 3)
-            recommendation.append(
-                {
-                    "request_idx": len(recommendation),
-                    "session_idx": seconds // 86_400,
-                    "user_idx": user_idx,
-                    "query": "",
-                    "recent_clicked_note_idxs": recent[-20:],
-                    "rec_result_details_with_idx": _impressions(rng, [item], others, stamp),
-                }
-            )
-            recent = [*recent, item]
-        for seconds, query, clicked in user.searches:
-            others = rng.integers(structure.num_recommended, structure.num_items, 2)
-            stamp = {"search_timestamp": seconds}
-            search.append(
-                {
-                    "search_idx": len(search),
-                    "session_idx": seconds // 86_400,
-                    "user_idx": user_idx,
-                    "query": query,
-                    "query_from_type": 1.0,
-                    "recent_clicked_note_idxs": recent[-20:],
-                    "search_result_details_with_idx": _impressions(rng, clicked, others, stamp),
-                }
-            )
-    return recommendation, search
-
-
 def write_sample(
     out: str,
     *,
@@ -286,63 +211,54 @@ def write_sample(
     """
     structure = structure or Structure()
     rng = np.random.default_rng(seed)
-    users = [_generate_user(structure, rng) for _ in range(num_users)]
+    users, all_noise = zip(*(_generate_user(structure, rng) for _ in range(num_users)), strict=True)
     if shuffle_searches:
         # Moving on by one in a random order gives nobody their own.
         order = rng.permutation(num_users)
         moved = [users[i].searches for i in np.roll(order, 1)]
         for i, searches in zip(order, moved, strict=True):
             users[i].searches = searches
-    recommendation, search = _tables(structure, users, rng)
-    parent = os.path.dirname(os.path.abspath(out))
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=parent, prefix=".partial-")
-    try:
-        for kind, rows in (("recommendation", recommendation), ("search", search)):
-            cut = int(len(rows) * _TRAIN_SHARE)
-            for part, chosen in (("train", rows[:cut]), ("test", rows[cut:])):
-                os.makedirs(os.path.join(temporary, f"{kind}_{part}"))
-                table = pa.Table.from_pylist(chosen, schema=_schema(kind))
-                pq.write_table(table, os.path.join(temporary, f"{kind}_{part}", "0.parquet"))
-        os.makedirs(os.path.join(temporary, "notes"))
-        pq.write_table(_notes(structure), os.path.join(temporary, "notes", "0.parquet"))
-        truth = dataclasses.asdict(structure) | {
-            "seed": seed,
-            "shuffle_searches": shuffle_searches,
-            "all_noise_users": [i for i, user in enumerate(users) if user.all_noise],
-        }
-        with open(os.path.join(temporary, "truth.json"), "w", encoding="utf-8") as file:
-            json.dump(truth, file)
-        with open(os.path.join(temporary, SAMPLE_MARK), "w", encoding="utf-8") as file:
-            file.write("Made-up data in Qilin's format, written by input_pipelines.sample.\n")
-        os.chmod(temporary, 0o755)
-        os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    truth = dataclasses.asdict(structure) | {
+        "seed": seed,
+        "shuffle_searches": shuffle_searches,
+        "all_noise_users": [i for i, noise in enumerate(all_noise) if noise],
+    }
+    sample_files.write(
+        out,
+        users,
+        _notes(structure),
+        recommended=(0, structure.num_recommended),
+        searched=(structure.num_recommended, structure.num_items),
+        truth=truth,
+        rng=rng,
+    )
 
 
-def _schema(kind: str) -> pa.Schema:
-    """Columns and types as Qilin publishes them."""
-    stamp = "request_timestamp" if kind == "recommendation" else "search_timestamp"
-    whole = ("note_idx", "position", "click", "like", "collect", "comment", "share")
-    fields = [(name, pa.int64()) for name in whole]
-    details = pa.list_(pa.struct([*fields, ("page_time", pa.float64()), (stamp, pa.int64())]))
-    first = "request_idx" if kind == "recommendation" else "search_idx"
-    columns = [(first, pa.int64()), ("session_idx", pa.int64()), ("user_idx", pa.int64())]
-    columns.append(("query", pa.string()))
-    if kind == "search":
-        columns.append(("query_from_type", pa.float64()))
-    columns.append(("recent_clicked_note_idxs", pa.list_(pa.int64())))
-    name = "rec" if kind == "recommendation" else "search"
-    columns.append((f"{name}_result_details_with_idx", details))
-    return pa.schema(columns)
+def ensure_sample(
+    cache_dir: str, *, num_users: int, seed: int, shuffle_searches: bool, hops: bool = False
+) -> str:
+    """The folder of this sample below `cache_dir`, written on first use.
 
+    Args:
+      hops: that of `hops_sample`, whose searches cannot be shuffled.
 
-def ensure_sample(cache_dir: str, *, num_users: int, seed: int, shuffle_searches: bool) -> str:
-    """The folder of this sample below `cache_dir`, written on first use."""
+    Raises:
+      UserError: both hops and shuffle_searches.
+    """
+    if hops and shuffle_searches:
+        raise UserError(
+            "expected one of on_sample.hops and on_sample.shuffle_searches, found both; leave one "
+            "out"
+        )
     name = f"sample-v{_VERSION}-{num_users}-{seed}" + ("-shuffled" if shuffle_searches else "")
+    if hops:
+        name = f"sample-hops-v{hops_sample.VERSION}-{num_users}-{seed}"
     out = os.path.join(cache_dir, name)
-    if not os.path.isdir(out):
+    if os.path.isdir(out):
+        return out
+    if hops:
+        hops_sample.write_hops(out, num_users=num_users, seed=seed)
+    else:
         write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
     return out
 
@@ -350,7 +266,7 @@ def ensure_sample(cache_dir: str, *, num_users: int, seed: int, shuffle_searches
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes made-up data.")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--format", choices=("qilin", "kuaisar"), default="qilin")
+    parser.add_argument("--format", choices=("qilin", "hops", "kuaisar"), default="qilin")
     parser.add_argument("--users", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shuffle_searches", action="store_true", help="of qilin")
@@ -360,15 +276,18 @@ def main() -> None:
         parser.error(f"expected no {given.out} yet, found one; pass another --out")
     if given.users < 2:
         parser.error(f"expected --users of 2 or more, found {given.users}")
+    if given.format != "qilin" and given.shuffle_searches:
+        parser.error("expected --shuffle_searches with --format=qilin only; drop it")
     if given.format == "kuaisar":
-        if given.shuffle_searches:
-            parser.error("expected --shuffle_searches with --format=qilin only; drop it")
         kuaisar_sample.write_kuaisar(
             given.out, num_users=given.users, scale=given.scale or "small", seed=given.seed
         )
         return
     if given.scale:
         parser.error("expected --scale with --format=kuaisar only; drop it")
+    if given.format == "hops":
+        hops_sample.write_hops(given.out, num_users=given.users, seed=given.seed)
+        return
     write_sample(
         given.out,
         num_users=given.users,

@@ -1,14 +1,15 @@
 """Compares finished runs on one metric: means over seeds, and paired tests over users.
 
     python -m launch.compare --workdirs=A,B,... [--names=A,B,...] [--metric=ndcg@5/full]
-        [--split=test] [--strata=noise|popularity] [--against=ndcg@5/search/full --figure=PNG]
+        [--split=test] [--strata=noise|popularity|hops] [--against=ndcg@5/search/full --figure=PNG]
 
 Workdirs whose configs differ in the seed alone are one row. Every stage of a run is a row of its
 own. Prints Markdown: per row the mean, its deviation over seeds and the seeds; per pair the
 difference of per-user means over seeds with a bootstrap interval and a paired t-test, p-values
 corrected by Holm's method. --strata=popularity adds a table by how often the target was clicked in
 training; --strata=noise, on sample data, one by the share of noise among the searches in a user's
-history, which only the sample knows. --against draws one point a row, by two metrics: what a method
+history, which only the sample knows; --strata=hops, where on_sample.hops is set, one by the steps
+of reasoning that the target is away. --against draws one point a row, by two metrics: what a method
 gains in recommendation it may lose in search (GenSAR, figure 1a).
 """
 
@@ -272,6 +273,25 @@ def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     return {label: chosen for label, chosen in strata.items() if chosen.any()}
 
 
+def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
+    """Examples by the links between their last search and the target: label -> bool [E].
+
+    Raises:
+      UserError: the run is not on the sample that has them.
+    """
+    from input_pipelines.hops_sample import hops
+
+    config = config_dict.ConfigDict(Workdir(workdir).read_config())
+    if config.data_dir or not config.on_sample.get("hops", False):
+        raise UserError(
+            f"expected runs with --config.on_sample.hops=True for --strata=hops, found {workdir} "
+            "without; elsewhere nobody knows the steps"
+        )
+    data = Data(config)
+    found = hops(data.log, data.split(split))
+    return {f"{n} hops": found == n for n in np.unique(found).tolist()}
+
+
 def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     """Examples by their target's clicks in training: label -> bool [E].
 
@@ -289,6 +309,9 @@ def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     seen = clicks[targets] > 0
     strata = {"head": head[targets] & seen, "tail": ~head[targets] & seen, "never clicked": ~seen}
     return {label: chosen for label, chosen in strata.items() if chosen.any()}
+
+
+_STRATA = {"noise": noise_strata, "popularity": popularity_strata, "hops": hops_strata}
 
 
 def draw_trade_off(
@@ -349,9 +372,7 @@ def define_flags() -> None:
     flags.DEFINE_list("names", [], "What to call the method of each workdir.")
     flags.DEFINE_string("metric", "ndcg@5/neg99", "Metric with its protocol, such as hr@10/full.")
     flags.DEFINE_string("split", "test", "validation or test.")
-    flags.DEFINE_enum(
-        "strata", "", ("", "noise", "popularity"), "Also a table over strata of users or targets."
-    )
+    flags.DEFINE_enum("strata", "", ("", *_STRATA), "Also a table over strata of users or targets.")
     flags.DEFINE_string("against", "", "A second metric, drawn against the first in --figure.")
     flags.DEFINE_string("figure", "", "PNG to write for --against.")
 
@@ -365,8 +386,7 @@ def main() -> None:
     rows = read_rows(workdirs, metric, split, flags.FLAGS.names)
     print(to_markdown(rows, compare_pairs(rows), metric))
     if flags.FLAGS.strata:
-        of = noise_strata if flags.FLAGS.strata == "noise" else popularity_strata
-        strata = of(workdirs[0], split)
+        strata = _STRATA[flags.FLAGS.strata](workdirs[0], split)
         ranked, known = len(rows[0].per_user), len(next(iter(strata.values())))
         if ranked != known:
             raise UserError(

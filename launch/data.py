@@ -97,6 +97,7 @@ class Data:
                 num_users=config.on_sample.users,
                 seed=config.on_sample.seed,
                 shuffle_searches=config.on_sample.shuffle_searches,
+                hops=config.on_sample.get("hops", False),
             )
             _LOG.info("no data_dir given: using sample data (made up, Qilin's format) %s", data_dir)
         self.raw_dir = data_dir

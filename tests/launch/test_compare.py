@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from configs import lcr_ser_qilin
 from core.errors import UserError
 from launch import compare
 
@@ -161,3 +162,20 @@ def test_the_trade_off_has_a_point_a_method(tmp_path):
     compare.draw_trade_off(points, "hr@10/full", "hr@10/search/full", str(tmp_path / "a.png"))
     image = matplotlib.image.imread(tmp_path / "a.png")
     assert image.shape[:2] == (720, 960) and image[..., :3].std() > 0.01
+
+
+def test_hops_strata_are_of_the_sample_that_has_them(tmp_path):
+    config = lcr_ser_qilin.get_config()
+    config.cache_dir = str(tmp_path / "cache")
+    config.on_sample.users = 40
+    config.on_sample.hops = True
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(config.to_json())
+    strata = compare.hops_strata(str(run), "test")
+    assert list(strata) == [f"{n} hops" for n in range(5)]
+    assert (np.sum(list(strata.values()), 0) == np.ones(40)).all()
+    config.on_sample.hops = False
+    (run / "config.json").write_text(config.to_json())
+    with pytest.raises(UserError, match=r"on_sample.hops=True"):
+        compare.hops_strata(str(run), "test")

@@ -1,0 +1,113 @@
+"""A sample whose clicks are 0 to 4 steps of reasoning away, by construction; Qilin's file format.
+
+Every note has a word of its own. A link is a search for one note's word in which another note was
+clicked. Before a click a user makes the links of three chains in a random order, and then searches
+for the word of the first note of one chain, without a click; what they click next is that chain's
+last note. A chain has 0 to 4 links, uniformly: whoever ranks must look up as many, each by what the
+one before has led to. No note is in two chains of a user, and clicks tell nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pyarrow as pa
+
+from input_pipelines import sample_files
+from input_pipelines.log import Log
+from input_pipelines.sample_files import User
+from input_pipelines.splits import Examples
+
+VERSION = 1
+_START = 1_730_000_000  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class HopStructure:
+    """The generator's parameters.
+
+    Attributes:
+      notes: of the catalogue.
+      clicks: of a user.
+      chains: before a click; one leads to it.
+      hops: links of a chain at most.
+    """
+
+    notes: int = 120
+    clicks: int = 4
+    chains: int = 3
+    hops: int = 4
+
+
+def _word(note: int) -> str:
+    return f"word{note}"
+
+
+def _generate_user(structure: HopStructure, rng: np.random.Generator) -> User:
+    s = structure
+    unused = rng.permutation(s.notes).tolist()
+    user = User([], [])
+    now = _START + int(rng.integers(0, 30 * 86_400))
+
+    def search(note, clicked):
+        nonlocal now
+        now += int(rng.integers(30, 3_600))
+        user.searches.append((now, _word(note), clicked))
+
+    for _ in range(s.clicks):
+        sizes = rng.integers(1, s.hops + 2, s.chains)
+        chains = [[unused.pop() for _ in range(size)] for size in sizes]
+        links = [pair for chain in chains for pair in itertools.pairwise(chain)]
+        for i in rng.permutation(len(links)):
+            search(links[i][0], [links[i][1]])
+        search(chains[0][0], [])
+        now += int(rng.integers(60, 43_200))
+        user.clicks.append((now, chains[0][-1]))
+    return user
+
+
+def write_hops(
+    out: str, *, num_users: int, seed: int, structure: HopStructure | None = None
+) -> None:
+    """Writes the parquet folders to `out`, whole or not at all.
+
+    Args:
+      out: a folder that does not exist yet.
+    """
+    structure = structure or HopStructure()
+    rng = np.random.default_rng(seed)
+    users = [_generate_user(structure, rng) for _ in range(num_users)]
+    names = [_word(note) for note in range(structure.notes)]
+    notes = pa.table({"note_title": names, "note_content": names, "note_idx": range(len(names))})
+    sample_files.write(
+        out,
+        users,
+        notes,
+        recommended=(0, structure.notes),
+        searched=(0, structure.notes),
+        truth=dataclasses.asdict(structure) | {"seed": seed},
+        rng=rng,
+    )
+
+
+def hops(log: Log, examples: Examples) -> np.ndarray:
+    """int32 [E]: links between an example's last search and the note where its chain ends.
+
+    Args:
+      log: of a sample of `write_hops`.
+    """
+    found = np.zeros(len(examples), np.int32)
+    for row in range(len(examples)):
+        first, end = int(log.search_offsets[examples.user[row]]), int(examples.search_end[row])
+        links = {}
+        for search in range(first, end):
+            for click in range(log.click_offsets[search], log.click_offsets[search + 1]):
+                note = int(log.item_ids[log.click_items[click]])
+                links[log.query(search)[0]] = _word(note)
+        word = log.query(end - 1)[0]
+        while word in links:
+            word = links[word]
+            found[row] += 1
+    return found
