@@ -1,10 +1,11 @@
 """A sample whose clicks are 0 to 4 steps of reasoning away, by construction; Qilin's file format.
 
-Every note has a word of its own. A link is a search for one note's word in which another note was
-clicked. Before a click a user makes the links of three chains in a random order, and then searches
-for the word of the first note of one chain, without a click; what they click next is that chain's
-last note. A chain has 0 to 4 links, uniformly: whoever ranks must look up as many, each by what the
-one before has led to. No note is in two chains of a user, and clicks tell nothing.
+Every topic has a word, a note that is clicked in searches alone, and an item that is recommended. A
+link is a search for one topic's word in which another topic's note was clicked. Before a click a
+user makes the links of three chains in a random order, and then searches for the word of the first
+topic of one chain, without a click; what they click next is the item of that chain's last topic. A
+chain has 0 to 4 links, uniformly: whoever ranks must look up as many, each by what the one before
+has led to. No topic is in two chains of a user, and clicks tell nothing.
 """
 
 from __future__ import annotations
@@ -29,32 +30,32 @@ class HopStructure:
     """The generator's parameters.
 
     Attributes:
-      notes: of the catalogue.
+      topics: the catalogue has twice as many notes.
       clicks: of a user.
       chains: before a click; one leads to it.
       hops: links of a chain at most.
     """
 
-    notes: int = 120
+    topics: int = 100
     clicks: int = 4
     chains: int = 3
     hops: int = 4
 
 
-def _word(note: int) -> str:
-    return f"word{note}"
+def _word(topic: int) -> str:
+    return f"topic{topic}"
 
 
 def _generate_user(structure: HopStructure, rng: np.random.Generator) -> User:
     s = structure
-    unused = rng.permutation(s.notes).tolist()
+    unused = rng.permutation(s.topics).tolist()
     user = User([], [])
     now = _START + int(rng.integers(0, 30 * 86_400))
 
-    def search(note, clicked):
+    def search(topic, clicked):
         nonlocal now
         now += int(rng.integers(30, 3_600))
-        user.searches.append((now, _word(note), clicked))
+        user.searches.append((now, _word(topic), [s.topics + other for other in clicked]))
 
     for _ in range(s.clicks):
         sizes = rng.integers(1, s.hops + 2, s.chains)
@@ -79,33 +80,34 @@ def write_hops(
     structure = structure or HopStructure()
     rng = np.random.default_rng(seed)
     users = [_generate_user(structure, rng) for _ in range(num_users)]
-    names = [_word(note) for note in range(structure.notes)]
+    words = [_word(topic) for topic in range(structure.topics)]
+    names = [f"item of {word}" for word in words] + [f"note about {word}" for word in words]
     notes = pa.table({"note_title": names, "note_content": names, "note_idx": range(len(names))})
     sample_files.write(
         out,
         users,
         notes,
-        recommended=(0, structure.notes),
-        searched=(0, structure.notes),
+        recommended=(0, structure.topics),
+        searched=(structure.topics, 2 * structure.topics),
         truth=dataclasses.asdict(structure) | {"seed": seed},
         rng=rng,
     )
 
 
 def hops(log: Log, examples: Examples) -> np.ndarray:
-    """int32 [E]: links between an example's last search and the note where its chain ends.
+    """int32 [E]: links between an example's last search and the topic where its chain ends.
 
     Args:
       log: of a sample of `write_hops`.
     """
+    topics = ["", *(text.split()[2] for text in log.item_texts())]
     found = np.zeros(len(examples), np.int32)
     for row in range(len(examples)):
         first, end = int(log.search_offsets[examples.user[row]]), int(examples.search_end[row])
         links = {}
         for search in range(first, end):
             for click in range(log.click_offsets[search], log.click_offsets[search + 1]):
-                note = int(log.item_ids[log.click_items[click]])
-                links[log.query(search)[0]] = _word(note)
+                links[log.query(search)[0]] = topics[log.click_items[click]]
         word = log.query(end - 1)[0]
         while word in links:
             word = links[word]

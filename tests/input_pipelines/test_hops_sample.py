@@ -38,11 +38,11 @@ def test_links_lead_from_the_last_search_to_the_target(world, part):
             assert len(clicked) <= 1
             if len(clicked):
                 assert words_of(log, search) not in links, "no note is in two chains of a user"
-                links[words_of(log, search)] = f"word{log.item_ids[clicked[0]]}"
+                links[words_of(log, search)] = f"topic{int(log.item_ids[clicked[0]]) - 100}"
         word = words_of(log, examples.search_end[row] - 1)
         for _ in range(found[row]):
             word = links.pop(word)
-        assert word == f"word{target}" and word not in links
+        assert word == f"topic{target}" and word not in links
     assert np.bincount(found, minlength=5).min() > 0.05 * len(found) and found.max() == 4
 
 
