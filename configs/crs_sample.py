@@ -112,16 +112,16 @@ def get_config() -> config_dict.ConfigDict:
     # A sample of some 775 items.
     config.on_sample.overrides = config_dict.ConfigDict(
         {
-            "data": {"clicks": 2, "history": 3, "train_examples": 800},
+            "data": {"clicks": 2, "history": 3, "train_examples": 3200},
             "semantic_ids": {"codes": (16, 16, 16)},
             "vocabulary": {"size": 600},
             "prompts": {"max_prompt": 120, "max_reasoning": 16, "max_answer": 40},
             "model": {"size": "tiny", "dtype": "float32", "remat": False},
             "sft": {"batch_size": 64, "row_length": 160},
-            "align": {"epochs": 5.0, "learning_rate": 5e-3},
-            "distill": {"examples": 400, "epochs": 10.0, "learning_rate": 2e-3},
+            "align": {"epochs": 2.5, "learning_rate": 2e-2},
+            "distill": {"examples": 3200, "epochs": 2.0, "learning_rate": 2e-2},
             "rl": {
-                "steps": 12,
+                "steps": 20,
                 "learning_rate": 1e-4,
                 "batch_size": 16,
                 "trajectories": 4,
@@ -130,10 +130,10 @@ def get_config() -> config_dict.ConfigDict:
             },
             "evolve": {
                 "iterations": 2,
-                "corpus": 600,
+                "corpus": 1000,
                 "rl_sample": 192,
                 "epochs": 2.0,
-                "learning_rate": 1e-4,
+                "learning_rate": 5e-4,
             },
             "eval": {"batch_size": 128, "validation_users": 128},
         }
