@@ -136,6 +136,7 @@ def get_config() -> config_dict.ConfigDict:
                 "learning_rate": 5e-4,
             },
             "eval": {"batch_size": 128, "validation_users": 128},
+            "loop": {"log_every": 5},
         }
     )
     return config

@@ -150,6 +150,10 @@ def write_summary(workdir: Workdir, label: str) -> None:
     write_atomically(workdir.file("summary.md"), "\n".join(text))
 
 
+_STAGES_ACROSS = 4
+_FEW_POINTS = 20
+
+
 def _draw_curves(workdir: Workdir, label: str) -> None:
     import matplotlib
 
@@ -161,22 +165,29 @@ def _draw_curves(workdir: Workdir, label: str) -> None:
     known = [s for s in STAGE_TITLES if any(line["stage"] == s for line in lines)]
     # Stages of CRS are as many as its iterations, in the order they ran.
     stages = [*known, *dict.fromkeys(x["stage"] for x in lines if x["stage"] not in known)]
+    across = min(len(stages), _STAGES_ACROSS)
+    bands = -(-len(stages) // across)
     figure, axes = pyplot.subplots(
-        2, len(stages), figsize=(4.2 * len(stages), 5.6), squeeze=False, constrained_layout=True
+        2 * bands, across, figsize=(4.2 * across, 5.6 * bands), squeeze=False, layout="constrained"
     )
-    for column, stage in enumerate(stages):
+    for axis in axes[-2:, (len(stages) - 1) % across + 1 :].flat:
+        axis.axis("off")
+    for number, stage in enumerate(stages):
+        band, column = divmod(number, across)
         for row, name in enumerate((_training_curve(stage), selection)):
             points = [
                 (line["step"], line[name])
                 for line in lines
                 if line["stage"] == stage and name in line
             ]
-            axis = axes[row, column]
-            axis.plot(*zip(*points), marker="." if row else None, linewidth=1.4)
+            axis = axes[2 * band + row, column]
+            # A line alone would not show one point.
+            few = len(points) < _FEW_POINTS
+            axis.plot(*zip(*points), marker="." if row or few else None, linewidth=1.4)
             axis.set_xlabel("updates")
-            axis.set_ylabel(f"validation {name}" if row else name)
+            axis.set_ylabel(f"validation {name}" if row else name, fontsize=8)
             axis.grid(alpha=0.3)
-        axes[0, column].set_title(STAGE_TITLES.get(stage, stage), fontsize=10)
+        axes[2 * band, column].set_title(STAGE_TITLES.get(stage, stage), fontsize=10)
     figure.suptitle(label)
     figure.savefig(workdir.file("curves.png"), dpi=110)
     pyplot.close(figure)
