@@ -27,7 +27,7 @@ from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from crs_jax.sft_task import SFTConfig, SFTTask
 from crs_jax.subsets import Case, Subsets, correct, incorrect
 from input_pipelines.search_task import SearchExamples
-from launch import results, search_protocol
+from launch import crs_teacher, results, search_protocol
 from launch.crs_examples import CRSExamples
 from launch.data import Data
 from launch.experiment import build
@@ -59,7 +59,10 @@ class CRSExperiment:
                 f"expected one process for crs, found {jax.process_count()}; start launch.train "
                 "once, with config.mesh over the devices of one host"
             )
-        mesh = make_mesh(config.mesh.data, config.mesh.table)
+        self._mesh = make_mesh(config.mesh.data, config.mesh.table)
+        # Runs from before there was this setting have none.
+        if config.distill.get("teacher"):
+            crs_teacher.check(config)
         rounds = range(config.evolve.iterations)
         evolved = [name for i in rounds for name in (rl_stage(i), sft_stage(i + 1))]
         alone = [sft_only_stage(i + 1) for i in rounds] if config.evolve.sft_only else []
@@ -79,7 +82,7 @@ class CRSExperiment:
         except (TypeError, ValueError) as error:
             raise UserError(f"config.model: {error}; see crs_jax/decoder_config.py") from None
         self.network = Decoder(shape)
-        self.partition = sharding.partition_of(shape, mesh)
+        self.partition = sharding.partition_of(shape, self._mesh)
         if self.partition is not None:
             for section in ("rl", "eval"):
                 size = config[section].batch_size
@@ -351,9 +354,12 @@ class CRSExperiment:
             ALIGN, self.examples.alignment(), config.align.epochs, self._start
         )
         params = self._run(workdir, aligning, config.align.learning_rate, config.align.evals)
-        told = [Case(row, tokens, 0) for row, tokens in self.examples.distillation()]
-        distilled = self._fine_tune(workdir, config.distill, DISTILL, 0, told, params)
         subsets = Subsets(workdir.file("subsets", ""), words.decode)
+        if config.distill.teacher:
+            told = crs_teacher.taught(config, self.examples, subsets, DISTILL, self._mesh)
+        else:
+            told = [Case(row, tokens, 0) for row, tokens in self.examples.distillation()]
+        distilled = self._fine_tune(workdir, config.distill, DISTILL, 0, told, params)
         fine_tune = functools.partial(self._fine_tune, workdir, config.evolve)
         early = self_evolve.evolve(
             distilled,
