@@ -62,8 +62,10 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.align.evals = 1
 
     config.distill = config_dict.ConfigDict()
-    config.distill.traces = ""  # a file of traces; empty: the template teacher
-    config.distill.examples = 2000  # of the template teacher
+    # A file of traces, or the folder of a Qwen3 that writes them; both empty: templates do.
+    config.distill.traces = ""
+    config.distill.teacher = ""
+    config.distill.examples = 2000  # that a teacher is asked about
     config.distill.epochs = 1.0
     config.distill.learning_rate = 1e-5
     config.distill.evals = 1

@@ -279,10 +279,12 @@ def compile_step(task: Task, state: State) -> Any:
         return jax.jit(task.train_step, donate_argnums=0)
     partition = task.partition
     shardings = partition.shardings(state)
+    # A batch that is not cut throughout says by itself where it lies.
+    batch = None if partition.whole else partition.batch_sharding
     return jax.jit(
         task.train_step,
         donate_argnums=0,
-        in_shardings=(shardings, partition.batch_sharding, partition.replicated),
+        in_shardings=(shardings, batch, partition.replicated),
         out_shardings=(shardings, partition.replicated),
     )
 

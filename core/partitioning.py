@@ -39,11 +39,14 @@ class Partition:
     Attributes:
       table_width: D of the tables' rows, which are packed by it (`core.tables`) where the mesh
         cuts tables; None packs nothing.
+      whole: keys of a training batch whose arrays every device holds (a trie, a rate); the others
+        are cut.
     """
 
     mesh: Mesh
     rules: Rules
     table_width: int | None = None
+    whole: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
@@ -89,24 +92,35 @@ class Partition:
             self.shardings(state),
         )
 
+    def batch_shardings(self, batch: Any) -> Any:
+        """The sharding of every array of a training batch, a dict."""
+
+        def of(path, leaf):
+            del leaf
+            return self.replicated if path[0].key in self.whole else self.batch_sharding
+
+        return jax.tree_util.tree_map_with_path(of, batch)
+
     def put_part(self, part: Any) -> Any:
         """A batch over the devices from the parts that the processes made of it.
 
         Args:
-          part: host arrays [B / n, ...], of n processes: the rows of a batch [B, ...] that this
-            one is to hold, process 0 the first.
+          part: a dict of host arrays [B / n, ...], of n processes: the rows of a batch [B, ...]
+            that this one is to hold, process 0 the first. What is in `whole` all bring alike.
 
         Raises:
           UserError: B is no multiple of the number of devices.
         """
 
-        def put(array):
+        def put(array, sharding):
+            if sharding.is_fully_replicated:
+                return jax.device_put(array, sharding)
             array = np.asarray(array)
             shape = (array.shape[0] * jax.process_count(), *array.shape[1:])
             self.check_batch_size(shape[0])
-            return jax.make_array_from_process_local_data(self.batch_sharding, array, shape)
+            return jax.make_array_from_process_local_data(sharding, array, shape)
 
-        return jax.tree.map(put, part)
+        return jax.tree.map(put, part, self.batch_shardings(part))
 
     def put_batch(self, batch: Any) -> Any:
         """Cuts a batch of host arrays [B, ...] over the devices; each process keeps its part.

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core.partitioning import Partition
 from crs_jax.decoder_config import DecoderConfig
 
 _MASKED = -1e30
@@ -273,12 +274,16 @@ class Decoder(nn.Module):
         return self.logits(self(tokens, positions, segment_ids)[0])
 
 
-def init_params(config: DecoderConfig, key: jax.Array) -> Any:
-    """Random parameters of a network."""
+def init_params(config: DecoderConfig, key: jax.Array, partition: Partition | None = None) -> Any:
+    """Random parameters of a network, each made where the partition has it."""
     token = jnp.ones((1, 1, 1), jnp.int32)
+
+    def start(key):
+        return Decoder(config).init(key, token, token, token, method="read")["params"]
+
+    places = None if partition is None else partition.shardings(jax.eval_shape(start, key))
     # Traced whole: eager initialisation dispatches every operation by itself.
-    start = jax.jit(lambda key: Decoder(config).init(key, token, token, token, method="read"))
-    return start(key)["params"]
+    return jax.jit(start, out_shardings=places)(key)
 
 
 def logical_axes(params: Any) -> Any:

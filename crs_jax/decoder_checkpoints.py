@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from core.errors import UserError
+from core.partitioning import Partition
 from crs_jax.decoder import init_params
 from crs_jax.decoder_config import DecoderConfig
 
@@ -110,7 +112,12 @@ def checkpoint_rows(path: str | pathlib.Path) -> int:
         return tensors[_EMBEDDING].get_slice(_EMBEDDING).get_shape()[0]
 
 
-def from_hugging_face(path: str | pathlib.Path, config: DecoderConfig, key: jax.Array) -> Params:
+def from_hugging_face(
+    path: str | pathlib.Path,
+    config: DecoderConfig,
+    key: jax.Array,
+    partition: Partition | None = None,
+) -> Params:
     """Parameters float32 of a safetensors file, or of a folder with one file or an index.
 
     New rows are the mean of the text's rows plus a tenth of their standard deviation in each
@@ -120,6 +127,8 @@ def from_hugging_face(path: str | pathlib.Path, config: DecoderConfig, key: jax.
       path: of the file or folder.
       config: of the network; all but `new_rows` must be the file's.
       key: of the new rows and of LoRA.
+      partition: where parameters lie; each goes there from the host, one after the other. None
+        means one device.
 
     Raises:
       UserError: no such file, or a checkpoint of another architecture or size: names the first
@@ -128,19 +137,27 @@ def from_hugging_face(path: str | pathlib.Path, config: DecoderConfig, key: jax.
     expected = _expected(config)
     with _opened(pathlib.Path(path)) as tensors:
         _check(expected, tensors, path)
-        flat = _new_parameters(config, key)
-        stacked: dict[str, list[np.ndarray]] = {}
-        for name, (ours, layer, _) in expected.items():
-            array = np.asarray(tensors[name].get_tensor(name), np.float32)
-            if layer is None:
-                flat[ours] = jnp.asarray(array)
-            else:
-                stacked.setdefault(ours, []).append(array.T)
-    flat |= {name: jnp.asarray(np.stack(arrays)) for name, arrays in stacked.items()}
+        put = functools.partial(_put, partition)
+        flat = {name: put(name, leaf) for name, leaf in _new_parameters(config, key).items()}
+        parts: dict[str, list[str]] = {}
+        for name, (ours, _, _) in expected.items():
+            parts.setdefault(ours, []).append(name)
+        # One parameter after the other: the host holds one stack of layers at a time.
+        for ours, names in parts.items():
+            layers = [np.asarray(tensors[n].get_tensor(n), np.float32) for n in names]
+            stacked = expected[names[0]][1] is not None
+            flat[ours] = put(ours, np.stack([a.T for a in layers]) if stacked else layers[0])
     table = flat[_WHOLE[_EMBEDDING]]
     noise = jax.random.normal(key, (config.new_rows, config.width))
-    flat["embedder/new_embedding"] = table.mean(0) + _SPREAD * table.std(0) * noise
+    rows = table.mean(0) + _SPREAD * table.std(0) * noise
+    flat["embedder/new_embedding"] = put("embedder/new_embedding", rows)
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _put(partition: Partition | None, name: str, array: Any) -> jax.Array:
+    if partition is None:
+        return jnp.asarray(array)
+    return jax.device_put(array, partition.shardings({name: array})[name])
 
 
 def _new_parameters(config: DecoderConfig, key: jax.Array) -> dict[str, jax.Array]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from core.partitioning import Partition
 from core.trie import Trie
 from crs_jax import generation, lora
 from crs_jax.decoder import Decoder
@@ -54,12 +55,21 @@ class Inference:
       network, controls, trie: see there.
       max_reasoning: tokens of the reasoning at most, </think> included.
       batch_size: prompts at once.
+      partition: the mesh that parameters lie on, over which prompts are cut; None for one device.
     """
 
     def __init__(
-        self, network: Decoder, controls: Tokens, trie: Trie, *, max_reasoning: int, batch_size: int
+        self,
+        network: Decoder,
+        controls: Tokens,
+        trie: Trie,
+        *,
+        max_reasoning: int,
+        batch_size: int,
+        partition: Partition | None = None,
     ):
-        self._network, self._trie, self._batch_size = network, trie, batch_size
+        self._network, self._batch_size, self._partition = network, batch_size, partition
+        self._trie = trie if partition is None else jax.device_put(trie, partition.replicated)
         self._stops = (controls.end_think, controls.end)
         self._sampling = Sampling(max_tokens=max_reasoning, temperature=0.0)
         self._answer = jax.jit(self._answers, static_argnames=("width", "reason"))
@@ -96,8 +106,9 @@ class Inference:
             rows = np.arange(start, start + size)
             real = rows < len(prompts)
             rows = np.where(real, rows, 0)
-            parts = self._answer(
-                params, prompts[rows], lengths[rows], self._trie, width=width, reason=reason
-            )
+            asked = prompts[rows], lengths[rows]
+            if self._partition is not None:
+                asked = self._partition.put_batch(asked)
+            parts = self._answer(params, *asked, self._trie, width=width, reason=reason)
             found.append([np.asarray(part)[real] for part in parts])
         return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))

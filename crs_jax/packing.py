@@ -43,15 +43,17 @@ def rows_of(lengths: Sequence[int], width: int) -> list[list[int]]:
     return rows
 
 
-def packed(examples: Sequence[Example], width: int, least_rows: int = 0) -> dict[str, np.ndarray]:
-    """A batch of rows [R, T], R a multiple of `ROW_MULTIPLE` of at least `least_rows`.
+def packed(
+    examples: Sequence[Example], width: int, least_rows: int = 0, row_multiple: int = ROW_MULTIPLE
+) -> dict[str, np.ndarray]:
+    """A batch of rows [R, T], R a multiple of `row_multiple` of at least `least_rows`.
 
     Returns:
       tokens int32; segments int32, the example of each token of a row, from 1, 0 for padding;
       positions int32, from 0 in each example; answers bool, the tokens that are predicted.
     """
     rows = rows_of([example.length for example in examples], width)
-    count = -(-max(len(rows), least_rows) // ROW_MULTIPLE) * ROW_MULTIPLE
+    count = -(-max(len(rows), least_rows) // row_multiple) * row_multiple
     batch = {
         name: np.zeros((count, width), np.int32) for name in ("tokens", "segments", "positions")
     }

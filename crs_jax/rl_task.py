@@ -24,7 +24,7 @@ from core.trie import Trie
 from crs_jax import generation, lora, r_grpo, rewards
 from crs_jax.decoder import Decoder
 from crs_jax.generation import Sampling
-from crs_jax.sft_task import optimizer_of
+from crs_jax.sft_task import first_state, optimizer_of
 
 State = dict[str, Any]
 
@@ -276,10 +276,8 @@ class RLTask:
       trie: of the catalogue.
       max_steps: rollouts.
       initial: makes the parameters before the first update; they stay the reference policy.
-      evaluate, selection, tables, seed: as of `SFTTask`.
+      evaluate, selection, tables, seed, partition: as of `SFTTask`.
     """
-
-    partition: Partition | None = None  # one device
 
     def __init__(
         self,
@@ -299,10 +297,14 @@ class RLTask:
         selection: str,
         tables: dict[str, np.ndarray],
         seed: int,
+        partition: Partition | None = None,
     ):
+        self.partition = partition
         self.name, self.selection, self.batch_size = name, selection, config.batch_size
         self.config, self.max_steps = config, max_steps
         self._data = {"prompts": prompts, "lengths": lengths, "targets": targets}
+        # Put there once, not with every batch.
+        trie = trie if partition is None else jax.device_put(trie, partition.replicated)
         self._constant = {"trie": trie, "seed": np.int32(seed + number)}
         self._initial, self._evaluate, self._tables = initial, evaluate, tables
         self._seed = seed + number
@@ -311,13 +313,8 @@ class RLTask:
 
     def init(self) -> State:
         params = self._initial()
-        return {
-            "step": jnp.int32(0),
-            "params": params,
-            "reference": jax.tree.map(jnp.copy, params["trained"]),
-            "optimizer": optimizer_of(self.config).init(params["trained"]),
-            "tables": {name: jnp.asarray(table) for name, table in self._tables.items()},
-        }
+        state = first_state(params, self.config, self._tables, self.partition)
+        return state | {"reference": jax.tree.map(jnp.copy, params["trained"])}
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]:
         count, size = len(self._data["prompts"]), self.batch_size

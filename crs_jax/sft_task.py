@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,6 +59,28 @@ def optimizer_of(config: Any) -> optax.GradientTransformation:
     )
 
 
+def first_state(
+    params: Any, config: Any, tables: dict[str, np.ndarray], partition: Partition | None
+) -> State:
+    """The state before the first update; all but `params` is made where the partition has it.
+
+    Args:
+      params: as `lora.split` gives them.
+      config: with the optimizer's settings.
+    """
+
+    def start(trained):
+        return {
+            "step": jnp.int32(0),
+            "optimizer": optimizer_of(config).init(trained),
+            "tables": {name: jnp.asarray(table) for name, table in tables.items()},
+        }
+
+    trained = params["trained"]
+    places = None if partition is None else partition.shardings(jax.eval_shape(start, trained))
+    return {"params": params, **jax.jit(start, out_shardings=places)(trained)}
+
+
 def answer_loss(network: Decoder, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """-log p of the answers' tokens, the mean over them, in nats; rows as `packing.packed` makes.
 
@@ -109,12 +132,11 @@ class SFTTask:
       selection: the metric among them that decides.
       tables: constant arrays kept with the parameters in every checkpoint.
       seed: of the order.
+      partition: the mesh to train on; None means one device.
 
     Raises:
       ValueError: no example, or one longer than a row.
     """
-
-    partition: Partition | None = None  # one device
 
     def __init__(
         self,
@@ -129,6 +151,7 @@ class SFTTask:
         selection: str,
         tables: dict[str, np.ndarray],
         seed: int,
+        partition: Partition | None = None,
     ):
         if not examples or epochs <= 0:
             raise ValueError(
@@ -136,6 +159,9 @@ class SFTTask:
             )
         self.name, self.selection, self.batch_size = name, selection, config.batch_size
         self.config, self._examples, self._initial = config, examples, initial
+        self.partition = partition
+        devices = 1 if partition is None else partition.size
+        self._row_multiple = math.lcm(packing.ROW_MULTIPLE, devices)
         self._evaluate, self._tables, self._seed = evaluate, tables, seed
         self.steps_per_epoch = steps_for(len(examples), config.batch_size)
         self.max_steps = max(1, round(epochs * self.steps_per_epoch))
@@ -149,14 +175,7 @@ class SFTTask:
         )
 
     def init(self) -> State:
-        params = self._initial()
-        optimizer = optimizer_of(self.config)
-        return {
-            "step": jnp.int32(0),
-            "params": params,
-            "optimizer": optimizer.init(params["trained"]),
-            "tables": {name: jnp.asarray(table) for name, table in self._tables.items()},
-        }
+        return first_state(self._initial(), self.config, self._tables, self.partition)
 
     def _chosen(self, step: int) -> np.ndarray:
         """Examples of an update: each epoch is a random order, the last batch of it filled up."""
@@ -169,7 +188,7 @@ class SFTTask:
         step = start_step
         while True:
             chosen = [self._examples[i] for i in self._chosen(step)]
-            batch = packing.packed(chosen, self.config.row_length, self._rows)
+            batch = packing.packed(chosen, self.config.row_length, self._rows, self._row_multiple)
             factor = rate_at(jnp.int32(step), self.max_steps, self.config.warmup)
             yield batch | {"rate": np.float32(factor)}
             step += 1

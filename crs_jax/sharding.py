@@ -1,45 +1,47 @@
-"""Where a stage's arrays lie on a mesh: FSDP over `data`, tensor parallel over `table`."""
+"""Where a stage's arrays lie on a mesh: FSDP over `data`, tensor parallel over `table`.
+
+The mesh is `core.partitioning`'s: batches are cut over both axes, and its second axis, which cuts
+the tables of other systems, cuts vocabulary, heads and hidden units here.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from flax import traverse_util
+from jax.sharding import Mesh, PartitionSpec
 
-from core.partitioning import BATCH_AXES, DATA, TABLE, path_name
-from crs_jax.decoder import LOGICAL_AXES
+from core.partitioning import DATA, TABLE, Partition, Rules
+from crs_jax.decoder import init_params, logical_axes
+from crs_jax.decoder_config import DecoderConfig
 
 # From the logical axes of parameters to those of the mesh; others are whole everywhere.
 AXIS_RULES = {"embed": DATA, "vocab": TABLE, "heads": TABLE, "mlp": TABLE}
+# What of a batch of either task is no row of it.
+WHOLE = frozenset({"rate", "trie", "seed"})
 
 
-def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The sharding of every array of a state: of parameters, and of moments by the same names.
+def rules_of(config: DecoderConfig, mesh: Mesh) -> Rules:
+    """A rule for each parameter, which fits its moments and its copy as a reference too.
 
-    What is named otherwise (a step, a table of ids) is copied to every device.
+    An axis that the mesh's does not divide stays whole.
     """
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    axes = traverse_util.flatten_dict(logical_axes(shapes), sep="/")
+    rules = []
+    for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
+        names = [AXIS_RULES.get(axis) for axis in axes[path]]
+        fits = [
+            name if name and size % mesh.shape[name] == 0 else None
+            for name, size in zip(names, leaf.shape, strict=True)
+        ]
+        rules.append((f"(^|/){re.escape(path)}$", PartitionSpec(*fits)))
+    return tuple(rules)
 
-    def of(path, leaf):
-        name = path_name(path)
-        axes = next((axes for end, axes in LOGICAL_AXES.items() if name.endswith(end)), ())
-        if len(axes) != len(leaf.shape):
-            return NamedSharding(mesh, PartitionSpec())
-        names = [AXIS_RULES.get(axis) if axis else None for axis in axes]
-        return NamedSharding(mesh, PartitionSpec(*names))
 
-    return jax.tree_util.tree_map_with_path(of, tree)
-
-
-def batch_shardings(batch: Any, mesh: Mesh, cut: frozenset[str]) -> Any:
-    """The sharding of a batch: of the fields in `cut` by their first axis over the whole mesh.
-
-    Args:
-      batch: a dict; what is not in `cut` (a trie, a number) is copied to every device.
-    """
-    whole = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    return {
-        name: jax.tree.map(lambda _, s=rows if name in cut else whole: s, value)
-        for name, value in batch.items()
-    }
+def partition_of(config: DecoderConfig, mesh: Mesh) -> Partition | None:
+    """The mesh with the network's rules; None for one device."""
+    if mesh.size == 1:
+        return None
+    return Partition(mesh, rules_of(config, mesh), whole=WHOLE)

@@ -15,8 +15,9 @@ from core import metrics
 from core import trie as tries
 from core.errors import UserError
 from core.loop import LoopConfig, run_stage
+from core.partitioning import make_mesh
 from core.workdir import Workdir, write_atomically
-from crs_jax import contexts, decoder_checkpoints, lora, self_evolve
+from crs_jax import contexts, decoder_checkpoints, lora, self_evolve, sharding
 from crs_jax.decoder import Decoder, init_params
 from crs_jax.decoder_config import of_size
 from crs_jax.inference import Answers, Inference
@@ -26,7 +27,7 @@ from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from crs_jax.sft_task import SFTConfig, SFTTask
 from crs_jax.subsets import Case, Subsets, correct, incorrect
 from input_pipelines.search_task import SearchExamples
-from launch import results, search_protocol
+from launch import crs_teacher, results, search_protocol
 from launch.crs_examples import CRSExamples
 from launch.data import Data
 from launch.experiment import build
@@ -53,11 +54,15 @@ class CRSExperiment:
     def __init__(self, config: config_dict.ConfigDict, data: Data):
         self.config, self.data = config, data
         search_protocol.check(config)
-        if (config.mesh.data, config.mesh.table) != (1, 1):
+        if jax.process_count() > 1:
             raise UserError(
-                f"expected config.mesh of 1 x 1 for crs, which trains on one device so far, found "
-                f"{config.mesh.data} x {config.mesh.table}; leave it"
+                f"expected one process for crs, found {jax.process_count()}; start launch.train "
+                "once, with config.mesh over the devices of one host"
             )
+        self._mesh = make_mesh(config.mesh.data, config.mesh.table)
+        # Runs from before there was this setting have none.
+        if config.distill.get("teacher"):
+            crs_teacher.check(config)
         rounds = range(config.evolve.iterations)
         evolved = [name for i in rounds for name in (rl_stage(i), sft_stage(i + 1))]
         alone = [sft_only_stage(i + 1) for i in rounds] if config.evolve.sft_only else []
@@ -77,6 +82,11 @@ class CRSExperiment:
         except (TypeError, ValueError) as error:
             raise UserError(f"config.model: {error}; see crs_jax/decoder_config.py") from None
         self.network = Decoder(shape)
+        self.partition = sharding.partition_of(shape, self._mesh)
+        if self.partition is not None:
+            for section in ("rl", "eval"):
+                size = config[section].batch_size
+                self.partition.check_batch_size(size, f"config.{section}.batch_size")
         self._sft = build(SFTConfig, config.sft.to_dict(), section="sft")
         self._rl = build(
             RLConfig,
@@ -107,6 +117,7 @@ class CRSExperiment:
             self._trie,
             max_reasoning=config.prompts.max_reasoning,
             batch_size=config.eval.batch_size,
+            partition=self.partition,
         )
         self._prompts: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -203,8 +214,9 @@ class CRSExperiment:
                     }
 
     def abstract_state(self, stage: str) -> Any:
-        """Shapes and dtypes of a stage's state, to restore a checkpoint into."""
-        return jax.eval_shape(lambda: self._any_task(stage).init())
+        """Shapes, dtypes and places of a stage's state, to restore a checkpoint into."""
+        state = jax.eval_shape(lambda: self._any_task(stage).init())
+        return state if self.partition is None else self.partition.abstract(state)
 
     def _any_task(self, stage: str) -> Any:
         initial = self._start_shapes
@@ -221,10 +233,11 @@ class CRSExperiment:
     def _start(self) -> Any:
         shape = self.network.config
         key = jax.random.key(self.config.seed)
-        if self.config.model.checkpoint:
-            params = decoder_checkpoints.from_hugging_face(self.config.model.checkpoint, shape, key)
+        path, partition = self.config.model.checkpoint, self.partition
+        if path:
+            params = decoder_checkpoints.from_hugging_face(path, shape, key, partition)
         else:
-            params = init_params(shape, key)
+            params = init_params(shape, key, partition)
         return lora.split(params, shape.lora_rank > 0)
 
     def _tables(self, stage: str) -> dict[str, np.ndarray]:
@@ -250,6 +263,7 @@ class CRSExperiment:
             selection=self.config.eval.selection,
             tables=self._tables(stage),
             seed=self.config.seed,
+            partition=self.partition,
         )
 
     def _rl_task(
@@ -277,6 +291,7 @@ class CRSExperiment:
             selection=self.config.eval.selection,
             tables=self._tables(stage),
             seed=self.config.seed,
+            partition=self.partition,
         )
 
     def _run(self, workdir: Workdir, task: SFTTask | RLTask, rate: float, evals: int) -> Any:
@@ -339,9 +354,12 @@ class CRSExperiment:
             ALIGN, self.examples.alignment(), config.align.epochs, self._start
         )
         params = self._run(workdir, aligning, config.align.learning_rate, config.align.evals)
-        told = [Case(row, tokens, 0) for row, tokens in self.examples.distillation()]
-        distilled = self._fine_tune(workdir, config.distill, DISTILL, 0, told, params)
         subsets = Subsets(workdir.file("subsets", ""), words.decode)
+        if config.distill.teacher:
+            told = crs_teacher.taught(config, self.examples, subsets, DISTILL, self._mesh)
+        else:
+            told = [Case(row, tokens, 0) for row, tokens in self.examples.distillation()]
+        distilled = self._fine_tune(workdir, config.distill, DISTILL, 0, told, params)
         fine_tune = functools.partial(self._fine_tune, workdir, config.evolve)
         early = self_evolve.evolve(
             distilled,

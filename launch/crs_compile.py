@@ -16,19 +16,17 @@ from ml_collections import config_dict
 
 from core import trie as tries
 from core.errors import UserError
-from core.partitioning import make_mesh
+from core.partitioning import Partition, make_mesh
 from crs_jax import lora, sharding
 from crs_jax.decoder import Decoder, init_params
 from crs_jax.decoder_config import QWEN3_ROWS, of_size
 from crs_jax.rl_task import RLConfig, Tokens, rl_step
-from crs_jax.sft_task import SFTConfig, optimizer_of, sft_step
+from crs_jax.sft_task import SFTConfig, first_state, sft_step
 from launch.experiment import build
 
 # Items of the trie, which lies whole on every chip, and codes of the de-duplication level.
 _ITEMS, _LAST_CODES = 4096, 64
 _CONTROLS = Tokens(think=151_667, end_think=151_668, end=151_645)
-_ROWS = frozenset({"tokens", "segments", "positions", "answers"})
-_PROMPTS = frozenset({"prompts", "lengths", "targets", "mask"})
 
 
 def mesh_of(config: config_dict.ConfigDict, devices: Any) -> Mesh:
@@ -48,12 +46,8 @@ def _state(network: Decoder, settings: Any, with_reference: bool) -> Any:
         params = lora.split(
             init_params(network.config, jax.random.key(0)), network.config.lora_rank > 0
         )
-        state = {
-            "step": jnp.int32(0),
-            "params": params,
-            "optimizer": optimizer_of(settings).init(params["trained"]),
-            "tables": {"identifiers": jnp.zeros(8, jnp.uint8), "reasons": jnp.zeros(1, jnp.uint8)},
-        }
+        tables = {"identifiers": np.zeros(8, np.uint8), "reasons": np.zeros(1, np.uint8)}
+        state = first_state(params, settings, tables, None)
         return state | ({"reference": params["trained"]} if with_reference else {})
 
     return jax.eval_shape(make)
@@ -81,6 +75,7 @@ def steps(
       UserError: a batch that does not divide over the chips, or settings that do not fit.
     """
     network = _network(config, text_rows)
+    partition = Partition(mesh, sharding.rules_of(network.config, mesh), whole=sharding.WHOLE)
     sft = build(SFTConfig, config.sft.to_dict(), section="sft")
     prompts = config.prompts
     rl = build(
@@ -109,17 +104,13 @@ def steps(
     }
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     found = []
-    for name, step, settings, batch, cut in (
-        ("sft", sft_step(network, sft), sft, packed, _ROWS),
-        ("rl", rl_step(network, rl, _CONTROLS), rl, rollout, _PROMPTS),
+    for name, step, settings, batch in (
+        ("sft", sft_step(network, sft), sft, packed),
+        ("rl", rl_step(network, rl, _CONTROLS), rl, rollout),
     ):
         state = _state(network, settings, name == "rl")
-        shardings = sharding.parameter_shardings(state, mesh)
-        arguments = (
-            _placed(state, shardings),
-            _placed(batch, sharding.batch_shardings(batch, mesh, cut)),
-            rate,
-        )
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        cut = _placed(batch, partition.batch_shardings(batch))
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(partition.shardings(state), None))
+        arguments = (partition.abstract(state), cut, rate)
         found.append((name, jitted, arguments))
     return found

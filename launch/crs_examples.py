@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from core import vectors
 from core.errors import UserError
-from crs_jax import contexts, semantic_ids, traces, vocabulary
+from crs_jax import contexts, semantic_ids, teacher, traces, vocabulary
 from crs_jax.contexts import Event, ItemContext, UserContext
 from crs_jax.packing import Example
 from crs_jax.semantic_ids import SemanticIds
@@ -60,6 +60,7 @@ class CRSExamples:
         self._config, self._data, self._log = config, data, data.log
         self._seed = config.seed
         self._numbers: dict[str, int] | None = None
+        self._titles: dict[str, str] | None = None
         self._texts = ["", *data.log.item_texts()]
         every = search_task.training_searches(data.log, data.splits)
         if not len(every):
@@ -276,25 +277,45 @@ class CRSExamples:
         Raises:
           UserError: a trace of no training example, or none left.
         """
-        settings = self._config.distill
-        if settings.traces:
-            told = self._matched(traces.read_traces(settings.traces))
+        path = self._config.distill.traces
+        if path:
+            told = self._matched(traces.read_traces(path))
         else:
-            chosen = self._chosen(len(self.train), settings.examples)
-            told = [(int(row), self.teacher_reasoning(int(row))) for row in chosen]
-        kept = [
-            (row, text)
-            for row, text in told
-            if not traces.leaks(text, self._texts[int(self.train.item[row])])
-        ]
+            told = [(row, self.teacher_reasoning(row)) for row in self.distilled().tolist()]
+        kept = self.usable(told)
         _LOG.info("traces: %d of %d left without the target's title and ids", len(kept), len(told))
         if not kept:
             raise UserError(
                 f"expected traces that do not tell the target, found none among {len(told)}; bring "
                 "others in config.distill.traces"
             )
+        return kept
+
+    def distilled(self) -> np.ndarray:
+        """The training examples that a teacher is asked about, int [E]."""
+        return self._chosen(len(self.train), self._config.distill.examples)
+
+    def usable(self, told: Iterable[tuple[int, str]]) -> list[tuple[int, list[int]]]:
+        """(training example, tokens) of traces that hold neither the target's title nor an id."""
         most = self._config.prompts.max_reasoning - 1
-        return [(row, self.vocabulary.encode(text)[:most]) for row, text in kept]
+        return [
+            (row, self.vocabulary.encode(text)[:most])
+            for row, text in told
+            if not traces.leaks(text, self._texts[int(self.train.item[row])])
+        ]
+
+    def in_words(self, row: int) -> tuple[str, list[str], str]:
+        """(query, what the user did before, oldest first, the target's title) of an example."""
+        if self._titles is None:
+            self._titles = dict(zip(self._names, self._texts, strict=True))
+        titles, context = self._titles, self.context_of(self.train, row)
+        events = []
+        for event in context.events:
+            chosen = ", ".join(teacher.quoted(titles[name]) for name in event.clicked)
+            parts = [f"searched for {teacher.quoted(event.query)}"] if event.query else []
+            parts += [f"chose {chosen}"] if chosen else []
+            events += [" and ".join(parts)] if parts else []
+        return context.query, events, self._texts[int(self.train.item[row])]
 
     def _matched(self, found: Sequence[traces.Trace]) -> list[tuple[int, str]]:
         log, examples = self._log, self.train

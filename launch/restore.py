@@ -38,6 +38,8 @@ class Restored:
             mesh.data = mesh.table = 1  # trained on more devices than there are here
         if config.get("pretrain") is not None and config.pretrain.get("teacher"):
             config.pretrain.teacher = ""  # what it has learnt from need not be there any more
+        if config.get("distill") is not None and config.distill.get("teacher"):
+            config.distill.teacher = ""
         self.data = Data(config)
         self.experiment: Any = open_experiment(config, self.data)
         stages = self.experiment.stages

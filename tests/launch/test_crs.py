@@ -160,7 +160,8 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
         ({"sft.row_length": 100}, "row_length of at least 240"),
         ({"model.size": "9b"}, "found '9b'"),
         ({"model.dtype": "int8"}, "config.model: expected dtype"),
-        ({"mesh.data": 2}, "config.mesh of 1 x 1 for crs"),
+        ({"mesh.data": 8}, r"config\.rl\.batch_size that is a multiple of .* 8 devices, found 4"),
+        ({"mesh.data": 2, "eval.batch_size": 9}, r"expected config\.eval\.batch_size that is"),
         ({"semantic_ids.codes": (400, 4, 4)}, "at least 400 different vectors"),
         ({"vocabulary.tokenizer": "/nowhere.json"}, "expected a tokenizer.json, found no"),
     ],
@@ -168,6 +169,13 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
 def test_settings_that_do_not_fit(folder, cache, changes, message):
     with pytest.raises(UserError, match=message):
         opened(folder, cache, **changes)
+
+
+def test_several_processes_are_refused(folder, cache, monkeypatch):
+    experiment = opened(folder, cache)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="expected one process for crs, found 2"):
+        open_experiment(experiment.config, experiment.data)
 
 
 def test_a_prompt_longer_than_the_limit_is_refused(folder, cache):
@@ -211,6 +219,32 @@ def test_a_whole_cycle_its_results_and_predictions(whole):
         restored.experiment.columns("recommendation", "neg99")
     with pytest.raises(UserError, match="found 'nobody'"):
         list(predict(restored, ["nobody"], 3))
+
+
+@pytest.mark.slow
+def test_a_mesh_trains_every_stage_and_one_device_reads_it(folder, cache, whole, tmp_path):
+    workdir = str(tmp_path / "w")
+    found = train(config_of(folder, cache, **{"mesh.data": 2, "mesh.table": 2}), workdir)
+    rows = {row["stage"]: row for row in found["rows"]}
+    assert set(rows) >= {"align", "sft_0", "rl_0"}
+    alone = json.loads((whole / "results.json").read_text())["rows"]
+    expected = next(row for row in alone if row["stage"] == "align")
+    assert rows["align"]["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
+    restored = Restored(workdir, "rl_0")
+    kernel = restored.params["trained"]["layers/mlp/gate/kernel"]
+    # [2, 64, 192] over 2 x 2.
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 32, 96)
+    assert [row["rank"] for row in predict(restored, ["3"], 2)] == [1, 2]
+    # The same workdir on one device: every stage is restored and none trains again.
+    again = train(config_of(folder, cache), workdir)
+    assert [row["step"] for row in again["rows"]] == [row["step"] for row in found["rows"]]
+    experiment = opened(folder, cache)
+    one = Restored(workdir, "rl_0")
+    column = experiment.columns("search", "catalogue")[0]
+    params, tables = jax.device_get((one.params, one.tables))
+    means = experiment.evaluate(params, tables, "test", column).means()
+    for name, value in means.items():
+        assert rows["rl_0"]["metrics"][f"{name}/{column}"] == pytest.approx(value, abs=1e-6)
 
 
 def start(folder, cache, workdir):

@@ -77,8 +77,9 @@ def test_a_step_on_a_mesh_is_that_of_one_device():
     }
     step = sft_step(network, settings)
     expected, statistics = jax.jit(step)(state, batch, jnp.float32(0.01))
-    placed = jax.device_put(state, sharding.parameter_shardings(state, mesh))
-    cut = jax.device_put(batch, sharding.batch_shardings(batch, mesh, crs_compile._ROWS))
+    partition = sharding.partition_of(network.config, mesh)
+    placed = jax.device_put(state, partition.shardings(state))
+    cut = partition.put_part(batch)
     found, again = jax.jit(step)(placed, cut, jnp.float32(0.01))
     assert float(again["loss"]) == pytest.approx(float(statistics["loss"]), abs=1e-5)
     for name, leaf in expected["params"]["trained"].items():

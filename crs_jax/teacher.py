@@ -1,0 +1,185 @@
+"""A teacher from a Qwen3 checkpoint: why a user chose what training shows (CRS 3.2).
+
+A folder as Hugging Face has it: config.json, tokenizer.json and safetensors. The teacher is told
+the target's title, which no student is at inference; what names it is dropped (`traces.leaks`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from core.errors import UserError
+from crs_jax import generation, sharding
+from crs_jax.decoder import Decoder
+from crs_jax.decoder_checkpoints import from_hugging_face
+from crs_jax.decoder_config import DecoderConfig
+from crs_jax.generation import Sampling
+from crs_jax.packing import prompt_array
+from crs_jax.vocabulary import END, START, THINK, Vocabulary, read_tokenizer
+
+# What config.json calls the sizes of a network.
+_SIZES = {
+    "text_rows": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_dim": "intermediate_size",
+    "rope_theta": "rope_theta",
+    "norm_epsilon": "rms_norm_eps",
+}
+# Qwen3's own settings for thinking.
+_TEMPERATURE, _TOP_P = 0.6, 0.95
+_ASK = "Explain in a sentence or two which need leads to this choice. Do not name the item."
+
+
+def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
+    """The network of a checkpoint's folder; one new row, since there is no network without.
+
+    Raises:
+      UserError: no config.json, or not that of a Qwen3 whose output layer is its embedding.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        sizes = {ours: found[theirs] for ours, theirs in _SIZES.items()}
+        tied = found["tie_word_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"expected the config.json of a Qwen3 checkpoint at {path}, found "
+            f"{type(error).__name__} ({str(error)[:60]}); correct config.distill.teacher"
+        ) from None
+    if found.get("model_type") != "qwen3" or not tied:
+        raise UserError(
+            f"expected a Qwen3 whose output layer is its embedding, as of 0.6B to 4B, found "
+            f"model_type {found.get('model_type')!r} with tie_word_embeddings {tied} in {path}; "
+            "pass another config.distill.teacher"
+        )
+    return DecoderConfig(new_rows=1, dtype=dtype, **sizes)
+
+
+def read_vocabulary(folder: str, config: DecoderConfig) -> Vocabulary:
+    """The teacher's own tokens. Raises UserError as `read_tokenizer` and `Vocabulary`."""
+    return Vocabulary(read_tokenizer(folder), (1,), config.text_rows)
+
+
+def prompt(
+    vocabulary: Vocabulary, query: str, events: Sequence[str], title: str, *, limit: int
+) -> list[int]:
+    """The tokens of a prompt, which ends in <think>:
+
+        <|im_start|>user
+        Earlier this user searched for "pan" and chose "Iron pan"; chose "Blue tent".
+        Now the user searches for "stove" and chooses "Gas stove".
+        Explain in a sentence or two which need leads to this choice. Do not name the item.
+        <|im_end|>
+        <|im_start|>assistant
+        <think>
+
+    The oldest events that do not fit are dropped; texts lose their <, so that none is a control.
+
+    Args:
+      events: what the user did before, in such words, oldest first.
+      title: the target's.
+      limit: tokens at most.
+
+    Raises:
+      UserError: too long without any event.
+    """
+    now = f"Now the user searches for {quoted(query)} and chooses {quoted(title)}."
+    # From all events to none: a prompt is written anew, since tokens may join at their ends.
+    for first in range(len(events) + 1):
+        kept = "; ".join(events[first:]).replace("<", "(")
+        lines = [f"Earlier this user {kept}."] if kept else []
+        text = "\n".join([f"{START}user", *lines, now, _ASK, END, f"{START}assistant", THINK, ""])
+        tokens = vocabulary.encode(text)
+        if len(tokens) <= limit:
+            return tokens
+    raise UserError(
+        f"expected a teacher's prompt of at most {limit} tokens, found {len(tokens)} without any "
+        "history; raise config.prompts.max_prompt"
+    )
+
+
+def quoted(text: str) -> str:
+    """A text in quotation marks, without the marks and the < that it has."""
+    return '"' + text.replace('"', "'").replace("<", "(") + '"'
+
+
+class Teacher:
+    """Draws reasoning from a checkpoint.
+
+    Args:
+      folder: of the checkpoint.
+      limit: T, tokens of a prompt.
+      max_reasoning: tokens of the reasoning at most, </think> included.
+      batch_size: B, prompts at once.
+      dtype: of the computation.
+      mesh: the parameters lie on it as a stage's do, and prompts are cut over it.
+      seed: of the draws.
+
+    Raises:
+      UserError: no checkpoint of Qwen3 there.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        limit: int,
+        max_reasoning: int,
+        batch_size: int,
+        dtype: str,
+        mesh: Mesh,
+        seed: int,
+    ):
+        config = read_config(folder, dtype)
+        self.vocabulary = read_vocabulary(folder, config)
+        self._limit, self._batch_size, self._seed = limit, batch_size, seed
+        self._partition = sharding.partition_of(config, mesh)
+        self._params = from_hugging_face(folder, config, jax.random.key(0), self._partition)
+        network, words = Decoder(config), self.vocabulary
+        sampling = Sampling(max_tokens=max_reasoning, temperature=_TEMPERATURE, top_p=_TOP_P)
+        stops = (words.end_think, words.end)
+
+        @jax.jit
+        def draw(params, tokens, lengths, key):
+            prompted = generation.read_prompts(network, params, tokens, lengths)
+            found = generation.sample(network, params, prompted, key, 1, sampling, stops)
+            return found.tokens[:, 0], found.lengths[:, 0]
+
+        self._draw = functools.partial(draw, self._params)
+
+    def __call__(self, prompts: Sequence[Sequence[int]], number: int) -> list[str | None]:
+        """What the teacher thinks of each prompt; None where </think> never came.
+
+        Args:
+          prompts: token ids, at most T each.
+          number: of these prompts, so that each set has draws of its own.
+        """
+        found: list[str | None] = []
+        for start in range(0, len(prompts), self._batch_size):
+            chosen = list(prompts[start : start + self._batch_size])
+            spare = self._batch_size - len(chosen)
+            batch = prompt_array(chosen + chosen[:1] * spare, self._limit)
+            if self._partition is not None:
+                batch = self._partition.put_batch(batch)
+            key = jax.random.key(self._seed)
+            key = jax.random.fold_in(jax.random.fold_in(key, number), start)
+            tokens, lengths = map(np.asarray, self._draw(*batch, key))
+            rows = zip(tokens[: len(chosen)], lengths[: len(chosen)], strict=True)
+            found += [self._said(said[:length].tolist()) for said, length in rows]
+        return found
+
+    def _said(self, tokens: list[int]) -> str | None:
+        if tokens[-1] != self.vocabulary.end_think:
+            return None
+        return self.vocabulary.decode(tokens[:-1]).strip()

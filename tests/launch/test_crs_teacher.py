@@ -1,0 +1,167 @@
+"""Distillation from a checkpoint's words: prompts, parts that a kill leaves, what is dropped."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from test_crs import config_of, opened, write_beauty
+
+from core.errors import UserError
+from core.partitioning import make_mesh
+from crs_jax import decoder_checkpoints, teacher
+from crs_jax.decoder_config import DecoderConfig
+from crs_jax.subsets import Subsets
+from crs_jax.teacher import Teacher
+from crs_jax.vocabulary import Vocabulary, train_tokenizer
+from launch import crs_teacher
+from launch.restore import Restored
+from launch.train import train
+
+SIZES = {"width": 64, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_dim": 16}
+ROWS = 320
+
+
+def write_teacher(folder, *, ends=True):
+    """A checkpoint in Qwen3's format with random weights.
+
+    `ends`: of one whose layers add nothing and whose embedding makes </think> the likeliest token
+    after any, a third of the probability at the teacher's temperature.
+    """
+    folder.mkdir()
+    tokenizer = train_tokenizer(["the user wants things", "blue tents"], 280)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = DecoderConfig(text_rows=ROWS, new_rows=1, **SIZES)
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, (_, _, shape) in decoder_checkpoints._expected(config).items():
+        tensors[name] = (0.05 * rng.normal(size=shape)).astype(np.float32)
+        if name.endswith("norm.weight"):
+            tensors[name] = np.ones(shape, np.float32)
+        if ends and name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensors[name] = np.zeros(shape, np.float32)
+    if ends:
+        rest = rng.normal(size=(ROWS, 63))
+        table = np.ones((ROWS, 64))
+        table[:, 1:] = 0.5 * rest / np.linalg.norm(rest, axis=1, keepdims=True)
+        table[tokenizer.token_to_id("</think>"), 0] = 1.45
+        tensors["model.embed_tokens.weight"] = table.astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    about = {theirs: getattr(config, ours) for ours, theirs in teacher._SIZES.items()}
+    about |= {"model_type": "qwen3", "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(about))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    return write_beauty(folder / "beauty"), folder / "cache"
+
+
+def test_a_prompt_tells_the_context_in_words_and_the_target():
+    words = Vocabulary(train_tokenizer(["the user wants things"], 280), (1,))
+    events = ['searched for "pan" and chose "Iron <a_1> pan"', 'chose "Blue tent"']
+    text = words.decode(teacher.prompt(words, 'the "stove"', events, "Gas <think>", limit=500))
+    lines = text.split("\n")
+    assert lines[1] == (
+        'Earlier this user searched for "pan" and chose "Iron (a_1> pan"; chose "Blue tent".'
+    )
+    assert lines[2] == 'Now the user searches for "the \'stove\'" and chooses "Gas (think>".'
+    assert lines[-2:] == ["<think>", ""] and text.count("<think>") == 1
+    whole = len(teacher.prompt(words, "stove", events, "Gas", limit=500))
+    shorter = words.decode(teacher.prompt(words, "stove", events, "Gas", limit=whole - 1))
+    assert "pan" not in shorter and "Blue tent" in shorter
+    with pytest.raises(UserError, match=r"prompt of at most 20 tokens, found \d+ without any"):
+        teacher.prompt(words, "stove", events, "Gas", limit=20)
+
+
+def settings(path, **changes):
+    return {
+        "distill.teacher": path,
+        "distill.examples": 20,
+        "prompts.max_prompt": 400,
+        "prompts.max_reasoning": 4,
+        "sft.row_length": 460,
+        "eval.batch_size": 4,
+        **changes,
+    }
+
+
+def taught(experiment, folder):
+    words = experiment.examples.vocabulary
+    subsets = Subsets(str(folder), words.decode)
+    mesh = make_mesh(experiment.config.mesh.data, experiment.config.mesh.table)
+    return crs_teacher.taught(experiment.config, experiment.examples, subsets, "sft_0", mesh)
+
+
+def test_traces_are_kept_in_parts_that_a_kill_leaves(data, tmp_path, monkeypatch):
+    path = write_teacher(tmp_path / "t")
+    experiment = opened(*data, **settings(path))
+    examples, words = experiment.examples, experiment.examples.vocabulary
+    row = int(examples.distilled()[0])
+    query, events, title = examples.in_words(row)
+    assert title == examples._texts[int(examples.train.item[row])]
+    assert query == examples.query(int(examples.train.target_row[row]))
+    assert all(event.startswith(("searched for", "chose")) for event in events)
+
+    cases = taught(experiment, tmp_path / "s")
+    asked = set(examples.distilled().tolist())
+    # Some end at once or never; those that say something and end are kept.
+    assert 3 < len(cases) < 20 and {case.example for case in cases} <= asked
+    said = [token for case in cases for token in case.reasoning]
+    assert all(case.reasoning for case in cases) and max(said) < words.text_rows
+    saved = {file.name for file in (tmp_path / "s").iterdir()}
+    # 20 examples are two parts of 4 batches of 4.
+    assert saved >= {"teacher_0.json", "teacher_1.json", "sft_0.json", "sft_0.jsonl"}
+    # Killed after its first part: only the second is asked for again, and says the same.
+    for name in ("teacher_1.json", "sft_0.json"):
+        (tmp_path / "s" / name).unlink()
+    numbers, ask = [], Teacher.__call__
+    monkeypatch.setattr(
+        Teacher, "__call__", lambda self, p, number: numbers.append(number) or ask(self, p, number)
+    )
+    assert taught(experiment, tmp_path / "s") == cases and numbers == [1]
+    # With all there the checkpoint is not even read.
+    monkeypatch.setattr(Teacher, "__init__", None)
+    assert taught(experiment, tmp_path / "s") == cases
+
+
+def test_a_mesh_says_what_one_device_says(data, tmp_path):
+    path = write_teacher(tmp_path / "t")
+    one = opened(*data, **settings(path, **{"distill.examples": 6}))
+    cut = opened(
+        *data, **settings(path, **{"distill.examples": 6, "mesh.data": 2, "mesh.table": 2})
+    )
+    assert taught(cut, tmp_path / "cut") == taught(one, tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_run_distils_what_its_teacher_says(data, tmp_path):
+    path = write_teacher(tmp_path / "t")
+    short = {"align.epochs": 0.2, "evolve.iterations": 0, "distill.epochs": 1.0}
+    found = train(config_of(*data, **settings(path, **short)), str(tmp_path / "w"))
+    rows = {row["stage"]: row for row in found["rows"]}
+    assert list(rows) == ["align", "sft_0"]
+    told = (tmp_path / "w" / "subsets" / "sft_0.jsonl").read_text().splitlines()
+    assert rows["sft_0"]["subset"]["rows"] == len(told) > 3
+    # The run is read where its teacher is not.
+    shutil.rmtree(path)
+    assert Restored(str(tmp_path / "w"), "sft_0").step == rows["sft_0"]["step"]
+
+
+def test_a_teacher_that_never_ends_and_wrong_folders_are_refused(data, tmp_path):
+    path = write_teacher(tmp_path / "t", ends=False)
+    experiment = opened(*data, **settings(path, **{"distill.examples": 4}))
+    with pytest.raises(UserError, match=r"ends in </think> within 4 tokens .* found none of 4"):
+        taught(experiment, tmp_path / "s")
+    assert not (tmp_path / "s" / "sft_0.json").exists()
+    with pytest.raises(UserError, match="found both; leave one empty"):
+        opened(*data, **settings(path, **{"distill.traces": "traces.jsonl"}))
+    with pytest.raises(UserError, match=r"config.json of a Qwen3 checkpoint .* FileNotFoundError"):
+        opened(*data, **settings(str(tmp_path / "nowhere")))
+    about = json.loads((tmp_path / "t" / "config.json").read_text())
+    (tmp_path / "t" / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match="with tie_word_embeddings False"):
+        opened(*data, **settings(path))
