@@ -28,7 +28,8 @@ median price there, to the nearest ten; without a price where no page has shown 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,7 @@ def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
     words = {text: split_query(text) for text in searches.reference.unique()}
     latest = _latest_queries(actions.index, actions.session_id, searches.reference)[clicks.index]
     views = actions[actions.action_type.isin((*_ITEM_VIEWS, _ITEM_SEARCH))]
-    views = views[views.reference.map(_is_id)]
+    views = views[_each(_is_id, views.reference)]
     pages = _pages(clicks)
     unclicked = [
         [item for item in shown if item != clicked]
@@ -158,22 +159,26 @@ def _actions(path: pathlib.Path) -> pd.DataFrame:
         raise UserError(f"expected actions in {path}, found no row; use another copy")
     frame = pd.DataFrame({name: table[name].to_pylist() for name in _COLUMNS}, dtype=object)
     for name in _TEXT_COLUMNS:
-        _refuse(path, frame, name, frame[name].map(_is_text), "text that is not empty")
+        _refuse(path, frame, name, _each(_is_text, frame[name]), "text that is not empty")
     for name in _NUMBER_COLUMNS:
-        whole = frame[name].map(_is_whole)
-        _refuse(path, frame, name, whole, "a whole number")
+        _refuse(path, frame, name, _each(_is_whole, frame[name]), "a whole number")
         frame[name] = frame[name].map(int).astype(np.int64)
     for name in _LIST_COLUMNS:
         frame[name] = frame[name].map(_parts)
     clicks = frame.action_type == _CLICK
-    numbered = clicks | (frame.action_type == _ITEM_SEARCH)
-    _refuse(path, frame, "reference", ~numbered | frame.reference.map(_is_id), "an item's number")
+    free = ~clicks & (frame.action_type != _ITEM_SEARCH)
+    _refuse(path, frame, "reference", free | _each(_is_id, frame.reference), "an item's number")
     for name in _LIST_COLUMNS:
-        right = ~clicks | frame[name].map(lambda parts: all(map(_is_id, parts)))
+        right = ~clicks | _each(lambda parts: all(map(_is_id, parts)), frame[name])
         _refuse(path, frame, name, right, "numbers separated by |")
     lengths = frame.impressions.map(len) == frame.prices.map(len)
     _refuse(path, frame, "prices", ~clicks | lengths, "as many prices as impressions")
     return frame
+
+
+def _each(test: Callable[[Any], bool], cells: pd.Series) -> np.ndarray:
+    """Which cells pass a test, bool; Series.map gives no booleans where there is no cell."""
+    return np.fromiter(map(test, cells), bool, len(cells))
 
 
 def _is_text(value: object) -> bool:
@@ -194,10 +199,10 @@ def _parts(value: object) -> Sequence[str]:
 
 
 def _refuse(
-    path: pathlib.Path, frame: pd.DataFrame, name: str, right: pd.Series, expected: str
+    path: pathlib.Path, frame: pd.DataFrame, name: str, right: np.ndarray, expected: str
 ) -> None:
     """Raises UserError with the first row whose cell is not `right`."""
-    wrong = np.flatnonzero(~right.to_numpy(bool))
+    wrong = np.flatnonzero(~np.asarray(right))
     if len(wrong):
         value = frame[name].iloc[int(wrong[0])]
         found = "|".join(value) if isinstance(value, list) else value

@@ -111,6 +111,11 @@ def test_what_stands_in_for_a_title(tmp_path):
     }
 
 
+def test_sessions_of_click_outs_alone(tmp_path):
+    log = trivago.read_trivago(write(tmp_path, [session()[0]]))
+    assert events(log) == [("ann", 10, "", "7", "5", ROME)] and log.num_words == 0
+
+
 def test_a_search_example_sees_neither_of_its_own_faces(tmp_path):
     log = trivago.read_trivago(write(tmp_path, session()))
     found = search_task.training_searches(log, splits.split_log(log, "global_time"))
