@@ -44,6 +44,7 @@ _TEXT_COLUMNS = ("user_id", "session_id", "action_type", "reference", "city")
 _NUMBER_COLUMNS = ("timestamp", "step")
 _LIST_COLUMNS = ("impressions", "prices")
 _COLUMNS = (*_TEXT_COLUMNS, *_NUMBER_COLUMNS, *_LIST_COLUMNS)
+_SESSION = ("user_id", "session_id")
 _CLICK = "clickout item"
 _ITEM_SEARCH = "search for item"
 _SEARCHES = ("search for destination", "search for poi", _ITEM_SEARCH, "filter selection")
@@ -75,17 +76,17 @@ def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
     """
     split_query = segmenters.segmenter(segmenter)
     actions = pd.concat([_actions(path) for path in raw_files(data_dir)], ignore_index=True)
-    actions = actions.sort_values(["session_id", "timestamp", "step"], kind="stable")
+    actions = actions.sort_values([*_SESSION, "timestamp", "step"], kind="stable")
     clicks = actions[actions.action_type == _CLICK]
     clicks = clicks.drop_duplicates(["user_id", "reference", "timestamp"])
     searches = actions[actions.action_type.isin(_SEARCHES) & (actions.reference != _UNKNOWN)]
     words = {text: split_query(text) for text in searches.reference.unique()}
-    latest = _latest_queries(actions.index, actions.session_id, searches.reference)[clicks.index]
+    latest = _latest_queries(actions, searches.reference)[clicks.index]
     views = actions[actions.action_type.isin((*_ITEM_VIEWS, _ITEM_SEARCH))]
     views = views[_each(_is_id, views.reference)]
     pages = _pages(clicks)
     unclicked = [
-        [item for item in shown if item != clicked]
+        [item for item in dict.fromkeys(shown) if item != clicked]
         for shown, clicked in zip(clicks.impressions, clicks.reference, strict=True)
     ]
     found = pd.concat([searches, clicks])
@@ -98,21 +99,22 @@ def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
         search_words=[words.get(text, []) for text in (*searches.reference, *latest)],
         search_clicks=[[]] * len(searches) + [[item] for item in clicks.reference],
         items=[*pages.item.unique(), *views.reference.unique()],
-        item_texts=_titles(pages, views),
+        item_texts=_titles(pages, pd.concat([views, clicks])),
         search_unclicked=[[]] * len(searches) + unclicked,
         search_places=found.city.tolist(),
     )
     return build_log("trivago", events)
 
 
-def _latest_queries(rows: pd.Index, sessions: pd.Series, queries: pd.Series) -> pd.Series:
-    """The reference of the latest search up to each row of its session, '' before the first.
+def _latest_queries(actions: pd.DataFrame, queries: pd.Series) -> pd.Series:
+    """The reference of the latest search up to each action of its session, '' before the first.
 
     Args:
-      rows: of the actions, by session and time; sessions: of each of them.
-      queries: of the rows that are searches.
+      actions: by session and time.
+      queries: references of the actions that are searches.
     """
-    return queries.reindex(rows).groupby(sessions).ffill().fillna("")
+    sessions = [actions[name] for name in _SESSION]
+    return queries.reindex(actions.index).groupby(sessions).ffill().fillna("")
 
 
 def _pages(clicks: pd.DataFrame) -> pd.DataFrame:
@@ -122,9 +124,13 @@ def _pages(clicks: pd.DataFrame) -> pd.DataFrame:
     return pages.astype({"price": float})
 
 
-def _titles(pages: pd.DataFrame, views: pd.DataFrame) -> dict[str, str]:
-    """What stands in for the title of every item shown or looked at."""
-    named = pd.DataFrame({"item": views.reference, "city": views.city})
+def _titles(pages: pd.DataFrame, actions: pd.DataFrame) -> dict[str, str]:
+    """What stands in for the title of every item shown, looked at or clicked.
+
+    Args:
+      actions: whose reference is an item; their city stands in where no page has shown it.
+    """
+    named = pd.DataFrame({"item": actions.reference, "city": actions.city})
     seen = pd.concat([pages[["item", "city"]], named[~named.item.isin(pages.item)]])
     # The commonest city; of equally common ones the first by name.
     counts = seen.groupby(["item", "city"], sort=True).size().reset_index(name="count")

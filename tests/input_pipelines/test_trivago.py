@@ -111,6 +111,22 @@ def test_what_stands_in_for_a_title(tmp_path):
     }
 
 
+def test_what_one_user_searches_is_no_query_of_another_with_the_same_session(tmp_path):
+    rows = [
+        action(10, 1, "search for destination", PARIS, PARIS, user="ann"),
+        action(20, 2, "clickout item", "7", user="bob"),
+        action(30, 3, "clickout item", "8", user="ann"),
+    ]
+    rows[2] |= {"impressions": "5|8|5", "prices": "40|60|40"}
+    log = trivago.read_trivago(write(tmp_path, rows))
+    # A page that shows 5 twice shows it once; one without impressions is legal.
+    assert events(log)[1:] == [
+        ("ann", 30, "paris france", "8", "5", ROME),
+        ("bob", 20, "", "7", "", ROME),
+    ]
+    assert log.item_texts()[1] == f"hotel 7 in {ROME}"
+
+
 def test_sessions_of_click_outs_alone(tmp_path):
     log = trivago.read_trivago(write(tmp_path, [session()[0]]))
     assert events(log) == [("ann", 10, "", "7", "5", ROME)] and log.num_words == 0
