@@ -18,7 +18,15 @@ METHODS = tuple(
         if not (name := path.stem.removesuffix("_qilin")).startswith(("gensar", "lcr_ser"))
     )
 )
-DATASETS = ("amazon_beauty", "amazon_raw", "csv_log", "kuaisar", "qilin", "unisar_pickles")
+DATASETS = (
+    "amazon_beauty",
+    "amazon_raw",
+    "csv_log",
+    "kuaisar",
+    "qilin",
+    "trivago",
+    "unisar_pickles",
+)
 
 
 def get_config(choice: str = "") -> config_dict.ConfigDict:

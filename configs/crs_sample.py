@@ -17,7 +17,10 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
     config.data.split = "by_user"  # the paper, 4.1.3
     config.data.history = 10  # the latest interactions (the paper, 4.1.1)
-    config.data.times = "milliseconds"  # of the log; "none" where it has only an order
+    config.data.times = "milliseconds"  # of the log, or "seconds"; "none": an order alone
+    # Shown and not clicked, the first on the page of each search of a history, in logs that have
+    # them. Ours: an id takes a token a level, so more of them would cost older events their place.
+    config.data.unclicked = 5
     config.data.train_examples = 0  # clicks of training searches; 0 for all
 
     config.vectors = config_dict.ConfigDict()
@@ -101,6 +104,8 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.evolve.sft_only = True  # the variant without RL (4.3) too
 
     config.eval.metrics = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
+    # Or "impressions": the items that the target's search has shown, in logs that have them.
+    config.eval.search_protocols = ("catalogue",)
     config.eval.selection = "ndcg@10/search/catalogue"
     config.eval.beam = 10  # READINGS
     config.eval.batch_size = 64

@@ -41,6 +41,13 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
+def trivago(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """The parquet files of trivago's sessions (RecSys Challenge 2019) in data_dir."""
+    config.dataset = "trivago"
+    config.data.clicks = 1  # a search is that of one click-out
+    return config
+
+
 def unisar_pickles(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """The folders vocab and dataset of UniSAR's published data in data_dir, KuaiSAR or Amazon."""
     config.dataset = "unisar_pickles"

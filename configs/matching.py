@@ -1,7 +1,7 @@
 """The matching baselines of CRS's Table 2, on CRS's own searches: configs/matching.py:KIND,DATASET.
 
 Command: python -m launch.train --config=configs/matching.py:bm25,qilin (the embedded sample), or
---config=configs/matching.py:tfidf,amazon_beauty --config.data_dir=DIR
+--config=configs/matching.py:tfidf,amazon_beauty --config.data_dir=DIR (or trivago, without dsi)
 KIND: one of retrieval.py's; the paper has bm25, tfidf and dense (`--config.model.vectors=NAME` for
 a sentence-transformers model such as BGE). `dsi` is GenSAR's network on the query alone, trained.
 """
@@ -11,12 +11,17 @@ from ml_collections import config_dict
 from configs import (
     crs_amazon_beauty,
     crs_sample,
+    crs_trivago_100k,
     gensar_amazon_beauty,
     gensar_qilin,
     retrieval,
 )
 
-_DATASETS = {"qilin": crs_sample, "amazon_beauty": crs_amazon_beauty}
+_DATASETS = {
+    "qilin": crs_sample,
+    "amazon_beauty": crs_amazon_beauty,
+    "trivago": crs_trivago_100k,
+}
 _GENSAR = {"qilin": gensar_qilin, "amazon_beauty": gensar_amazon_beauty}
 _DSI = "dsi"
 
@@ -38,10 +43,11 @@ def _dsi(dataset: str, crs: config_dict.ConfigDict) -> config_dict.ConfigDict:
 def get_config(choice: str = "bm25,qilin") -> config_dict.ConfigDict:
     kind, _, dataset = choice.partition(",")
     kinds = (*retrieval.KINDS, _DSI)
-    if kind not in kinds or dataset not in _DATASETS:
+    known = _GENSAR if kind == _DSI else _DATASETS
+    if kind not in kinds or dataset not in known:
         raise ValueError(
             f"expected configs/matching.py:KIND,DATASET with a kind of {', '.join(kinds)} and "
-            f"a data set of {', '.join(_DATASETS)}, found {choice!r}"
+            f"a data set of {', '.join(known)}, found {choice!r}"
         )
     crs = _DATASETS[dataset].get_config()
     if kind == _DSI:
@@ -52,7 +58,6 @@ def get_config(choice: str = "bm25,qilin") -> config_dict.ConfigDict:
         {k: crs[k] for k in ("dataset", "data_dir", "cache_dir", "seed", "mesh", "data", "eval")}
     )
     retrieval.method(config, kind)
-    config.eval.search_protocols = ("catalogue",)
     if "on_sample" in crs:
         # The same searches are evaluated as of CRS on the sample.
         config.on_sample = crs.on_sample

@@ -263,6 +263,25 @@ def constrained_answers(
     return _by_user(found, place.token.shape)
 
 
+def answer_log_probs(network: Decoder, params: Any, place: Place, answers: jax.Array) -> jax.Array:
+    """log p of given answers int32 [B, N, L] in nats, float32 [B, N]; all words compete.
+
+    Each answer sees what was read before and its own tokens alone.
+
+    Args:
+      place: of one trajectory a prompt; its cache is shared by the answers.
+    """
+    shape = (*answers.shape[:2], 1)
+    first = jnp.broadcast_to(place.token[..., None], shape)
+    tokens = jnp.concatenate([first, answers[..., :-1]], -1)
+    positions = place.position[..., None] + jnp.arange(answers.shape[-1])
+    positions = jnp.broadcast_to(positions, answers.shape)
+    states, _ = _apply(
+        network, params, tokens, positions, jnp.ones(answers.shape, bool), place.past
+    )
+    return token_log_probs(network, params, states, answers).sum(-1)
+
+
 def free_answers(network: Decoder, params: Any, place: Place, length: int, width: int) -> FreeBeams:
     """The likeliest sequences of `length` tokens, whatever they mean: [B, G, K, L], [B, G, K]."""
     step, cache = _beam_step(network, params, place)

@@ -1,8 +1,13 @@
-"""Two-step inference, 3.4 of CRS: greedy reasoning, then a beam held to the catalogue's trie."""
+"""Two-step inference, 3.4 of CRS: greedy reasoning, then a beam held to the catalogue's trie.
+
+Or, after the same reasoning, the scores of given items.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +17,7 @@ from core.partitioning import Partition
 from core.trie import Trie
 from crs_jax import generation, lora
 from crs_jax.decoder import Decoder
-from crs_jax.generation import Sampling
+from crs_jax.generation import Place, Sampling
 from crs_jax.rl_task import Tokens
 
 # Items above a target that the beam dropped: more than any cutoff, so that it is a miss.
@@ -49,7 +54,7 @@ class Answers:
 
 
 class Inference:
-    """Answers prompts in batches; one compilation a width.
+    """Answers prompts in batches; one compilation a width, or a number of given answers.
 
     Args:
       network, controls, trie: see there.
@@ -73,22 +78,44 @@ class Inference:
         self._stops = (controls.end_think, controls.end)
         self._sampling = Sampling(max_tokens=max_reasoning, temperature=0.0)
         self._answer = jax.jit(self._answers, static_argnames=("width", "reason"))
+        self._score = jax.jit(self._scores, static_argnames=("reason",))
 
-    def _answers(self, params, prompts, lengths, trie, *, width: int, reason: bool) -> Any:
-        whole = lora.whole(params)
+    def _reasoned(self, whole, prompts, lengths, reason: bool) -> tuple[Place, Any, Any]:
+        """Where the answers to prompts begin; the reasoning [B, R] before them, its lengths [B]."""
         prompted = generation.read_prompts(self._network, whole, prompts, lengths)
-        if reason:
-            # Greedy: the key draws nothing.
-            samples = generation.sample(
-                self._network, whole, prompted, jax.random.key(0), 1, self._sampling, self._stops
-            )
-            place = generation.after_reasoning(prompted, samples, self._stops)
-            said = samples.tokens[:, 0], samples.lengths[:, 0]
-        else:
-            place = generation.after_prompt(prompted, prompts)
-            said = prompts[:, :0], lengths * 0
+        if not reason:
+            return generation.after_prompt(prompted, prompts), prompts[:, :0], lengths * 0
+        # Greedy: the key draws nothing.
+        samples = generation.sample(
+            self._network, whole, prompted, jax.random.key(0), 1, self._sampling, self._stops
+        )
+        place = generation.after_reasoning(prompted, samples, self._stops)
+        return place, samples.tokens[:, 0], samples.lengths[:, 0]
+
+    def _answers(self, params, trie, prompts, lengths, *, width: int, reason: bool) -> Any:
+        whole = lora.whole(params)
+        place, *said = self._reasoned(whole, prompts, lengths, reason)
         beams = generation.constrained_answers(self._network, whole, place, trie, width)
         return beams.items[:, 0], beams.scores[:, 0], *said
+
+    def _scores(self, params, prompts, lengths, answers, *, reason: bool) -> Any:
+        whole = lora.whole(params)
+        place, *_ = self._reasoned(whole, prompts, lengths, reason)
+        return (generation.answer_log_probs(self._network, whole, place, answers),)
+
+    def _batched(self, compute: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
+        """The outputs of `compute` on all rows, `batch_size` of them at once."""
+        size, count = self._batch_size, len(arrays[0])
+        found = []
+        for start in range(0, count, size):
+            rows = np.arange(start, start + size)
+            real = rows < count
+            rows = np.where(real, rows, 0)
+            batch = tuple(array[rows] for array in arrays)
+            if self._partition is not None:
+                batch = self._partition.put_batch(batch)
+            found.append([np.asarray(part)[real] for part in compute(*batch)])
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def __call__(
         self, params: Any, prompts: np.ndarray, lengths: np.ndarray, *, width: int, reason: bool
@@ -100,15 +127,24 @@ class Inference:
           width: of the beam.
           reason: the prompts end in <think>; False for those that ask for the id at once.
         """
-        size = self._batch_size
-        found = []
-        for start in range(0, len(prompts), size):
-            rows = np.arange(start, start + size)
-            real = rows < len(prompts)
-            rows = np.where(real, rows, 0)
-            asked = prompts[rows], lengths[rows]
-            if self._partition is not None:
-                asked = self._partition.put_batch(asked)
-            parts = self._answer(params, *asked, self._trie, width=width, reason=reason)
-            found.append([np.asarray(part)[real] for part in parts])
-        return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        compute = functools.partial(self._answer, params, self._trie, width=width, reason=reason)
+        return Answers(*self._batched(compute, prompts, lengths))
+
+    def scores(
+        self,
+        params: Any,
+        prompts: np.ndarray,
+        lengths: np.ndarray,
+        answers: np.ndarray,
+        *,
+        reason: bool,
+    ) -> np.ndarray:
+        """Log-likelihoods float32 [E, N] in nats of answers int32 [E, N, L] to prompts.
+
+        The ids of the items that a beam has found get the beam's own scores.
+
+        Args:
+          params, prompts, lengths, reason: as of a call.
+        """
+        compute = functools.partial(self._score, params, reason=reason)
+        return self._batched(compute, prompts, lengths, answers)[0]

@@ -32,15 +32,18 @@ ARRAYS = (
     "click_offsets",
     "click_items",
 )
-# Only logs of sources with item texts have these.
+# Each group is whole, in logs of sources that have it, or absent.
 TEXT_ARRAYS = ("text_offsets", "text_bytes")
+UNCLICKED_ARRAYS = ("unclicked_offsets", "unclicked_items")
+PLACE_ARRAYS = ("places", "search_places")
+OPTIONAL_ARRAYS = (TEXT_ARRAYS, UNCLICKED_ARRAYS, PLACE_ARRAYS)
 _HASHED_NAMES = 100_000
 _QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """A data set's events; U users, V items, R clicks, S searches.
+    """A data set's events; U users, V items, R clicks, S searches, P places.
 
     Attributes:
       name: the data set's.
@@ -57,6 +60,10 @@ class Log:
       hash: 16 hex digits over the events and names; texts are not in it.
       text_offsets: int64 [V+2], and text_bytes: uint8; item i's text is UTF-8 in
         text_bytes[text_offsets[i]:text_offsets[i+1]]. None where the source has no texts.
+      unclicked_offsets, unclicked_items: int64 [S+1], int32; the items shown in search s and not
+        clicked, as they stood on its page. None where the source does not say what was shown.
+      places: original names, str [P+1], index 0 is ''; search_places: int32 [S], where search s
+        looked or was made, 0 where that is not known. None where the source has no places.
     """
 
     name: str
@@ -77,6 +84,10 @@ class Log:
     hash: str = ""
     text_offsets: np.ndarray | None = None
     text_bytes: np.ndarray | None = None
+    unclicked_offsets: np.ndarray | None = None
+    unclicked_items: np.ndarray | None = None
+    places: np.ndarray | None = None
+    search_places: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -94,6 +105,19 @@ class Log:
         """The words of a search."""
         ids = self.word_ids[self.word_offsets[search] : self.word_offsets[search + 1]]
         return [str(self.words[word]) for word in ids]
+
+    def unclicked(self, search: int) -> np.ndarray:
+        """The items shown in a search and not clicked, int32; none where that is not known."""
+        if self.unclicked_offsets is None or self.unclicked_items is None:
+            return np.zeros(0, np.int32)
+        ends = self.unclicked_offsets
+        return self.unclicked_items[ends[search] : ends[search + 1]]
+
+    def place(self, search: int) -> str:
+        """The place of a search; empty where it is not known."""
+        if self.places is None or self.search_places is None:
+            return ""
+        return str(self.places[self.search_places[search]])
 
     def item_texts(self) -> list[str]:
         """The texts of items 1..V, '' for an item without.
@@ -121,6 +145,8 @@ class RawEvents:
       search_words, search_clicks: per search the words and clicked items, str.
       items: further items of the catalogue without clicks (impressions, feature files).
       item_texts: text by item, for sources that have it; other items are not added by it.
+      search_unclicked: per search the items shown and not clicked, for sources that have them.
+      search_places: str [S], '' where not known, for sources that have places.
     """
 
     click_user: Sequence[str]
@@ -132,6 +158,8 @@ class RawEvents:
     search_clicks: Sequence[Sequence[str]]
     items: Sequence[str] = ()
     item_texts: Mapping[str, str] | None = None
+    search_unclicked: Sequence[Sequence[str]] | None = None
+    search_places: Sequence[str] | None = None
 
 
 def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
@@ -178,16 +206,15 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
     search_user = np.asarray(events.search_user, dtype=object)
     search_time = np.asarray(events.search_time, dtype=np.int64)
     users = _names(clicks["user"].tolist(), search_user[keep].tolist())
-    items = _names(clicks["item"].tolist(), flat_clicks, events.items)
+    unclicked_ends, flat_unclicked = _ragged(events.search_unclicked or ())
+    items = _names(clicks["item"].tolist(), flat_clicks, flat_unclicked, events.items)
     words = _names(flat_words)
 
     click_users = _number(users, clicks["user"])
     order = np.lexsort((tie_break(clicks["item"]), clicks["time"], click_users))
     kept = np.flatnonzero(keep)
     search_users = _number(users, search_user[kept].tolist())
-    texts = [
-        " ".join([*events.search_words[i], "\t", *events.search_clicks[i]]) for i in kept.tolist()
-    ]
+    texts = [_text_of_search(events, i) for i in kept.tolist()]
     search_order = kept[np.lexsort((tie_break(texts), search_time[kept], search_users))]
     word_offsets, word_rows = take_ragged(word_ends, search_order)
     click_offsets, click_rows = take_ragged(click_ends, search_order)
@@ -217,7 +244,31 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
             text_offsets=np.cumsum(lengths, dtype=np.int64),
             text_bytes=np.frombuffer(b"".join(encoded), np.uint8),
         )
+    if events.search_unclicked is not None:
+        unclicked_offsets, unclicked_rows = take_ragged(unclicked_ends, search_order)
+        log = dataclasses.replace(
+            log,
+            unclicked_offsets=unclicked_offsets,
+            unclicked_items=_number(items, flat_unclicked)[unclicked_rows],
+        )
+    if events.search_places is not None:
+        of_searches = np.asarray(events.search_places, dtype=object)[search_order]
+        # '' is at place 0 already.
+        places = _names(of_searches[of_searches != ""].tolist())
+        log = dataclasses.replace(
+            log, places=_with_padding(places), search_places=_number(places, of_searches.tolist())
+        )
     return dataclasses.replace(log, hash=content_hash(log))
+
+
+def _text_of_search(events: RawEvents, search: int) -> str:
+    """All that tells a search from another one of its user and time."""
+    parts = [*events.search_words[search], "\t", *events.search_clicks[search]]
+    if events.search_unclicked is not None:
+        parts += ["\t", *events.search_unclicked[search]]
+    if events.search_places is not None:
+        parts += ["\t", events.search_places[search]]
+    return " ".join(parts)
 
 
 def _with_padding(names: pd.Index) -> np.ndarray:
@@ -239,9 +290,12 @@ def take_ragged(ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def content_hash(log: Log) -> str:
-    """16 hex digits over names, ids, times and the published split."""
+    """16 hex digits over names, ids, times and the published split; places and what was shown are
+    events, so they count where a log has them."""
     digest = hashlib.sha256()
-    for name in ARRAYS:
+    for name in (*ARRAYS, *UNCLICKED_ARRAYS, *PLACE_ARRAYS):
+        if getattr(log, name) is None:
+            continue
         array = np.ascontiguousarray(getattr(log, name))
         if array.dtype.kind == "U":
             # In parts, because a list of millions of names would take more than their array.
@@ -260,20 +314,41 @@ def validate_log(log: Log) -> None:
     """Checks what every consumer relies on.
 
     Raises:
-      UserError: offsets that do not cover the rows, times out of order, ids out of range.
+      UserError: offsets that do not cover the rows, times out of order, ids out of range, half a
+        group of optional arrays.
     """
+    for group in OPTIONAL_ARRAYS:
+        missing = [name for name in group if getattr(log, name) is None]
+        if missing and len(missing) < len(group):
+            raise UserError(
+                f"expected {' and '.join(group)} in log {log.name}, found no {missing[0]}; prepare "
+                "the data again"
+            )
     users = log.num_users
     if len(log.rec_times) != len(log.rec_items):
         raise UserError(
             f"expected one time a click in log {log.name}, found {len(log.rec_times)} times of "
             f"{len(log.rec_items)} clicks; prepare the data again"
         )
-    for offsets, rows, name, length in (
+    searches = len(log.search_times)
+    ragged = [
         (log.rec_offsets, len(log.rec_items), "rec_offsets", users + 2),
-        (log.search_offsets, len(log.search_times), "search_offsets", users + 2),
-        (log.word_offsets, len(log.word_ids), "word_offsets", len(log.search_times) + 1),
-        (log.click_offsets, len(log.click_items), "click_offsets", len(log.search_times) + 1),
-    ):
+        (log.search_offsets, searches, "search_offsets", users + 2),
+        (log.word_offsets, len(log.word_ids), "word_offsets", searches + 1),
+        (log.click_offsets, len(log.click_items), "click_offsets", searches + 1),
+    ]
+    numbered = [
+        (log.rec_items, log.num_items, "rec_items"),
+        (log.click_items, log.num_items, "click_items"),
+        (log.word_ids, log.num_words, "word_ids"),
+    ]
+    if log.unclicked_offsets is not None and log.unclicked_items is not None:
+        shown = log.unclicked_items
+        ragged.append((log.unclicked_offsets, len(shown), "unclicked_offsets", searches + 1))
+        numbered.append((shown, log.num_items, "unclicked_items"))
+    if log.places is not None and log.search_places is not None:
+        _validate_places(log, log.search_places, len(log.places) - 1)
+    for offsets, rows, name, length in ragged:
         if len(offsets) != length or offsets[0] != 0 or offsets[-1] != rows:
             raise UserError(
                 f"expected {name} of log {log.name} to have {length} entries from 0 to {rows}, "
@@ -284,11 +359,7 @@ def validate_log(log: Log) -> None:
                 f"expected ascending {name} in log {log.name}, found a decrease; prepare the data "
                 "again"
             )
-    for ids, limit, name in (
-        (log.rec_items, log.num_items, "rec_items"),
-        (log.click_items, log.num_items, "click_items"),
-        (log.word_ids, log.num_words, "word_ids"),
-    ):
+    for ids, limit, name in numbered:
         if len(ids) and (ids.min() < 1 or ids.max() > limit):
             worst = int(ids.min()) if ids.min() < 1 else int(ids.max())
             raise UserError(
@@ -310,6 +381,21 @@ def validate_log(log: Log) -> None:
             )
 
 
+def _validate_places(log: Log, of_searches: np.ndarray, limit: int) -> None:
+    searches = len(log.search_times)
+    if len(of_searches) != searches:
+        raise UserError(
+            f"expected one place a search in log {log.name}, found {len(of_searches)} places of "
+            f"{searches} searches; prepare the data again"
+        )
+    if searches and (of_searches.min() < 0 or of_searches.max() > limit):
+        worst = int(of_searches.min()) if of_searches.min() < 0 else int(of_searches.max())
+        raise UserError(
+            f"expected search_places of log {log.name} from 0 to {limit}, found {worst}; prepare "
+            "the data again"
+        )
+
+
 def spread(counts: np.ndarray) -> dict[str, float]:
     """Quantiles of counts by their names; of none, nothing."""
     if not len(counts):
@@ -325,6 +411,11 @@ def describe(log: Log) -> dict[str, Any]:
     total = max(len(log.search_times), 1)
     worded = np.diff(log.word_offsets) > 0
     queries = random_streams.keys_of_rows(np.asarray(log.word_offsets), np.asarray(log.word_ids))
+    optional = {}
+    if log.unclicked_items is not None:
+        optional["shown_in_searches_without_click"] = len(log.unclicked_items)
+    if log.places is not None:
+        optional["places"] = len(log.places) - 1
     return {
         "name": log.name + (" (sample data)" if log.is_sample else ""),
         "users": log.num_users,
@@ -340,4 +431,5 @@ def describe(log: Log) -> dict[str, Any]:
         "searches_without_word": float((np.diff(log.word_offsets) == 0).sum() / total),
         "clicks_per_user": spread(clicks),
         "searches_per_user": spread(searches),
+        **optional,
     }

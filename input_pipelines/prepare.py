@@ -23,6 +23,7 @@ from input_pipelines import (
     kuaisar,
     qilin,
     qilin_files,
+    trivago,
     unisar_pickles,
 )
 from input_pipelines.csv_blocks import Report, silent
@@ -83,6 +84,7 @@ READERS: dict[str, Reader] = {
         settings=("query_seed",),
         reports=True,
     ),
+    "trivago": Reader(files=trivago.raw_files, read=trivago.read_trivago, settings=("segmenter",)),
     "unisar_pickles": Reader(
         files=unisar_pickles.raw_files, read=unisar_pickles.read_unisar, reports=True
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines.log import ARRAYS, TEXT_ARRAYS, Log, describe
+from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log, describe
 
 _META = "meta.json"
 _PUBLISHED = "published_"
@@ -27,8 +28,10 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
       origin: what the log was made from, kept with it (`read_origin`).
     """
     with scratch_folder(directory) as temporary:
-        texts = () if log.text_offsets is None else TEXT_ARRAYS
-        arrays = {name: getattr(log, name) for name in (*ARRAYS, *texts)}
+        arrays = {name: getattr(log, name) for name in ARRAYS}
+        for name in itertools.chain(*OPTIONAL_ARRAYS):
+            if getattr(log, name) is not None:
+                arrays[name] = getattr(log, name)
         arrays |= {_PUBLISHED + name: array for name, array in log.published.items()}
         for name, array in arrays.items():
             np.save(os.path.join(temporary, f"{name}.npy"), array)

@@ -157,10 +157,16 @@ class CRSExperiment:
             )
         reason = bool(np.asarray(tables["reasons"])[0])
         prompts, lengths = self._asked(split, reason)
+        sums = metrics.Sums(tuple(self.config.eval.metrics))
+        if protocol == search_protocol.IMPRESSIONS:
+            shown = search_protocol.impressions(self.data.log, self.held_out(split))
+            tokens = self.examples.item_tokens[shown]
+            scores = self._inference.scores(params, prompts, lengths, tokens, reason=reason)
+            search_protocol.add_impressions(sums, scores, shown)
+            return sums
         found = self._inference(
             params, prompts, lengths, width=self.config.eval.beam, reason=reason
         )
-        sums = metrics.Sums(tuple(self.config.eval.metrics))
         above, tied, broken = found.ranks(self.held_out(split).item)
         sums.add(above, tied, np.ones(len(above)), broken)
         return sums
@@ -170,10 +176,10 @@ class CRSExperiment:
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
         """Further arguments of `results.save` for a row."""
-        del protocol
         initial = self.config.model.checkpoint or "from scratch"
         more = {"task": "search", "identifiers": self.examples.ids.hash, "initial": initial}
-        return {"users": self.held_out(split).user, "more": more}
+        users = search_protocol.users(self.data.log, self.held_out(split), protocol)
+        return {"users": users, "more": more}
 
     def predict(self, params: Any, asked: Sequence[str], top_k: int) -> Iterator[dict[str, Any]]:
         """Answers queries with everything their users have done before.
@@ -246,8 +252,11 @@ class CRSExperiment:
         return {"identifiers": ids, "reasons": np.array([stage != ALIGN], np.uint8)}
 
     def _validate(self, params: Any, tables: Any) -> dict[str, float]:
-        sums = self.evaluate(params, tables, "validation", PROTOCOL)
-        return {metrics.full_name(name, PROTOCOL): value for name, value in sums.means().items()}
+        found: dict[str, float] = {}
+        for protocol in search_protocol.evaluated(self.config):
+            means = self.evaluate(params, tables, "validation", protocol).means()
+            found |= {metrics.full_name(name, protocol): value for name, value in means.items()}
+        return found
 
     def _sft_task(
         self, stage: str, examples: Sequence[Example], epochs: float, initial: Any
@@ -317,25 +326,28 @@ class CRSExperiment:
         return finished.state["params"]
 
     def _test(self, workdir: Workdir, stage: str, step: int, state: Any) -> None:
-        done = {(row["stage"], row["step"]) for row in workdir.read_results()["rows"]}
-        if (stage, step) in done:
-            return
-        sums = self.evaluate(state["params"], state["tables"], "test", PROTOCOL)
-        details = self.details("test", PROTOCOL)
-        algorithm = self._rl.algorithm if stage.startswith("rl_") else None
-        groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)
-        details["more"] |= {"user_groups": groups, "algorithm": algorithm}
-        results.save(
-            workdir,
-            sums,
-            stage=stage,
-            split="test",
-            protocol=PROTOCOL,
-            step=step,
-            config=self.config,
-            data=self.data,
-            **details,
-        )
+        rows = workdir.read_results()["rows"]
+        done = {(row["stage"], row["step"], row["protocol"]) for row in rows}
+        for protocol in search_protocol.evaluated(self.config):
+            if (stage, step, protocol) in done:
+                continue
+            sums = self.evaluate(state["params"], state["tables"], "test", protocol)
+            details = self.details("test", protocol)
+            details["more"]["algorithm"] = self._rl.algorithm if stage.startswith("rl_") else None
+            if protocol == PROTOCOL:
+                groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)
+                details["more"]["user_groups"] = groups
+            results.save(
+                workdir,
+                sums,
+                stage=stage,
+                split="test",
+                protocol=protocol,
+                step=step,
+                config=self.config,
+                data=self.data,
+                **details,
+            )
 
     def run(self, workdir: Workdir) -> None:
         """Trains every stage, or continues, and reads the test split once for each."""

@@ -26,6 +26,8 @@ _LOG = logging.getLogger(__name__)
 TFIDF = "tfidf_svd"
 # Milliseconds of a minute, an hour and a day, with the letter of each.
 _AGES = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"))
+# What config.data.times may be, with the milliseconds of a unit; None shows no times.
+_UNITS = {"milliseconds": 1, "seconds": 1000, "none": None}
 # Copies of the templates among the texts that a tokenizer is trained on.
 _TEMPLATE_COPIES = 50
 
@@ -61,6 +63,7 @@ class CRSExamples:
         self._seed = config.seed
         self._numbers: dict[str, int] | None = None
         self._titles: dict[str, str] | None = None
+        self._check(config.data)
         self._texts = ["", *data.log.item_texts()]
         every = search_task.training_searches(data.log, data.splits)
         if not len(every):
@@ -75,6 +78,20 @@ class CRSExamples:
         self.vocabulary = Vocabulary(self._tokenizer(), self.ids.levels, text_rows)
         tokens = self.vocabulary.identifiers(self.ids.codes)
         self.item_tokens = np.pad(tokens, ((1, 0), (0, 0)))
+
+    def _check(self, settings: config_dict.ConfigDict) -> None:
+        if settings.times not in _UNITS:
+            raise UserError(
+                f"expected config.data.times of {', '.join(_UNITS)}, found {settings.times!r}; "
+                "pass one of them"
+            )
+        self._unit = _UNITS[settings.times]
+        self._most_unclicked = settings.get("unclicked", 0)  # runs of before there was one
+        if self._most_unclicked < 0:
+            raise UserError(
+                f"expected config.data.unclicked of 0 or more, found {self._most_unclicked}; 0 "
+                "leaves out what was shown and not clicked"
+            )
 
     def _chosen(self, count: int, most: int) -> np.ndarray:
         if not 0 < most < count:
@@ -159,13 +176,20 @@ class CRSExamples:
         return self._names[item]
 
     def context(
-        self, user: int, rec_end: int, search_end: int, query: str, now: int | None
+        self,
+        user: int,
+        rec_end: int,
+        search_end: int,
+        query: str,
+        now: int | None,
+        place: str | None,
     ) -> UserContext:
         """A user's latest events of both kinds before a query, at most `config.data.history`.
 
         Args:
           rec_end, search_end: as of `splits.Examples`.
           now: the query's time; None takes that of the latest event.
+          place: the query's; None where it is not known.
         """
         log, most = self._log, self._config.data.history
         clicks = np.arange(max(int(log.rec_offsets[user]), rec_end - most), rec_end)
@@ -175,21 +199,29 @@ class CRSExamples:
         if now is None:
             now = int(times.max(initial=0))
         events = []
-        for place in order.tolist():
-            when = self._age(now - int(times[place]))
-            if place < len(clicks):
-                item = int(log.rec_items[clicks[place]])
+        for at in order.tolist():
+            when = self._age(now - int(times[at]))
+            if at < len(clicks):
+                item = int(log.rec_items[clicks[at]])
                 events.append(Event(clicked=[self.name(item)], time=when))
                 continue
-            row = int(searches[place - len(clicks)])
+            row = int(searches[at - len(clicks)])
             first = int(log.click_offsets[row])
             last = min(int(log.click_offsets[row + 1]), first + self._config.data.clicks)
-            clicked = [self.name(int(item)) for item in log.click_items[first:last]]
-            events.append(Event(query=self.query(row) or None, clicked=clicked, time=when))
-        return UserContext(query=query, events=events)
+            unclicked = log.unclicked(row)[: self._most_unclicked]
+            events.append(
+                Event(
+                    query=self.query(row) or None,
+                    clicked=[self.name(int(item)) for item in log.click_items[first:last]],
+                    unclicked=[self.name(int(item)) for item in unclicked],
+                    time=when,
+                    place=log.place(row) or None,
+                )
+            )
+        return UserContext(query=query, events=events, place=place)
 
     def _age(self, difference: int) -> str | None:
-        return age(difference) if self._config.data.times == "milliseconds" else None
+        return None if self._unit is None else age(difference * self._unit)
 
     def asked(self, line: str) -> tuple[str, UserContext]:
         """The user's name and the context of 'USER TAB QUERY', or of 'USER' and the latest query.
@@ -209,14 +241,17 @@ class CRSExamples:
         rec_end, search_end = (
             int(offsets[user + 1]) for offsets in (log.rec_offsets, log.search_offsets)
         )
+        place = None
         if not tab:
             searches = range(int(log.search_offsets[user]), search_end)
-            query = next((text for row in reversed(searches) if (text := self.query(row))), "")
+            latest = next((row for row in reversed(searches) if self.query(row)), None)
+            if latest is not None:
+                query, place = self.query(latest), log.place(latest) or None
         if not query.strip():
             raise UserError(
                 f"expected a query of user {name}, found none in the log; write {name} TAB query"
             )
-        return name, self.context(user, rec_end, search_end, query, None)
+        return name, self.context(user, rec_end, search_end, query, None, place)
 
     def context_of(self, examples: Examples, row: int) -> UserContext:
         """The context of a search example."""
@@ -227,6 +262,7 @@ class CRSExamples:
             int(examples.search_end[row]),
             self.query(search),
             int(self._log.search_times[search]),
+            self._log.place(search) or None,
         )
 
     def prompts(self, examples: Examples, *, reason: bool) -> list[list[int]]:

@@ -30,8 +30,9 @@ KINDS = ("bm25", "tfidf", "dense", "query_popularity", "query_knn")
 FACTORS = "tfidf_svd"
 # 'full' is without the items that the user has seen, 'catalogue' with them (CRS).
 WHOLE = ("full", "catalogue")
-PROTOCOLS = (*WHOLE, *candidates.PROTOCOLS, candidates.BM25)
 _PREFIX = "search/"
+_SHOWN = search_protocol.IMPRESSIONS.removeprefix(_PREFIX)
+PROTOCOLS = (*WHOLE, *candidates.PROTOCOLS, candidates.BM25, _SHOWN)
 
 
 def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.ndarray]:
@@ -142,10 +143,10 @@ class SearchBaselineExperiment:
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
         """Further arguments of `results.save` for a row."""
-        del protocol
         examples, _ = self._chosen(split)
         more = {"task": "search", "kind": self.config.model.kind}
-        return {"users": examples.user, "more": more}
+        users = search_protocol.users(self.data.log, examples, protocol)
+        return {"users": users, "more": more}
 
     def _chosen(self, split: str) -> tuple[SearchExamples, np.ndarray]:
         found, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
@@ -163,6 +164,8 @@ class SearchBaselineExperiment:
             left_out = candidates.seen_items(self.data.log, examples)
         elif name == "catalogue":
             left_out = np.zeros((len(examples), 1), np.int32)
+        elif name == _SHOWN:
+            lists = search_protocol.impressions(self.data.log, examples)
         else:
             lists = self.data.candidate_lists(split, name, "search")[places]
         sums = metrics.Sums(tuple(self.config.eval.metrics))
@@ -178,6 +181,9 @@ class SearchBaselineExperiment:
                 scores = np.concatenate([own, scores], 1)
             else:
                 scores = np.take_along_axis(scores, lists[rows], 1)
+            if name == _SHOWN:
+                search_protocol.add_impressions(sums, scores, lists[rows])
+                continue
             above, tied = map(np.asarray, metrics.target_ranks(scores, 0))
             sums.add(above, tied, np.ones(len(scores)), np.isnan(scores).any(-1))
         return sums

@@ -1,6 +1,7 @@
 """How CRS and the methods beside it are evaluated: searches against the whole catalogue.
 
-Items seen before stay in the ranking, since a search may look for one again.
+Items seen before stay in the ranking, since a search may look for one again. Where the log has what
+a search showed, that can be ranked instead: its clicked item among those not clicked.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from ml_collections import config_dict
 
 from core import metrics
 from core.errors import UserError
+from input_pipelines.log import Log
 from input_pipelines.search_task import SearchExamples
 from launch.data import Data
 
 PROTOCOL = "search/catalogue"
+IMPRESSIONS = "search/impressions"
+_NAMES = tuple(column.removeprefix("search/") for column in (PROTOCOL, IMPRESSIONS))
 _GROUPS = 3
 
 
+def evaluated(config: config_dict.ConfigDict) -> tuple[str, ...]:
+    """The columns of a run's table. Raises UserError where one does not exist."""
+    names = config.eval.get("search_protocols", ("catalogue",))  # runs of before there was one
+    return tuple(column for name in names for column in columns("search", name))
+
+
 def check(config: config_dict.ConfigDict) -> None:
-    """Raises UserError where `config.eval.selection` is no metric of the protocol."""
-    known = [metrics.full_name(name, PROTOCOL) for name in config.eval.metrics]
+    """Raises UserError where `config.eval.selection` is no metric of the run's protocols."""
+    every = evaluated(config)
+    known = [metrics.full_name(name, column) for column in every for name in config.eval.metrics]
     if config.eval.selection not in known:
         raise UserError(
             f"expected config.eval.selection of {', '.join(known)}, found "
@@ -30,13 +41,13 @@ def check(config: config_dict.ConfigDict) -> None:
 
 
 def columns(task: str, protocol: str) -> tuple[str, ...]:
-    """Raises UserError for another task than search, or another protocol than 'catalogue'."""
-    if (task, protocol) != ("search", "catalogue"):
+    """Raises UserError for another task than search, or a protocol that does not exist."""
+    if task != "search" or protocol not in _NAMES:
         raise UserError(
-            f"expected --task=search --protocol=catalogue of this run, found {task!r} and "
-            f"{protocol!r}; pass these"
+            f"expected --task=search --protocol={' or '.join(_NAMES)} of this run, found {task!r} "
+            f"and {protocol!r}; pass these"
         )
-    return (PROTOCOL,)
+    return (f"search/{protocol}",)
 
 
 def held_out(config: config_dict.ConfigDict, data: Data, split: str) -> SearchExamples:
@@ -44,6 +55,46 @@ def held_out(config: config_dict.ConfigDict, data: Data, split: str) -> SearchEx
     found, _ = data.chosen("search", split, config.eval[f"{split}_users"])
     assert isinstance(found, SearchExamples)
     return found
+
+
+def impressions(log: Log, examples: SearchExamples) -> np.ndarray:
+    """The items of each example's search int32 [E, N]: the target, those not clicked, padding 0.
+
+    Other clicked items of a search are not among them.
+
+    Raises:
+      UserError: the log does not have them, or none of these searches has any.
+    """
+    shown = [log.unclicked(int(row)) for row in examples.target_row]
+    most = max(map(len, shown), default=0)
+    if not most:
+        raise UserError(
+            f"expected items shown and not clicked in the searches of {log.name}, found none; "
+            "evaluate with --protocol=catalogue"
+        )
+    lists = np.zeros((len(examples), 1 + most), np.int32)
+    lists[:, 0] = examples.item
+    for row, items in enumerate(shown):
+        lists[row, 1 : 1 + len(items)] = items
+    return lists
+
+
+def _ranked(shown: np.ndarray) -> np.ndarray:
+    """bool [E]: there is something to rank, and not the target alone."""
+    return np.any(shown[:, 1:] > 0, axis=1)
+
+
+def add_impressions(sums: metrics.Sums, scores: np.ndarray, shown: np.ndarray) -> None:
+    """Counts scores float [E, N] of `impressions`; rows of a target alone count nothing."""
+    above, tied = map(np.asarray, metrics.target_ranks(scores, 0, shown > 0))
+    sums.add(above, tied, _ranked(shown), (np.isnan(scores) & (shown > 0)).any(1))
+
+
+def users(log: Log, examples: SearchExamples, protocol: str) -> np.ndarray:
+    """The users of the examples that count under a protocol, in their order."""
+    if protocol != IMPRESSIONS:
+        return examples.user
+    return examples.user[_ranked(impressions(log, examples))]
 
 
 def user_groups(data: Data, examples: SearchExamples, sums: metrics.Sums) -> list[dict[str, Any]]:

@@ -124,6 +124,18 @@ def memorised(config=CONFIG):
     return [Example(p, a) for p, a in zip(prompts, answers, strict=True)]
 
 
+@pytest.mark.parametrize("reason", [True, False])
+def test_given_items_get_the_scores_of_the_beam(reason):
+    inference = Inference(Decoder(CONFIG), CONTROLS, trie(), max_reasoning=4, batch_size=2)
+    params = jax.tree.map(lambda leaf: leaf * 5, start())
+    prompts, lengths = prompt_array([[4, 5, THINK], [6, THINK], [7, 4, 5, THINK]], 4)
+    # Wide enough that nothing is dropped.
+    found = inference(params, prompts, lengths, width=6, reason=reason)
+    given = inference.scores(params, prompts, lengths, ITEMS[found.items], reason=reason)
+    assert given.shape == (3, 6) and given.std() > 0.1
+    np.testing.assert_allclose(given, found.scores, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_fine_tuning_memorises_and_two_step_inference_repeats_it():
     task = sft_task(memorised(), epochs=150.0)

@@ -248,3 +248,93 @@ def test_the_card_counts():
 def test_a_log_needs_a_click():
     with pytest.raises(UserError, match="expected clicks in the log of tiny, found none"):
         log_lib.build_log("tiny", raw(click_user=[], click_item=[], click_time=[]))
+
+
+def raw_with_shown(**changes):
+    """Ann's empty search is gone, with what was shown in it; d and e were never clicked."""
+    shown = dict(
+        search_unclicked=[["d", "b"], ["a"], ["e"]], search_places=["Rome", "Oslo", ""], items=[]
+    )
+    return raw(**(shown | changes))
+
+
+def test_what_was_shown_and_where_stays_with_its_search():
+    log = log_lib.build_log("tiny", raw_with_shown())
+    assert log.item_ids.tolist() == ["", "a", "b", "c", "d", "e"]
+    assert log.search_times.tolist() == [8, 2]
+    # In the order of the page, not of the names.
+    assert [log.unclicked(search).tolist() for search in (0, 1)] == [[4, 2], [5]]
+    assert [log.place(search) for search in (0, 1)] == ["Rome", ""]
+    # Oslo went with its search.
+    assert log.places.tolist() == ["", "Rome"] and log.search_places.dtype == np.int32
+    assert log.unclicked_items.dtype == np.int32 and log.unclicked_offsets.dtype == np.int64
+    log_lib.validate_log(log)
+    card = log_lib.describe(log)
+    assert (card["shown_in_searches_without_click"], card["places"]) == (3, 1)
+
+
+def test_a_source_that_does_not_say_what_was_shown_has_no_such_arrays(tmp_path):
+    log = small_log()
+    assert log.unclicked_items is None and log.places is None
+    assert log.unclicked(0).tolist() == [] and log.place(0) == ""
+    assert "places" not in log_lib.describe(log)
+    # A folder of before there were such arrays looks like this one.
+    prepared_log.save_log(log, str(tmp_path / "log"))
+    assert not [name for name in os.listdir(tmp_path / "log") if "unclicked" in name]
+    assert prepared_log.load_log(str(tmp_path / "log")).search_places is None
+    # Written down when there were none: prepared data and runs go by this hash.
+    assert log.hash == "58f301afd44fbac0"
+
+
+def test_what_was_shown_and_where_is_in_the_hash_and_is_saved(tmp_path):
+    log = log_lib.build_log("tiny", raw_with_shown())
+    hashes = {log.hash}
+    for changes in (
+        {"search_unclicked": [["b", "d"], ["a"], ["e"]]},
+        {"search_unclicked": None, "items": ["d", "e"]},
+        {"search_places": ["Roma", "Oslo", ""]},
+        {"search_places": None},
+    ):
+        hashes.add(log_lib.build_log("tiny", raw_with_shown(**changes)).hash)
+    assert len(hashes) == 5
+    prepared_log.save_log(log, str(tmp_path / "log"))
+    found = prepared_log.load_log(str(tmp_path / "log"))
+    assert log_lib.content_hash(found) == log.hash
+    assert found.unclicked(0).tolist() == [4, 2] and found.place(0) == "Rome"
+
+
+def test_searches_that_differ_only_in_what_was_shown_do_not_depend_on_rows():
+    def built(order):
+        pairs = [(["b"], "Rome"), (["d"], "Oslo"), (["c"], "")]
+        events = raw(
+            search_user=["ann"] * 3,
+            search_time=[8] * 3,
+            search_words=[["tea"]] * 3,
+            search_clicks=[[]] * 3,
+            search_unclicked=[pairs[i][0] for i in order],
+            search_places=[pairs[i][1] for i in order],
+        )
+        return log_lib.build_log("tiny", events).hash
+
+    assert built([0, 1, 2]) == built([2, 0, 1]) == built([1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"unclicked_items": [4, 2, 6]}, "unclicked_items of log tiny from 1 to 5, found 6"),
+        ({"unclicked_items": [4, 0, 5]}, "unclicked_items of log tiny from 1 to 5, found 0"),
+        ({"unclicked_offsets": [0, 3]}, "unclicked_offsets of log tiny to have 3 entries"),
+        ({"unclicked_items": None}, "unclicked_offsets and unclicked_items .* no unclicked_items"),
+        ({"search_places": None}, "places and search_places in log tiny, found no search_places"),
+        ({"search_places": [1]}, "one place a search in log tiny, found 1 places of 2 searches"),
+        ({"search_places": [2, 0]}, "search_places of log tiny from 0 to 1, found 2"),
+        ({"search_places": [-1, 0]}, "search_places of log tiny from 0 to 1, found -1"),
+    ],
+)
+def test_optional_columns_are_checked(changes, found):
+    arrays = {name: None if v is None else np.array(v) for name, v in changes.items()}
+    log = log_lib.build_log("tiny", raw_with_shown())
+    with pytest.raises(UserError, match=found) as error:
+        log_lib.validate_log(dataclasses.replace(log, **arrays))
+    assert "\n" not in str(error.value)

@@ -126,7 +126,7 @@ def test_a_prepared_log_cut_short_is_refused(raw, cache):
             "movies",
             None,
             OPTIONS,
-            "a dataset of qilin, csv_log, .*, kuaisar, found 'movies'",
+            "a dataset of qilin, csv_log, .*, trivago, .*, kuaisar, found 'movies'",
         ),
         ("csv_log", "nowhere", OPTIONS, "raw files of csv_log at .*nowhere, found nothing"),
         ("csv_log", "raw/clicks.csv", OPTIONS, "found a file"),

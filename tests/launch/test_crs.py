@@ -155,6 +155,11 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
     "changes, message",
     [
         ({"eval.selection": "ndcg@5/neg99"}, "expected config.eval.selection of hr@1/search"),
+        (
+            {"data.times": "hours"},
+            "config.data.times of milliseconds, seconds, none, found 'hours'",
+        ),
+        ({"data.unclicked": -1}, "config.data.unclicked of 0 or more, found -1"),
         ({"rl.accuracy_weights": (1.0, 1.0)}, "accuracy_weights for 3 levels, found 2"),
         ({"rl.algorithm": "ppo"}, "found 'ppo'"),
         ({"sft.row_length": 100}, "row_length of at least 240"),
@@ -215,7 +220,7 @@ def test_a_whole_cycle_its_results_and_predictions(whole):
     assert rows[3]["query"] == "kind2 things" and isinstance(rows[0]["reasoning"], str)
     names = set(restored.data.log.item_ids.tolist())
     assert all(r["item"] in names and r["id"].startswith("<a_") for r in rows)
-    with pytest.raises(UserError, match="--task=search --protocol=catalogue"):
+    with pytest.raises(UserError, match="--task=search --protocol=catalogue or impressions"):
         restored.experiment.columns("recommendation", "neg99")
     with pytest.raises(UserError, match="found 'nobody'"):
         list(predict(restored, ["nobody"], 3))

@@ -90,6 +90,6 @@ def test_what_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="expected the package sentence-transformers"):
         config = config_of(folder, tmp_path, "dense", vectors="nobody/knows")
         open_experiment(config, Data(config))
-    for choice in ("bm25,mars", "splade,qilin"):
+    for choice in ("bm25,mars", "splade,qilin", "dsi,trivago"):
         with pytest.raises(ValueError, match=f"found '{choice}'"):
             matching.get_config(choice)
