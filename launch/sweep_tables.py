@@ -226,6 +226,7 @@ def draw(
             else:
                 axis.errorbar(places, means, yerr=spreads, marker="o", capsize=3, label=title)
         axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
         if rows[0].setting.value is None:
             labels = [row.setting.label for row in rows]
             axis.set_yticks(range(len(rows)), labels, fontsize=8)
@@ -239,7 +240,9 @@ def draw(
             axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
             axis.set_xlabel(sweep.axis)
             axis.set_ylabel(name)
-        axis.legend(fontsize=8)
+    # One for all panels, below them: inside it would cover bars.
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.suptitle(heading.partition(",")[0], fontsize=10)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
