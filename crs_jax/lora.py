@@ -6,8 +6,12 @@ kept.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 _NEW_ROWS = "embedder/new_embedding"
@@ -29,3 +33,8 @@ def whole(params: dict[str, dict[str, Any]], trained: dict[str, Any] | None = No
     """The network's parameters, with other trained ones where these are given."""
     own = params["trained"] if trained is None else trained
     return traverse_util.unflatten_dict({**params.get("kept", {}), **own}, sep="/")
+
+
+def copies(params: Any) -> Callable[[], Any]:
+    """Makes copies: a step donates its state, and the parameters before a stage are used again."""
+    return functools.partial(jax.tree.map, jnp.copy, params)

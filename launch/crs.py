@@ -433,7 +433,7 @@ class CRSExperiment:
             )
             for case in cases
         ]
-        task = self._sft_task(stage, examples, settings.epochs, _copies(params))
+        task = self._sft_task(stage, examples, settings.epochs, lora.copies(params))
         return self._run(workdir, task, settings.learning_rate, settings.evals)
 
     def _reinforce(
@@ -442,12 +442,6 @@ class CRSExperiment:
         rows = np.array([case.example for case in cases])
         prompts, lengths = self._asked("train", True)
         targets = self.examples.item_tokens[self.examples.train.item[rows]]
-        task = self._rl_task(
-            stage, iteration, prompts[rows], lengths[rows], targets, _copies(params)
-        )
+        asked = prompts[rows], lengths[rows]
+        task = self._rl_task(stage, iteration, *asked, targets, lora.copies(params))
         return self._run(workdir, task, self.config.rl.learning_rate, self.config.rl.evals)
-
-
-def _copies(params: Any) -> Any:
-    """Makes copies: a step donates its state, and the parameters before a stage are used again."""
-    return functools.partial(jax.tree.map, jax.numpy.copy, params)

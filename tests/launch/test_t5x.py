@@ -447,7 +447,7 @@ def test_gin_files_bind_to_the_real_modules(folder, monkeypatch, tmp_path):
             # Adam's first step is 1, here times the array's own 4 where rates are relative; the
             # rate at step 0 is of the first of the steps of its rise.
             rise = max(1.0, (0.05 if small else 0.01) * expected)
-            rate = (1e-2 * 4.0 if small else 1e-3) / rise
+            rate = (3e-2 * 4.0 if small else 1e-3) / rise
             np.testing.assert_allclose(step["w"], -rate, rtol=1e-3)
             assert bound["train_dataset_cfg"].task_feature_lengths == {
                 "inputs": INPUTS,
