@@ -10,7 +10,6 @@ has led to. No topic is in two chains of a user, and clicks tell nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -23,42 +22,28 @@ from input_pipelines.splits import Examples
 
 VERSION = 1
 _START = 1_730_000_000  # seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class HopStructure:
-    """The generator's parameters.
-
-    Attributes:
-      topics: the catalogue has twice as many notes.
-      clicks: of a user.
-      chains: before a click; one leads to it.
-      hops: links of a chain at most.
-    """
-
-    topics: int = 100
-    clicks: int = 4
-    chains: int = 3
-    hops: int = 4
+_TOPICS = 100
+_CLICKS = 4  # of a user
+_CHAINS = 3  # before a click; one leads to it
+_HOPS = 4  # links of a chain at most
 
 
 def _word(topic: int) -> str:
     return f"topic{topic}"
 
 
-def _generate_user(structure: HopStructure, rng: np.random.Generator) -> User:
-    s = structure
-    unused = rng.permutation(s.topics).tolist()
+def _generate_user(rng: np.random.Generator) -> User:
+    unused = rng.permutation(_TOPICS).tolist()
     user = User([], [])
     now = _START + int(rng.integers(0, 30 * 86_400))
 
     def search(topic, clicked):
         nonlocal now
         now += int(rng.integers(30, 3_600))
-        user.searches.append((now, _word(topic), [s.topics + other for other in clicked]))
+        user.searches.append((now, _word(topic), [_TOPICS + other for other in clicked]))
 
-    for _ in range(s.clicks):
-        sizes = rng.integers(1, s.hops + 2, s.chains)
+    for _ in range(_CLICKS):
+        sizes = rng.integers(1, _HOPS + 2, _CHAINS)
         chains = [[unused.pop() for _ in range(size)] for size in sizes]
         links = [pair for chain in chains for pair in itertools.pairwise(chain)]
         for i in rng.permutation(len(links)):
@@ -69,27 +54,24 @@ def _generate_user(structure: HopStructure, rng: np.random.Generator) -> User:
     return user
 
 
-def write_hops(
-    out: str, *, num_users: int, seed: int, structure: HopStructure | None = None
-) -> None:
+def write_hops(out: str, *, num_users: int, seed: int) -> None:
     """Writes the parquet folders to `out`, whole or not at all.
 
     Args:
       out: a folder that does not exist yet.
     """
-    structure = structure or HopStructure()
     rng = np.random.default_rng(seed)
-    users = [_generate_user(structure, rng) for _ in range(num_users)]
-    words = [_word(topic) for topic in range(structure.topics)]
+    users = [_generate_user(rng) for _ in range(num_users)]
+    words = [_word(topic) for topic in range(_TOPICS)]
     names = [f"item of {word}" for word in words] + [f"note about {word}" for word in words]
     notes = pa.table({"note_title": names, "note_content": names, "note_idx": range(len(names))})
     sample_files.write(
         out,
         users,
         notes,
-        recommended=(0, structure.topics),
-        searched=(structure.topics, 2 * structure.topics),
-        truth=dataclasses.asdict(structure) | {"seed": seed},
+        recommended=(0, _TOPICS),
+        searched=(_TOPICS, 2 * _TOPICS),
+        truth={"topics": _TOPICS, "chains": _CHAINS, "hops": _HOPS, "seed": seed},
         rng=rng,
     )
 

@@ -252,11 +252,9 @@ class CRSExperiment:
         return {"identifiers": ids, "reasons": np.array([stage != ALIGN], np.uint8)}
 
     def _validate(self, params: Any, tables: Any) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for protocol in search_protocol.evaluated(self.config):
-            means = self.evaluate(params, tables, "validation", protocol).means()
-            found |= {metrics.full_name(name, protocol): value for name, value in means.items()}
-        return found
+        _, _, protocol = self.config.eval.selection.partition("/")
+        means = self.evaluate(params, tables, "validation", protocol).means()
+        return {metrics.full_name(name, protocol): value for name, value in means.items()}
 
     def _sft_task(
         self, stage: str, examples: Sequence[Example], epochs: float, initial: Any
@@ -327,7 +325,10 @@ class CRSExperiment:
 
     def _test(self, workdir: Workdir, stage: str, step: int, state: Any) -> None:
         rows = workdir.read_results()["rows"]
-        done = {(row["stage"], row["step"], row["protocol"]) for row in rows}
+        # launch.evaluate may have added rows of validation.
+        done = {
+            (row["stage"], row["step"], row["protocol"]) for row in rows if row["split"] == "test"
+        }
         for protocol in search_protocol.evaluated(self.config):
             if (stage, step, protocol) in done:
                 continue

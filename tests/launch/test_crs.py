@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from configs import crs_amazon_beauty
 from core.checkpoints import Checkpoints
 from core.errors import UserError
+from launch import crs
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
 from launch.methods import open_experiment
@@ -312,3 +315,25 @@ def test_killed_in_its_rl_a_run_ends_in_the_same_bits(folder, cache, whole, tmp_
     # Only what came after is trained again.
     assert "rl_0: continues from the checkpoint of step 1" in output, output
     assert contents(killed) == contents(whole)
+
+
+def test_validation_rows_do_not_stand_for_the_test(monkeypatch):
+    config = config_dict.ConfigDict({"eval": {"search_protocols": ("catalogue",)}})
+    tested = []
+    run = types.SimpleNamespace(
+        config=config,
+        data=None,
+        _rl=types.SimpleNamespace(algorithm="r_grpo"),
+        evaluate=lambda params, tables, split, protocol: tested.append((split, protocol)),
+        details=lambda split, protocol: {"more": {}},
+        held_out=lambda split: None,
+    )
+    monkeypatch.setattr(crs.search_protocol, "user_groups", lambda *_: {})
+    monkeypatch.setattr(crs.results, "save", lambda *_, **__: None)
+    row = {"stage": "align", "step": 5, "protocol": "search/catalogue", "split": "validation"}
+    for split, times in (("validation", 1), ("test", 1)):
+        rows = {"rows": [row | {"split": split}]}
+        workdir = types.SimpleNamespace(read_results=lambda rows=rows: rows)
+        state = {"params": None, "tables": None}
+        crs.CRSExperiment._test(run, workdir, "align", 5, state)
+        assert tested == [("test", "search/catalogue")] * times
