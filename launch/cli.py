@@ -6,7 +6,8 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -15,6 +16,7 @@ from core.errors import UserError
 from core.process_watch import ProcessWatch
 
 CANNOT_RUN = 2
+HELP = frozenset(["--help", "-h"])
 # Seconds for the watch to find a lost process, after a collective with it has failed.
 _PATIENCE_S = 5.0
 
@@ -23,7 +25,8 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     """Parses the command line, runs `main`, and turns mistakes into exit code 2.
 
     Flags are defined here and not on import, so that a notebook can import several programs.
-    Unknown flags, unknown config keys and `UserError` print one line on standard error.
+    Unknown flags, unknown config keys and `UserError` print one line on standard error; --help
+    prints what the program's module says of itself, and its flags.
     """
     logging.basicConfig(
         level=logging.INFO,
@@ -34,12 +37,32 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     )
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    of_libraries = set(flags.FLAGS)
     define_flags()
+    if HELP & set(sys.argv[1:]):
+        print(_help([name for name in flags.FLAGS if name not in of_libraries]))
+        return
     try:
         _parse()
         main()
     except UserError as error:
         _fail(error)
+
+
+def _help(names: Sequence[str]) -> str:
+    """The running module's docstring, and the flags of these names with their defaults."""
+    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+    for name in names:
+        flag = flags.FLAGS[name]
+        default = _default(flag.default)
+        lines.append(f"  --{name}: {flag.help}" + (f" Default: {default}." if default else ""))
+    return "\n".join(lines)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, str | int | float) else ""  # a config has many lines
 
 
 def _parse() -> None:

@@ -24,11 +24,14 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Runs `python -m t5x.PROGRAM` of the words PROGRAM, ARGUMENT, ...
+    """Runs `python -m t5x.PROGRAM` of the words PROGRAM, ARGUMENT, ...; --help prints the usage.
 
     Raises:
       UserError: no such program, or T5X is not installed.
     """
+    if arguments and arguments[0] in cli.HELP:
+        print((__doc__ or "").strip())
+        return
     if not arguments or arguments[0] not in _PROGRAMS:
         raise UserError(
             f"expected {' or '.join(_PROGRAMS)}, found {' '.join(arguments[:1]) or 'nothing'}; "

@@ -213,6 +213,21 @@ def test_command_line_mistakes_end_in_one_line(tmp_path, csv_folder):
     assert not workdir.exists(), "nothing is written before the run can start"
 
 
+@pytest.mark.parametrize("module", ["launch.train", "launch.benchmark"])
+def test_help_tells_the_usage_and_every_flag(module):
+    done = run(module, "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert f"python -m {module} --" in done.stdout
+    assert "\n  --config: " in done.stdout
+    # Flags of the libraries below are not this program's.
+    assert "--verbosity" not in done.stdout and len(done.stdout.splitlines()) < 30
+
+
+def test_help_of_t5x_needs_no_t5x():
+    done = run("launch.t5x", "--help")
+    assert done.returncode == 0 and "python -m launch.t5x train" in done.stdout
+
+
 def test_a_catalogue_without_99_negatives_is_refused(tmp_path):
     (tmp_path / "clicks.csv").write_text(
         "user,item,time\n" + "".join(f"u,i{t},{t}\n" for t in range(5))
