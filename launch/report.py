@@ -4,7 +4,7 @@
 
 A workdir is one of launch.ablate (table.md) or of launch.train (summary.md, and adaptive.md where
 launch.adaptive has written it). The page needs no other file and no network, and reads on a phone:
-wide tables scroll by themselves.
+wide tables and figures scroll by themselves.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from launch import cli
 
 _PAGES = ("table.md", "summary.md")
 _MORE = "adaptive.md"
+# Pixels; a wider figure has panels beside each other, which a phone could not show at its width.
+_ONE_PANEL = 800
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 0 1rem 3rem;
   color: #1a1a1a; background: #fff; overflow-wrap: anywhere; }
@@ -33,6 +35,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #d0d0d0; white-space: nowrap; }
 td.right, th.right { text-align: right; }
 img { max-width: 100%; height: auto; }
+img.panels { max-width: max(100%, 44rem); }
 nav a { display: inline-block; margin-right: 1rem; }
 @media (prefers-color-scheme: dark) {
   body { color: #eee; background: #161616; } th, td { border-color: #444; } a { color: #8ab4f8; }
@@ -111,12 +114,15 @@ def _table(lines: Sequence[str]) -> str:
 def _image(label: str, path: str) -> str:
     try:
         with open(path, "rb") as file:
-            data = base64.b64encode(file.read()).decode("ascii")
+            data = file.read()
     except FileNotFoundError:
         raise UserError(
             f"expected the figure {path}, found none; run the program that made its folder again"
         ) from None
-    return f'<img alt="{html.escape(label)}" src="data:image/png;base64,{data}">'
+    width = int.from_bytes(data[16:20])  # a PNG begins with its header
+    kind = " class=panels" if width > _ONE_PANEL else ""
+    source = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+    return f'<div class="wide"><img{kind} alt="{html.escape(label)}" src="{source}"></div>'
 
 
 def define_flags() -> None:

@@ -222,6 +222,8 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
         len(_SIDES),
         len(runs),
         figsize=(4.6 * len(runs), 6.4),
+        sharex=True,
+        sharey=True,
         squeeze=False,
         constrained_layout=True,
     )
@@ -238,7 +240,6 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
             for name, one in (("d(e, h)", with_mca), ("d(e, h~)", without)):
                 axes[row, column].hist(one, _BINS, histtype="step", density=True, label=name)
             axes[row, column].set_title(f"{label}, {_SIDES[side]}", fontsize=9)
-            axes[row, column].set_xlabel("cosine distance to the target")
             axes[row, column].legend(fontsize=8)
             near, far = with_mca.mean(), without.mean()
             cells = f"{near:.4f} | {far:.4f} | {near - far:+.4f}"
@@ -248,6 +249,7 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
                 "means": [near, far],
                 **_histograms(both),
             }
+        axes[-1, column].set_xlabel("cosine distance to the target")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return Found(lines, {"distances": values})

@@ -131,8 +131,13 @@ def device() -> str:
 def to_markdown(
     sweep: Sweep, rows: Sequence[SweepRow], metric: str, heading: str, stopped: Mapping[str, str]
 ) -> str:
-    """One table: per row every metric's mean and deviation over seeds, and the test of one."""
-    columns = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    """One table: per row the tested metric and its test, then every other metric.
+
+    Metrics are means over seeds with their deviation.
+    """
+    columns = [name for row in rows for name in row.metrics if name != metric]
+    columns = list(dict.fromkeys(columns))
+    header = [sweep.axis, "stage", "seeds", metric, "difference", "p (Holm)", *columns]
     lines = [f"# Sweep {sweep.text}", "", heading]
     if not rows:
         return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
@@ -142,8 +147,8 @@ def to_markdown(
         "same stage with a 95% bootstrap interval over users; p of a paired t-test over users, "
         "corrected by Holm's method.",
         "",
-        f"| {sweep.axis} | stage | seeds | " + " | ".join(columns) + " | difference | p (Holm) |",
-        "|---|---|---|" + "---:|" * (len(columns) + 2),
+        f"| {' | '.join(header)} |",
+        "|---|---|---|" + "---:|" * (len(header) - 3),
     ]
     for row in rows:
         cells = [_mean(row.metrics[name]) if name in row.metrics else "" for name in columns]
@@ -154,7 +159,8 @@ def to_markdown(
             test = [difference, f"{pair.p_holm:.2g}"]
         seeds = ", ".join(map(str, row.seeds))
         stage = STAGE_TITLES.get(row.stage, row.stage)
-        lines.append(f"| {' | '.join([row.setting.label, stage, seeds, *cells, *test])} |")
+        named = [row.setting.label, stage, seeds, _mean(row.metrics[metric])]
+        lines.append(f"| {' | '.join([*named, *test, *cells])} |")
     return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
 
 

@@ -3,6 +3,8 @@
 import base64
 import html.parser
 
+import matplotlib.image
+import numpy as np
 import pytest
 
 from core.errors import UserError
@@ -64,6 +66,13 @@ def test_the_page_holds_tables_and_figures(tmp_path):
     assert "http" not in page, "nothing is fetched"
     assert 'name="viewport"' in page
     assert "<th class=right>ndcg@5</th>" in to_html(TABLE, str(tmp_path / "a"))
+
+
+def test_figures_of_several_panels_keep_a_width_to_read_them_at(tmp_path):
+    for name, width in (("narrow", 600), ("wide", 1200)):
+        matplotlib.image.imsave(tmp_path / f"{name}.png", np.zeros((3, width)))
+    assert "<img class=panels " in to_html("![](wide.png)", str(tmp_path))
+    assert "<img alt=" in to_html("![](narrow.png)", str(tmp_path))
 
 
 def test_what_is_missing_is_named(tmp_path):
