@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
@@ -27,6 +29,15 @@ from lcrsr.ranker import Ranker
 Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
 
 PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
+# What a run divides by or counts to; an experiment looks at them before the workdir is written.
+EVAL_SIZES = ("eval.batch_size", "eval.full_batch_size")
+_SIZES = (
+    "pretrain.batch_size",
+    "pretrain.max_epochs",
+    "pretrain.evals_per_epoch",
+    "loop.log_every",
+    "loop.checkpoint_every",
+)
 
 
 class Runnable(Protocol):
@@ -62,6 +73,21 @@ def build(cls: type, values: dict[str, Any], *, section: str) -> Any:
         return cls(**{key: value for key, value in values.items() if key in known})
     except (ValueError, TypeError) as error:
         raise UserError(f"config.{section}: {error}; see the config's defaults file") from None
+
+
+def positive(config: config_dict.ConfigDict, *keys: str) -> None:
+    """Refuses sizes and counts with which a run could not go on.
+
+    Args:
+      keys: dotted, such as 'loop.log_every', of numbers that must be finite and above 0.
+
+    Raises:
+      UserError: one is not; names the key and the value.
+    """
+    for key in keys:
+        value = functools.reduce(lambda section, name: section[name], key.split("."), config)
+        if not 0 < value < math.inf:
+            raise UserError(f"expected config.{key} above 0, found {value}; set such a number")
 
 
 def partition_of(
@@ -168,6 +194,7 @@ class Experiment(Evaluated):
     stages: tuple[str, ...] = ("pretrain",)
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
+        positive(config, *_SIZES, *EVAL_SIZES)
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)
         self.item_words = data.item_words()

@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.loop import LoopConfig, steps_for
 from core.workdir import Workdir
 from launch.data import Data
-from launch.experiment import Experiment, Plan, build
+from launch.experiment import Experiment, Plan, build, positive
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
@@ -42,6 +42,8 @@ class LCRSERExperiment(Experiment):
                 f"expected config.pretrain.active_steps from 0 to model.max_steps = "
                 f"{model_config.max_steps}, found {config.pretrain.active_steps}; set one of them"
             )
+        if config.rl.enabled:
+            positive(config, "rl.examples", "rl.batch_size", "rl.evals")
         self.model = LCRSER(model_config)
         loss = build(LossConfig, config.pretrain.to_dict(), section="pretrain")
         ranker = LCRSERRanker(self.model, loss)

@@ -1,0 +1,53 @@
+"""A mistake in the config or the data is one line before the workdir is written, not after."""
+
+import pytest
+
+from core.errors import UserError
+from launch.experiment import positive
+from launch.train import train
+
+
+def refused(config, changes, workdir, words):
+    """`train` ends in `words`, and there is no workdir."""
+    wrong = config.copy_and_resolve_references()
+    wrong.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
+        train(wrong, str(workdir))
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pretrain.batch_size", 0),
+        ("pretrain.max_epochs", 0.0),
+        ("pretrain.max_epochs", float("inf")),
+        ("pretrain.max_epochs", float("nan")),
+        ("pretrain.evals_per_epoch", 0.0),
+        ("pretrain.evals_per_epoch", -1.0),
+        ("loop.log_every", 0),
+        ("loop.checkpoint_every", 0),
+        ("eval.batch_size", -8),
+        ("eval.full_batch_size", 0),
+        ("rl.evals", 0),
+        ("rl.batch_size", 0),
+        ("rl.examples", 0),
+    ],
+)
+def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
+    words = rf"expected config\.{key} above 0, found {value};"
+    refused(small_config, {key: value}, tmp_path / "w", words)
+
+
+def test_without_rl_its_sizes_do_not_matter(small_config, tmp_path):
+    # The next mistake is found, and not that one.
+    changes = {"rl.enabled": False, "rl.evals": 0, "eval.protocols": ("half",)}
+    refused(small_config, changes, tmp_path / "w", "found 'half'")
+
+
+def test_positive_names_the_first_key_that_is_not(small_config):
+    positive(small_config, "loop.log_every", "pretrain.max_epochs")
+    config = small_config.copy_and_resolve_references()
+    config.loop.log_every, config.rl.evals = -2, 0
+    with pytest.raises(UserError, match=r"config\.loop\.log_every above 0, found -2"):
+        positive(config, "pretrain.batch_size", "loop.log_every", "rl.evals")
