@@ -26,6 +26,25 @@ def content_hash(vectors: np.ndarray) -> str:
     return hashlib.sha256(json.dumps(values.shape).encode() + values.tobytes()).hexdigest()[:16]
 
 
+def source_hash(name: str) -> str:
+    """16 hex digits over a file, or over a folder's files and their names; '' of any other name.
+
+    What is kept under a setting that names a path must not outlive what lies there.
+    """
+    if not os.path.exists(name):
+        return ""
+    paths = [name]
+    if os.path.isdir(name):
+        found = (os.path.join(at, file) for at, _, files in os.walk(name) for file in files)
+        paths = sorted(found)
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.path.relpath(path, name).encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1; a row that is 0 up to rounding becomes 0."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -104,31 +123,52 @@ def from_text(
     return _factors(vectorizer.fit_transform(texts), config)
 
 
-def from_sentence_transformer(texts: Sequence[str], name: str) -> np.ndarray:
-    """Vectors of a sentence-transformers model, by its name or folder.
+def sentence_encoder(
+    name: str, *, key: str = "vectors.semantic"
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """A sentence-transformers model, by its name or folder, loaded once.
+
+    Args:
+      key: of the config, which names the model; for messages.
+
+    Returns:
+      Texts to vectors float32 [E, D] of length 1, or 0 of a text without words.
 
     Raises:
-      UserError: the package is absent, the model cannot be loaded, or no item has text.
+      UserError: the package is absent, or the model cannot be loaded.
     """
-    _check_texts(texts)
     try:
         import sentence_transformers
     except ImportError:
         raise UserError(
             f"expected the package sentence-transformers for semantic vectors from {name}, found "
-            "none; install it, or set vectors.semantic to 'tfidf_svd'"
+            f"none; install it, or set {key} to 'tfidf_svd'"
         ) from None
     try:
         model = sentence_transformers.SentenceTransformer(name)
     except Exception as error:  # missing files, no network, an unknown architecture
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"expected a sentence-transformers model at vectors.semantic={name}, found none that "
+            f"expected a sentence-transformers model at {key}={name}, found none that "
             f"loads ({reason}); pass another name or folder"
         ) from error
-    vectors = np.asarray(model.encode(list(texts), show_progress_bar=False), np.float32)
-    vectors[[not text.strip() for text in texts]] = 0.0
-    return unit_rows(vectors)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        vectors = np.asarray(model.encode(list(texts), show_progress_bar=False), np.float32)
+        vectors[[not text.strip() for text in texts]] = 0.0
+        return unit_rows(vectors)
+
+    return encode
+
+
+def from_sentence_transformer(texts: Sequence[str], name: str) -> np.ndarray:
+    """Vectors of a sentence-transformers model, by its name or folder.
+
+    Raises:
+      UserError: as `sentence_encoder`, or no item has text.
+    """
+    _check_texts(texts)
+    return sentence_encoder(name)(texts)
 
 
 def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:

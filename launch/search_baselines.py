@@ -16,6 +16,7 @@ from input_pipelines.bm25 import ItemTextIndex
 from input_pipelines.search_task import SearchExamples
 from launch import results, search_protocol
 from launch.data import Data
+from launch.experiment import positive
 from lcrsr.baselines import item_knn
 from lcrsr.search_baselines import (
     ByQuery,
@@ -37,10 +38,9 @@ PROTOCOLS = (*WHOLE, *candidates.PROTOCOLS, candidates.BM25, _SHOWN)
 
 def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.ndarray]:
     """Cosines with a query's vector of a sentence-transformers model."""
-    items = vectors.from_sentence_transformer(texts, name)
-    return lambda words: (
-        items @ vectors.from_sentence_transformer([segmenters.join(words)], name)[0]
-    )
+    encode = vectors.sentence_encoder(name, key="model.vectors")
+    items = encode(texts)
+    return lambda words: items @ encode([segmenters.join(words)])[0]
 
 
 class SearchBaselineExperiment:
@@ -63,6 +63,7 @@ class SearchBaselineExperiment:
                 f"expected config.model.kind of {', '.join(KINDS)}, found {config.model.kind!r}"
             )
         self.config, self.data = config, data
+        positive(config, "eval.batch_size")
         for protocol in config.eval.search_protocols:
             self.columns("search", protocol)
         try:
@@ -101,7 +102,9 @@ class SearchBaselineExperiment:
         return np.where(valid, np.asarray(log.rec_items)[np.where(valid, places, 0)], 0)
 
     def run(self, workdir: Workdir) -> None:
-        done = {row["protocol"] for row in workdir.read_results()["rows"]}
+        rows = workdir.read_results()["rows"]
+        # launch.evaluate may have added rows of validation.
+        done = {row["protocol"] for row in rows if row["split"] == "test"}
         for protocol in self.config.eval.search_protocols:
             (column,) = self.columns("search", protocol)
             if column not in done:

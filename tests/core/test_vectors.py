@@ -102,3 +102,15 @@ def test_the_hash_covers_values_and_shape():
     array = np.arange(6, dtype=np.float32)
     hashes = {vectors.content_hash(a) for a in (array.reshape(2, 3), array.reshape(3, 2), array)}
     assert len(hashes) == 3
+
+
+def test_what_lies_at_a_path_has_a_hash(tmp_path):
+    assert vectors.source_hash("click_svd") == ""
+    path = tmp_path / "model" / "weights"
+    path.parent.mkdir()
+    found = []
+    for content in (b"one", b"two", b"one"):
+        path.write_bytes(content)
+        found.append((vectors.source_hash(str(path)), vectors.source_hash(str(path.parent))))
+    assert found[0] == found[2]
+    assert all(len({before, after}) == 2 for before, after in zip(*found[:2], strict=True))

@@ -1,6 +1,8 @@
 """Matching baselines on a catalogue whose ranks are known: ten items of each query's kind."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from configs import matching
 from core.errors import UserError
 from launch.data import Data, resolve
+from launch.evaluate import evaluate
 from launch.methods import open_experiment
+from launch.restore import Restored
 from launch.train import train
 
 USERS, ITEMS, KINDS = 30, 60, 6
@@ -57,6 +61,35 @@ def test_vectors_put_the_kind_first(folder, tmp_path, system):
     assert means["hr@10"] == pytest.approx(1.0) and means["hr@1"] < 1.0
 
 
+def test_a_sentence_model_is_loaded_once(folder, tmp_path, monkeypatch):
+    loaded = []
+
+    class Kinds:
+        """Vectors by the digit after 'kind'."""
+
+        def __init__(self, name):
+            loaded.append(name)
+
+        def encode(self, texts, show_progress_bar):
+            return np.eye(KINDS)[[int(text.partition("kind")[2][0]) for text in texts]]
+
+    package = types.SimpleNamespace(SentenceTransformer=Kinds)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", package)
+    config = config_of(folder, tmp_path, "dense", vectors="bge")
+    experiment = open_experiment(config, Data(config))
+    means = experiment.evaluate(None, None, "test", "search/catalogue").means()
+    assert means["hr@10"] == pytest.approx(1.0) and loaded == ["bge"]
+
+
+def test_rows_of_validation_do_not_stand_for_the_test(folder, tmp_path):
+    config = config_of(folder, tmp_path, "bm25")
+    train(config, str(tmp_path / "w"))
+    (tmp_path / "w" / "results.json").unlink()
+    evaluate(Restored(str(tmp_path / "w")), "validation", "search/catalogue")
+    found = train(config, str(tmp_path / "w"))
+    assert [row["split"] for row in found["rows"]] == ["validation", "test"]
+
+
 def test_dsi_reads_the_query_alone_and_ranks_the_same_searches(folder, tmp_path):
     config = matching.get_config("dsi,amazon_beauty")
     config.update_from_flattened_dict(
@@ -87,7 +120,7 @@ def test_dsi_reads_the_query_alone_and_ranks_the_same_searches(folder, tmp_path)
 
 
 def test_what_is_refused(folder, tmp_path):
-    with pytest.raises(UserError, match="expected the package sentence-transformers"):
+    with pytest.raises(UserError, match=r"sentence-transformers .* set model\.vectors to"):
         config = config_of(folder, tmp_path, "dense", vectors="nobody/knows")
         open_experiment(config, Data(config))
     for choice in ("bm25,mars", "splade,qilin", "dsi,trivago"):
