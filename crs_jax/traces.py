@@ -17,6 +17,9 @@ from core.errors import UserError
 _KEYS = ("user", "query", "item", "reasoning")
 _ID = re.compile(r"<[a-z]_\d+>|</?think>|<\|")
 _WORD = re.compile(r"\w+")
+# Words at the start of an item's text, where its title is, and words in a row anywhere in it, that
+# tell which item it is.
+_START, _RUN = 3, 4
 
 
 class Trace(NamedTuple):
@@ -57,11 +60,21 @@ def read_traces(path: str) -> list[Trace]:
     return found
 
 
-def leaks(reasoning: str, title: str) -> bool:
-    """Whether a trace holds the target's title, an id or a control token."""
-    own = " ".join(_WORD.findall(reasoning.lower()))
-    wanted = " ".join(_WORD.findall(title.lower()))
-    return bool(_ID.search(reasoning)) or (bool(wanted) and f" {wanted} " in f" {own} ")
+def leaks(reasoning: str, text: str) -> bool:
+    """Whether a trace tells the target: an id, a control token, or words of its text in a row.
+
+    Sources join an item's title with what else they say of it, the title first. So a quoted title
+    shows as the first three words of the text (all of a shorter one), a part of it as any four.
+    """
+    if _ID.search(reasoning):
+        return True
+    words = _WORD.findall(text.lower())
+    if not words:
+        return False
+    own = f" {' '.join(_WORD.findall(reasoning.lower()))} "
+    runs = [words[:_START]]
+    runs += [words[place : place + _RUN] for place in range(len(words) - _RUN + 1)]
+    return any(f" {' '.join(run)} " in own for run in runs)
 
 
 class TemplateTeacher:

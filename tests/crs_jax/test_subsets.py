@@ -145,6 +145,11 @@ def test_what_tells_the_target_leaks():
     assert not traces.leaks("a redpot", "pot")
     assert traces.leaks("so <a_3>", "pot") and traces.leaks("so </think>", "")
     assert not traces.leaks("anything", "")
+    # The title comes first in a text of more.
+    text = "Red Iron Pot Lodge heavy pot for open fires"
+    assert traces.leaks("they want the red iron pot", text)
+    assert traces.leaks("a pot for open fires", text) and not traces.leaks("a pot for open", text)
+    assert not traces.leaks("an iron pot of Lodge", text)
 
 
 def test_the_template_teacher_needs_only_texts():
