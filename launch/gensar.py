@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from core import metrics
+from core import metrics, vectors
 from core import trie as tries
 from core.errors import UserError
 from core.loop import LoopConfig, run_stage
@@ -28,7 +28,7 @@ from input_pipelines import candidates
 from input_pipelines.splits import Examples
 from launch import results
 from launch.data import Data
-from launch.experiment import build
+from launch.experiment import build, positive
 from launch.gensar_examples import GenSARExamples
 from launch.gensar_identifiers import IdentifierExperiment
 
@@ -68,7 +68,10 @@ def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTa
             "loop": _IDENTIFIER_LOOP,
         }
     )
-    digest = hashlib.sha256(own.to_json_best_effort(sort_keys=True).encode()).hexdigest()[:12]
+    content = own.to_json_best_effort(sort_keys=True)
+    for source in (own.vectors.semantic, own.vectors.collaborative):
+        content += vectors.source_hash(source)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     folder = os.path.join(data.directory, f"identifiers-{digest}")
     if not os.path.exists(os.path.join(folder, "results.json")):
         _LOG.info("no config.identifiers given: training identifiers in %s", folder)
@@ -93,6 +96,11 @@ class GenSARExperiment:
 
     def __init__(self, config: config_dict.ConfigDict, data: Data):
         self.config, self.data = config, data
+        positive(
+            config,
+            *("train.evals", "eval.beam", "eval.batch_size", "eval.full_batch_size"),
+            *("loop.log_every", "loop.checkpoint_every"),
+        )
         mesh = make_mesh(config.mesh.data, config.mesh.table)
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
         self._check_lengths()
@@ -186,7 +194,9 @@ class GenSARExperiment:
             self.examples.vocabulary.text_rows,
         )
         finished = run_stage(self.task, self._loop(), workdir)
-        done = {(row["protocol"], row["step"]) for row in workdir.read_results()["rows"]}
+        rows = workdir.read_results()["rows"]
+        # launch.evaluate may have added rows of validation.
+        done = {(row["protocol"], row["step"]) for row in rows if row["split"] == "test"}
         state = finished.state
         evaluated = [("recommendation", p) for p in self.config.eval.protocols]
         evaluated += [("search", p) for p in self.config.eval.search_protocols]

@@ -186,12 +186,16 @@ class GenSARExamples:
         return write(self._texts[item - 1], item, _KINDS[number], phrasing)
 
     def _search_example(self, examples: SearchExamples, row: int, phrasing: int = 0) -> Example:
-        query, history = None, []
-        if self._blind != "query":
-            query = histories.query_text(self._log, int(examples.target_row[row]))
-        if self._blind != "history":
-            history = self.history(examples, row)
-        return self.prompts.next_searched_item(history, query, int(examples.item[row]), phrasing)
+        query = histories.query_text(self._log, int(examples.target_row[row]))
+        return self.search(examples, row, query, int(examples.item[row]), phrasing)
+
+    def search(
+        self, examples: Examples, row: int, query: str, item: int, phrasing: int = 0
+    ) -> Example:
+        """A search for `item` after the history of an example, without what the run is blind to."""
+        history = [] if self._blind == "history" else self.history(examples, row)
+        seen = None if self._blind == "query" else query
+        return self.prompts.next_searched_item(history, seen, item, phrasing)
 
     def evaluation_examples(self, examples: Examples) -> Iterator[Example]:
         """Prompts of the first phrasing with their targets."""

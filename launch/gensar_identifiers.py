@@ -21,7 +21,7 @@ from gensar_jax.quantizer import SHARED
 from gensar_jax.rqvae import RQVAE, SOURCES, RQVAEConfig
 from input_pipelines import segmenters
 from launch.data import Data
-from launch.experiment import build
+from launch.experiment import build, positive
 
 _LOG = logging.getLogger(__name__)
 TFIDF, CLICKS = "tfidf_svd", "click_svd"
@@ -86,6 +86,7 @@ class IdentifierExperiment:
                 "without --coordinator"
             )
         self.config, self.data = config, data
+        positive(config, "train.evals", "loop.log_every", "loop.checkpoint_every")
         model = build(RQVAEConfig, config.model.to_dict(), section="model")
         training = build(TrainingConfig, config.train.to_dict(), section="train")
         if data.log.num_items < model.codes:

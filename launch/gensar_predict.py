@@ -39,27 +39,28 @@ def top_items(
       query: for the items of a search; None for recommendations.
 
     Raises:
-      UserError: more items than there are, a query for a run that has not learnt to search, or of
-        only unknown characters.
+      UserError: more items than there are, a task that the run has not learnt, or a query of only
+        unknown characters.
     """
     known = experiment.data.log.num_items
     if top_k > known:
         raise UserError(f"expected top_k of at most {known} items, found {top_k}; lower --top_k")
     task = "recommendation" if query is None else "search"
     written = experiment.examples
-    if query is not None and "nsip" not in written.mixture.tasks:
+    learnt, wanted = written.mixture.tasks, "nrip" if query is None else "nsip"
+    if wanted not in learnt:
+        asked, remedy = ("without", "pass a query") if query is None else ("with", "leave it out")
         raise UserError(
-            "expected a run whose mixture holds nsip for --query, found one of "
-            f"{', '.join(written.mixture.tasks)}; leave --query out"
+            f"expected a run whose mixture holds {wanted} {asked} --query, found one of "
+            f"{', '.join(learnt)}; {remedy}"
         )
     # Any item: only the prompt is used.
-    histories = (written.history(examples, row) for row in range(len(examples)))
     inputs = padded(
         [
-            written.prompts.next_item(history, 1).inputs
+            written.prompts.next_item(written.history(examples, row), 1).inputs
             if query is None
-            else written.prompts.next_searched_item(history, query, 1).inputs
-            for history in histories
+            else written.search(examples, row, query, 1).inputs
+            for row in range(len(examples))
         ]
     )
     index = TouchedItems(experiment.data.log)

@@ -250,6 +250,8 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     assert "both, semantic, collaborative" in message
     assert "row_inputs" in refused(changed(config, train__row_inputs=100), tmp_path)
     assert "config.train" in refused(changed(config, train__epochs=0.0), tmp_path)
+    assert "config.train.evals above 0" in refused(changed(config, train__evals=0), tmp_path)
+    assert "config.eval.beam above 0" in refused(changed(config, eval__beam=0), tmp_path)
     assert "T5 size" in refused(changed(config, model__size="huge"), tmp_path)
     assert "config.eval.selection" in refused(
         changed(config, eval__selection="ndcg@5/neg99"), tmp_path
@@ -385,8 +387,11 @@ def test_predictions_are_items_unseen_best_first(trained):
         with pytest.raises(UserError, match=message):
             list(predict(restored, *arguments))
     experiment.examples.mixture.tasks = ("nrip",)
-    with pytest.raises(UserError, match="whose mixture holds nsip"):
+    with pytest.raises(UserError, match="whose mixture holds nsip with --query"):
         list(predict(restored, users, 3, "red"))
+    experiment.examples.mixture.tasks = ("nsip",)
+    with pytest.raises(UserError, match="whose mixture holds nrip without --query"):
+        list(predict(restored, users, 3))
 
 
 def teacher_forced(restored, user, task, query):
