@@ -14,6 +14,11 @@ from configs import datasets, defaults
 def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """What does not depend on the data set; sizes are the paper's where it gives them."""
     config.method = "crs"
+    defaults.without(
+        config,
+        *("pretrain", "data.words", "data.item_words", "data.train_negatives"),
+        *("data.rec_length", "data.search_length", "eval.protocols", "eval.full_batch_size"),
+    )
 
     config.data.split = "by_user"  # the paper, 4.1.3
     config.data.history = 10  # the latest interactions (the paper, 4.1.1)
@@ -35,7 +40,8 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.semantic_ids.last_codes = 0  # of the de-duplication level; 0: as many as needed
 
     config.vocabulary = config_dict.ConfigDict()
-    config.vocabulary.tokenizer = ""  # a tokenizer.json; empty: trained on titles and queries
+    # A tokenizer.json; empty: the checkpoint's, or trained on titles and queries.
+    config.vocabulary.tokenizer = ""
     config.vocabulary.size = 4000  # of a trained one
 
     config.prompts = config_dict.ConfigDict()

@@ -2,9 +2,8 @@
 
 Paper: Towards Context-aware Reasoning-enhanced Generative Searching in E-commerce.
 Command: python -m launch.train --config=configs/crs_trivago_100k.py --config.data_dir=DIR \
-  --config.model.checkpoint=Q --config.vocabulary.tokenizer=Q/tokenizer.json, with DIR holding the
-parquet files, and Q a folder of Qwen3-0.6B. Without Q the network starts from scratch with a
-tokenizer of its own.
+  --config.model.checkpoint=Q, with DIR holding the parquet files, and Q a folder of Qwen3-0.6B.
+Without Q the network starts from scratch with a tokenizer of its own.
 Few of the hotels are seen by more than one user, so that ranking the whole catalogue says little
 here; `search/impressions` ranks the hotels that the search has shown.
 """

@@ -60,3 +60,11 @@ def get_config() -> config_dict.ConfigDict:
     config.loop.log_every = 20  # updates
     config.loop.checkpoint_every = 500  # updates, beside one at every evaluation
     return config
+
+
+def without(config: config_dict.ConfigDict, *keys: str) -> config_dict.ConfigDict:
+    """Takes out what a method does not read, so that setting it is refused and not ignored."""
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        del (config[section] if section else config)[name]
+    return config

@@ -14,6 +14,7 @@ from configs import datasets, defaults
 def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """What does not depend on the data set."""
     config.method = "gensar_identifiers"
+    defaults.without(config, "pretrain", "data.item_words", "data.train_negatives")
 
     config.vectors = config_dict.ConfigDict()
     # "tfidf_svd", or the name or folder of a sentence-transformers model (the paper's: BGE).

@@ -24,6 +24,7 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
     """
     identifiers = gensar_identifiers_qilin.method(defaults.get_config())
     config.method = "gensar"
+    defaults.without(config, "pretrain", "data.words", "data.item_words", "data.train_negatives")
     config.identifiers = ""  # folder of an identifier table; empty: made with these settings
     config.identifier_vectors = identifiers.vectors
     config.identifier_model = identifiers.model

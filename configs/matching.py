@@ -12,6 +12,7 @@ from configs import (
     crs_amazon_beauty,
     crs_sample,
     crs_trivago_100k,
+    defaults,
     gensar_amazon_beauty,
     gensar_qilin,
     retrieval,
@@ -57,6 +58,7 @@ def get_config(choice: str = "bm25,qilin") -> config_dict.ConfigDict:
     config = config_dict.ConfigDict(
         {k: crs[k] for k in ("dataset", "data_dir", "cache_dir", "seed", "mesh", "data", "eval")}
     )
+    config.data.rec_length = defaults.get_config().data.rec_length  # of query_knn
     retrieval.method(config, kind)
     if "on_sample" in crs:
         # The same searches are evaluated as of CRS on the sample.

@@ -88,6 +88,7 @@ class RLConfig:
                 "expected batch_size, answers, updates_per_rollout and length_limit of 1 or more, "
                 f"trajectories of 2 or more and log_base above 1, found {self}"
             )
+        _ = self.sampling  # refuses what cannot be drawn with
         if sum(self.accuracy_weights) <= 1:
             raise ValueError(
                 f"expected accuracy_weights of a sum above 1, the length reward's maximum, found "

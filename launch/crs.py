@@ -18,19 +18,18 @@ from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
 from core.workdir import Workdir, write_atomically
 from crs_jax import contexts, decoder_checkpoints, lora, self_evolve, sharding
-from crs_jax.decoder import Decoder, init_params
-from crs_jax.decoder_config import of_size
+from crs_jax.decoder import init_params
 from crs_jax.inference import Answers, Inference
 from crs_jax.packing import Example, prompt_array
-from crs_jax.rl_task import RLConfig, RLTask, Tokens
+from crs_jax.rl_task import RLTask, Tokens
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
-from crs_jax.sft_task import SFTConfig, SFTTask
+from crs_jax.sft_task import SFTTask
 from crs_jax.subsets import Case, Subsets, correct, incorrect
 from input_pipelines.search_task import SearchExamples
 from launch import crs_teacher, results, search_protocol
 from launch.crs_examples import CRSExamples
+from launch.crs_settings import decoder_of, stage_settings
 from launch.data import Data
-from launch.experiment import build
 from launch.search_protocol import PROTOCOL
 
 _LOG = logging.getLogger(__name__)
@@ -72,41 +71,16 @@ class CRSExperiment:
         text_rows = decoder_checkpoints.checkpoint_rows(checkpoint) if checkpoint else None
         self.examples = CRSExamples(config, data, text_rows)
         words = self.examples.vocabulary
-        sizes = {
-            key: value
-            for key, value in config.model.to_dict().items()
-            if key not in ("size", "checkpoint")
-        }
-        try:
-            shape = of_size(config.model.size, words.text_rows, words.new_rows, **sizes)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"config.model: {error}; see crs_jax/decoder_config.py") from None
-        self.network = Decoder(shape)
-        self.partition = sharding.partition_of(shape, self._mesh)
+        self.network = decoder_of(config, words.text_rows, words.new_rows)
+        self.partition = sharding.partition_of(self.network.config, self._mesh)
         if self.partition is not None:
             for section in ("rl", "eval"):
                 size = config[section].batch_size
                 self.partition.check_batch_size(size, f"config.{section}.batch_size")
-        self._sft = build(SFTConfig, config.sft.to_dict(), section="sft")
-        self._rl = build(
-            RLConfig,
-            config.rl.to_dict() | {"max_reasoning": config.prompts.max_reasoning},
-            section="rl",
-        )
-        if len(self._rl.accuracy_weights) != len(words.levels) - 1:
-            raise UserError(
-                f"expected config.rl.accuracy_weights for {len(words.levels) - 1} levels, found "
-                f"{len(self._rl.accuracy_weights)}; give one a k-means level"
-            )
-        codes = len(words.levels)
-        longest = config.prompts.max_prompt + max(
-            config.prompts.max_reasoning + codes + 1, config.prompts.max_answer
-        )
-        if self._sft.row_length < longest:
-            raise UserError(
-                f"expected config.sft.row_length of at least {longest}, a prompt and its answer, "
-                f"found {self._sft.row_length}; raise it"
-            )
+        self._sft, self._rl = stage_settings(config, len(words.levels))
+        if search_protocol.IMPRESSIONS in search_protocol.evaluated(config):
+            for split in ("validation", "test"):
+                search_protocol.impressions(data.log, self.held_out(split))
         self._controls = Tokens(words.think, words.end_think, words.end)
         self._trie = tries.build(
             self.examples.item_tokens[1:], np.arange(1, len(self.examples.item_tokens))
@@ -155,7 +129,7 @@ class CRSExperiment:
                 f"expected the semantic ids {trained} that this run was trained with, found "
                 f"{self.examples.ids.hash}; train in another --workdir"
             )
-        reason = bool(np.asarray(tables["reasons"])[0])
+        reason = _reasons(tables)
         prompts, lengths = self._asked(split, reason)
         sums = metrics.Sums(tuple(self.config.eval.metrics))
         if protocol == search_protocol.IMPRESSIONS:
@@ -181,10 +155,13 @@ class CRSExperiment:
         users = search_protocol.users(self.data.log, self.held_out(split), protocol)
         return {"users": users, "more": more}
 
-    def predict(self, params: Any, asked: Sequence[str], top_k: int) -> Iterator[dict[str, Any]]:
+    def predict(
+        self, params: Any, tables: Any, asked: Sequence[str], top_k: int
+    ) -> Iterator[dict[str, Any]]:
         """Answers queries with everything their users have done before.
 
         Args:
+          params, tables: of a stage; the aligned model answers without reasoning.
           asked: 'USER TAB QUERY', or 'USER' for the user's latest query.
 
         Yields:
@@ -196,12 +173,13 @@ class CRSExperiment:
         contexts_of = [self.examples.asked(line) for line in asked]
         limit = self.config.prompts.max_prompt
         words = self.examples.vocabulary
+        reason = _reasons(tables)
         prompts = [
-            contexts.user_prompt(context, words, limit=limit, reason=True)
+            contexts.user_prompt(context, words, limit=limit, reason=reason)
             for _, context in contexts_of
         ]
         width = max(self.config.eval.beam, top_k)
-        found = self._inference(params, *prompt_array(prompts, limit), width=width, reason=True)
+        found = self._inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
         for row, (user, context) in enumerate(contexts_of):
             said = found.reasoning[row, : found.lengths[row]].tolist()
             if said and said[-1] in (words.end_think, words.end):
@@ -446,3 +424,8 @@ class CRSExperiment:
         asked = prompts[rows], lengths[rows]
         task = self._rl_task(stage, iteration, *asked, targets, lora.copies(params))
         return self._run(workdir, task, self.config.rl.learning_rate, self.config.rl.evals)
+
+
+def _reasons(tables: Any) -> bool:
+    """Whether a stage's model has been told to reason."""
+    return bool(np.asarray(tables["reasons"])[0])

@@ -19,10 +19,10 @@ from core.errors import UserError
 from core.partitioning import Partition, make_mesh
 from crs_jax import lora, sharding
 from crs_jax.decoder import Decoder, init_params
-from crs_jax.decoder_config import QWEN3_ROWS, of_size
-from crs_jax.rl_task import RLConfig, Tokens, rl_step
-from crs_jax.sft_task import SFTConfig, first_state, sft_step
-from launch.experiment import build
+from crs_jax.decoder_config import QWEN3_ROWS
+from crs_jax.rl_task import Tokens, rl_step
+from crs_jax.sft_task import first_state, sft_step
+from launch.crs_settings import decoder_of, stage_settings
 
 # Items of the trie, which lies whole on every chip, and codes of the de-duplication level.
 _ITEMS, _LAST_CODES = 4096, 64
@@ -33,12 +33,6 @@ def mesh_of(config: config_dict.ConfigDict, devices: Any) -> Mesh:
     mesh = config.mesh
     data = -1 if (mesh.data, mesh.table) == (1, 1) else mesh.data
     return make_mesh(data, mesh.table, devices)
-
-
-def _network(config: config_dict.ConfigDict, text_rows: int) -> Decoder:
-    sizes = {k: v for k, v in config.model.to_dict().items() if k not in ("size", "checkpoint")}
-    new_rows = sum(config.semantic_ids.codes) + (config.semantic_ids.last_codes or _LAST_CODES)
-    return Decoder(of_size(config.model.size, text_rows, new_rows, **sizes))
 
 
 def _state(network: Decoder, settings: Any, with_reference: bool) -> Any:
@@ -74,14 +68,11 @@ def steps(
     Raises:
       UserError: a batch that does not divide over the chips, or settings that do not fit.
     """
-    network = _network(config, text_rows)
+    new_rows = sum(config.semantic_ids.codes) + (config.semantic_ids.last_codes or _LAST_CODES)
+    network = decoder_of(config, text_rows, new_rows)
     partition = Partition(mesh, sharding.rules_of(network.config, mesh), whole=sharding.WHOLE)
-    sft = build(SFTConfig, config.sft.to_dict(), section="sft")
-    prompts = config.prompts
-    rl = build(
-        RLConfig, config.rl.to_dict() | {"max_reasoning": prompts.max_reasoning}, section="rl"
-    )
-    codes = len(config.semantic_ids.codes) + 1
+    prompts, codes = config.prompts, len(config.semantic_ids.codes) + 1
+    sft, rl = stage_settings(config, codes)
     rows, asked = batch_size or sft.batch_size, batch_size or rl.batch_size
     for name, count in (("sft", rows), ("rl", asked)):
         if count % mesh.size:

@@ -123,6 +123,8 @@ class CRSExamples:
         config = self._config
         content = [self._data.log.hash, str(config.seed), config.data.segmenter]
         content += [config[name].to_json(sort_keys=True) for name in ("vectors", "semantic_ids")]
+        source = vectors.source_hash(config.vectors.semantic)
+        content += [source] if source else []
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         folder = os.path.join(self._data.directory, f"semantic-ids-{digest}")
         # A kill may leave the folder alone.
@@ -143,10 +145,13 @@ class CRSExamples:
             yield "".join(code_name(level, code) for level, code in enumerate(codes))
 
     def _tokenizer(self):
-        """Given by path, or trained on the catalogue and the training queries once."""
-        settings = self._config.vocabulary
+        """Given by path, or the checkpoint's; or trained on catalogue and training queries once."""
+        settings, checkpoint = self._config.vocabulary, self._config.model.checkpoint
         if settings.tokenizer:
             return vocabulary.read_tokenizer(settings.tokenizer)
+        if checkpoint:  # its rows are of its own tokens alone
+            folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
+            return vocabulary.read_tokenizer(os.path.join(folder, "tokenizer.json"))
         # What the texts depend on: writing them all for their hash would take every start minutes.
         content = [self._log.hash, str(self._seed), self._config.data.to_json(sort_keys=True)]
         content += contexts.template_texts()
@@ -194,6 +199,8 @@ class CRSExamples:
         log, most = self._log, self._config.data.history
         clicks = np.arange(max(int(log.rec_offsets[user]), rec_end - most), rec_end)
         searches = np.arange(max(int(log.search_offsets[user]), search_end - most), search_end)
+        if not self._config.data.use_search:
+            searches = searches[:0]
         times = np.concatenate([log.rec_times[clicks], log.search_times[searches]]).astype(np.int64)
         order = np.argsort(times, kind="stable")[len(times) - min(most, len(times)) :]
         if now is None:
@@ -241,28 +248,41 @@ class CRSExamples:
         rec_end, search_end = (
             int(offsets[user + 1]) for offsets in (log.rec_offsets, log.search_offsets)
         )
-        place = None
         if not tab:
             searches = range(int(log.search_offsets[user]), search_end)
             latest = next((row for row in reversed(searches) if self.query(row)), None)
             if latest is not None:
-                query, place = self.query(latest), log.place(latest) or None
+                return name, self._before(user, latest)
         if not query.strip():
             raise UserError(
                 f"expected a query of user {name}, found none in the log; write {name} TAB query"
             )
-        return name, self.context(user, rec_end, search_end, query, None, place)
+        return name, self.context(user, rec_end, search_end, query, None, None)
+
+    def _before(self, user: int, search: int) -> UserContext:
+        """The context of a search of the log: what came after it, its clicks too, is not there."""
+        log = self._log
+        time = log.search_times[search]
+        rec_end, search_end = (
+            int(offsets[user] + np.searchsorted(times[slice(*offsets[user : user + 2])], time))
+            for offsets, times in (
+                (log.rec_offsets, log.rec_times),
+                (log.search_offsets, log.search_times),
+            )
+        )
+        return self._of_search(user, rec_end, search_end, search)
+
+    def _of_search(self, user: int, rec_end: int, search_end: int, search: int) -> UserContext:
+        now, place = int(self._log.search_times[search]), self._log.place(search) or None
+        return self.context(user, rec_end, search_end, self.query(search), now, place)
 
     def context_of(self, examples: Examples, row: int) -> UserContext:
         """The context of a search example."""
-        search = int(examples.target_row[row])
-        return self.context(
+        return self._of_search(
             int(examples.user[row]),
             int(examples.rec_end[row]),
             int(examples.search_end[row]),
-            self.query(search),
-            int(self._log.search_times[search]),
-            self._log.place(search) or None,
+            int(examples.target_row[row]),
         )
 
     def prompts(self, examples: Examples, *, reason: bool) -> list[list[int]]:

@@ -56,7 +56,7 @@ def predict(
                 "expected --users=FILE without --query of a run of CRS; write a query after its "
                 "user and a TAB"
             )
-        yield from restored.experiment.predict(restored.params, users, top_k)
+        yield from restored.experiment.predict(restored.params, restored.tables, users, top_k)
         return
     if isinstance(restored.experiment, GenSARExperiment):
         yield from _generated(restored, users, top_k, query)

@@ -172,6 +172,14 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
         ({"mesh.data": 2, "eval.batch_size": 9}, r"expected config\.eval\.batch_size that is"),
         ({"semantic_ids.codes": (400, 4, 4)}, "at least 400 different vectors"),
         ({"vocabulary.tokenizer": "/nowhere.json"}, "expected a tokenizer.json, found no"),
+        ({"rl.temperature": -1.0}, "config.rl: expected max_tokens .* temperature of 0 or more"),
+        ({"rl.steps": 0}, r"expected config\.rl\.steps above 0, found 0"),
+        ({"align.epochs": 0.0}, r"expected config\.align\.epochs above 0, found 0"),
+        ({"prompts.max_reasoning": 0}, r"config\.prompts\.max_reasoning above 0"),
+        (
+            {"eval.search_protocols": ("catalogue", "impressions")},
+            "items shown and not clicked in the searches",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(folder, cache, changes, message):
@@ -221,6 +229,9 @@ def test_a_whole_cycle_its_results_and_predictions(whole):
     ranked = [(user, rank) for user in ("3", "7") for rank in (1, 2, 3)]
     assert [(row["user"], row["rank"]) for row in rows] == ranked
     assert rows[3]["query"] == "kind2 things" and isinstance(rows[0]["reasoning"], str)
+    # The aligned model has not learnt to reason.
+    (row,) = predict(Restored(workdir, "align"), ["3"], 1)
+    assert row["reasoning"] == "" and any(r["reasoning"] for r in rows)
     names = set(restored.data.log.item_ids.tolist())
     assert all(r["item"] in names and r["id"].startswith("<a_") for r in rows)
     with pytest.raises(UserError, match="--task=search --protocol=catalogue or impressions"):

@@ -14,6 +14,7 @@ from crs_jax import sharding
 from crs_jax.sft_task import SFTConfig, sft_step
 from launch import crs_compile
 from launch.compile_check import _compiled, topology_devices
+from launch.crs_settings import decoder_of
 
 
 def tiny():
@@ -22,7 +23,8 @@ def tiny():
     config.semantic_ids.codes = (8, 8, 8)
     config.semantic_ids.last_codes = 8
     config.prompts.max_prompt, config.prompts.max_reasoning = 24, 6
-    config.sft.batch_size, config.sft.row_length = 8, 32
+    config.prompts.max_answer = 8
+    config.sft.batch_size, config.sft.row_length = 8, 40
     config.rl.batch_size, config.rl.trajectories, config.rl.answers = 8, 2, 3
     return config
 
@@ -43,19 +45,23 @@ def test_parameters_and_moments_are_cut_and_the_rest_is_whole():
     embedding = state["params"]["trained"]["embedder/embedding"]
     assert embedding.sharding.shard_shape(embedding.shape) == (16, 32)
     assert state["step"].sharding.is_fully_replicated
-    assert batch["tokens"].sharding.shard_shape((8, 32)) == (1, 32)
+    assert batch["tokens"].sharding.shard_shape((8, 40)) == (1, 40)
     assert batch["rate"].sharding.is_fully_replicated
     assert rollout["prompts"].sharding.shard_shape((8, 24)) == (1, 24)
     assert rollout["trie"].items.sharding.is_fully_replicated
     with pytest.raises(UserError, match="multiple of 8 chips, found 9"):
         crs_compile.steps(tiny(), mesh, batch_size=9, text_rows=64)
+    config = tiny()
+    config.model.dtype = "int8"
+    with pytest.raises(UserError, match=r"config\.model: expected dtype"):
+        crs_compile.steps(config, mesh, text_rows=64)
 
 
 @pytest.mark.slow
 def test_a_step_on_a_mesh_is_that_of_one_device():
     mesh = make_mesh(4, 2)
     config = tiny()
-    network = crs_compile._network(config, 64)
+    network = decoder_of(config, 64, 32)
     settings = SFTConfig(**config.sft.to_dict())
     shapes = crs_compile._state(network, settings, False)
     rng = np.random.default_rng(0)

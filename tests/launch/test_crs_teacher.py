@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import save_file
 from test_crs import config_of, opened, write_beauty
 
@@ -16,6 +17,7 @@ from crs_jax.subsets import Subsets
 from crs_jax.teacher import Teacher
 from crs_jax.vocabulary import Vocabulary, train_tokenizer
 from launch import crs_teacher
+from launch.crs_examples import CRSExamples
 from launch.restore import Restored
 from launch.train import train
 
@@ -165,3 +167,17 @@ def test_a_teacher_that_never_ends_and_wrong_folders_are_refused(data, tmp_path)
     (tmp_path / "t" / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": False}))
     with pytest.raises(UserError, match="with tie_word_embeddings False"):
         opened(*data, **settings(path))
+
+
+def test_a_checkpoint_to_train_brings_its_own_tokenizer(data, tmp_path):
+    path = write_teacher(tmp_path / "t")
+    experiment = opened(*data)
+    config = experiment.config.copy_and_resolve_references()
+    config.model.checkpoint = path
+    words = CRSExamples(config, experiment.data, ROWS).vocabulary
+    own = tokenizers.Tokenizer.from_file(f"{path}/tokenizer.json")
+    assert words.encode("blue tents") == own.encode("blue tents").ids
+    (tmp_path / "t" / "tokenizer.json").unlink()
+    config.model.checkpoint = f"{path}/model.safetensors"
+    with pytest.raises(UserError, match=r"found no .*t/tokenizer\.json"):
+        CRSExamples(config, experiment.data, ROWS)

@@ -128,6 +128,31 @@ def test_a_users_latest_query_is_asked_where_it_was_made(folder, tmp_path):
     assert examples.asked("u1\thotel")[1].place is None
 
 
+def test_a_latest_query_is_asked_without_what_it_led_to(folder, tmp_path):
+    experiment = opened(folder, tmp_path, **SMALL)
+    examples, log = experiment.examples, experiment.data.log
+    held_out = experiment.held_out("test")
+    latest = {}
+    for row, (user, search) in enumerate(
+        zip(held_out.user.tolist(), held_out.target_row.tolist(), strict=True)
+    ):
+        if search == int(log.search_offsets[user + 1]) - 1:
+            latest[str(log.user_ids[user])] = row
+    assert latest
+    for name, row in latest.items():
+        assert examples.asked(name) == (name, examples.context_of(held_out, row))
+        # The click is known once the user asks something else.
+        assert len(examples.asked(f"{name}\thotel")[1].events) > len(examples.asked(name)[1].events)
+
+
+def test_a_run_blind_to_searches_reads_none(folder, tmp_path):
+    seen = opened(folder, tmp_path, **SMALL).examples.asked("u1\thotel")[1]
+    blind = opened(folder, tmp_path, **SMALL, **{"data.use_search": False})
+    context = blind.examples.asked("u1\thotel")[1]
+    assert any(event.query for event in seen.events)
+    assert context.events and not any(event.query for event in context.events)
+
+
 def test_the_shown_hotels_are_ranked(folder, tmp_path, monkeypatch):
     experiment = opened(folder, tmp_path, **SMALL)
     examples, log, held_out = experiment.examples, experiment.data.log, experiment.held_out("test")

@@ -1,0 +1,62 @@
+"""What a CRS config asks of its decoder and its stages, checked before anything is trained."""
+
+from __future__ import annotations
+
+from ml_collections import config_dict
+
+from core.errors import UserError
+from crs_jax.decoder import Decoder
+from crs_jax.decoder_config import of_size
+from crs_jax.rl_task import RLConfig
+from crs_jax.sft_task import SFTConfig
+from launch.experiment import build, positive
+
+# Without these a stage could not begin, or not end.
+_ABOVE_ZERO = (
+    *("align.epochs", "align.evals", "distill.epochs", "distill.evals"),
+    *("evolve.epochs", "evolve.evals", "rl.steps", "rl.evals"),
+    *("eval.beam", "eval.batch_size", "loop.log_every", "loop.checkpoint_every"),
+    *("prompts.max_prompt", "prompts.max_reasoning", "prompts.max_answer"),
+)
+
+
+def decoder_of(config: config_dict.ConfigDict, text_rows: int, new_rows: int) -> Decoder:
+    """The network of `config.model` with rows for text tokens and for codes.
+
+    Raises:
+      UserError: a setting that does not exist or fit.
+    """
+    sizes = {k: v for k, v in config.model.to_dict().items() if k not in ("size", "checkpoint")}
+    try:
+        return Decoder(of_size(config.model.size, text_rows, new_rows, **sizes))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model: {error}; see crs_jax/decoder_config.py") from None
+
+
+def stage_settings(config: config_dict.ConfigDict, levels: int) -> tuple[SFTConfig, RLConfig]:
+    """The settings of fine-tuning and of RL.
+
+    Args:
+      levels: of the ids, the de-duplication level among them.
+
+    Raises:
+      UserError: a setting that does not fit, or rows too short for a prompt with its answer.
+    """
+    positive(config, *_ABOVE_ZERO)
+    prompts = config.prompts
+    sft = build(SFTConfig, config.sft.to_dict(), section="sft")
+    rl = build(
+        RLConfig, config.rl.to_dict() | {"max_reasoning": prompts.max_reasoning}, section="rl"
+    )
+    if len(rl.accuracy_weights) != levels - 1:
+        raise UserError(
+            f"expected config.rl.accuracy_weights for {levels - 1} levels, found "
+            f"{len(rl.accuracy_weights)}; give one a k-means level"
+        )
+    longest = prompts.max_prompt + max(prompts.max_reasoning + levels + 1, prompts.max_answer)
+    if sft.row_length < longest:
+        raise UserError(
+            f"expected config.sft.row_length of at least {longest}, a prompt and its answer, "
+            f"found {sft.row_length}; raise it"
+        )
+    return sft, rl
