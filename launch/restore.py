@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ from core.loop import restore_best
 from core.workdir import Workdir
 from launch.data import Data
 from launch.methods import open_experiment
+from lcrsr.embedding import with_item_words
 
 
 class Restored:
@@ -25,6 +27,7 @@ class Restored:
 
     Attributes:
       experiment, data, stage, step, params, tables (the last two None for a fitted baseline).
+        `tables` are as trained: what `experiment.evaluate` and its `evaluator` take.
 
     Raises:
       UserError: no run there, or the stage has no evaluated checkpoint.
@@ -46,9 +49,15 @@ class Restored:
         self.stage = stage or next((s for s in stages if self._has(s)), stages[0])
         if self.stage not in stages:
             raise UserError(f"expected a stage of {', '.join(stages)}, found {self.stage!r}")
-        self.step, self.params, self.tables = 0, None, None
+        self.step, self.params = 0, None
+        self.tables: Any = None
         if self.stage != "fit":
             self._restore()
+
+    @functools.cached_property
+    def tables_with_words(self) -> Any:
+        """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
+        return with_item_words(self.tables, getattr(self.experiment, "item_words", None))
 
     def _restore(self) -> None:
         like = self.experiment.abstract_state(self.stage)
