@@ -30,7 +30,8 @@ class Restored:
         `tables` are as trained: what `experiment.evaluate` and its `evaluator` take.
 
     Raises:
-      UserError: no run there, or the stage has no evaluated checkpoint.
+      UserError: no run there, one of data that has changed since, or the stage has no evaluated
+        checkpoint.
     """
 
     def __init__(self, workdir: str, stage: str | None = None):
@@ -44,6 +45,7 @@ class Restored:
         if config.get("distill") is not None and config.distill.get("teacher"):
             config.distill.teacher = ""
         self.data = Data(config)
+        self.workdir.check_log(self.data.log.hash)
         self.experiment: Any = open_experiment(config, self.data)
         stages = self.experiment.stages
         self.stage = stage or next((s for s in stages if self._has(s)), stages[0])
