@@ -1,7 +1,7 @@
 """A run's folder: resolved config, results, and the rule that one run owns it.
 
-Layout: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/STAGE/`, `per_user/`,
-`results.json`, `summary.md` and the curves as PNG.
+Layout: `config.json`, `log.json` (the data's hash), `metrics.jsonl`, TensorBoard events,
+`checkpoints/STAGE/`, `per_user/`, `results.json`, `summary.md` and the curves as PNG.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from core.errors import UserError
 
 # Where things lie, on this machine or its devices, does not change what is computed.
 _LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
+_LOG_FILE = "log.json"
 
 
 def is_writer() -> bool:
@@ -121,6 +122,23 @@ class Workdir:
                 "or train again in another --workdir"
             ) from None
 
+    def check_log(self, log_hash: str) -> None:
+        """Refuses data other than the run was trained on, where the workdir names that.
+
+        Raises:
+          UserError: it names another log.
+        """
+        path = os.path.join(self.path, _LOG_FILE)
+        if not os.path.exists(path):  # a run of before they did
+            return
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)["hash"]
+        if before != log_hash:
+            raise UserError(
+                f"expected the log {before} that the run in {self.path} was trained on, found "
+                f"{log_hash}; bring that data back or pass another --workdir"
+            )
+
     def read_results(self) -> dict[str, Any]:
         path = os.path.join(self.path, "results.json")
         if not os.path.exists(path):
@@ -171,20 +189,28 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
         )
 
 
-def open_workdir(path: str, config: dict[str, Any]) -> Workdir:
+def open_workdir(path: str, config: dict[str, Any], log_hash: str | None = None) -> Workdir:
     """Opens a new workdir for `config`, or the one where the same config ran before, and locks it.
 
     Of several processes the first checks, locks and writes; the others go on once it is through.
 
+    Args:
+      log_hash: of the data that the run trains on; None where it has none.
+
     Raises:
-      UserError: as `check_workdir`; or another running process has it.
+      UserError: as `check_workdir` and `Workdir.check_log`; or another running process has it.
     """
     workdir = Workdir(path)
     with distributed.first_alone():
         if is_writer():
             check_workdir(path, config)
+            if log_hash is not None:
+                workdir.check_log(log_hash)
             workdir.lock()
             if not os.path.exists(os.path.join(workdir.path, "config.json")):
                 text = json.dumps(config, indent=2, sort_keys=True) + "\n"
                 write_atomically(workdir.file("config.json"), text)
+            if log_hash is not None and not os.path.exists(os.path.join(workdir.path, _LOG_FILE)):
+                text = json.dumps({"hash": log_hash}) + "\n"
+                write_atomically(workdir.file(_LOG_FILE), text)
     return workdir

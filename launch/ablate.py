@@ -75,6 +75,8 @@ def ablate(
     runs = _runs(config, sweep, seeds, workdir)
     done = _read(workdir, "arms.json")
     every = list({run.path: run for of_one in runs.values() for run in of_one}.values())
+    for run in every:
+        Workdir(run.path).check_log(data.log.hash)  # finished ones too: the table shows them
     wanted = [run for run in every if run.name not in done]
     if sweep.name == "figure2":
         experiments = None

@@ -45,7 +45,7 @@ def _of_every_k(run: Restored, scorer: AdaptiveScorer, split: str, name: str) ->
 
     found = []
     for batch in run.data.sampled(split, "neg99"):
-        outputs = jax.device_get(of_batch(run.params, run.tables, batch))
+        outputs = jax.device_get(of_batch(run.params, run.tables_with_words, batch))
         found.append([array[batch["mask"] > 0] for array in outputs])
     return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
 
@@ -61,7 +61,7 @@ def _large_batch(run: Restored) -> dict[str, np.ndarray]:
 def _times(run: Restored, scorer: AdaptiveScorer, head: Head, price: Any) -> dict[str, float]:
     """Seconds a batch takes, medians of passes that take turns."""
     batch = jax.device_put(_large_batch(run))
-    arguments = (run.params, run.tables, batch)
+    arguments = (run.params, run.tables_with_words, batch)
     steps = scorer.model.config.max_steps
     passes: dict[str, Any] = {
         str(k): lambda k=k: scorer.fixed(*arguments, steps=k) for k in range(steps + 1)

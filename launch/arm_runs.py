@@ -101,13 +101,13 @@ def run_all(
         if fit < len(group):
             _LOG.info("%d of %d arms fit in %.1f GB: in groups", fit, len(group), free / 1e9)
         for start in range(0, len(group), fit):
-            _run_together(group[start : start + fit], data.label, twins, stopped)
+            _run_together(group[start : start + fit], data, twins, stopped)
     return stopped
 
 
 def _run_together(
     group: Sequence[tuple[Run, LCRSERExperiment]],
-    label: str,
+    data: Data,
     twins: dict[str, Run],
     stopped: dict[str, str],
 ) -> None:
@@ -118,7 +118,9 @@ def _run_together(
         these are trained there and copied.
       stopped: gets what stopped a run, by name.
     """
-    workdirs = {run.name: open_workdir(run.path, run.config.to_dict()) for run, _ in group}
+    workdirs = {
+        run.name: open_workdir(run.path, run.config.to_dict(), data.log.hash) for run, _ in group
+    }
     plans = {run.name: experiment.plan(workdirs[run.name]) for run, experiment in group}
     due: dict[str, Any] = {name: next(plan) for name, plan in plans.items()}
     while due:
@@ -140,7 +142,7 @@ def _run_together(
             try:
                 due[name] = plans[name].send(run_stage(task, config, workdirs[name]))
             except StopIteration:
-                results.write_summary(workdirs[name], label)
+                results.write_summary(workdirs[name], data.label)
 
 
 def _to_copy(

@@ -4,13 +4,15 @@
         [--split=test] [--strata=noise|popularity|hops] [--against=ndcg@5/search/full --figure=PNG]
 
 Workdirs whose configs differ in the seed alone are one row. Every stage of a run is a row of its
-own. Prints Markdown: per row the mean, its deviation over seeds and the seeds; per pair the
-difference of per-user means over seeds with a bootstrap interval and a paired t-test, p-values
-corrected by Holm's method. --strata=popularity adds a table by how often the target was clicked in
-training; --strata=noise, on sample data, one by the share of noise among the searches in a user's
-history, which only the sample knows; --strata=hops, where on_sample.hops is set, one by the steps
-of reasoning that the target is away. --against draws one point a row, by two metrics: what a method
-gains in recommendation it may lose in search (GenSAR, figure 1a).
+own. Prints Markdown: per row the mean over examples (as in results.json), its deviation over seeds
+and the seeds; per pair the difference of per-user means over seeds with a bootstrap interval and a
+paired t-test, p-values corrected by Holm's method. A user's examples are averaged first, so that
+each user counts once, however many examples the split gives them. --strata=popularity adds a table
+by how often the target was clicked in training; --strata=noise, on sample data, one by the share of
+noise among the searches in a user's history, which only the sample knows; --strata=hops, where
+on_sample.hops is set, one by the steps of reasoning that the target is away. --against draws one
+point a row, by two metrics: what a method gains in recommendation it may lose in search (GenSAR,
+figure 1a).
 """
 
 from __future__ import annotations
@@ -57,12 +59,24 @@ _HEAD_SHARE = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method: its name, its runs' seeds, their means, and per-user means over them [E]."""
+    """One method after one stage.
+
+    Attributes:
+      seeds, means: of its runs; a mean is over the examples.
+      per_example: the metric float64 [E], averaged over the runs.
+      users: of the examples, [E]; a user may have several.
+    """
 
     name: str
     seeds: tuple[int, ...]
     means: tuple[float, ...]
-    per_user: np.ndarray
+    per_example: np.ndarray
+    users: np.ndarray
+
+    def per_user(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Means [U] over every user's own examples, of all or of those chosen by a bool [E]."""
+        place = np.unique(self.users[chosen], return_inverse=True)[1]
+        return np.bincount(place, self.per_example[chosen]) / np.bincount(place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +148,7 @@ def read_rows(
     metrics.metric(name)
     if not protocol:
         raise UserError(f"expected a metric with its protocol, such as {name}/full, found {name!r}")
-    groups: dict[tuple[str, str], list[tuple[dict[str, Any], np.ndarray]]] = {}
+    groups: dict[tuple[str, str], list[tuple[dict[str, Any], np.ndarray, np.ndarray]]] = {}
     configs: dict[str, dict[str, Any]] = {}
     named: dict[str, str] = {}
     first: tuple[str, dict[str, Any], np.ndarray] | None = None
@@ -166,13 +180,14 @@ def read_rows(
             if first is None:
                 first = (path, row, users)
             _check_comparable(*first, path, row, users)
-            groups.setdefault((key, row["stage"]), []).append((row, values))
+            groups.setdefault((key, row["stage"]), []).append((row, users, values))
     return [
         Row(
             _label(configs, key, stage, {s for k, s in groups if k == key}, named.get(key)),
-            tuple(row["seed"] for row, _ in runs),
-            tuple(row["metrics"][metric] for row, _ in runs),
-            np.asarray(np.mean([values for _, values in runs], 0, dtype=np.float64)),
+            tuple(row["seed"] for row, *_ in runs),
+            tuple(row["metrics"][metric] for row, *_ in runs),
+            np.asarray(np.mean([values for *_, values in runs], 0, dtype=np.float64)),
+            runs[0][1],
         )
         for (key, stage), runs in groups.items()
     ]
@@ -216,8 +231,8 @@ def compare_pairs(rows: Sequence[Row], seed: int = 0, *, against_first: bool = F
     found = []
     pairs = itertools.combinations(rows, 2)
     for first, second in itertools.product(rows[:1], rows[1:]) if against_first else pairs:
-        differences = second.per_user - first.per_user
-        p = float(scipy.stats.ttest_rel(second.per_user, first.per_user).pvalue)
+        differences = second.per_user() - first.per_user()
+        p = float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
         n = len(differences)
         means = [differences[rng.integers(0, n, n)].mean() for _ in range(_RESAMPLES)]
         low, high = np.quantile(means, [0.025, 0.975])
@@ -228,6 +243,15 @@ def compare_pairs(rows: Sequence[Row], seed: int = 0, *, against_first: bool = F
         Pair(a.name, b.name, float(d), float(low), float(high), p, p_holm)
         for (a, b, d, low, high, p), p_holm in zip(found, corrected, strict=True)
     ]
+
+
+def examples_and_users(row: Row) -> str:
+    """What means and what tests are over, as a sentence."""
+    examples, users = len(row.users), len(np.unique(row.users))
+    return (
+        f"Means are over {examples:,} examples, differences and their tests over the means of "
+        f"{users:,} users."
+    )
 
 
 def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair], metric: str) -> str:
@@ -247,11 +271,13 @@ def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair], metric: str) -> str:
             f"| {pair.first} -> {pair.second} | {pair.difference:+.4f} | "
             f"[{pair.low:+.4f}, {pair.high:+.4f}] | {pair.p:.2g} | {pair.p_holm:.2g} |"
         )
+    if pairs:
+        lines += ["", examples_and_users(rows[0])]
     return "\n".join(lines)
 
 
 def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
-    """Users by the share of noise in their searches: label -> bool [E].
+    """Examples by the share of noise in the searches before: label -> bool [E].
 
     Raises:
       UserError: the run is not on sample data.
@@ -349,16 +375,22 @@ def _trade_off(rows: Sequence[Row], workdirs: Sequence[str], split: str) -> str:
 
 
 def strata_to_markdown(rows: Sequence[Row], strata: dict[str, np.ndarray], metric: str) -> str:
-    """Every row's mean in every stratum, and its gain over the first row with a 95% interval."""
+    """Every row's mean over every stratum's examples, and its users' mean gain over the first row
+    with a 95% interval.
+
+    Args:
+      strata: label -> bool [E].
+    """
+    sizes = {label: len(rows[0].per_user(chosen)) for label, chosen in strata.items()}
     lines = [
-        f"| {metric} | " + " | ".join(f"{k} ({v.sum()} users)" for k, v in strata.items()) + " |",
+        f"| {metric} | " + " | ".join(f"{k} ({n} users)" for k, n in sizes.items()) + " |",
         "|---|" + "---:|" * len(strata),
     ]
     for row in rows:
         cells = []
         for chosen in strata.values():
-            cell = f"{row.per_user[chosen].mean():.4f}"
-            gain = (row.per_user - rows[0].per_user)[chosen]
+            cell = f"{row.per_example[chosen].mean():.4f}"
+            gain = row.per_user(chosen) - rows[0].per_user(chosen)
             if row is not rows[0] and len(gain) > 1:
                 half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
                 cell += f" ({gain.mean():+.4f} ± {half:.4f})"
@@ -387,7 +419,7 @@ def main() -> None:
     print(to_markdown(rows, compare_pairs(rows), metric))
     if flags.FLAGS.strata:
         strata = _STRATA[flags.FLAGS.strata](workdirs[0], split)
-        ranked, known = len(rows[0].per_user), len(next(iter(strata.values())))
+        ranked, known = len(rows[0].users), len(next(iter(strata.values())))
         if ranked != known:
             raise UserError(
                 f"expected all {known} examples of the split for --strata, found results of "

@@ -22,7 +22,6 @@ from core.errors import UserError
 from core.workdir import commit_id, write_atomically
 from launch import cli
 from launch.restore import Restored
-from lcrsr.embedding import with_item_words
 
 
 def vectors(restored: Restored, table: str) -> tuple[np.ndarray, list[str]]:
@@ -41,9 +40,9 @@ def vectors(restored: Restored, table: str) -> tuple[np.ndarray, list[str]]:
         )
     log = restored.data.log
     names = {"item": log.item_ids, "user": log.user_ids, "word": log.words}[table][1:].tolist()
-    if restored.experiment.item_words is not None:
-        tables = with_item_words(tables, restored.experiment.item_words)
-    rows = np.asarray(tables[table], np.float32).reshape(-1, restored.experiment.ranker.width)
+    rows = np.asarray(restored.tables_with_words[table], np.float32).reshape(
+        -1, restored.experiment.ranker.width
+    )
     # The user table has one more row, shared by users not seen in training.
     return rows[1 : len(names) + 1], names
 

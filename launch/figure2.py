@@ -39,7 +39,7 @@ def run_all(runs: Sequence[Run], data: Data, workdir: Workdir) -> dict[str, str]
         filtered = "search_filter" in run.config.data
         own = Data(run.config) if filtered else data
         experiment = open_experiment(run.config, own)
-        opened = open_workdir(run.path, run.config.to_dict())
+        opened = open_workdir(run.path, run.config.to_dict(), own.log.hash)
         try:
             experiment.run(opened)
         except NotFinite as error:

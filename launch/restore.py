@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ from core.loop import restore_best
 from core.workdir import Workdir
 from launch.data import Data
 from launch.methods import open_experiment
+from lcrsr.embedding import with_item_words
 
 
 class Restored:
@@ -25,9 +27,11 @@ class Restored:
 
     Attributes:
       experiment, data, stage, step, params, tables (the last two None for a fitted baseline).
+        `tables` are as trained: what `experiment.evaluate` and its `evaluator` take.
 
     Raises:
-      UserError: no run there, or the stage has no evaluated checkpoint.
+      UserError: no run there, one of data that has changed since, or the stage has no evaluated
+        checkpoint.
     """
 
     def __init__(self, workdir: str, stage: str | None = None):
@@ -41,14 +45,21 @@ class Restored:
         if config.get("distill") is not None and config.distill.get("teacher"):
             config.distill.teacher = ""
         self.data = Data(config)
+        self.workdir.check_log(self.data.log.hash)
         self.experiment: Any = open_experiment(config, self.data)
         stages = self.experiment.stages
         self.stage = stage or next((s for s in stages if self._has(s)), stages[0])
         if self.stage not in stages:
             raise UserError(f"expected a stage of {', '.join(stages)}, found {self.stage!r}")
-        self.step, self.params, self.tables = 0, None, None
+        self.step, self.params = 0, None
+        self.tables: Any = None
         if self.stage != "fit":
             self._restore()
+
+    @functools.cached_property
+    def tables_with_words(self) -> Any:
+        """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
+        return with_item_words(self.tables, getattr(self.experiment, "item_words", None))
 
     def _restore(self) -> None:
         like = self.experiment.abstract_state(self.stage)

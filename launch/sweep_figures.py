@@ -120,7 +120,7 @@ class Hidden:
     """States of the test users whose histories are both non-empty, for U of them.
 
     Attributes:
-      target: raw rows of their next items [U, D].
+      target: vectors of their next items [U, D], as they are scored.
       cross, plain: h^(0..K) with and without cross-attention, by side [U, K+1, D].
     """
 
@@ -152,7 +152,7 @@ def hidden_states(run: Restored) -> Hidden:
     targets, every = [], []
     for batch in run.data.sampled("test", "neg99"):
         batch = batch | {"candidates": batch["candidates"][:, :1]}
-        target, sides, counts = jax.device_get(of_batch(run.params, run.tables, batch))
+        target, sides, counts = jax.device_get(of_batch(run.params, run.tables_with_words, batch))
         targets.append(target[counts])
         every.append(jax.tree.map(lambda leaf, counts=counts: leaf[counts], sides))
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *every)
@@ -283,8 +283,9 @@ def every_k(paths: Sequence[str], stage: str, metric: str) -> Found:
 
         steps = ranker.model.config.max_steps + 1
         sums = [metrics.Sums((name,)) for _ in range(steps)]
+        tables = run.tables_with_words
         for batch in run.data.sampled("test", protocol):
-            above, tied, broken = map(np.asarray, ranks(run.params, run.tables, batch))
+            above, tied, broken = map(np.asarray, ranks(run.params, tables, batch))
             for k in range(steps):
                 sums[k].add(above[k], tied[k], batch["mask"], broken[k])
         per_seed.append([one.means()[name] for one in sums])

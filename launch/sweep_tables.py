@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from core.workdir import Workdir, commit_id, write_atomically
-from launch.compare import Pair, Row, compare_pairs
+from launch.compare import Pair, Row, compare_pairs, examples_and_users
 from launch.data import Data
 from launch.results import STAGE_TITLES
 from launch.sweeps import Setting, Sweep
@@ -41,7 +41,7 @@ class SweepRow:
 
     Attributes:
       metrics: every metric's values, one a seed.
-      tested: what `launch.compare` tests: the sweep's metric over users.
+      tested: what `launch.compare` tests: the sweep's metric by example, with their users.
       pair: the row against the first of its stage; None for that one, or where it is alone.
     """
 
@@ -81,25 +81,25 @@ def read_sweep(
 def _row(setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str) -> SweepRow:
     name, _, protocol = metric.partition("/")
     values: dict[str, dict[int, float]] = {}
-    per_user = []
+    per_example, users = [], np.zeros(0, np.int32)
     for path, row in rows:
         for full_name, value in row["metrics"].items():
             values.setdefault(full_name, {})[row["seed"]] = value
         if row["protocol"] == protocol:
             with np.load(os.path.join(path, row["per_user"])) as file:
                 if name in file:
-                    per_user.append(file[name])
-    if not per_user:
+                    per_example.append(file[name])
+                    users = file["user"]
+    if not per_example:
         raise UserError(
             f"expected {metric} in the results of {rows[0][0]}, found none; pass a --metric of "
             "config.eval.metrics and config.eval.protocols"
         )
     seeds = tuple(sorted(values[metric]))
     metrics = {k: tuple(v[s] for s in seeds if s in v) for k, v in values.items()}
-    mean = np.asarray(np.mean(per_user, 0, dtype=np.float64))
-    return SweepRow(
-        setting, stage, seeds, metrics, Row(setting.label, seeds, metrics[metric], mean)
-    )
+    mean = np.asarray(np.mean(per_example, 0, dtype=np.float64))
+    tested = Row(setting.label, seeds, metrics[metric], mean, users)
+    return SweepRow(setting, stage, seeds, metrics, tested)
 
 
 def _tested(rows: list[SweepRow]) -> list[SweepRow]:
@@ -145,7 +145,7 @@ def to_markdown(
         "",
         f"Means over seeds ± their deviation. Differences of {metric} from the first row of the "
         "same stage with a 95% bootstrap interval over users; p of a paired t-test over users, "
-        "corrected by Holm's method.",
+        f"corrected by Holm's method. {examples_and_users(rows[0].tested)}",
         "",
         f"| {' | '.join(header)} |",
         "|---|---|---|" + "---:|" * (len(header) - 3),

@@ -61,7 +61,7 @@ class Teacher:
 
     def with_scores(self, batches: Batches) -> Batches:
         """The same batches with the teacher's logits float32 [B, N] in each."""
-        params, tables = self._run.params, self._run.tables
+        params, tables = self._run.params, self._run.tables_with_words
 
         def scored(start: int) -> Iterator[dict[str, Any]]:
             for batch in batches(start):

@@ -55,6 +55,33 @@ def test_seeds_of_one_config_are_one_row_and_users_are_paired(tmp_path):
     assert "| method | ndcg@5/full |" in text and "sasrec -> unisar" in text
 
 
+def test_a_user_with_many_examples_counts_once(tmp_path):
+    # Six examples of three users; the second method is better for the first user alone, who has
+    # four of them. As if every example were a user, that would pass for a difference.
+    users = np.array([7, 3, 7, 7, 5, 7])
+    base = np.array([0.0, 0.5, 0.2, 0.1, 1.0, 0.1])
+    paths = [workdir(tmp_path / "a", "a", 0, base, users=users)]
+    paths.append(workdir(tmp_path / "b", "b", 0, base + 0.6 * (users == 7), users=users))
+    rows = compare.read_rows(paths, "ndcg@5/full", "test")
+    np.testing.assert_allclose(rows[0].per_user(), [0.5, 1.0, 0.1], atol=1e-6)
+    (pair,) = compare.compare_pairs(rows)
+    # Users 3, 5, 7 gain 0, 0 and .6: mean .2, t = .2 / (.6 / 3) = 1 with two degrees of freedom.
+    assert pair.difference == pytest.approx(0.2, abs=1e-6)
+    assert pair.p == pytest.approx(2 * scipy.stats.t.sf(1.0, 2), abs=1e-4)
+    # The interval covers draws of only users that gain nothing, and of only the one that gains.
+    assert pair.low == pytest.approx(0.0, abs=1e-6)
+    assert pair.high == pytest.approx(0.6, abs=1e-6)
+    # What is displayed stays the mean over the examples, as the run's own results have it.
+    text = compare.to_markdown(rows, [pair], "ndcg@5/full")
+    assert "| b | 0.7167 |" in text and "+0.2000" in text
+    assert "over 6 examples, differences and their tests over the means of 3 users" in text
+    strata = {"head": np.array([1, 1, 1, 0, 0, 0], bool)}
+    table = compare.strata_to_markdown(rows, strata, "ndcg@5/full").splitlines()
+    assert "head (2 users)" in table[0]
+    # Of the examples 0, .5, .2 the second method makes .6, .5, .8; its users gain 0 and .6.
+    assert table[3] == "| b | 0.6333 (+0.3000 ± 0.5880) |"
+
+
 def test_holm_by_hand():
     # Sorted .01, .02, .03 times 3, 2, 1, never falling: .03, .04, .04.
     assert compare.holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
@@ -112,8 +139,8 @@ def test_a_metric_needs_its_protocol():
 def test_strata_show_gains_over_the_first_row():
     base = np.array([0.0, 0.0, 1.0, 1.0])
     rows = [
-        compare.Row("a", (0,), (0.5,), base),
-        compare.Row("b", (0,), (0.75,), np.array([1.0, 0.0, 1.0, 1.0])),
+        compare.Row("a", (0,), (0.5,), base, np.arange(4)),
+        compare.Row("b", (0,), (0.75,), np.array([1.0, 0.0, 1.0, 1.0]), np.arange(4)),
     ]
     strata = {
         "noise 0": np.array([True, True, False, False]),

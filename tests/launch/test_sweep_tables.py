@@ -22,11 +22,12 @@ USERS = {
 }
 
 
-def run(folder, seed, values, stages=("pretrain",)):
+def run(folder, seed, values, stages=("pretrain",), users=None):
     (folder / "per_user").mkdir(parents=True)
+    users = np.arange(len(values)) if users is None else users
     rows = []
     for number, stage in enumerate(stages):
-        np.savez(folder / "per_user" / f"{stage}.npz", **{"ndcg@5": values + number})
+        np.savez(folder / "per_user" / f"{stage}.npz", user=users, **{"ndcg@5": values + number})
         mean = float(np.mean(values + number))
         rows.append(
             {
@@ -58,6 +59,20 @@ def test_rows_are_tested_against_the_first_over_means_of_seeds(tmp_path):
     assert [row.pair.p_holm for row in rows[1:]] == pytest.approx(holm(p))
     assert rows[1].pair.difference == pytest.approx((means["K = 2"] - means["K = 0"]).mean())
     assert rows[1].metrics["hr@1/neg99"] == pytest.approx([v.mean() / 2 for v in USERS["K = 2"]])
+
+
+def test_a_user_with_many_examples_counts_once(tmp_path):
+    # Forty examples of ten users.
+    users = RNG.permutation(np.arange(40) % 10)
+    rows = read_sweep(SWEEP, folders(tmp_path, users=users), "ndcg@5/neg99")
+    means = [
+        [np.mean(values, 0)[users == user].mean() for user in range(10)]
+        for values in USERS.values()
+    ]
+    p = [scipy.stats.ttest_rel(mean, means[0]).pvalue for mean in means[1:]]
+    assert [row.pair.p_holm for row in rows[1:]] == pytest.approx(holm(p))
+    text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "sample, test", {})
+    assert "over 40 examples, differences and their tests over the means of 10 users" in text
 
 
 def test_every_stage_has_a_first_row_of_its_own(tmp_path):

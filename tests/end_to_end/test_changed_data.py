@@ -1,0 +1,68 @@
+"""A run whose data has changed is neither continued nor evaluated, whatever its config says."""
+
+import json
+import shutil
+
+import pytest
+
+from configs import popularity_qilin
+from core.errors import UserError
+from launch import arm_runs
+from launch.ablate import ablate
+from launch.restore import Restored
+from launch.train import train
+
+WORDS = r"expected the log \w+ that the run in .* was trained on, found \w+; .*another --workdir"
+
+
+@pytest.fixture
+def config(small_config, csv_folder, tmp_path):
+    found = small_config.copy_and_resolve_references()
+    found.data_dir = str(tmp_path / "data")
+    shutil.copytree(csv_folder, found.data_dir)
+    return found
+
+
+def change(config):
+    with open(f"{config.data_dir}/clicks.csv", "a", encoding="utf-8") as file:
+        file.write("u7,i7,12345\n")
+
+
+def test_a_run_keeps_to_its_log(config, tmp_path):
+    popular = popularity_qilin.get_config()
+    popular.dataset, popular.data = config.dataset, config.data
+    popular.data_dir, popular.cache_dir = config.data_dir, config.cache_dir
+    popular.eval.protocols = ("neg99",)
+    workdir = tmp_path / "w"
+    (row,) = train(popular, str(workdir))["rows"]
+    log = workdir / "log.json"
+    assert json.loads(log.read_text()) == {"hash": row["data_hash"]}
+    assert train(popular, str(workdir))["rows"] == [row]
+    change(config)
+    with pytest.raises(UserError, match=WORDS):
+        train(popular, str(workdir))
+    with pytest.raises(UserError, match=WORDS):
+        Restored(str(workdir))
+    # A run of before workdirs named their log goes on, and gets it.
+    log.unlink()
+    Restored(str(workdir))
+    train(popular, str(workdir))
+    assert json.loads(log.read_text())["hash"] == Restored(str(workdir)).data.log.hash
+
+
+def test_a_sweep_keeps_to_its_log(config, tmp_path, monkeypatch):
+    def killed(arms):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(arm_runs, "run_arms", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
+    change(config)
+    with pytest.raises(UserError, match=WORDS):
+        ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
+    # Also where nothing is left to train.
+    arms = {f"lambda_TCL = {value}, seed 0": None for value in ("0", "0.5")}
+    (tmp_path / "w" / "arms.json").write_text(json.dumps(arms))
+    with pytest.raises(UserError, match=WORDS):
+        ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
