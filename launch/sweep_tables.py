@@ -150,7 +150,13 @@ def to_markdown(
         f"| {' | '.join(header)} |",
         "|---|---|---|" + "---:|" * (len(header) - 3),
     ]
+    shared = _shared_stages(rows)
     for row in rows:
+        label = row.setting.label
+        if row.stage in shared:
+            if row.pair is not None:
+                continue
+            label = "all settings"
         cells = [_mean(row.metrics[name]) if name in row.metrics else "" for name in columns]
         test = ["", ""]
         if row.pair is not None:
@@ -159,9 +165,22 @@ def to_markdown(
             test = [difference, f"{pair.p_holm:.2g}"]
         seeds = ", ".join(map(str, row.seeds))
         stage = STAGE_TITLES.get(row.stage, row.stage)
-        named = [row.setting.label, stage, seeds, _mean(row.metrics[metric])]
+        named = [label, stage, seeds, _mean(row.metrics[metric])]
         lines.append(f"| {' | '.join([*named, *test, *cells])} |")
     return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
+
+
+def _shared_stages(rows: Sequence[SweepRow]) -> set[str]:
+    """Stages that all settings share, such as pre-training where they differ in RL alone."""
+    pairs: dict[str, list[Pair]] = {}
+    for row in rows:
+        if row.pair is not None:
+            pairs.setdefault(row.stage, []).append(row.pair)
+    return {
+        stage
+        for stage, found in pairs.items()
+        if all(pair.difference == pair.low == pair.high == 0 for pair in found)
+    }
 
 
 def _stopped_lines(stopped: Mapping[str, str]) -> list[str]:

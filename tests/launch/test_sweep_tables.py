@@ -112,6 +112,18 @@ def test_the_files_say_what_stopped_and_round_nothing_in_json(tmp_path):
     assert (tmp_path / "w" / "table.png").stat().st_size > 5000
 
 
+def test_a_stage_that_all_settings_share_is_one_row(tmp_path):
+    same = dict.fromkeys(USERS, USERS["K = 0"])
+    paths = {
+        label: [run(tmp_path / label / str(i), i, v) for i, v in enumerate(values)]
+        for label, values in same.items()
+    }
+    rows = read_sweep(SWEEP, paths, "ndcg@5/neg99")
+    lines = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {}).splitlines()
+    told = [line for line in lines if "after pre-training" in line]
+    assert len(told) == 1 and told[0].startswith("| all settings | after pre-training | 0, 1 |")
+
+
 def test_a_metric_that_no_run_has_is_named(tmp_path):
     with pytest.raises(UserError, match=r"expected ndcg@5/full in the results"):
         read_sweep(SWEEP, folders(tmp_path), "ndcg@5/full")
