@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from core import distributed, metrics
 from core.errors import UserError
-from core.loop import LoopConfig, StageResult, run_stage
+from core.loop import LoopConfig, StageResult, run_stage, stop_if_terminated
 from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import Workdir
 from launch import results
@@ -156,7 +156,11 @@ class Evaluated:
         return {}
 
     def test_once(self, workdir: Workdir, stage: str, step: int, params: Any, tables: Any) -> None:
-        """Reads the test split for a finished stage; a saved row is not computed again."""
+        """Reads the test split for a finished stage; a saved row is not computed again.
+
+        Raises:
+          core.loop.Preempted: SIGTERM, between two protocols.
+        """
         done = distributed.of_first(
             [
                 row["protocol"]
@@ -167,6 +171,7 @@ class Evaluated:
         for protocol in self.config.eval.protocols:
             if protocol in done:
                 continue
+            stop_if_terminated(f"the test of stage {stage} against {protocol}")
             results.save(
                 workdir,
                 self.evaluate(params, tables, "test", protocol),
