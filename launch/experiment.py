@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.loop import LoopConfig, StageResult, run_stage, stop_if_terminated
 from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import Workdir
+from input_pipelines import candidates
 from launch import results
 from launch.data import Data
 from lcrsr.embedding import PARTITION_RULES
@@ -29,8 +30,7 @@ from lcrsr.ranker import Ranker
 Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
 
 PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
-# What a run divides by or counts to; an experiment looks at them before the workdir is written.
-EVAL_SIZES = ("eval.batch_size", "eval.full_batch_size")
+# What a training divides by or counts to.
 _SIZES = (
     "pretrain.batch_size",
     "pretrain.max_epochs",
@@ -88,6 +88,26 @@ def positive(config: config_dict.ConfigDict, *keys: str) -> None:
         value = functools.reduce(lambda section, name: section[name], key.split("."), config)
         if not 0 < value < math.inf:
             raise UserError(f"expected config.{key} above 0, found {value}; set such a number")
+
+
+def check_evaluation(config: config_dict.ConfigDict, data: Data) -> None:
+    """Finds what would only come out once a stage is trained and tested.
+
+    Raises:
+      UserError: a size, metric or protocol of `config.eval` that there is not, or one that the
+        data does not have.
+    """
+    positive(config, "eval.batch_size", "eval.full_batch_size")
+    for name in config.eval.metrics:
+        metrics.metric(name)
+    for protocol in config.eval.protocols:
+        if protocol not in PROTOCOLS:
+            raise UserError(
+                f"expected config.eval.protocols of {', '.join(PROTOCOLS)}, found {protocol!r}; "
+                "pass these"
+            )
+        if protocol == candidates.PUBLISHED:
+            candidates.check_published(data.log, data.splits, "test")
 
 
 def partition_of(
@@ -199,7 +219,8 @@ class Experiment(Evaluated):
     stages: tuple[str, ...] = ("pretrain",)
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
-        positive(config, *_SIZES, *EVAL_SIZES)
+        positive(config, *_SIZES)
+        check_evaluation(config, data)
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)
         self.item_words = data.item_words()
@@ -217,11 +238,6 @@ class Experiment(Evaluated):
                 f"expected config.eval.selection to be one of eval.metrics against neg99, found "
                 f"{config.eval.selection!r}; for instance 'ndcg@5/neg99'"
             )
-        for protocol in config.eval.protocols:
-            if protocol not in PROTOCOLS:
-                raise UserError(
-                    f"expected config.eval.protocols of {', '.join(PROTOCOLS)}, found {protocol!r}"
-                )
         # Everything that can be wrong with the task is found before the workdir is written.
         if "search" in ranker.tasks and not config.data.use_search:
             raise UserError(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from configs import popularity_qilin
 from core.errors import UserError
 from launch.experiment import positive
 from launch.train import train
@@ -43,6 +44,25 @@ def test_without_rl_its_sizes_do_not_matter(small_config, tmp_path):
     # The next mistake is found, and not that one.
     changes = {"rl.enabled": False, "rl.evals": 0, "eval.protocols": ("half",)}
     refused(small_config, changes, tmp_path / "w", "found 'half'")
+
+
+@pytest.mark.parametrize("model", [None, popularity_qilin])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eval.metrics": ("ndcg@5", "mrr@5")}, "a metric such as .* found 'mrr@5'"),
+        ({"eval.metrics": ("ndcg@5", "hr@0")}, "a metric such as .* found 'hr@0'"),
+        ({"eval.protocols": ("half",)}, "config.eval.protocols of neg99, .* found 'half'"),
+        ({"eval.protocols": ("published99",)}, "data.split=published .* found leave_one_out"),
+    ],
+)
+def test_what_the_test_split_could_not_be_read_with(small_config, tmp_path, model, changes, words):
+    config = small_config
+    if model is not None:
+        config = model.get_config()
+        config.dataset, config.data = small_config.dataset, small_config.data
+        config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
+    refused(config, changes, tmp_path / "w", words)
 
 
 def test_positive_names_the_first_key_that_is_not(small_config):
