@@ -83,6 +83,7 @@ def draw_negatives(
     count: int,
     key: np.ndarray,
     pool: np.ndarray | None = None,
+    remedy: str = "lower the number of negatives or bring a larger catalogue",
 ) -> np.ndarray:
     """Distinct items that are neither the target nor touched by the user up to `time`.
 
@@ -94,6 +95,7 @@ def draw_negatives(
       count: negatives a row.
       key: uint64 [n].
       pool: items to draw from with multiplicity instead (interactions, for popularity).
+      remedy: what the error says to do.
 
     Returns:
       int32 [n, count].
@@ -123,7 +125,7 @@ def draw_negatives(
             return chosen
     raise UserError(
         f"expected at least {count} items that a user has not touched, found a user with fewer "
-        f"among {num_items}; lower the number of negatives or bring a larger catalogue"
+        f"among {num_items}; {remedy}"
     )
 
 
@@ -238,6 +240,7 @@ def _drawn(
             count=_NEGATIVES,
             key=keys[part],
             pool=pool,
+            remedy=f"evaluation always ranks {_NEGATIVES} negatives: bring more items",
         )
     return negatives
 

@@ -153,6 +153,17 @@ class Evaluated:
             return self.evaluator.full(params, tables, self.data.full(split))
         return self.evaluator.sampled(params, tables, self.data.sampled(split, protocol))
 
+    def check_data(self) -> None:
+        """Makes what a run reads: candidate lists, which are kept, and a batch of each training.
+
+        Raises:
+          UserError: the data does not have what they need.
+        """
+        self.data.split("test")
+        for protocol in self.config.eval.protocols:
+            if protocol != "full":
+                self.data.candidate_lists("test", protocol)
+
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
         """What `evaluate` calls a protocol of a task: here a protocol is itself.
 
@@ -256,6 +267,13 @@ class Experiment(Evaluated):
                 f"{config.pretrain.table_update!r}; set it"
             )
         self._pretrain_config = build(PretrainConfig, config.pretrain.to_dict(), section="pretrain")
+
+    def check_data(self) -> None:
+        super().check_data()
+        self.example_batch()
+        # A teacher's scores, which cost time, need nothing more.
+        batches, _ = Experiment.training_batches(self, self.config.seed)
+        next(batches(0))
 
     def run(self, workdir: Workdir) -> None:
         """Trains every stage, or continues it, and reads the test split once for each."""

@@ -4,6 +4,7 @@ import pytest
 
 from configs import popularity_qilin
 from core.errors import UserError
+from launch.ablate import ablate
 from launch.experiment import positive
 from launch.train import train
 
@@ -63,6 +64,36 @@ def test_what_the_test_split_could_not_be_read_with(small_config, tmp_path, mode
         config.dataset, config.data = small_config.dataset, small_config.data
         config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     refused(config, changes, tmp_path / "w", words)
+
+
+def test_data_without_what_a_run_needs(small_config, tmp_path):
+    config = small_config.copy_and_resolve_references()
+    config.data_dir, config.rl.negatives = str(tmp_path), 60
+    searches = "user,session,time,query,clicked_items\n"
+    (tmp_path / "searches.csv").write_text(searches)
+
+    def clicks(users, items):
+        rows = [f"u{u},i{(u + 7 * t) % items},{t}\n" for u in range(users) for t in range(4)]
+        (tmp_path / "clicks.csv").write_text("user,item,time\n" + "".join(rows))
+
+    workdir = tmp_path / "w"
+    clicks(1, 4)
+    advice = "evaluation always ranks 99 negatives: bring more items"
+    refused(config, {}, workdir, f"at least 99 items .* among 4; {advice}")
+    # Evaluation could be made, training could not.
+    clicks(110, 110)
+    refused(config, {"data.train_negatives": 109}, workdir, "109 .*; lower the number of neg")
+    refused(config, {"rl.negatives": 109}, workdir, "109 items")
+    (tmp_path / "clicks.csv").write_text("user,item,time\nu,i,1\nv,j,1\n")
+    refused(config, {}, workdir, "expected test examples")
+
+
+def test_a_sweep_over_data_without_what_it_needs(small_config, tmp_path):
+    config = small_config.copy_and_resolve_references()
+    config.data.train_negatives = 149
+    with pytest.raises(UserError, match="at least 149 items"):
+        ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
 
 
 def test_positive_names_the_first_key_that_is_not(small_config):
