@@ -27,7 +27,7 @@ from ml_collections import config_dict, config_flags
 
 from core.errors import UserError
 from core.loop import Preempted, watched
-from core.workdir import Workdir, write_atomically
+from core.workdir import Workdir, check_no_file, write_atomically
 from launch import cli, figure2, sweep_figures, sweep_tables
 from launch.arm_runs import Run, check_runs, run_all
 from launch.data import Data, resolve
@@ -142,6 +142,7 @@ def _settled(config: config_dict.ConfigDict, sweep: Sweep, seeds: int) -> dict[s
 
 
 def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
+    check_no_file(workdir.path)
     before = _read(workdir, "sweep.json")
     if before:
         for key in ("sweep", "seeds", "config"):

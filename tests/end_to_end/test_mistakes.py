@@ -1,10 +1,15 @@
 """A mistake in the config or the data is one line before the workdir is written, not after."""
 
+import functools
+
 import pytest
+from absl import flags
 
 from configs import popularity_qilin
 from core.errors import UserError
+from launch import compare, evaluate, predict, report
 from launch.ablate import ablate
+from launch.data import Data, resolve
 from launch.experiment import positive
 from launch.train import train
 
@@ -94,6 +99,50 @@ def test_a_sweep_over_data_without_what_it_needs(small_config, tmp_path):
     with pytest.raises(UserError, match="at least 149 items"):
         ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
+
+
+def test_a_workdir_that_is_a_file(small_config, tmp_path):
+    file = tmp_path / "w"
+    file.write_text("precious")
+    for path in (file, file / "below"):
+        with pytest.raises(UserError, match=f"expected a folder at {file}, found a file; pass ano"):
+            train(small_config, str(path))
+        with pytest.raises(UserError, match=f"expected a folder at {file}, found a file"):
+            ablate(small_config, "lambda_tcl:0,0.5", str(path))
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "words"),
+    [
+        (evaluate, ["--workdir=none", "--split=train"], "validation or test, found 'train'"),
+        (predict, ["--workdir=none", "--users=no", "--out={0}/no/x.jsonl"], "--out=FILE in a"),
+        (predict, ["--workdir=none", "--users=no", "--out={0}"], "--out=FILE in a folder"),
+        (report, ["--workdirs=none", "--out={0}/no/x.html"], "--out=FILE in a folder"),
+        (
+            compare,
+            ["--workdirs=none", "--against=hr@1/full", "--figure={0}/no/x.png"],
+            "--figure=FILE in a folder that exists",
+        ),
+    ],
+)
+def test_flags_are_looked_at_before_anything_is_opened(tmp_path, monkeypatch, module, given, words):
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    for name in ("DEFINE_string", "DEFINE_integer", "DEFINE_list", "DEFINE_enum"):
+        define = functools.partial(getattr(flags, name), flag_values=values)
+        monkeypatch.setattr(flags, name, define)
+    module.define_flags()
+    values(["program", *(flag.format(tmp_path) for flag in given)])
+    with pytest.raises(UserError, match=words):
+        module.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_are_no_evaluation_lists_of_the_training_split(small_config):
+    data = Data(resolve(small_config))
+    with pytest.raises(UserError, match="expected split validation or test, found 'train'"):
+        data.sampled("train", "neg99")
 
 
 def test_positive_names_the_first_key_that_is_not(small_config):
