@@ -34,6 +34,8 @@ from core.loop import (
     Termination,
     stage_directory,
     start_or_restore,
+    stop_if_terminated,
+    watched,
 )
 from core.metric_writers import MetricWriter, ProgressReport
 from core.task import Batch, State, Task
@@ -131,6 +133,7 @@ def run_arms(
         raise UserError(
             f"expected a sweep in one process, found {jax.process_count()}; run its arms apart"
         )
+    stop_if_terminated(f"stage {first.task.name}")
     devices = list(jax.devices() if devices is None else devices)
     if together is None:
         alone = len(devices) == 1 and devices[0].platform == "cpu"
@@ -139,8 +142,7 @@ def run_arms(
         runs = [_ArmRun(arm, stack) for arm in arms]
         live = [run for run in runs if run.live]
         programs = Programs(devices)
-        termination = Termination()
-        stack.enter_context(termination.watched())
+        termination = stack.enter_context(watched())
         while live:
             report = ProgressReport(
                 first.task.name,
@@ -247,12 +249,14 @@ def _train(
             stack.after_update(terminated)
         stacks = [stack for stack in stacks if stack.live]
         still = [run for stack in stacks for run in stack.live]
-        if terminated and still:
+        # Again where all have ended: their last evaluations take long.
+        if terminated or (not still and termination.arrived()):
             for run in cohort:
                 run.wait()
+            saved = still or cohort
             raise Preempted(
-                f"SIGTERM: saved step {still[0].step} of stage {still[0].arm.task.name} of "
-                f"{len(still)} arms; the same command continues"
+                f"SIGTERM: saved step {saved[0].step} of stage {saved[0].arm.task.name} of "
+                f"{len(saved)} arms; the same command continues"
             )
         thin = any(2 * len(stack.live) <= stack.size for stack in stacks)
         if not still or thin or still[0].step == until:

@@ -113,24 +113,22 @@ _updates = itertools.count(1)
 
 
 class Termination:
-    """Notes SIGTERM, so that the loop stops between two steps, all processes after the same one."""
+    """Notes SIGTERM, so that a run stops between two steps, all processes after the same one."""
 
     def __init__(self) -> None:
         self._noted = False
 
     def arrived(self) -> bool:
-        """To be asked once after every update."""
+        """To be asked after every update and between stages, by all processes alike."""
         if jax.process_count() > 1:
             # Without a collective: JAX's coordinator hears of a signal and names a later count.
             return multihost_utils.reached_preemption_sync_point(next(_updates))
         return self._noted
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        # Only the main thread may set signal handlers; a notebook's worker goes without. With
-        # several processes JAX's own handler tells all of them.
-        elsewhere = threading.current_thread() is not threading.main_thread()
-        if elsewhere or jax.process_count() > 1:
+    def noting(self) -> Iterator[None]:
+        # With several processes JAX's own handler tells all of them.
+        if jax.process_count() > 1:
             yield
             return
         before = signal.signal(signal.SIGTERM, self._note)
@@ -142,6 +140,43 @@ class Termination:
     def _note(self, number: int, frame: Any) -> None:
         del number, frame
         self._noted = True
+
+
+# Of the outermost `watched` of this process.
+_watching: Termination | None = None
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Termination]:
+    """Notes SIGTERM while the body runs; inside another `watched`, what that one notes.
+
+    A program puts it round all stages, so that a signal between them is noted too.
+    """
+    global _watching
+    if threading.current_thread() is not threading.main_thread():
+        yield Termination()  # may set no signal handler: a notebook's worker goes without
+    elif _watching is not None:
+        yield _watching
+    else:
+        _watching = Termination()
+        try:
+            with _watching.noting():
+                yield _watching
+        finally:
+            _watching = None
+
+
+def stop_if_terminated(due: str) -> None:
+    """To be asked inside `watched`, by all processes alike, before what takes long; else nothing.
+
+    Args:
+      due: what is about to begin; everything before it is saved.
+
+    Raises:
+      Preempted: SIGTERM has arrived.
+    """
+    if _watching is not None and _watching.arrived():
+        raise Preempted(f"SIGTERM before {due}: saved all until then; the same command continues")
 
 
 class _Statistics:
@@ -215,6 +250,7 @@ def run_stage(task: Task, config: LoopConfig, workdir: Workdir) -> StageResult:
       Preempted: SIGTERM; the state is saved.
       UserError: a loss that is not finite, or a checkpoint that cannot be written or read.
     """
+    stop_if_terminated(f"stage {task.name}")
     checkpoints = Checkpoints(stage_directory(workdir, task.name))
     try:
         return _run(task, config, workdir, checkpoints)
@@ -367,26 +403,26 @@ def _train(
 ) -> State:
     train_step = compile_step(task, state)
     run = StageRun(task, config, checkpoints, progress, report, writer)
-    termination = Termination()
     batches = task.batches(progress.step)
     on_devices = (lambda batch: batch) if task.partition is None else task.partition.put_part
 
     def current() -> State:
         return state
 
-    with termination.watched():
-        while not progress.finished:
+    with watched() as termination:
+        terminated = False
+        while not progress.finished and not terminated:
             rate = np.float32(progress.plateau.learning_rate)
             state, values = train_step(state, on_devices(next(batches)), rate)
             terminated = termination.arrived()
             run.after_update(values, current, terminated)
-            if terminated and not progress.finished:
-                checkpoints.wait()
-                raise Preempted(
-                    f"SIGTERM: saved step {progress.step} of stage {task.name}; the same command "
-                    "continues"
-                )
-    checkpoints.wait()
+        checkpoints.wait()
+        # Again: the last evaluation takes long.
+        if terminated or termination.arrived():
+            raise Preempted(
+                f"SIGTERM: saved step {progress.step} of stage {task.name}; the same command "
+                "continues"
+            )
     return state
 
 

@@ -161,13 +161,41 @@ class Workdir:
         write_atomically(self.file("results.json"), json.dumps(results, indent=2) + "\n")
 
 
+def check_out(path: str, flag: str) -> None:
+    """Refuses a file that could not be written, before the work whose result it takes.
+
+    Args:
+      flag: such as '--out', that gave the path.
+
+    Raises:
+      UserError: its folder is not there, or it is a folder itself.
+    """
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))) or os.path.isdir(path):
+        raise UserError(f"expected {flag}=FILE in a folder that exists, found {path!r}; correct it")
+
+
+def check_no_file(path: str) -> None:
+    """Refuses a workdir that can be no folder.
+
+    Raises:
+      UserError: there is a file at the path, or at a folder above it.
+    """
+    place = os.path.abspath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise UserError(f"expected a folder at {place}, found a file; pass another --workdir")
+
+
 def check_workdir(path: str, config: dict[str, Any]) -> None:
     """Refuses a folder that a run with `config` must not write to.
 
     Raises:
-      UserError: it holds a run with another config (names what differs), or other files.
+      UserError: it holds a run with another config (names what differs), or other files; or it is
+        no folder.
     """
     workdir = Workdir(path)
+    check_no_file(workdir.path)
     if os.path.exists(os.path.join(workdir.path, "config.json")):
         before, now = _flatten(workdir.read_config()), _flatten(json.loads(json.dumps(config)))
         differing = [

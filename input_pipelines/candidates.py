@@ -83,6 +83,7 @@ def draw_negatives(
     count: int,
     key: np.ndarray,
     pool: np.ndarray | None = None,
+    remedy: str = "lower the number of negatives or bring a larger catalogue",
 ) -> np.ndarray:
     """Distinct items that are neither the target nor touched by the user up to `time`.
 
@@ -94,6 +95,7 @@ def draw_negatives(
       count: negatives a row.
       key: uint64 [n].
       pool: items to draw from with multiplicity instead (interactions, for popularity).
+      remedy: what the error says to do.
 
     Returns:
       int32 [n, count].
@@ -123,7 +125,7 @@ def draw_negatives(
             return chosen
     raise UserError(
         f"expected at least {count} items that a user has not touched, found a user with fewer "
-        f"among {num_items}; lower the number of negatives or bring a larger catalogue"
+        f"among {num_items}; {remedy}"
     )
 
 
@@ -238,17 +240,27 @@ def _drawn(
             count=_NEGATIVES,
             key=keys[part],
             pool=pool,
+            remedy=f"evaluation always ranks {_NEGATIVES} negatives: bring more items",
         )
     return negatives
 
 
-def _published_lists(log: Log, splits: Splits, split: str) -> np.ndarray:
-    """The target and its published negatives, int32 [E, 1 + N]."""
+def check_published(log: Log, splits: Splits, split: str) -> None:
+    """Refuses 'published99' where the data came without lists for the split.
+
+    Raises:
+      UserError: it did, or the data is split otherwise than as published.
+    """
     if splits.name != "published" or f"{split}_negatives" not in log.published:
         raise UserError(
             f"expected data.split=published and data with negatives of its own for published99, "
             f"found {splits.name} of {log.name}; use neg99"
         )
+
+
+def _published_lists(log: Log, splits: Splits, split: str) -> np.ndarray:
+    """The target and its published negatives, int32 [E, 1 + N]."""
+    check_published(log, splits, split)
     rows = np.asarray(log.published[f"{split}_target_row"])
     wanted = getattr(splits, split).target_row
     order = np.argsort(rows, kind="stable")

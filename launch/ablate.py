@@ -26,8 +26,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from core.errors import UserError
-from core.loop import Preempted
-from core.workdir import Workdir, write_atomically
+from core.loop import Preempted, watched
+from core.workdir import Workdir, check_no_file, write_atomically
 from launch import cli, figure2, sweep_figures, sweep_tables
 from launch.arm_runs import Run, check_runs, run_all
 from launch.data import Data, resolve
@@ -86,10 +86,11 @@ def ablate(
     workdir.lock()
     if not os.path.exists(os.path.join(workdir.path, "sweep.json")):
         write_atomically(workdir.file("sweep.json"), json.dumps(settled, indent=2) + "\n")
-    if experiments is None:
-        stopped = figure2.run_all(wanted, data, workdir)
-    else:
-        stopped = run_all(wanted, data, experiments)
+    with watched():
+        if experiments is None:
+            stopped = figure2.run_all(wanted, data, workdir)
+        else:
+            stopped = run_all(wanted, data, experiments)
     done |= {run.name: stopped.get(run.name) for run in wanted}
     write_atomically(workdir.file("arms.json"), json.dumps(done, indent=2) + "\n")
     stopped = {run.name: done[run.name] for run in every if done[run.name]}
@@ -141,6 +142,7 @@ def _settled(config: config_dict.ConfigDict, sweep: Sweep, seeds: int) -> dict[s
 
 
 def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
+    check_no_file(workdir.path)
     before = _read(workdir, "sweep.json")
     if before:
         for key in ("sweep", "seeds", "config"):

@@ -56,7 +56,7 @@ def check_runs(runs: Sequence[Run], data: Data) -> list[LCRSERExperiment]:
     """Finds everything that can be wrong with the runs before one of them is written.
 
     Raises:
-      UserError: a setting that does not fit, or a workdir that another run has.
+      UserError: a setting or data that does not fit, or a workdir that another run has.
     """
     experiments = []
     for run in runs:
@@ -68,6 +68,7 @@ def check_runs(runs: Sequence[Run], data: Data) -> list[LCRSERExperiment]:
             )
         check_workdir(run.path, run.config.to_dict())
         experiments.append(LCRSERExperiment(run.config, data))
+        experiments[-1].check_data()
     return experiments
 
 

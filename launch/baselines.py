@@ -17,7 +17,7 @@ import lcrsr.baselines
 from core.errors import UserError
 from core.workdir import Workdir
 from launch.data import Data
-from launch.experiment import EVAL_SIZES, Evaluated, Experiment, Runnable, build, positive
+from launch.experiment import Evaluated, Experiment, Runnable, build, check_evaluation
 from lcrsr.baselines.fitted import FittedEvaluator
 
 _SHARED = ("fitted", "sequence", "two_histories")
@@ -35,7 +35,7 @@ class FittedExperiment(Evaluated):
     stages: tuple[str, ...] = ("fit",)
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, module: Any, settings: Any):
-        positive(config, *EVAL_SIZES)
+        check_evaluation(config, data)
         self.config, self.data = config, data
         self.evaluator = FittedEvaluator(
             module.fit(settings, data.training_clicks()), tuple(config.eval.metrics)

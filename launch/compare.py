@@ -31,7 +31,7 @@ from ml_collections import config_dict
 
 from core import metrics
 from core.errors import UserError
-from core.workdir import Workdir
+from core.workdir import Workdir, check_out
 from launch import cli
 from launch.data import Data
 
@@ -415,6 +415,8 @@ def main() -> None:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of finished runs")
     if bool(flags.FLAGS.against) != bool(flags.FLAGS.figure):
         raise UserError("expected --against and --figure together, found one alone; pass both")
+    if flags.FLAGS.figure:
+        check_out(flags.FLAGS.figure, "--figure")
     rows = read_rows(workdirs, metric, split, flags.FLAGS.names)
     print(to_markdown(rows, compare_pairs(rows), metric))
     if flags.FLAGS.strata:

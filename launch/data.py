@@ -280,10 +280,11 @@ class Data:
 
     def sampled(self, split: str, protocol: str) -> Iterator[Batch]:
         """Batches of a split against the saved lists of `protocol`."""
+        examples = self.split(split)
         lists = self.candidate_lists(split, protocol)
         found = batches.evaluation_batches(
             self.log,
-            self.split(split),
+            examples,
             lists,
             self.shape(lists.shape[1]),
             self._config.eval.batch_size,

@@ -50,6 +50,10 @@ def main() -> None:
     if not flags.FLAGS.workdir:
         raise UserError("expected --workdir=W, found none; pass the folder of a run")
     values = flags.FLAGS
+    if values.split not in ("validation", "test"):
+        raise UserError(
+            f"expected --split validation or test, found {values.split!r}; pass one of them"
+        )
     protocols = values.protocols if values.protocol is None else [values.protocol]
     restored = Restored(values.workdir, values.stage)
     columns = [c for p in protocols for c in restored.experiment.columns(values.task, p)]

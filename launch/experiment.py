@@ -15,9 +15,10 @@ from ml_collections import config_dict
 
 from core import distributed, metrics
 from core.errors import UserError
-from core.loop import LoopConfig, StageResult, run_stage
+from core.loop import LoopConfig, StageResult, run_stage, stop_if_terminated
 from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import Workdir
+from input_pipelines import candidates
 from launch import results
 from launch.data import Data
 from lcrsr.embedding import PARTITION_RULES
@@ -29,8 +30,7 @@ from lcrsr.ranker import Ranker
 Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
 
 PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
-# What a run divides by or counts to; an experiment looks at them before the workdir is written.
-EVAL_SIZES = ("eval.batch_size", "eval.full_batch_size")
+# What a training divides by or counts to.
 _SIZES = (
     "pretrain.batch_size",
     "pretrain.max_epochs",
@@ -90,6 +90,26 @@ def positive(config: config_dict.ConfigDict, *keys: str) -> None:
             raise UserError(f"expected config.{key} above 0, found {value}; set such a number")
 
 
+def check_evaluation(config: config_dict.ConfigDict, data: Data) -> None:
+    """Finds what would only come out once a stage is trained and tested.
+
+    Raises:
+      UserError: a size, metric or protocol of `config.eval` that there is not, or one that the
+        data does not have.
+    """
+    positive(config, "eval.batch_size", "eval.full_batch_size")
+    for name in config.eval.metrics:
+        metrics.metric(name)
+    for protocol in config.eval.protocols:
+        if protocol not in PROTOCOLS:
+            raise UserError(
+                f"expected config.eval.protocols of {', '.join(PROTOCOLS)}, found {protocol!r}; "
+                "pass these"
+            )
+        if protocol == candidates.PUBLISHED:
+            candidates.check_published(data.log, data.splits, "test")
+
+
 def partition_of(
     config: config_dict.ConfigDict, table_width: int | None = None
 ) -> Partition | None:
@@ -133,6 +153,17 @@ class Evaluated:
             return self.evaluator.full(params, tables, self.data.full(split))
         return self.evaluator.sampled(params, tables, self.data.sampled(split, protocol))
 
+    def check_data(self) -> None:
+        """Makes what a run reads: candidate lists, which are kept, and a batch of each training.
+
+        Raises:
+          UserError: the data does not have what they need.
+        """
+        self.data.split("test")
+        for protocol in self.config.eval.protocols:
+            if protocol != "full":
+                self.data.candidate_lists("test", protocol)
+
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
         """What `evaluate` calls a protocol of a task: here a protocol is itself.
 
@@ -156,7 +187,11 @@ class Evaluated:
         return {}
 
     def test_once(self, workdir: Workdir, stage: str, step: int, params: Any, tables: Any) -> None:
-        """Reads the test split for a finished stage; a saved row is not computed again."""
+        """Reads the test split for a finished stage; a saved row is not computed again.
+
+        Raises:
+          core.loop.Preempted: SIGTERM, between two protocols.
+        """
         done = distributed.of_first(
             [
                 row["protocol"]
@@ -167,6 +202,7 @@ class Evaluated:
         for protocol in self.config.eval.protocols:
             if protocol in done:
                 continue
+            stop_if_terminated(f"the test of stage {stage} against {protocol}")
             results.save(
                 workdir,
                 self.evaluate(params, tables, "test", protocol),
@@ -194,7 +230,8 @@ class Experiment(Evaluated):
     stages: tuple[str, ...] = ("pretrain",)
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
-        positive(config, *_SIZES, *EVAL_SIZES)
+        positive(config, *_SIZES)
+        check_evaluation(config, data)
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)
         self.item_words = data.item_words()
@@ -212,11 +249,6 @@ class Experiment(Evaluated):
                 f"expected config.eval.selection to be one of eval.metrics against neg99, found "
                 f"{config.eval.selection!r}; for instance 'ndcg@5/neg99'"
             )
-        for protocol in config.eval.protocols:
-            if protocol not in PROTOCOLS:
-                raise UserError(
-                    f"expected config.eval.protocols of {', '.join(PROTOCOLS)}, found {protocol!r}"
-                )
         # Everything that can be wrong with the task is found before the workdir is written.
         if "search" in ranker.tasks and not config.data.use_search:
             raise UserError(
@@ -235,6 +267,13 @@ class Experiment(Evaluated):
                 f"{config.pretrain.table_update!r}; set it"
             )
         self._pretrain_config = build(PretrainConfig, config.pretrain.to_dict(), section="pretrain")
+
+    def check_data(self) -> None:
+        super().check_data()
+        self.example_batch()
+        # A teacher's scores, which cost time, need nothing more.
+        batches, _ = Experiment.training_batches(self, self.config.seed)
+        next(batches(0))
 
     def run(self, workdir: Workdir) -> None:
         """Trains every stage, or continues it, and reads the test split once for each."""

@@ -29,7 +29,8 @@ def check_runs(runs: Sequence[Run], data: Data) -> None:
     for run in runs:
         check_workdir(run.path, run.config.to_dict())
     if runs:
-        open_experiment(runs[0].config, data)
+        experiment: Any = open_experiment(runs[0].config, data)
+        experiment.check_data()
 
 
 def run_all(runs: Sequence[Run], data: Data, workdir: Workdir) -> dict[str, str]:

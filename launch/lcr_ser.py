@@ -66,6 +66,11 @@ class LCRSERExperiment(Experiment):
             section="rl",
         )
 
+    def check_data(self) -> None:
+        super().check_data()
+        if self.config.rl.enabled:
+            next(self._rl_batches()[0](0))
+
     def plan(self, workdir: Workdir) -> Plan:
         task = self.pretrain_task()
         pretrained = yield task, self.loop_config(task)
@@ -100,13 +105,16 @@ class LCRSERExperiment(Experiment):
             learning_rate=learning_rate,
         )
 
-    def rl_task(self, initial: Any) -> ReinforceTask:
-        config = self.config.rl
-        batches, steps_per_epoch = self.data.training(
-            batch_size=config.batch_size,
-            negatives=config.negatives,
+    def _rl_batches(self) -> tuple[Callable[[int], Iterator[Any]], int]:
+        return self.data.training(
+            batch_size=self.config.rl.batch_size,
+            negatives=self.config.rl.negatives,
             seed=self.config.seed + _RL_SEED,
         )
+
+    def rl_task(self, initial: Any) -> ReinforceTask:
+        config = self.config.rl
+        batches, steps_per_epoch = self._rl_batches()
         return ReinforceTask(
             model=self.model,
             config=self._reinforce_config,

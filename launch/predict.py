@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from core.errors import UserError
-from core.workdir import write_atomically
+from core.workdir import check_out, write_atomically
 from input_pipelines import batches
 from input_pipelines.candidates import TouchedItems
 from input_pipelines.log import Log
@@ -177,6 +177,8 @@ def main() -> None:
     values = flags.FLAGS
     if not values.workdir or not (values.users or values.query):
         raise UserError("expected --workdir=W and --users=FILE, found one missing; pass both")
+    if values.out:
+        check_out(values.out, "--out")
     users = read_users(values.users) if values.users else None
     restored = Restored(values.workdir, values.stage)
     found = predict(restored, users, values.top_k, values.query)

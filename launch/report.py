@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from core.errors import UserError
-from core.workdir import write_atomically
+from core.workdir import check_out, write_atomically
 from launch import cli
 
 _PAGES = ("table.md", "summary.md")
@@ -133,6 +133,7 @@ def define_flags() -> None:
 def main() -> None:
     if not flags.FLAGS.workdirs:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of sweeps or runs")
+    check_out(flags.FLAGS.out, "--out")
     page = report(flags.FLAGS.workdirs)
     write_atomically(flags.FLAGS.out, page)
     print(f"{flags.FLAGS.out}: {len(page.encode()) / 1e6:.1f} MB")

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from core import distributed
 from core.errors import UserError
-from core.loop import Preempted
+from core.loop import Preempted, watched
 from core.partitioning import DATA, TABLE, make_mesh
 from core.workdir import Workdir, check_workdir, is_writer, open_workdir
 from launch import cli, results
@@ -52,6 +52,8 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     if is_writer():
         Workdir(workdir_path).check_log(data.log.hash)
     experiment = open_experiment(config, data)
+    if hasattr(experiment, "check_data"):
+        experiment.check_data()
     workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
     _LOG.info(
         "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",
@@ -62,9 +64,10 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
         len(data.log.search_times),
         len(data.splits.train),
     )
-    experiment.run(workdir)
-    if is_writer():
-        results.write_summary(workdir, data.label)
+    with watched():
+        experiment.run(workdir)
+        if is_writer():
+            results.write_summary(workdir, data.label)
     _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))
     return workdir.read_results()
 

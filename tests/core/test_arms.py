@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -205,6 +207,20 @@ def test_sigterm_saves_every_arm(alone, tmp_path, monkeypatch):
         kept.close()
     run_arms(arms, together=4, devices=jax.devices()[:1])
     assert_equal_to_alone(arms, alone, with_lines=False)
+
+
+def test_sigterm_during_the_last_evaluations_is_heard(tmp_path):
+    class Signalled(Line):
+        def evaluate(self, state):
+            if int(state["step"]) == CONFIG.max_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().evaluate(state)
+
+    arms = arms_of([Signalled(), Line(shrinkage=0.1)], tmp_path)
+    with pytest.raises(Preempted, match="saved step 12 of stage line of 2 arms"):
+        run_arms(arms, together=2, devices=jax.devices()[:1])
+    assert run_arms(arms, together=2, devices=jax.devices()[:1]) == {}
+    assert run_stage(arms[0].task, arms[0].config, arms[0].workdir).last_step == 12
 
 
 def test_arms_of_other_lengths_are_refused(tmp_path):

@@ -14,7 +14,14 @@ import pytest
 
 from core.checkpoints import Checkpoints
 from core.errors import UserError
-from core.loop import LoopConfig, Preempted, run_stage, stage_directory
+from core.loop import (
+    LoopConfig,
+    Preempted,
+    run_stage,
+    stage_directory,
+    stop_if_terminated,
+    watched,
+)
 from core.metric_writers import read_lines
 from core.workdir import open_workdir
 
@@ -135,6 +142,39 @@ def test_sigterm_saves_and_the_same_run_continues(tmp_path):
     resumed = run_stage(Quadratic(), config(), workdir)
     whole = run_stage(Quadratic(), config(), open_workdir(str(tmp_path / "a"), {}))
     np.testing.assert_array_equal(whole.state["w"], resumed.state["w"])
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_during_the_last_evaluation_is_heard(tmp_path):
+    class Signalled(Quadratic):
+        def evaluate(self, state):
+            if int(state["step"]) == 20:
+                terminate()
+            return super().evaluate(state)
+
+    workdir = open_workdir(str(tmp_path), {})
+    with pytest.raises(Preempted, match="saved step 20 of stage toy"):
+        run_stage(Signalled(), config(), workdir)
+    finished = run_stage(Quadratic(raise_at=1), config(), workdir)
+    assert finished.last_step == 20, "the stage is saved as finished"
+
+
+def test_sigterm_between_stages_is_heard_before_the_next_thing_begins(tmp_path):
+    workdir = open_workdir(str(tmp_path), {})
+    before = signal.getsignal(signal.SIGTERM)
+    with watched(), pytest.raises(Preempted, match="before stage toy: saved all until then"):
+        stop_if_terminated("a test")
+        run_stage(Quadratic(), config(), workdir)  # its own watch is within the outer one
+        terminate()
+        with pytest.raises(Preempted, match="before a test"):
+            stop_if_terminated("a test")
+        run_stage(Quadratic(), config(), workdir)
+    assert signal.getsignal(signal.SIGTERM) == before
+    stop_if_terminated("what no program watches")
+    assert run_stage(Quadratic(), config(), workdir).last_step == 20, "no signal is left over"
 
 
 def _cut_largest_file(folder):

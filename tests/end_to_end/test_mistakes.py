@@ -1,8 +1,15 @@
 """A mistake in the config or the data is one line before the workdir is written, not after."""
 
-import pytest
+import functools
 
+import pytest
+from absl import flags
+
+from configs import popularity_qilin
 from core.errors import UserError
+from launch import compare, evaluate, predict, report
+from launch.ablate import ablate
+from launch.data import Data, resolve
 from launch.experiment import positive
 from launch.train import train
 
@@ -43,6 +50,99 @@ def test_without_rl_its_sizes_do_not_matter(small_config, tmp_path):
     # The next mistake is found, and not that one.
     changes = {"rl.enabled": False, "rl.evals": 0, "eval.protocols": ("half",)}
     refused(small_config, changes, tmp_path / "w", "found 'half'")
+
+
+@pytest.mark.parametrize("model", [None, popularity_qilin])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eval.metrics": ("ndcg@5", "mrr@5")}, "a metric such as .* found 'mrr@5'"),
+        ({"eval.metrics": ("ndcg@5", "hr@0")}, "a metric such as .* found 'hr@0'"),
+        ({"eval.protocols": ("half",)}, "config.eval.protocols of neg99, .* found 'half'"),
+        ({"eval.protocols": ("published99",)}, "data.split=published .* found leave_one_out"),
+    ],
+)
+def test_what_the_test_split_could_not_be_read_with(small_config, tmp_path, model, changes, words):
+    config = small_config
+    if model is not None:
+        config = model.get_config()
+        config.dataset, config.data = small_config.dataset, small_config.data
+        config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
+    refused(config, changes, tmp_path / "w", words)
+
+
+def test_data_without_what_a_run_needs(small_config, tmp_path):
+    config = small_config.copy_and_resolve_references()
+    config.data_dir, config.rl.negatives = str(tmp_path), 60
+    searches = "user,session,time,query,clicked_items\n"
+    (tmp_path / "searches.csv").write_text(searches)
+
+    def clicks(users, items):
+        rows = [f"u{u},i{(u + 7 * t) % items},{t}\n" for u in range(users) for t in range(4)]
+        (tmp_path / "clicks.csv").write_text("user,item,time\n" + "".join(rows))
+
+    workdir = tmp_path / "w"
+    clicks(1, 4)
+    advice = "evaluation always ranks 99 negatives: bring more items"
+    refused(config, {}, workdir, f"at least 99 items .* among 4; {advice}")
+    # Evaluation could be made, training could not.
+    clicks(110, 110)
+    refused(config, {"data.train_negatives": 109}, workdir, "109 .*; lower the number of neg")
+    refused(config, {"rl.negatives": 109}, workdir, "109 items")
+    (tmp_path / "clicks.csv").write_text("user,item,time\nu,i,1\nv,j,1\n")
+    refused(config, {}, workdir, "expected test examples")
+
+
+def test_a_sweep_over_data_without_what_it_needs(small_config, tmp_path):
+    config = small_config.copy_and_resolve_references()
+    config.data.train_negatives = 149
+    with pytest.raises(UserError, match="at least 149 items"):
+        ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_workdir_that_is_a_file(small_config, tmp_path):
+    file = tmp_path / "w"
+    file.write_text("precious")
+    for path in (file, file / "below"):
+        with pytest.raises(UserError, match=f"expected a folder at {file}, found a file; pass ano"):
+            train(small_config, str(path))
+        with pytest.raises(UserError, match=f"expected a folder at {file}, found a file"):
+            ablate(small_config, "lambda_tcl:0,0.5", str(path))
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "words"),
+    [
+        (evaluate, ["--workdir=none", "--split=train"], "validation or test, found 'train'"),
+        (predict, ["--workdir=none", "--users=no", "--out={0}/no/x.jsonl"], "--out=FILE in a"),
+        (predict, ["--workdir=none", "--users=no", "--out={0}"], "--out=FILE in a folder"),
+        (report, ["--workdirs=none", "--out={0}/no/x.html"], "--out=FILE in a folder"),
+        (
+            compare,
+            ["--workdirs=none", "--against=hr@1/full", "--figure={0}/no/x.png"],
+            "--figure=FILE in a folder that exists",
+        ),
+    ],
+)
+def test_flags_are_looked_at_before_anything_is_opened(tmp_path, monkeypatch, module, given, words):
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    for name in ("DEFINE_string", "DEFINE_integer", "DEFINE_list", "DEFINE_enum"):
+        define = functools.partial(getattr(flags, name), flag_values=values)
+        monkeypatch.setattr(flags, name, define)
+    module.define_flags()
+    values(["program", *(flag.format(tmp_path) for flag in given)])
+    with pytest.raises(UserError, match=words):
+        module.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_are_no_evaluation_lists_of_the_training_split(small_config):
+    data = Data(resolve(small_config))
+    with pytest.raises(UserError, match="expected split validation or test, found 'train'"):
+        data.sampled("train", "neg99")
 
 
 def test_positive_names_the_first_key_that_is_not(small_config):

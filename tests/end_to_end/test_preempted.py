@@ -1,0 +1,61 @@
+"""SIGTERM outside a stage's loop: what is done stays, and the same command continues."""
+
+import os
+import signal
+
+import pytest
+
+from configs import popularity_qilin
+from core.loop import Preempted
+from launch import arm_runs
+from launch.ablate import ablate
+from launch.train import train
+from lcrsr.baselines.fitted import FittedEvaluator
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def unheard():
+    """A signal that no program notes fails the test instead of ending the tests."""
+
+    def fail(number, frame):
+        raise AssertionError("expected SIGTERM to be noted, found it unheard")
+
+    before = signal.signal(signal.SIGTERM, fail)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_between_the_protocols_of_the_test_split(small_config, tmp_path, monkeypatch):
+    config = popularity_qilin.get_config()
+    config.dataset, config.data = small_config.dataset, small_config.data
+    config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
+    config.eval.protocols = ("neg99", "full")
+    sampled = FittedEvaluator.sampled
+
+    def signalled(self, *arguments):
+        terminate()
+        return sampled(self, *arguments)
+
+    monkeypatch.setattr(FittedEvaluator, "sampled", signalled)
+    workdir = tmp_path / "w"
+    with pytest.raises(Preempted, match="before the test of stage fit against full: saved all"):
+        train(config, str(workdir))
+    assert not (workdir / "summary.md").exists()
+    # What is saved is not computed again, and so sends no second signal.
+    rows = train(config, str(workdir))["rows"]
+    assert [row["protocol"] for row in rows] == ["neg99", "full"]
+    assert (workdir / "summary.md").exists()
+
+
+def test_between_the_stages_of_a_sweep(small_config, tmp_path, monkeypatch):
+    def trained(arms):
+        terminate()
+        return {}
+
+    monkeypatch.setattr(arm_runs, "run_arms", trained)
+    with pytest.raises(Preempted, match="before stage pretrain"):
+        ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
