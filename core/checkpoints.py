@@ -97,6 +97,22 @@ def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
     return {path_name(path): leaf.shape for path, leaf in leaves}
 
 
+def newest_progress(directory: str) -> dict[str, Any] | None:
+    """The progress of the newest checkpoint that has a readable one; nothing is made or changed.
+
+    Returns:
+      None where there is no such checkpoint, or no such directory.
+    """
+    folder = pathlib.Path(directory)
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    for step in sorted(steps, reverse=True):
+        try:
+            return dict(ocp.JsonCheckpointHandler().restore(folder / str(step) / "progress"))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 class Checkpoints:
     """The checkpoints of one stage under `directory`; created on the first save."""
 

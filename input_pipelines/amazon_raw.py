@@ -38,6 +38,8 @@ _LOG = logging.getLogger(__name__)
 
 _PATTERNS = ("reviews_*_5.json.gz", "meta_*.json.gz")
 _QUERIES = ("query_text.txt.gz", "train.qrels.gz", "test.qrels.gz")
+# Of the choice among the queries of a (user, item).
+_QUERY_SEED = 0
 _REPORT_LINES = 10_000
 
 
@@ -145,22 +147,21 @@ def _qrels(paths: list[pathlib.Path], num_queries: int, report: Report) -> pd.Da
     return pd.DataFrame(rows, columns=["user", "item", "query"]).drop_duplicates()
 
 
-def _choose(qrels: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _choose(qrels: pd.DataFrame) -> pd.DataFrame:
     """One query for each (user, item), whatever the order of the rows."""
     ordered = qrels.sort_values(["user", "item", "query"], ignore_index=True)
     groups = ordered.groupby(["user", "item"], sort=False)
     count = groups["query"].transform("size").to_numpy()
-    keys = random_streams.keys(seed, tie_break(ordered["user"]), tie_break(ordered["item"]))
+    keys = random_streams.keys(_QUERY_SEED, tie_break(ordered["user"]), tie_break(ordered["item"]))
     # Any number below 2^32 serves each pair's own count of queries.
     draws = random_streams.below(keys, 1, 2**32)[:, 0] if len(keys) else np.zeros(0, np.int64)
     return ordered[groups.cumcount().to_numpy() == draws % np.maximum(count, 1)]
 
 
-def read_amazon_raw(data_dir: str, *, query_seed: int = 0, report: Report = silent) -> Log:
+def read_amazon_raw(data_dir: str, *, report: Report = silent) -> Log:
     """Reads the folder into a log; times are positions, from 0.
 
     Args:
-      query_seed: of the choice among the queries of a (user, item).
       report: told which file is being read and the share of it done.
 
     Raises:
@@ -170,7 +171,7 @@ def read_amazon_raw(data_dir: str, *, query_seed: int = 0, report: Report = sile
     known = {_record(meta, n, line, {"asin": str})[0] for n, line in _lines(meta, report)}
     events = _reviews(reviews, known, report)
     queries = [line.split() for _, line in _lines(texts, report)]
-    chosen = _choose(_qrels(qrels, len(queries), report), query_seed)
+    chosen = _choose(_qrels(qrels, len(queries), report))
     report("matching", 0.0)
     searches = events.merge(chosen, on=["user", "item"])
     both = set(searches["user"])

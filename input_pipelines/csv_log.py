@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from core.errors import UserError
@@ -38,6 +39,7 @@ _COLUMNS = {
     "items": ("item", "title"),
 }
 _OPTIONAL = ("items",)
+_TIME = re.compile(r"-?[0-9]+")
 _BAD_ID = re.compile(r"^$|\s|^-\d")
 
 
@@ -69,6 +71,8 @@ def _read(path: pathlib.Path, columns: tuple[str, ...]) -> dict[str, list[Any]]:
             if not isinstance(frame.index, pd.RangeIndex):
                 raise ValueError("rows have more fields than the header")
             table = {str(name): frame[name].tolist() for name in frame.columns}
+            if "" in frame.iloc[:, -1].values:  # as a row with too few fields leaves it
+                _check_whole(path, list(table), columns)
         else:
             with pq.ParquetFile(path) as file:
                 names = file.schema_arrow.names
@@ -87,6 +91,37 @@ def _read(path: pathlib.Path, columns: tuple[str, ...]) -> dict[str, list[Any]]:
                 f"give it the columns {','.join(columns)}"
             )
     return table
+
+
+def _check_whole(path: pathlib.Path, header: list[str], columns: tuple[str, ...]) -> None:
+    """Refuses rows that end before a column: pandas reads what is missing as empty fields.
+
+    Raises:
+      UserError: there is one; names the first.
+    """
+    short: list[pyarrow.csv.InvalidRow] = []
+
+    def note(row: pyarrow.csv.InvalidRow) -> str:
+        missing = set(header[row.actual_columns :])
+        if row.text.strip() and missing.intersection(columns) and not short:
+            short.append(row)
+        return "skip"
+
+    pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # else rows have no numbers
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=header[:1], column_types={header[0]: pa.string()}, check_utf8=False
+        ),
+    )
+    if short:
+        (row,) = short
+        missing = next(name for name in header[row.actual_columns :] if name in columns)
+        raise UserError(
+            f"expected column {missing} in every row of {path}, found row {row.number - 1} without "
+            "it; the file may be cut short: write it again, with a comma before an empty field"
+        )
 
 
 def _is_missing(value: object) -> bool:
@@ -112,6 +147,8 @@ def _times(table: dict[str, list[Any]], path: pathlib.Path) -> np.ndarray:
     times = np.zeros(len(texts), np.int64)
     for row, text in enumerate(texts):
         try:
+            if not _TIME.fullmatch(text):  # int() takes 2_000 and spaces too
+                raise ValueError(text)
             times[row] = int(text)
         except (ValueError, OverflowError):
             raise UserError(
@@ -137,7 +174,8 @@ def read_csv_log(data_dir: str, *, segmenter: str = "characters") -> Log:
       segmenter: 'characters' or 'jieba'.
 
     Raises:
-      UserError: a file or column is missing; a value is no id, no time; a session occurs twice.
+      UserError: a file or column is missing, or a row has too few fields; a value is no id, no
+        time; a session occurs twice.
     """
     split_query = segmenters.segmenter(segmenter)
     paths = {name: _table_file(data_dir, name) for name in _COLUMNS}

@@ -75,13 +75,11 @@ READERS: dict[str, Reader] = {
     "amazon_beauty": Reader(
         files=amazon_beauty.raw_files,
         read=amazon_beauty.read_amazon_beauty,
-        settings=("query_seed",),
         version=2,  # item texts
     ),
     "amazon_raw": Reader(
         files=amazon_raw.raw_files,
         read=amazon_raw.read_amazon_raw,
-        settings=("query_seed",),
         reports=True,
     ),
     "trivago": Reader(files=trivago.raw_files, read=trivago.read_trivago, settings=("segmenter",)),

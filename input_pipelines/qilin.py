@@ -1,10 +1,11 @@
 """Qilin (THUIR/Qilin): from its search and recommendation rows to the events of a log.
 
 A click event is a clicked impression of a recommendation row, at that impression's own time. A
-search event is one search row: its query, its clicked notes by position, at the time of its
-earliest impression. Search times are in seconds and become milliseconds like the others. The same
-note repeated within a row counts once, at its earliest click. Events without a time are dropped:
-they have no place in a history. Train and test files are both read; splitting is ours.
+search event is one search row: its query, its clicked notes by position, at the time of its last
+click, or of its earliest impression where nothing was clicked. Search times are in seconds and
+become milliseconds like the others. The same note repeated within a row counts once, at its
+earliest click. Events without a time are dropped: they have no place in a history. Train and test
+files are both read; splitting is ours.
 """
 
 from __future__ import annotations

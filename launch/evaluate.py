@@ -38,7 +38,9 @@ def evaluate(restored: Restored, split: str, protocol: str) -> dict:
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
     flags.DEFINE_string("split", "test", "validation or test.")
-    flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
+    flags.DEFINE_string(
+        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+    )
     flags.DEFINE_string("task", "recommendation", "recommendation, or of GenSAR search.")
     flags.DEFINE_string("protocol", None, "One of the protocols, instead of --protocols.")
     flags.DEFINE_list(

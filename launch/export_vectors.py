@@ -112,7 +112,9 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
     flags.DEFINE_string("out", None, "The .npy file to write.")
     flags.DEFINE_string("table", "item", "Which vectors: item, user or word.")
-    flags.DEFINE_string("stage", None, "pretrain, rl or control; default the last trained.")
+    flags.DEFINE_string(
+        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+    )
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
@@ -23,7 +24,7 @@ class Restored:
     Args:
       workdir: the folder of a run of launch.train.
       stage: 'pretrain', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
-        was trained, else 'pretrain'.
+        has an evaluated checkpoint, else 'pretrain'.
 
     Attributes:
       experiment, data, stage, step, params, tables (the last two None for a fitted baseline).
@@ -48,7 +49,7 @@ class Restored:
         self.workdir.check_log(self.data.log.hash)
         self.experiment: Any = open_experiment(config, self.data)
         stages = self.experiment.stages
-        self.stage = stage or next((s for s in stages if self._has(s)), stages[0])
+        self.stage = stage or next((s for s in stages if self._evaluated(s)), stages[0])
         if self.stage not in stages:
             raise UserError(f"expected a stage of {', '.join(stages)}, found {self.stage!r}")
         self.step, self.params = 0, None
@@ -69,11 +70,15 @@ class Restored:
         self.step = progress.best_step
         self.params, self.tables = state["params"], state["tables"]
 
-    def _has(self, stage: str) -> bool:
-        return os.path.isdir(os.path.join(self.workdir.path, "checkpoints", stage))
+    def _folder(self, stage: str) -> str:
+        return os.path.join(self.workdir.path, "checkpoints", stage)
+
+    def _evaluated(self, stage: str) -> bool:
+        progress = newest_progress(self._folder(stage))
+        return progress is not None and progress["best_step"] is not None
 
     def _check_trained(self, stage: str) -> None:
-        if not self._has(stage):
+        if not os.path.isdir(self._folder(stage)):
             raise UserError(
                 f"expected checkpoints of stage {stage} in {self.workdir.path}, found none; run "
                 "launch.train with this --workdir first"

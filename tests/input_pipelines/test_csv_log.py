@@ -79,6 +79,14 @@ def test_words_that_elsewhere_mean_missing_are_text(folder):
     assert "NA" in log.user_ids and "null" in log.item_ids
 
 
+def test_rows_may_end_before_columns_that_are_not_read(folder):
+    (folder / "clicks.csv").write_text("user,item,time,note\na,b,1,\na,c,2\n   \n\nd,f,3,x\n")
+    assert len(csv_log.read_csv_log(str(folder)).rec_items) == 3
+    (folder / "clicks.csv").write_text('user,note,item,time\na,"x\ny",b,\na,z,c\n')
+    with pytest.raises(UserError, match=r"column time in every row .* found row 2"):
+        csv_log.read_csv_log(str(folder))
+
+
 def test_large_times_are_exact(folder):
     (folder / "clicks.csv").write_text(f"user,item,time\na,b,{2**53 + 1}\n")
     assert csv_log.read_csv_log(str(folder)).rec_times.tolist() == [2**53 + 1]
@@ -98,6 +106,21 @@ def test_large_times_are_exact(folder):
         ("items", "title\nMug\n", "column item in .*items.csv, found title"),
         ("clicks", "", "a whole csv file at .*clicks.csv"),
         ("clicks", "user,item,time\na,b,1,2\n", "more fields than the header"),
+        ("clicks", "user,item,time\na,b,1\na,b\n", "column time in every row .* found row 2 with"),
+        (
+            "searches",
+            "user,session,time,query,clicked_items\na,s,1,x,\na,t,2,y\n",
+            "column clicked_items in every row .*, found row 2 without it; .* cut short",
+        ),
+        (
+            "searches",
+            "user,session,time,query,clicked_items\na,s,1\na,t,2,y,\n",
+            "column query in every row of .*searches.csv, found row 1 without it",
+        ),
+        ("items", "item,title\nmug\n", "column title in every row of .*items.csv, found row 1"),
+        ("clicks", "user,item,time\na,b,2_000\n", "whole numbers .* found '2_000' in row 1"),
+        ("clicks", "user,item,time\na,b, 2\n", "whole numbers .* found ' 2' in row 1"),
+        ("clicks", "user,item,time\na,b,٣\n", "whole numbers .* found '٣' in row 1"),
         ("clicks", "user,item,time\n-1,b,1\n", "column user, .*found '-1' in row 1"),
         ("clicks", "user,item,time\na,b,1\na,,1\n", "column item, .*found '' in row 2"),
         ("clicks", "user,item,time\na,b c,1\n", "column item, .*found 'b c' in row 1"),

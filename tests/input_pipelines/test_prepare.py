@@ -70,7 +70,9 @@ def test_other_files_or_settings_are_prepared_anew(raw, cache, reads, monkeypatc
     assert len(set(found)) == len(reads) == 6
     # A setting of another data set, or a file nobody reads, changes nothing.
     (raw / "notes.txt").write_text("mine")
-    assert directory(OPTIONS | {"query_seed": 3}) == found[-1] and len(reads) == 6
+    other = dataclasses.replace(reader, settings=("order",))
+    monkeypatch.setitem(prepare.READERS, "amazon_raw", other)
+    assert directory(OPTIONS | {"order": 3}) == found[-1] and len(reads) == 6
     assert prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)[0].num_users == 6
 
 
@@ -130,7 +132,7 @@ def test_a_prepared_log_cut_short_is_refused(raw, cache):
         ),
         ("csv_log", "nowhere", OPTIONS, "raw files of csv_log at .*nowhere, found nothing"),
         ("csv_log", "raw/clicks.csv", OPTIONS, "found a file"),
-        ("csv_log", None, {"segmentor": "x"}, "query_seed, segmenter, found 'segmentor'"),
+        ("csv_log", None, {"segmentor": "x"}, "options among segmenter, found 'segmentor'"),
         ("csv_log", None, {"segmenter": "x"}, "a segmenter of characters, jieba, found 'x'"),
         ("qilin", None, OPTIONS, r"expected search_train/\*.parquet"),
         ("amazon_beauty", None, OPTIONS, "expected sequences.tsv"),
