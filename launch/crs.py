@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from core import metrics
 from core import trie as tries
 from core.errors import UserError
-from core.loop import LoopConfig, run_stage
+from core.loop import LoopConfig, run_stage, stop_if_terminated
 from core.partitioning import make_mesh
 from core.workdir import Workdir, write_atomically
 from crs_jax import contexts, decoder_checkpoints, lora, self_evolve, sharding
@@ -78,9 +78,6 @@ class CRSExperiment:
                 size = config[section].batch_size
                 self.partition.check_batch_size(size, f"config.{section}.batch_size")
         self._sft, self._rl = stage_settings(config, len(words.levels))
-        if search_protocol.IMPRESSIONS in search_protocol.evaluated(config):
-            for split in ("validation", "test"):
-                search_protocol.impressions(data.log, self.held_out(split))
         self._controls = Tokens(words.think, words.end_think, words.end)
         self._trie = tries.build(
             self.examples.item_tokens[1:], np.arange(1, len(self.examples.item_tokens))
@@ -98,6 +95,13 @@ class CRSExperiment:
     def held_out(self, split: str) -> SearchExamples:
         """The searches of a split that are evaluated."""
         return search_protocol.held_out(self.config, self.data, split)
+
+    def check_data(self) -> None:
+        """Raises UserError where a split has no searches, or these no impressions to rank."""
+        for split in ("validation", "test"):
+            found = self.held_out(split)
+            if search_protocol.IMPRESSIONS in search_protocol.evaluated(self.config):
+                search_protocol.impressions(self.data.log, found)
 
     def _asked(self, split: str, reason: bool) -> tuple[np.ndarray, np.ndarray]:
         """Prompts of a split ('train' too) as an array, and their lengths."""
@@ -310,6 +314,7 @@ class CRSExperiment:
         for protocol in search_protocol.evaluated(self.config):
             if (stage, step, protocol) in done:
                 continue
+            stop_if_terminated(f"the test of stage {stage}")
             sums = self.evaluate(state["params"], state["tables"], "test", protocol)
             details = self.details("test", protocol)
             details["more"]["algorithm"] = self._rl.algorithm if stage.startswith("rl_") else None

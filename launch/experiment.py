@@ -53,6 +53,10 @@ class Runnable(Protocol):
     stages: tuple[str, ...]
     evaluator: Any
 
+    def check_data(self) -> None:
+        """Raises UserError where the data does not have what a run reads; nothing is written."""
+        ...
+
     def run(self, workdir: Workdir) -> None: ...
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums: ...

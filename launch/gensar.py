@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from core import metrics, vectors
 from core import trie as tries
 from core.errors import UserError
-from core.loop import LoopConfig, run_stage
+from core.loop import LoopConfig, run_stage, stop_if_terminated
 from core.partitioning import make_mesh
 from core.workdir import Workdir, open_workdir
 from gensar_jax import sharding
@@ -183,6 +183,27 @@ class GenSARExperiment:
         beam = f"beam{self.config.eval.beam}"
         return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
 
+    def _tested(self) -> list[tuple[str, str]]:
+        """(task, protocol) of the test split."""
+        config = self.config.eval
+        found = [("recommendation", protocol) for protocol in config.protocols]
+        return found + [("search", protocol) for protocol in config.search_protocols]
+
+    def check_data(self) -> None:
+        """Makes the candidate lists, which are kept, and an example.
+
+        Raises:
+          UserError: the data does not have what they need.
+        """
+        self.examples.stream(0, 1)
+        selecting, chosen_by, _ = self._parsed(self.config.eval.selection.partition("/")[2])
+        read = [("validation", selecting, chosen_by)]
+        read += [("test", task, protocol) for task, protocol in self._tested()]
+        for split, task, protocol in read:
+            self.data.examples(task, split)
+            if protocol not in _WHOLE:
+                self.data.candidate_lists(split, protocol, task)
+
     def run(self, workdir: Workdir) -> None:
         """Trains, or continues, and reads the test split once."""
         mixture = self.examples.mixture
@@ -198,11 +219,10 @@ class GenSARExperiment:
         # launch.evaluate may have added rows of validation.
         done = {(row["protocol"], row["step"]) for row in rows if row["split"] == "test"}
         state = finished.state
-        evaluated = [("recommendation", p) for p in self.config.eval.protocols]
-        evaluated += [("search", p) for p in self.config.eval.search_protocols]
-        for task, protocol in evaluated:
+        for task, protocol in self._tested():
             for column in self.columns(task, protocol):
                 if (column, finished.best_step) not in done:
+                    stop_if_terminated(f"the test of {column}")
                     sums = self.evaluate(state["params"], state["tables"], "test", column)
                     results.save(
                         workdir,

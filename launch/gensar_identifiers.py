@@ -111,6 +111,9 @@ class IdentifierExperiment:
             RQVAE(model, widths), training, scaled(self.vectors), seed=config.seed
         )
 
+    def check_data(self) -> None:
+        """Nothing more: the vectors were read when this was made."""
+
     def run(self, workdir: Workdir) -> None:
         """Trains, or continues; then assigns, resolves, measures and writes the table once."""
         finished = run_stage(self.task, self._loop(), workdir)

@@ -101,6 +101,10 @@ class SearchBaselineExperiment:
         valid = places < examples.rec_end[:, None]
         return np.where(valid, np.asarray(log.rec_items)[np.where(valid, places, 0)], 0)
 
+    def check_data(self) -> None:
+        """Raises UserError where the test split has no searches."""
+        self._chosen("test")
+
     def run(self, workdir: Workdir) -> None:
         rows = workdir.read_results()["rows"]
         # launch.evaluate may have added rows of validation.

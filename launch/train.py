@@ -52,8 +52,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     if is_writer():
         Workdir(workdir_path).check_log(data.log.hash)
     experiment = open_experiment(config, data)
-    if hasattr(experiment, "check_data"):
-        experiment.check_data()
+    experiment.check_data()
     workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
     _LOG.info(
         "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",

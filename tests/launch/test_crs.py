@@ -176,15 +176,18 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
         ({"rl.steps": 0}, r"expected config\.rl\.steps above 0, found 0"),
         ({"align.epochs": 0.0}, r"expected config\.align\.epochs above 0, found 0"),
         ({"prompts.max_reasoning": 0}, r"config\.prompts\.max_reasoning above 0"),
-        (
-            {"eval.search_protocols": ("catalogue", "impressions")},
-            "items shown and not clicked in the searches",
-        ),
     ],
 )
 def test_settings_that_do_not_fit(folder, cache, changes, message):
     with pytest.raises(UserError, match=message):
         opened(folder, cache, **changes)
+
+
+def test_impressions_that_a_log_does_not_have_are_missed_before_training(folder, cache, tmp_path):
+    config = config_of(folder, cache, **{"eval.search_protocols": ("catalogue", "impressions")})
+    with pytest.raises(UserError, match="items shown and not clicked in the searches"):
+        train(config, str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
 
 
 def test_several_processes_are_refused(folder, cache, monkeypatch):
