@@ -148,6 +148,17 @@ class Partition:
             )
 
 
+def random_bits_impl(partition: Partition | None) -> str:
+    """The generator of a training step's many random bits, as `jax.random.key` names it.
+
+    rbg is the fastest on one device, a CPU too. But a TPU's partitioner does not cut it: every chip
+    would draw the bits of the whole batch. Over several accelerators it is threefry, which is cut.
+    """
+    if partition is None or partition.mesh.devices.flat[0].platform == "cpu":
+        return "rbg"
+    return "threefry2x32"
+
+
 def path_name(path: Any) -> str:
     """'tables/item' of a path as `jax.tree_util` gives it."""
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)

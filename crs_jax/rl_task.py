@@ -19,7 +19,7 @@ import numpy as np
 
 from core import grpo
 from core.loop import steps_for
-from core.partitioning import Partition
+from core.partitioning import Partition, random_bits_impl
 from core.trie import Trie
 from crs_jax import generation, lora, r_grpo, rewards
 from crs_jax.decoder import Decoder
@@ -202,14 +202,18 @@ def roll_out(
 
 
 @functools.lru_cache
-def rl_step(network: Decoder, config: RLConfig, controls: Tokens) -> Any:
+def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "rbg") -> Any:
     """(state, batch, rate) -> (state, statistics); one function, and so one compilation, for all
-    stages and seeds."""
+    stages and seeds.
+
+    Args:
+      impl: of the random bits, `core.partitioning.random_bits_impl`.
+    """
     optimizer = optimizer_of(config)
 
     def step(state: State, batch: dict[str, Any], learning_rate: jax.Array) -> Any:
         params, trie = state["params"], batch["trie"]
-        key = jax.random.fold_in(jax.random.key(batch["seed"], impl="rbg"), state["step"])
+        key = jax.random.fold_in(jax.random.key(batch["seed"], impl=impl), state["step"])
         found = roll_out(network, lora.whole(params), batch, key, config, trie, controls)
 
         def log_probs(trained):
@@ -310,7 +314,7 @@ class RLTask:
         self._initial, self._evaluate, self._tables = initial, evaluate, tables
         self._seed = seed + number
         self.steps_per_epoch = steps_for(len(prompts), config.batch_size)
-        self.train_step = rl_step(network, config, controls)
+        self.train_step = rl_step(network, config, controls, random_bits_impl(partition))
 
     def init(self) -> State:
         params = self._initial()

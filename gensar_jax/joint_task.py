@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from core.partitioning import BATCH_AXES, Partition
+from core.partitioning import BATCH_AXES, Partition, random_bits_impl
 from core.prefetch import ahead
 from core.schedules import rate_at
 from gensar_jax import packing
@@ -217,8 +217,8 @@ class JointTask:
             # Every part over all devices, not some parts on each.
             each = NamedSharding(self.partition.mesh, PartitionSpec(None, BATCH_AXES))
             parts = jax.lax.with_sharding_constraint(parts, each)
-        # The generator that accelerators have in hardware, and the fastest on a CPU too.
-        key = jax.random.fold_in(jax.random.key(self._seed, impl="rbg"), state["step"])
+        impl = random_bits_impl(self.partition)
+        key = jax.random.fold_in(jax.random.key(self._seed, impl=impl), state["step"])
         params = state["params"]
 
         def add(total, numbered):

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from core import trie as tries
 from core.errors import UserError
-from core.partitioning import Partition, make_mesh
+from core.partitioning import Partition, make_mesh, random_bits_impl
 from crs_jax import lora, sharding
 from crs_jax.decoder import Decoder, init_params
 from crs_jax.decoder_config import QWEN3_ROWS
@@ -94,10 +94,10 @@ def steps(
         "seed": np.int32(0),
     }
     rate = jax.ShapeDtypeStruct((), jnp.float32)
-    found = []
+    impl, found = random_bits_impl(partition), []
     for name, step, settings, batch in (
         ("sft", sft_step(network, sft), sft, packed),
-        ("rl", rl_step(network, rl, _CONTROLS), rl, rollout),
+        ("rl", rl_step(network, rl, _CONTROLS, impl), rl, rollout),
     ):
         state = _state(network, settings, name == "rl")
         cut = _placed(batch, partition.batch_shardings(batch))

@@ -17,7 +17,7 @@ import optax
 
 from core import sharded_tables
 from core import tables as table_lib
-from core.partitioning import Partition
+from core.partitioning import Partition, random_bits_impl
 from lcrsr import embedding, losses
 from lcrsr.ranker import Ranker
 
@@ -193,8 +193,8 @@ class PretrainTask:
         self, state: State, batch: dict[str, Any], learning_rate: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
         user_key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
-        # The generator that accelerators have in hardware, and the fastest on a CPU too.
-        dropout_key = jax.random.fold_in(jax.random.key(self._seed, impl="rbg"), state["step"])
+        impl = random_bits_impl(self.partition)
+        dropout_key = jax.random.fold_in(jax.random.key(self._seed, impl=impl), state["step"])
         batch = self._drop_users(user_key, batch)
         tables = state["tables"]
         touched, values = embedding.touched_rows(tables, batch, self._explicit)

@@ -1,10 +1,13 @@
 """Dropout keeps the share it says, scaled, and its places know nothing of each other."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from core.partitioning import Partition, make_mesh, random_bits_impl
 from lcrsr.history_encoder import Dropout
 
 
@@ -27,3 +30,10 @@ def test_without_a_key_or_a_rate_nothing_is_dropped():
     x = jnp.arange(6.0).reshape(2, 3)
     assert Dropout(None, 0.5)(x) is x
     assert Dropout(jax.random.key(0), 0.0)(x) is x
+
+
+def test_several_accelerators_draw_bits_that_their_partitioner_cuts():
+    assert random_bits_impl(None) == "rbg"
+    assert random_bits_impl(Partition(make_mesh(4, 2), ())) == "rbg"  # a CPU's does cut them
+    chips = types.SimpleNamespace(devices=np.array([[types.SimpleNamespace(platform="tpu")] * 2]))
+    assert random_bits_impl(Partition(chips, ())) == "threefry2x32"
