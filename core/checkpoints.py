@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -193,7 +194,6 @@ class Checkpoints:
                 )
                 continue
             assert found is not None
-            self._drop_newer(candidate, step)
             return jax.tree.map(_repacked, found[0], abstract), found[1], candidate
         if wanted:
             raise UserError(
@@ -244,11 +244,17 @@ class Checkpoints:
 
         return read != saved and all(fits(name) for name in read)
 
-    def _drop_newer(self, restored: int, asked: int | None) -> None:
-        # An unreadable newer checkpoint would otherwise stand in the way of the save at its step.
-        if asked is None:
-            for newer in [s for s in self.steps() if s > restored]:
-                self._manager.delete(newer)
+    def clear_after(self, step: int | None) -> None:
+        """Removes what would stand in the way of going on from `step`, or from the start (None).
+
+        These are checkpoints after it, which could not be read, and parts of saves that a kill has
+        left. For who holds the workdir's lock; a reader removes nothing.
+        """
+        for later in [found for found in self.steps() if step is None or found > step]:
+            self._manager.delete(later)
+        if jax.process_index() == 0:
+            for part in pathlib.Path(self._directory).glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(part, ignore_errors=True)
 
     def _guard(self, step: int | None, action: Any) -> None:
         try:

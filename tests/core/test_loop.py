@@ -194,10 +194,27 @@ def test_a_cut_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, cap
     state, progress, step = reopened.restore({"w": jnp.zeros(1000)})
     assert (step, progress["step"], float(state["w"][0])) == (1, 1, 1.0)
     assert "checkpoint 2" in caplog.text and "the one before" in caplog.text
+    # Whoever reads leaves it; whoever goes on, and may save at its step, does not.
+    assert reopened.steps() == [1, 2]
+    part = tmp_path / "2.orbax-checkpoint-tmp"
+    part.mkdir()
+    reopened.clear_after(step)
+    assert reopened.steps() == [1] and not part.exists()
     reopened.save(2, {"w": jnp.full(1000, 5.0)}, {"step": 2}, None)
     reopened.wait()
     assert float(reopened.restore({"w": jnp.zeros(1000)})[0]["w"][0]) == 5.0
     reopened.close()
+
+
+def test_a_continued_run_clears_what_a_kill_has_left(tmp_path):
+    task = Quadratic(raise_at=13)
+    workdir = open_workdir(str(tmp_path), {})
+    with pytest.raises(RuntimeError, match="killed"):
+        run_stage(task, config(), workdir)
+    folder = pathlib.Path(stage_directory(workdir, task.name))
+    (folder / "11.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    run_stage(Quadratic(), config(), workdir)
+    assert not list(folder.glob("*tmp*"))
 
 
 def test_no_readable_checkpoint_is_an_error(tmp_path):
