@@ -100,7 +100,11 @@ def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
     rng = np.random.default_rng(config.seed)
     shape = (rows.shape[1], config.sketch_width)
     directions = rng.normal(size=shape) / np.sqrt(config.sketch_width)
-    rest = unit_rows(rows @ directions - kept @ (right @ directions))
+    whole = rows @ directions
+    rest = whole - kept @ (right @ directions)
+    # Where nothing is left out the rest is rounding, which would tell equal rows apart.
+    norms = [np.linalg.norm(part, axis=1) for part in (rest, whole)]
+    rest = unit_rows(np.where((norms[0] > 1e-6 * norms[1])[:, None], rest, 0.0))
     share = config.sketch_share
     return unit_rows(np.concatenate([(1 - share) ** 0.5 * unit_rows(kept), share**0.5 * rest], 1))
 

@@ -36,29 +36,38 @@ def _nearest(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.nd
     return codes, distances
 
 
+def _too_few(size: int, level: int, found: str) -> UserError:
+    return UserError(
+        f"expected at least {size} different vectors for the codes of level {level + 1}, found "
+        f"{found}; lower config.semantic_ids.codes"
+    )
+
+
 def _level(points: np.ndarray, size: int, seed: int, level: int) -> tuple[np.ndarray, np.ndarray]:
     """(centres [N, D], codes [V]) of one level, every code used."""
     from sklearn.cluster import KMeans  # slow to import
 
     distinct = len(np.unique(points, axis=0))
     if distinct < size:
-        raise UserError(
-            f"expected at least {size} different vectors for the codes of level {level + 1}, found "
-            f"{distinct}; lower config.semantic_ids.codes"
-        )
+        raise _too_few(size, level, str(distinct))
     rng = np.random.default_rng((seed, level))
     fitted = points[np.sort(rng.choice(len(points), min(_FIT_ITEMS, len(points)), replace=False))]
     kmeans = KMeans(size, n_init=1, max_iter=_ITERATIONS, random_state=seed * 97 + level)
     centres = kmeans.fit(fitted).cluster_centers_
+    given: set[int] = set()
     while True:
         codes, distances = _nearest(points, centres)
         counts = np.bincount(codes, minlength=size)
         empty = np.flatnonzero(counts == 0)
         if not len(empty):
             return centres, codes
+        if given.intersection(empty.tolist()):
+            # It has lost its point to a code on a point that rounding cannot tell from it.
+            raise _too_few(size, level, "fewer up to rounding")
         # An empty code takes the point that is farthest from its own among those with company.
         distances[counts[codes] == 1] = -1.0
         centres[empty[0]] = points[distances.argmax()]
+        given.add(int(empty[0]))
 
 
 def _numbers_within(prefixes: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from core.loop import LoopConfig, compile_step, run_stage
 from core.workdir import Workdir, commit_id
 from input_pipelines.batches import BatchShape
 from launch import cli
-from launch.random_data import RandomTasks, TableSizes
+from launch.random_data import RandomTasks, TableSizes, require_lcr_ser
 from launch.sweep_tables import device
 
 _SHAPE = BatchShape(rec_length=20, search_length=20, words=6, clicks=2, candidates=5)
@@ -121,6 +121,7 @@ def main() -> None:
         raise UserError(
             f"expected --folder=DIR of an empty folder, found {values.folder!r}; pass another"
         )
+    require_lcr_ser(values.config)
     together = values.together or (1 if jax.default_backend() == "cpu" else values.arms)
     print(f"commit {commit_id()}, {device()}, {values.arms} arms, {together} in one call")
     measured = {

@@ -85,7 +85,7 @@ def main() -> None:
 def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("size", "0.6b", "a size of crs_jax.decoder_config")
-    flags.DEFINE_string("dtype", "float32", "of the computation")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the computation")
     flags.DEFINE_integer("count", 8, "G, trajectories", lower_bound=1)
     flags.DEFINE_integer("length", 256, "tokens of the prompt", lower_bound=1)
     flags.DEFINE_integer("tokens", 17, "of a trajectory", lower_bound=1)

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from core import trie as tries
+from core.errors import UserError
 from core.trie import Trie
 from gensar_jax.generation import generate
 from gensar_jax.t5.config import T5Config, of_size
@@ -86,6 +87,11 @@ def best_of(call: Callable[[], jax.Array], rounds: int) -> Rate:
 def main() -> None:
     """Prints one line a catalogue."""
     f = flags.FLAGS
+    if not f.items or not all(count.isdecimal() and int(count) for count in f.items):
+        raise UserError(
+            f"expected --items of whole numbers above 0, found {','.join(f.items)!r}; for instance "
+            "--items=12000,1000000"
+        )
     config = of_size(f.size, _WORDS)
     network = Transformer(config)
     token = jnp.ones((1, 1), jnp.int32)

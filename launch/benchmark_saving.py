@@ -33,7 +33,7 @@ from core.workdir import is_writer
 from input_pipelines.batches import BatchShape
 from launch import cli
 from launch.experiment import partition_of
-from launch.random_data import RandomTasks, TableSizes
+from launch.random_data import RandomTasks, TableSizes, require_lcr_ser
 
 _USERS, _WORDS = 22_700, 395_000
 _SHAPE = BatchShape(rec_length=30, search_length=30, words=5, clicks=5, candidates=5)
@@ -116,6 +116,7 @@ def _measure() -> None:
         raise UserError(
             f"expected --folder=DIR of the disk to write to, found {given.folder}; pass a folder"
         )
+    require_lcr_ser(given.config)
     found = measure(given.config, given.folder, given.items, given.batch, given.repeats)
     if is_writer():
         print(json.dumps(found, indent=2))

@@ -94,7 +94,9 @@ def topology_devices(name: str) -> Any:
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        # A v4 chip is one device of two cores where it runs, and two devices by default here.
+        more = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
     except Exception as error:  # the plugin raises several types, with many lines
         reason = str(error).splitlines()[0][:200]
         raise UserError(

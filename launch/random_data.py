@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from core.errors import UserError
 from core.partitioning import Partition
 from input_pipelines.batches import Batch, BatchShape
 from launch.experiment import build
@@ -55,6 +56,15 @@ def random_batch(shape: BatchShape, batch_size: int, sizes: TableSizes, seed: in
     return batch
 
 
+def require_lcr_ser(config: config_dict.ConfigDict) -> None:
+    """Raises UserError for a config of another method."""
+    if config.method != "lcr_ser":
+        raise UserError(
+            f"expected a config of lcr_ser, found one of {config.method!r}; pass "
+            "--config=configs/lcr_ser_DATASET.py"
+        )
+
+
 class RandomTasks:
     """LCR-SER's tasks at the settings of a config, over random batches.
 
@@ -74,6 +84,7 @@ class RandomTasks:
         partition: Partition | None = None,
         **model: Any,
     ):
+        require_lcr_ser(config)
         lengths = {"rec_length": shape.rec_length, "search_length": shape.search_length}
         values = config.model.to_dict() | lengths | model
         self.config, self.shape, self.sizes = config, shape, sizes

@@ -18,6 +18,20 @@ from launch.methods import open_experiment
 from lcrsr.embedding import with_item_words
 
 
+def mesh_here(data: int, table: int, devices: int) -> dict[str, int]:
+    """The mesh that a run is opened on, which was trained on data x table devices; -1 was the rest.
+
+    The rest is a power of two here, since batches and tables are cut into parts of one size; and
+    one device serves where there are fewer than the mesh asks for.
+    """
+    free = devices // abs(data * table)
+    rest = 2 ** (free.bit_length() - 1) if free else 0
+    data, table = (rest if extent == -1 else extent for extent in (data, table))
+    return (
+        {"data": data, "table": table} if 0 < data * table <= devices else {"data": 1, "table": 1}
+    )
+
+
 class Restored:
     """The best state of a run's stage with everything needed to score.
 
@@ -38,9 +52,8 @@ class Restored:
     def __init__(self, workdir: str, stage: str | None = None):
         self.workdir = Workdir(workdir)
         config = config_dict.ConfigDict(self.workdir.read_config())
-        mesh = config.get("mesh")
-        if mesh is not None and abs(mesh.data * mesh.table) > jax.device_count():
-            mesh.data = mesh.table = 1  # trained on more devices than there are here
+        if config.get("mesh") is not None:
+            config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, jax.device_count()))
         if config.get("pretrain") is not None and config.pretrain.get("teacher"):
             config.pretrain.teacher = ""  # what it has learnt from need not be there any more
         if config.get("distill") is not None and config.distill.get("teacher"):

@@ -39,6 +39,15 @@ def test_the_sketch_tells_apart_what_the_singular_vectors_do_not():
     assert abs(sketched[0] @ sketched[20]) < 0.2
 
 
+def test_equal_texts_have_equal_vectors_where_nothing_is_left_to_sketch():
+    texts = [f"kind{n % 12} no{n % 12} of{n % 5}" for n in range(60)]
+    found = vectors.from_text(
+        texts, str.split, factors(width=64, sketch_width=16, sketch_share=0.1)
+    )
+    distinct = {text: found[place] for place, text in enumerate(texts)}
+    np.testing.assert_allclose(found, np.stack([distinct[text] for text in texts]), atol=1e-5)
+
+
 def test_no_text_at_all_is_an_error():
     with pytest.raises(UserError, match="expected text on the items, found none on all 3"):
         vectors.from_text(["", " ", ""], str.split, factors())

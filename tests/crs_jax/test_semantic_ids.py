@@ -77,6 +77,11 @@ def test_new_items_join_without_renumbering(tmp_path):
 def test_what_cannot_be_told_apart_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least 16 different vectors for the codes of level 1"):
         semantic_ids.fit(np.ones((40, 3)), (16,), last_codes=0, seed=0)
+    # Different bits, and nearer to each other than a distance can tell.
+    near = np.random.default_rng(0).normal(size=(40, 8))
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    with pytest.raises(UserError, match="found fewer up to rounding"):
+        semantic_ids.fit(np.concatenate([near, near + 1e-12]), (60,), last_codes=0, seed=0)
     points = np.concatenate([np.eye(4), np.eye(4), np.eye(4)])
     with pytest.raises(UserError, match="at most 2 items of the same codes, found 3"):
         semantic_ids.fit(points, (4,), last_codes=2, seed=0)

@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.loop import stage_directory
 from core.workdir import open_workdir
 from launch.data import resolve
-from launch.restore import Restored
+from launch.restore import Restored, mesh_here
 
 
 def save(workdir, stage, best_steps):
@@ -46,3 +46,19 @@ def test_asked_for_a_stage_without_an_evaluation_it_says_so(small_config, tmp_pa
     with pytest.raises(UserError, match="expected checkpoints of stage control"):
         Restored(workdir.path, "control")
     assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("trained", "devices", "expected"),
+    [
+        ((1, 1), 8, (1, 1)),
+        ((2, 4), 8, (2, 4)),
+        ((2, 4), 6, (1, 1)),
+        ((-1, 1), 3, (2, 1)),
+        ((1, -1), 12, (1, 8)),
+        ((2, -1), 12, (2, 4)),
+        ((-1, 4), 2, (1, 1)),
+    ],
+)
+def test_a_run_opens_on_other_numbers_of_devices(trained, devices, expected):
+    assert tuple(mesh_here(*trained, devices).values()) == expected

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import lcr_ser_defaults
+from configs import lcr_ser_defaults, sasrec_qilin
 from core.errors import UserError
 from launch.benchmark import benchmark, print_table
 from launch.timing import matmul_operations, measure
@@ -79,6 +79,8 @@ def test_a_suite_gives_rows_and_a_table(capsys):
 def test_an_unknown_suite_is_named():
     with pytest.raises(UserError, match="found 'speed'"):
         benchmark(["speed"], "tiny", "float32", None)
+    with pytest.raises(UserError, match="a config of lcr_ser, found one of 'sasrec'"):
+        benchmark(["score"], "tiny", "float32", sasrec_qilin.get_config())
 
 
 @pytest.mark.slow
