@@ -245,22 +245,13 @@ def _drawn(
     return negatives
 
 
-def check_published(log: Log, splits: Splits, split: str) -> None:
-    """Refuses 'published99' where the data came without lists for the split.
-
-    Raises:
-      UserError: it did, or the data is split otherwise than as published.
-    """
+def _published_lists(log: Log, splits: Splits, split: str) -> np.ndarray:
+    """The target and its published negatives, int32 [E, 1 + N]."""
     if splits.name != "published" or f"{split}_negatives" not in log.published:
         raise UserError(
             f"expected data.split=published and data with negatives of its own for published99, "
             f"found {splits.name} of {log.name}; use neg99"
         )
-
-
-def _published_lists(log: Log, splits: Splits, split: str) -> np.ndarray:
-    """The target and its published negatives, int32 [E, 1 + N]."""
-    check_published(log, splits, split)
     rows = np.asarray(log.published[f"{split}_target_row"])
     wanted = getattr(splits, split).target_row
     order = np.argsort(rows, kind="stable")

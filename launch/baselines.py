@@ -35,7 +35,7 @@ class FittedExperiment(Evaluated):
     stages: tuple[str, ...] = ("fit",)
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, module: Any, settings: Any):
-        check_evaluation(config, data)
+        check_evaluation(config)
         self.config, self.data = config, data
         self.evaluator = FittedEvaluator(
             module.fit(settings, data.training_clicks()), tuple(config.eval.metrics)

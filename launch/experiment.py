@@ -18,7 +18,6 @@ from core.errors import UserError
 from core.loop import LoopConfig, StageResult, run_stage, stop_if_terminated
 from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import Workdir
-from input_pipelines import candidates
 from launch import results
 from launch.data import Data
 from lcrsr.embedding import PARTITION_RULES
@@ -94,12 +93,11 @@ def positive(config: config_dict.ConfigDict, *keys: str) -> None:
             raise UserError(f"expected config.{key} above 0, found {value}; set such a number")
 
 
-def check_evaluation(config: config_dict.ConfigDict, data: Data) -> None:
+def check_evaluation(config: config_dict.ConfigDict) -> None:
     """Finds what would only come out once a stage is trained and tested.
 
     Raises:
-      UserError: a size, metric or protocol of `config.eval` that there is not, or one that the
-        data does not have.
+      UserError: a size, metric or protocol of `config.eval` that there is not.
     """
     positive(config, "eval.batch_size", "eval.full_batch_size")
     for name in config.eval.metrics:
@@ -110,8 +108,6 @@ def check_evaluation(config: config_dict.ConfigDict, data: Data) -> None:
                 f"expected config.eval.protocols of {', '.join(PROTOCOLS)}, found {protocol!r}; "
                 "pass these"
             )
-        if protocol == candidates.PUBLISHED:
-            candidates.check_published(data.log, data.splits, "test")
 
 
 def partition_of(
@@ -235,7 +231,7 @@ class Experiment(Evaluated):
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
         positive(config, *_SIZES)
-        check_evaluation(config, data)
+        check_evaluation(config)
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)
         self.item_words = data.item_words()
