@@ -62,9 +62,8 @@ def get_config() -> config_dict.ConfigDict:
     return config
 
 
-def without(config: config_dict.ConfigDict, *keys: str) -> config_dict.ConfigDict:
+def without(config: config_dict.ConfigDict, *keys: str) -> None:
     """Takes out what a method does not read, so that setting it is refused and not ignored."""
     for key in keys:
         section, _, name = key.rpartition(".")
         del (config[section] if section else config)[name]
-    return config

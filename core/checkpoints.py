@@ -244,13 +244,13 @@ class Checkpoints:
 
         return read != saved and all(fits(name) for name in read)
 
-    def clear_after(self, step: int | None) -> None:
-        """Removes what would stand in the way of going on from `step`, or from the start (None).
+    def clear_after(self, step: int) -> None:
+        """Removes what would stand in the way of going on from `step`, 0 for the start.
 
         These are checkpoints after it, which could not be read, and parts of saves that a kill has
         left. For who holds the workdir's lock; a reader removes nothing.
         """
-        for later in [found for found in self.steps() if step is None or found > step]:
+        for later in [found for found in self.steps() if found > step]:
             self._manager.delete(later)
         if jax.process_index() == 0:
             for part in pathlib.Path(self._directory).glob("*.orbax-checkpoint-tmp"):

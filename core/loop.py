@@ -279,7 +279,7 @@ def start_or_restore(
     """The state of the newest checkpoint, or the first; its progress; whether it was restored."""
     state = task.init()
     restored = checkpoints.restore(state)
-    checkpoints.clear_after(None if restored is None else restored[2])
+    checkpoints.clear_after(restored[2] if restored else 0)
     if restored is not None:
         return restored[0], StageProgress.from_dict(restored[1]), True
     plateau = Plateau(

@@ -161,17 +161,21 @@ class Workdir:
         write_atomically(self.file("results.json"), json.dumps(results, indent=2) + "\n")
 
 
-def check_out(path: str, flag: str) -> None:
+def check_out(path: str, flag: str, ending: str = "") -> None:
     """Refuses a file that could not be written, before the work whose result it takes.
 
     Args:
       flag: such as '--out', that gave the path.
+      ending: such as '.npy', that its name must have.
 
     Raises:
-      UserError: its folder is not there, or it is a folder itself.
+      UserError: another ending, its folder is not there, or it is a folder itself.
     """
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))) or os.path.isdir(path):
-        raise UserError(f"expected {flag}=FILE in a folder that exists, found {path!r}; correct it")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not path.endswith(ending) or not os.path.isdir(folder) or os.path.isdir(path):
+        raise UserError(
+            f"expected {flag}=FILE{ending} in a folder that exists, found {path!r}; correct it"
+        )
 
 
 def check_no_file(path: str) -> None:

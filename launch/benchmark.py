@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import UserError
-from core.workdir import commit_id, write_atomically
+from core.workdir import check_out, commit_id, write_atomically
 from launch import cli
 from launch.benchmark_suites import SCALES, SUITES, Bench
 
@@ -100,10 +100,8 @@ def define_flags() -> None:
 def main() -> None:
     suites = list(SUITES) if flags.FLAGS.suite == ["all"] else flags.FLAGS.suite
     path = flags.FLAGS.json
-    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise UserError(
-            f"expected a folder for --json={path}, found none; make it or pass another path"
-        )
+    if path:
+        check_out(path, "--json")
     found = benchmark(suites, flags.FLAGS.scale, flags.FLAGS.dtype, flags.FLAGS.config)
     print_table(found)
     if path:

@@ -306,11 +306,7 @@ class CRSExperiment:
         return finished.state["params"]
 
     def _test(self, workdir: Workdir, stage: str, step: int, state: Any) -> None:
-        rows = workdir.read_results()["rows"]
-        # launch.evaluate may have added rows of validation.
-        done = {
-            (row["stage"], row["step"], row["protocol"]) for row in rows if row["split"] == "test"
-        }
+        done = results.tested(workdir)
         for protocol in search_protocol.evaluated(self.config):
             if (stage, step, protocol) in done:
                 continue

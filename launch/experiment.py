@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import distributed, metrics
+from core import metrics
 from core.errors import UserError
 from core.loop import LoopConfig, StageResult, run_stage, stop_if_terminated
 from core.partitioning import TABLE, Partition, make_mesh
@@ -192,15 +192,9 @@ class Evaluated:
         Raises:
           core.loop.Preempted: SIGTERM, between two protocols.
         """
-        done = distributed.of_first(
-            [
-                row["protocol"]
-                for row in workdir.read_results()["rows"]
-                if (row["stage"], row["split"], row["step"]) == (stage, "test", step)
-            ]
-        )
+        done = results.tested(workdir)
         for protocol in self.config.eval.protocols:
-            if protocol in done:
+            if (stage, step, protocol) in done:
                 continue
             stop_if_terminated(f"the test of stage {stage} against {protocol}")
             results.save(

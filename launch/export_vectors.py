@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from core.errors import UserError
-from core.workdir import commit_id, write_atomically
+from core.workdir import check_out, commit_id, write_atomically
 from launch import cli
 from launch.restore import Restored
 
@@ -60,7 +60,7 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
     Raises:
       UserError: `out` is no place for an .npy file, or the method has no such table.
     """
-    check_out(out)
+    check_out(out, "--out", ".npy")
     rows, names = vectors(restored, table)
     stem = out.removesuffix(".npy")
     description = {
@@ -80,19 +80,6 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
     write_atomically(stem + ".ids.txt", "".join(f"{name}\n" for name in names))
     write_atomically(stem + ".json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return description
-
-
-def check_out(out: str) -> None:
-    """Refuses a path that cannot become an .npy file.
-
-    Raises:
-      UserError: another ending, or no such folder.
-    """
-    folder = os.path.dirname(os.path.abspath(out))
-    if not out.endswith(".npy") or not os.path.isdir(folder):
-        raise UserError(
-            f"expected --out=FILE.npy in a folder that exists, found {out!r}; correct it"
-        )
 
 
 def _save(path: str, rows: np.ndarray) -> None:
@@ -120,7 +107,7 @@ def define_flags() -> None:
 def main() -> None:
     if not flags.FLAGS.workdir or not flags.FLAGS.out:
         raise UserError("expected --workdir=W and --out=FILE.npy, found one missing; pass both")
-    check_out(flags.FLAGS.out)
+    check_out(flags.FLAGS.out, "--out", ".npy")
     restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
     found = export(restored, flags.FLAGS.table, flags.FLAGS.out)
     rows, width = found["shape"]

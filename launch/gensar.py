@@ -215,13 +215,11 @@ class GenSARExperiment:
             self.examples.vocabulary.text_rows,
         )
         finished = run_stage(self.task, self._loop(), workdir)
-        rows = workdir.read_results()["rows"]
-        # launch.evaluate may have added rows of validation.
-        done = {(row["protocol"], row["step"]) for row in rows if row["split"] == "test"}
+        done = results.tested(workdir)
         state = finished.state
         for task, protocol in self._tested():
             for column in self.columns(task, protocol):
-                if (column, finished.best_step) not in done:
+                if (JointTask.name, finished.best_step, column) not in done:
                     stop_if_terminated(f"the test of {column}")
                     sums = self.evaluate(state["params"], state["tables"], "test", column)
                     results.save(

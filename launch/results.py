@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from core import metrics
+from core import distributed, metrics
 from core.metric_writers import read_lines
 from core.workdir import Workdir, commit_id, is_writer, write_atomically
 from launch.data import Data
@@ -75,6 +75,16 @@ def save(
     }
     workdir.write_result_row(row)
     return row
+
+
+def tested(workdir: Workdir) -> set[tuple[str, int, str]]:
+    """The stage, step and protocol of every row of the test split, alike on all processes.
+
+    `launch.evaluate` may have added rows of validation beside them.
+    """
+    rows = workdir.read_results()["rows"]
+    found = [(r["stage"], r["step"], r["protocol"]) for r in rows if r["split"] == "test"]
+    return {(stage, step, protocol) for stage, step, protocol in distributed.of_first(found)}
 
 
 def _grid(results: dict[str, Any], split: str) -> tuple[list[str], list[list[str]]]:

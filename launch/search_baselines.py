@@ -106,12 +106,10 @@ class SearchBaselineExperiment:
         self._chosen("test")
 
     def run(self, workdir: Workdir) -> None:
-        rows = workdir.read_results()["rows"]
-        # launch.evaluate may have added rows of validation.
-        done = {row["protocol"] for row in rows if row["split"] == "test"}
+        done = results.tested(workdir)
         for protocol in self.config.eval.search_protocols:
             (column,) = self.columns("search", protocol)
-            if column not in done:
+            if ("fit", 0, column) not in done:
                 sums = self.evaluate(None, None, "test", column)
                 details = self.details("test", column)
                 if column == search_protocol.PROTOCOL:

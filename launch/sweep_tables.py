@@ -150,12 +150,13 @@ def to_markdown(
         f"| {' | '.join(header)} |",
         "|---|---|---|" + "---:|" * (len(header) - 3),
     ]
-    shared = _shared_stages(rows)
+    shared, told = _shared_stages(rows), set()
     for row in rows:
         label = row.setting.label
         if row.stage in shared:
-            if row.pair is not None:
+            if row.stage in told:
                 continue
+            told.add(row.stage)
             label = "all settings"
         cells = [_mean(row.metrics[name]) if name in row.metrics else "" for name in columns]
         test = ["", ""]
@@ -172,14 +173,13 @@ def to_markdown(
 
 def _shared_stages(rows: Sequence[SweepRow]) -> set[str]:
     """Stages that all settings share, such as pre-training where they differ in RL alone."""
-    pairs: dict[str, list[Pair]] = {}
+    by_stage: dict[str, list[SweepRow]] = {}
     for row in rows:
-        if row.pair is not None:
-            pairs.setdefault(row.stage, []).append(row.pair)
+        by_stage.setdefault(row.stage, []).append(row)
     return {
         stage
-        for stage, found in pairs.items()
-        if all(pair.difference == pair.low == pair.high == 0 for pair in found)
+        for stage, found in by_stage.items()
+        if len(found) > 1 and all(row.metrics == found[0].metrics for row in found)
     }
 
 

@@ -1,6 +1,7 @@
 """The benchmark: operations counted by hand, a table and JSON, mistakes in one line."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 
 from configs import lcr_ser_defaults, sasrec_qilin
 from core.errors import UserError
+from launch import benchmark as program
 from launch.benchmark import benchmark, print_table
 from launch.timing import matmul_operations, measure
 
@@ -81,6 +83,15 @@ def test_an_unknown_suite_is_named():
         benchmark(["speed"], "tiny", "float32", None)
     with pytest.raises(UserError, match="a config of lcr_ser, found one of 'sasrec'"):
         benchmark(["score"], "tiny", "float32", sasrec_qilin.get_config())
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(
+    tmp_path, monkeypatch
+):
+    given = types.SimpleNamespace(suite=["all"], json=str(tmp_path / "no" / "figures.json"))
+    monkeypatch.setattr(program.flags, "FLAGS", given)
+    with pytest.raises(UserError, match="--json=FILE in a folder that exists"):
+        program.main()
 
 
 @pytest.mark.slow

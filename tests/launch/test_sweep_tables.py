@@ -124,6 +124,20 @@ def test_a_stage_that_all_settings_share_is_one_row(tmp_path):
     assert len(told) == 1 and told[0].startswith("| all settings | after pre-training | 0, 1 |")
 
 
+def test_settings_that_tie_in_the_tested_metric_alone_keep_their_rows(tmp_path):
+    paths = {
+        label: [run(tmp_path / label / str(i), i, v) for i, v in enumerate(USERS["K = 0"])]
+        for label in USERS
+    }
+    other = tmp_path / "K = 3" / "1" / "results.json"
+    found = json.loads(other.read_text())
+    found["rows"][0]["metrics"]["hr@1/neg99"] += 0.1
+    other.write_text(json.dumps(found))
+    rows = read_sweep(SWEEP, paths, "ndcg@5/neg99")
+    text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {})
+    assert "all settings" not in text and text.count("| after pre-training |") == len(USERS)
+
+
 def test_a_metric_that_no_run_has_is_named(tmp_path):
     with pytest.raises(UserError, match=r"expected ndcg@5/full in the results"):
         read_sweep(SWEEP, folders(tmp_path), "ndcg@5/full")
