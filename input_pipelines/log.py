@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from core.errors import UserError
-from input_pipelines import random_streams
 
 ARRAYS = (
     "user_ids",
@@ -36,9 +35,9 @@ ARRAYS = (
 TEXT_ARRAYS = ("text_offsets", "text_bytes")
 UNCLICKED_ARRAYS = ("unclicked_offsets", "unclicked_items")
 PLACE_ARRAYS = ("places", "search_places")
-OPTIONAL_ARRAYS = (TEXT_ARRAYS, UNCLICKED_ARRAYS, PLACE_ARRAYS)
+PROFILE_ARRAYS = ("profile_offsets", "profile_bytes")
+OPTIONAL_ARRAYS = (TEXT_ARRAYS, UNCLICKED_ARRAYS, PLACE_ARRAYS, PROFILE_ARRAYS)
 _HASHED_NAMES = 100_000
-_QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +56,16 @@ class Log:
       published: the source's own split, where it has one: PART_target_row, PART_rec_end and
         PART_search_end, int64 [E] as in `splits.Examples`, and PART_negatives, int32 [E, N], for
         the parts train, validation and test.
-      hash: 16 hex digits over the events and names; texts are not in it.
+      hash: 16 hex digits over the events and names; texts and profiles are not in it.
       text_offsets: int64 [V+2], and text_bytes: uint8; item i's text is UTF-8 in
         text_bytes[text_offsets[i]:text_offsets[i+1]]. None where the source has no texts.
       unclicked_offsets, unclicked_items: int64 [S+1], int32; the items shown in search s and not
         clicked, as they stood on its page. None where the source does not say what was shown.
       places: original names, str [P+1], index 0 is ''; search_places: int32 [S], where search s
         looked or was made, 0 where that is not known. None where the source has no places.
+      profile_offsets: int64 [U+2], and profile_bytes: uint8; what is known of user u, as text by
+        name, is JSON in profile_bytes[profile_offsets[u]:profile_offsets[u+1]], nothing where
+        nothing is. None where the source has no profiles.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Log:
     unclicked_items: np.ndarray | None = None
     places: np.ndarray | None = None
     search_places: np.ndarray | None = None
+    profile_offsets: np.ndarray | None = None
+    profile_bytes: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -119,6 +123,13 @@ class Log:
             return ""
         return str(self.places[self.search_places[search]])
 
+    def profile(self, user: int) -> dict[str, str]:
+        """What is known of a user, by name; nothing where the source has no profiles."""
+        if self.profile_offsets is None or self.profile_bytes is None:
+            return {}
+        first, last = self.profile_offsets[user : user + 2]
+        return json.loads(self.profile_bytes[first:last].tobytes() or b"{}")
+
     def item_texts(self) -> list[str]:
         """The texts of items 1..V, '' for an item without.
 
@@ -147,6 +158,7 @@ class RawEvents:
       item_texts: text by item, for sources that have it; other items are not added by it.
       search_unclicked: per search the items shown and not clicked, for sources that have them.
       search_places: str [S], '' where not known, for sources that have places.
+      user_profiles: by user what is known, text by name; other users are not added by it.
     """
 
     click_user: Sequence[str]
@@ -160,6 +172,7 @@ class RawEvents:
     item_texts: Mapping[str, str] | None = None
     search_unclicked: Sequence[Sequence[str]] | None = None
     search_places: Sequence[str] | None = None
+    user_profiles: Mapping[str, Mapping[str, str]] | None = None
 
 
 def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
@@ -237,13 +250,8 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         click_items=click_items[click_rows],
     )
     if events.item_texts is not None:
-        encoded = [events.item_texts.get(item, "").encode() for item in items.tolist()]
-        lengths = [0, 0, *map(len, encoded)]
-        log = dataclasses.replace(
-            log,
-            text_offsets=np.cumsum(lengths, dtype=np.int64),
-            text_bytes=np.frombuffer(b"".join(encoded), np.uint8),
-        )
+        ends, flat = _bytes_of([events.item_texts.get(item, "") for item in items.tolist()])
+        log = dataclasses.replace(log, text_offsets=ends, text_bytes=flat)
     if events.search_unclicked is not None:
         unclicked_offsets, unclicked_rows = take_ragged(unclicked_ends, search_order)
         log = dataclasses.replace(
@@ -258,7 +266,18 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         log = dataclasses.replace(
             log, places=_with_padding(places), search_places=_number(places, of_searches.tolist())
         )
+    if events.user_profiles is not None:
+        found = [events.user_profiles.get(user) for user in users.tolist()]
+        ends, flat = _bytes_of([json.dumps(p, ensure_ascii=False) if p else "" for p in found])
+        log = dataclasses.replace(log, profile_offsets=ends, profile_bytes=flat)
     return dataclasses.replace(log, hash=content_hash(log))
+
+
+def _bytes_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets int64 [n+2] and UTF-8 of the texts of ids 1..n."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, 0, *map(len, encoded)], dtype=np.int64)
+    return ends, np.frombuffer(b"".join(encoded), np.uint8)
 
 
 def _text_of_search(events: RawEvents, search: int) -> str:
@@ -346,6 +365,10 @@ def validate_log(log: Log) -> None:
         shown = log.unclicked_items
         ragged.append((log.unclicked_offsets, len(shown), "unclicked_offsets", searches + 1))
         numbered.append((shown, log.num_items, "unclicked_items"))
+    if log.text_offsets is not None and log.text_bytes is not None:
+        ragged.append((log.text_offsets, len(log.text_bytes), "text_offsets", log.num_items + 2))
+    if log.profile_offsets is not None and log.profile_bytes is not None:
+        ragged.append((log.profile_offsets, len(log.profile_bytes), "profile_offsets", users + 2))
     if log.places is not None and log.search_places is not None:
         _validate_places(log, log.search_places, len(log.places) - 1)
     for offsets, rows, name, length in ragged:
@@ -394,42 +417,3 @@ def _validate_places(log: Log, of_searches: np.ndarray, limit: int) -> None:
             f"expected search_places of log {log.name} from 0 to {limit}, found {worst}; prepare "
             "the data again"
         )
-
-
-def spread(counts: np.ndarray) -> dict[str, float]:
-    """Quantiles of counts by their names; of none, nothing."""
-    if not len(counts):
-        return {}
-    found = np.quantile(counts, _QUANTILES).tolist()
-    return {f"{q:g}": value for q, value in zip(_QUANTILES, found, strict=True)}
-
-
-def describe(log: Log) -> dict[str, Any]:
-    """The data card: counts, shares and quantiles of history lengths."""
-    clicks = np.diff(log.rec_offsets)[1:]
-    searches = np.diff(log.search_offsets)[1:]
-    total = max(len(log.search_times), 1)
-    worded = np.diff(log.word_offsets) > 0
-    queries = random_streams.keys_of_rows(np.asarray(log.word_offsets), np.asarray(log.word_ids))
-    optional = {}
-    if log.unclicked_items is not None:
-        optional["shown_in_searches_without_click"] = len(log.unclicked_items)
-    if log.places is not None:
-        optional["places"] = len(log.places) - 1
-    return {
-        "name": log.name + (" (sample data)" if log.is_sample else ""),
-        "users": log.num_users,
-        "items": log.num_items,
-        "words": log.num_words,
-        "queries": len(np.unique(queries[worded])),
-        "clicks": len(log.rec_items),
-        "searches": len(log.search_times),
-        "clicks_in_searches": len(log.click_items),
-        "users_without_click": int((clicks == 0).sum()),
-        "users_without_search": int((searches == 0).sum()),
-        "searches_without_click": float((np.diff(log.click_offsets) == 0).sum() / total),
-        "searches_without_word": float((np.diff(log.word_offsets) == 0).sum() / total),
-        "clicks_per_user": spread(clicks),
-        "searches_per_user": spread(searches),
-        **optional,
-    }

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log, describe
+from input_pipelines.data_card import describe
+from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log
 
 _META = "meta.json"
 _PUBLISHED = "published_"

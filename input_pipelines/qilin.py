@@ -4,8 +4,9 @@ A click event is a clicked impression of a recommendation row, at that impressio
 search event is one search row: its query, its clicked notes by position, at the time of its last
 click, or of its earliest impression where nothing was clicked. Search times are in seconds and
 become milliseconds like the others. The same note repeated within a row counts once, at its
-earliest click. Events without a time are dropped: they have no place in a history. Train and test
-files are both read; splitting is ours.
+earliest click. Notes of a search that were shown by its time and not clicked stand in the order of
+its page. Events without a time are dropped: they have no place in a history. Train and test files
+are both read; splitting is ours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +50,7 @@ class QilinEvents:
       search_user, search_time: int64 [S]; search_query: str, length S.
       search_click_ends: int64 [S+1]; search s clicked search_clicks[ends[s]:ends[s+1]].
       search_clicks: int64.
+      search_unclicked_ends, search_unclicked: likewise, of the notes shown and not clicked.
       shown_user, shown_item: int64 [P], every pair once: all impressions, clicked or not.
     """
 
@@ -59,6 +62,8 @@ class QilinEvents:
     search_query: Sequence[str]
     search_click_ends: np.ndarray
     search_clicks: np.ndarray
+    search_unclicked_ends: np.ndarray
+    search_unclicked: np.ndarray
     shown_user: np.ndarray
     shown_item: np.ndarray
 
@@ -66,7 +71,8 @@ class QilinEvents:
 def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -> Log:
     """Reads Qilin's folders (or toy CSVs) into a log.
 
-    Where the notes' table is there, an item's text is its note's title and content.
+    Where the notes' table is there, an item's text is its note's title and content; where the
+    users' is, their profiles are of it.
 
     Through the TFDS builder where TensorFlow Datasets is installed, else directly; the logs are
     the same. A file named SAMPLE beside the tables marks made-up data.
@@ -94,9 +100,8 @@ def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -
         events = read_events(data_dir)
     is_sample = os.path.exists(os.path.join(data_dir, qilin_files.SAMPLE_MARK))
     words = {query: split_query(query) for query in set(events.search_query)}
-    ends = events.search_click_ends
-    clicks = _text(events.search_clicks)
     notes = np.unique(np.concatenate([events.click_item, events.search_clicks, events.shown_item]))
+    users = np.unique(np.concatenate([events.click_user, events.search_user]))
     raw = RawEvents(
         click_user=_text(events.click_user),
         click_item=_text(events.click_item),
@@ -104,15 +109,22 @@ def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -
         search_user=_text(events.search_user),
         search_time=events.search_time.tolist(),
         search_words=[words[query] for query in events.search_query],
-        search_clicks=[clicks[a:b] for a, b in itertools.pairwise(ends.tolist())],
+        search_clicks=_text_rows(events.search_clicks, events.search_click_ends),
+        search_unclicked=_text_rows(events.search_unclicked, events.search_unclicked_ends),
         items=_text(np.unique(events.shown_item)),
         item_texts=qilin_files.read_note_texts(data_dir, notes),
+        user_profiles=qilin_files.read_profiles(data_dir, users),
     )
     return build_log("qilin", raw, is_sample=is_sample)
 
 
 def _text(ids: np.ndarray) -> list[str]:
     return [str(i) for i in ids.tolist()]
+
+
+def _text_rows(ids: np.ndarray, ends: np.ndarray) -> list[list[str]]:
+    text = _text(ids)
+    return [text[a:b] for a, b in itertools.pairwise(ends.tolist())]
 
 
 def read_events(data_dir: str) -> QilinEvents:
@@ -136,8 +148,14 @@ def read_events(data_dir: str) -> QilinEvents:
     click = np.concatenate(clicks, axis=1) if clicks else np.zeros((3, 0), np.int64)
     pairs = np.concatenate(shown, axis=1)
     pairs = _unique_pairs(pairs[0], pairs[1])
-    found = searches.columns()
-    events = QilinEvents(click[0], click[1], click[2], *found, pairs[0], pairs[1])
+    events = QilinEvents(
+        click_user=click[0],
+        click_item=click[1],
+        click_time=click[2],
+        shown_user=pairs[0],
+        shown_item=pairs[1],
+        **searches.columns(),
+    )
     untimed = sum(counts[n] for n in counts if n.startswith("search")) - len(events.search_time)
     if untimed:
         _LOG.info("dropped %d search rows of %s whose impressions have no time", untimed, data_dir)
@@ -212,8 +230,8 @@ class _Gathered:
         self._users: list[np.ndarray] = []
         self._times: list[np.ndarray] = []
         self._queries: list[str] = []
-        self._counts: list[np.ndarray] = []
-        self._clicks: list[np.ndarray] = []
+        self._clicks = _RowsOfNotes()
+        self._unclicked = _RowsOfNotes()
 
     def add(self, rows: Rows) -> None:
         times = np.full(len(rows.user), NO_TIME)
@@ -226,23 +244,49 @@ class _Gathered:
         latest[rows.row[ends]] = 0
         np.maximum.at(latest, rows.row[ends], rows.time[ends])
         times = latest
-        position = np.nan_to_num(rows.position, nan=np.inf)
-        clicked = np.flatnonzero(rows.clicked & timed[rows.row])
-        clicked = _first_of_each_note(rows, clicked, position)
-        clicked = clicked[np.lexsort((rows.note[clicked], position[clicked], rows.row[clicked]))]
+        clicked = rows.clicked & timed[rows.row]
+        # What came on the page after the session's time, its further pages, is not yet history.
+        shown = ~rows.clicked & (rows.time <= times[rows.row]) & (rows.time != NO_TIME)
+        pairs = rows.row * (rows.note.max(initial=0) + 1) + rows.note
+        shown &= ~np.isin(pairs, pairs[clicked])
         self._users.append(rows.user[timed])
         self._times.append(times[timed])
         self._queries += [rows.query[i] for i in np.flatnonzero(timed)]
-        self._counts.append(np.bincount(rows.row[clicked], minlength=len(timed))[timed])
-        self._clicks.append(rows.note[clicked])
+        self._clicks.add(rows, clicked, timed)
+        self._unclicked.add(rows, shown, timed)
 
-    def columns(self) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray, np.ndarray]:
+    def columns(self) -> dict[str, Any]:
+        """Those of QilinEvents whose names start with search."""
+        none = [np.zeros(0, np.int64)]
+        click_ends, clicks = self._clicks.ends_and_notes()
+        unclicked_ends, unclicked = self._unclicked.ends_and_notes()
+        return {
+            "search_user": np.concatenate(self._users or none),
+            "search_time": np.concatenate(self._times or none),
+            "search_query": self._queries,
+            "search_click_ends": click_ends,
+            "search_clicks": clicks,
+            "search_unclicked_ends": unclicked_ends,
+            "search_unclicked": unclicked,
+        }
+
+
+class _RowsOfNotes:
+    """Some notes of each search, by their place on the page."""
+
+    def __init__(self) -> None:
+        self._counts: list[np.ndarray] = []
+        self._notes: list[np.ndarray] = []
+
+    def add(self, rows: Rows, wanted: np.ndarray, timed: np.ndarray) -> None:
+        """Adds the impressions `wanted`, bool [I], of the rows `timed`, bool [R]."""
+        position = np.nan_to_num(rows.position, nan=np.inf)
+        found = _first_of_each_note(rows, np.flatnonzero(wanted), position)
+        found = found[np.lexsort((rows.note[found], position[found], rows.row[found]))]
+        self._counts.append(np.bincount(rows.row[found], minlength=len(timed))[timed])
+        self._notes.append(rows.note[found])
+
+    def ends_and_notes(self) -> tuple[np.ndarray, np.ndarray]:
         none = [np.zeros(0, np.int64)]
         ends = np.concatenate([[0], np.cumsum(np.concatenate(self._counts or none))])
-        return (
-            np.concatenate(self._users or none),
-            np.concatenate(self._times or none),
-            self._queries,
-            ends.astype(np.int64),
-            np.concatenate(self._clicks or none),
-        )
+        return ends.astype(np.int64), np.concatenate(self._notes or none)

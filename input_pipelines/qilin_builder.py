@@ -22,13 +22,16 @@ import tensorflow_datasets as tfds
 from input_pipelines import qilin
 
 _SPLIT = "users"
-_INTEGERS = ("click_item", "click_time", "search_time", "search_click_count", "search_click_item")
+_INTEGERS = (
+    *("click_item", "click_time", "search_time", "search_click_count", "search_click_item"),
+    *("search_unclicked_count", "search_unclicked_item"),
+)
 
 
 class Qilin(tfds.core.GeneratorBasedBuilder):
     """Searches and recommendation clicks of Qilin's users."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     # Finding its own file is for checksums of downloads, of which there are none; in TFDS 4.9.10
     # it fails unless importlib_resources, which TFDS does not require, happens to be installed.
     code_path = None
@@ -42,9 +45,10 @@ class Qilin(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=(
-                "Per user: clicks on recommendations, searches with their query and clicked notes "
-                "(search_click_count of them each, one after the other in search_click_item), and "
-                "the notes shown. Times are in milliseconds."
+                "Per user: clicks on recommendations, searches with their query, clicked notes "
+                "(search_click_count of them each, one after the other in search_click_item) and "
+                "notes shown without a click (likewise), and all notes shown. Times are in "
+                "milliseconds."
             ),
             features=tfds.features.FeaturesDict(
                 {
@@ -64,7 +68,7 @@ class Qilin(tfds.core.GeneratorBasedBuilder):
         clicks = np.argsort(events.click_user, kind="stable")
         searches = np.argsort(events.search_user, kind="stable")
         shown = np.argsort(events.shown_user, kind="stable")
-        ends = events.search_click_ends
+        ends, passed_ends = events.search_click_ends, events.search_unclicked_ends
         users = np.unique(
             np.concatenate([events.click_user, events.search_user, events.shown_user])
         )
@@ -82,6 +86,7 @@ class Qilin(tfds.core.GeneratorBasedBuilder):
             strict=True,
         ):
             found = [events.search_clicks[ends[s] : ends[s + 1]] for s in search]
+            passed = [events.search_unclicked[passed_ends[s] : passed_ends[s + 1]] for s in search]
             yield (
                 user,
                 {
@@ -91,7 +96,9 @@ class Qilin(tfds.core.GeneratorBasedBuilder):
                     "search_time": events.search_time[search],
                     "search_query": [events.search_query[s] for s in search],
                     "search_click_count": np.diff(ends)[search],
-                    "search_click_item": np.concatenate([np.zeros(0, np.int64), *found]),
+                    "search_click_item": _concatenate(found),
+                    "search_unclicked_count": np.diff(passed_ends)[search],
+                    "search_unclicked_item": _concatenate(passed),
                     "shown_item": events.shown_item[show],
                 },
             )
@@ -131,6 +138,8 @@ def read_through_builder(data_dir: str, records_dir: str) -> qilin.QilinEvents:
         search_query=queries,
         search_click_ends=np.concatenate([[0], np.cumsum(flat["search_click_count"])]),
         search_clicks=flat["search_click_item"],
+        search_unclicked_ends=np.concatenate([[0], np.cumsum(flat["search_unclicked_count"])]),
+        search_unclicked=flat["search_unclicked_item"],
         shown_user=users["shown_item"],
         shown_item=flat["shown_item"],
     )

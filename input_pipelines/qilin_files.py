@@ -2,7 +2,8 @@
 
 Each of search_train, search_test, recommendation_train and recommendation_test is a folder of
 parquet files or a file NAME.csv. A row holds a user and a list of impressions; other columns
-(embeddings, page times, earlier clicks) are not read. The notes' own table, notes, is optional.
+(embeddings, page times, earlier clicks) are not read. The notes' own table, notes, and the users',
+user_feat, are optional.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import csv
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ KINDS = ("search", "recommendation")
 PARTS = ("train", "test")
 SAMPLE_MARK = "SAMPLE"
 _NOTE_TEXT = ("note_title", "note_content")
+# What user_feat says in words; its other columns are numbers without a name.
+_PROFILE = ("gender", "platform", "age", "location")
 # Time of an impression that has none.
 NO_TIME = np.iinfo(np.int64).max
 
@@ -85,16 +88,16 @@ def table_files(data_dir: str, kind: str, part: str) -> list[pathlib.Path]:
 def raw_files(data_dir: str) -> list[pathlib.Path]:
     """All files that a Qilin log depends on. Raises UserError where a table is missing."""
     files = [f for kind in KINDS for part in PARTS for f in table_files(data_dir, kind, part)]
-    files += note_files(data_dir)
+    files += _optional_files(data_dir, "notes") + _optional_files(data_dir, "user_feat")
     mark = pathlib.Path(data_dir) / SAMPLE_MARK
     return files + ([mark] if mark.exists() else [])
 
 
-def note_files(data_dir: str) -> list[pathlib.Path]:
-    """The files of the notes' table, sorted; none where it was not downloaded."""
+def _optional_files(data_dir: str, name: str) -> list[pathlib.Path]:
+    """The files of the table 'notes' or 'user_feat'; none where it was not downloaded."""
     root = pathlib.Path(data_dir)
-    found = sorted((root / "notes").glob("*.parquet"))
-    return found or [path for path in [root / "notes.csv"] if path.is_file()]
+    found = sorted((root / name).glob("*.parquet"))
+    return found or [path for path in [root / f"{name}.csv"] if path.is_file()]
 
 
 def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
@@ -103,28 +106,53 @@ def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
     Raises:
       UserError: a file cannot be read or lacks a column.
     """
-    files = note_files(data_dir)
-    if not files:
+    if not _optional_files(data_dir, "notes"):
         return None
-    columns = ["note_idx", *_NOTE_TEXT]
-    texts: dict[str, str] = {}
-    for path in files:
+    return {
+        note: " ".join(v.strip() for v in values if v and v.strip())
+        for note, *values in _rows_of(data_dir, "notes", "note_idx", _NOTE_TEXT, wanted)
+    }
+
+
+def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]] | None:
+    """What is known, of gender, platform, age and location, of the users `wanted`, int64 ascending.
+
+    By id as text; None without a table of users.
+
+    Raises:
+      UserError: a file cannot be read or lacks a column.
+    """
+    if not _optional_files(data_dir, "user_feat"):
+        return None
+    return {
+        user: {
+            name: " ".join(str(value).split())
+            for name, value in zip(_PROFILE, values, strict=True)
+            if value is not None and str(value).strip() not in ("", "unknown")
+        }
+        for user, *values in _rows_of(data_dir, "user_feat", "user_idx", _PROFILE, wanted)
+    }
+
+
+def _rows_of(
+    data_dir: str, table: str, key: str, names: Sequence[str], wanted: np.ndarray
+) -> Iterator[tuple[Any, ...]]:
+    """(id as text, value, ...) of the rows of an optional table whose `key` is wanted."""
+    for path in _optional_files(data_dir, table):
         try:
-            for batch in _note_batches(path, columns):
-                ids = _ids(batch.column("note_idx"), "note_idx", path)
+            for batch in _optional_batches(path, [key, *names]):
+                ids = _ids(batch.column(key), key, path)
                 rows = np.flatnonzero(np.isin(ids, wanted))
-                parts = [batch.column(name).take(rows).to_pylist() for name in _NOTE_TEXT]
-                for note, *values in zip(ids[rows].tolist(), *parts, strict=True):
-                    texts[str(note)] = " ".join(v.strip() for v in values if v and v.strip())
+                parts = [batch.column(name).take(rows).to_pylist() for name in names]
+                yield from zip(map(str, ids[rows].tolist()), *parts, strict=True)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be "
                 f"read ({_first_line(error)}); download it again"
             ) from error
-    return texts
 
 
-def _note_batches(path: pathlib.Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _optional_batches(path: pathlib.Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names

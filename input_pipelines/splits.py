@@ -8,7 +8,8 @@ from typing import Any, Self
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines.log import Log, spread
+from input_pipelines.data_card import spread
+from input_pipelines.log import Log
 
 SPLITS = ("leave_one_out", "global_time", "by_user", "published")
 # Shares of the clicks, by time, before the two cuts of global_time.

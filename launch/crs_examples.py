@@ -225,7 +225,8 @@ class CRSExamples:
                     place=log.place(row) or None,
                 )
             )
-        return UserContext(query=query, events=events, place=place)
+        profile = log.profile(user) if self._config.data.profiles else {}
+        return UserContext(query=query, profile=profile, events=events, place=place)
 
     def _age(self, difference: int) -> str | None:
         return None if self._unit is None else age(difference * self._unit)

@@ -27,8 +27,8 @@ from rich.progress import (
 )
 
 from core.errors import UserError
-from input_pipelines import log as log_lib
-from input_pipelines import prepare, splits
+from input_pipelines import data_card, prepare, splits
+from input_pipelines.log import Log
 from launch import cli
 
 _LOG = logging.getLogger(__name__)
@@ -91,12 +91,12 @@ def main() -> None:
         log, directory = _prepare(data_dir)
     parts = splits.split_log(log, given.split)
     splits.check_leakage(log, parts)
-    card = log_lib.describe(log) | splits.describe(log, parts)
+    card = data_card.describe(log) | splits.describe(log, parts)
     card |= {"leakage_check": "passed", "hash": log.hash, "prepared": directory}
     print(json.dumps(card, indent=2, ensure_ascii=False))
 
 
-def _prepare(data_dir: str) -> tuple[log_lib.Log, str]:
+def _prepare(data_dir: str) -> tuple[Log, str]:
     given = flags.FLAGS
     if not given.dataset or not given.raw_dir:
         raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from input_pipelines import data_card, prepared_log
 from input_pipelines import log as log_lib
-from input_pipelines import prepared_log
 
 
 def raw(**changes):
@@ -80,7 +80,7 @@ def test_a_log_without_any_search_is_legal():
     assert log.search_offsets.tolist() == [0, 0, 0, 0]
     assert log.word_offsets.tolist() == [0] and log.click_offsets.tolist() == [0]
     log_lib.validate_log(log)
-    assert log_lib.describe(log)["searches"] == 0
+    assert data_card.describe(log)["searches"] == 0
 
 
 def test_equal_times_are_ordered_neither_by_id_nor_by_row():
@@ -235,13 +235,13 @@ def test_times_may_fall_between_users_and_not_within_the_last_one():
 
 
 def test_the_card_counts():
-    card = log_lib.describe(small_log())
+    card = data_card.describe(small_log())
     assert (card["users"], card["items"], card["words"]) == (2, 4, 2)
     assert (card["clicks"], card["searches"]) == (3, 2)
     # One of the two searches has no click, the other no word.
     assert card["searches_without_click"] == card["searches_without_word"] == 0.5
     assert card["clicks_per_user"]["0.5"] == 1.5 and card["clicks_per_user"]["1"] == 2
-    sample = log_lib.describe(dataclasses.replace(small_log(), is_sample=True))
+    sample = data_card.describe(dataclasses.replace(small_log(), is_sample=True))
     assert sample["name"] == "tiny (sample data)"
 
 
@@ -269,7 +269,7 @@ def test_what_was_shown_and_where_stays_with_its_search():
     assert log.places.tolist() == ["", "Rome"] and log.search_places.dtype == np.int32
     assert log.unclicked_items.dtype == np.int32 and log.unclicked_offsets.dtype == np.int64
     log_lib.validate_log(log)
-    card = log_lib.describe(log)
+    card = data_card.describe(log)
     assert (card["shown_in_searches_without_click"], card["places"]) == (3, 1)
 
 
@@ -277,7 +277,7 @@ def test_a_source_that_does_not_say_what_was_shown_has_no_such_arrays(tmp_path):
     log = small_log()
     assert log.unclicked_items is None and log.places is None
     assert log.unclicked(0).tolist() == [] and log.place(0) == ""
-    assert "places" not in log_lib.describe(log)
+    assert "places" not in data_card.describe(log)
     # A folder of before there were such arrays looks like this one.
     prepared_log.save_log(log, str(tmp_path / "log"))
     assert not [name for name in os.listdir(tmp_path / "log") if "unclicked" in name]

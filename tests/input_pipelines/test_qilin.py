@@ -13,7 +13,9 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import qilin, qilin_files, splits
+from input_pipelines.data_card import describe
 from input_pipelines.log import validate_log
+from input_pipelines.prepared_log import load_log, save_log
 
 # Some moment of November 2024, in seconds.
 T = 1_732_600_000
@@ -22,7 +24,7 @@ T = 1_732_600_000
 def impression(kind, note, position, click, time):
     field = "search_timestamp" if kind == "search" else "request_timestamp"
     other = dict.fromkeys(("like", "collect", "comment", "share"), 0.0)
-    page_time = {0: -1.0, 1: float("nan")}.get(position % 3, 4.5)
+    page_time = {0: -1.0, 1: float("nan")}.get(int(position or 0) % 3, 4.5)
     found = dict(note_idx=note, position=position, click=click, page_time=page_time)
     return found | other | {field: time}
 
@@ -42,7 +44,14 @@ def tables():
     return {
         "search_train": [
             # Clicks by position 2, 3: notes 8 then 5; 8 is shown, and clicked, twice.
-            search(1, "Visa申请", (5, 3.0, 1.0, T + 9.0), (8, 2.0, 1.0, T + 4.0), (8, 7.0, 1.0, T)),
+            # 2, 12 and, on the page before it, 11 are not; 12 twice, 4 after the last click.
+            search(
+                1,
+                "Visa申请",
+                *((5, 3.0, 1.0, T + 9.0), (8, 2.0, 1.0, T + 4.0), (8, 7.0, 1.0, T)),
+                *((12, 5.0, 0.0, T + 4.0), (12, 4.0, 0.0, T + 4.0), (11, 1.0, None, T)),
+                *((2, None, 0.0, T), (8, 0.0, 0.0, T), (4, 6.0, 0.0, T + 10.0)),
+            ),
             search(3, "", (6, 1.0, 1.0, T + 1.0)),
             search(3, "?!", (6, 1.0, 0.0, T + 2.0)),
         ],
@@ -105,6 +114,7 @@ def events_of(log):
                 " ".join(log.words[log.word_ids[slice(*log.word_offsets[s : s + 2])]]),
                 log.item_ids[log.click_items[slice(*log.click_offsets[s : s + 2])]].tolist(),
                 int(log.search_times[s]) - T * 1000,
+                log.item_ids[log.unclicked(s)].tolist(),
             )
             for s in range(log.search_offsets[user], log.search_offsets[user + 1])
         ]
@@ -117,11 +127,15 @@ def check_by_hand(log):
     assert events_of(log) == {
         "1": (
             [("2", -5000), ("7", 2000), ("7", 30_000)],
-            [("visa 申 请", ["8", "5"], 9000), ("绿 茶", [], 20_000)],
+            [
+                ("visa 申 请", ["8", "5"], 9000, ["11", "12", "2"]),
+                # Note 5 came on a later page.
+                ("绿 茶", [], 20_000, ["9"]),
+            ],
         ),
         "2": ([("4", 500)], []),
         # A query without words stays for its click; without either it is no event.
-        "3": ([], [("", ["6"], 1000)]),
+        "3": ([], [("", ["6"], 1000, [])]),
     }
     # Everything shown has a row, also to users without events.
     assert sorted(map(int, log.item_ids[1:])) == [2, 4, 5, 6, 7, 8, 9, 11, 12]
@@ -169,6 +183,8 @@ def test_the_builder_prepares_one_record_a_user(folder, tmp_path):
     assert [q.decode() for q in first["search_query"]] == ["Visa申请", "绿茶"]
     assert first["search_click_count"].tolist() == [2, 0]
     assert first["search_click_item"].tolist() == [8, 5]
+    assert first["search_unclicked_count"].tolist() == [3, 1]
+    assert first["search_unclicked_item"].tolist() == [11, 12, 2, 9]
     assert sorted(first["click_time"].tolist()) == [(T + s) * 1000 for s in (-5, 2, 30)]
     assert records[4]["click_item"].tolist() == [] and records[4]["shown_item"].tolist() == [12]
 
@@ -217,6 +233,37 @@ def test_csv_says_the_same_as_parquet(folder, tmp_path, direct):
 
 def printed(dicts):
     return "[" + "\n ".join(str(d | {"note_id": "6{,}f"}) for d in dicts) + "]"
+
+
+def test_users_have_the_profiles_of_their_table(folder, tmp_path, direct):
+    work = str(tmp_path)
+    assert qilin.read_qilin(folder, work_dir=work).profile_bytes is None
+    columns = ("user_idx", "gender", "platform", "age", "location", "dense_feat1")
+    rows = [
+        (2, "female", "iOS", "23-25", "Hong Kong  Tsuen Wan", 1.0),
+        (1, "male", None, "unknown", "", 2.0),
+        (3, None, None, None, None, None),
+        (77, "male", "iOS", "40+", "elsewhere", 3.0),
+    ]
+    table = [dict(zip(columns, row, strict=True)) for row in rows]
+    (pathlib.Path(folder) / "user_feat").mkdir()
+    path = pathlib.Path(folder) / "user_feat" / "0.parquet"
+    pq.write_table(pa.Table.from_pylist(table), path)
+    assert path in qilin_files.raw_files(folder)
+    log = qilin.read_qilin(folder, work_dir=work)
+    validate_log(log)
+    assert log.user_ids.tolist() == ["", "1", "2", "3"]
+    everything = {"gender": "female", "platform": "iOS", "age": "23-25"}
+    everything["location"] = "Hong Kong Tsuen Wan"
+    expected = [{}, {"gender": "male"}, everything, {}]
+    assert [log.profile(user) for user in range(4)] == expected
+    save_log(log, str(tmp_path / "log"))
+    assert load_log(str(tmp_path / "log")).profile(2) == everything
+    assert describe(log)["users_with_profile"] == 2
+    # A table of users without one of the columns is another table.
+    pq.write_table(pa.Table.from_pylist(table).drop_columns(["age"]), path)
+    with pytest.raises(UserError, match=r"expected column age in .*user_feat"):
+        qilin.read_qilin(folder, work_dir=work)
 
 
 def test_the_sample_mark(folder, tmp_path, direct):

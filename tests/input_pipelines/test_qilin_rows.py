@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import itertools
 import pathlib
 import re
 
@@ -79,23 +80,27 @@ def test_real_rows_agree_with_plain_loops(tmp_path, direct):
             stamps = [d["search_timestamp"] for d in details]
             stamps_of_clicks = [d["search_timestamp"] for d in details if d["click"] == 1]
             time = int(max(stamps_of_clicks) if stamps_of_clicks else min(stamps)) * 1000
-            searches.append((user, time, query, notes))
+            others = [d for d in details if d["search_timestamp"] * 1000 <= time]
+            passed = sorted((d["position"], d["note_idx"]) for d in others)
+            passed = [note for note in dict.fromkeys(n for _, n in passed) if note not in notes]
+            searches.append((user, time, query, notes, passed))
     found = qilin.read_events(str(TOY))
     assert set(zip(found.click_user, found.click_item, found.click_time, strict=True)) == clicks
     assert len(found.click_user) == len(clicks) == 49
-    ends = found.search_click_ends
-    assert sorted(searches) == sorted(
-        (int(user), int(time), query, found.search_clicks[a:b].tolist())
-        for user, time, query, a, b in zip(
-            found.search_user,
-            found.search_time,
-            found.search_query,
-            ends[:-1],
-            ends[1:],
-            strict=True,
+    columns = (found.search_user.tolist(), found.search_time.tolist(), found.search_query)
+    parts = [
+        [notes[a:b].tolist() for a, b in itertools.pairwise(ends)]
+        for notes, ends in (
+            (found.search_clicks, found.search_click_ends),
+            (found.search_unclicked, found.search_unclicked_ends),
         )
+    ]
+    assert sorted(searches) == sorted(zip(*columns, *parts, strict=True))
+    assert (
+        len(searches) == 20
+        and any(passed for *_, passed in searches)
+        and set(found.shown_item.tolist()) == shown
     )
-    assert len(searches) == 20 and set(found.shown_item.tolist()) == shown
 
     log = qilin.read_qilin(str(TOY), segmenter="characters", work_dir=str(tmp_path))
     validate_log(log)
@@ -108,6 +113,18 @@ def test_real_rows_agree_with_plain_loops(tmp_path, direct):
     assert load_log(str(tmp_path / "log")).hash == log.hash
     parts = splits.split_log(log, "leave_one_out")
     splits.check_leakage(log, parts)
+
+
+@needs_toy
+def test_real_profiles():
+    users = np.array([2, 5, 7])
+    found = qilin_files.read_profiles(str(TOY), users)
+    assert found == {
+        "2": {"gender": "female", "platform": "iOS", "age": "23-25"}
+        | {"location": "Hong Kong Tsuen Wan"},
+        "5": {"gender": "male", "platform": "iOS", "age": "36-40", "location": "中国 安徽 淮北"},
+        "7": {"gender": "female", "platform": "iOS"},
+    }
 
 
 @needs_toy

@@ -1,0 +1,53 @@
+"""What a log holds, in numbers: the data card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from input_pipelines import random_streams
+from input_pipelines.log import Log
+
+_QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
+
+
+def spread(counts: np.ndarray) -> dict[str, float]:
+    """Quantiles of counts by their names; of none, nothing."""
+    if not len(counts):
+        return {}
+    found = np.quantile(counts, _QUANTILES).tolist()
+    return {f"{q:g}": value for q, value in zip(_QUANTILES, found, strict=True)}
+
+
+def describe(log: Log) -> dict[str, Any]:
+    """The data card: counts, shares and quantiles of history lengths."""
+    clicks = np.diff(log.rec_offsets)[1:]
+    searches = np.diff(log.search_offsets)[1:]
+    total = max(len(log.search_times), 1)
+    worded = np.diff(log.word_offsets) > 0
+    queries = random_streams.keys_of_rows(np.asarray(log.word_offsets), np.asarray(log.word_ids))
+    optional = {}
+    if log.unclicked_items is not None:
+        optional["shown_in_searches_without_click"] = len(log.unclicked_items)
+    if log.places is not None:
+        optional["places"] = len(log.places) - 1
+    if log.profile_offsets is not None:
+        optional["users_with_profile"] = int((np.diff(log.profile_offsets) > 0).sum())
+    return {
+        "name": log.name + (" (sample data)" if log.is_sample else ""),
+        "users": log.num_users,
+        "items": log.num_items,
+        "words": log.num_words,
+        "queries": len(np.unique(queries[worded])),
+        "clicks": len(log.rec_items),
+        "searches": len(log.search_times),
+        "clicks_in_searches": len(log.click_items),
+        "users_without_click": int((clicks == 0).sum()),
+        "users_without_search": int((searches == 0).sum()),
+        "searches_without_click": float((np.diff(log.click_offsets) == 0).sum() / total),
+        "searches_without_word": float((np.diff(log.word_offsets) == 0).sum() / total),
+        "clicks_per_user": spread(clicks),
+        "searches_per_user": spread(searches),
+        **optional,
+    }

@@ -1,0 +1,85 @@
+"""CRS on Qilin's files: contexts with the user's profile and the notes that were not clicked."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from configs import crs_sample
+from input_pipelines.sample import write_sample
+from launch import search_protocol
+from launch.data import Data, resolve
+from launch.methods import open_experiment
+
+USERS = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The sample's files, with a table of users."""
+    path = tmp_path_factory.mktemp("qilin") / "raw"
+    write_sample(str(path), num_users=USERS, seed=0)
+    rows = {
+        "user_idx": list(range(USERS)),
+        "gender": ["female", "male"] * (USERS // 2),
+        "platform": ["iOS"] * USERS,
+        "age": ["unknown"] * USERS,
+        "location": [None] * USERS,
+    }
+    (path / "user_feat").mkdir()
+    pq.write_table(pa.table(rows), path / "user_feat" / "0.parquet")
+    return str(path)
+
+
+def opened(folder, cache, **changes):
+    config = crs_sample.get_config()
+    config.data_dir, config.cache_dir = folder, str(cache)
+    config.update_from_flattened_dict(
+        {
+            "data.history": 4,
+            "semantic_ids.codes": (4, 4, 4),
+            "vocabulary.size": 600,
+            "model.size": "tiny",
+            "eval.search_protocols": ("catalogue", "impressions"),
+            **changes,
+        }
+    )
+    config = resolve(config)
+    return open_experiment(config, Data(config))
+
+
+def asked(experiment, row):
+    """(the JSON of a test search's prompt, its search)."""
+    examples, held_out = experiment.examples, experiment.held_out("test")
+    tokens = examples.prompts(held_out, reason=True)[row]
+    text = examples.vocabulary.decode(tokens).split("\n")[2].removesuffix("<|im_end|>")
+    return json.loads(text), int(held_out.target_row[row])
+
+
+def test_contexts_have_profiles_and_what_was_not_clicked(folder, tmp_path):
+    experiment = opened(folder, tmp_path)
+    log, held_out = experiment.data.log, experiment.held_out("test")
+    told = 0
+    for row in range(len(held_out)):
+        context, search = asked(experiment, row)
+        user = int(held_out.user[row])
+        number = int(log.user_ids[user])
+        gender = ("female", "male")[number % 2]
+        assert context["user"] == {"gender": gender, "platform": "iOS"}
+        earlier = range(int(log.search_offsets[user]), search)
+        shown = {tuple(map(experiment.examples.name, log.unclicked(s))) for s in earlier}
+        for event in context["history"]:
+            told += "unclicked" in event
+            assert "unclicked" not in event or tuple(event["unclicked"]) in shown
+    assert told
+    # What the asked search has shown can be ranked.
+    lists = search_protocol.impressions(log, held_out)
+    assert (lists[:, 0] == held_out.item).all() and (lists[:, 1:] > 0).any()
+
+
+def test_both_can_be_left_out(folder, tmp_path):
+    experiment = opened(folder, tmp_path, **{"data.profiles": False, "data.unclicked": 0})
+    context, _ = asked(experiment, 0)
+    assert context["history"] and "user" not in context
+    assert not [event for event in context["history"] if "unclicked" in event]
