@@ -106,15 +106,18 @@ class Partition:
 
         Args:
           part: a dict of host arrays [B / n, ...], of n processes: the rows of a batch [B, ...]
-            that this one is to hold, process 0 the first. What is in `whole` all bring alike.
+            that this one is to hold, process 0 the first (`own_rows`). What is in `whole` all
+            bring alike, or have `put_whole` already.
 
         Raises:
           UserError: B is no multiple of the number of devices.
         """
 
         def put(array, sharding):
+            if isinstance(array, jax.Array):
+                return array
             if sharding.is_fully_replicated:
-                return jax.device_put(array, sharding)
+                return placed(array, sharding)
             array = np.asarray(array)
             shape = (array.shape[0] * jax.process_count(), *array.shape[1:])
             self.check_batch_size(shape[0])
@@ -134,11 +137,13 @@ class Partition:
         def put(array):
             array = np.asarray(array)
             self.check_batch_size(array.shape[0])
-            return jax.make_array_from_callback(
-                array.shape, self.batch_sharding, lambda index: array[index]
-            )
+            return placed(array, self.batch_sharding)
 
         return jax.tree.map(put, batch)
+
+    def put_whole(self, tree: Any) -> Any:
+        """Host arrays that every process brings alike, on every device."""
+        return jax.tree.map(lambda array: placed(array, self.replicated), tree)
 
     def check_batch_size(self, size: int, name: str = "a batch size") -> None:
         if size % self.size:
@@ -146,6 +151,21 @@ class Partition:
                 f"expected {name} that is a multiple of the mesh's {self.size} devices, found "
                 f"{size}; change it or config.mesh"
             )
+
+
+def placed(array: Any, sharding: NamedSharding) -> jax.Array:
+    """A host array that every process brings alike, cut over the devices.
+
+    `jax.device_put` would let the processes compare it first, over the network.
+    """
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def own_rows(count: int) -> slice:
+    """The rows, of `count` in a whole batch, that this of several processes is to hold."""
+    own = count // jax.process_count()
+    return slice(jax.process_index() * own, (jax.process_index() + 1) * own)
 
 
 def random_bits_impl(partition: Partition | None) -> str:

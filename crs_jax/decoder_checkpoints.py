@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from core.errors import UserError
-from core.partitioning import Partition
+from core.partitioning import Partition, placed
 from crs_jax.decoder import init_params
 from crs_jax.decoder_config import DecoderConfig
 
@@ -147,17 +147,22 @@ def from_hugging_face(
             layers = [np.asarray(tensors[n].get_tensor(n), np.float32) for n in names]
             stacked = expected[names[0]][1] is not None
             flat[ours] = put(ours, np.stack([a.T for a in layers]) if stacked else layers[0])
-    table = flat[_WHOLE[_EMBEDDING]]
-    noise = jax.random.normal(key, (config.new_rows, config.width))
-    rows = table.mean(0) + _SPREAD * table.std(0) * noise
-    flat["embedder/new_embedding"] = put("embedder/new_embedding", rows)
+    name = "embedder/new_embedding"
+    place = None if partition is None else partition.shardings({name: 0})[name]
+
+    @functools.partial(jax.jit, out_shardings=place)
+    def new_rows(table):
+        noise = jax.random.normal(key, (config.new_rows, config.width))
+        return table.mean(0) + _SPREAD * table.std(0) * noise
+
+    flat[name] = new_rows(flat[_WHOLE[_EMBEDDING]])
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _put(partition: Partition | None, name: str, array: Any) -> jax.Array:
     if partition is None:
         return jnp.asarray(array)
-    return jax.device_put(array, partition.shardings({name: array})[name])
+    return placed(array, partition.shardings({name: array})[name])
 
 
 def _new_parameters(config: DecoderConfig, key: jax.Array) -> dict[str, jax.Array]:

@@ -74,11 +74,15 @@ class Inference:
         partition: Partition | None = None,
     ):
         self._network, self._batch_size, self._partition = network, batch_size, partition
-        self._trie = trie if partition is None else jax.device_put(trie, partition.replicated)
+        self._trie = trie if partition is None else partition.put_whole(trie)
         self._stops = (controls.end_think, controls.end)
         self._sampling = Sampling(max_tokens=max_reasoning, temperature=0.0)
-        self._answer = jax.jit(self._answers, static_argnames=("width", "reason"))
-        self._score = jax.jit(self._scores, static_argnames=("reason",))
+        # Every process reads all that is found.
+        found = None if partition is None else partition.replicated
+        self._answer = jax.jit(
+            self._answers, static_argnames=("width", "reason"), out_shardings=found
+        )
+        self._score = jax.jit(self._scores, static_argnames=("reason",), out_shardings=found)
 
     def _reasoned(self, whole, prompts, lengths, reason: bool) -> tuple[Place, Any, Any]:
         """Where the answers to prompts begin; the reasoning [B, R] before them, its lengths [B]."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from core import grpo
 from core.loop import steps_for
-from core.partitioning import Partition, random_bits_impl
+from core.partitioning import Partition, own_rows, random_bits_impl
 from core.trie import Trie
 from crs_jax import generation, lora, r_grpo, rewards
 from crs_jax.decoder import Decoder
@@ -309,7 +309,7 @@ class RLTask:
         self.config, self.max_steps = config, max_steps
         self._data = {"prompts": prompts, "lengths": lengths, "targets": targets}
         # Put there once, not with every batch.
-        trie = trie if partition is None else jax.device_put(trie, partition.replicated)
+        trie = trie if partition is None else partition.put_whole(trie)
         self._constant = {"trie": trie, "seed": np.int32(seed + number)}
         self._initial, self._evaluate, self._tables = initial, evaluate, tables
         self._seed = seed + number
@@ -322,6 +322,7 @@ class RLTask:
         return state | {"reference": jax.tree.map(jnp.copy, params["trained"])}
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]:
+        """Batches from a step on; each of several processes yields its part of the prompts."""
         count, size = len(self._data["prompts"]), self.batch_size
         step = start_step
         while True:
@@ -330,8 +331,9 @@ class RLTask:
             rows = order[place * size : (place + 1) * size]
             mask = (np.arange(size) < len(rows)).astype(np.float32)
             rows = np.pad(rows, (0, size - len(rows)))
-            batch = {name: array[rows] for name, array in self._data.items()}
-            yield batch | self._constant | {"mask": mask}
+            own = own_rows(size)
+            batch = {name: array[rows[own]] for name, array in self._data.items()}
+            yield batch | self._constant | {"mask": mask[own]}
             step += 1
 
     def evaluate(self, state: State) -> dict[str, float]:

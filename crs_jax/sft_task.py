@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from core.loop import steps_for
-from core.partitioning import Partition
+from core.partitioning import Partition, own_rows
 from core.schedules import rate_at
 from crs_jax import lora, packing
 from crs_jax.decoder import Decoder
@@ -185,12 +185,17 @@ class SFTTask:
         return np.resize(order, self.steps_per_epoch * size)[place * size : (place + 1) * size]
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]:
+        """Packed batches from a step on.
+
+        Each of several processes packs them all and yields its part of the rows.
+        """
         step = start_step
         while True:
             chosen = [self._examples[i] for i in self._chosen(step)]
             batch = packing.packed(chosen, self.config.row_length, self._rows, self._row_multiple)
+            own = own_rows(len(batch["tokens"]))
             factor = rate_at(jnp.int32(step), self.max_steps, self.config.warmup)
-            yield batch | {"rate": np.float32(factor)}
+            yield {name: array[own] for name, array in batch.items()} | {"rate": np.float32(factor)}
             step += 1
 
     def evaluate(self, state: State) -> dict[str, float]:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core import distributed
 from core.errors import UserError
-from core.workdir import write_atomically
+from core.workdir import is_writer, write_atomically
 from crs_jax.inference import Answers
 
 
@@ -86,11 +87,16 @@ class Subsets:
     def get(self, name: str, make: Callable[[], list[Case]]) -> list[Case]:
         """The subset of that name, made and saved on first use.
 
+        Of several processes, which share the folder, all make it and the first saves it.
+
         Raises:
           UserError: a saved file that is not what was saved.
         """
-        if not os.path.exists(self._path(name, "json")):
-            self._save(name, make())
+        if not distributed.of_first(os.path.exists(self._path(name, "json"))):
+            cases = make()
+            with distributed.first_alone():
+                if is_writer():
+                    self._save(name, cases)
         return self._load(name)
 
     def hashes(self) -> dict[str, dict[str, object]]:

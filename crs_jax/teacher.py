@@ -143,15 +143,19 @@ class Teacher:
     ):
         config = read_config(folder, dtype)
         self.vocabulary = read_vocabulary(folder, config)
-        self._limit, self._batch_size, self._seed = limit, batch_size, seed
+        self._limit, self._batch_size = limit, batch_size
         self._partition = sharding.partition_of(config, mesh)
         self._params = from_hugging_face(folder, config, jax.random.key(0), self._partition)
         network, words = Decoder(config), self.vocabulary
         sampling = Sampling(max_tokens=max_reasoning, temperature=_TEMPERATURE, top_p=_TOP_P)
         stops = (words.end_think, words.end)
 
-        @jax.jit
-        def draw(params, tokens, lengths, key):
+        # Every process reads all that is said.
+        whole = None if self._partition is None else self._partition.replicated
+
+        @functools.partial(jax.jit, out_shardings=whole)
+        def draw(params, tokens, lengths, number, start):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), start)
             prompted = generation.read_prompts(network, params, tokens, lengths)
             found = generation.sample(network, params, prompted, key, 1, sampling, stops)
             return found.tokens[:, 0], found.lengths[:, 0]
@@ -172,9 +176,7 @@ class Teacher:
             batch = prompt_array(chosen + chosen[:1] * spare, self._limit)
             if self._partition is not None:
                 batch = self._partition.put_batch(batch)
-            key = jax.random.key(self._seed)
-            key = jax.random.fold_in(jax.random.fold_in(key, number), start)
-            tokens, lengths = map(np.asarray, self._draw(*batch, key))
+            tokens, lengths = map(np.asarray, self._draw(*batch, number, start))
             rows = zip(tokens[: len(chosen)], lengths[: len(chosen)], strict=True)
             found += [self._said(said[:length].tolist()) for said, length in rows]
         return found

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from core.partitioning import BATCH_AXES, Partition, random_bits_impl
+from core.partitioning import BATCH_AXES, Partition, own_rows, random_bits_impl
 from core.prefetch import ahead
 from core.schedules import rate_at
 from gensar_jax import packing
@@ -187,9 +187,8 @@ class JointTask:
 
     def _own_part(self, step: int, rows: int) -> dict[str, np.ndarray]:
         batch = self._packed(step, rows)
-        own = len(batch["encoder_input_tokens"]) // jax.process_count()
-        first = jax.process_index() * own
-        return {name: array[first : first + own] for name, array in batch.items()}
+        own = own_rows(len(batch["encoder_input_tokens"]))
+        return {name: array[own] for name, array in batch.items()}
 
     def _packed(self, step: int, least_rows: int) -> dict[str, np.ndarray]:
         first = step * self.batch_size

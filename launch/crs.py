@@ -16,7 +16,7 @@ from core import trie as tries
 from core.errors import UserError
 from core.loop import LoopConfig, run_stage, stop_if_terminated
 from core.partitioning import make_mesh
-from core.workdir import Workdir, write_atomically
+from core.workdir import Workdir, is_writer, write_atomically
 from crs_jax import contexts, decoder_checkpoints, lora, self_evolve, sharding
 from crs_jax.decoder import init_params
 from crs_jax.inference import Answers, Inference
@@ -53,11 +53,6 @@ class CRSExperiment:
     def __init__(self, config: config_dict.ConfigDict, data: Data):
         self.config, self.data = config, data
         search_protocol.check(config)
-        if jax.process_count() > 1:
-            raise UserError(
-                f"expected one process for crs, found {jax.process_count()}; start launch.train "
-                "once, with config.mesh over the devices of one host"
-            )
         self._mesh = make_mesh(config.mesh.data, config.mesh.table)
         # Runs from before there was this setting have none.
         if config.distill.get("teacher"):
@@ -340,8 +335,9 @@ class CRSExperiment:
             words.new_rows,
             len(self.examples.train),
         )
-        write_atomically(workdir.file("tokenizer.json"), words.to_json())
-        self.examples.ids.save(workdir.path)
+        if is_writer():
+            write_atomically(workdir.file("tokenizer.json"), words.to_json())
+            self.examples.ids.save(workdir.path)
         aligning = self._sft_task(
             ALIGN, self.examples.alignment(), config.align.epochs, self._start
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from ml_collections import config_dict
 
-from core import vectors
+from core import distributed, vectors
 from core.errors import UserError
 from crs_jax import contexts, semantic_ids, teacher, traces, vocabulary
 from crs_jax.contexts import Event, ItemContext, UserContext
@@ -73,9 +73,12 @@ class CRSExamples:
             )
         self._sales = self._count_sales(every)
         self.train = every.take(self._chosen(len(every), config.data.train_examples))
-        self.ids = self._make_ids()
+        with distributed.first_alone():
+            self.ids = self._make_ids()
         self._names = ["", *self._code_names()]
-        self.vocabulary = Vocabulary(self._tokenizer(), self.ids.levels, text_rows)
+        with distributed.first_alone():
+            self.vocabulary = Vocabulary(self._tokenizer(), self.ids.levels, text_rows)
+        self._check_alike()
         tokens = self.vocabulary.identifiers(self.ids.codes)
         self.item_tokens = np.pad(tokens, ((1, 0), (0, 0)))
 
@@ -91,6 +94,17 @@ class CRSExamples:
             raise UserError(
                 f"expected config.data.unclicked of 0 or more, found {self._most_unclicked}; 0 "
                 "leaves out what was shown and not clicked"
+            )
+
+    def _check_alike(self) -> None:
+        """Raises UserError where processes have other ids or tokenizers than the first."""
+        text = hashlib.sha256(self.vocabulary.to_json().encode()).hexdigest()
+        found = distributed.of_all([self.ids.hash, text])
+        other = [process for process, one in enumerate(found) if one != found[0]]
+        if other:
+            raise UserError(
+                f"expected the same ids and tokenizer on all processes, found others on {other}; "
+                "let all share one config.cache_dir"
             )
 
     def _chosen(self, count: int, most: int) -> np.ndarray:

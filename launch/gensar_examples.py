@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from core import distributed
 from core.errors import UserError
 from gensar_jax import phrasings, pseudo_queries, vocabulary
 from gensar_jax.identifiers import IdentifierTable
@@ -72,7 +73,8 @@ class GenSARExamples:
             search_length=config.data.search_length if config.data.use_search else 0,
             clicks=config.data.clicks,
         )
-        model = self._pieces(config.vocabulary, data.directory)
+        with distributed.first_alone():
+            model = self._pieces(config.vocabulary, data.directory)
         codes, shared = chosen_codes(table, config.prompts.identifiers)
         own = (table.num_codes,) * (codes["semantic"].shape[1] - shared)
         self.vocabulary = Vocabulary(

@@ -1,11 +1,9 @@
 """Jobs of 2 and 4 processes on this machine: as one process, killed, stopped, relaunched."""
 
-import json
 import os
 import pathlib
 import re
 import signal
-import socket
 import sys
 import time
 
@@ -21,14 +19,9 @@ HERE = pathlib.Path(__file__).parent
 STEPS = 18
 
 
-def free_port():
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
-
-
 def launch(workdir, processes, *, seconds=0.0, steps=STEPS, broken_step=0):
     """The processes of a job of one CPU device each."""
-    address = f"127.0.0.1:{free_port()}" if processes > 1 else "-"
+    address = f"127.0.0.1:{jobs.free_port()}" if processes > 1 else "-"
     # Small programs are compiled for every process: optimising them takes longer than running.
     flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent.parent)}
@@ -53,13 +46,9 @@ def run(workdir, processes, **options):
     return outputs
 
 
-def lines_of(workdir):
-    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def losses(workdir):
-    return {line["step"]: line["train/loss"] for line in lines_of(workdir) if "train/loss" in line}
+    lines = jobs.lines_of(workdir)
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
 def read(workdir, process):
@@ -75,16 +64,6 @@ def await_steps(workdir, steps):
             return
         time.sleep(0.05)
     pytest.fail(f"expected {steps} steps in {workdir}")
-
-
-def await_checkpoint(workdir):
-    folder, deadline = workdir / "checkpoints" / "small", time.monotonic() + 240
-    while time.monotonic() < deadline:
-        # A save that is not finished has another name.
-        if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"expected a checkpoint in {workdir}")
 
 
 def state_of(workdir, devices):
@@ -139,7 +118,7 @@ def test_processes_together_are_one_process(processes, alone, tmp_path):
 def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed, alone, tmp_path):
     workdir = tmp_path / "w"
     job = launch(workdir, 2, seconds=1.0)
-    await_checkpoint(workdir)
+    jobs.await_checkpoint(workdir / "checkpoints" / "small", job, 240)
     job[killed].send_signal(signal.SIGKILL)
     began = time.monotonic()
     codes, outputs = jobs.endings(job, timeout=120)

@@ -1,20 +1,15 @@
 """launch.train itself with two processes: killed in RL, relaunched, to the results of one."""
 
 import json
-import os
-import pathlib
 import re
 import signal
-import socket
-import sys
-import time
 
 import conftest
 import jobs
 import numpy as np
 import pytest
+from jobs import await_checkpoint, finished, lines_of, program, rows_of
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = conftest.SMALL | {
     "on_sample.users": 80,
     "pretrain.max_epochs": 1.0,
@@ -26,49 +21,10 @@ SMALL = conftest.SMALL | {
 }
 
 
-def program(name, *flags, devices=1):
-    # Small programs take longer to optimise than to run.
-    flag = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    command = [sys.executable, "-m", f"launch.{name}", *flags]
-    return jobs.Process(command, os.environ | {"XLA_FLAGS": flag}, cwd=ROOT)
-
-
-def train(tmp_path, workdir, *flags, devices=1):
+def flags_of(tmp_path, workdir):
     given = ["--config=configs/lcr_ser_qilin.py", f"--config.cache_dir={tmp_path / 'cache'}"]
     given += [f"--config.{key}={value}" for key, value in SMALL.items()]
-    return program("train", *given, f"--workdir={workdir}", *flags, devices=devices)
-
-
-def train_together(tmp_path, workdir, processes=2):
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
-    job = (f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", "--config.mesh.table=-1")
-    return [train(tmp_path, workdir, *job, f"--process={i}") for i in range(processes)]
-
-
-def finished(process):
-    (code,), (output,) = jobs.endings([process])
-    assert code == 0, output
-    return output
-
-
-def await_checkpoint(folder, job):
-    deadline = time.monotonic() + 900
-    while time.monotonic() < deadline and all(process.poll() is None for process in job):
-        if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
-            return
-        time.sleep(0.02)
-    pytest.fail(f"expected a checkpoint in {folder}: {jobs.endings(job)}")
-
-
-def lines_of(workdir):
-    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def rows_of(workdir):
-    rows = json.loads((workdir / "results.json").read_text(encoding="utf-8"))["rows"]
-    return {(row["stage"], row["split"], row["protocol"]): row for row in rows}
+    return [*given, f"--workdir={workdir}"]
 
 
 def numbers(line, statistics):
@@ -81,15 +37,17 @@ def numbers(line, statistics):
 def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     # More threads than the mesh has devices: on two cores, two would wait for each other.
-    finished(train(tmp_path, alone, "--config.mesh.table=2", devices=8))
+    two = "--config.mesh.table=2"
+    finished(program("train", *flags_of(tmp_path, alone), two, devices=8))
 
-    job = train_together(tmp_path, together)
+    both = [*flags_of(tmp_path, together), "--config.mesh.table=-1"]
+    job = jobs.together("train", *both)
     await_checkpoint(together / "checkpoints" / "rl", job)
     job[1].send_signal(signal.SIGKILL)
     codes, outputs = jobs.endings(job)
     assert codes == [3, -signal.SIGKILL], outputs
     assert "error: expected process 1 of 2 to go on" in outputs[0]
-    codes, outputs = jobs.endings(train_together(tmp_path, together))
+    codes, outputs = jobs.endings(jobs.together("train", *both))
     assert codes == [0, 0], outputs
     assert re.search(r"rl: continues from the checkpoint of step \d+\b", outputs[0]), outputs[0]
     assert "after RL" in outputs[0] and "after RL" not in outputs[1]
