@@ -25,6 +25,7 @@ from core import metrics
 from core.errors import UserError
 from core.workdir import write_atomically
 from launch import cli
+from launch.compare import means_of_users
 from launch.restore import Restored
 from lcrsr.adaptive import AdaptiveScorer, Calibration, Head, calibrate, ranking_losses
 from lcrsr.lcr_ser import LCRSERRanker
@@ -34,7 +35,7 @@ _REPEATS = 7
 
 
 def _of_every_k(run: Restored, scorer: AdaptiveScorer, split: str, name: str) -> list[np.ndarray]:
-    """Features [U, F], losses [U, K+1] and values of the metric [U, K+1] of a split."""
+    """Features [E, F], losses [E, K+1] and values of the metric [E, K+1] of a split."""
     metric = metrics.metric(name)
 
     @jax.jit
@@ -134,7 +135,8 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     scorer = AdaptiveScorer(ranker.model, _BLOCK)
     x, losses, values = _of_every_k(run, scorer, "validation", name)
     try:
-        head, found = calibrate(x, losses, values, tolerance)
+        users = run.data.split("validation").user
+        head, found = calibrate(x, losses, values, users, tolerance)
     except ValueError as error:
         raise UserError(f"{error} in {run.data.label}; bring more data") from None
     price = jnp.float32(found.price)
@@ -159,7 +161,8 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     }
     blocks = f"{test.shape[1] - 1} in blocks"
     table[blocks] = {"seconds": seconds[blocks]}
-    gain = reached - test[:, found.best_fixed]
+    gains = reached - test[:, found.best_fixed]
+    gain = means_of_users(gains, run.data.split("test").user)
     difference = [float(gain.mean()), float(1.96 * gain.std(ddof=1) / np.sqrt(len(gain)))]
     text = _to_markdown(name, table, found, difference)
     values_out = {

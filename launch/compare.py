@@ -57,6 +57,12 @@ _NOISE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HEAD_SHARE = 0.2
 
 
+def means_of_users(values: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Means [U] over every user's own examples, of values [E] of the examples of users [E]."""
+    place = np.unique(users, return_inverse=True)[1]
+    return np.bincount(place, values) / np.bincount(place)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One method after one stage.
@@ -75,8 +81,7 @@ class Row:
 
     def per_user(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Means [U] over every user's own examples, of all or of those chosen by a bool [E]."""
-        place = np.unique(self.users[chosen], return_inverse=True)[1]
-        return np.bincount(place, self.per_example[chosen]) / np.bincount(place)
+        return means_of_users(self.per_example[chosen], self.users[chosen])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,27 +75,33 @@ class Calibration:
 
 
 def calibrate(
-    x: np.ndarray, losses: np.ndarray, values: np.ndarray, tolerance: float
+    x: np.ndarray, losses: np.ndarray, values: np.ndarray, users: np.ndarray, tolerance: float
 ) -> tuple[Head, Calibration]:
     """Fits the head by ridge regression and finds the highest price that costs little.
 
     Where every price costs more than `tolerance`, the head gives everybody the best fixed K.
 
     Args:
-      x: features float32 [U, F] of validation users.
-      losses: [U, K+1] under every number of steps.
-      values: the metric [U, K+1].
+      x: features float32 [E, F] of validation examples.
+      losses: [E, K+1] under every number of steps.
+      values: the metric [E, K+1].
+      users: of the examples, [E]; those of one user are in one fold.
       tolerance: how far below the best fixed K their mean may fall.
 
     Raises:
       ValueError: fewer users than folds.
     """
-    if len(x) < _FOLDS:
-        raise ValueError(f"expected at least {_FOLDS} validation users, found {len(x)}")
+    every, place = np.unique(users, return_inverse=True)
+    if len(every) < _FOLDS:
+        raise ValueError(f"expected at least {_FOLDS} validation users, found {len(every)}")
     # Losses against their mean over K: how hard a user is does not matter, only which K is best.
     relative = losses - losses.mean(1, keepdims=True)
     model = make_pipeline(StandardScaler(), RidgeCV(_PENALTIES))
-    folds = KFold(_FOLDS, shuffle=True, random_state=0)
+    held = (
+        np.isin(place, chosen)
+        for _, chosen in KFold(_FOLDS, shuffle=True, random_state=0).split(every)
+    )
+    folds = [(np.flatnonzero(~rows), np.flatnonzero(rows)) for rows in held]
     unseen = cross_val_predict(model, x, relative, cv=folds)
     best = int(values.mean(0).argmax())
     aimed_at = values[:, best].mean()

@@ -21,7 +21,7 @@ def users_of_hops(number, seed=0):
 
 def test_users_get_the_steps_that_they_need():
     x, losses, values, _ = users_of_hops(1000)
-    head, found = calibrate(x, losses, values, 0.001)
+    head, found = calibrate(x, losses, values, np.arange(1000), 0.001)
     assert found.best_fixed == STEPS and found.price > 0
     assert found.metric >= 0.9 - 0.001 and found.mean_steps < 2.2
     x, _, values, hops = users_of_hops(1000, seed=1)
@@ -30,9 +30,19 @@ def test_users_get_the_steps_that_they_need():
     assert (steps == hops).mean() > 0.95
 
 
+def test_a_user_does_not_tell_the_head_of_itself():
+    # Features name the user and no more: only the user's other example could say what it needs.
+    _, losses, values, _ = users_of_hops(60)
+    users = np.repeat(np.arange(60), 2)
+    x = np.eye(60, dtype=np.float32)[users]
+    _, apart = calibrate(x, losses[users], values[users], np.arange(120), 0.001)
+    _, together = calibrate(x, losses[users], values[users], users, 0.001)
+    assert apart.mean_steps < 3 < together.mean_steps
+
+
 def test_where_no_step_helps_none_is_taken():
     x, _, _, _ = users_of_hops(200)
-    head, found = calibrate(x, np.ones((200, 5)), np.full((200, 5), 0.3), 0.0)
+    head, found = calibrate(x, np.ones((200, 5)), np.full((200, 5), 0.3), np.arange(200), 0.0)
     assert (found.best_fixed, found.mean_steps) == (0, 0.0)
     assert not np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price))).any()
 
@@ -42,7 +52,7 @@ def test_where_steps_cannot_be_told_all_take_the_best_fixed():
     x = rng.standard_normal((300, 3)).astype(np.float32)
     # The best K is 1 for most; who needs another, nothing tells.
     values = np.where(rng.random((300, 3)) < [0.3, 0.9, 0.3], 1.0, 0.0)
-    head, found = calibrate(x, 1.0 - values, values, -0.05)
+    head, found = calibrate(x, 1.0 - values, values, np.arange(len(x)), -0.05)
     assert (found.best_fixed, found.mean_steps) == (1, 1)
     steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price)))
     assert (steps == 1).all()
@@ -50,7 +60,7 @@ def test_where_steps_cannot_be_told_all_take_the_best_fixed():
 
 def test_too_few_users_to_calibrate():
     with pytest.raises(ValueError, match="at least 5 validation users, found 3"):
-        calibrate(np.ones((3, 2)), np.ones((3, 2)), np.ones((3, 2)), 0.0)
+        calibrate(*3 * [np.ones((3, 2))], np.arange(3), 0.0)
 
 
 def test_blocks_score_as_every_user_alone_at_their_number_of_steps():
