@@ -92,9 +92,14 @@ class CRSExperiment:
         return search_protocol.held_out(self.config, self.data, split)
 
     def check_data(self) -> None:
-        """Raises UserError where a split has no searches, or these no impressions to rank."""
+        """Raises UserError where a split has no searches, or these no impressions to rank.
+
+        Or where a held-out query does not fit into a prompt: its stage would be trained in vain.
+        """
         for split in ("validation", "test"):
             found = self.held_out(split)
+            for reason in (False, True):
+                self._asked(split, reason)
             if search_protocol.IMPRESSIONS in search_protocol.evaluated(self.config):
                 search_protocol.impressions(self.data.log, found)
 

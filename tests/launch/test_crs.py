@@ -190,17 +190,11 @@ def test_impressions_that_a_log_does_not_have_are_missed_before_training(folder,
     assert not (tmp_path / "w").exists()
 
 
-def test_several_processes_are_refused(folder, cache, monkeypatch):
-    experiment = opened(folder, cache)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="expected one process for crs, found 2"):
-        open_experiment(experiment.config, experiment.data)
-
-
-def test_a_prompt_longer_than_the_limit_is_refused(folder, cache):
-    experiment = opened(folder, cache, **{"prompts.max_prompt": 12})
+def test_a_prompt_longer_than_the_limit_is_refused_before_training(folder, cache, tmp_path):
+    config = config_of(folder, cache, **{"prompts.max_prompt": 12})
     with pytest.raises(UserError, match=r"without any history; raise config\.prompts\.max_prompt"):
-        experiment.examples.prompts(experiment.held_out("test"), reason=True)
+        train(config, str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.fixture(scope="module")
