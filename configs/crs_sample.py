@@ -123,7 +123,7 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 def get_config() -> config_dict.ConfigDict:
     config = datasets.qilin(method(defaults.get_config()))
-    # A sample of some 775 items.
+    # A sample of 750 items.
     config.on_sample.overrides = config_dict.ConfigDict(
         {
             # Its notes without a click are drawn at random: they would tell nothing, and cost time.

@@ -110,7 +110,7 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
 
 def get_config(system: str = "gensar") -> config_dict.ConfigDict:
     config = datasets.qilin(method(defaults.get_config(), system))
-    # A sample of some 775 items.
+    # A sample of 750 items.
     config.on_sample.overrides = config_dict.ConfigDict(
         {
             "data": {"clicks": 2},

@@ -27,7 +27,8 @@ def get_config() -> config_dict.ConfigDict:
     config.model.init_scale = 0.1  # ours: of the tables' rows at the start
     config.model.dtype = "float32"  # of the computation; or "bfloat16"
 
-    config.pretrain.active_steps = 3
+    # K in use, of max_steps at most; as many where it is not set apart from it.
+    config.pretrain.active_steps = config.model.get_oneway_ref("max_steps")
     config.pretrain.recommendation = "bce"  # Eq. 11; or "cross_entropy" over the candidates
     config.pretrain.lambda_tcl = 0.1  # ours
     config.pretrain.margin = 0.1  # ours
@@ -35,7 +36,7 @@ def get_config() -> config_dict.ConfigDict:
     config.pretrain.stop_gradient = "both"  # ours; "none" is the printed form
 
     # Distillation: the folder of a run whose scores this one learns as well; empty: of none. With
-    # model.max_steps and pretrain.active_steps of 0 the student reasons in one pass.
+    # model.max_steps of 0 the student reasons in one pass.
     config.pretrain.teacher = ""
     config.pretrain.lambda_distil = 1.0  # ours
 

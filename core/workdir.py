@@ -78,10 +78,28 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def check_mounted(path: str, what: str) -> None:
+    """Refuses addresses such as gs://bucket/run, which would become a folder of that name here.
+
+    Raises:
+      UserError: it is one.
+    """
+    if "://" in path:
+        raise UserError(
+            f"expected {what} on a mounted file system, found {path}; mount it (for instance with "
+            "gcsfuse) and pass the folder"
+        )
+
+
 class Workdir:
-    """The folder of one run, opened by `open_workdir`."""
+    """The folder of one run, opened by `open_workdir`.
+
+    Raises:
+      UserError: the path is an address.
+    """
 
     def __init__(self, path: str):
+        check_mounted(path, "--workdir")
         self.path = os.path.abspath(path)
         self._lock: TextIO | None = None
 

@@ -127,6 +127,12 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
             f"expected a run of lcr_ser with model.max_steps of 1 or more in {workdir}, found "
             "another; only LCR-SER takes reasoning steps"
         )
+    trained, most = run.experiment.config.pretrain.active_steps, ranker.model.config.max_steps
+    if trained < most:
+        raise UserError(
+            f"expected a run trained with all of its {most} steps, found active_steps of "
+            f"{trained}; train one with both the same"
+        )
     if run.experiment.partition is not None:
         raise UserError(
             "expected one device, found the mesh that the run was trained on; start with fewer "

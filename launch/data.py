@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from core import distributed
 from core.errors import UserError
+from core.workdir import check_mounted
 from input_pipelines import batches, candidates, prepare, search_task, splits
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
@@ -29,12 +30,13 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
       given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
 
     Raises:
-      UserError: no data_dir, and the dataset has no embedded sample.
+      UserError: no data_dir, and the dataset has no embedded sample; or an address as data_dir.
     """
     config = config_dict.ConfigDict(config.to_dict())
     if config.get("identifiers"):
         config.identifiers = os.path.abspath(os.path.expanduser(config.identifiers))
     if config.data_dir:
+        check_mounted(config.data_dir, "config.data_dir")
         config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
         return config
     if "on_sample" not in config:

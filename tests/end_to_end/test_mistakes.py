@@ -112,6 +112,18 @@ def test_a_workdir_that_is_a_file(small_config, tmp_path):
     assert file.read_text() == "precious"
 
 
+def test_an_address_is_no_folder(small_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in (train, lambda config, path: ablate(config, "lambda_tcl:0,0.5", path)):
+        with pytest.raises(UserError, match="--workdir on a mounted file system, found gs"):
+            run(small_config, "gs://bucket/run")
+    config = small_config.copy_and_resolve_references()
+    config.data_dir = "gs://bucket/data"
+    with pytest.raises(UserError, match=r"config\.data_dir on a mounted file system"):
+        train(config, str(tmp_path / "w"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("module", "given", "words"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -90,6 +91,17 @@ def test_adaptive_steps_are_calibrated_and_measured(trained):
     assert found["rows"]["2"]["test"] == pytest.approx(row["metrics"]["ndcg@5/neg99"], abs=1e-5)
     with pytest.raises(UserError, match="tolerance of 0 or more, found -1"):
         adapt(str(workdir), "pretrain", "ndcg@5", -1.0)
+
+
+def test_steps_that_were_not_trained_are_not_adapted(trained, tmp_path):
+    _, workdir, _ = trained
+    other = tmp_path / "w"
+    shutil.copytree(workdir, other)
+    config = json.loads((other / "config.json").read_text())
+    config["pretrain"]["active_steps"] = 1
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="all of its 2 steps, found active_steps of 1"):
+        adapt(str(other), "pretrain", "ndcg@5", 0.001)
 
 
 def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):

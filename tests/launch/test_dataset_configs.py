@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from configs import baseline
+from configs import baseline, lcr_ser_qilin
 from core.errors import UserError
 from input_pipelines import kuaisar_sample, prepare
 from launch import baselines
@@ -17,6 +17,14 @@ from launch.methods import open_experiment
 from launch.train import default_name
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_as_many_steps_are_in_use_as_there_are_where_nothing_else_is_set():
+    config = lcr_ser_qilin.get_config()
+    config.model.max_steps = 5
+    assert resolve(config).pretrain.active_steps == 5
+    config.pretrain.active_steps = 2
+    assert (config.model.max_steps, resolve(config).pretrain.active_steps) == (5, 2)
 
 
 @pytest.mark.parametrize("scale", ["small", "large"])
