@@ -154,7 +154,8 @@ class Workdir:
         if before != log_hash:
             raise UserError(
                 f"expected the log {before} that the run in {self.path} was trained on, found "
-                f"{log_hash}; bring that data back or pass another --workdir"
+                f"{log_hash}: the data, or how the library reads it, has changed; bring that data "
+                "or version back, or pass another --workdir"
             )
 
     def read_results(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from crs_jax.subsets import Case, Subsets
 _LOG = logging.getLogger(__name__)
 # (stage, iteration, its cases, parameters before) -> parameters after.
 Train = Callable[[str, int, list[Case], Any], Any]
-# Parameters -> cases of the training corpus.
-Collect = Callable[[Any, int], list[Case]]
+# (parameters, stage that the cases are for, iteration) -> cases of the training corpus.
+Collect = Callable[[Any, str, int], list[Case]]
 
 
 def rl_stage(iteration: int) -> str:
@@ -55,7 +55,7 @@ def evolve(
     """
     for iteration in range(iterations):
         stage = rl_stage(iteration)
-        cases = subsets.get(stage, functools.partial(incorrect, params, iteration))
+        cases = subsets.get(stage, functools.partial(incorrect, params, stage, iteration))
         if not cases:
             return _early(f"no incorrect cases are left for {stage}")
         _LOG.info("%s: %d incorrect cases", stage, len(cases))
@@ -88,7 +88,7 @@ def _fine_tuned(
     fine_tune: Train,
 ) -> Any:
     """The parameters after a stage on what those before it got right; None without such cases."""
-    cases = subsets.get(stage, functools.partial(correct, params, iteration))
+    cases = subsets.get(stage, functools.partial(correct, params, stage, iteration))
     if not cases:
         return None
     _LOG.info("%s: %d correct cases", stage, len(cases))

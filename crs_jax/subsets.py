@@ -31,26 +31,25 @@ class Case(NamedTuple):
 
 
 def incorrect(
-    answers: Answers,
-    targets: np.ndarray,
-    examples: np.ndarray,
-    end_think: int,
-    *,
-    sample: int,
-    seed: int,
+    answers: Answers, targets: np.ndarray, examples: np.ndarray, end_think: int
 ) -> list[Case]:
-    """Sample(Incorrect(D, M)) of Eq. 2: the first answer is not the target.
+    """Incorrect(D, M) of Eq. 2: the first answer is not the target.
 
     Args:
       answers: to the prompts of `examples` int [E], places among the training examples.
       targets: int [E], items.
       end_think: the token that ends reasoning, which is not kept.
-      sample: cases at most, chosen by `seed`; 0 for all.
     """
     wrong = np.flatnonzero(answers.items[:, 0] != targets)
-    if 0 < sample < len(wrong):
-        wrong = np.sort(np.random.default_rng(seed).choice(wrong, sample, replace=False))
     return _cases(answers, examples, wrong, end_think)
+
+
+def sampled(cases: list[Case], most: int, seed: int) -> list[Case]:
+    """Sample(...) of Eq. 2: `most` of the cases in their order, chosen by `seed`; 0 for all."""
+    if not 0 < most < len(cases):
+        return cases
+    chosen = np.random.default_rng(seed).choice(len(cases), most, replace=False)
+    return [cases[place] for place in np.sort(chosen).tolist()]
 
 
 def correct(
@@ -141,5 +140,6 @@ class Subsets:
                 f"expected the subset that was saved in {path}, found other content; remove it and "
                 f"{os.path.basename(self._path(name, 'json'))} beside it, and run again"
             )
-        rows = [json.loads(line) for line in text.splitlines()]
+        # Not splitlines: reasoning may hold the further characters that it takes for line ends.
+        rows = [json.loads(line) for line in text.split("\n") if line]
         return [Case(row["example"], row["reasoning"], row["answer"]) for row in rows]

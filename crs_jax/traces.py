@@ -12,14 +12,21 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from core.errors import UserError
 
 _KEYS = ("user", "query", "item", "reasoning")
 _ID = re.compile(r"<[a-z]_\d+>|</?think>|<\|")
-_WORD = re.compile(r"\w+")
-# Words at the start of an item's text, where its title is, and words in a row anywhere in it, that
-# tell which item it is.
-_START, _RUN = 3, 4
+# Ideographs and kana, written without spaces, one by one.
+_UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+# What of an item's text in a row tells which item it is: at its start, where its title is, and
+# anywhere in it. In half words: an ideograph is one, another word two.
+_START, _RUN = 6, 8
+
+
+_IDEOGRAPH = re.compile(f"[{_UNSPACED}]")
 
 
 class Trace(NamedTuple):
@@ -39,7 +46,7 @@ def read_traces(path: str) -> list[Trace]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+            lines = file.read().split("\n")  # JSON may hold what splitlines takes for line ends
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"expected a file of traces at {path}, found {type(error).__name__}; correct "
@@ -64,7 +71,8 @@ def leaks(reasoning: str, text: str) -> bool:
     """Whether a trace tells the target: an id, a control token, or words of its text in a row.
 
     Sources join an item's title with what else they say of it, the title first. So a quoted title
-    shows as the first three words of the text (all of a shorter one), a part of it as any four.
+    shows as the first three words of the text (all of a shorter one), a part of it as any four;
+    six and eight where they are ideographs.
     """
     if _ID.search(reasoning):
         return True
@@ -72,8 +80,11 @@ def leaks(reasoning: str, text: str) -> bool:
     if not words:
         return False
     own = f" {' '.join(_WORD.findall(reasoning.lower()))} "
-    runs = [words[:_START]]
-    runs += [words[place : place + _RUN] for place in range(len(words) - _RUN + 1)]
+    halves = np.cumsum([1 if _IDEOGRAPH.match(word) else 2 for word in words])
+    before = np.concatenate([[0], halves[:-1]])
+    ends = np.searchsorted(halves, before + _RUN) + 1
+    runs = [words[: int(np.searchsorted(halves, _START)) + 1]]
+    runs += [words[a:b] for a, b in enumerate(ends.tolist()) if b <= len(words)]
     return any(f" {' '.join(run)} " in own for run in runs)
 
 

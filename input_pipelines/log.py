@@ -36,7 +36,8 @@ TEXT_ARRAYS = ("text_offsets", "text_bytes")
 UNCLICKED_ARRAYS = ("unclicked_offsets", "unclicked_items")
 PLACE_ARRAYS = ("places", "search_places")
 PROFILE_ARRAYS = ("profile_offsets", "profile_bytes")
-OPTIONAL_ARRAYS = (TEXT_ARRAYS, UNCLICKED_ARRAYS, PLACE_ARRAYS, PROFILE_ARRAYS)
+BEGIN_ARRAYS = ("search_begins",)
+OPTIONAL_ARRAYS = (TEXT_ARRAYS, UNCLICKED_ARRAYS, PLACE_ARRAYS, PROFILE_ARRAYS, BEGIN_ARRAYS)
 _HASHED_NAMES = 100_000
 
 
@@ -56,7 +57,7 @@ class Log:
       published: the source's own split, where it has one: PART_target_row, PART_rec_end and
         PART_search_end, int64 [E] as in `splits.Examples`, and PART_negatives, int32 [E, N], for
         the parts train, validation and test.
-      hash: 16 hex digits over the events and names; texts and profiles are not in it.
+      hash: 16 hex digits over the events, names and profiles; texts are not in it.
       text_offsets: int64 [V+2], and text_bytes: uint8; item i's text is UTF-8 in
         text_bytes[text_offsets[i]:text_offsets[i+1]]. None where the source has no texts.
       unclicked_offsets, unclicked_items: int64 [S+1], int32; the items shown in search s and not
@@ -66,6 +67,8 @@ class Log:
       profile_offsets: int64 [U+2], and profile_bytes: uint8; what is known of user u, as text by
         name, is JSON in profile_bytes[profile_offsets[u]:profile_offsets[u+1]], nothing where
         nothing is. None where the source has no profiles.
+      search_begins: int64 [S], when each search was asked, where that is earlier than its time, at
+        which it is history; a search's own history ends there. None where no search's is.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Log:
     search_places: np.ndarray | None = None
     profile_offsets: np.ndarray | None = None
     profile_bytes: np.ndarray | None = None
+    search_begins: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -116,6 +120,11 @@ class Log:
             return np.zeros(0, np.int32)
         ends = self.unclicked_offsets
         return self.unclicked_items[ends[search] : ends[search + 1]]
+
+    def asked_at(self, search: int) -> int:
+        """When a search was asked."""
+        asked = self.search_times if self.search_begins is None else self.search_begins
+        return int(asked[search])
 
     def place(self, search: int) -> str:
         """The place of a search; empty where it is not known."""
@@ -159,6 +168,8 @@ class RawEvents:
       search_unclicked: per search the items shown and not clicked, for sources that have them.
       search_places: str [S], '' where not known, for sources that have places.
       user_profiles: by user what is known, text by name; other users are not added by it.
+      search_begins: int64 [S], at or before search_time, for sources that tell when a search was
+        asked and when its last click came.
     """
 
     click_user: Sequence[str]
@@ -173,6 +184,7 @@ class RawEvents:
     search_unclicked: Sequence[Sequence[str]] | None = None
     search_places: Sequence[str] | None = None
     user_profiles: Mapping[str, Mapping[str, str]] | None = None
+    search_begins: Sequence[int] | None = None
 
 
 def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
@@ -266,6 +278,10 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         log = dataclasses.replace(
             log, places=_with_padding(places), search_places=_number(places, of_searches.tolist())
         )
+    if events.search_begins is not None:
+        begins = np.asarray(events.search_begins, dtype=np.int64)[search_order]
+        if (begins != log.search_times).any():
+            log = dataclasses.replace(log, search_begins=begins)
     if events.user_profiles is not None:
         found = [events.user_profiles.get(user) for user in users.tolist()]
         ends, flat = _bytes_of([json.dumps(p, ensure_ascii=False) if p else "" for p in found])
@@ -309,10 +325,11 @@ def take_ragged(ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def content_hash(log: Log) -> str:
-    """16 hex digits over names, ids, times and the published split; places and what was shown are
-    events, so they count where a log has them."""
+    """16 hex digits over names, ids, times and the published split; places, what was shown, when
+    searches were asked and profiles count where a log has them."""
     digest = hashlib.sha256()
-    for name in (*ARRAYS, *UNCLICKED_ARRAYS, *PLACE_ARRAYS):
+    optional = (*UNCLICKED_ARRAYS, *PLACE_ARRAYS, *PROFILE_ARRAYS, *BEGIN_ARRAYS)
+    for name in (*ARRAYS, *optional):
         if getattr(log, name) is None:
             continue
         array = np.ascontiguousarray(getattr(log, name))
@@ -371,6 +388,13 @@ def validate_log(log: Log) -> None:
         ragged.append((log.profile_offsets, len(log.profile_bytes), "profile_offsets", users + 2))
     if log.places is not None and log.search_places is not None:
         _validate_places(log, log.search_places, len(log.places) - 1)
+    if log.search_begins is not None and (
+        len(log.search_begins) != searches or np.any(log.search_begins > log.search_times)
+    ):
+        raise UserError(
+            f"expected search_begins of log {log.name} to be one a search, at or before its time, "
+            "found others; prepare the data again"
+        )
     for offsets, rows, name, length in ragged:
         if len(offsets) != length or offsets[0] != 0 or offsets[-1] != rows:
             raise UserError(

@@ -63,7 +63,7 @@ READERS: dict[str, Reader] = {
         files=qilin_files.raw_files,
         read=qilin.read_qilin,
         settings=("segmenter",),
-        version=3,  # notes shown without a click, profiles
+        version=4,  # notes shown without a click, profiles, when searches were asked
         needs_work_dir=True,
     ),
     "csv_log": Reader(

@@ -2,11 +2,12 @@
 
 A click event is a clicked impression of a recommendation row, at that impression's own time. A
 search event is one search row: its query, its clicked notes by position, at the time of its last
-click, or of its earliest impression where nothing was clicked. Search times are in seconds and
-become milliseconds like the others. The same note repeated within a row counts once, at its
-earliest click. Notes of a search that were shown by its time and not clicked stand in the order of
-its page. Events without a time are dropped: they have no place in a history. Train and test files
-are both read; splitting is ours.
+click, or of its earliest impression where nothing was clicked; it is asked at its earliest
+impression, where its own history ends. Search times are in seconds and become milliseconds like the
+others. The same note repeated within a row counts once, at its earliest click. Notes of a search
+that were shown by its time and not clicked stand in the order of its page. Events
+without a time are dropped: they have no place in a history. Train and test files are both read;
+splitting is ours.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class QilinEvents:
 
     Attributes:
       click_user, click_item, click_time: int64 [R].
-      search_user, search_time: int64 [S]; search_query: str, length S.
+      search_user, search_time, search_begin: int64 [S]; search_query: str, length S.
       search_click_ends: int64 [S+1]; search s clicked search_clicks[ends[s]:ends[s+1]].
       search_clicks: int64.
       search_unclicked_ends, search_unclicked: likewise, of the notes shown and not clicked.
@@ -59,6 +60,7 @@ class QilinEvents:
     click_time: np.ndarray
     search_user: np.ndarray
     search_time: np.ndarray
+    search_begin: np.ndarray
     search_query: Sequence[str]
     search_click_ends: np.ndarray
     search_clicks: np.ndarray
@@ -108,6 +110,7 @@ def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -
         click_time=events.click_time.tolist(),
         search_user=_text(events.search_user),
         search_time=events.search_time.tolist(),
+        search_begins=events.search_begin.tolist(),
         search_words=[words[query] for query in events.search_query],
         search_clicks=_text_rows(events.search_clicks, events.search_click_ends),
         search_unclicked=_text_rows(events.search_unclicked, events.search_unclicked_ends),
@@ -229,6 +232,7 @@ class _Gathered:
     def __init__(self) -> None:
         self._users: list[np.ndarray] = []
         self._times: list[np.ndarray] = []
+        self._begins: list[np.ndarray] = []
         self._queries: list[str] = []
         self._clicks = _RowsOfNotes()
         self._unclicked = _RowsOfNotes()
@@ -237,6 +241,7 @@ class _Gathered:
         times = np.full(len(rows.user), NO_TIME)
         np.minimum.at(times, rows.row, rows.time)
         timed = times != NO_TIME
+        self._begins.append(times[timed])
         # A session is history once its last click has happened: at its first impression, clicks
         # that come later (hours, in the published rows) would be known too early.
         ends = np.flatnonzero(rows.clicked & (rows.time != NO_TIME))
@@ -263,6 +268,7 @@ class _Gathered:
         return {
             "search_user": np.concatenate(self._users or none),
             "search_time": np.concatenate(self._times or none),
+            "search_begin": np.concatenate(self._begins or none),
             "search_query": self._queries,
             "search_click_ends": click_ends,
             "search_clicks": clicks,

@@ -24,7 +24,7 @@ from input_pipelines import qilin
 _SPLIT = "users"
 _INTEGERS = (
     *("click_item", "click_time", "search_time", "search_click_count", "search_click_item"),
-    *("search_unclicked_count", "search_unclicked_item"),
+    *("search_begin", "search_unclicked_count", "search_unclicked_item"),
 )
 
 
@@ -94,6 +94,7 @@ class Qilin(tfds.core.GeneratorBasedBuilder):
                     "click_item": events.click_item[click],
                     "click_time": events.click_time[click],
                     "search_time": events.search_time[search],
+                    "search_begin": events.search_begin[search],
                     "search_query": [events.search_query[s] for s in search],
                     "search_click_count": np.diff(ends)[search],
                     "search_click_item": _concatenate(found),
@@ -135,6 +136,7 @@ def read_through_builder(data_dir: str, records_dir: str) -> qilin.QilinEvents:
         click_time=flat["click_time"],
         search_user=users["search_time"],
         search_time=flat["search_time"],
+        search_begin=flat["search_begin"],
         search_query=queries,
         search_click_ends=np.concatenate([[0], np.cumsum(flat["search_click_count"])]),
         search_clicks=flat["search_click_item"],

@@ -67,33 +67,38 @@ def _moments(users: np.ndarray, times: np.ndarray, first: int, span: int) -> np.
 
 def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rec_end, search_end) of target click rows: what happened strictly earlier."""
-    clicks, searches = _event_moments(log)
+    clicks, searches, _ = _event_moments(log)
     return _earlier(clicks, searches, clicks[rows])
 
 
 def search_history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rec_end, search_end) of search rows: what happened strictly earlier."""
-    clicks, searches = _event_moments(log)
-    return _earlier(clicks, searches, searches[rows])
+    """(rec_end, search_end) of search rows: what happened strictly before they were asked."""
+    clicks, searches, asked = _event_moments(log)
+    return _earlier(clicks, searches, asked[rows])
 
 
-def _event_moments(log: Log) -> tuple[np.ndarray, np.ndarray]:
-    """A (user, time) pair as one int64 for every click and every search, ascending.
+def _event_moments(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A (user, time) pair as one int64 for every click, every search, and when each was asked.
 
     Events are sorted by (user, time), so that one search over pairs answers for all users.
     """
-    times = np.asarray(log.rec_times), np.asarray(log.search_times)
+    times = [np.asarray(log.rec_times), np.asarray(log.search_times)]
     first = min((int(t.min()) for t in times if len(t)), default=0)
     span = max((int(t.max()) for t in times if len(t)), default=0) - first + 1
+    # A search asked before the first event of all has the history of that event: none.
+    begins = times[1] if log.search_begins is None else log.search_begins
+    times.append(np.maximum(begins, first))
     if span * (log.num_users + 2) >= 2**63:
         # Times too far apart for pairs in 64 bits: their ranks are not.
         ranked = np.unique(np.concatenate(times))
-        times = np.searchsorted(ranked, times[0]), np.searchsorted(ranked, times[1])
+        times = [np.searchsorted(ranked, each) for each in times]
         first, span = 0, len(ranked)
-    return (
-        _moments(_users_of_rows(log.rec_offsets), times[0], first, span),
-        _moments(_users_of_rows(log.search_offsets), times[1], first, span),
+    users = [_users_of_rows(offsets) for offsets in (log.rec_offsets, log.search_offsets)]
+    clicks, searches, asked = (
+        _moments(who, when, first, span)
+        for who, when in zip((users[0], users[1], users[1]), times, strict=True)
     )
+    return clicks, searches, asked
 
 
 def _earlier(

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import metrics
+from core import distributed, metrics
 from core import trie as tries
-from core.errors import UserError
 from core.loop import LoopConfig, run_stage, stop_if_terminated
 from core.partitioning import make_mesh
-from core.workdir import Workdir, is_writer, write_atomically
+from core.workdir import Workdir
 from crs_jax import contexts, decoder_checkpoints, lora, self_evolve, sharding
 from crs_jax.decoder import init_params
 from crs_jax.inference import Answers, Inference
@@ -24,9 +23,9 @@ from crs_jax.packing import Example, prompt_array
 from crs_jax.rl_task import RLTask, Tokens
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from crs_jax.sft_task import SFTTask
-from crs_jax.subsets import Case, Subsets, correct, incorrect
+from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
 from input_pipelines.search_task import SearchExamples
-from launch import crs_teacher, results, search_protocol
+from launch import crs_kept, crs_teacher, results, search_protocol
 from launch.crs_examples import CRSExamples
 from launch.crs_settings import decoder_of, stage_settings
 from launch.data import Data
@@ -34,6 +33,8 @@ from launch.search_protocol import PROTOCOL
 
 _LOG = logging.getLogger(__name__)
 ALIGN, DISTILL = "align", sft_stage(0)
+# Of answers to the corpus in a part of what is collected, which a kill loses at most.
+_BATCHES = 32
 
 
 class CRSExperiment:
@@ -94,7 +95,7 @@ class CRSExperiment:
     def check_data(self) -> None:
         """Raises UserError where a split has no searches, or these no impressions to rank.
 
-        Or where a held-out query does not fit into a prompt: its stage would be trained in vain.
+        Or where a query does not fit into a prompt: stages would be trained in vain.
         """
         for split in ("validation", "test"):
             found = self.held_out(split)
@@ -102,6 +103,9 @@ class CRSExperiment:
                 self._asked(split, reason)
             if search_protocol.IMPRESSIONS in search_protocol.evaluated(self.config):
                 search_protocol.impressions(self.data.log, found)
+        self._asked("train", True)
+        if self.config.distill.get("teacher"):
+            crs_teacher.check_prompts(self.config, self.examples)
 
     def _asked(self, split: str, reason: bool) -> tuple[np.ndarray, np.ndarray]:
         """Prompts of a split ('train' too) as an array, and their lengths."""
@@ -127,12 +131,7 @@ class CRSExperiment:
           UserError: no such protocol, or the parameters were trained with other ids.
         """
         self.columns("search", protocol.removeprefix("search/"))
-        trained = bytes(np.asarray(tables["identifiers"])).hex()
-        if trained != self.examples.ids.hash:
-            raise UserError(
-                f"expected the semantic ids {trained} that this run was trained with, found "
-                f"{self.examples.ids.hash}; train in another --workdir"
-            )
+        crs_kept.check_ids(self.examples, tables)
         reason = _reasons(tables)
         prompts, lengths = self._asked(split, reason)
         sums = metrics.Sums(tuple(self.config.eval.metrics))
@@ -172,8 +171,9 @@ class CRSExperiment:
           user, query, rank, item, id, score (log-likelihood of the id in nats) and reasoning.
 
         Raises:
-          UserError: an unknown user, or one without a query.
+          UserError: an unknown user, or one without a query; or as `evaluate`.
         """
+        crs_kept.check_ids(self.examples, tables)
         contexts_of = [self.examples.asked(line) for line in asked]
         limit = self.config.prompts.max_prompt
         words = self.examples.vocabulary
@@ -340,9 +340,8 @@ class CRSExperiment:
             words.new_rows,
             len(self.examples.train),
         )
-        if is_writer():
-            write_atomically(workdir.file("tokenizer.json"), words.to_json())
-            self.examples.ids.save(workdir.path)
+        with distributed.first_alone():
+            crs_kept.keep(workdir, self.examples)
         aligning = self._sft_task(
             ALIGN, self.examples.alignment(), config.align.epochs, self._start
         )
@@ -358,49 +357,60 @@ class CRSExperiment:
             distilled,
             config.evolve.iterations,
             subsets,
-            incorrect=self._incorrect,
-            correct=self._correct,
+            incorrect=functools.partial(self._incorrect, subsets),
+            correct=functools.partial(self._collected, subsets, correct),
             reinforce=functools.partial(self._reinforce, workdir),
             fine_tune=fine_tune,
         )
+        alone = None
         if config.evolve.sft_only:
-            self_evolve.evolve_without_rl(
+            alone = self_evolve.evolve_without_rl(
                 distilled,
                 config.evolve.iterations,
                 subsets,
-                correct=self._correct,
+                correct=functools.partial(self._collected, subsets, correct),
                 fine_tune=fine_tune,
             )
-        self._note(workdir, subsets, early)
+        crs_kept.note(workdir, subsets.hashes(), {"": early, "sft_only_": alone})
 
-    def _note(self, workdir: Workdir, subsets: Subsets, early: str | None) -> None:
-        """Adds what belongs to no stage to the row of each: subsets, and why a loop has ended."""
-        hashes = subsets.hashes()
-        for row in workdir.read_results()["rows"]:
-            extra = {"subset": hashes.get(row["stage"]), "ended_early": early}
-            workdir.write_result_row(row | extra)
+    def _collected(
+        self,
+        subsets: Subsets,
+        choose: Callable[..., list[Case]],
+        params: Any,
+        stage: str,
+        iteration: int,
+    ) -> list[Case]:
+        """What `choose` takes of the training corpus, or of the first `evolve.corpus` of it.
 
-    def _collected(self, params: Any) -> tuple[Answers, np.ndarray, np.ndarray]:
-        """(answers, targets, places) of the training corpus, or of the first `evolve.corpus`."""
-        count = len(self.examples.train)
-        most = self.config.evolve.corpus
-        rows = np.arange(min(most, count) if most else count)
-        return self.answers(params, "train", rows), self.examples.train.item[rows], rows
+        The corpus is answered in parts, each a subset of its own that is not made again after a
+        kill.
 
-    def _incorrect(self, params: Any, iteration: int) -> list[Case]:
-        found, targets, rows = self._collected(params)
-        return incorrect(
-            found,
-            targets,
-            rows,
-            self._controls.end_think,
-            sample=self.config.evolve.rl_sample,
-            seed=self.config.seed + iteration,
-        )
-
-    def _correct(self, params: Any, iteration: int) -> list[Case]:
+        Raises:
+          core.loop.Preempted: SIGTERM, between two parts.
+        """
         del iteration
-        return correct(*self._collected(params), self._controls.end_think)
+        count, most = len(self.examples.train), self.config.evolve.corpus
+        size = _BATCHES * self.config.eval.batch_size
+
+        def part(start: int, stop: int) -> list[Case]:
+            stop_if_terminated(f"the collection of {stage}")
+            rows = np.arange(start, stop)
+            targets = self.examples.train.item[rows]
+            return choose(
+                self.answers(params, "train", rows), targets, rows, self._controls.end_think
+            )
+
+        count = min(most, count) if most else count
+        found: list[Case] = []
+        for number, start in enumerate(range(0, count, size)):
+            make = functools.partial(part, start, min(start + size, count))
+            found += subsets.get(f"{stage}_part_{number}", make)
+        return found
+
+    def _incorrect(self, subsets: Subsets, params: Any, stage: str, iteration: int) -> list[Case]:
+        found = self._collected(subsets, incorrect, params, stage, iteration)
+        return sampled(found, self.config.evolve.rl_sample, self.config.seed + iteration)
 
     def _fine_tune(
         self, workdir: Workdir, settings: Any, stage: str, iteration: int, cases: Any, params: Any

@@ -97,14 +97,14 @@ class CRSExamples:
             )
 
     def _check_alike(self) -> None:
-        """Raises UserError where processes have other ids or tokenizers than the first."""
+        """Raises UserError where processes have other data, ids or tokenizers than the first."""
         text = hashlib.sha256(self.vocabulary.to_json().encode()).hexdigest()
-        found = distributed.of_all([self.ids.hash, text])
+        found = distributed.of_all([self._log.hash, len(self.train), self.ids.hash, text])
         other = [process for process, one in enumerate(found) if one != found[0]]
         if other:
             raise UserError(
-                f"expected the same ids and tokenizer on all processes, found others on {other}; "
-                "let all share one config.cache_dir"
+                f"expected the same data, ids and tokenizer on all processes, found others on "
+                f"{other}; let all share config.data_dir and config.cache_dir"
             )
 
     def _chosen(self, count: int, most: int) -> np.ndarray:
@@ -239,7 +239,8 @@ class CRSExamples:
                     place=log.place(row) or None,
                 )
             )
-        profile = log.profile(user) if self._config.data.profiles else {}
+        # Runs from before there was this setting have none.
+        profile = log.profile(user) if self._config.data.get("profiles") else {}
         return UserContext(query=query, profile=profile, events=events, place=place)
 
     def _age(self, difference: int) -> str | None:
@@ -277,7 +278,7 @@ class CRSExamples:
     def _before(self, user: int, search: int) -> UserContext:
         """The context of a search of the log: what came after it, its clicks too, is not there."""
         log = self._log
-        time = log.search_times[search]
+        time = log.asked_at(search)
         rec_end, search_end = (
             int(offsets[user] + np.searchsorted(times[slice(*offsets[user : user + 2])], time))
             for offsets, times in (
@@ -288,7 +289,7 @@ class CRSExamples:
         return self._of_search(user, rec_end, search_end, search)
 
     def _of_search(self, user: int, rec_end: int, search_end: int, search: int) -> UserContext:
-        now, place = int(self._log.search_times[search]), self._log.place(search) or None
+        now, place = self._log.asked_at(search), self._log.place(search) or None
         return self.context(user, rec_end, search_end, self.query(search), now, place)
 
     def context_of(self, examples: Examples, row: int) -> UserContext:

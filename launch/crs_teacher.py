@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from core.errors import UserError
+from core.loop import stop_if_terminated
 from crs_jax import teacher
 from crs_jax.subsets import Case, Subsets
 from crs_jax.teacher import Teacher
@@ -31,6 +32,14 @@ def check(config: config_dict.ConfigDict) -> None:
         )
     folder = config.distill.teacher
     teacher.read_vocabulary(folder, teacher.read_config(folder))
+
+
+def check_prompts(config: config_dict.ConfigDict, examples: CRSExamples) -> None:
+    """Raises UserError where what the teacher is to be asked does not fit into a prompt."""
+    folder, limit = config.distill.teacher, config.prompts.max_prompt
+    words = teacher.read_vocabulary(folder, teacher.read_config(folder))
+    for row in examples.distilled().tolist():
+        teacher.prompt(words, *examples.in_words(row), limit=limit)
 
 
 def taught(
@@ -63,6 +72,7 @@ def taught(
         )
 
     def part(number: int, rows: list[int]) -> list[Case]:
+        stop_if_terminated(f"part {number} of what the teacher says")
         words = loaded().vocabulary
         told = [examples.in_words(row) for row in rows]
         asked = [teacher.prompt(words, *one, limit=settings.max_prompt) for one in told]

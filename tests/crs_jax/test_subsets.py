@@ -10,7 +10,7 @@ from core.errors import UserError
 from crs_jax import packing, self_evolve, traces
 from crs_jax.inference import MISSED, Answers
 from crs_jax.packing import Example
-from crs_jax.subsets import Case, Subsets, correct, incorrect
+from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
 
 END_THINK = 9
 ANSWERS = Answers(
@@ -28,15 +28,15 @@ def text(tokens):
 
 
 def test_incorrect_and_correct_are_by_the_first_answer():
-    wrong = incorrect(ANSWERS, TARGETS, PLACES, END_THINK, sample=0, seed=0)
+    wrong = incorrect(ANSWERS, TARGETS, PLACES, END_THINK)
     assert wrong == [Case(11, [5], 2)]
     right = correct(ANSWERS, TARGETS, PLACES, END_THINK)
     # Row 2 is right too, but its reasoning never ended; row 3 thought nothing.
     assert right == [Case(10, [5, 6], 1), Case(13, [], 3)]
-    every = incorrect(ANSWERS, np.zeros(4), PLACES, END_THINK, sample=0, seed=0)
-    some = incorrect(ANSWERS, np.zeros(4), PLACES, END_THINK, sample=2, seed=0)
+    every = incorrect(ANSWERS, np.zeros(4), PLACES, END_THINK)
+    some = sampled(every, 2, 0)
     assert len(every) == 4 and len(some) == 2 and set(c.example for c in some) < set(PLACES)
-    assert some == incorrect(ANSWERS, np.zeros(4), PLACES, END_THINK, sample=2, seed=0)
+    assert some == sampled(every, 2, 0) and sampled(every, 0, 0) == every
 
 
 def test_ranks_by_hand():
@@ -58,6 +58,10 @@ def test_a_subset_is_made_once_and_held_to_its_hash(tmp_path):
     row = json.loads((tmp_path / "s" / "rl_0.jsonl").read_text())
     assert row == {"example": 3, "reasoning": [5, 6], "answer": 1, "text": "5 6"}
     assert subsets.hashes()["rl_0"]["rows"] == 1
+    # Characters that Python takes for line ends, and JSON does not.
+    odd = Subsets(str(tmp_path / "odd"), lambda tokens: "red\u2028pot\x85\u2029")
+    assert odd.get("rl_0", make) == odd.get("rl_0", make) == [Case(3, [5, 6], 1)]
+    made.pop()
     # Killed between the two files: made again.
     (tmp_path / "s" / "rl_0.json").unlink()
     subsets.get("rl_0", make)
@@ -75,8 +79,8 @@ def loop(folder, wrong, right, *, rounds=3):
 
     done = []
 
-    def collect(counts, name, params, iteration):
-        done.append((name, iteration, len(params)))
+    def collect(counts, name, params, stage, iteration):
+        done.append((name, stage, len(params)))
         return [Case(i, [], 0) for i in range(counts[iteration])]
 
     final = []
@@ -109,7 +113,7 @@ def test_the_loop_alternates_and_goes_on_from_what_it_kept(tmp_path):
         ("sft", "sft_3", 3),
     ]
     # Incorrect cases by the model before the iteration, correct ones by the model after its RL.
-    assert done[:3] == [("incorrect", 0, 0), ("correct", 0, 1), ("incorrect", 1, 2)]
+    assert done[:3] == [("incorrect", "rl_0", 0), ("correct", "sft_1", 1), ("incorrect", "rl_1", 2)]
     again = loop(tmp_path, [5, 4, 3], [1, 2, 3])
     assert again[1] == [] and again[2] == final
 
@@ -129,6 +133,9 @@ def test_traces_are_read_and_broken_lines_named(tmp_path):
     path.write_text(json.dumps(good) + "\n\n" + json.dumps(good | {"user": 8}) + "\n")
     found = traces.read_traces(str(path))
     assert [trace.user for trace in found] == ["7", "8"] and found[0].reasoning == "wants a pot"
+    odd = json.dumps(good | {"reasoning": "wants\u2028a pot"}, ensure_ascii=False)
+    path.write_text(odd + "\n", encoding="utf-8")
+    assert [trace.reasoning for trace in traces.read_traces(str(path))] == ["wants\u2028a pot"]
     path.write_text(json.dumps(good) + "\n" + '{"user": "7", "query"\n')
     with pytest.raises(UserError, match=r"in line 2 of .*traces\.jsonl, found"):
         traces.read_traces(str(path))
@@ -150,6 +157,15 @@ def test_what_tells_the_target_leaks():
     assert traces.leaks("they want the red iron pot", text)
     assert traces.leaks("a pot for open fires", text) and not traces.leaks("a pot for open", text)
     assert not traces.leaks("an iron pot of Lodge", text)
+
+
+def test_ideographs_tell_the_target_too():
+    title = "儿童益智小玩具视频合集，三岁宝宝都喜欢 LEGO 积木"
+    assert traces.leaks("所以选择了儿童益智小玩具视频合集这篇笔记", title)
+    assert traces.leaks("因为三岁宝宝都喜欢 lego，就选它", title)
+    # Six of them at the start tell it, five do not; eight anywhere else.
+    assert traces.leaks("想要儿童益智小玩", title) and not traces.leaks("想要儿童益智小", title)
+    assert not traces.leaks("给三岁宝宝的", title)
 
 
 def test_the_template_teacher_needs_only_texts():

@@ -12,7 +12,7 @@ from launch.ablate import ablate
 from launch.restore import Restored
 from launch.train import train
 
-WORDS = r"expected the log \w+ that the run in .* was trained on, found \w+; .*another --workdir"
+WORDS = r"expected the log \w+ that the run in .* was trained on, found \w+: .*another --workdir"
 
 
 @pytest.fixture

@@ -294,9 +294,12 @@ def test_what_was_shown_and_where_is_in_the_hash_and_is_saved(tmp_path):
         {"search_unclicked": None, "items": ["d", "e"]},
         {"search_places": ["Roma", "Oslo", ""]},
         {"search_places": None},
+        {"search_begins": [7, 3, 2]},
+        {"user_profiles": {"ann": {"age": "30"}}},
+        {"user_profiles": {"ann": {"age": "31"}}},
     ):
         hashes.add(log_lib.build_log("tiny", raw_with_shown(**changes)).hash)
-    assert len(hashes) == 5
+    assert len(hashes) == 8
     prepared_log.save_log(log, str(tmp_path / "log"))
     found = prepared_log.load_log(str(tmp_path / "log"))
     assert log_lib.content_hash(found) == log.hash

@@ -149,6 +149,12 @@ def test_generated_files_by_hand(folder, direct, tmp_path):
     splits.check_leakage(log, parts)
     # User 1: the last click tests, and both searches are earlier.
     assert parts.test.user.tolist() == [1] and parts.test.search_end.tolist() == [2]
+    # The first search was asked at 0 s: the click at 2 s came before its last click, but after it.
+    first = int(np.flatnonzero(log.search_times == (T + 9) * 1000)[0])
+    assert log.asked_at(first) == T * 1000 and log.asked_at(first + 1) == (T + 20) * 1000
+    rec_end, search_end = splits.search_history_ends(log, np.array([first, first + 1]))
+    start = log.rec_offsets[1]
+    assert (rec_end - start).tolist() == [1, 2] and (search_end - first).tolist() == [0, 1]
     # The click before, at 2 s, sees neither: the first search's last click came at 9 s.
     assert parts.validation.search_end.tolist() == [0]
 
@@ -183,6 +189,7 @@ def test_the_builder_prepares_one_record_a_user(folder, tmp_path):
     assert [q.decode() for q in first["search_query"]] == ["Visa申请", "绿茶"]
     assert first["search_click_count"].tolist() == [2, 0]
     assert first["search_click_item"].tolist() == [8, 5]
+    assert first["search_begin"].tolist() == [T * 1000, (T + 20) * 1000]
     assert first["search_unclicked_count"].tolist() == [3, 1]
     assert first["search_unclicked_item"].tolist() == [11, 12, 2, 9]
     assert sorted(first["click_time"].tolist()) == [(T + s) * 1000 for s in (-5, 2, 30)]

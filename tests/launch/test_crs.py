@@ -17,7 +17,8 @@ from ml_collections import config_dict
 from configs import crs_amazon_beauty
 from core.checkpoints import Checkpoints
 from core.errors import UserError
-from launch import crs
+from core.workdir import Workdir
+from launch import crs, crs_kept
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
 from launch.methods import open_experiment
@@ -323,6 +324,31 @@ def test_killed_in_its_rl_a_run_ends_in_the_same_bits(folder, cache, whole, tmp_
     # Only what came after is trained again.
     assert "rl_0: continues from the checkpoint of step 1" in output, output
     assert contents(killed) == contents(whole)
+
+
+def test_a_run_is_held_to_its_ids_and_its_tokenizer(folder, cache, tmp_path):
+    experiment = opened(folder, cache)
+    workdir = Workdir(str(tmp_path))
+    crs_kept.keep(workdir, experiment.examples)
+    crs_kept.keep(workdir, experiment.examples)
+    before = (tmp_path / "semantic_ids.npz").read_bytes()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"expected the tokenizer that this run has in .*json"):
+        crs_kept.keep(workdir, experiment.examples)
+    other = opened(folder, cache, **{"semantic_ids.codes": (3, 4, 4)})
+    with pytest.raises(UserError, match=r"semantic ids \w+ that this run .* bring its config"):
+        crs_kept.keep(workdir, other.examples)
+    assert (tmp_path / "semantic_ids.npz").read_bytes() == before
+
+
+def test_each_loop_says_why_it_has_ended(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    for stage in ("sft_0", "rl_0", "sft_only_1"):
+        workdir.write_result_row({"stage": stage, "split": "test", "protocol": "p", "step": 1})
+    crs_kept.note(workdir, {"rl_0": {"rows": 3}}, {"": "no cases", "sft_only_": None})
+    rows = {row["stage"]: row for row in workdir.read_results()["rows"]}
+    assert rows["rl_0"]["subset"] == {"rows": 3} and rows["sft_0"]["subset"] is None
+    assert rows["rl_0"]["ended_early"] == "no cases" and rows["sft_only_1"]["ended_early"] is None
 
 
 def test_validation_rows_do_not_stand_for_the_test(monkeypatch):

@@ -64,6 +64,6 @@ def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
 
 
 def test_processes_with_other_tokenizers_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "of_all", lambda value: [value, value, [value[0], "other"]])
-    with pytest.raises(UserError, match=r"tokenizer on all processes, found others on \[2\]"):
+    monkeypatch.setattr(distributed, "of_all", lambda value: [value, value, [*value[:3], "other"]])
+    with pytest.raises(UserError, match=r"and tokenizer on all processes, found others on \[2\]"):
         opened(write_beauty(tmp_path / "beauty"), tmp_path)
