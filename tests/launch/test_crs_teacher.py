@@ -98,6 +98,14 @@ def taught(experiment, folder):
     return crs_teacher.taught(experiment.config, experiment.examples, subsets, "sft_0", mesh)
 
 
+def test_a_prompt_that_the_teacher_has_no_room_for_is_told_before_training(data, tmp_path):
+    experiment = opened(*data, **settings(write_teacher(tmp_path / "t")))
+    experiment.check_data()
+    experiment.config.prompts.max_prompt = 50
+    with pytest.raises(UserError, match=r"a teacher's prompt of at most 50 tokens, found \d+"):
+        crs_teacher.check_prompts(experiment.config, experiment.examples)
+
+
 def test_traces_are_kept_in_parts_that_a_kill_leaves(data, tmp_path, monkeypatch):
     path = write_teacher(tmp_path / "t")
     experiment = opened(*data, **settings(path))
