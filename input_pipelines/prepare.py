@@ -170,7 +170,8 @@ def prepare_log(
 
     Raises:
       UserError: an unknown dataset or option, malformed raw or prepared files, a folder prepared
-        for another dataset or with other settings, a cache directory that cannot be written.
+        for another dataset, with other settings or by another version, a cache directory that
+        cannot be written.
     """
     settings = _settings(dataset, data_dir, options)
     if is_prepared(data_dir):
@@ -182,6 +183,12 @@ def prepare_log(
                     f"expected {data_dir} to be prepared with {key} {value}, found "
                     f"{origin.get(key)}; change the config or pass another data_dir"
                 )
+        version = READERS[dataset].version
+        if origin.get("version", version) != version:  # folders of before there was one pass
+            raise UserError(
+                f"expected {data_dir} to be prepared by version {version} of {dataset}'s reader, "
+                f"found {origin['version']}; prepare it again"
+            )
         return load_log(data_dir), data_dir
     origin = _origin(dataset, data_dir, settings)
     directory = os.path.join(cache_dir, f"{dataset}-{origin['fingerprint']}")
@@ -194,6 +201,7 @@ def _origin(dataset: str, raw_dir: str, settings: dict[str, Any]) -> dict[str, A
     return {
         "dataset": dataset,
         "settings": settings,
+        "version": READERS[dataset].version,
         "fingerprint": fingerprint(dataset, raw_dir, settings),
     }
 
@@ -215,7 +223,7 @@ def prepare_into(
     origin = _origin(dataset, raw_dir, settings)
     data_dir = os.path.abspath(data_dir)
     if is_prepared(data_dir):
-        if read_origin(data_dir) != origin:
+        if (read_origin(data_dir) or {}).get("fingerprint") != origin["fingerprint"]:
             raise UserError(
                 f"expected nothing or the same data at {data_dir}, found a log prepared from other "
                 "files or settings; remove it or pass another data_dir"

@@ -1,5 +1,6 @@
 """Preparing into a folder of the user's: whole or absent, checked, used by training as it is."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -66,6 +67,14 @@ def test_training_uses_a_prepared_folder_as_it_is(raw, target, tmp_path):
         prepare.prepare_log("qilin", target, cache, OPTIONS)
     with pytest.raises(UserError, match=r"'jieba'\}, found \{'segmenter': 'characters'\}"):
         prepare.prepare_log("csv_log", target, cache, {"segmenter": "jieba"})
+
+
+def test_a_folder_of_another_version_of_the_reader_is_refused(raw, target, monkeypatch):
+    prepare.prepare_into("csv_log", raw, target, OPTIONS)
+    newer = dataclasses.replace(prepare.READERS["csv_log"], version=99)
+    monkeypatch.setitem(prepare.READERS, "csv_log", newer)
+    with pytest.raises(UserError, match="by version 99 of csv_log's reader, found 2; prepare it"):
+        prepare.prepare_log("csv_log", target, "unused", OPTIONS)
 
 
 def test_validating_finds_a_changed_number(raw, target):
