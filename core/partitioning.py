@@ -114,10 +114,8 @@ class Partition:
         """
 
         def put(array, sharding):
-            if isinstance(array, jax.Array):
-                return array
             if sharding.is_fully_replicated:
-                return placed(array, sharding)
+                return array if isinstance(array, jax.Array) else placed(array, sharding)
             array = np.asarray(array)
             shape = (array.shape[0] * jax.process_count(), *array.shape[1:])
             self.check_batch_size(shape[0])
