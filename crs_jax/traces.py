@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from core.errors import UserError
+from core.scripts import UNSPACED
 
 _KEYS = ("user", "query", "item", "reasoning")
 _ID = re.compile(r"<[a-z]_\d+>|</?think>|<\|")
-# Ideographs and kana, written without spaces, one by one.
-_UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-_IDEOGRAPH = re.compile(f"[{_UNSPACED}]")
+# Scripts without spaces one character at a time.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+_IDEOGRAPH = re.compile(f"[{UNSPACED}]")
 # What of an item's text in a row tells which item it is: at its start, where its title is, and
 # anywhere in it. In half words: an ideograph is one, another word two.
 _START, _RUN = 6, 8

@@ -8,13 +8,12 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from core.errors import UserError
+from core.scripts import UNSPACED
 
 SEGMENTERS = ("characters", "jieba")
 
-# Ideographs with their extensions, kana: scripts written without spaces.
-_UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-_IDEOGRAPH = re.compile(rf"[{_UNSPACED}]")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+_IDEOGRAPH = re.compile(rf"[{UNSPACED}]")
 _LETTER = re.compile(r"[^\W_]")
 
 

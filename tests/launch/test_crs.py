@@ -1,5 +1,7 @@
 """CRS from configs on a made-up catalogue: whole cycles, what is refused, predictions."""
 
+import contextlib
+import functools
 import json
 import pathlib
 import shutil
@@ -17,7 +19,9 @@ from ml_collections import config_dict
 from configs import crs_amazon_beauty
 from core.checkpoints import Checkpoints
 from core.errors import UserError
+from core.loop import Preempted
 from core.workdir import Workdir
+from crs_jax.subsets import Case, Subsets
 from launch import crs, crs_kept
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
@@ -339,6 +343,44 @@ def test_a_run_is_held_to_its_ids_and_its_tokenizer(folder, cache, tmp_path):
     with pytest.raises(UserError, match=r"semantic ids \w+ that this run .* bring its config"):
         crs_kept.keep(workdir, other.examples)
     assert (tmp_path / "semantic_ids.npz").read_bytes() == before
+
+
+def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path, monkeypatch):
+    answered, arrived = [], []
+
+    class Corpus:
+        item = np.arange(100)
+
+        def __len__(self):
+            return len(self.item)
+
+    def stop(what):
+        if arrived:
+            raise Preempted(f"SIGTERM before {what}")
+
+    run = types.SimpleNamespace(
+        config=config_dict.ConfigDict({"evolve": {"corpus": 70}, "eval": {"batch_size": 1}}),
+        examples=types.SimpleNamespace(train=Corpus()),
+        _controls=types.SimpleNamespace(end_think=9),
+        answers=lambda params, split, rows: answered.append(rows.tolist()) or arrived.append(1),
+    )
+    monkeypatch.setattr(crs, "stop_if_terminated", stop)
+    collect = functools.partial(
+        crs.CRSExperiment._collected,
+        run,
+        Subsets(str(tmp_path / "s"), str),
+        lambda answers, targets, rows, end: [Case(int(row), [], 0) for row in rows],
+        None,
+        "rl_0",
+        0,
+    )
+    found = None
+    for _ in range(3):  # each stop leaves one part more
+        with contextlib.suppress(Preempted):
+            found = collect()
+        arrived.clear()
+    assert [len(rows) for rows in answered] == [32, 32, 6]
+    assert [case.example for case in found] == list(range(70))
 
 
 def test_each_loop_says_why_it_has_ended(tmp_path):
