@@ -354,10 +354,13 @@ def draw_trade_off(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.8), constrained_layout=True)
-    for name, point in points.items():
-        axes.plot(*point, "o")
-        axes.annotate(name, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    # Names below: beside the points they would lie on each other and run out of the picture.
+    height = max(4.8, 3.6 + 0.2 * len(points))
+    figure, axes = pyplot.subplots(figsize=(6.4, height), layout="constrained")
+    for number, (name, point) in enumerate(points.items()):
+        colour, marker = f"C{number % 10}", "osD^vP"[number // 10 % 6]
+        axes.plot(*point, marker, color=colour, alpha=0.8, linestyle="none", label=name)
+    figure.legend(loc="outside lower center", fontsize=8)
     axes.set_xlabel(metric)
     axes.set_ylabel(against)
     axes.margins(0.2)
