@@ -93,6 +93,7 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
         for task in ("nsip", "nsqp", "pseudo_query", "desc2id", "id2desc"):
             config.mixture[task] = 0
         config.eval.search_protocols = ()
+        config.train.row_targets = 40  # its prompts are short: with 32 the targets fill first
     elif system == "dsi":
         config.identifier_model.sources = ("semantic",)
         config.prompts.identifiers = "semantic"
@@ -101,6 +102,7 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
         for task in ("nrip", "nsqp", "pseudo_query", "id2desc"):
             config.mixture[task] = 0
         config.mixture.nsip = config.mixture.desc2id = -1
+        config.train.row_targets = 64
         config.eval.protocols = ()
         config.eval.selection = "ndcg@5/search/neg99/exact"
     elif system != "gensar":
