@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from core import distributed
 from core.errors import UserError
 from core.workdir import check_mounted
-from input_pipelines import batches, candidates, prepare, search_task, splits
+from input_pipelines import batches, candidates, prepare, search_task, segmenters, splits
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
 from input_pipelines.search_filter import SearchFilter
@@ -115,6 +115,19 @@ class Data:
             "num_items": self.log.num_items,
             "num_words": self.log.num_words,
         }
+
+    def query_text(self, query: str) -> str:
+        """What a user types, written as the reader of the log writes its queries; '' without words.
+
+        Readers that split queries themselves do so here too. Others take a file's words as they
+        are: so do we with words of the log, and bring the rest to the segmenter's form.
+        """
+        split = segmenters.segmenter(self._config.data.segmenter)
+        if "segmenter" in prepare.READERS[self._config.dataset].settings:
+            return segmenters.join(split(query))
+        known = set(self.log.words.tolist())
+        kept = ([word] if word in known else split(word) for word in query.split())
+        return segmenters.join([word for words in kept for word in words])
 
     def item_words(self) -> np.ndarray | None:
         """Words [V+1, n] that are part of the items' vectors; None for none.

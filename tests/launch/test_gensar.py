@@ -1,5 +1,6 @@
 """GenSAR from configs on a made-up catalogue: what trains, what is refused, and whole runs."""
 
+import dataclasses
 import functools
 import json
 
@@ -13,11 +14,12 @@ from core.errors import UserError
 from gensar_jax.identifiers import IdentifierTable, save_table
 from gensar_jax.joint_task import JointTask, token_losses
 from gensar_jax.prompts import to_batch
-from input_pipelines import histories
+from input_pipelines import histories, prepare
 from input_pipelines.splits import Examples
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
 from launch.gensar_examples import GenSARExamples
+from launch.gensar_predict import top_items
 from launch.methods import open_experiment
 from launch.predict import predict
 from launch.restore import Restored
@@ -286,6 +288,37 @@ def test_tiger_and_the_ablations_are_arguments(config, data):
     assert found.forced("search") == []
     with pytest.raises(ValueError, match="gensar, tiger or dsi"):
         gensar_amazon_beauty.get_config("lion")
+
+
+class Asked(Exception):
+    pass
+
+
+def test_a_typed_query_is_written_as_the_log_s_queries(config, data, monkeypatch):
+    experiment = open_experiment(resolve(config), data)
+
+    def search(examples, row, query, item):
+        raise Asked(query)
+
+    monkeypatch.setattr(experiment.examples, "search", search)
+    nobody = Examples(*(np.zeros(1, np.int64) for _ in range(4)))
+
+    def written(typed):
+        with pytest.raises(Asked) as asked:
+            next(top_items(experiment, None, nobody, 3, typed))
+        return str(asked.value)
+
+    # The file's words are taken as they are, the others in the segmenter's form.
+    assert written(" Red  Tea?") == "red tea" and written("ＴＥＡ kind2") == "tea kind2"
+    log = dataclasses.replace(data.log, words=np.array(["", "Tea?"]))
+    monkeypatch.setattr(data, "log", log)
+    assert written("Red Tea?") == "red Tea?"
+    # This reader has the segmenter split its queries.
+    reader = dataclasses.replace(prepare.READERS["amazon_beauty"], settings=("segmenter",))
+    monkeypatch.setitem(prepare.READERS, "amazon_beauty", reader)
+    assert written("Red Tea?") == "red tea" and written("Visa 申请!") == "visa 申请"
+    with pytest.raises(UserError, match=r"a query with words, found '\?!'"):
+        next(top_items(experiment, None, nobody, 3, "?!"))
 
 
 @pytest.fixture(scope="module")
