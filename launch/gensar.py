@@ -28,7 +28,7 @@ from input_pipelines import candidates
 from input_pipelines.splits import Examples
 from launch import results
 from launch.data import Data
-from launch.experiment import build, positive
+from launch.experiment import build, check_evaluation, positive
 from launch.gensar_examples import GenSARExamples
 from launch.gensar_identifiers import IdentifierExperiment
 
@@ -98,9 +98,9 @@ class GenSARExperiment:
         self.config, self.data = config, data
         positive(
             config,
-            *("train.evals", "eval.beam", "eval.batch_size", "eval.full_batch_size"),
-            *("loop.log_every", "loop.checkpoint_every"),
+            *("train.evals", "eval.beam", "loop.log_every", "loop.checkpoint_every"),
         )
+        check_evaluation(config)
         mesh = make_mesh(config.mesh.data, config.mesh.table)
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
         self._check_lengths()
@@ -189,6 +189,12 @@ class GenSARExperiment:
         found = [("recommendation", protocol) for protocol in config.protocols]
         return found + [("search", protocol) for protocol in config.search_protocols]
 
+    def _validated(self) -> list[str]:
+        """Columns of the validation split: the selection's, and the same of searches."""
+        _, _, column = self.config.eval.selection.partition("/")
+        searched = self.config.eval.search_protocols and not column.startswith(_SEARCH)
+        return [column, *([f"{_SEARCH}{column}"] if searched else [])]
+
     def check_data(self) -> None:
         """Makes the candidate lists, which are kept, and an example.
 
@@ -196,8 +202,7 @@ class GenSARExperiment:
           UserError: the data does not have what they need.
         """
         self.examples.stream(0, 1)
-        selecting, chosen_by, _ = self._parsed(self.config.eval.selection.partition("/")[2])
-        read = [("validation", selecting, chosen_by)]
+        read = [("validation", *self._parsed(column)[:2]) for column in self._validated()]
         read += [("test", task, protocol) for task, protocol in self._tested()]
         for split, task, protocol in read:
             self.data.examples(task, split)
@@ -258,11 +263,7 @@ class GenSARExperiment:
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
         """Metrics of the saved validation users, the selection metric among them."""
         found: dict[str, float] = {}
-        _, _, column = self.config.eval.selection.partition("/")
-        columns = [column]
-        if self.config.eval.search_protocols and not column.startswith(_SEARCH):
-            columns.append(f"{_SEARCH}{column}")
-        for column in columns:
+        for column in self._validated():
             means = self.evaluate(params, tables, "validation", column).means()
             found |= {metrics.full_name(name, column): value for name, value in means.items()}
         return found

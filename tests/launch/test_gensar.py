@@ -14,7 +14,7 @@ from core.errors import UserError
 from gensar_jax.identifiers import IdentifierTable, save_table
 from gensar_jax.joint_task import JointTask, token_losses
 from gensar_jax.prompts import to_batch
-from input_pipelines import histories, prepare
+from input_pipelines import histories, prepare, search_task
 from input_pipelines.splits import Examples
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
@@ -258,12 +258,30 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     assert "config.eval.selection" in refused(
         changed(config, eval__selection="ndcg@5/neg99"), tmp_path
     )
-    assert "for recommendation, found 'bm25_99'" in refused(
-        changed(config, eval__protocols=("bm25_99",)), tmp_path
+    assert (
+        "config.eval.protocols of neg99, neg99pop, published99, full, found 'bm25_99'"
+        in refused(changed(config, eval__protocols=("bm25_99",)), tmp_path)
     )
+    metrics = ("ndcg@5", "map@5")
+    assert "found 'map@5'" in refused(changed(config, eval__metrics=metrics), tmp_path)
     message = refused(changed(config, prompts__search_without="items"), tmp_path)
     assert "nothing, query, history, found 'items'" in message
     assert "config.eval.batch_size" in refused(changed(config, mesh__data=3), tmp_path)
+
+
+def test_validation_without_searches_is_found_before_training(config, data, monkeypatch):
+    held_out = search_task.held_out_searches
+    monkeypatch.setattr(
+        search_task,
+        "held_out_searches",
+        lambda log, splits, split: held_out(log, splits, split).take(
+            slice(0) if split == "validation" else slice(None)
+        ),
+    )
+    experiment = open_experiment(resolve(config), data)
+    with pytest.raises(UserError, match="expected validation searches"):
+        experiment.check_data()
+    open_experiment(resolve(changed(config, eval__search_protocols=())), data).check_data()
 
 
 def test_tiger_and_the_ablations_are_arguments(config, data):
