@@ -119,13 +119,8 @@ class Prompts:
     def next_searched_item(
         self, history: Sequence[Event], query: str | None, item: int, phrasing: int = 0
     ) -> Example:
-        """NSIP, 3.3.3: `history` and the query to the item clicked; None writes no query.
-
-        Raises:
-          UserError: the query has no known character.
-        """
-        words = [] if query is None else self.vocabulary.encode_query(query)
-        words = [*self._behaviour("<S_Q>"), *words]
+        """NSIP, 3.3.3: `history` and the query to the item clicked; None writes no query."""
+        words = [*self._behaviour("<S_Q>"), *self._encode(query or "")]
         inputs = self._inputs("nsip", phrasing, history, words, behaviour="<S_I>")
         return self._item(inputs, "<S_I>", item)
 
@@ -149,12 +144,8 @@ class Prompts:
         return self._text(inputs, self._described(text, item))
 
     def pseudo_query(self, query: str, item: int, phrasing: int = 0) -> Example:
-        """A pseudo-query alone to the item's semantic identifier (READINGS).
-
-        Raises:
-          UserError: the query has no known character.
-        """
-        words = [*self._behaviour("<S_Q>"), *self.vocabulary.encode_query(query)]
+        """A pseudo-query alone to the item's semantic identifier (READINGS)."""
+        words = [*self._behaviour("<S_Q>"), *self._encode(query)]
         inputs = self._inputs("pseudo_query", phrasing, cut=words, behaviour="<S_I>")
         return self._item(inputs, "<S_I>", item)
 

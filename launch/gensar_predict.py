@@ -58,6 +58,7 @@ def top_items(
         typed, query = query, experiment.data.query_text(query)
         if not query:
             raise UserError(f"expected a query with words, found {typed[:60]!r}; rephrase it")
+        written.vocabulary.check_query(query)
     # Any item: only the prompt is used.
     inputs = padded(
         [

@@ -1,9 +1,11 @@
 """Prompts and targets worked by hand, and what truncation keeps."""
 
+import io
 import string
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from core.errors import UserError
 from gensar_jax import phrasings, vocabulary
@@ -126,6 +128,26 @@ def test_long_words_are_cut_and_identifiers_never(vocab):
     assert len(searched.inputs) == 60 and "<R_I>" not in vocab.text_of(searched.inputs)
 
 
+def test_a_query_of_unknown_characters_is_the_unknown_piece():
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter([*phrasings.texts(), "lip balm"]),
+        model_writer=out,
+        vocab_size=120,
+        hard_vocab_limit=False,
+        minloglevel=3,
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+    )
+    settings = {"shared": (5, 6), "semantic": (7,), "collaborative": (8, 9)}
+    p = prompts_of(Vocabulary(out.getvalue(), **settings), 800)
+    query = p.vocabulary.behaviours["<S_Q>"]
+    for example in (p.next_searched_item(HISTORY[1:], "申请", 1), p.pseudo_query("申请", 1)):
+        start = example.inputs.index(query)
+        assert 2 in example.inputs[start : start + 3]
+    # A zero-width space has no pieces at all.
+    assert query in p.next_searched_item([], "\u200b", 1).inputs
+
+
 def test_an_empty_history_is_legal(vocab):
     inputs, targets = read(vocab, prompts_of(vocab).next_item([], 1))
     assert inputs.startswith("Below is the user's interaction history:") and targets
@@ -169,8 +191,6 @@ def test_mistakes_end_in_one_line(vocab):
     for write in (prompts_of(vocab).description_to_item, prompts_of(vocab).item_to_description):
         with pytest.raises(UserError, match="expected text of item 2, found none"):
             write("  ", 2, "semantic")
-    with pytest.raises(UserError, match="expected a query in characters"):
-        prompts_of(vocab).next_searched_item(HISTORY, "", 1)
     with pytest.raises(UserError, match="expected behaviour_tokens of"):
         prompts_of(vocab, behaviour_tokens="both")
     with pytest.raises(UserError, match="max_targets of at least 6"):
