@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.errors import UserError
-from gensar_jax.phrasings import phrasings
+from gensar_jax.phrasings import TASKS, phrasings
 from gensar_jax.vocabulary import END, PADDING, Vocabulary
 
 Event = tuple[str, int | str]
@@ -68,7 +68,8 @@ class Prompts:
         prompt with it (the words of 3.4.2); 'none' has none anywhere (the ablation of Table 5).
 
     Raises:
-      UserError: an unknown `behaviour_tokens`, or lengths that no prompt or identifier fits.
+      UserError: an unknown `behaviour_tokens`, or lengths that not every phrasing or identifier
+        fits.
     """
 
     def __init__(
@@ -96,6 +97,25 @@ class Prompts:
         self.behaviour_tokens = behaviour_tokens
         # Texts repeat: phrasings always, queries and titles over epochs.
         self._encode = functools.lru_cache(1 << 18)(lambda t: tuple(vocabulary.encode_text(t)))
+        needed, task = max((self._least(template), t) for t in TASKS for template in phrasings(t))
+        if max_inputs < needed:
+            raise UserError(
+                f"expected max_inputs of at least {needed} for every phrasing (the longest is of "
+                f"{task}), found {max_inputs}; raise it"
+            )
+
+    def _least(self, template: str) -> int:
+        """Tokens that a prompt of a template has at least, without history."""
+        codes = max(self.catalogue.semantic.shape[1], self.catalogue.collaborative.shape[1])
+        # A query is a behaviour token and a word.
+        places = {"{history}": 0, "{query}": 2, "{text}": 2, "{identifier}": codes}
+        parts = _PLACE.split(template)
+        words = sum(places[p] if p in places else len(self._encode(p)) for p in parts)
+        return words + 1 + (self.behaviour_tokens == "encoder")
+
+    def has_pieces(self, text: str) -> bool:
+        """Whether a text is any tokens: a zero-width space is none."""
+        return bool(self._encode(text))
 
     def event(self, behaviour: str, what: int | str) -> list[int]:
         """ID(b, x) of Eq. 11: <R_I> with the collaborative identifier, <S_I> with the semantic
@@ -199,13 +219,6 @@ class Prompts:
         parts = _PLACE.split(phrasings(task)[phrasing])
         fixed = sum(len(self._encode(p)) for p in parts if not _PLACE.fullmatch(p))
         room = self.max_inputs - fixed - len(suffix) - len(whole)
-        # A behaviour token and a word.
-        least = min(2, len(cut))
-        if room < least:
-            raise UserError(
-                f"expected max_inputs of at least {self.max_inputs - room + least} for "
-                f"phrasing {phrasing} of {task}, found {self.max_inputs}; raise it"
-            )
         cut = list(cut)[:room]
         events = self._latest(history, room - len(cut))
         filled = {

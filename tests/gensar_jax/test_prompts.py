@@ -198,12 +198,19 @@ def test_mistakes_end_in_one_line(vocab):
 
 
 def test_a_limit_below_the_phrasing_is_refused_with_the_least_that_fits(vocab):
-    with pytest.raises(UserError, match="max_inputs of at least") as caught:
-        prompts_of(vocab, 5).next_searched_item(HISTORY, "lip balm", 1)
-    least = int(str(caught.value).split("at least ")[1].split()[0])
-    assert len(prompts_of(vocab, least).next_searched_item(HISTORY, "lip balm", 1).inputs) <= least
-    with pytest.raises(UserError, match="max_inputs of at least"):
-        prompts_of(vocab, least - 1).next_searched_item(HISTORY, "lip balm", 1)
+    for place in ("decoder", "encoder"):
+        with pytest.raises(UserError, match="max_inputs of at least") as caught:
+            prompts_of(vocab, 5, behaviour_tokens=place)
+        least = int(str(caught.value).split("at least ")[1].split()[0])
+        # Between the shortest and the longest phrasing too: no phrasing is refused later.
+        with pytest.raises(UserError, match=f"at least {least} for every phrasing"):
+            prompts_of(vocab, least - 1, behaviour_tokens=place)
+        p = prompts_of(vocab, least, behaviour_tokens=place)
+        written = [
+            p.next_searched_item(HISTORY, "lip balm", 1, phrasing) for phrasing in range(10)
+        ] + [p.item_to_description("lip balm", 1, "collaborative", n) for n in range(10)]
+        assert max(len(example.inputs) for example in written) == least
+        assert all(example.inputs[-1] == vocabulary.END for example in written)
 
 
 def test_a_batch_is_padded_and_shifted():

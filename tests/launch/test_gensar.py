@@ -61,7 +61,8 @@ def write_beauty(folder):
     folder.mkdir()
     with open(folder / "items.jsonl", "w") as file:
         for item in range(SHARED):
-            title = "" if item == 3 else f"pot model{item}"
+            # A zero-width space is no text either.
+            title = {3: "", 5: "\u200b"}.get(item, f"pot model{item}")
             record = {"item": item, "query_ids": [item % 5], "title": title}
             file.write(json.dumps(record) + "\n")
         for item in range(SHARED, SHARED + 2 * USERS):
@@ -146,6 +147,8 @@ def test_no_training_prompt_or_target_holds_a_held_out_interaction(examples, dat
         "pseudo_query": len(examples._pseudo),
     }
     assert set(sizes) == set(examples.mixture.tasks)
+    numbers = data.log.item_ids.tolist()
+    assert not {numbers.index("3"), numbers.index("5")} & set(examples._described)
     # Clicks 2..6 of 12 users, and their searches, the first of them with an empty history.
     assert sizes["nrip"] == 5 * USERS and sizes["nsip"] == sizes["nsqp"] == 6 * USERS
     texts = []
