@@ -1,7 +1,8 @@
 """Prompts and targets of GenSAR's six tasks as tokens (paper, 3.3).
 
 An event is (behaviour, item or query text), Eq. 1; its tokens are Eq. 11's: the behaviour token and
-the identifier, or the words. A prompt that is too long loses its oldest events, whole.
+the identifier, or the words. A prompt that is too long loses its oldest events, whole; an over-long
+query is cut, so that it does not take the place of all others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from gensar_jax.vocabulary import END, PADDING, Vocabulary
 
 Event = tuple[str, int | str]
 BEHAVIOUR_TOKENS = ("decoder", "encoder", "none")
+# A query of more than a quarter of a prompt's tokens is over-long: other events need room too.
+_LONG_SHARE = 4
 _PLACE = re.compile(r"(\{[a-z]+\})")
 
 
@@ -210,8 +213,8 @@ class Prompts:
     ) -> list[int]:
         """A template with its places filled, at most max_inputs tokens with the end.
 
-        Room goes to the template and `whole` first, then to `cut` (from its start), then to the
-        latest events of `history` that fit.
+        Room goes to the template and `whole` first, then to `cut` (from its start; where it is
+        long, half of the room or what `history` leaves), then to the latest events that fit.
         """
         suffix = [END]
         if behaviour is not None and self.behaviour_tokens == "encoder":
@@ -219,8 +222,9 @@ class Prompts:
         parts = _PLACE.split(phrasings(task)[phrasing])
         fixed = sum(len(self._encode(p)) for p in parts if not _PLACE.fullmatch(p))
         room = self.max_inputs - fixed - len(suffix) - len(whole)
-        cut = list(cut)[:room]
-        events = self._latest(history, room - len(cut))
+        least = max(room // 2, self.max_inputs // _LONG_SHARE)
+        events = self._latest(history, room - min(len(cut), least))
+        cut = list(cut)[: room - len(events)]
         filled = {
             "{history}": events,
             "{query}": cut,
@@ -236,6 +240,8 @@ class Prompts:
         kept: list[int] = []
         for behaviour, what in reversed(history):
             tokens = self.event(behaviour, what)
+            if isinstance(what, str):
+                tokens = tokens[: self.max_inputs // _LONG_SHARE]
             joined = [*tokens, *separator, *kept] if kept else tokens
             if len(joined) > room:
                 break

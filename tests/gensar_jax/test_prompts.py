@@ -123,9 +123,25 @@ def test_long_words_are_cut_and_identifiers_never(vocab):
         assert example.inputs[-1] == example.targets[-1] == vocabulary.END
     assert len(p.description_to_item(long, 1, "semantic").inputs) == 60
     assert len(p.next_query([], long).targets) == 12
-    # A query that fills the prompt leaves no room for history.
-    searched = p.next_searched_item(HISTORY, long, 1)
-    assert len(searched.inputs) == 60 and "<R_I>" not in vocab.text_of(searched.inputs)
+    # Alone a query may fill the prompt; beside a history it leaves room for the latest events.
+    assert len(p.next_searched_item([], long, 1).inputs) == 60
+    p = prompts_of(vocab, 100)
+    for phrasing in (0, 5):
+        searched = p.next_searched_item(HISTORY, long, 1, phrasing)
+        text = vocab.text_of(searched.inputs)
+        assert len(searched.inputs) == 100 and COLLABORATIVE[2] in text and "lip balm" in text
+
+
+def test_an_over_long_query_of_the_history_does_not_take_all_of_it(vocab):
+    p = prompts_of(vocab, 100)
+    long = ("<S_Q>", "lip balm " * 200)
+    for place in range(len(HISTORY) + 1):
+        events = [*HISTORY[:place], long, *HISTORY[place:]]
+        example = p.next_item(events, 1)
+        text = vocab.text_of(example.inputs)
+        assert len(example.inputs) <= 100 and "<S_Q> lip balm lip balm" in text
+        # Newer ones, and what is older, as far as it fits.
+        assert SEMANTIC[1] in text and COLLABORATIVE[2] in text
 
 
 def test_a_query_of_unknown_characters_is_the_unknown_piece():
