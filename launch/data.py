@@ -30,11 +30,16 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
       given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
 
     Raises:
-      UserError: no data_dir, and the dataset has no embedded sample; or an address as data_dir.
+      UserError: no data_dir, and the dataset has no embedded sample; an address as data_dir; or a
+        checkpoint of GenSAR without pieces.
     """
     config = config_dict.ConfigDict(config.to_dict())
     if config.get("identifiers"):
         config.identifiers = os.path.abspath(os.path.expanduser(config.identifiers))
+    if config.get("method") == "gensar" and config.model.get("checkpoint"):
+        config.model.checkpoint = os.path.abspath(os.path.expanduser(config.model.checkpoint))
+        if not config.vocabulary.pieces_model:
+            config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
     if config.data_dir:
         check_mounted(config.data_dir, "config.data_dir")
         config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
@@ -49,6 +54,17 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
             if f"{section}.{key}" not in given:
                 config[section][key] = value
     return config
+
+
+def _pieces_of(checkpoint: str) -> str:
+    """The SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with another."""
+    path = os.path.join(checkpoint, "spiece.model")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"expected the checkpoint's SentencePiece model, found no {path}; put it there, or "
+            "pass its path as --config.vocabulary.pieces_model"
+        )
+    return path
 
 
 def _part(batch: Batch, process: int, processes: int) -> Batch:
