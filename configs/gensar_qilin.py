@@ -34,7 +34,8 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
     config.data.search_length = 5
 
     config.vocabulary = config_dict.ConfigDict()
-    config.vocabulary.pieces_model = ""  # a SentencePiece model; empty: trained on titles, queries
+    # A SentencePiece model; empty: spiece.model of the checkpoint, or trained on titles, queries.
+    config.vocabulary.pieces_model = ""
     config.vocabulary.pieces = 4000  # of a trained one; ours
 
     config.prompts = config_dict.ConfigDict()
@@ -59,6 +60,9 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
     # The size for CPUs: 2 + 2 layers of width 128; the paper's is "t5-small".
     config.model = config_dict.ConfigDict()
     config.model.size = "cpu"
+    # A pre-trained T5 of that size and version: a folder of Hugging Face safetensors, or of T5X;
+    # empty: from scratch. It goes with the released rates below.
+    config.model.checkpoint = ""
     config.model.dropout_rate = 0.1  # T5
     config.model.dtype = "float32"  # or "bfloat16"
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -205,9 +206,11 @@ def load_vectors(path: str, *, num_items: int, data_hash: str) -> np.ndarray:
     again = "export them again with launch.export_vectors from a model of this data"
     try:
         vectors = np.load(path)
+        if not isinstance(vectors, np.ndarray):
+            raise TypeError(f"expected one array, found an archive: {path}")
         with open(described, encoding="utf-8") as file:
             found = json.load(file)["data_hash"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"expected item vectors at {path} with {os.path.basename(described)} beside, found "
             f"none that can be read ({type(error).__name__}); {again}"

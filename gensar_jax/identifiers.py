@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -275,7 +276,13 @@ def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
             codes = {source: arrays[source] for source in SOURCES}
         table = IdentifierTable(codes, meta["shared_levels"], meta["codes"], meta["data_hash"])
         written = meta["hash"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        numbers, names = (table.shared_levels, table.num_codes), (table.data_hash, written)
+        if {*map(type, numbers)} != {int} or {*map(type, names)} != {str}:
+            raise TypeError(f"expected whole numbers {numbers} and strings {names}")
+        if any(array.dtype.kind not in "iu" for array in codes.values()):
+            raise TypeError("expected codes that are whole numbers")
+    # BadZipFile and EOFError: a file cut short, or empty.
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"expected {_ARRAYS} and {_META} in {directory}, found none that can be read "
             f"({type(error).__name__}); run launch.train with the config of the identifiers first"

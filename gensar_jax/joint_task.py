@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from core.partitioning import BATCH_AXES, Partition, own_rows, random_bits_impl
+from core.partitioning import BATCH_AXES, Partition, own_rows, placed, random_bits_impl
 from core.prefetch import ahead
 from core.schedules import rate_at
 from gensar_jax import packing
@@ -129,6 +129,7 @@ class JointTask:
       selection: the metric among them that decides.
       tables: constant arrays kept with the parameters in every checkpoint.
       seed: of parameters and dropout.
+      initial: the parameters to start from; None means random ones.
       partition: the mesh to train on; None means one device.
     """
 
@@ -145,6 +146,7 @@ class JointTask:
         selection: str,
         tables: dict[str, np.ndarray],
         seed: int,
+        initial: Callable[[], Any] | None = None,
         partition: Partition | None = None,
     ):
         self.network, self.config, self.partition = network, config, partition
@@ -152,19 +154,27 @@ class JointTask:
         self.steps_per_epoch = max(1, round(examples_per_epoch / config.batch_size))
         self.max_steps = max(1, round(config.epochs * examples_per_epoch / config.batch_size))
         self._stream, self._evaluate = stream, evaluate
-        self._tables, self._seed = tables, seed
+        self._tables, self._seed, self._initial = tables, seed, initial
         self._optimizer = descent(config.clip_norm, config.weight_decay, config.relative_rate)
 
     def init(self) -> State:
-        if self.partition is None:
-            return jax.jit(self._init)()
-        shardings = self.partition.shardings(jax.eval_shape(self._init))
-        return jax.jit(self._init, out_shardings=shardings)()
+        shardings = None
+        if self.partition is not None:
+            shardings = self.partition.shardings(jax.eval_shape(self.random_state))
+        if self._initial is None:
+            return jax.jit(self.random_state, out_shardings=shardings)()
+        params = self._initial()
+        if shardings is not None:
+            params = jax.tree.map(placed, params, shardings["params"])
+        return jax.jit(self._first, out_shardings=shardings)(params)
 
-    def _init(self) -> State:
+    def random_state(self) -> State:
+        """A state of random parameters, whatever `initial` is: it has the shapes of every state."""
         token = jnp.ones((1, 1), jnp.int32)
         init = functools.partial(self.network.init, enable_dropout=False)
-        params = init(jax.random.key(self._seed), token, token, token)["params"]
+        return self._first(init(jax.random.key(self._seed), token, token, token)["params"])
+
+    def _first(self, params: Any) -> State:
         return {
             "step": jnp.int32(0),
             "params": params,

@@ -1,7 +1,8 @@
 """Prompts and targets of GenSAR's six tasks as tokens (paper, 3.3).
 
 An event is (behaviour, item or query text), Eq. 1; its tokens are Eq. 11's: the behaviour token and
-the identifier, or the words. A prompt that is too long loses its oldest events, whole.
+the identifier, or the words. A prompt that is too long loses its oldest events, whole; an over-long
+query is cut, so that it does not take the place of all others.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from core.errors import UserError
-from gensar_jax.phrasings import phrasings
+from gensar_jax.phrasings import TASKS, phrasings
 from gensar_jax.vocabulary import END, PADDING, Vocabulary
 
 Event = tuple[str, int | str]
 BEHAVIOUR_TOKENS = ("decoder", "encoder", "none")
+# A query of more than a quarter of a prompt's tokens is over-long: other events need room too.
+_LONG_SHARE = 4
 _PLACE = re.compile(r"(\{[a-z]+\})")
 
 
@@ -68,7 +71,8 @@ class Prompts:
         prompt with it (the words of 3.4.2); 'none' has none anywhere (the ablation of Table 5).
 
     Raises:
-      UserError: an unknown `behaviour_tokens`, or lengths that no prompt or identifier fits.
+      UserError: an unknown `behaviour_tokens`, or lengths that not every phrasing or identifier
+        fits.
     """
 
     def __init__(
@@ -96,6 +100,25 @@ class Prompts:
         self.behaviour_tokens = behaviour_tokens
         # Texts repeat: phrasings always, queries and titles over epochs.
         self._encode = functools.lru_cache(1 << 18)(lambda t: tuple(vocabulary.encode_text(t)))
+        needed, task = max((self._least(template), t) for t in TASKS for template in phrasings(t))
+        if max_inputs < needed:
+            raise UserError(
+                f"expected max_inputs of at least {needed} for every phrasing (the longest is of "
+                f"{task}), found {max_inputs}; raise it"
+            )
+
+    def _least(self, template: str) -> int:
+        """Tokens that a prompt of a template has at least, without history."""
+        codes = max(self.catalogue.semantic.shape[1], self.catalogue.collaborative.shape[1])
+        # A query is a behaviour token and a word.
+        places = {"{history}": 0, "{query}": 2, "{text}": 2, "{identifier}": codes}
+        parts = _PLACE.split(template)
+        words = sum(places[p] if p in places else len(self._encode(p)) for p in parts)
+        return words + 1 + (self.behaviour_tokens == "encoder")
+
+    def has_pieces(self, text: str) -> bool:
+        """Whether a text is any tokens: a zero-width space is none."""
+        return bool(self._encode(text))
 
     def event(self, behaviour: str, what: int | str) -> list[int]:
         """ID(b, x) of Eq. 11: <R_I> with the collaborative identifier, <S_I> with the semantic
@@ -119,13 +142,8 @@ class Prompts:
     def next_searched_item(
         self, history: Sequence[Event], query: str | None, item: int, phrasing: int = 0
     ) -> Example:
-        """NSIP, 3.3.3: `history` and the query to the item clicked; None writes no query.
-
-        Raises:
-          UserError: the query has no known character.
-        """
-        words = [] if query is None else self.vocabulary.encode_query(query)
-        words = [*self._behaviour("<S_Q>"), *words]
+        """NSIP, 3.3.3: `history` and the query to the item clicked; None writes no query."""
+        words = [*self._behaviour("<S_Q>"), *self._encode(query or "")]
         inputs = self._inputs("nsip", phrasing, history, words, behaviour="<S_I>")
         return self._item(inputs, "<S_I>", item)
 
@@ -149,12 +167,8 @@ class Prompts:
         return self._text(inputs, self._described(text, item))
 
     def pseudo_query(self, query: str, item: int, phrasing: int = 0) -> Example:
-        """A pseudo-query alone to the item's semantic identifier (READINGS).
-
-        Raises:
-          UserError: the query has no known character.
-        """
-        words = [*self._behaviour("<S_Q>"), *self.vocabulary.encode_query(query)]
+        """A pseudo-query alone to the item's semantic identifier (READINGS)."""
+        words = [*self._behaviour("<S_Q>"), *self._encode(query)]
         inputs = self._inputs("pseudo_query", phrasing, cut=words, behaviour="<S_I>")
         return self._item(inputs, "<S_I>", item)
 
@@ -199,8 +213,8 @@ class Prompts:
     ) -> list[int]:
         """A template with its places filled, at most max_inputs tokens with the end.
 
-        Room goes to the template and `whole` first, then to `cut` (from its start), then to the
-        latest events of `history` that fit.
+        Room goes to the template and `whole` first, then to `cut` (from its start; where it is
+        long, half of the room or what `history` leaves), then to the latest events that fit.
         """
         suffix = [END]
         if behaviour is not None and self.behaviour_tokens == "encoder":
@@ -208,15 +222,9 @@ class Prompts:
         parts = _PLACE.split(phrasings(task)[phrasing])
         fixed = sum(len(self._encode(p)) for p in parts if not _PLACE.fullmatch(p))
         room = self.max_inputs - fixed - len(suffix) - len(whole)
-        # A behaviour token and a word.
-        least = min(2, len(cut))
-        if room < least:
-            raise UserError(
-                f"expected max_inputs of at least {self.max_inputs - room + least} for "
-                f"phrasing {phrasing} of {task}, found {self.max_inputs}; raise it"
-            )
-        cut = list(cut)[:room]
-        events = self._latest(history, room - len(cut))
+        least = max(room // 2, self.max_inputs // _LONG_SHARE)
+        events = self._latest(history, room - min(len(cut), least))
+        cut = list(cut)[: room - len(events)]
         filled = {
             "{history}": events,
             "{query}": cut,
@@ -232,6 +240,8 @@ class Prompts:
         kept: list[int] = []
         for behaviour, what in reversed(history):
             tokens = self.event(behaviour, what)
+            if isinstance(what, str):
+                tokens = tokens[: self.max_inputs // _LONG_SHARE]
             joined = [*tokens, *separator, *kept] if kept else tokens
             if len(joined) > room:
                 break

@@ -179,20 +179,20 @@ class Vocabulary:
         """Pieces of a text, without an end; empty for an empty text."""
         return self._pieces.EncodeAsIds(text)
 
-    def encode_query(self, text: str) -> list[int]:
-        """Pieces of a query that a search is to answer.
+    def check_query(self, text: str) -> None:
+        """Refuses a query that a user types and that the model could not tell from others.
+
+        In a log one such query must not end a run: there it is read as the unknown piece.
 
         Raises:
           UserError: no piece of it is known (a model without bytes, another language).
         """
-        pieces = self.encode_text(text)
         space = self._pieces.PieceToId("▁")
-        if not set(pieces) - {self._pieces.unk_id(), space}:
+        if not set(self.encode_text(text)) - {self._pieces.unk_id(), space}:
             raise UserError(
                 f"expected a query in characters that the SentencePiece model knows, found "
                 f"{text[:60]!r}; rephrase it, or use a model of that language"
             )
-        return pieces
 
     def separator(self) -> list[int]:
         """What stands between two events of a history: ';'."""

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from core import distributed
 from core.errors import UserError
 from core.workdir import check_mounted
-from input_pipelines import batches, candidates, prepare, search_task, splits
+from input_pipelines import batches, candidates, prepare, search_task, segmenters, splits
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
 from input_pipelines.search_filter import SearchFilter
@@ -30,11 +30,16 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
       given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
 
     Raises:
-      UserError: no data_dir, and the dataset has no embedded sample; or an address as data_dir.
+      UserError: no data_dir, and the dataset has no embedded sample; an address as data_dir; or a
+        checkpoint of GenSAR without pieces.
     """
     config = config_dict.ConfigDict(config.to_dict())
     if config.get("identifiers"):
         config.identifiers = os.path.abspath(os.path.expanduser(config.identifiers))
+    if config.get("method") == "gensar" and config.model.get("checkpoint"):
+        config.model.checkpoint = os.path.abspath(os.path.expanduser(config.model.checkpoint))
+        if not config.vocabulary.pieces_model:
+            config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
     if config.data_dir:
         check_mounted(config.data_dir, "config.data_dir")
         config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
@@ -49,6 +54,17 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
             if f"{section}.{key}" not in given:
                 config[section][key] = value
     return config
+
+
+def _pieces_of(checkpoint: str) -> str:
+    """The SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with another."""
+    path = os.path.join(checkpoint, "spiece.model")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"expected the checkpoint's SentencePiece model, found no {path}; put it there, or "
+            "pass its path as --config.vocabulary.pieces_model"
+        )
+    return path
 
 
 def _part(batch: Batch, process: int, processes: int) -> Batch:
@@ -115,6 +131,19 @@ class Data:
             "num_items": self.log.num_items,
             "num_words": self.log.num_words,
         }
+
+    def query_text(self, query: str) -> str:
+        """What a user types, written as the reader of the log writes its queries; '' without words.
+
+        Readers that split queries themselves do so here too. Others take a file's words as they
+        are: so do we with words of the log, and bring the rest to the segmenter's form.
+        """
+        split = segmenters.segmenter(self._config.data.segmenter)
+        if "segmenter" in prepare.READERS[self._config.dataset].settings:
+            return segmenters.join(split(query))
+        known = set(self.log.words.tolist())
+        kept = ([word] if word in known else split(word) for word in query.split())
+        return segmenters.join([word for words in kept for word in words])
 
     def item_words(self) -> np.ndarray | None:
         """Words [V+1, n] that are part of the items' vectors; None for none.

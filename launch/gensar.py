@@ -22,13 +22,14 @@ from gensar_jax import sharding
 from gensar_jax.identifiers import IdentifierTable, load_table
 from gensar_jax.joint_task import JointConfig, JointTask
 from gensar_jax.ranking import BeamRanker
+from gensar_jax.t5 import checkpoints
 from gensar_jax.t5.config import of_size
 from gensar_jax.t5.network import Transformer
 from input_pipelines import candidates
 from input_pipelines.splits import Examples
 from launch import results
 from launch.data import Data
-from launch.experiment import build, positive
+from launch.experiment import build, check_evaluation, positive
 from launch.gensar_examples import GenSARExamples
 from launch.gensar_identifiers import IdentifierExperiment
 
@@ -98,9 +99,9 @@ class GenSARExperiment:
         self.config, self.data = config, data
         positive(
             config,
-            *("train.evals", "eval.beam", "eval.batch_size", "eval.full_batch_size"),
-            *("loop.log_every", "loop.checkpoint_every"),
+            *("train.evals", "eval.beam", "loop.log_every", "loop.checkpoint_every"),
         )
+        check_evaluation(config)
         mesh = make_mesh(config.mesh.data, config.mesh.table)
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
         self._check_lengths()
@@ -108,7 +109,8 @@ class GenSARExperiment:
         table = identifier_table(config, data)
         self.table_hash = table.hash
         self.examples = GenSARExamples(config, data, table)
-        sizes = {key: value for key, value in config.model.to_dict().items() if key != "size"}
+        given = config.model.to_dict()
+        sizes = {key: given[key] for key in given if key not in ("size", "checkpoint")}
         try:
             network = of_size(config.model.size, self.examples.vocabulary.size, **sizes)
         except (TypeError, ValueError) as error:
@@ -130,8 +132,18 @@ class GenSARExperiment:
             selection=config.eval.selection,
             tables={"identifiers": np.frombuffer(bytes.fromhex(table.hash), np.uint8)},
             seed=config.seed,
+            initial=self._pretrained if self._checkpoint else None,
             partition=self.partition,
         )
+
+    @property
+    def _checkpoint(self) -> str:
+        return self.config.model.get("checkpoint", "")  # runs of before there was one
+
+    def _pretrained(self) -> Any:
+        """The parameters of `config.model.checkpoint`, with rows for behaviours and codes."""
+        key, text_rows = jax.random.key(self.config.seed), self.examples.vocabulary.text_rows
+        return checkpoints.load(self._checkpoint, self.network.config, text_rows, key)
 
     def _check_lengths(self) -> None:
         prompts, rows = self.config.prompts, self.config.train
@@ -189,15 +201,22 @@ class GenSARExperiment:
         found = [("recommendation", protocol) for protocol in config.protocols]
         return found + [("search", protocol) for protocol in config.search_protocols]
 
+    def _validated(self) -> list[str]:
+        """Columns of the validation split: the selection's, and the same of searches."""
+        _, _, column = self.config.eval.selection.partition("/")
+        searched = self.config.eval.search_protocols and not column.startswith(_SEARCH)
+        return [column, *([f"{_SEARCH}{column}"] if searched else [])]
+
     def check_data(self) -> None:
-        """Makes the candidate lists, which are kept, and an example.
+        """Makes the candidate lists, which are kept, and an example; reads the checkpoint.
 
         Raises:
-          UserError: the data does not have what they need.
+          UserError: the data does not have what they need, or as `checkpoints.load`.
         """
+        if self._checkpoint:
+            self._pretrained()
         self.examples.stream(0, 1)
-        selecting, chosen_by, _ = self._parsed(self.config.eval.selection.partition("/")[2])
-        read = [("validation", selecting, chosen_by)]
+        read = [("validation", *self._parsed(column)[:2]) for column in self._validated()]
         read += [("test", task, protocol) for task, protocol in self._tested()]
         for split, task, protocol in read:
             self.data.examples(task, split)
@@ -237,7 +256,8 @@ class GenSARExperiment:
     def details(self, split: str, protocol: str) -> dict[str, Any]:
         """Further arguments of `results.save` for a row: who was evaluated, with what."""
         task, _, _ = self._parsed(protocol)
-        more = {"task": task, "identifiers": self.table_hash, "initial": "from scratch"}
+        initial = os.path.basename(self._checkpoint) or "from scratch"
+        more = {"task": task, "identifiers": self.table_hash, "initial": initial}
         return {"users": self.evaluated(task, split)[0].user, "more": more}
 
     def _loop(self) -> LoopConfig:
@@ -258,11 +278,7 @@ class GenSARExperiment:
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
         """Metrics of the saved validation users, the selection metric among them."""
         found: dict[str, float] = {}
-        _, _, column = self.config.eval.selection.partition("/")
-        columns = [column]
-        if self.config.eval.search_protocols and not column.startswith(_SEARCH):
-            columns.append(f"{_SEARCH}{column}")
-        for column in columns:
+        for column in self._validated():
             means = self.evaluate(params, tables, "validation", column).means()
             found |= {metrics.full_name(name, column): value for name, value in means.items()}
         return found
@@ -377,7 +393,7 @@ class GenSARExperiment:
     def abstract_state(self, stage: str) -> Any:
         """Shapes and dtypes of the state, to restore a checkpoint into."""
         del stage
-        state = jax.eval_shape(self.task.init)
+        state = jax.eval_shape(self.task.random_state)
         return state if self.partition is None else self.partition.abstract(state)
 
 

@@ -103,7 +103,9 @@ class GenSARExamples:
         trained[np.asarray(data.log.rec_items)[data.splits.training_rows]] = True
         trained[self._searches.item] = True
         self._described = [
-            item for item, text in enumerate(self._texts, 1) if trained[item] and text.strip()
+            item
+            for item, text in enumerate(self._texts, 1)
+            if trained[item] and self.prompts.has_pieces(text)
         ]
         split = segmenters.segmenter(config.data.segmenter)
         if settings.pseudo_queries:

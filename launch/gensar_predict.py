@@ -36,11 +36,11 @@ def top_items(
       experiment, params: a trained run.
       examples: [E]; their users' histories. User 0 has none.
       top_k: items at most.
-      query: for the items of a search; None for recommendations.
+      query: for the items of a search, as a user types it; None for recommendations.
 
     Raises:
-      UserError: more items than there are, a task that the run has not learnt, or a query of only
-        unknown characters.
+      UserError: more items than there are, a task that the run has not learnt, or a query without
+        words or of only unknown characters.
     """
     known = experiment.data.log.num_items
     if top_k > known:
@@ -54,6 +54,11 @@ def top_items(
             f"expected a run whose mixture holds {wanted} {asked} --query, found one of "
             f"{', '.join(learnt)}; {remedy}"
         )
+    if query is not None:
+        typed, query = query, experiment.data.query_text(query)
+        if not query:
+            raise UserError(f"expected a query with words, found {typed[:60]!r}; rephrase it")
+        written.vocabulary.check_query(query)
     # Any item: only the prompt is used.
     inputs = padded(
         [

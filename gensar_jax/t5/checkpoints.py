@@ -6,6 +6,7 @@ of the text's rows, so that at first no new token is likelier than another.
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -28,6 +29,12 @@ _EMBEDDING = "token_embedder/embedding"
 _OUTPUT = "decoder/logits_dense/kernel"
 # In the folder of a T5X checkpoint.
 _MSGPACK, _ORBAX = "checkpoint", "state"
+_SAFETENSORS, _SETTINGS = "model.safetensors", "config.json"
+_HF_DEFAULTS = {
+    "feed_forward_proj": "relu",
+    "relative_attention_max_distance": 128,
+    "tie_word_embeddings": True,
+}
 
 # Copies of the shared embedding, and a table that no version uses, which some files hold.
 _IGNORED = re.compile(
@@ -67,6 +74,52 @@ def _our_name(name: str) -> str | None:
     return f"{stack}/layers_{layer}/{block}/{_HF_KERNELS.get(kernel, kernel)}/kernel"
 
 
+def load(folder: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.Array) -> Params:
+    """Parameters float32 of a folder of either kind.
+
+    Args:
+      folder: with Hugging Face's model.safetensors and config.json, or as `from_t5x` takes.
+      config, text_rows, key: as in `from_hugging_face`.
+
+    Raises:
+      UserError: neither is there, a config.json of another network, or as the two functions.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / _SAFETENSORS).is_file():
+        _check_settings(folder / _SETTINGS, config)
+        return from_hugging_face(folder, config, text_rows, key)
+    if (folder / _ORBAX).is_dir() or (folder / _MSGPACK).is_file():
+        return from_t5x(folder, config, text_rows, key)
+    raise UserError(
+        f"expected a T5 checkpoint in {folder}, found neither {_SAFETENSORS} nor T5X's "
+        f"{_MSGPACK} or {_ORBAX}; pass a folder with one"
+    )
+
+
+def _check_settings(file: pathlib.Path, config: T5Config) -> None:
+    """Refuses a network that differs from a config.json in what no shape shows."""
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        # Files leave out what is the default.
+        found = {name: written.get(name, default) for name, default in _HF_DEFAULTS.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"expected the settings of a T5 in {file}, found none that can be read "
+            f"({type(error).__name__}); download the whole folder"
+        ) from None
+    expected = {
+        "feed_forward_proj": "relu" if config.mlp_activations == ("relu",) else "gated-gelu",
+        "relative_attention_max_distance": config.max_distance,
+        "tie_word_embeddings": config.logits_via_embedding,
+    }
+    for name, value in expected.items():
+        if found[name] != value:
+            raise UserError(
+                f"expected {name} of {value!r} in {file}, found {found[name]!r}; pass the size and "
+                "version of the file"
+            )
+
+
 def from_hugging_face(
     path: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.Array
 ) -> Params:
@@ -87,7 +140,7 @@ def from_hugging_face(
 
     file = pathlib.Path(path)
     if file.is_dir():
-        file = file / "model.safetensors"
+        file = file / _SAFETENSORS
     if not file.is_file():
         raise UserError(f"expected a file of safetensors, found no {file}; correct the path")
     found: dict[str, np.ndarray] = {}

@@ -102,6 +102,13 @@ def test_exported_vectors_that_do_not_belong_here(tmp_path):
     array[1, 0] = np.nan
     with pytest.raises(UserError, match="NaN or infinity for 1 items, first item 2"):
         vectors.load_vectors(export(tmp_path, array), num_items=3, data_hash="d")
+    archive = tmp_path / "items.npz"
+    np.savez(archive, array)
+    whole = archive.read_bytes()
+    for content in (whole, whole[:-40], b""):
+        archive.write_bytes(content)
+        with pytest.raises(UserError, match=r"expected item vectors at .*items\.npz"):
+            vectors.load_vectors(str(archive), num_items=3, data_hash="d")
     (tmp_path / "items.json").unlink()
     with pytest.raises(UserError, match=r"with items\.json beside"):
         vectors.load_vectors(path, num_items=3, data_hash="d")

@@ -131,6 +131,23 @@ def test_files_that_are_missing_changed_or_of_another_catalogue(tmp_path):
     np.savez(tmp_path / "identifiers.npz", **table(semantic=((0, 3), (0, 2), (1, 0))).codes)
     with pytest.raises(UserError, match=f"of hash {table().hash}"):
         load_table(str(tmp_path), data_hash="d")
-    (tmp_path / "identifiers.npz").write_bytes(b"cut")
-    with pytest.raises(UserError, match="none that can be read"):
+    save_table(str(tmp_path), table(), {})
+    whole = (tmp_path / "identifiers.npz").read_bytes()
+    for content in (b"other", whole[: len(whole) // 2], b""):
+        (tmp_path / "identifiers.npz").write_bytes(content)
+        with pytest.raises(UserError, match="none that can be read"):
+            load_table(str(tmp_path), data_hash="d")
+
+
+@pytest.mark.parametrize("key", ["shared_levels", "codes", "data_hash", "hash", "arrays"])
+def test_values_of_another_type_end_in_one_line(tmp_path, key):
+    save_table(str(tmp_path), table(), {})
+    if key == "arrays":
+        names = {source: np.full((3, 2), "0") for source in ("semantic", "collaborative")}
+        np.savez(tmp_path / "identifiers.npz", **names)
+    else:
+        meta = json.loads((tmp_path / "identifiers.json").read_text())
+        meta[key] = [meta[key]]
+        (tmp_path / "identifiers.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"none that can be read \(TypeError\)"):
         load_table(str(tmp_path), data_hash="d")

@@ -1,9 +1,11 @@
 """Prompts and targets worked by hand, and what truncation keeps."""
 
+import io
 import string
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from core.errors import UserError
 from gensar_jax import phrasings, vocabulary
@@ -121,9 +123,45 @@ def test_long_words_are_cut_and_identifiers_never(vocab):
         assert example.inputs[-1] == example.targets[-1] == vocabulary.END
     assert len(p.description_to_item(long, 1, "semantic").inputs) == 60
     assert len(p.next_query([], long).targets) == 12
-    # A query that fills the prompt leaves no room for history.
-    searched = p.next_searched_item(HISTORY, long, 1)
-    assert len(searched.inputs) == 60 and "<R_I>" not in vocab.text_of(searched.inputs)
+    # Alone a query may fill the prompt; beside a history it leaves room for the latest events.
+    assert len(p.next_searched_item([], long, 1).inputs) == 60
+    p = prompts_of(vocab, 100)
+    for phrasing in (0, 5):
+        searched = p.next_searched_item(HISTORY, long, 1, phrasing)
+        text = vocab.text_of(searched.inputs)
+        assert len(searched.inputs) == 100 and COLLABORATIVE[2] in text and "lip balm" in text
+
+
+def test_an_over_long_query_of_the_history_does_not_take_all_of_it(vocab):
+    p = prompts_of(vocab, 100)
+    long = ("<S_Q>", "lip balm " * 200)
+    for place in range(len(HISTORY) + 1):
+        events = [*HISTORY[:place], long, *HISTORY[place:]]
+        example = p.next_item(events, 1)
+        text = vocab.text_of(example.inputs)
+        assert len(example.inputs) <= 100 and "<S_Q> lip balm lip balm" in text
+        # Newer ones, and what is older, as far as it fits.
+        assert SEMANTIC[1] in text and COLLABORATIVE[2] in text
+
+
+def test_a_query_of_unknown_characters_is_the_unknown_piece():
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter([*phrasings.texts(), "lip balm"]),
+        model_writer=out,
+        vocab_size=120,
+        hard_vocab_limit=False,
+        minloglevel=3,
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+    )
+    settings = {"shared": (5, 6), "semantic": (7,), "collaborative": (8, 9)}
+    p = prompts_of(Vocabulary(out.getvalue(), **settings), 800)
+    query = p.vocabulary.behaviours["<S_Q>"]
+    for example in (p.next_searched_item(HISTORY[1:], "申请", 1), p.pseudo_query("申请", 1)):
+        start = example.inputs.index(query)
+        assert 2 in example.inputs[start : start + 3]
+    # A zero-width space has no pieces at all.
+    assert query in p.next_searched_item([], "\u200b", 1).inputs
 
 
 def test_an_empty_history_is_legal(vocab):
@@ -169,8 +207,6 @@ def test_mistakes_end_in_one_line(vocab):
     for write in (prompts_of(vocab).description_to_item, prompts_of(vocab).item_to_description):
         with pytest.raises(UserError, match="expected text of item 2, found none"):
             write("  ", 2, "semantic")
-    with pytest.raises(UserError, match="expected a query in characters"):
-        prompts_of(vocab).next_searched_item(HISTORY, "", 1)
     with pytest.raises(UserError, match="expected behaviour_tokens of"):
         prompts_of(vocab, behaviour_tokens="both")
     with pytest.raises(UserError, match="max_targets of at least 6"):
@@ -178,12 +214,19 @@ def test_mistakes_end_in_one_line(vocab):
 
 
 def test_a_limit_below_the_phrasing_is_refused_with_the_least_that_fits(vocab):
-    with pytest.raises(UserError, match="max_inputs of at least") as caught:
-        prompts_of(vocab, 5).next_searched_item(HISTORY, "lip balm", 1)
-    least = int(str(caught.value).split("at least ")[1].split()[0])
-    assert len(prompts_of(vocab, least).next_searched_item(HISTORY, "lip balm", 1).inputs) <= least
-    with pytest.raises(UserError, match="max_inputs of at least"):
-        prompts_of(vocab, least - 1).next_searched_item(HISTORY, "lip balm", 1)
+    for place in ("decoder", "encoder"):
+        with pytest.raises(UserError, match="max_inputs of at least") as caught:
+            prompts_of(vocab, 5, behaviour_tokens=place)
+        least = int(str(caught.value).split("at least ")[1].split()[0])
+        # Between the shortest and the longest phrasing too: no phrasing is refused later.
+        with pytest.raises(UserError, match=f"at least {least} for every phrasing"):
+            prompts_of(vocab, least - 1, behaviour_tokens=place)
+        p = prompts_of(vocab, least, behaviour_tokens=place)
+        written = [
+            p.next_searched_item(HISTORY, "lip balm", 1, phrasing) for phrasing in range(10)
+        ] + [p.item_to_description("lip balm", 1, "collaborative", n) for n in range(10)]
+        assert max(len(example.inputs) for example in written) == least
+        assert all(example.inputs[-1] == vocabulary.END for example in written)
 
 
 def test_a_batch_is_padded_and_shifted():

@@ -94,11 +94,12 @@ def test_training_is_deterministic_and_words_of_the_text_are_short(vocab, model)
 def test_a_query_of_unknown_characters_only():
     vocab = Vocabulary(without_bytes(), shared=(5,), semantic=(5,), collaborative=())
     with pytest.raises(UserError, match="found '☃ 漢字'; rephrase"):
-        vocab.encode_query("☃ 漢字")
+        vocab.check_query("☃ 漢字")
     with pytest.raises(UserError, match="found ''"):
-        vocab.encode_query("")
-    # One known word is enough; in a history the whole query may be unknown.
-    assert vocab.encode_query("☃ shampoo") and vocab.encode_text("☃") != []
+        vocab.check_query("")
+    # One known word is enough; in a log the whole query may be unknown.
+    vocab.check_query("☃ shampoo")
+    assert vocab.encode_text("☃") != []
 
 
 def test_a_saved_vocabulary_is_the_same(vocab, tmp_path):
