@@ -112,6 +112,16 @@ def checkpoint_rows(path: str | pathlib.Path) -> int:
         return tensors[_EMBEDDING].get_slice(_EMBEDDING).get_shape()[0]
 
 
+def check(path: str | pathlib.Path, config: DecoderConfig) -> None:
+    """Holds a checkpoint's tensors to a network's, without reading what they hold.
+
+    Raises:
+      UserError: as `from_hugging_face`.
+    """
+    with _opened(pathlib.Path(path)) as tensors:
+        _check(_expected(config), tensors, path)
+
+
 def from_hugging_face(
     path: str | pathlib.Path,
     config: DecoderConfig,

@@ -95,8 +95,11 @@ class CRSExperiment:
     def check_data(self) -> None:
         """Raises UserError where a split has no searches, or these no impressions to rank.
 
-        Or where a query does not fit into a prompt: stages would be trained in vain.
+        Or where a query does not fit into a prompt, or what a later stage reads cannot be read:
+        stages would be trained in vain.
         """
+        if self.config.model.checkpoint:
+            decoder_checkpoints.check(self.config.model.checkpoint, self.network.config)
         for split in ("validation", "test"):
             found = self.held_out(split)
             for reason in (False, True):
@@ -104,8 +107,7 @@ class CRSExperiment:
             if search_protocol.IMPRESSIONS in search_protocol.evaluated(self.config):
                 search_protocol.impressions(self.data.log, found)
         self._asked("train", True)
-        if self.config.distill.get("teacher"):
-            crs_teacher.check_prompts(self.config, self.examples)
+        crs_teacher.check_data(self.config, self.examples)
 
     def _asked(self, split: str, reason: bool) -> tuple[np.ndarray, np.ndarray]:
         """Prompts of a split ('train' too) as an array, and their lengths."""

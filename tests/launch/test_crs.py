@@ -160,6 +160,25 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"user": "1"}\n', r"reasoning in line 1 of .*, found"),
+        ("\n\n{", "in line 3 of"),
+        ("", "found none among 0"),
+        (json.dumps(dict.fromkeys(("user", "query", "item", "reasoning"), "x")), "which is none"),
+    ],
+)
+def test_traces_that_cannot_be_distilled_are_refused_before_the_workdir(
+    folder, cache, tmp_path, text, message
+):
+    path = tmp_path / "traces.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        train(config_of(folder, cache, **{"distill.traces": str(path)}), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
         ({"eval.selection": "ndcg@5/neg99"}, "expected config.eval.selection of hr@1/search"),

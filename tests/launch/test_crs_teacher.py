@@ -103,7 +103,7 @@ def test_a_prompt_that_the_teacher_has_no_room_for_is_told_before_training(data,
     experiment.check_data()
     experiment.config.prompts.max_prompt = 50
     with pytest.raises(UserError, match=r"a teacher's prompt of at most 50 tokens, found \d+"):
-        crs_teacher.check_prompts(experiment.config, experiment.examples)
+        crs_teacher.check_data(experiment.config, experiment.examples)
 
 
 def test_traces_are_kept_in_parts_that_a_kill_leaves(data, tmp_path, monkeypatch):
@@ -189,3 +189,16 @@ def test_a_checkpoint_to_train_brings_its_own_tokenizer(data, tmp_path):
     config.model.checkpoint = f"{path}/model.safetensors"
     with pytest.raises(UserError, match=r"found no .*t/tokenizer\.json"):
         CRSExamples(config, experiment.data, ROWS)
+
+
+def test_a_checkpoint_of_another_size_is_refused_before_the_workdir(data, tmp_path):
+    path = write_teacher(tmp_path / "t")
+    sizes = {f"model.{name}": size for name, size in SIZES.items() if name != "layers"}
+    config = config_of(*data, **{"model.checkpoint": path, **sizes, "model.layers": 2})
+    with pytest.raises(UserError, match=r"the tensor model\.layers\.1\..* of Qwen3, found none"):
+        train(config, str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+    about = json.loads((tmp_path / "t" / "config.json").read_text())
+    (tmp_path / "t" / "config.json").write_text(json.dumps(about | {"num_hidden_layers": 2}))
+    with pytest.raises(UserError, match=r"the tensor model\.layers\.1\..* of Qwen3, found none"):
+        opened(*data, **settings(path))
