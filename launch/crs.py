@@ -27,7 +27,7 @@ from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
 from input_pipelines.search_task import SearchExamples
 from launch import crs_kept, crs_teacher, results, search_protocol
 from launch.crs_examples import CRSExamples
-from launch.crs_settings import decoder_of, stage_settings
+from launch.crs_settings import check_codes, decoder_of, stage_settings
 from launch.data import Data
 from launch.search_protocol import PROTOCOL
 
@@ -54,6 +54,7 @@ class CRSExperiment:
     def __init__(self, config: config_dict.ConfigDict, data: Data):
         self.config, self.data = config, data
         search_protocol.check(config)
+        check_codes(config)
         self._mesh = make_mesh(config.mesh.data, config.mesh.table)
         # Runs from before there was this setting have none.
         if config.distill.get("teacher"):
@@ -403,7 +404,7 @@ class CRSExperiment:
                 self.answers(params, "train", rows), targets, rows, self._controls.end_think
             )
 
-        count = min(most, count) if most else count
+        count = min(most, count) if most > 0 else count
         found: list[Case] = []
         for number, start in enumerate(range(0, count, size)):
             make = functools.partial(part, start, min(start + size, count))

@@ -194,6 +194,11 @@ def test_traces_that_cannot_be_distilled_are_refused_before_the_workdir(
         ({"model.dtype": "int8"}, "config.model: expected dtype"),
         ({"mesh.data": 8}, r"config\.rl\.batch_size that is a multiple of .* 8 devices, found 4"),
         ({"mesh.data": 2, "eval.batch_size": 9}, r"expected config\.eval\.batch_size that is"),
+        ({"semantic_ids.codes": (0, 4, 4)}, r"1 to 25 levels, found \(0, 4, 4\); pass"),
+        ({"semantic_ids.codes": (-2, 4)}, r"1 to 25 levels, found \(-2, 4\)"),
+        ({"semantic_ids.codes": ()}, r"1 to 25 levels, found \(\)"),
+        ({"semantic_ids.codes": (2,) * 26}, "1 to 25 levels, found"),
+        ({"semantic_ids.last_codes": -1}, r"semantic_ids\.last_codes of 0 or more, found -1"),
         ({"semantic_ids.codes": (400, 4, 4)}, "at least 400 different vectors"),
         ({"vocabulary.tokenizer": "/nowhere.json"}, "expected a tokenizer.json, found no"),
         ({"rl.temperature": -1.0}, "config.rl: expected max_tokens .* temperature of 0 or more"),
@@ -364,14 +369,16 @@ def test_a_run_is_held_to_its_ids_and_its_tokenizer(folder, cache, tmp_path):
     assert (tmp_path / "semantic_ids.npz").read_bytes() == before
 
 
+class Corpus:
+    def __init__(self, count):
+        self.item = np.arange(count)
+
+    def __len__(self):
+        return len(self.item)
+
+
 def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path, monkeypatch):
     answered, arrived = [], []
-
-    class Corpus:
-        item = np.arange(100)
-
-        def __len__(self):
-            return len(self.item)
 
     def stop(what):
         if arrived:
@@ -379,7 +386,7 @@ def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path, monkeypatch):
 
     run = types.SimpleNamespace(
         config=config_dict.ConfigDict({"evolve": {"corpus": 70}, "eval": {"batch_size": 1}}),
-        examples=types.SimpleNamespace(train=Corpus()),
+        examples=types.SimpleNamespace(train=Corpus(100)),
         _controls=types.SimpleNamespace(end_think=9),
         answers=lambda params, split, rows: answered.append(rows.tolist()) or arrived.append(1),
     )
@@ -400,6 +407,23 @@ def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path, monkeypatch):
         arrived.clear()
     assert [len(rows) for rows in answered] == [32, 32, 6]
     assert [case.example for case in found] == list(range(70))
+
+
+@pytest.mark.parametrize("most", [0, -1, 100])
+def test_all_of_the_corpus_is_answered_where_no_bound_is_set(tmp_path, most):
+    run = types.SimpleNamespace(
+        config=config_dict.ConfigDict({"evolve": {"corpus": most}, "eval": {"batch_size": 1}}),
+        examples=types.SimpleNamespace(train=Corpus(40)),
+        _controls=types.SimpleNamespace(end_think=9),
+        answers=lambda params, split, rows: rows,
+    )
+    cases = crs.CRSExperiment._collected(
+        run,
+        Subsets(str(tmp_path / "s"), str),
+        lambda answers, targets, rows, end: [Case(int(row), [], 0) for row in rows],
+        *(None, "rl_0", 0),
+    )
+    assert len(cases) == 40
 
 
 def test_each_loop_says_why_it_has_ended(tmp_path):
