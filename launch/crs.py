@@ -345,15 +345,13 @@ class CRSExperiment:
         )
         with distributed.first_alone():
             crs_kept.keep(workdir, self.examples)
+        subsets = Subsets(workdir.file("subsets", ""), words.decode)
+        # Before alignment, which what cannot be distilled would cost.
+        told = crs_teacher.distilled(config, self.examples, subsets, DISTILL, self._mesh)
         aligning = self._sft_task(
             ALIGN, self.examples.alignment(), config.align.epochs, self._start
         )
         params = self._run(workdir, aligning, config.align.learning_rate, config.align.evals)
-        subsets = Subsets(workdir.file("subsets", ""), words.decode)
-        if config.distill.teacher:
-            told = crs_teacher.taught(config, self.examples, subsets, DISTILL, self._mesh)
-        else:
-            told = [Case(row, tokens, 0) for row, tokens in self.examples.distillation()]
         distilled = self._fine_tune(workdir, config.distill, DISTILL, 0, told, params)
         fine_tune = functools.partial(self._fine_tune, workdir, config.evolve)
         early = self_evolve.evolve(

@@ -1,4 +1,7 @@
-"""What a teacher's checkpoint says of training searches, kept as subsets of a run."""
+"""What is distilled: what a teacher's checkpoint, a file or templates say of training searches.
+
+All of it is kept as subsets of a run, so that one that continues reads what it began with.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,25 @@ def check_data(config: config_dict.ConfigDict, examples: CRSExamples) -> None:
     words = teacher.read_vocabulary(folder, teacher.read_config(folder))
     for row in examples.distilled().tolist():
         teacher.prompt(words, *examples.in_words(row), limit=limit)
+
+
+def distilled(
+    config: config_dict.ConfigDict,
+    examples: CRSExamples,
+    subsets: Subsets,
+    stage: str,
+    mesh: Mesh,
+) -> list[Case]:
+    """The subset that `stage` distils, made once.
+
+    Raises:
+      UserError: as `taught`, or without a teacher as `CRSExamples.distillation`.
+    """
+    if config.distill.teacher:
+        return taught(config, examples, subsets, stage, mesh)
+    return subsets.get(
+        stage, lambda: [Case(row, tokens, 0) for row, tokens in examples.distillation()]
+    )
 
 
 def taught(

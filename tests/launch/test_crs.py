@@ -20,7 +20,7 @@ from configs import crs_amazon_beauty
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import Preempted
-from core.workdir import Workdir
+from core.workdir import Workdir, open_workdir
 from crs_jax.subsets import Case, Subsets
 from launch import crs, crs_kept
 from launch.data import Data, resolve
@@ -157,6 +157,43 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
     path.write_text(json.dumps(rows[0] | {"item": "999"}) + "\n")
     with pytest.raises(UserError, match="item '999', which is none"):
         opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
+
+
+@pytest.mark.parametrize("source", ["templates", "traces"])
+def test_what_is_distilled_is_kept_with_its_hash(folder, cache, tmp_path, source, monkeypatch):
+    path = tmp_path / "traces.jsonl"
+    experiment = opened(folder, cache)
+    examples, log = experiment.examples, experiment.data.log
+    if source == "traces":
+        names = log.user_ids[examples.train.user[3]], log.item_ids[examples.train.item[3]]
+        query = examples.query(int(examples.train.target_row[3]))
+        trace = {"user": str(names[0]), "query": query, "item": str(names[1])}
+        path.write_text(json.dumps(trace | {"reasoning": "the user wants things"}))
+        experiment.config.distill.traces = str(path)
+    trained = {}
+
+    class Stopped(Exception):
+        pass
+
+    def fine_tune(self, workdir, settings, stage, iteration, cases, params):
+        trained[stage] = cases
+        raise Stopped
+
+    monkeypatch.setattr(crs.CRSExperiment, "_run", lambda self, workdir, task, rate, evals: None)
+    monkeypatch.setattr(crs.CRSExperiment, "_fine_tune", fine_tune)
+    workdir = open_workdir(str(tmp_path / "w"), experiment.config.to_dict())
+    with pytest.raises(Stopped):
+        experiment.run(workdir)
+    first = trained.pop("sft_0")
+    assert [(case.example, case.reasoning) for case in first] == examples.distillation()
+    about = json.loads((tmp_path / "w" / "subsets" / "sft_0.json").read_text())
+    assert about["rows"] == len(first) and len(about["sha256"]) == 64
+    # A run that goes on trains on what it began with, whatever its source says now.
+    path.write_text("")
+    monkeypatch.setattr(type(examples), "distillation", None)
+    with pytest.raises(Stopped):
+        experiment.run(workdir)
+    assert trained["sft_0"] == first
 
 
 @pytest.mark.parametrize(
