@@ -64,9 +64,7 @@ class CRSExperiment:
         alone = [sft_only_stage(i + 1) for i in rounds] if config.evolve.sft_only else []
         # The latest first, for whoever restores without naming one.
         self.stages: tuple[str, ...] = (*reversed([ALIGN, DISTILL, *evolved]), *reversed(alone))
-        checkpoint = config.model.checkpoint
-        text_rows = decoder_checkpoints.checkpoint_rows(checkpoint) if checkpoint else None
-        self.examples = CRSExamples(config, data, text_rows)
+        self.examples = CRSExamples(config, data, crs_kept.text_rows(config))
         words = self.examples.vocabulary
         self.network = decoder_of(config, words.text_rows, words.new_rows)
         self.partition = sharding.partition_of(self.network.config, self._mesh)

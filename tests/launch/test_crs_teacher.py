@@ -11,12 +11,13 @@ from test_crs import config_of, opened, write_beauty
 
 from core.errors import UserError
 from core.partitioning import make_mesh
+from core.workdir import open_workdir
 from crs_jax import decoder_checkpoints, teacher
 from crs_jax.decoder_config import DecoderConfig
 from crs_jax.subsets import Subsets
 from crs_jax.teacher import Teacher
 from crs_jax.vocabulary import Vocabulary, train_tokenizer
-from launch import crs_teacher
+from launch import crs_kept, crs_teacher
 from launch.crs_examples import CRSExamples
 from launch.restore import Restored
 from launch.train import train
@@ -202,3 +203,34 @@ def test_a_checkpoint_of_another_size_is_refused_before_the_workdir(data, tmp_pa
     (tmp_path / "t" / "config.json").write_text(json.dumps(about | {"num_hidden_layers": 2}))
     with pytest.raises(UserError, match=r"the tensor model\.layers\.1\..* of Qwen3, found none"):
         opened(*data, **settings(path))
+
+
+@pytest.fixture
+def unrestored(monkeypatch):
+    """Runs are opened without what their stages have trained."""
+    monkeypatch.setattr(Restored, "_restore", lambda self: None)
+
+
+def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(
+    data, tmp_path, unrestored
+):
+    path = write_teacher(tmp_path / "t")
+    sizes = {f"model.{name}": size for name, size in SIZES.items()}
+    changes = {"model.checkpoint": path, **sizes}
+    config, trained = config_of(*data, **changes), opened(*data, **changes)
+    workdir = open_workdir(str(tmp_path / "w"), config.to_dict(), trained.data.log.hash)
+    crs_kept.keep(workdir, trained.examples)
+    # Another tokenizer comes to the checkpoint's folder, then both go.
+    train_tokenizer(["quite other words"], 270).save(f"{path}/tokenizer.json")
+    expected = trained.examples.vocabulary
+    for _ in range(2):
+        run = Restored(workdir.path, "align").experiment
+        assert run.examples.vocabulary.to_json() == expected.to_json()
+        assert run.network.config == trained.network.config
+        assert run.details("test", "search/catalogue")["more"]["initial"] == path
+        shutil.rmtree(path, ignore_errors=True)
+    # A run that kept neither is opened with its checkpoint alone.
+    (tmp_path / "w" / "tokenizer.json").unlink()
+    (tmp_path / "w" / "text_rows.json").unlink()
+    with pytest.raises(UserError, match=r"found no .*t"):
+        Restored(workdir.path, "align")
