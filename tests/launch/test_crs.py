@@ -145,6 +145,8 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
     rows.append(
         rows[0] | {"reasoning": f"surely {experiment.examples._texts[int(train_examples.item[3])]}"}
     )
+    # Ids, those of no item too, are no words of a student.
+    rows += [rows[0] | {"reasoning": f"it is <{level}_{9**9}>"} for level in "az"]
     path = tmp_path / "traces.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
