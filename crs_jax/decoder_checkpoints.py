@@ -36,8 +36,10 @@ _OF_LAYER = {
     "mlp.up_proj": "mlp/up/kernel",
     "mlp.down_proj": "mlp/down/kernel",
 }
-# The output layer of a file that repeats the tied embedding.
-_IGNORED = "lm_head.weight"
+# The output layer, which a file may repeat though it is the embedding.
+_OUTPUT = "lm_head.weight"
+# Rows of both that are compared at once.
+_ROWS = 16_384
 # A new row's distance from the mean of the text's rows, in their standard deviations.
 _SPREAD = 0.1
 
@@ -112,6 +114,16 @@ def checkpoint_rows(path: str | pathlib.Path) -> int:
         return tensors[_EMBEDDING].get_slice(_EMBEDDING).get_shape()[0]
 
 
+def check(path: str | pathlib.Path, config: DecoderConfig) -> None:
+    """Holds a checkpoint's tensors to a network's; reads no more than an output layer of its own.
+
+    Raises:
+      UserError: as `from_hugging_face`.
+    """
+    with _opened(pathlib.Path(path)) as tensors:
+        _check(_expected(config), tensors, path)
+
+
 def from_hugging_face(
     path: str | pathlib.Path,
     config: DecoderConfig,
@@ -132,7 +144,7 @@ def from_hugging_face(
 
     Raises:
       UserError: no such file, or a checkpoint of another architecture or size: names the first
-        tensor that differs.
+        tensor that differs; or its output layer is not its embedding.
     """
     expected = _expected(config)
     with _opened(pathlib.Path(path)) as tensors:
@@ -189,6 +201,36 @@ def _check(expected: Any, tensors: dict[str, Any], path: Any) -> None:
             raise UserError(
                 f"expected {name} of shape {list(shape)}, found {list(seen)} in {path}; {advice}"
             )
-    unknown = sorted(tensors.keys() - expected.keys() - {_IGNORED})
+    unknown = sorted(tensors.keys() - expected.keys() - {_OUTPUT})
     if unknown:
         raise UserError(f"expected only tensors of Qwen3, found {unknown[0]} in {path}; {advice}")
+    if not (_repeated(tensors) if _OUTPUT in tensors else _tied(pathlib.Path(path))):
+        raise UserError(
+            f"expected a Qwen3 whose output layer is its embedding, as of 0.6B to 4B, found one "
+            f"of its own ({_OUTPUT}, or tie_word_embeddings of config.json) in {path}; pass another"
+        )
+
+
+def _repeated(tensors: dict[str, Any]) -> bool:
+    """Whether the output layer of a file is its embedding once more."""
+    ours, theirs = (tensors[name].get_slice(name) for name in (_EMBEDDING, _OUTPUT))
+    if ours.get_shape() != theirs.get_shape():
+        return False
+    rows = ours.get_shape()[0]
+    # safetensors slices no further than there are rows.
+    parts = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
+    return all(np.array_equal(np.asarray(ours[p]), np.asarray(theirs[p])) for p in parts)
+
+
+def _tied(path: pathlib.Path) -> bool:
+    """What config.json beside a checkpoint says of its output layer, where there is one."""
+    about = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        return bool(json.loads(about.read_text(encoding="utf-8")).get("tie_word_embeddings", True))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, AttributeError):
+        raise UserError(
+            f"expected the JSON of a checkpoint in {about}, found none that can be read; download "
+            "it again"
+        ) from None

@@ -27,7 +27,7 @@ from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
 from input_pipelines.search_task import SearchExamples
 from launch import crs_kept, crs_teacher, results, search_protocol
 from launch.crs_examples import CRSExamples
-from launch.crs_settings import decoder_of, stage_settings
+from launch.crs_settings import check_codes, decoder_of, stage_settings
 from launch.data import Data
 from launch.search_protocol import PROTOCOL
 
@@ -54,6 +54,7 @@ class CRSExperiment:
     def __init__(self, config: config_dict.ConfigDict, data: Data):
         self.config, self.data = config, data
         search_protocol.check(config)
+        check_codes(config)
         self._mesh = make_mesh(config.mesh.data, config.mesh.table)
         # Runs from before there was this setting have none.
         if config.distill.get("teacher"):
@@ -63,9 +64,7 @@ class CRSExperiment:
         alone = [sft_only_stage(i + 1) for i in rounds] if config.evolve.sft_only else []
         # The latest first, for whoever restores without naming one.
         self.stages: tuple[str, ...] = (*reversed([ALIGN, DISTILL, *evolved]), *reversed(alone))
-        checkpoint = config.model.checkpoint
-        text_rows = decoder_checkpoints.checkpoint_rows(checkpoint) if checkpoint else None
-        self.examples = CRSExamples(config, data, text_rows)
+        self.examples = CRSExamples(config, data, crs_kept.text_rows(config))
         words = self.examples.vocabulary
         self.network = decoder_of(config, words.text_rows, words.new_rows)
         self.partition = sharding.partition_of(self.network.config, self._mesh)
@@ -95,8 +94,11 @@ class CRSExperiment:
     def check_data(self) -> None:
         """Raises UserError where a split has no searches, or these no impressions to rank.
 
-        Or where a query does not fit into a prompt: stages would be trained in vain.
+        Or where a query does not fit into a prompt, or what a later stage reads cannot be read:
+        stages would be trained in vain.
         """
+        if self.config.model.checkpoint:
+            decoder_checkpoints.check(self.config.model.checkpoint, self.network.config)
         for split in ("validation", "test"):
             found = self.held_out(split)
             for reason in (False, True):
@@ -104,8 +106,7 @@ class CRSExperiment:
             if search_protocol.IMPRESSIONS in search_protocol.evaluated(self.config):
                 search_protocol.impressions(self.data.log, found)
         self._asked("train", True)
-        if self.config.distill.get("teacher"):
-            crs_teacher.check_prompts(self.config, self.examples)
+        crs_teacher.check_data(self.config, self.examples)
 
     def _asked(self, split: str, reason: bool) -> tuple[np.ndarray, np.ndarray]:
         """Prompts of a split ('train' too) as an array, and their lengths."""
@@ -342,15 +343,13 @@ class CRSExperiment:
         )
         with distributed.first_alone():
             crs_kept.keep(workdir, self.examples)
+        subsets = Subsets(workdir.file("subsets", ""), words.decode)
+        # Before alignment, which what cannot be distilled would cost.
+        told = crs_teacher.distilled(config, self.examples, subsets, DISTILL, self._mesh)
         aligning = self._sft_task(
             ALIGN, self.examples.alignment(), config.align.epochs, self._start
         )
         params = self._run(workdir, aligning, config.align.learning_rate, config.align.evals)
-        subsets = Subsets(workdir.file("subsets", ""), words.decode)
-        if config.distill.teacher:
-            told = crs_teacher.taught(config, self.examples, subsets, DISTILL, self._mesh)
-        else:
-            told = [Case(row, tokens, 0) for row, tokens in self.examples.distillation()]
         distilled = self._fine_tune(workdir, config.distill, DISTILL, 0, told, params)
         fine_tune = functools.partial(self._fine_tune, workdir, config.evolve)
         early = self_evolve.evolve(
@@ -401,7 +400,7 @@ class CRSExperiment:
                 self.answers(params, "train", rows), targets, rows, self._controls.end_think
             )
 
-        count = min(most, count) if most else count
+        count = min(most, count) if most > 0 else count
         found: list[Case] = []
         for number, start in enumerate(range(0, count, size)):
             make = functools.partial(part, start, min(start + size, count))

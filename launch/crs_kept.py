@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ml_collections import config_dict
 
 from core.errors import UserError
 from core.workdir import Workdir, is_writer, write_atomically
-from crs_jax import semantic_ids
+from crs_jax import decoder_checkpoints, semantic_ids
 from launch.crs_examples import CRSExamples
 
-_TOKENIZER = "tokenizer.json"
+# The tokenizer's own, and the rows of text that a checkpoint's embedding has beyond its tokens.
+_TOKENIZER, _ROWS = "tokenizer.json", "text_rows.json"
+
+
+def reading(config: config_dict.ConfigDict, folder: str) -> None:
+    """Points the config of a run that is opened again to the tokenizer that its folder keeps.
+
+    So it is read with the tokenizer that it was trained with, and where its checkpoint is not. A
+    run from before either was kept takes them from where it took them in training.
+    """
+    tokenizer, rows = (os.path.join(folder, name) for name in (_TOKENIZER, _ROWS))
+    if os.path.exists(tokenizer):
+        config.vocabulary.tokenizer = tokenizer
+    if os.path.exists(rows):
+        with open(rows, encoding="utf-8") as file:
+            config.vocabulary.text_rows = json.load(file)
+
+
+def text_rows(config: config_dict.ConfigDict) -> int | None:
+    """Rows of text of a run's embedding; None for as many as its tokenizer has tokens.
+
+    Raises:
+      UserError: as `decoder_checkpoints.checkpoint_rows`.
+    """
+    kept = config.vocabulary.get("text_rows")  # only `reading` sets it
+    if kept is not None or not config.model.checkpoint:
+        return kept
+    return decoder_checkpoints.checkpoint_rows(config.model.checkpoint)
 
 
 def check_ids(examples: CRSExamples, tables: Mapping[str, Any]) -> None:
@@ -39,6 +68,9 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
         _check(examples, semantic_ids.load(workdir.path).hash)
     elif is_writer():
         examples.ids.save(workdir.path)
+    rows = workdir.file(_ROWS)
+    if is_writer() and not os.path.exists(rows):
+        write_atomically(rows, f"{examples.vocabulary.text_rows}\n")
     text, path = examples.vocabulary.to_json(), workdir.file(_TOKENIZER)
     if not os.path.exists(path):
         if is_writer():

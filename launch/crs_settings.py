@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 from ml_collections import config_dict
 
 from core.errors import UserError
@@ -18,6 +20,23 @@ _ABOVE_ZERO = (
     *("eval.beam", "eval.batch_size", "loop.log_every", "loop.checkpoint_every"),
     *("prompts.max_prompt", "prompts.max_reasoning", "prompts.max_answer"),
 )
+
+
+def check_codes(config: config_dict.ConfigDict) -> None:
+    """Raises UserError where `config.semantic_ids` describes no ids."""
+    codes, last = config.semantic_ids.codes, config.semantic_ids.last_codes
+    whole = all(isinstance(size, int) and size > 0 for size in codes)
+    # A letter names a level, the de-duplication level too.
+    if not whole or not 0 < len(codes) < len(string.ascii_lowercase):
+        raise UserError(
+            f"expected config.semantic_ids.codes of 1 or more for 1 to 25 levels, found "
+            f"{tuple(codes)}; pass for instance 256,256,256"
+        )
+    if last < 0:
+        raise UserError(
+            f"expected config.semantic_ids.last_codes of 0 or more, found {last}; 0 takes as many "
+            "as are needed"
+        )
 
 
 def decoder_of(config: config_dict.ConfigDict, text_rows: int, new_rows: int) -> Decoder:

@@ -1,4 +1,7 @@
-"""What a teacher's checkpoint says of training searches, kept as subsets of a run."""
+"""What is distilled: what a teacher's checkpoint, a file or templates say of training searches.
+
+All of it is kept as subsets of a run, so that one that continues reads what it began with.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from core.loop import stop_if_terminated
-from crs_jax import teacher
+from crs_jax import decoder_checkpoints, teacher
 from crs_jax.subsets import Case, Subsets
 from crs_jax.teacher import Teacher
 from launch.crs_examples import CRSExamples
@@ -24,22 +27,52 @@ def check(config: config_dict.ConfigDict) -> None:
     """Finds what is wrong with `config.distill.teacher` before a run begins.
 
     Raises:
-      UserError: no folder of a Qwen3 checkpoint, or a file of traces is given too.
+      UserError: no folder of a Qwen3 checkpoint, tensors of another size than its config.json
+        tells, or a file of traces is given too.
     """
     if config.distill.traces:
         raise UserError(
             "expected config.distill.teacher or config.distill.traces, found both; leave one empty"
         )
     folder = config.distill.teacher
-    teacher.read_vocabulary(folder, teacher.read_config(folder))
+    sizes = teacher.read_config(folder)
+    teacher.read_vocabulary(folder, sizes)
+    decoder_checkpoints.check(folder, sizes)
 
 
-def check_prompts(config: config_dict.ConfigDict, examples: CRSExamples) -> None:
-    """Raises UserError where what the teacher is to be asked does not fit into a prompt."""
+def check_data(config: config_dict.ConfigDict, examples: CRSExamples) -> None:
+    """Finds before alignment what distillation after it could not use.
+
+    Raises:
+      UserError: what the teacher is to be asked does not fit into a prompt; or, without a teacher,
+        as `CRSExamples.distillation`.
+    """
     folder, limit = config.distill.teacher, config.prompts.max_prompt
+    if not folder:
+        examples.distillation()
+        return
     words = teacher.read_vocabulary(folder, teacher.read_config(folder))
     for row in examples.distilled().tolist():
         teacher.prompt(words, *examples.in_words(row), limit=limit)
+
+
+def distilled(
+    config: config_dict.ConfigDict,
+    examples: CRSExamples,
+    subsets: Subsets,
+    stage: str,
+    mesh: Mesh,
+) -> list[Case]:
+    """The subset that `stage` distils, made once.
+
+    Raises:
+      UserError: as `taught`, or without a teacher as `CRSExamples.distillation`.
+    """
+    if config.distill.teacher:
+        return taught(config, examples, subsets, stage, mesh)
+    return subsets.get(
+        stage, lambda: [Case(row, tokens, 0) for row, tokens in examples.distillation()]
+    )
 
 
 def taught(

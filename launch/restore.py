@@ -13,6 +13,7 @@ from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
+from launch import crs_kept
 from launch.data import Data
 from launch.methods import open_experiment
 from lcrsr.embedding import with_item_words
@@ -58,6 +59,8 @@ class Restored:
             config.pretrain.teacher = ""  # what it has learnt from need not be there any more
         if config.get("distill") is not None and config.distill.get("teacher"):
             config.distill.teacher = ""
+        if config.get("method") == "crs":
+            crs_kept.reading(config, self.workdir.path)
         self.data = Data(config)
         self.workdir.check_log(self.data.log.hash)
         self.experiment: Any = open_experiment(config, self.data)

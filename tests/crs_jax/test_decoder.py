@@ -233,6 +233,20 @@ def test_other_architectures_are_refused_by_their_first_tensor(tmp_path):
         config=changed(mlp_dim=21),
     )
     refused("expected the tensor model.layers.2.input_layernorm.weight", config=changed(layers=3))
+    table = tensors["model.embed_tokens.weight"]
+    own = {"lm_head.weight": table + np.eye(*table.shape, dtype=np.float32)}
+    refused(r"output layer is its embedding.* found one of its own \(lm_head", tensors | own)
+    refused("found one of its own", tensors | {"lm_head.weight": table[:-1]})
+    path = tmp_path / "other.safetensors"
+    for repeated, tied in ((True, False), (False, True)):
+        more = {"lm_head.weight": table.copy()} if repeated else {}
+        save_file(tensors | more, path)
+        (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        decoder_checkpoints.check(path, CONFIG)
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings": false}')
+    refused("found one of its own", tensors)
+    (tmp_path / "config.json").write_text("{")
+    refused("expected the JSON of a checkpoint in .*config.json", tensors)
     (tmp_path / "text").write_text("not tensors at all")
     with pytest.raises(UserError, match="which is none"):
         decoder_checkpoints.from_hugging_face(tmp_path / "text", CONFIG, KEY)

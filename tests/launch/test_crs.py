@@ -20,7 +20,7 @@ from configs import crs_amazon_beauty
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import Preempted
-from core.workdir import Workdir
+from core.workdir import Workdir, open_workdir
 from crs_jax.subsets import Case, Subsets
 from launch import crs, crs_kept
 from launch.data import Data, resolve
@@ -145,6 +145,8 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
     rows.append(
         rows[0] | {"reasoning": f"surely {experiment.examples._texts[int(train_examples.item[3])]}"}
     )
+    # Ids, those of no item too, are no words of a student.
+    rows += [rows[0] | {"reasoning": f"it is <{level}_{9**9}>"} for level in "az"]
     path = tmp_path / "traces.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
@@ -157,6 +159,62 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
     path.write_text(json.dumps(rows[0] | {"item": "999"}) + "\n")
     with pytest.raises(UserError, match="item '999', which is none"):
         opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
+
+
+@pytest.mark.parametrize("source", ["templates", "traces"])
+def test_what_is_distilled_is_kept_with_its_hash(folder, cache, tmp_path, source, monkeypatch):
+    path = tmp_path / "traces.jsonl"
+    experiment = opened(folder, cache)
+    examples, log = experiment.examples, experiment.data.log
+    if source == "traces":
+        names = log.user_ids[examples.train.user[3]], log.item_ids[examples.train.item[3]]
+        query = examples.query(int(examples.train.target_row[3]))
+        trace = {"user": str(names[0]), "query": query, "item": str(names[1])}
+        path.write_text(json.dumps(trace | {"reasoning": "the user wants things"}))
+        experiment.config.distill.traces = str(path)
+    trained = {}
+
+    class Stopped(Exception):
+        pass
+
+    def fine_tune(self, workdir, settings, stage, iteration, cases, params):
+        trained[stage] = cases
+        raise Stopped
+
+    monkeypatch.setattr(crs.CRSExperiment, "_run", lambda self, workdir, task, rate, evals: None)
+    monkeypatch.setattr(crs.CRSExperiment, "_fine_tune", fine_tune)
+    workdir = open_workdir(str(tmp_path / "w"), experiment.config.to_dict())
+    with pytest.raises(Stopped):
+        experiment.run(workdir)
+    first = trained.pop("sft_0")
+    assert [(case.example, case.reasoning) for case in first] == examples.distillation()
+    about = json.loads((tmp_path / "w" / "subsets" / "sft_0.json").read_text())
+    assert about["rows"] == len(first) and len(about["sha256"]) == 64
+    # A run that goes on trains on what it began with, whatever its source says now.
+    path.write_text("")
+    monkeypatch.setattr(type(examples), "distillation", None)
+    with pytest.raises(Stopped):
+        experiment.run(workdir)
+    assert trained["sft_0"] == first
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"user": "1"}\n', r"reasoning in line 1 of .*, found"),
+        ("\n\n{", "in line 3 of"),
+        ("", "found none among 0"),
+        (json.dumps(dict.fromkeys(("user", "query", "item", "reasoning"), "x")), "which is none"),
+    ],
+)
+def test_traces_that_cannot_be_distilled_are_refused_before_the_workdir(
+    folder, cache, tmp_path, text, message
+):
+    path = tmp_path / "traces.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        train(config_of(folder, cache, **{"distill.traces": str(path)}), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(
@@ -175,6 +233,11 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
         ({"model.dtype": "int8"}, "config.model: expected dtype"),
         ({"mesh.data": 8}, r"config\.rl\.batch_size that is a multiple of .* 8 devices, found 4"),
         ({"mesh.data": 2, "eval.batch_size": 9}, r"expected config\.eval\.batch_size that is"),
+        ({"semantic_ids.codes": (0, 4, 4)}, r"1 to 25 levels, found \(0, 4, 4\); pass"),
+        ({"semantic_ids.codes": (-2, 4)}, r"1 to 25 levels, found \(-2, 4\)"),
+        ({"semantic_ids.codes": ()}, r"1 to 25 levels, found \(\)"),
+        ({"semantic_ids.codes": (2,) * 26}, "1 to 25 levels, found"),
+        ({"semantic_ids.last_codes": -1}, r"semantic_ids\.last_codes of 0 or more, found -1"),
         ({"semantic_ids.codes": (400, 4, 4)}, "at least 400 different vectors"),
         ({"vocabulary.tokenizer": "/nowhere.json"}, "expected a tokenizer.json, found no"),
         ({"rl.temperature": -1.0}, "config.rl: expected max_tokens .* temperature of 0 or more"),
@@ -345,14 +408,16 @@ def test_a_run_is_held_to_its_ids_and_its_tokenizer(folder, cache, tmp_path):
     assert (tmp_path / "semantic_ids.npz").read_bytes() == before
 
 
+class Corpus:
+    def __init__(self, count):
+        self.item = np.arange(count)
+
+    def __len__(self):
+        return len(self.item)
+
+
 def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path, monkeypatch):
     answered, arrived = [], []
-
-    class Corpus:
-        item = np.arange(100)
-
-        def __len__(self):
-            return len(self.item)
 
     def stop(what):
         if arrived:
@@ -360,7 +425,7 @@ def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path, monkeypatch):
 
     run = types.SimpleNamespace(
         config=config_dict.ConfigDict({"evolve": {"corpus": 70}, "eval": {"batch_size": 1}}),
-        examples=types.SimpleNamespace(train=Corpus()),
+        examples=types.SimpleNamespace(train=Corpus(100)),
         _controls=types.SimpleNamespace(end_think=9),
         answers=lambda params, split, rows: answered.append(rows.tolist()) or arrived.append(1),
     )
@@ -381,6 +446,23 @@ def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path, monkeypatch):
         arrived.clear()
     assert [len(rows) for rows in answered] == [32, 32, 6]
     assert [case.example for case in found] == list(range(70))
+
+
+@pytest.mark.parametrize("most", [0, -1, 100])
+def test_all_of_the_corpus_is_answered_where_no_bound_is_set(tmp_path, most):
+    run = types.SimpleNamespace(
+        config=config_dict.ConfigDict({"evolve": {"corpus": most}, "eval": {"batch_size": 1}}),
+        examples=types.SimpleNamespace(train=Corpus(40)),
+        _controls=types.SimpleNamespace(end_think=9),
+        answers=lambda params, split, rows: rows,
+    )
+    cases = crs.CRSExperiment._collected(
+        run,
+        Subsets(str(tmp_path / "s"), str),
+        lambda answers, targets, rows, end: [Case(int(row), [], 0) for row in rows],
+        *(None, "rl_0", 0),
+    )
+    assert len(cases) == 40
 
 
 def test_each_loop_says_why_it_has_ended(tmp_path):

@@ -11,12 +11,13 @@ from test_crs import config_of, opened, write_beauty
 
 from core.errors import UserError
 from core.partitioning import make_mesh
+from core.workdir import open_workdir
 from crs_jax import decoder_checkpoints, teacher
 from crs_jax.decoder_config import DecoderConfig
 from crs_jax.subsets import Subsets
 from crs_jax.teacher import Teacher
 from crs_jax.vocabulary import Vocabulary, train_tokenizer
-from launch import crs_teacher
+from launch import crs_kept, crs_teacher
 from launch.crs_examples import CRSExamples
 from launch.restore import Restored
 from launch.train import train
@@ -103,7 +104,7 @@ def test_a_prompt_that_the_teacher_has_no_room_for_is_told_before_training(data,
     experiment.check_data()
     experiment.config.prompts.max_prompt = 50
     with pytest.raises(UserError, match=r"a teacher's prompt of at most 50 tokens, found \d+"):
-        crs_teacher.check_prompts(experiment.config, experiment.examples)
+        crs_teacher.check_data(experiment.config, experiment.examples)
 
 
 def test_traces_are_kept_in_parts_that_a_kill_leaves(data, tmp_path, monkeypatch):
@@ -189,3 +190,47 @@ def test_a_checkpoint_to_train_brings_its_own_tokenizer(data, tmp_path):
     config.model.checkpoint = f"{path}/model.safetensors"
     with pytest.raises(UserError, match=r"found no .*t/tokenizer\.json"):
         CRSExamples(config, experiment.data, ROWS)
+
+
+def test_a_checkpoint_of_another_size_is_refused_before_the_workdir(data, tmp_path):
+    path = write_teacher(tmp_path / "t")
+    sizes = {f"model.{name}": size for name, size in SIZES.items() if name != "layers"}
+    config = config_of(*data, **{"model.checkpoint": path, **sizes, "model.layers": 2})
+    with pytest.raises(UserError, match=r"the tensor model\.layers\.1\..* of Qwen3, found none"):
+        train(config, str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+    about = json.loads((tmp_path / "t" / "config.json").read_text())
+    (tmp_path / "t" / "config.json").write_text(json.dumps(about | {"num_hidden_layers": 2}))
+    with pytest.raises(UserError, match=r"the tensor model\.layers\.1\..* of Qwen3, found none"):
+        opened(*data, **settings(path))
+
+
+@pytest.fixture
+def unrestored(monkeypatch):
+    """Runs are opened without what their stages have trained."""
+    monkeypatch.setattr(Restored, "_restore", lambda self: None)
+
+
+def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(
+    data, tmp_path, unrestored
+):
+    path = write_teacher(tmp_path / "t")
+    sizes = {f"model.{name}": size for name, size in SIZES.items()}
+    changes = {"model.checkpoint": path, **sizes}
+    config, trained = config_of(*data, **changes), opened(*data, **changes)
+    workdir = open_workdir(str(tmp_path / "w"), config.to_dict(), trained.data.log.hash)
+    crs_kept.keep(workdir, trained.examples)
+    # Another tokenizer comes to the checkpoint's folder, then both go.
+    train_tokenizer(["quite other words"], 270).save(f"{path}/tokenizer.json")
+    expected = trained.examples.vocabulary
+    for _ in range(2):
+        run = Restored(workdir.path, "align").experiment
+        assert run.examples.vocabulary.to_json() == expected.to_json()
+        assert run.network.config == trained.network.config
+        assert run.details("test", "search/catalogue")["more"]["initial"] == path
+        shutil.rmtree(path, ignore_errors=True)
+    # A run that kept neither is opened with its checkpoint alone.
+    (tmp_path / "w" / "tokenizer.json").unlink()
+    (tmp_path / "w" / "text_rows.json").unlink()
+    with pytest.raises(UserError, match=r"found no .*t"):
+        Restored(workdir.path, "align")
