@@ -51,10 +51,12 @@ def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTa
     The latter is kept beside the prepared data, so that ablations share it.
 
     Raises:
-      UserError: as `load_table`, or as `IdentifierExperiment`.
+      UserError: as `load_table`, identifiers of another split, or as `IdentifierExperiment`.
     """
     if config.identifiers:
-        return load_table(config.identifiers, data_hash=data.log.hash)
+        table = load_table(config.identifiers, data_hash=data.log.hash)
+        data.check_training_split(table.training_split, f"identifiers in {config.identifiers}")
+        return table
     own = config_dict.ConfigDict(
         {
             "method": "gensar_identifiers",
