@@ -1,20 +1,35 @@
 """GenSAR's joint training on Amazon Electronics, raw public files, with the paper's own settings.
 
 Command: python -m launch.train --config=configs/gensar_amazon_electronics.py \
-  --config.data_dir=DIR, with DIR holding the reviews, meta, query and qrels files of the category.
-For an accelerator: T5-small in bfloat16, 8,192 examples an update.
+  --config.data_dir=DIR, with DIR holding the reviews, meta, query and qrels files of the category,
+and --config.identifiers=W the workdir of configs/gensar_identifiers_amazon_electronics.py; without
+it identifiers are trained first. For an accelerator: T5-small in bfloat16, 8,192 examples an
+update.
+
+Departures from the paper, unless the setting in brackets is given:
+- Collaborative vectors are factors of the training clicks; the paper's are the item vectors of a
+  trained UniSAR (identifier_vectors.collaborative, or such identifiers).
+- Pseudo-queries are the rarest words of an item's text; the paper's are Doc2query's, one an item
+  (prompts.pseudo_queries).
+- Pieces are trained on this catalogue; the paper's are T5's own (vocabulary.pieces_model).
+- The network starts from scratch; the paper's is a pre-trained T5.
 """
 
 from ml_collections import config_dict
 
-from configs import datasets, defaults, gensar_qilin
+from configs import (
+    datasets,
+    defaults,
+    gensar_identifiers_amazon_electronics,
+    gensar_qilin,
+)
 
 
 def get_config(system: str = "gensar") -> config_dict.ConfigDict:
     config = datasets.amazon_raw(gensar_qilin.method(defaults.get_config(), system))
-    # The paper's; needs the package sentence-transformers. "tfidf_svd" needs nothing.
-    config.identifier_vectors.semantic = "BAAI/bge-base-en-v1.5"
-    config.identifier_train.epochs = 500  # released
+    identifiers = gensar_identifiers_amazon_electronics.get_config()
+    config.identifier_vectors = identifiers.vectors
+    config.identifier_train = identifiers.train
     config.model.size = "t5-small"  # released, from scratch here
     config.model.dtype = "bfloat16"
     config.vocabulary.pieces = 32_000  # as many as T5's own

@@ -166,12 +166,15 @@ class IdentifierTable:
       shared_levels: L_m; the levels after it are the source's own.
       num_codes: K.
       data_hash: of the log whose items these are.
+      training_split: which of its clicks they were trained on (`launch.data.Data`); None of tables
+        of before that was recorded. The hash leaves it out.
     """
 
     codes: dict[str, np.ndarray]
     shared_levels: int
     num_codes: int
     data_hash: str
+    training_split: str | None = None
 
     @property
     def hash(self) -> str:
@@ -252,6 +255,7 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
         "specific_levels": table.codes[SOURCES[0]].shape[1] - table.shared_levels,
         "codes": table.num_codes,
         "data_hash": table.data_hash,
+        "training_split": table.training_split,
         **report,
     }
     write_atomically(os.path.join(directory, _META), json.dumps(meta, indent=2) + "\n")
@@ -274,7 +278,13 @@ def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
             meta = json.load(file)
         with np.load(path) as arrays:
             codes = {source: arrays[source] for source in SOURCES}
-        table = IdentifierTable(codes, meta["shared_levels"], meta["codes"], meta["data_hash"])
+        table = IdentifierTable(
+            codes,
+            meta["shared_levels"],
+            meta["codes"],
+            meta["data_hash"],
+            meta.get("training_split"),
+        )
         written = meta["hash"]
         numbers, names = (table.shared_levels, table.num_codes), (table.data_hash, written)
         if {*map(type, numbers)} != {int} or {*map(type, names)} != {str}:

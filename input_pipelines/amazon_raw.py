@@ -1,13 +1,14 @@
 """Amazon reviews with semi-synthetic searches, any category, from the raw files.
 
     reviews_X_5.json.gz   one review a line: reviewerID, asin, unixReviewTime, ...
-    meta_X.json.gz        one item a line, a Python dict literal: asin, ...
+    meta_X.json.gz        one item a line, a Python dict literal: asin, title, description, ...
     query_text.txt.gz     one query a line, the first is number 0   (Amazon-Product-Search)
     train.qrels.gz, test.qrels.gz    REVIEWER_QUERY 0 ASIN 1        (Amazon-Product-Search)
 
 The recipe of GenSAR and UniSAR: recommendation clicks are all reviews of items that have
 metadata; a review whose (user, item) has queries is also a search with one of them, chosen by
-seed, and the reviewed item clicked; users need both.
+seed, and the reviewed item clicked; users need both. An item's text is its title and description,
+as far as it has them (GenSAR 3.2.1); never its categories, for a query IS a category path.
 
 Review times are whole days, so the time of an event is its position in the user's sequence, reviews
 of one day in the order of a hash. The two faces of a review share their position: the history of
@@ -23,7 +24,7 @@ import json
 import logging
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from input_pipelines.log import Log, RawEvents, build_log, tie_break
 _LOG = logging.getLogger(__name__)
 
 _PATTERNS = ("reviews_*_5.json.gz", "meta_*.json.gz")
+_TEXT_KEYS = ("title", "description")
 _QUERIES = ("query_text.txt.gz", "train.qrels.gz", "test.qrels.gz")
 # Of the choice among the queries of a (user, item).
 _QUERY_SEED = 0
@@ -99,17 +101,44 @@ def _malformed(path: pathlib.Path, number: int, expected: str, line: str) -> Use
 
 
 def _record(
-    path: pathlib.Path, number: int, line: str, keys: Mapping[str, Callable[[Any], Any]]
+    path: pathlib.Path,
+    number: int,
+    line: str,
+    keys: Mapping[str, Callable[[Any], Any]],
+    texts: Sequence[str] = (),
 ) -> list:
-    """The values of `keys` in one line, JSON or a Python literal; nothing is executed."""
+    """The values of `keys` in one line, JSON or a Python literal; nothing is executed.
+
+    Then those of `texts`, keys of text that a line need not have.
+    """
     try:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             record = ast.literal_eval(line)
-        return [convert(record[key]) for key, convert in keys.items()]
+        found = [convert(record[key]) for key, convert in keys.items()]
+        return found + [_optional_text(record.get(key)) for key in texts]
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
-        raise _malformed(path, number, f"a dict with {', '.join(keys)}", line) from None
+        expected = f"a dict with {', '.join(keys)}"
+        if texts:
+            expected += f", and {', '.join(texts)} as text where it has them,"
+        raise _malformed(path, number, expected, line) from None
+
+
+def _optional_text(value: Any) -> str:
+    """On one line; '' of nothing. Raises TypeError where it is no text."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError
+    return " ".join((value or "").split())
+
+
+def _item_texts(path: pathlib.Path, report: Report) -> dict[str, str]:
+    """The text of every item that has metadata."""
+    texts = {}
+    for number, line in _lines(path, report):
+        item, *parts = _record(path, number, line, {"asin": str}, _TEXT_KEYS)
+        texts[item] = " ".join(part for part in parts if part)
+    return texts
 
 
 def _reviews(path: pathlib.Path, known: set[str], report: Report) -> pd.DataFrame:
@@ -167,10 +196,10 @@ def read_amazon_raw(data_dir: str, *, report: Report = silent) -> Log:
     Raises:
       UserError: a file is missing or cut short, a line malformed (named), no user has both.
     """
-    reviews, meta, texts, *qrels = raw_files(data_dir)
-    known = {_record(meta, n, line, {"asin": str})[0] for n, line in _lines(meta, report)}
-    events = _reviews(reviews, known, report)
-    queries = [line.split() for _, line in _lines(texts, report)]
+    reviews, meta, query_texts, *qrels = raw_files(data_dir)
+    item_texts = _item_texts(meta, report)
+    events = _reviews(reviews, set(item_texts), report)
+    queries = [line.split() for _, line in _lines(query_texts, report)]
     chosen = _choose(_qrels(qrels, len(queries), report))
     report("matching", 0.0)
     searches = events.merge(chosen, on=["user", "item"])
@@ -189,5 +218,6 @@ def read_amazon_raw(data_dir: str, *, report: Report = silent) -> Log:
         search_time=searches["position"].tolist(),
         search_words=[queries[query] for query in searches["query"].tolist()],
         search_clicks=[[item] for item in searches["item"].tolist()],
+        item_texts=item_texts,
     )
     return build_log(f"amazon_{_category(reviews).lower()}", raw)

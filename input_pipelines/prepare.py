@@ -80,6 +80,7 @@ READERS: dict[str, Reader] = {
     "amazon_raw": Reader(
         files=amazon_raw.raw_files,
         read=amazon_raw.read_amazon_raw,
+        version=2,  # item texts
         reports=True,
     ),
     "trivago": Reader(files=trivago.raw_files, read=trivago.read_trivago, settings=("segmenter",)),

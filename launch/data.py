@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -123,6 +125,36 @@ class Data:
         self.log, self.directory = prepare.prepare_log(
             config.dataset, data_dir, cache, {"segmenter": config.data.segmenter}
         )
+
+    @functools.cached_property
+    def training_split(self) -> str:
+        """The split's name and a hash over the clicks that train: what a model may have seen."""
+        rows = np.ascontiguousarray(self.splits.training_rows, np.int64)
+        return f"{self.splits.name}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}"
+
+    def check_training_split(self, found: str | None, what: str) -> None:
+        """Refuses what was trained on another split of the log: its clicks may be held out here.
+
+        Args:
+          found: the `training_split` recorded with it; None passes with a warning (files of before
+            it was recorded).
+          what: such as 'item vectors in FILE'.
+
+        Raises:
+          UserError: another split.
+        """
+        if found is None:
+            _LOG.warning(
+                "%s: no record of the split that trained them; they may have seen what %s holds "
+                "out",
+                what,
+                self.splits.name,
+            )
+        elif found != self.training_split:
+            raise UserError(
+                f"expected {what} of the training clicks of {self.training_split}, found those of "
+                f"{found}; make them again with config.data.split={self.splits.name!r}"
+            )
 
     @property
     def table_sizes(self) -> dict[str, int]:

@@ -75,6 +75,7 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
         "commit": commit_id(),
         "data": restored.data.label,
         "data_hash": restored.data.log.hash,
+        "training_split": restored.data.training_split,
     }
     _save(out, rows)
     write_atomically(stem + ".ids.txt", "".join(f"{name}\n" for name in names))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from core import metrics, vectors
+from core import distributed, metrics, vectors
 from core import trie as tries
 from core.errors import UserError
 from core.loop import LoopConfig, run_stage, stop_if_terminated
@@ -27,7 +27,7 @@ from gensar_jax.t5.config import of_size
 from gensar_jax.t5.network import Transformer
 from input_pipelines import candidates
 from input_pipelines.splits import Examples
-from launch import results
+from launch import gensar_kept, results
 from launch.data import Data
 from launch.experiment import build, check_evaluation, positive
 from launch.gensar_examples import GenSARExamples
@@ -52,10 +52,12 @@ def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTa
     The latter is kept beside the prepared data, so that ablations share it.
 
     Raises:
-      UserError: as `load_table`, or as `IdentifierExperiment`.
+      UserError: as `load_table`, identifiers of another split, or as `IdentifierExperiment`.
     """
     if config.identifiers:
-        return load_table(config.identifiers, data_hash=data.log.hash)
+        table = load_table(config.identifiers, data_hash=data.log.hash)
+        data.check_training_split(table.training_split, f"identifiers in {config.identifiers}")
+        return table
     own = config_dict.ConfigDict(
         {
             "method": "gensar_identifiers",
@@ -223,8 +225,14 @@ class GenSARExperiment:
             if protocol not in _WHOLE:
                 self.data.candidate_lists(split, protocol, task)
 
+    def check_kept(self, workdir: Workdir) -> None:
+        """Raises UserError where a run was trained with other texts, tokens or identifiers."""
+        gensar_kept.check(workdir, self.examples, self.table_hash)
+
     def run(self, workdir: Workdir) -> None:
         """Trains, or continues, and reads the test split once."""
+        with distributed.first_alone():
+            gensar_kept.keep(workdir, self.examples, self.table_hash)
         mixture = self.examples.mixture
         _LOG.info(
             "mixture of %d examples an epoch: %s; %d tokens, %d of them text",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class GenSARExamples:
 
     Attributes:
       vocabulary, prompts, mixture.
+      texts_hash, pseudo_queries_hash: 16 hex digits each; the log's hash has neither.
       identifiers: by kind int32 [V+1, L], tokens; row 0 is padding's.
     """
 
@@ -68,6 +70,7 @@ class GenSARExamples:
         _, first = np.unique(self._searches.target_row, return_index=True)
         self._queries = self._searches.take(first)
         self._texts = data.log.item_texts()
+        self.texts_hash = _hash(self._texts)
         self._shape = histories.HistoryShape(
             rec_length=config.data.rec_length,
             search_length=config.data.search_length if config.data.use_search else 0,
@@ -114,6 +117,7 @@ class GenSARExamples:
         else:
             found = pseudo_queries.from_texts(self._texts, split)
         self._pseudo = [(item, query) for item, query in found if trained[item]]
+        self.pseudo_queries_hash = _hash(self._pseudo)
         sizes = {
             "nrip": len(self._train),
             "nsqp": len(self._queries),
@@ -221,6 +225,13 @@ class GenSARExamples:
     def tokens_of(self, task: str) -> np.ndarray:
         """int32 [V+1, L], the identifiers that a task decodes."""
         return self.identifiers["semantic" if task == "search" else "collaborative"]
+
+
+def _hash(values: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def padded(rows: Sequence[Sequence[int]], multiple: int = 32) -> np.ndarray:

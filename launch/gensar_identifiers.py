@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import os
 from typing import Any, NoReturn
@@ -32,7 +33,7 @@ def item_vectors(config: config_dict.ConfigDict, data: Data) -> dict[str, np.nda
     """Vectors [V, D] of each source that the model reads, rows of length 1 or 0.
 
     Raises:
-      UserError: no texts, a model or file that cannot be read or is of another log.
+      UserError: no texts, a model or file that cannot be read or is of another log or split.
     """
     settings, log = config.vectors, data.log
     factors = build(
@@ -51,6 +52,7 @@ def item_vectors(config: config_dict.ConfigDict, data: Data) -> dict[str, np.nda
             found[source] = vectors.load_vectors(
                 settings.collaborative, num_items=log.num_items, data_hash=log.hash
             )
+            _check_split(settings.collaborative, data)
         missing = int((~found[source].any(1)).sum())
         if missing:
             what = "text" if source == "semantic" else "training clicks"
@@ -62,6 +64,13 @@ def item_vectors(config: config_dict.ConfigDict, data: Data) -> dict[str, np.nda
                 source,
             )
     return found
+
+
+def _check_split(path: str, data: Data) -> None:
+    """Of vectors that could be loaded, so that there is JSON beside them."""
+    with open(os.path.splitext(path)[0] + ".json", encoding="utf-8") as file:
+        found = json.load(file).get("training_split")
+    data.check_training_split(found, f"item vectors in {path}")
 
 
 class IdentifierExperiment:
@@ -169,6 +178,7 @@ class IdentifierExperiment:
             model.shared_levels if len(model.sources) > 1 else model.levels,
             model.codes,
             data.log.hash,
+            data.training_split,
         )
         written = {
             "seed": self.config.seed,

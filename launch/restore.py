@@ -15,6 +15,7 @@ from core.loop import restore_best
 from core.workdir import Workdir
 from launch import crs_kept
 from launch.data import Data
+from launch.gensar import GenSARExperiment
 from launch.methods import open_experiment
 from lcrsr.embedding import with_item_words
 
@@ -46,8 +47,8 @@ class Restored:
         `tables` are as trained: what `experiment.evaluate` and its `evaluator` take.
 
     Raises:
-      UserError: no run there, one of data that has changed since, or the stage has no evaluated
-        checkpoint.
+      UserError: no run there, one of data (for GenSAR also item texts, tokens, identifiers) that
+        has changed since, or the stage has no evaluated checkpoint.
     """
 
     def __init__(self, workdir: str, stage: str | None = None):
@@ -64,6 +65,8 @@ class Restored:
         self.data = Data(config)
         self.workdir.check_log(self.data.log.hash)
         self.experiment: Any = open_experiment(config, self.data)
+        if isinstance(self.experiment, GenSARExperiment):
+            self.experiment.check_kept(self.workdir)
         stages = self.experiment.stages
         self.stage = stage or next((s for s in stages if self._evaluated(s)), stages[0])
         if self.stage not in stages:

@@ -93,6 +93,19 @@ def test_the_log_by_hand(folder):
     assert searches_of(log, "A2") == [(0, "romance", ["B02"])]
 
 
+def test_an_items_text_is_its_title_and_description_never_its_categories(folder):
+    records = [
+        {"asin": "B01", "title": "A\tpot ", "description": "It's\nblue", "categories": [["Toys"]]},
+        {"asin": "B02", "title": None, "brand": "Acme"},
+        {"asin": "B03", "description": "round"},
+        {"asin": "B04", "title": "never sold"},
+    ]
+    pack(folder / "meta_Toys.json.gz", [*map(str, records[:2]), *map(json.dumps, records[2:])])
+    log = amazon_raw.read_amazon_raw(str(folder))
+    assert log.item_ids.tolist() == ["", "B01", "B02", "B03", "B04"]
+    assert log.item_texts() == ["A pot It's blue", "", "round", "never sold"]
+
+
 def test_order_of_rows_changes_nothing_and_the_seed_does(folder, tmp_path, monkeypatch):
     expected = amazon_raw.read_amazon_raw(str(folder)).hash
     # Pinned: another hash would make every run on prepared data one on other data.
@@ -170,8 +183,9 @@ def test_a_file_that_is_no_gz(folder):
 @pytest.mark.parametrize(
     ("name", "lines", "found"),
     [
-        ("meta_Toys.json", ["{'asin': 'B01'}", "{'title': 'x'}"], "a dict with asin in line 2 of"),
-        ("meta_Toys.json", ["{'asin': __import__('os').getcwd()}"], "a dict with asin in line 1"),
+        ("meta_Toys.json", ["{'asin': 'B01'}", "{'title': 'x'}"], "a dict with asin, .* in line 2"),
+        ("meta_Toys.json", ["{'asin': __import__('os').getcwd()}"], "a dict with asin, .* line 1"),
+        ("meta_Toys.json", ["{'asin': 'B01', 'title': 3}"], "title, description as text .* line 1"),
         ("reviews_Toys_5.json", ['{"asin": "B01"}'], "reviewerID, asin, unixReviewTime in line 1"),
         ("reviews_Toys_5.json", [json.dumps(review("A1", "B01", 1)), "["], "in line 2 of"),
         ("train.qrels", ["A1_0 0 B01 1", "A1 0 B01 1"], "REVIEWER_QUERY 0 ASIN 1 in line 2 of"),

@@ -1,16 +1,23 @@
 """Identifiers through launch.train on a made-up catalogue: results, repetition, mistakes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from configs import gensar_identifiers_amazon_beauty
+from configs import (
+    gensar_amazon_beauty,
+    gensar_identifiers_amazon_beauty,
+    sasrec_amazon_beauty,
+)
 from core.errors import UserError
 from gensar_jax.identifiers import load_table
 from launch import results
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
+from launch.export_vectors import export
+from launch.gensar import identifier_table
 from launch.methods import open_experiment
 from launch.restore import Restored
 from launch.train import train
@@ -141,7 +148,7 @@ def test_items_without_any_text(config, tmp_path):
     open_experiment(resolve(changed(bare, model__sources=("collaborative",))), Data(resolve(bare)))
 
 
-def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config, tmp_path):
+def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config, tmp_path, caplog):
     data = Data(resolve(config))
     path = tmp_path / "items.npy"
     rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
@@ -149,10 +156,65 @@ def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config
     (tmp_path / "items.json").write_text(json.dumps({"data_hash": "another"}))
     given = changed(config, vectors__collaborative=str(path))
     assert f"vectors of the log {data.log.hash}" in refused(given)
+    described = {"data_hash": data.log.hash, "training_split": "by_user-0123456789ab"}
+    (tmp_path / "items.json").write_text(json.dumps(described))
+    message = refused(given)
+    assert f"item vectors in {path} of the training clicks of leave_one_out-" in message
+    assert "found those of by_user-0123456789ab" in message
+    # Exported before there was a record of the split.
     (tmp_path / "items.json").write_text(json.dumps({"data_hash": data.log.hash}))
     experiment = open_experiment(resolve(given), data)
+    assert f"item vectors in {path}: no record of the split" in caplog.text
     used = experiment.vectors["collaborative"]
     np.testing.assert_allclose(used, rows / np.linalg.norm(rows, axis=1)[:, None], rtol=1e-5)
+
+
+def test_vectors_of_a_trained_recommender_become_collaborative_vectors(config, tmp_path):
+    """launch.train and launch.export_vectors, then what identifiers are trained on."""
+    sasrec = sasrec_amazon_beauty.get_config()
+    sasrec.data_dir = write_beauty(tmp_path / "beauty", items=120)
+    sasrec.cache_dir = config.cache_dir
+    sasrec.model.width, sasrec.model.layers = 8, 1
+    sasrec.pretrain.max_epochs, sasrec.eval.protocols = 1.0, ("neg99",)
+    train(sasrec, str(tmp_path / "sasrec"))
+    path = tmp_path / "items.npy"
+    export(Restored(str(tmp_path / "sasrec")), "item", str(path))
+    given = changed(config, data_dir=sasrec.data_dir, vectors__collaborative=str(path))
+    experiment = open_experiment(resolve(given), Data(resolve(given)))
+    rows = np.load(path)
+    assert rows.shape == (120, 8)
+    expected = rows / np.linalg.norm(rows, axis=1)[:, None]
+    np.testing.assert_allclose(experiment.vectors["collaborative"], expected, rtol=1e-5)
+    # SASRec has seen clicks that another split holds out.
+    other = changed(given, data__split="by_user")
+    assert "of the training clicks of by_user-" in refused(other)
+
+
+def test_a_table_serves_the_split_that_trained_it(trained, config, tmp_path, caplog):
+    folder, _ = trained
+    joint = gensar_amazon_beauty.get_config()
+    joint.data_dir, joint.cache_dir = config.data_dir, config.cache_dir
+    joint.identifiers = str(folder)
+    own = Data(resolve(joint))
+    assert identifier_table(joint, own).training_split == own.training_split
+    assert "no record" not in caplog.text
+    for split in ("by_user", "global_time"):
+        other = changed(joint, data__split=split)
+        with pytest.raises(UserError) as error:
+            train(other, str(tmp_path / "w"))
+        message = str(error.value)
+        assert f"identifiers in {folder} of the training clicks of {split}-" in message
+        assert f"found those of {own.training_split}; " in message and "\n" not in message
+    assert not (tmp_path / "w").exists()
+    # A table of before there was a record passes, and a line says so.
+    shutil.copytree(folder, tmp_path / "older")
+    path = tmp_path / "older" / "identifiers.json"
+    described = json.loads(path.read_text())
+    del described["training_split"]
+    path.write_text(json.dumps(described))
+    joint.identifiers = str(tmp_path / "older")
+    assert identifier_table(joint, own).hash == described["hash"]
+    assert "no record of the split that trained them" in caplog.text
 
 
 def test_a_single_source_gives_both_identifiers_the_same_codes(config, tmp_path):
