@@ -20,7 +20,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from core.arms import Arm, Programs, run_arms
+from core.arm_programs import Programs
+from core.arms import Arm, run_arms
 from core.errors import UserError
 from core.loop import LoopConfig, compile_step, run_stage
 from core.workdir import Workdir, commit_id

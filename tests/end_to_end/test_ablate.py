@@ -140,9 +140,14 @@ def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path, mo
     shapes = jax.eval_shape(experiments[0].pretrain_task().init)
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     # Two arms, three copies of each, in four fifths of it.
-    monkeypatch.setattr(arm_runs, "available_bytes", lambda: int(2.1 * 3 * one / 0.8))
+    memory = int(2.1 * 3 * one / 0.8)
+    monkeypatch.setattr(arm_runs, "available_bytes", lambda: (memory, 1))
     assert arm_runs.run_all(runs, data, experiments) == {}
     assert names == [2, 2, 1]
+    names.clear()
+    monkeypatch.setattr(arm_runs, "available_bytes", lambda: (memory, 2))
+    assert arm_runs.run_all(runs, data, experiments) == {}
+    assert names == [4, 1]
 
 
 def test_workdirs_of_something_else_are_refused(small_config, tmp_path):
