@@ -19,6 +19,8 @@ from launch.data import Data
 from launch.results import STAGE_TITLES
 from launch.sweeps import Setting, Sweep
 
+_PANEL_WIDTH = 4.6  # inches
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -234,8 +236,14 @@ def draw(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    labels = [STAGE_TITLES.get(row.stage, row.stage) for row in rows] + list(curves)
+    columns, lines = _legend_grid(list(dict.fromkeys(labels)), _PANEL_WIDTH * len(shown))
     figure, axes = pyplot.subplots(
-        1, len(shown), figsize=(4.6 * len(shown), 3.6), squeeze=False, constrained_layout=True
+        1,
+        len(shown),
+        figsize=(_PANEL_WIDTH * len(shown), 3.4 + 0.2 * lines),
+        squeeze=False,
+        constrained_layout=True,
     )
     for axis, name in zip(axes[0], shown, strict=True):
         for stage in dict.fromkeys(row.stage for row in rows):
@@ -267,10 +275,18 @@ def draw(
             axis.set_ylabel(name)
     # One for all panels, below them: inside it would cover bars.
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     figure.suptitle(heading.partition(",")[0], fontsize=10)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _legend_grid(labels: Sequence[str], width: float) -> tuple[int, int]:
+    """Columns of a legend that fit into `width` inches, and its lines."""
+    # Inches of a letter of font size 8, and of the handle with its gaps.
+    widest = 0.068 * max(map(len, labels)) + 0.6
+    columns = min(len(labels), max(1, int(width / widest)))
+    return columns, -(-len(labels) // columns)
 
 
 def _place(row: SweepRow, rows: Sequence[SweepRow]) -> int:

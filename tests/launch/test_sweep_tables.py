@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib import figure
 
 from core.errors import UserError
 from core.workdir import Workdir
@@ -141,3 +142,24 @@ def test_settings_that_tie_in_the_tested_metric_alone_keep_their_rows(tmp_path):
 def test_a_metric_that_no_run_has_is_named(tmp_path):
     with pytest.raises(UserError, match=r"expected ndcg@5/full in the results"):
         read_sweep(SWEEP, folders(tmp_path), "ndcg@5/full")
+
+
+def test_a_long_legend_lies_within_the_picture(tmp_path, monkeypatch):
+    seen = []
+    savefig = figure.Figure.savefig
+
+    def watched(self, *arguments, **more):
+        savefig(self, *arguments, **more)
+        box = self.legends[0].get_window_extent()
+        seen.append((box.x0 >= 0, box.x1 <= self.bbox.x1, box.y0 >= 0))
+
+    monkeypatch.setattr(figure.Figure, "savefig", watched)
+    stages = ("pretrain", "rl", "control")
+    rows = read_sweep(SWEEP, folders(tmp_path, stages=stages), "ndcg@5/neg99")
+    curves = {
+        f"one model of the largest K ({stage})": [(0.0, 0.5), (2.0, 0.6)]
+        for stage in ("pretrain", "rl")
+    }
+    beside = Found([], {}, curves)
+    write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "sample, test", {}, beside)
+    assert seen == [(True, True, True)]
