@@ -99,7 +99,7 @@ def ablate(
         for label, of_one in runs.items()
     }
     rows = sweep_tables.read_sweep(sweep, finished, metric)
-    heading = sweep_tables.title(config, data)
+    heading = sweep_tables.title(config, data, rows)
     beside = sweep_figures.beside(sweep, finished, workdir, config, data, metric)
     return sweep_tables.write(workdir, sweep, rows, metric, heading, stopped, beside)
 

@@ -28,7 +28,7 @@ from core.workdir import Workdir, commit_id
 from input_pipelines.batches import BatchShape
 from launch import cli
 from launch.random_data import RandomTasks, TableSizes, require_lcr_ser
-from launch.sweep_tables import device
+from launch.results import device
 
 _SHAPE = BatchShape(rec_length=20, search_length=20, words=6, clicks=2, candidates=5)
 _SIZES = TableSizes(users=3000, items=2000, words=500)

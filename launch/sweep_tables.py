@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import config_dict
 
@@ -16,7 +15,7 @@ from core.errors import UserError
 from core.workdir import Workdir, commit_id, write_atomically
 from launch.compare import Pair, Row, compare_pairs, examples_and_users
 from launch.data import Data
-from launch.results import STAGE_TITLES
+from launch.results import STAGE_TITLES, device
 from launch.sweeps import Setting, Sweep
 
 _PANEL_WIDTH = 4.6  # inches
@@ -44,6 +43,7 @@ class SweepRow:
     Attributes:
       metrics: every metric's values, one a seed.
       tested: what `launch.compare` tests: the sweep's metric by example, with their users.
+      commits, devices: that its runs were made by, each once; runs of before name no device.
       pair: the row against the first of its stage; None for that one, or where it is alone.
     """
 
@@ -52,6 +52,8 @@ class SweepRow:
     seeds: tuple[int, ...]
     metrics: dict[str, tuple[float, ...]]
     tested: Row
+    commits: tuple[str, ...]
+    devices: tuple[str, ...]
     pair: Pair | None = None
 
 
@@ -101,7 +103,11 @@ def _row(setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str)
     metrics = {k: tuple(v[s] for s in seeds if s in v) for k, v in values.items()}
     mean = np.asarray(np.mean(per_example, 0, dtype=np.float64))
     tested = Row(setting.label, seeds, metrics[metric], mean, users)
-    return SweepRow(setting, stage, seeds, metrics, tested)
+    commits, devices = (
+        tuple(dict.fromkeys(row[name] for _, row in rows if name in row))
+        for name in ("commit", "device")
+    )
+    return SweepRow(setting, stage, seeds, metrics, tested, commits, devices)
 
 
 def _tested(rows: list[SweepRow]) -> list[SweepRow]:
@@ -115,19 +121,25 @@ def _mean(values: Sequence[float]) -> str:
     return text + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
-def title(config: config_dict.ConfigDict, data: Data) -> str:
+def title(config: config_dict.ConfigDict, data: Data, rows: Sequence[SweepRow]) -> str:
     """Where a sweep's numbers come from, in a line."""
+    commits, devices = origin(rows)
+    made = [f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}", *devices]
     return (
         f"{data.label}, test split ({config.data.split}), {len(data.split('test'))} examples, "
-        f"commit {commit_id()}, {device()}; selected on {config.eval.selection} on validation"
+        f"{', '.join(made)}; selected on {config.eval.selection} on validation"
     )
 
 
-def device() -> str:
-    """'2 CPU cores' or '1 x NVIDIA H100' of this machine."""
-    if jax.default_backend() == "cpu":
-        return f"{os.cpu_count()} CPU cores"
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+def origin(rows: Sequence[SweepRow]) -> tuple[list[str], list[str]]:
+    """The commits and devices that made the rows; those of now where there are none."""
+    if not rows:
+        return [commit_id()], [device()]
+    commits, devices = (
+        dict.fromkeys(found for row in rows for found in getattr(row, name))
+        for name in ("commits", "devices")
+    )
+    return list(commits), list(devices)
 
 
 def to_markdown(
@@ -205,12 +217,13 @@ def to_json(
             "against_first": dataclasses.asdict(row.pair) if row.pair else None,
         }
 
+    commits, devices = origin(rows)
     return {
         "sweep": sweep.text,
         "axis": sweep.axis,
         "metric": metric,
-        "commit": commit_id(),
-        "device": device(),
+        "commits": commits,
+        "devices": devices,
         "heading": heading,
         "rows": [entry(row) for row in rows],
         "stopped": dict(stopped),

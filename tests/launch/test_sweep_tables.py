@@ -1,16 +1,19 @@
 """A sweep's table from results made up by hand."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.stats
 from matplotlib import figure
 
+from configs import lcr_ser_defaults
 from core.errors import UserError
-from core.workdir import Workdir
+from core.workdir import Workdir, commit_id
 from launch.compare import holm
-from launch.sweep_tables import Found, read_sweep, write
+from launch.results import device
+from launch.sweep_tables import Found, read_sweep, title, write
 from launch.sweeps import Setting, Sweep
 
 SWEEP = Sweep("k", "k:0,2,3", "K", tuple(Setting(f"K = {k}", {}, value=k) for k in (0, 2, 3)))
@@ -23,7 +26,7 @@ USERS = {
 }
 
 
-def run(folder, seed, values, stages=("pretrain",), users=None):
+def run(folder, seed, values, stages=("pretrain",), users=None, **made):
     (folder / "per_user").mkdir(parents=True)
     users = np.arange(len(values)) if users is None else users
     rows = []
@@ -37,6 +40,8 @@ def run(folder, seed, values, stages=("pretrain",), users=None):
                 "protocol": "neg99",
                 "metrics": {"ndcg@5/neg99": mean, "hr@1/neg99": mean / 2},
                 "seed": seed,
+                "commit": "aaa",
+                **made,
                 "per_user": f"per_user/{stage}.npz",
             }
         )
@@ -163,3 +168,24 @@ def test_a_long_legend_lies_within_the_picture(tmp_path, monkeypatch):
     beside = Found([], {}, curves)
     write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "sample, test", {}, beside)
     assert seen == [(True, True, True)]
+
+
+@pytest.fixture
+def small_data():
+    data = SimpleNamespace(label="sample", split=lambda name: np.zeros(40))
+    return lcr_ser_defaults.get_config(), data
+
+
+def test_tables_name_what_made_their_rows_and_not_what_wrote_them(tmp_path, small_data):
+    config, data = small_data
+    paths = {"K = 0": [run(tmp_path / "0", 0, BASE), run(tmp_path / "1", 1, BASE, commit="bbb")]}
+    made = {"commit": "bbb", "device": "1 x T"}
+    paths["K = 2"] = [run(tmp_path / "2", 0, BASE + 0.1, **made)]
+    rows = read_sweep(SWEEP, paths, "ndcg@5/neg99")
+    heading = title(config, data, rows)
+    assert "commits aaa, bbb, 1 x T; selected on" in heading and commit_id() not in heading
+    write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", heading, {})
+    values = json.loads((tmp_path / "w" / "table.json").read_text())
+    assert (values["commits"], values["devices"]) == (["aaa", "bbb"], ["1 x T"])
+    # Without rows, such as times measured now, it is this one.
+    assert f"commit {commit_id()}, {device()};" in title(config, data, [])
