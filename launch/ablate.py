@@ -94,11 +94,10 @@ def ablate(
     done |= {run.name: stopped.get(run.name) for run in wanted}
     write_atomically(workdir.file("arms.json"), json.dumps(done, indent=2) + "\n")
     stopped = {run.name: done[run.name] for run in every if done[run.name]}
-    finished = {
-        label: [run.path for run in of_one if run.name not in stopped]
-        for label, of_one in runs.items()
-    }
-    rows = sweep_tables.read_sweep(sweep, finished, metric)
+    paths = {label: [run.path for run in of_one] for label, of_one in runs.items()}
+    broken = {run.path for run in every if run.name in stopped}
+    rows = sweep_tables.read_sweep(sweep, paths, metric, broken)
+    finished = {label: [p for p in found if p not in broken] for label, found in paths.items()}
     heading = sweep_tables.title(config, data, rows)
     beside = sweep_figures.beside(sweep, finished, workdir, config, data, metric)
     return sweep_tables.write(workdir, sweep, rows, metric, heading, stopped, beside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class SweepRow:
     """One setting after one stage.
 
     Attributes:
+      seeds: that have finished the stage, of `runs` that the setting has.
       metrics: every metric's values, one a seed.
       tested: what `launch.compare` tests: the sweep's metric by example, with their users.
       commits, devices: that its runs were made by, each once; runs of before name no device.
@@ -50,6 +51,7 @@ class SweepRow:
     setting: Setting
     stage: str
     seeds: tuple[int, ...]
+    runs: int
     metrics: dict[str, tuple[float, ...]]
     tested: Row
     commits: tuple[str, ...]
@@ -58,31 +60,42 @@ class SweepRow:
 
 
 def read_sweep(
-    sweep: Sweep, workdirs: Mapping[str, Sequence[str]], metric: str, split: str = "test"
+    sweep: Sweep,
+    workdirs: Mapping[str, Sequence[str]],
+    metric: str,
+    stopped: Collection[str] = (),
 ) -> list[SweepRow]:
     """The rows of a sweep, stage by stage in the order of its settings.
 
     Args:
-      workdirs: the folders of a setting's finished runs, one a seed, by its label.
+      workdirs: the folders of a setting's runs, one a seed, by its label.
+      stopped: those of them that ended before their last stage: what they have counts.
 
     Raises:
-      UserError: a run without the metric.
+      UserError: a finished run without the metric.
     """
     found: dict[str, list[SweepRow]] = {}
     for setting in sweep.settings:
         by_stage: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        for path in workdirs.get(setting.label, ()):
-            for row in Workdir(path).read_results()["rows"]:
-                if row["split"] == split and setting.stage in (None, row["stage"]):
+        paths = workdirs.get(setting.label, ())
+        for path in paths:
+            saved = [r for r in Workdir(path).read_results()["rows"] if r["split"] == "test"]
+            tested = {row["stage"] for row in saved if metric in row["metrics"]}
+            for row in saved:
+                # Of a stage whose test has stopped there may be other protocols alone.
+                complete = row["stage"] in tested or path not in stopped
+                if complete and setting.stage in (None, row["stage"]):
                     by_stage.setdefault(row["stage"], []).append((path, row))
         for stage, rows in by_stage.items():
             # Rows of a table that adds modules are compared whatever their stages.
             group = "" if setting.stage else stage
-            found.setdefault(group, []).append(_row(setting, stage, rows, metric))
+            found.setdefault(group, []).append(_row(setting, stage, rows, metric, len(paths)))
     return [row for rows in found.values() for row in _tested(rows)]
 
 
-def _row(setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str) -> SweepRow:
+def _row(
+    setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str, runs: int
+) -> SweepRow:
     name, _, protocol = metric.partition("/")
     values: dict[str, dict[int, float]] = {}
     per_example, users = [], np.zeros(0, np.int32)
@@ -107,7 +120,7 @@ def _row(setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str)
         tuple(dict.fromkeys(row[name] for _, row in rows if name in row))
         for name in ("commit", "device")
     )
-    return SweepRow(setting, stage, seeds, metrics, tested, commits, devices)
+    return SweepRow(setting, stage, seeds, runs, metrics, tested, commits, devices)
 
 
 def _tested(rows: list[SweepRow]) -> list[SweepRow]:
@@ -179,6 +192,8 @@ def to_markdown(
             difference = f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
             test = [difference, f"{pair.p_holm:.2g}"]
         seeds = ", ".join(map(str, row.seeds))
+        if len(row.seeds) < row.runs:
+            seeds += f" (of {row.runs} seeds)"
         stage = STAGE_TITLES.get(row.stage, row.stage)
         named = [label, stage, seeds, _mean(row.metrics[metric])]
         lines.append(f"| {' | '.join([*named, *test, *cells])} |")
@@ -198,8 +213,10 @@ def _shared_stages(rows: Sequence[SweepRow]) -> set[str]:
 
 
 def _stopped_lines(stopped: Mapping[str, str]) -> list[str]:
+    if not stopped:
+        return []
     found = [f"- {name}: {message}" for name, message in stopped.items()]
-    return ["", "Stopped, without a row:", "", *found] if found else []
+    return ["", "Stopped; of stages that they had finished they have rows:", "", *found]
 
 
 def to_json(
@@ -213,6 +230,7 @@ def to_json(
             "value": row.setting.value,
             "stage": row.stage,
             "seeds": row.seeds,
+            "runs": row.runs,
             "metrics": row.metrics,
             "against_first": dataclasses.asdict(row.pair) if row.pair else None,
         }

@@ -189,3 +189,31 @@ def test_tables_name_what_made_their_rows_and_not_what_wrote_them(tmp_path, smal
     assert (values["commits"], values["devices"]) == (["aaa", "bbb"], ["1 x T"])
     # Without rows, such as times measured now, it is this one.
     assert f"commit {commit_id()}, {device()};" in title(config, data, [])
+
+
+def test_what_a_stopped_run_had_finished_keeps_its_row(tmp_path):
+    paths = {
+        "K = 0": [run(tmp_path / str(i), i, BASE, stages=("pretrain", "rl")) for i in (0, 1)],
+        "K = 2": [
+            run(tmp_path / "2", 0, BASE + 0.1, stages=("pretrain", "rl")),
+            run(tmp_path / "3", 1, BASE + 0.2),
+        ],
+        "K = 3": [run(tmp_path / "4", 0, BASE - 0.1), str(tmp_path / "5")],
+    }
+    # The last run's test of RL has stopped after another protocol.
+    saved = json.loads((tmp_path / "4" / "results.json").read_text())
+    other = saved["rows"][0] | {"stage": "rl", "protocol": "full", "metrics": {"ndcg@5/full": 0.1}}
+    saved["rows"].append(other)
+    (tmp_path / "4" / "results.json").write_text(json.dumps(saved))
+    broken = [str(tmp_path / name) for name in ("3", "4", "5")]
+    rows = read_sweep(SWEEP, paths, "ndcg@5/neg99", broken)
+    assert [(row.setting.label, row.stage, row.seeds) for row in rows] == [
+        ("K = 0", "pretrain", (0, 1)),
+        ("K = 2", "pretrain", (0, 1)),
+        ("K = 3", "pretrain", (0,)),
+        ("K = 0", "rl", (0, 1)),
+        ("K = 2", "rl", (0,)),
+    ]
+    text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {"x": "nan"})
+    assert "| K = 2 | after RL | 0 (of 2 seeds) |" in text
+    assert "| K = 2 | after pre-training | 0, 1 |" in text
