@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from core.arms import Arm, arms_that_fit, available_bytes, device_of, run_arms
 from core.errors import UserError
-from core.loop import run_stage, stage_directory
+from core.loop import NotFinite, run_stage, stage_directory
 from core.metric_writers import read_lines
 from core.workdir import Workdir, check_workdir, open_workdir, write_atomically
 from launch import results
@@ -82,7 +82,7 @@ def run_all(
       experiments: as `check_runs` returns them.
 
     Returns:
-      By name, what stopped a run whose loss was not finite.
+      By name, what stopped a run whose loss or scores were not finite.
 
     Raises:
       core.loop.Preempted, UserError: as `core.loop.run_stage`.
@@ -150,6 +150,9 @@ def _run_together(
             try:
                 with jax.default_device(devices[name]):
                     due[name] = plans[name].send(run_stage(task, config, workdirs[name]))
+            except NotFinite as error:
+                stopped[name] = str(error)
+                _LOG.warning("%s: %s", name, error)
             except StopIteration:
                 results.write_summary(workdirs[name], data.label)
 

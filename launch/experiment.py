@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from core import metrics
 from core.errors import UserError
-from core.loop import LoopConfig, StageResult, run_stage, stop_if_terminated
+from core.loop import LoopConfig, NotFinite, StageResult, run_stage, stop_if_terminated
 from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import Workdir
 from launch import results
@@ -191,15 +191,24 @@ class Evaluated:
 
         Raises:
           core.loop.Preempted: SIGTERM, between two protocols.
+          core.loop.NotFinite: scores are NaN; the protocols before are saved.
         """
         done = results.tested(workdir)
         for protocol in self.config.eval.protocols:
             if (stage, step, protocol) in done:
                 continue
             stop_if_terminated(f"the test of stage {stage} against {protocol}")
+            try:
+                sums = self.evaluate(params, tables, "test", protocol)
+            except FloatingPointError as error:
+                raise NotFinite(
+                    f"expected finite scores, found {error} in the test of stage {stage} against "
+                    f"{protocol}; lower the learning rate or look at the data, and train again in "
+                    "another --workdir"
+                ) from error
             results.save(
                 workdir,
-                self.evaluate(params, tables, "test", protocol),
+                sums,
                 stage=stage,
                 split="test",
                 protocol=protocol,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,11 +15,15 @@ from ml_collections import config_dict
 
 from configs import unisar_qilin
 from core.errors import UserError
-from launch import arm_runs, sweep_figures
+from core.loop import NotFinite
+from core.metrics import Sums
+from core.workdir import Workdir
+from launch import arm_runs, figure2, sweep_figures
 from launch.ablate import ablate
 from launch.compare import read_rows
 from launch.data import Data
 from launch.evaluate import evaluate
+from launch.lcr_ser import LCRSERExperiment
 from launch.restore import Restored
 from launch.train import train
 
@@ -148,6 +153,68 @@ def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path, mo
     monkeypatch.setattr(arm_runs, "available_bytes", lambda: (memory, 2))
     assert arm_runs.run_all(runs, data, experiments) == {}
     assert names == [4, 1]
+
+
+def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path, monkeypatch):
+    def plan(self, workdir):
+        yield SimpleNamespace(name="pretrain"), None
+        self.test_once(workdir, "pretrain", 3, None, None)
+
+    def scored(self, params, tables, split, protocol):
+        found, zeros = Sums(("ndcg@5",)), np.zeros(57, int)
+        found.add(zeros, zeros, zeros + 1, (zeros == 0) & (self.config.seed == 1))
+        return found
+
+    monkeypatch.setattr(LCRSERExperiment, "plan", plan)
+    monkeypatch.setattr(LCRSERExperiment, "evaluate", scored)
+    monkeypatch.setattr(arm_runs, "run_arms", lambda arms: {})
+    monkeypatch.setattr(arm_runs, "run_stage", lambda *arguments: None)
+    data = Data(small_config)
+    runs = [
+        arm_runs.Run(f"seed {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
+        for k in range(3)
+    ]
+    stopped = arm_runs.run_all(runs, data, arm_runs.check_runs(runs, data))
+    assert list(stopped) == ["seed 1"]
+    assert "found NaN scores in 57 of 57 examples" in stopped["seed 1"]
+    assert "in the test of stage pretrain against neg99" in stopped["seed 1"]
+    assert [(tmp_path / str(k) / "summary.md").exists() for k in range(3)] == [True, False, True]
+
+
+def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, monkeypatch):
+    def run(label, seed, **data):
+        config = config_dict.ConfigDict({"seed": seed, "data": data})
+        return arm_runs.Run(f"{label}, seed {seed}", config, str(tmp_path / "arms" / label))
+
+    def train_or_stop(opened, seed):
+        if seed in diverging:
+            raise NotFinite("nan")
+
+    def open_experiment(config, data):
+        return SimpleNamespace(run=lambda opened: train_or_stop(opened, config.seed))
+
+    exported = []
+
+    def export(path, target):
+        exported.append(path)
+        pathlib.Path(target).touch()
+
+    held = SimpleNamespace(log=SimpleNamespace(hash="h"), label="made up")
+    monkeypatch.setattr(figure2, "open_experiment", open_experiment)
+    monkeypatch.setattr(figure2, "Data", lambda *arguments: held)
+    monkeypatch.setattr(figure2, "_export", export)
+    monkeypatch.setattr(figure2.results, "write_summary", lambda *arguments: None)
+    runs = [run(f"all{seed}", seed) for seed in (0, 1)]
+    runs += [run(f"near{seed}", seed, search_filter={"threshold": 0.5}) for seed in (0, 1)]
+    for diverging, names in (
+        ((0,), ["all0, seed 0", "near0, seed 0"]),
+        ((0, 1), [each.name for each in runs]),
+    ):
+        workdir = Workdir(str(tmp_path / f"w{len(diverging)}"))
+        stopped = figure2.run_all(runs, held, workdir)
+        assert list(stopped) == names
+    assert exported == [runs[1].path]
+    assert "found that all of these have stopped" in stopped["near1, seed 1"]
 
 
 def test_workdirs_of_something_else_are_refused(small_config, tmp_path):
