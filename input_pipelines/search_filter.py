@@ -49,6 +49,7 @@ class SearchFilter:
         searches = searches + _mean(self._items, batch["clicked_items"])
         norms = np.linalg.norm(history, axis=-1) * np.linalg.norm(searches, axis=-1)
         cosine = (history * searches).sum(-1) / np.maximum(norms, 1e-9)
+        cosine = np.minimum(cosine, 1)  # rounding goes beyond; a threshold of 1 keeps nothing
         events = (batch["query_words"] != 0).any(-1) | (batch["clicked_items"] != 0).any(-1)
         return events & (cosine > self._threshold)
 
