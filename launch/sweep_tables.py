@@ -16,7 +16,7 @@ from core.workdir import Workdir, commit_id, write_atomically
 from launch.compare import Pair, Row, compare_pairs, examples_and_users
 from launch.data import Data
 from launch.results import STAGE_TITLES, device
-from launch.sweeps import Setting, Sweep
+from launch.sweeps import Setting, Sweep, number_text
 
 _PANEL_WIDTH = 4.6  # inches
 
@@ -301,7 +301,7 @@ def draw(
             for label, points in curves.items() if axis is axes[0, 0] else ():
                 on_axis = [(values.index(x), y) for x, y in points if x in values]
                 axis.plot(*zip(*on_axis, strict=True), linestyle="--", marker=".", label=label)
-            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            axis.set_xticks(range(len(values)), [number_text(value) for value in values])
             axis.set_xlabel(sweep.axis)
             axis.set_ylabel(name)
     # One for all panels, below them: inside it would cover bars.
