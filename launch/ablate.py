@@ -72,6 +72,7 @@ def ablate(
     settled = _settled(config, sweep, seeds)
     _check_sweep_workdir(workdir, settled)
     data = Data(config)
+    sweep_figures.check_users(sweep, data)
     runs = _runs(config, sweep, seeds, workdir)
     done = _read(workdir, "arms.json")
     every = list({run.path: run for of_one in runs.values() for run in of_one}.values())

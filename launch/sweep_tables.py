@@ -129,8 +129,9 @@ def _tested(rows: list[SweepRow]) -> list[SweepRow]:
     return [rows[0], *(dataclasses.replace(row, pair=pair) for row, pair in tested)]
 
 
-def _mean(values: Sequence[float]) -> str:
-    text = f"{np.mean(values):.4f}"
+def mean_text(values: Sequence[float], form: str = ".4f") -> str:
+    """The mean over seeds, with their deviation where there are several."""
+    text = f"{np.mean(values):{form}}"
     return text + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
@@ -185,7 +186,7 @@ def to_markdown(
                 continue
             told.add(row.stage)
             label = "all settings"
-        cells = [_mean(row.metrics[name]) if name in row.metrics else "" for name in columns]
+        cells = [mean_text(row.metrics[name]) if name in row.metrics else "" for name in columns]
         test = ["", ""]
         if row.pair is not None:
             pair = row.pair
@@ -195,7 +196,7 @@ def to_markdown(
         if len(row.seeds) < row.runs:
             seeds += f" (of {row.runs} seeds)"
         stage = STAGE_TITLES.get(row.stage, row.stage)
-        named = [label, stage, seeds, _mean(row.metrics[metric])]
+        named = [label, stage, seeds, mean_text(row.metrics[metric])]
         lines.append(f"| {' | '.join([*named, *test, *cells])} |")
     return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
 

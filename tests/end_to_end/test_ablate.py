@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import unisar_qilin
+from configs import lcr_ser_defaults, unisar_qilin
 from core.errors import UserError
 from core.loop import NotFinite
 from core.metrics import Sums
@@ -274,6 +275,74 @@ def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
     times = json.loads((tmp_path / "times/table.json").read_text())
     assert times["steps"] == [0, 1] and times["increase_percent"][0] == 0.0
     assert "| time (s) |" in (tmp_path / "times/table.md").read_text()
+    assert (tmp_path / "times/table.png").stat().st_size > 5000
+
+
+def untrained(config, seed=0):
+    """What `Restored` gives of a run of this seed, without training it."""
+    data = Data(config)
+    experiment = LCRSERExperiment(changed(config, seed=seed), data)
+    state = experiment.pretrain_task().init()
+    return SimpleNamespace(
+        experiment=experiment,
+        data=data,
+        params=state["params"],
+        tables_with_words=state["tables"],
+    )
+
+
+def test_table_4_has_a_picture(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_figures, "_REPEATS", 1)
+    path = tmp_path / "table.png"
+    found = sweep_figures.inference_times(small_config, Data(small_config), (0, 1), str(path))
+    assert path.stat().st_size > 5000 and "![](table.png)" in found.lines
+
+
+def test_the_one_model_stops_at_the_largest_k_it_was_trained_with(small_config, monkeypatch):
+    config = changed(small_config, **{"pretrain.active_steps": 1, "model.max_steps": 2})
+    monkeypatch.setattr(sweep_figures, "Restored", lambda path, stage: untrained(config))
+    found = sweep_figures.every_k(["arm"], "pretrain", "ndcg@5/neg99")
+    assert [len(one) for one in found.values["per_seed"]] == [2]
+
+
+def hidden_of(seed):
+    rng = np.random.default_rng(seed)
+    states = {side: rng.standard_normal((40, 3, 8)) for side in ("rec", "search")}
+    return sweep_figures.Hidden(rng.standard_normal((40, 8)), states, states)
+
+
+def test_figures_of_hidden_states_are_over_all_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_figures, "Restored", lambda path, stage: int(path))
+    monkeypatch.setattr(sweep_figures, "hidden_states", hidden_of)
+    runs = {"with L_TCL": ["0", "1", "2"]}
+    per_seed = [
+        sweep_figures.distances(hidden.target, hidden.cross["rec"]).mean(0)
+        for hidden in map(hidden_of, range(3))
+    ]
+    mean, deviation = np.mean(per_seed, 0), np.std(per_seed, 0, ddof=1)
+    steps = sweep_figures.steps_figure(runs, str(tmp_path / "figure4.png"))
+    rec = steps.values["distances"]["rec"]
+    assert rec["means"] == pytest.approx(mean) and [sum(c) for c in rec["counts"]] == [120] * 3
+    assert any(f"| step 1 | {mean[1]:.4f} ± {deviation[1]:.4f} |" in x for x in steps.lines)
+    contrast = sweep_figures.contrast_figure(runs, str(tmp_path / "figure5.png"))
+    expected = f"| with L_TCL | recommendation | {mean[2]:.4f} ± {deviation[2]:.4f} |"
+    assert any(line.startswith(expected) for line in contrast.lines)
+    assert all((tmp_path / f"figure{i}.png").stat().st_size > 5000 for i in (4, 5))
+
+
+def test_too_few_users_with_both_histories_are_found_before_training(csv_folder, tmp_path):
+    with open(csv_folder / "searches.csv", encoding="utf-8") as file:
+        lines = file.readlines()
+    folder = tmp_path / "few"
+    shutil.copytree(csv_folder, folder)
+    one = [line for line in lines if line.startswith(("user,", "u20,"))]
+    (folder / "searches.csv").write_text("".join(one))
+    config = lcr_ser_defaults.get_config()
+    config.dataset, config.data_dir = "csv_log", str(folder)
+    config.cache_dir = str(tmp_path / "cache")
+    with pytest.raises(UserError, match="2 test users with clicks and searches for figure4, found"):
+        ablate(config, "figure4", str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
 
 
 def test_distances_by_hand():
