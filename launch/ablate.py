@@ -11,8 +11,9 @@ times inference by K; figure4 and figure5 train what they show and look at its h
 figure2, with a config of unisar, trains it anew on the searches above cosine thresholds.
 
 W holds one sweep: table.md, table.json, table.png, and under W/arms a normal workdir for every
-arm, which launch.train continues and launch.evaluate, launch.predict and launch.compare take. The
-same command continues a sweep that was stopped or killed; finished arms are not trained again.
+arm, which launch.evaluate, launch.predict and launch.compare take, and launch.train continues, but
+for those of figure2: no key of a single run filters searches. The same command continues a sweep
+that was stopped or killed; finished arms are not trained again.
 """
 
 from __future__ import annotations
@@ -122,15 +123,16 @@ def _runs(
 
 def _run(config: config_dict.ConfigDict, setting: Setting, seed: int, workdir: Workdir) -> Run:
     changed = config_dict.ConfigDict(config.to_dict())
+    folder = setting.label.replace(" ", "").replace("/", "-")
+    path = os.path.join(workdir.path, "arms", folder, f"seed{seed}")
     changes = dict(setting.changes)
     if "data.search_filter" in changes:  # a key that configs of single runs do not have
         threshold = changes.pop("data.search_filter")
-        vectors = os.path.join(workdir.path, figure2.VECTORS)
+        # From the arm's folder: the sweep may move.
+        vectors = os.path.relpath(os.path.join(workdir.path, figure2.VECTORS), path)
         changed.data.search_filter = {"vectors": vectors, "threshold": threshold}
     changed.update_from_flattened_dict(changes)
     changed.seed = seed
-    folder = setting.label.replace(" ", "").replace("/", "-")
-    path = os.path.join(workdir.path, "arms", folder, f"seed{seed}")
     return Run(f"{setting.label}, seed {seed}", changed, path)
 
 

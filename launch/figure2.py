@@ -47,7 +47,7 @@ def run_all(runs: Sequence[Run], data: Data, workdir: Workdir) -> dict[str, str]
                 "stopped; lower the learning rate and pass another --workdir"
             )
             continue
-        own = Data(run.config) if filtered else data
+        own = Data(run.config, run.path) if filtered else data
         experiment = open_experiment(run.config, own)
         opened = open_workdir(run.path, run.config.to_dict(), own.log.hash)
         try:

@@ -58,7 +58,7 @@ class Restored:
             config.pretrain.teacher = ""  # what it has learnt from need not be there any more
         if config.get("distill") is not None and config.distill.get("teacher"):
             config.distill.teacher = ""
-        self.data = Data(config)
+        self.data = Data(config, self.workdir.path)
         self.workdir.check_log(self.data.log.hash)
         self.experiment: Any = open_experiment(config, self.data)
         stages = self.experiment.stages

@@ -20,12 +20,13 @@ from core.loop import NotFinite
 from core.metrics import Sums
 from core.workdir import Workdir
 from launch import arm_runs, figure2, sweep_figures
-from launch.ablate import ablate
+from launch.ablate import _run, ablate
 from launch.compare import read_rows
 from launch.data import Data
 from launch.evaluate import evaluate
 from launch.lcr_ser import LCRSERExperiment
 from launch.restore import Restored
+from launch.sweeps import Setting
 from launch.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -180,6 +181,20 @@ def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path, monk
     assert "found NaN scores in 57 of 57 examples" in stopped["seed 1"]
     assert "in the test of stage pretrain against neg99" in stopped["seed 1"]
     assert [(tmp_path / str(k) / "summary.md").exists() for k in range(3)] == [True, False, True]
+
+
+def test_the_path_of_the_vectors_leads_from_the_arm(small_config, tmp_path):
+    config = changed(small_config)
+    sweep = Workdir(str(tmp_path / "w"))
+    run = _run(config, Setting("threshold = 0.5", {"data.search_filter": 0.5}), 0, sweep)
+    assert run.config.data.search_filter.vectors == "../../../embedding.npz"
+    with pytest.raises(UserError, match=r"vectors .* in \S*/w/embedding\.npz, found no such file"):
+        Data(run.config, run.path)
+    data = Data(config)
+    sizes = {"item": data.log.num_items + 1, "word": data.log.num_words + 1}
+    vectors = {name: np.ones((rows, 2), np.float32) for name, rows in sizes.items()}
+    np.savez(sweep.file("embedding.npz"), **vectors)
+    Data(run.config, run.path)
 
 
 def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, monkeypatch):
@@ -367,7 +382,8 @@ def test_thresholds_retrain_on_fewer_searches(csv_folder, small_config, tmp_path
     assert "| threshold = 1 | after pre-training |" in table
     kept = json.loads((tmp_path / "w/arms/threshold=-1/seed0/config.json").read_text())
     assert "search_filter" not in kept["data"]
-    none = Restored(str(tmp_path / "w/arms/threshold=1/seed0"))
+    (tmp_path / "w").rename(tmp_path / "moved")
+    none = Restored(str(tmp_path / "moved/arms/threshold=1/seed0"))
     batches = list(none.data.sampled("test", "neg99"))
     assert not any(batch["query_words"].any() for batch in batches)
     assert any(batch["rec_items"].any() for batch in batches)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from core.errors import UserError
 from input_pipelines.search_filter import SearchFilter
 
 # Items 1 and 2 point right and up, 3 left; words 1 to 3 likewise.
@@ -73,3 +74,8 @@ def test_a_cosine_that_rounding_puts_above_1_is_1(tmp_path):
     }
     found = SearchFilter(str(tmp_path / "v.npz"), 1.0)(own)
     assert not found["clicked_items"].any()
+
+
+def test_without_its_vectors_it_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"expected the vectors .* found no such file"):
+        SearchFilter(str(tmp_path / "v.npz"), 0.5)
