@@ -93,6 +93,22 @@ def positive(config: config_dict.ConfigDict, *keys: str) -> None:
             raise UserError(f"expected config.{key} above 0, found {value}; set such a number")
 
 
+def not_negative(config: config_dict.ConfigDict, *keys: str) -> None:
+    """Refuses weights of the loss below 0, with which training would raise what it should lower.
+
+    Args:
+      keys: dotted, of finite numbers; those that the config does not have are left out.
+
+    Raises:
+      UserError: one is below 0 or no number; names the key and the value.
+    """
+    for key in keys:
+        section, _, name = key.partition(".")
+        value = config.get(section, {}).get(name, 0)
+        if not 0 <= value < math.inf:
+            raise UserError(f"expected config.{key} of 0 or more, found {value}; set such a number")
+
+
 def check_evaluation(config: config_dict.ConfigDict) -> None:
     """Finds what would only come out once a stage is trained and tested.
 
@@ -234,6 +250,7 @@ class Experiment(Evaluated):
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
         positive(config, *_SIZES)
+        not_negative(config, "pretrain.lambda_l2", "pretrain.learning_rate")
         check_evaluation(config)
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)
