@@ -17,13 +17,12 @@ import logging
 import math
 import os
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
 
+from core.arm_programs import ArmTask, Programs, row
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import (
@@ -42,29 +41,9 @@ from core.task import Batch, State, Task
 from core.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
-ARM = "arm"
 # The state, the one it started from and the best one that a later stage starts from.
 _COPIES = 3
 _USED_SHARE = 0.8
-
-
-class ArmTask(Task, Protocol):
-    """A task whose arithmetic settings can be traced.
-
-    Attributes:
-      numbers: these settings by name, plain numbers.
-      stream: tasks of one sweep whose `stream` is equal read the same batches.
-    """
-
-    @property
-    def numbers(self) -> dict[str, Any]: ...
-
-    @property
-    def stream(self) -> Hashable: ...
-
-    def with_numbers(self, numbers: dict[str, Any]) -> Task:
-        """The same task with other values, traced or not, of everything in `numbers`."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,28 +56,33 @@ class Arm:
     workdir: Workdir
 
 
-def arms_that_fit(task: Task, available: int) -> int:
-    """How many arms of a task `available` bytes hold, at least 1; temporaries are left a fifth."""
+def arms_that_fit(task: Task, available: int, devices: int = 1) -> int:
+    """How many arms of a task `available` bytes on each device hold, at least 1 on each.
+
+    Temporaries are left a fifth.
+    """
     shapes = jax.tree.leaves(jax.eval_shape(task.init))
     one = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes if leaf.ndim)
-    return max(1, int(_USED_SHARE * available / (_COPIES * one)))
+    return devices * max(1, int(_USED_SHARE * available / (_COPIES * one)))
 
 
-def available_bytes() -> int:
-    """Memory that arms may use: one accelerator's, or what the machine has free.
+def device_of(place: int, arms: int, devices: Sequence[Any]) -> Any:
+    """Where the arm at `place` among `arms` is made and restored, spread over the devices."""
+    return devices[place * len(devices) // max(arms, len(devices))]
 
-    One even where arms end up on several: the first device makes and restores all of them.
-    """
+
+def available_bytes() -> tuple[int, int]:
+    """Memory that arms may use on a device, and on how many: CPU devices share what is free."""
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     known = [limit for limit in limits if limit]
     if known:
-        return min(known)
+        return min(known), len(known)
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file)
     except FileNotFoundError:  # macOS has no such file; all of its memory, then
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 1024 * int(lines["MemAvailable"].split()[0])
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1
+    return 1024 * int(lines["MemAvailable"].split()[0]), 1
 
 
 def run_arms(
@@ -115,7 +99,7 @@ def run_arms(
     Args:
       together: arms in one call of the program; None takes one on a single CPU device and
         otherwise all.
-      devices: to lay the arms on; None takes all. A number of them that divides the arms is used.
+      devices: to lay the arms on; None takes all.
 
     Returns:
       By name, the arms whose loss was not finite.
@@ -139,7 +123,10 @@ def run_arms(
         alone = len(devices) == 1 and devices[0].platform == "cpu"
         together = 1 if alone else len(arms)
     with contextlib.ExitStack() as stack:
-        runs = [_ArmRun(arm, stack) for arm in arms]
+        runs = [
+            _ArmRun(arm, stack, device_of(place, len(arms), devices))
+            for place, arm in enumerate(arms)
+        ]
         live = [run for run in runs if run.live]
         programs = Programs(devices)
         termination = stack.enter_context(watched())
@@ -184,14 +171,17 @@ class _ArmReport:
 class _ArmRun:
     """An arm with its state between calls of the program."""
 
-    def __init__(self, arm: Arm, stack: contextlib.ExitStack):
+    def __init__(self, arm: Arm, stack: contextlib.ExitStack, device: Any):
         self.arm, self.report = arm, _ArmReport(arm.name)
         self.failure: NotFinite | None = None
         self._checkpoints = Checkpoints(stage_directory(arm.workdir, arm.task.name))
         stack.callback(self._checkpoints.close)
         self.state: State | None
-        found = start_or_restore(arm.task, arm.config, self._checkpoints)
-        self.state, self.progress, restored = found
+        with jax.default_device(device):
+            found = start_or_restore(arm.task, arm.config, self._checkpoints)
+        state, self.progress, restored = found
+        # Held to it: what is made there alone would go back to the first.
+        self.state = jax.device_put(state, device)
         if self.progress.finished:
             self.state = None
             return
@@ -238,7 +228,8 @@ def _train(
         run.report.leads = place == 0
     groups = -(-len(cohort) // together)
     width = -(-len(cohort) // groups)
-    stacks = [_Stack(cohort[i : i + width], programs) for i in range(0, len(cohort), width)]
+    parts = [cohort[i : i + width] for i in range(0, len(cohort), width)]
+    stacks = [_Stack(each, programs) for part in parts for each in programs.spread(part)]
     streams = {run.arm.task.stream: run.arm.task.batches(start) for run in cohort}
     while True:
         batches = {key: next(stream) for key, stream in streams.items()}
@@ -299,13 +290,12 @@ class _Stack:
         self._values: Any = None
 
     def _stacked(self, states: list[Any], own_steps: bool) -> Any:
-        stacked = {
-            name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *[s[name] for s in states])
+        return {
+            name: self._programs.everywhere(states[0][name], self.size)
+            if name == "step" and not own_steps
+            else jax.tree.map(self._programs.stacked, *[state[name] for state in states])
             for name in states[0]
         }
-        if not own_steps:
-            stacked["step"] = states[0]["step"]
-        return self._programs.placed(stacked, self.size)
 
     @property
     def live(self) -> list[_ArmRun]:
@@ -341,96 +331,12 @@ class _Stack:
             return self._state
 
         def part(name, leaf):
-            return leaf if name == "step" and leaf.ndim == 0 else _row(leaf, place)
+            if name == "step" and leaf.ndim == 0:
+                # From everywhere to where the arm is: alone it is on one device.
+                return jax.device_put(leaf, self._programs.device(place, self.size))
+            return row(leaf, place)
 
         return {
             name: jax.tree.map(lambda leaf, name=name: part(name, leaf), tree)
             for name, tree in self._state.items()
         }
-
-
-def _row(leaf: jax.Array, place: int) -> jax.Array:
-    """leaf[place], from the device that holds it."""
-    for shard in leaf.addressable_shards:
-        start, stop, _ = shard.index[0].indices(leaf.shape[0])
-        if start <= place < stop:
-            return shard.data[place - start]
-    raise AssertionError(f"no device of this process holds arm {place}")
-
-
-class Programs:
-    """The compiled steps, by what of their arguments has an arm axis."""
-
-    def __init__(self, devices: list[Any]):
-        self._devices = devices
-        self._made: dict[Any, Any] = {}
-
-    def _mesh(self, size: int) -> Mesh | None:
-        count = max(n for n in range(1, len(self._devices) + 1) if size % n == 0)
-        return Mesh(np.asarray(self._devices[:count]), (ARM,)) if count > 1 else None
-
-    def placed(self, state: Any, size: int) -> Any:
-        """A stacked state cut over the mesh by arms."""
-        mesh = self._mesh(size)
-        if mesh is None:
-            return state
-
-        def put(leaf):
-            spec = PartitionSpec(ARM) if leaf.ndim else PartitionSpec()
-            return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, spec))
-
-        return jax.tree.map(put, state)
-
-    def program(
-        self,
-        task: ArmTask,
-        size: int,
-        differing: frozenset[str],
-        *,
-        own_steps: bool,
-        own_batches: bool,
-    ) -> Callable[..., Any]:
-        """(state, batch, rate, numbers) -> (state, one dictionary of statistics an arm)."""
-        key = (size, differing, own_steps, own_batches)
-        if key not in self._made:
-            self._made[key] = self._make(task, *key)
-        return self._made[key]
-
-    def _make(self, task, size, differing, own_steps, own_batches):
-        def one(state, batch, rate, numbers):
-            return task.with_numbers(numbers).train_step(state, batch, rate)
-
-        if size == 1:
-
-            def alone(*arguments):
-                state, values = one(*arguments)
-                return state, (values,)
-
-            return jax.jit(alone, donate_argnums=0)
-        arms, everywhere = 0, None
-        of_state: dict[str, int | None] = dict.fromkeys(jax.eval_shape(task.init), arms)
-        if not own_steps:
-            of_state["step"] = everywhere
-        of_numbers = {name: arms if name in differing else everywhere for name in task.numbers}
-        axes = (of_state, arms if own_batches else everywhere, arms, of_numbers)
-        step = jax.vmap(one, in_axes=axes, out_axes=(of_state, arms))
-        mesh = self._mesh(size)
-        if mesh is not None:
-            specs = jax.tree.map(
-                lambda axis: PartitionSpec() if axis is None else PartitionSpec(ARM),
-                axes,
-                is_leaf=lambda axis: axis is None,
-            )
-            step = jax.shard_map(
-                step,
-                mesh=mesh,
-                in_specs=specs,
-                out_specs=(specs[0], PartitionSpec(ARM)),
-                check_vma=False,
-            )
-
-        def together(*arguments):
-            state, values = step(*arguments)
-            return state, tuple(jax.tree.map(lambda v, i=i: v[i], values) for i in range(size))
-
-        return jax.jit(together, donate_argnums=0)

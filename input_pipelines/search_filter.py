@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from core.errors import UserError
+
 Batch = dict[str, np.ndarray]
 
 
@@ -17,11 +19,20 @@ class SearchFilter:
     Args:
       path: an npz with `item` [V+1, D] and `word` [W+1, D], row 0 padding.
       threshold: in [-1, 1].
+
+    Raises:
+      UserError: there is no such file.
     """
 
     def __init__(self, path: str, threshold: float):
-        with np.load(path) as file:
-            self._items, self._words = file["item"], file["word"]
+        try:
+            with np.load(path) as file:
+                self._items, self._words = file["item"], file["word"]
+        except FileNotFoundError:
+            raise UserError(
+                f"expected the vectors of a sweep over thresholds in {path}, found no such file; "
+                "bring it back, or move the sweep's whole folder"
+            ) from None
         self._threshold = threshold
 
     def __call__(self, batch: Batch) -> Batch:
@@ -49,6 +60,7 @@ class SearchFilter:
         searches = searches + _mean(self._items, batch["clicked_items"])
         norms = np.linalg.norm(history, axis=-1) * np.linalg.norm(searches, axis=-1)
         cosine = (history * searches).sum(-1) / np.maximum(norms, 1e-9)
+        cosine = np.minimum(cosine, 1)  # rounding goes beyond; a threshold of 1 keeps nothing
         events = (batch["query_words"] != 0).any(-1) | (batch["clicked_items"] != 0).any(-1)
         return events & (cosine > self._threshold)
 

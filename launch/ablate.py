@@ -11,8 +11,9 @@ times inference by K; figure4 and figure5 train what they show and look at its h
 figure2, with a config of unisar, trains it anew on the searches above cosine thresholds.
 
 W holds one sweep: table.md, table.json, table.png, and under W/arms a normal workdir for every
-arm, which launch.train continues and launch.evaluate, launch.predict and launch.compare take. The
-same command continues a sweep that was stopped or killed; finished arms are not trained again.
+arm, which launch.evaluate, launch.predict and launch.compare take, and launch.train continues, but
+for those of figure2: no key of a single run filters searches. The same command continues a sweep
+that was stopped or killed; finished arms are not trained again.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def ablate(
     settled = _settled(config, sweep, seeds)
     _check_sweep_workdir(workdir, settled)
     data = Data(config)
+    sweep_figures.check_users(sweep, data)
     runs = _runs(config, sweep, seeds, workdir)
     done = _read(workdir, "arms.json")
     every = list({run.path: run for of_one in runs.values() for run in of_one}.values())
@@ -94,12 +96,11 @@ def ablate(
     done |= {run.name: stopped.get(run.name) for run in wanted}
     write_atomically(workdir.file("arms.json"), json.dumps(done, indent=2) + "\n")
     stopped = {run.name: done[run.name] for run in every if done[run.name]}
-    finished = {
-        label: [run.path for run in of_one if run.name not in stopped]
-        for label, of_one in runs.items()
-    }
-    rows = sweep_tables.read_sweep(sweep, finished, metric)
-    heading = sweep_tables.title(config, data)
+    paths = {label: [run.path for run in of_one] for label, of_one in runs.items()}
+    broken = {run.path for run in every if run.name in stopped}
+    rows = sweep_tables.read_sweep(sweep, paths, metric, broken)
+    finished = {label: [p for p in found if p not in broken] for label, found in paths.items()}
+    heading = sweep_tables.title(config, data, rows)
     beside = sweep_figures.beside(sweep, finished, workdir, config, data, metric)
     return sweep_tables.write(workdir, sweep, rows, metric, heading, stopped, beside)
 
@@ -122,15 +123,16 @@ def _runs(
 
 def _run(config: config_dict.ConfigDict, setting: Setting, seed: int, workdir: Workdir) -> Run:
     changed = config_dict.ConfigDict(config.to_dict())
+    folder = setting.label.replace(" ", "").replace("/", "-")
+    path = os.path.join(workdir.path, "arms", folder, f"seed{seed}")
     changes = dict(setting.changes)
     if "data.search_filter" in changes:  # a key that configs of single runs do not have
         threshold = changes.pop("data.search_filter")
-        vectors = os.path.join(workdir.path, figure2.VECTORS)
+        # From the arm's folder: the sweep may move.
+        vectors = os.path.relpath(os.path.join(workdir.path, figure2.VECTORS), path)
         changed.data.search_filter = {"vectors": vectors, "threshold": threshold}
     changed.update_from_flattened_dict(changes)
     changed.seed = seed
-    folder = setting.label.replace(" ", "").replace("/", "-")
-    path = os.path.join(workdir.path, "arms", folder, f"seed{seed}")
     return Run(f"{setting.label}, seed {seed}", changed, path)
 
 

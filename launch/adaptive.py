@@ -23,10 +23,11 @@ from absl import flags
 
 from core import metrics
 from core.errors import UserError
-from core.workdir import write_atomically
+from core.workdir import commit_id, write_atomically
 from launch import cli
 from launch.compare import means_of_users
 from launch.restore import Restored
+from launch.results import STAGE_TITLES, device
 from lcrsr.adaptive import AdaptiveScorer, Calibration, Head, calibrate, ranking_losses
 from lcrsr.lcr_ser import LCRSERRanker
 
@@ -81,11 +82,42 @@ def _times(run: Restored, scorer: AdaptiveScorer, head: Head, price: Any) -> dic
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
+def _origin(run: Restored) -> dict[str, Any]:
+    """Where the numbers come from; `commit` and `device` are those that measure."""
+    config = run.experiment.config
+    rows = run.workdir.read_results()["rows"]
+    return {
+        "data": run.data.label,
+        "data_split": config.data.split,
+        "examples": len(run.data.split("test")),
+        "seed": config.seed,
+        "trained_commit": next((r["commit"] for r in rows if r["stage"] == run.stage), "unknown"),
+        "commit": commit_id(),
+        "device": device(),
+        "stage": run.stage,
+    }
+
+
+def _heading(origin: dict[str, Any]) -> str:
+    return (
+        f"{origin['data']}, test split ({origin['data_split']}), {origin['examples']} examples, "
+        f"seed {origin['seed']}, {STAGE_TITLES[origin['stage']]}, trained at commit "
+        f"{origin['trained_commit']}, measured at commit {origin['commit']}, {origin['device']}; "
+        "calibrated on validation"
+    )
+
+
 def _to_markdown(
-    name: str, table: dict[str, dict[str, float]], found: Calibration, difference: list[float]
+    name: str,
+    table: dict[str, dict[str, float]],
+    found: Calibration,
+    difference: list[float],
+    heading: str,
 ) -> str:
     base = table["adaptive"]
     lines = [
+        heading,
+        "",
         f"| K | {name}/neg99, validation | {name}/neg99, test | steps | ms for {_BATCH:,} users |",
         "|---|---:|---:|---:|---:|",
     ]
@@ -170,9 +202,10 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     gains = reached - test[:, found.best_fixed]
     gain = means_of_users(gains, run.data.split("test").user)
     difference = [float(gain.mean()), float(1.96 * gain.std(ddof=1) / np.sqrt(len(gain)))]
-    text = _to_markdown(name, table, found, difference)
+    origin = _origin(run)
+    text = _to_markdown(name, table, found, difference, _heading(origin))
     values_out = {
-        "stage": run.stage,
+        **origin,
         "metric": name,
         "tolerance": tolerance,
         "price": found.price,

@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import jax
 from ml_collections import config_dict
 
-from core.arms import Arm, arms_that_fit, available_bytes, run_arms
+from core.arms import Arm, arms_that_fit, available_bytes, device_of, run_arms
 from core.errors import UserError
-from core.loop import run_stage, stage_directory
+from core.loop import NotFinite, run_stage, stage_directory
 from core.metric_writers import read_lines
 from core.workdir import Workdir, check_workdir, open_workdir, write_atomically
 from launch import results
@@ -81,7 +82,7 @@ def run_all(
       experiments: as `check_runs` returns them.
 
     Returns:
-      By name, what stopped a run whose loss was not finite.
+      By name, what stopped a run whose loss or scores were not finite.
 
     Raises:
       core.loop.Preempted, UserError: as `core.loop.run_stage`.
@@ -97,10 +98,11 @@ def run_all(
         evaluator = group[0][1].evaluator
         for _, experiment in group:
             experiment.evaluator = evaluator.with_numbers(experiment.numbers)
-        free = available_bytes()
-        fit = min(len(group), arms_that_fit(group[0][1].pretrain_task(), free))
+        free, devices = available_bytes()
+        fit = min(len(group), arms_that_fit(group[0][1].pretrain_task(), free, devices))
         if fit < len(group):
-            _LOG.info("%d of %d arms fit in %.1f GB: in groups", fit, len(group), free / 1e9)
+            memory = f"{devices} x {free / 1e9:.1f} GB"
+            _LOG.info("%d of %d arms fit in %s: in groups", fit, len(group), memory)
         for start in range(0, len(group), fit):
             _run_together(group[start : start + fit], data, twins, stopped)
     return stopped
@@ -123,6 +125,11 @@ def _run_together(
         run.name: open_workdir(run.path, run.config.to_dict(), data.log.hash) for run, _ in group
     }
     plans = {run.name: experiment.plan(workdirs[run.name]) for run, experiment in group}
+    # What a plan keeps of a finished stage lies where its arm does, or one device would hold all.
+    devices = {
+        run.name: device_of(place, len(group), jax.devices())
+        for place, (run, _) in enumerate(group)
+    }
     due: dict[str, Any] = {name: next(plan) for name, plan in plans.items()}
     while due:
         arms = [Arm(name, task, loop, workdirs[name]) for name, (task, loop) in due.items()]
@@ -141,7 +148,11 @@ def _run_together(
             if name in failures:
                 continue
             try:
-                due[name] = plans[name].send(run_stage(task, config, workdirs[name]))
+                with jax.default_device(devices[name]):
+                    due[name] = plans[name].send(run_stage(task, config, workdirs[name]))
+            except NotFinite as error:
+                stopped[name] = str(error)
+                _LOG.warning("%s: %s", name, error)
             except StopIteration:
                 results.write_summary(workdirs[name], data.label)
 

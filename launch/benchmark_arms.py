@@ -20,14 +20,15 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from core.arms import Arm, Programs, run_arms
+from core.arm_programs import Programs
+from core.arms import Arm, run_arms
 from core.errors import UserError
 from core.loop import LoopConfig, compile_step, run_stage
 from core.workdir import Workdir, commit_id
 from input_pipelines.batches import BatchShape
 from launch import cli
 from launch.random_data import RandomTasks, TableSizes, require_lcr_ser
-from launch.sweep_tables import device
+from launch.results import device
 
 _SHAPE = BatchShape(rec_length=20, search_length=20, words=6, clicks=2, candidates=5)
 _SIZES = TableSizes(users=3000, items=2000, words=500)

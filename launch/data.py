@@ -83,12 +83,15 @@ def _part(batch: Batch, process: int, processes: int) -> Batch:
 class Data:
     """Everything a task reads: `Data(resolve(config))` prepares it on first use.
 
+    Args:
+      workdir: the run's folder, from which `config.data.search_filter` leads to its vectors.
+
     Attributes:
       log, splits: what was read, and which clicks are targets of which split.
       label: the data set's name for tables and files; says "sample data" where it is.
     """
 
-    def __init__(self, config: config_dict.ConfigDict):
+    def __init__(self, config: config_dict.ConfigDict, workdir: str = ""):
         self._config = config
         with distributed.first_alone():
             self._open(config)
@@ -102,7 +105,11 @@ class Data:
         self._trained_users[self.splits.train.user] = True
         # Only the runs of launch.figure2 have one.
         chosen = config.data.get("search_filter")
-        self._filter = SearchFilter(chosen.vectors, chosen.threshold) if chosen else None
+        self._filter = (
+            SearchFilter(os.path.normpath(os.path.join(workdir, chosen.vectors)), chosen.threshold)
+            if chosen
+            else None
+        )
         self._seen: dict[str, np.ndarray] = {}
         self._lists: dict[tuple[str, str, str], np.ndarray] = {}
 

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from core import metrics
 from core.errors import UserError
-from core.loop import LoopConfig, StageResult, run_stage, stop_if_terminated
+from core.loop import LoopConfig, NotFinite, StageResult, run_stage, stop_if_terminated
 from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import Workdir
 from launch import results
@@ -91,6 +91,22 @@ def positive(config: config_dict.ConfigDict, *keys: str) -> None:
         value = functools.reduce(lambda section, name: section[name], key.split("."), config)
         if not 0 < value < math.inf:
             raise UserError(f"expected config.{key} above 0, found {value}; set such a number")
+
+
+def not_negative(config: config_dict.ConfigDict, *keys: str) -> None:
+    """Refuses weights of the loss below 0, with which training would raise what it should lower.
+
+    Args:
+      keys: dotted, of finite numbers; those that the config does not have are left out.
+
+    Raises:
+      UserError: one is below 0 or no number; names the key and the value.
+    """
+    for key in keys:
+        section, _, name = key.partition(".")
+        value = config.get(section, {}).get(name, 0)
+        if not 0 <= value < math.inf:
+            raise UserError(f"expected config.{key} of 0 or more, found {value}; set such a number")
 
 
 def check_evaluation(config: config_dict.ConfigDict) -> None:
@@ -191,15 +207,24 @@ class Evaluated:
 
         Raises:
           core.loop.Preempted: SIGTERM, between two protocols.
+          core.loop.NotFinite: scores are NaN; the protocols before are saved.
         """
         done = results.tested(workdir)
         for protocol in self.config.eval.protocols:
             if (stage, step, protocol) in done:
                 continue
             stop_if_terminated(f"the test of stage {stage} against {protocol}")
+            try:
+                sums = self.evaluate(params, tables, "test", protocol)
+            except FloatingPointError as error:
+                raise NotFinite(
+                    f"expected finite scores, found {error} in the test of stage {stage} against "
+                    f"{protocol}; lower the learning rate or look at the data, and train again in "
+                    "another --workdir"
+                ) from error
             results.save(
                 workdir,
-                self.evaluate(params, tables, "test", protocol),
+                sums,
                 stage=stage,
                 split="test",
                 protocol=protocol,
@@ -225,6 +250,7 @@ class Experiment(Evaluated):
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
         positive(config, *_SIZES)
+        not_negative(config, "pretrain.lambda_l2", "pretrain.learning_rate")
         check_evaluation(config)
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)

@@ -34,19 +34,26 @@ def check_runs(runs: Sequence[Run], data: Data) -> None:
 
 
 def run_all(runs: Sequence[Run], data: Data, workdir: Workdir) -> dict[str, str]:
-    """Trains and tests one run after another; returns by name what stopped one."""
+    """Trains and tests one run after another; returns by name what stopped one.
+
+    Vectors are those of the first run with all searches that ends, whatever its seed.
+    """
     stopped = {}
     for run in runs:
         filtered = "search_filter" in run.config.data
-        own = Data(run.config) if filtered else data
+        if filtered and not os.path.exists(workdir.file(VECTORS)):
+            stopped[run.name] = (
+                "expected the vectors of a run with all searches, found that all of these have "
+                "stopped; lower the learning rate and pass another --workdir"
+            )
+            continue
+        own = Data(run.config, run.path) if filtered else data
         experiment = open_experiment(run.config, own)
         opened = open_workdir(run.path, run.config.to_dict(), own.log.hash)
         try:
             experiment.run(opened)
         except NotFinite as error:
             stopped[run.name] = str(error)
-            if not filtered:
-                raise  # nothing to take similarities from
             continue
         results.write_summary(opened, own.label)
         if not filtered and not os.path.exists(workdir.file(VECTORS)):

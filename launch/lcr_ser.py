@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.loop import LoopConfig, steps_for
 from core.workdir import Workdir
 from launch.data import Data
-from launch.experiment import Experiment, Plan, build, positive
+from launch.experiment import Experiment, Plan, build, not_negative, positive
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
@@ -43,7 +43,10 @@ class LCRSERExperiment(Experiment):
                 f"{model_config.max_steps}, found {config.pretrain.active_steps}; set one of them"
             )
         if config.rl.enabled:
-            positive(config, "rl.examples", "rl.batch_size", "rl.evals")
+            positive(config, "rl.examples", "rl.batch_size", "rl.evals", "rl.gamma")
+            not_negative(config, "rl.lambda_kl", "rl.learning_rate", "rl.clip_eps")
+        weights = ("lambda_tcl", "margin", "lambda_distil")
+        not_negative(config, *(f"pretrain.{name}" for name in weights))
         self.model = LCRSER(model_config)
         loss = build(LossConfig, config.pretrain.to_dict(), section="pretrain")
         ranker = LCRSERRanker(self.model, loss)

@@ -62,7 +62,7 @@ class Restored:
             config.distill.teacher = ""
         if config.get("method") == "crs":
             crs_kept.reading(config, self.workdir.path)
-        self.data = Data(config)
+        self.data = Data(config, self.workdir.path)
         self.workdir.check_log(self.data.log.hash)
         self.experiment: Any = open_experiment(config, self.data)
         if isinstance(self.experiment, GenSARExperiment):

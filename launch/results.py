@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +28,13 @@ STAGE_TITLES = {
 }
 # Metrics of one protocol that fit beside each other.
 _WIDEST = 8
+
+
+def device() -> str:
+    """'2 CPU cores' or '1 x NVIDIA H100' of this machine."""
+    if jax.default_backend() == "cpu":
+        return f"{os.cpu_count()} CPU cores"
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def save(
@@ -69,6 +77,7 @@ def save(
         "candidates_seed": config.data.candidates_seed,
         "seed": config.seed,
         "commit": commit_id(),
+        "device": device(),
         "per_user": per_user,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **(more or {}),

@@ -18,11 +18,13 @@ import numpy as np
 from ml_collections import config_dict
 
 from core import metrics
+from core.errors import UserError
 from core.workdir import Workdir
 from launch.data import Data
 from launch.lcr_ser import LCRSERExperiment
 from launch.restore import Restored
-from launch.sweep_tables import Found
+from launch.results import device
+from launch.sweep_tables import Found, mean_text
 from launch.sweeps import Sweep
 from lcrsr.embedding import look_up
 from lcrsr.losses import distance
@@ -33,6 +35,7 @@ _SIDES = {"rec": "recommendation", "search": "search"}
 _BINS = np.linspace(0.0, 2.0, 41)
 _DRAWN_USERS = 300
 _PERPLEXITY = 30
+_FEWEST_USERS = 2  # t-SNE starts from two principal components
 
 
 def beside(
@@ -50,7 +53,7 @@ def beside(
       config: the sweep's own, resolved.
     """
     if sweep.name == "table4":
-        return inference_times(config, data, sweep.timed)
+        return inference_times(config, data, sweep.timed, workdir.file("table.png"))
     runs = {label: paths for label, paths in runs.items() if paths}
     if not runs:
         return None
@@ -70,11 +73,37 @@ def beside(
     return None
 
 
-def inference_times(config: config_dict.ConfigDict, data: Data, ks: Sequence[int]) -> Found:
+def check_users(sweep: Sweep, data: Data) -> None:
+    """Refuses data with too few users for the figures of hidden states, before training.
+
+    Raises:
+      UserError: fewer than 2 test users have clicks and searches.
+    """
+    if sweep.name not in ("figure4", "figure5"):
+        return
+    found = 0
+    for batch in data.sampled("test", "neg99"):
+        words, clicks = (batch[name].any((1, 2)) for name in ("query_words", "clicked_items"))
+        both = batch["rec_items"].any(1) & (words | clicks)
+        found += int((both & (batch["mask"] > 0)).sum())
+        if found >= _FEWEST_USERS:
+            return
+    raise UserError(
+        f"expected at least {_FEWEST_USERS} test users with clicks and searches for {sweep.name}, "
+        f"found {found} in {data.label}; bring more data or longer histories"
+    )
+
+
+def inference_times(
+    config: config_dict.ConfigDict, data: Data, ks: Sequence[int], path: str
+) -> Found:
     """Table 4: seconds to score the test split's 100 candidates with networks of K steps.
 
     Every K is a network of that many steps, with random parameters: time does not depend on them.
     Passes over the split take turns, after one that compiles; their median counts.
+
+    Args:
+      path: of the PNG.
     """
     batches = list(data.sampled("test", "neg99"))
     passes = []
@@ -93,7 +122,10 @@ def inference_times(config: config_dict.ConfigDict, data: Data, ks: Sequence[int
                 times.append(time.monotonic() - start)
     medians = [statistics.median(times) for times in taken]
     increases = [100 * (one / medians[0] - 1) for one in medians]
+    _draw_times(ks, taken, f"{data.label}, {device()}", path)
     lines = [
+        "",
+        "![](table.png)",
         "",
         f"Inference on the test split ({len(data.split('test'))} users, 100 candidates), median "
         f"of {_REPEATS} passes that take turns.",
@@ -104,6 +136,29 @@ def inference_times(config: config_dict.ConfigDict, data: Data, ks: Sequence[int
         "| increase (%) | " + " | ".join(f"{one:+.1f}" for one in increases) + " |",
     ]
     return Found(lines, {"steps": list(ks), "seconds": taken, "increase_percent": increases})
+
+
+def _draw_times(ks: Sequence[int], taken: Sequence[Sequence[float]], title: str, path: str) -> None:
+    """Seconds by K: a point a pass, a line through the medians with their increase in percent."""
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(4.6, 3.4), constrained_layout=True)
+    medians = [statistics.median(times) for times in taken]
+    places = range(len(ks))
+    for place, times in zip(places, taken, strict=True):
+        axis.scatter([place] * len(times), times, s=6, color="grey")
+    axis.plot(places, medians, marker="o")
+    for place in places[1:]:
+        text = f"{100 * (medians[place] / medians[0] - 1):+.1f}%"
+        axis.annotate(
+            text, (place, medians[place]), (0, 8), textcoords="offset points", ha="center"
+        )
+    axis.margins(x=0.1, y=0.2)
+    axis.set_xticks(places, [f"Step-{k}" for k in ks])
+    axis.set_ylabel("time (s)")
+    axis.grid(alpha=0.3)
+    axis.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def _pyplot() -> Any:
@@ -173,19 +228,15 @@ def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
     from sklearn.manifold import TSNE
 
     pyplot = _pyplot()
-
-    hidden = hidden_states(Restored(next(iter(runs.values()))[0], "pretrain"))
+    hidden, cross, _ = _of_seeds(next(iter(runs.values())))
     figure, axes = pyplot.subplots(2, 2, figsize=(9.2, 7.2), constrained_layout=True)
-    lines = ["", "![](figure4.png)", ""]
+    lines = ["", "![](figure4.png)", "", *_seeds_line(runs, "; t-SNE shows the first")]
     lines += ["| mean distance to the target | recommendation | search |", "|---|---:|---:|"]
-    found = {
-        side: distances(hidden.target, states).astype(float)
-        for side, states in hidden.cross.items()
-    }
+    found = {side: np.concatenate(per_seed) for side, per_seed in cross.items()}
     steps = found["rec"].shape[1]
     for k in range(steps):
-        means = " | ".join(f"{found[side][:, k].mean():.4f}" for side in found)
-        lines.append(f"| step {k} | {means} |")
+        means = [mean_text([one[:, k].mean() for one in cross[side]]) for side in found]
+        lines.append(f"| step {k} | {' | '.join(means)} |")
     chosen = np.random.default_rng(0).permutation(len(hidden.target))[:_DRAWN_USERS]
     for column, (side, states) in enumerate(hidden.cross.items()):
         for k in range(steps):
@@ -206,13 +257,44 @@ def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
         axes[1, column].legend(fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-    values = {side: {"means": v.mean(0).tolist(), **_histograms(v)} for side, v in found.items()}
+    values = {side: _summary(per_seed) for side, per_seed in cross.items()}
     return Found(lines, {"users": len(hidden.target), "distances": values})
 
 
-def _histograms(values: np.ndarray) -> dict[str, Any]:
-    counts = [np.histogram(column, _BINS)[0].tolist() for column in values.T]
-    return {"bins": _BINS.tolist(), "counts": counts}
+_OfSides = dict[str, list[np.ndarray]]
+
+
+def _of_seeds(paths: Sequence[str]) -> tuple[Hidden, _OfSides, _OfSides]:
+    """The first run's states, and every run's distances [U, K+1] with and without MCA by side."""
+    first: Hidden | None = None
+    cross: _OfSides = {side: [] for side in _SIDES}
+    plain: _OfSides = {side: [] for side in _SIDES}
+    for path in paths:
+        hidden = hidden_states(Restored(path, "pretrain"))
+        first = first or hidden
+        for side in _SIDES:
+            cross[side].append(distances(hidden.target, hidden.cross[side]).astype(float))
+            plain[side].append(distances(hidden.target, hidden.plain[side]).astype(float))
+    assert first is not None
+    return first, cross, plain
+
+
+def _seeds_line(runs: Mapping[str, Sequence[str]], more: str = "") -> list[str]:
+    if all(len(paths) == 1 for paths in runs.values()):
+        return []
+    return [f"Means over seeds ± their deviation; histograms hold the users of all{more}.", ""]
+
+
+def _summary(per_seed: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Means of columns and their histograms over seeds, of distances [U, C] a seed."""
+    means = [one.mean(0).tolist() for one in per_seed]
+    columns = np.concatenate(per_seed).T
+    return {
+        "means": np.mean(means, 0).tolist(),
+        "per_seed": means,
+        "bins": _BINS.tolist(),
+        "counts": [np.histogram(column, _BINS)[0].tolist() for column in columns],
+    }
 
 
 def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
@@ -227,28 +309,23 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
         squeeze=False,
         constrained_layout=True,
     )
-    lines = ["", "![](figure5.png)", ""]
+    lines = ["", "![](figure5.png)", "", *_seeds_line(runs)]
     lines += ["| | side | d(e, h) | d(e, h~) | difference |", "|---|---|---:|---:|---:|"]
     values: dict[str, Any] = {}
     for column, (label, paths) in enumerate(runs.items()):
-        hidden = hidden_states(Restored(paths[0], "pretrain"))
+        _, cross, plain = _of_seeds(paths)
         for row, side in enumerate(_SIDES):
-            with_mca, without = (
-                distances(hidden.target, states[side])[:, -1].astype(float)
-                for states in (hidden.cross, hidden.plain)
-            )
-            for name, one in (("d(e, h)", with_mca), ("d(e, h~)", without)):
+            # [U, 2] a seed: at the last step, with and without cross-attention.
+            last = zip(cross[side], plain[side], strict=True)
+            per_seed = [np.stack([one[:, -1], other[:, -1]], 1) for one, other in last]
+            for name, one in zip(("d(e, h)", "d(e, h~)"), np.concatenate(per_seed).T, strict=True):
                 axes[row, column].hist(one, _BINS, histtype="step", density=True, label=name)
             axes[row, column].set_title(f"{label}, {_SIDES[side]}", fontsize=9)
             axes[row, column].legend(fontsize=8)
-            near, far = with_mca.mean(), without.mean()
-            cells = f"{near:.4f} | {far:.4f} | {near - far:+.4f}"
-            lines.append(f"| {label} | {_SIDES[side]} | {cells} |")
-            both = np.stack([with_mca, without], 1)
-            values.setdefault(label, {})[side] = {
-                "means": [near, far],
-                **_histograms(both),
-            }
+            near, far = np.transpose([each.mean(0) for each in per_seed])
+            cells = [mean_text(near), mean_text(far), mean_text(near - far, "+.4f")]
+            lines.append(f"| {label} | {_SIDES[side]} | {' | '.join(cells)} |")
+            values.setdefault(label, {})[side] = _summary(per_seed)
         axes[-1, column].set_xlabel("cosine distance to the target")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -281,7 +358,7 @@ def every_k(paths: Sequence[str], stage: str, metric: str) -> Found:
             )
             return *jax.vmap(metrics.target_ranks)(scores), jnp.isnan(scores).any(-1)
 
-        steps = ranker.model.config.max_steps + 1
+        steps = int(run.experiment.numbers["active_steps"]) + 1  # no K that it has not trained
         sums = [metrics.Sums((name,)) for _ in range(steps)]
         tables = run.tables_with_words
         for batch in run.data.sampled("test", protocol):

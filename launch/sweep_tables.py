@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import config_dict
 
@@ -16,8 +15,10 @@ from core.errors import UserError
 from core.workdir import Workdir, commit_id, write_atomically
 from launch.compare import Pair, Row, compare_pairs, examples_and_users
 from launch.data import Data
-from launch.results import STAGE_TITLES
-from launch.sweeps import Setting, Sweep
+from launch.results import STAGE_TITLES, device
+from launch.sweeps import Setting, Sweep, number_text
+
+_PANEL_WIDTH = 4.6  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,45 +41,61 @@ class SweepRow:
     """One setting after one stage.
 
     Attributes:
+      seeds: that have finished the stage, of `runs` that the setting has.
       metrics: every metric's values, one a seed.
       tested: what `launch.compare` tests: the sweep's metric by example, with their users.
+      commits, devices: that its runs were made by, each once; runs of before name no device.
       pair: the row against the first of its stage; None for that one, or where it is alone.
     """
 
     setting: Setting
     stage: str
     seeds: tuple[int, ...]
+    runs: int
     metrics: dict[str, tuple[float, ...]]
     tested: Row
+    commits: tuple[str, ...]
+    devices: tuple[str, ...]
     pair: Pair | None = None
 
 
 def read_sweep(
-    sweep: Sweep, workdirs: Mapping[str, Sequence[str]], metric: str, split: str = "test"
+    sweep: Sweep,
+    workdirs: Mapping[str, Sequence[str]],
+    metric: str,
+    stopped: Collection[str] = (),
 ) -> list[SweepRow]:
     """The rows of a sweep, stage by stage in the order of its settings.
 
     Args:
-      workdirs: the folders of a setting's finished runs, one a seed, by its label.
+      workdirs: the folders of a setting's runs, one a seed, by its label.
+      stopped: those of them that ended before their last stage: what they have counts.
 
     Raises:
-      UserError: a run without the metric.
+      UserError: a finished run without the metric.
     """
     found: dict[str, list[SweepRow]] = {}
     for setting in sweep.settings:
         by_stage: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        for path in workdirs.get(setting.label, ()):
-            for row in Workdir(path).read_results()["rows"]:
-                if row["split"] == split and setting.stage in (None, row["stage"]):
+        paths = workdirs.get(setting.label, ())
+        for path in paths:
+            saved = [r for r in Workdir(path).read_results()["rows"] if r["split"] == "test"]
+            tested = {row["stage"] for row in saved if metric in row["metrics"]}
+            for row in saved:
+                # Of a stage whose test has stopped there may be other protocols alone.
+                complete = row["stage"] in tested or path not in stopped
+                if complete and setting.stage in (None, row["stage"]):
                     by_stage.setdefault(row["stage"], []).append((path, row))
         for stage, rows in by_stage.items():
             # Rows of a table that adds modules are compared whatever their stages.
             group = "" if setting.stage else stage
-            found.setdefault(group, []).append(_row(setting, stage, rows, metric))
+            found.setdefault(group, []).append(_row(setting, stage, rows, metric, len(paths)))
     return [row for rows in found.values() for row in _tested(rows)]
 
 
-def _row(setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str) -> SweepRow:
+def _row(
+    setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str, runs: int
+) -> SweepRow:
     name, _, protocol = metric.partition("/")
     values: dict[str, dict[int, float]] = {}
     per_example, users = [], np.zeros(0, np.int32)
@@ -99,7 +116,11 @@ def _row(setting: Setting, stage: str, rows: list[tuple[str, Any]], metric: str)
     metrics = {k: tuple(v[s] for s in seeds if s in v) for k, v in values.items()}
     mean = np.asarray(np.mean(per_example, 0, dtype=np.float64))
     tested = Row(setting.label, seeds, metrics[metric], mean, users)
-    return SweepRow(setting, stage, seeds, metrics, tested)
+    commits, devices = (
+        tuple(dict.fromkeys(row[name] for _, row in rows if name in row))
+        for name in ("commit", "device")
+    )
+    return SweepRow(setting, stage, seeds, runs, metrics, tested, commits, devices)
 
 
 def _tested(rows: list[SweepRow]) -> list[SweepRow]:
@@ -108,24 +129,31 @@ def _tested(rows: list[SweepRow]) -> list[SweepRow]:
     return [rows[0], *(dataclasses.replace(row, pair=pair) for row, pair in tested)]
 
 
-def _mean(values: Sequence[float]) -> str:
-    text = f"{np.mean(values):.4f}"
+def mean_text(values: Sequence[float], form: str = ".4f") -> str:
+    """The mean over seeds, with their deviation where there are several."""
+    text = f"{np.mean(values):{form}}"
     return text + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
-def title(config: config_dict.ConfigDict, data: Data) -> str:
+def title(config: config_dict.ConfigDict, data: Data, rows: Sequence[SweepRow]) -> str:
     """Where a sweep's numbers come from, in a line."""
+    commits, devices = origin(rows)
+    made = [f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}", *devices]
     return (
         f"{data.label}, test split ({config.data.split}), {len(data.split('test'))} examples, "
-        f"commit {commit_id()}, {device()}; selected on {config.eval.selection} on validation"
+        f"{', '.join(made)}; selected on {config.eval.selection} on validation"
     )
 
 
-def device() -> str:
-    """'2 CPU cores' or '1 x NVIDIA H100' of this machine."""
-    if jax.default_backend() == "cpu":
-        return f"{os.cpu_count()} CPU cores"
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+def origin(rows: Sequence[SweepRow]) -> tuple[list[str], list[str]]:
+    """The commits and devices that made the rows; those of now where there are none."""
+    if not rows:
+        return [commit_id()], [device()]
+    commits, devices = (
+        dict.fromkeys(found for row in rows for found in getattr(row, name))
+        for name in ("commits", "devices")
+    )
+    return list(commits), list(devices)
 
 
 def to_markdown(
@@ -158,15 +186,17 @@ def to_markdown(
                 continue
             told.add(row.stage)
             label = "all settings"
-        cells = [_mean(row.metrics[name]) if name in row.metrics else "" for name in columns]
+        cells = [mean_text(row.metrics[name]) if name in row.metrics else "" for name in columns]
         test = ["", ""]
         if row.pair is not None:
             pair = row.pair
             difference = f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
             test = [difference, f"{pair.p_holm:.2g}"]
         seeds = ", ".join(map(str, row.seeds))
+        if len(row.seeds) < row.runs:
+            seeds += f" (of {row.runs} seeds)"
         stage = STAGE_TITLES.get(row.stage, row.stage)
-        named = [label, stage, seeds, _mean(row.metrics[metric])]
+        named = [label, stage, seeds, mean_text(row.metrics[metric])]
         lines.append(f"| {' | '.join([*named, *test, *cells])} |")
     return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
 
@@ -184,8 +214,10 @@ def _shared_stages(rows: Sequence[SweepRow]) -> set[str]:
 
 
 def _stopped_lines(stopped: Mapping[str, str]) -> list[str]:
+    if not stopped:
+        return []
     found = [f"- {name}: {message}" for name, message in stopped.items()]
-    return ["", "Stopped, without a row:", "", *found] if found else []
+    return ["", "Stopped; of stages that they had finished they have rows:", "", *found]
 
 
 def to_json(
@@ -199,16 +231,18 @@ def to_json(
             "value": row.setting.value,
             "stage": row.stage,
             "seeds": row.seeds,
+            "runs": row.runs,
             "metrics": row.metrics,
             "against_first": dataclasses.asdict(row.pair) if row.pair else None,
         }
 
+    commits, devices = origin(rows)
     return {
         "sweep": sweep.text,
         "axis": sweep.axis,
         "metric": metric,
-        "commit": commit_id(),
-        "device": device(),
+        "commits": commits,
+        "devices": devices,
         "heading": heading,
         "rows": [entry(row) for row in rows],
         "stopped": dict(stopped),
@@ -234,8 +268,14 @@ def draw(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    labels = [STAGE_TITLES.get(row.stage, row.stage) for row in rows] + list(curves)
+    columns, lines = _legend_grid(list(dict.fromkeys(labels)), _PANEL_WIDTH * len(shown))
     figure, axes = pyplot.subplots(
-        1, len(shown), figsize=(4.6 * len(shown), 3.6), squeeze=False, constrained_layout=True
+        1,
+        len(shown),
+        figsize=(_PANEL_WIDTH * len(shown), 3.4 + 0.2 * lines),
+        squeeze=False,
+        constrained_layout=True,
     )
     for axis, name in zip(axes[0], shown, strict=True):
         for stage in dict.fromkeys(row.stage for row in rows):
@@ -262,15 +302,23 @@ def draw(
             for label, points in curves.items() if axis is axes[0, 0] else ():
                 on_axis = [(values.index(x), y) for x, y in points if x in values]
                 axis.plot(*zip(*on_axis, strict=True), linestyle="--", marker=".", label=label)
-            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            axis.set_xticks(range(len(values)), [number_text(value) for value in values])
             axis.set_xlabel(sweep.axis)
             axis.set_ylabel(name)
     # One for all panels, below them: inside it would cover bars.
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     figure.suptitle(heading.partition(",")[0], fontsize=10)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _legend_grid(labels: Sequence[str], width: float) -> tuple[int, int]:
+    """Columns of a legend that fit into `width` inches, and its lines."""
+    # Inches of a letter of font size 8, and of the handle with its gaps.
+    widest = 0.068 * max(map(len, labels)) + 0.6
+    columns = min(len(labels), max(1, int(width / widest)))
+    return columns, -(-len(labels) // columns)
 
 
 def _place(row: SweepRow, rows: Sequence[SweepRow]) -> int:

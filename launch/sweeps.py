@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -86,7 +86,14 @@ def _not_negative(value: float) -> bool:
 
 
 _WEIGHTS = (0.0, 0.01, 0.05, 0.1, 0.3, 0.5, 1.0)
-_K = _Number("pretrain.active_steps", "K", (), lambda k: k >= 0 and k == int(k), "whole, 0 or more")
+_MOST_K = 100  # memory and time grow with every step
+_K = _Number(
+    "pretrain.active_steps",
+    "K",
+    (),
+    lambda k: 0 <= k <= _MOST_K and k == int(k),
+    f"whole, from 0 to {_MOST_K}",
+)
 _TCL = _Number("pretrain.lambda_tcl", "lambda_TCL", _WEIGHTS, _not_negative, "0 or more")
 _KL = _Number("rl.lambda_kl", "lambda_KL", _WEIGHTS, _not_negative, "0 or more", needs_rl=True)
 _NUMBERS = {
@@ -160,6 +167,21 @@ def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str
     return Sweep(name, text, "model", settings)
 
 
+def number_text(value: float) -> str:
+    """A value as labels and folders show it: different ones differ, however close they are."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _check_distinct(values: Sequence[float]) -> None:
+    """Refuses values that are equal as numbers, such as 1 and 1.0. Raises UserError."""
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise UserError(
+                f"expected every value of --sweep once, found {value:g} twice; leave one out"
+            )
+
+
 def _sweep_of_thresholds(text, values, config) -> Sweep:
     try:
         thresholds = [float(value) for value in values] or list(_THRESHOLDS)
@@ -171,10 +193,14 @@ def _sweep_of_thresholds(text, values, config) -> Sweep:
             "similarities come from the run that keeps all searches; for instance "
             "--sweep=figure2:-1,0,0.5,1"
         )
-    if not config.data.use_search:
-        raise UserError("expected config.data.use_search=True for figure2, found False; set it")
+    _check_distinct(thresholds)
+    _needs_searches("figure2", config)
     settings = [
-        Setting(f"threshold = {value:g}", {"data.search_filter": value} if i else {}, value=value)
+        Setting(
+            f"threshold = {number_text(value)}",
+            {"data.search_filter": value} if i else {},
+            value=value,
+        )
         for i, value in enumerate(thresholds)
     ]
     return Sweep("figure2", text, "cosine threshold", tuple(settings))
@@ -186,7 +212,19 @@ def _timed_steps(values: list[str]) -> tuple[int, ...]:
             f"expected numbers of steps after --sweep=table4:, found {','.join(values)!r}; for "
             "instance --sweep=table4:0,1,2"
         )
-    return tuple(map(int, values)) or tuple(range(_MOST_STEPS + 1))
+    steps = tuple(map(int, values)) or tuple(range(_MOST_STEPS + 1))
+    _check_distinct(steps)
+    if max(steps) > _MOST_K:
+        raise UserError(
+            f"expected numbers of steps up to {_MOST_K} after --sweep=table4:, found {max(steps)}; "
+            "correct it"
+        )
+    return steps
+
+
+def _needs_searches(name: str, config: config_dict.ConfigDict) -> None:
+    if not config.data.use_search:
+        raise UserError(f"expected config.data.use_search=True for {name}, found False; set it")
 
 
 def _needs_rl(name: str, config: config_dict.ConfigDict) -> None:
@@ -202,7 +240,8 @@ def _sweep_of_numbers(name, text, values, config, given) -> Sweep:
     if sweep.needs_rl:
         _needs_rl(name, config)
     try:
-        numbers = [float(value) for value in values] or list(sweep.values)
+        # Added to 0, -0 is 0.
+        numbers = [0.0 + float(value) for value in values] or list(sweep.values)
     except ValueError:
         raise UserError(
             f"expected numbers after --sweep={name}:, found {','.join(values)!r}; for instance "
@@ -225,9 +264,10 @@ def _sweep_of_numbers(name, text, values, config, given) -> Sweep:
             raise UserError(
                 f"expected values {sweep.range} in --sweep={name}, found {number:g}; correct it"
             )
+    _check_distinct(numbers)
     settings = [
         Setting(
-            f"{sweep.axis} = {number:g}",
+            f"{sweep.axis} = {number_text(number)}",
             changes | {sweep.key: int(number) if sweep is _K else number},
             value=number,
         )
@@ -282,6 +322,7 @@ def _table3(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
 
 
 def _reasons(name: str, config: config_dict.ConfigDict) -> None:
+    _needs_searches(name, config)
     if config.pretrain.active_steps == 0:
         raise UserError(
             f"expected config.pretrain.active_steps of 1 or more for {name}, found 0; set it"

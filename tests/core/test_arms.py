@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core.arms import Arm, arms_that_fit, run_arms
+from core.arm_programs import Programs
+from core.arms import Arm, arms_that_fit, device_of, run_arms
 from core.checkpoints import Checkpoints
 from core.loop import LoopConfig, Preempted, run_stage
 from core.workdir import Workdir
@@ -160,9 +161,10 @@ def test_the_arm_axis_lies_on_the_mesh(tmp_path, monkeypatch):
     assert held[:8] == [device.id for device in jax.devices()]
 
 
-def test_an_arm_that_is_not_finite_leaves_the_others_alone(alone, tmp_path):
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_an_arm_that_is_not_finite_leaves_the_others_alone(devices, alone, tmp_path):
     arms = arms_of(TASKS, tmp_path, rates=[0.1, 1e30, 0.1, 0.1])
-    failures = run_arms(arms, together=4, devices=jax.devices()[:1])
+    failures = run_arms(arms, together=4, devices=jax.devices()[:devices])
     assert list(failures) == ["arm 1"] and "at step" in str(failures["arm 1"])
     kept = Checkpoints(arms[1].workdir.file("checkpoints", "line", ""))
     assert kept.steps() == []
@@ -170,27 +172,34 @@ def test_an_arm_that_is_not_finite_leaves_the_others_alone(alone, tmp_path):
     assert_equal_to_alone([arms[0], *arms[2:]], alone)
 
 
-def test_every_arm_stops_early_by_itself(tmp_path):
+def test_half_of_a_stack_that_is_not_finite_leaves_a_smaller_one(alone, tmp_path):
+    arms = arms_of(TASKS, tmp_path, rates=[0.1, 1e30, 1e30, 0.1])
+    assert list(run_arms(arms, devices=jax.devices())) == ["arm 1", "arm 2"]
+    assert_equal_to_alone([arms[0], arms[3]], alone)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_every_arm_stops_early_by_itself(devices, tmp_path):
     falling, rising = [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]
     tasks = [Line(scores=s) for s in (falling, rising, falling, [0.1, 0.5, 0.2, 0.3])]
     arms = [
         dataclasses.replace(arm, config=dataclasses.replace(arm.config, stop_patience=1))
         for arm in arms_of(tasks, tmp_path)
     ]
-    run_arms(arms, together=4, devices=jax.devices()[:1])
+    run_arms(arms, together=4, devices=jax.devices()[:devices])
     results = [run_stage(arm.task, arm.config, arm.workdir) for arm in arms]
     assert [r.last_step for r in results] == [6, 12, 6, 9]
     assert [r.best_step for r in results] == [3, 12, 3, 6]
 
 
-@pytest.mark.parametrize("together", [1, 4])
-def test_killed_with_arms_at_different_steps_it_ends_the_same(together, alone, tmp_path):
+@pytest.mark.parametrize(("together", "devices"), [(1, 1), (4, 1), (None, 3), (None, 8)])
+def test_killed_with_arms_at_different_steps_it_ends_the_same(together, devices, alone, tmp_path):
     # The third arm's evaluation at step 6 is the kill: two arms have saved it, two have not.
     tasks = [Line(shrinkage=s, ends_at=6 if s == 0.2 else None) for s in (0.0, 0.1, 0.2, 0.3)]
     with pytest.raises(KeyboardInterrupt):
-        run_arms(arms_of(tasks, tmp_path), together=together, devices=jax.devices()[:1])
+        run_arms(arms_of(tasks, tmp_path), together=together, devices=jax.devices()[:devices])
     arms = arms_of(TASKS, tmp_path)
-    run_arms(arms, together=together, devices=jax.devices()[:1])
+    run_arms(arms, together=together, devices=jax.devices()[:devices])
     assert_equal_to_alone(arms, alone)
 
 
@@ -234,3 +243,28 @@ def test_how_many_arms_fit():
     # A state is 3 + 8 floats; three copies are 132 bytes, and four fifths of the memory are used.
     assert arms_that_fit(TASKS[0], 1000) == 6
     assert arms_that_fit(TASKS[0], 10) == 1
+    assert arms_that_fit(TASKS[0], 1000, devices=4) == 24
+    assert arms_that_fit(TASKS[0], 10, devices=4) == 4
+
+
+def test_no_device_has_more_arms_than_its_share():
+    programs = Programs(jax.devices())
+    stacks = {size: [len(s) for s in programs.spread([0] * size)] for size in (3, 7, 8, 11, 16)}
+    assert stacks == {3: [3], 7: [7], 8: [8], 11: [8, 3], 16: [16]}
+    places = [device_of(place, 11, jax.devices()).id for place in range(11)]
+    assert sorted(set(places)) == list(range(8)) and max(map(places.count, places)) == 2
+
+
+def test_an_arm_is_made_where_it_is_trained(tmp_path):
+    made = []
+
+    class Watched(Line):
+        def init(self):
+            state = super().init()
+            if not isinstance(state["w"], jax.core.Tracer):
+                made.append(next(iter(state["w"].devices())).id)
+            return state
+
+    tasks = [Watched(shrinkage=s) for s in (0.0, 0.1, 0.2)]
+    run_arms(arms_of(tasks, tmp_path), devices=jax.devices()[:3])
+    assert made[:3] == [0, 1, 2]

@@ -2,24 +2,31 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import unisar_qilin
+from configs import lcr_ser_defaults, unisar_qilin
 from core.errors import UserError
-from launch import arm_runs, sweep_figures
-from launch.ablate import ablate
+from core.loop import NotFinite
+from core.metrics import Sums
+from core.workdir import Workdir
+from launch import arm_runs, figure2, sweep_figures
+from launch.ablate import _run, ablate
 from launch.compare import read_rows
 from launch.data import Data
 from launch.evaluate import evaluate
+from launch.lcr_ser import LCRSERExperiment
 from launch.restore import Restored
+from launch.sweeps import Setting
 from launch.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -140,9 +147,90 @@ def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path, mo
     shapes = jax.eval_shape(experiments[0].pretrain_task().init)
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     # Two arms, three copies of each, in four fifths of it.
-    monkeypatch.setattr(arm_runs, "available_bytes", lambda: int(2.1 * 3 * one / 0.8))
+    memory = int(2.1 * 3 * one / 0.8)
+    monkeypatch.setattr(arm_runs, "available_bytes", lambda: (memory, 1))
     assert arm_runs.run_all(runs, data, experiments) == {}
     assert names == [2, 2, 1]
+    names.clear()
+    monkeypatch.setattr(arm_runs, "available_bytes", lambda: (memory, 2))
+    assert arm_runs.run_all(runs, data, experiments) == {}
+    assert names == [4, 1]
+
+
+def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path, monkeypatch):
+    def plan(self, workdir):
+        yield SimpleNamespace(name="pretrain"), None
+        self.test_once(workdir, "pretrain", 3, None, None)
+
+    def scored(self, params, tables, split, protocol):
+        found, zeros = Sums(("ndcg@5",)), np.zeros(57, int)
+        found.add(zeros, zeros, zeros + 1, (zeros == 0) & (self.config.seed == 1))
+        return found
+
+    monkeypatch.setattr(LCRSERExperiment, "plan", plan)
+    monkeypatch.setattr(LCRSERExperiment, "evaluate", scored)
+    monkeypatch.setattr(arm_runs, "run_arms", lambda arms: {})
+    monkeypatch.setattr(arm_runs, "run_stage", lambda *arguments: None)
+    data = Data(small_config)
+    runs = [
+        arm_runs.Run(f"seed {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
+        for k in range(3)
+    ]
+    stopped = arm_runs.run_all(runs, data, arm_runs.check_runs(runs, data))
+    assert list(stopped) == ["seed 1"]
+    assert "found NaN scores in 57 of 57 examples" in stopped["seed 1"]
+    assert "in the test of stage pretrain against neg99" in stopped["seed 1"]
+    assert [(tmp_path / str(k) / "summary.md").exists() for k in range(3)] == [True, False, True]
+
+
+def test_the_path_of_the_vectors_leads_from_the_arm(small_config, tmp_path):
+    config = changed(small_config)
+    sweep = Workdir(str(tmp_path / "w"))
+    run = _run(config, Setting("threshold = 0.5", {"data.search_filter": 0.5}), 0, sweep)
+    assert run.config.data.search_filter.vectors == "../../../embedding.npz"
+    with pytest.raises(UserError, match=r"vectors .* in \S*/w/embedding\.npz, found no such file"):
+        Data(run.config, run.path)
+    data = Data(config)
+    sizes = {"item": data.log.num_items + 1, "word": data.log.num_words + 1}
+    vectors = {name: np.ones((rows, 2), np.float32) for name, rows in sizes.items()}
+    np.savez(sweep.file("embedding.npz"), **vectors)
+    Data(run.config, run.path)
+
+
+def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, monkeypatch):
+    def run(label, seed, **data):
+        config = config_dict.ConfigDict({"seed": seed, "data": data})
+        return arm_runs.Run(f"{label}, seed {seed}", config, str(tmp_path / "arms" / label))
+
+    def train_or_stop(opened, seed):
+        if seed in diverging:
+            raise NotFinite("nan")
+
+    def open_experiment(config, data):
+        return SimpleNamespace(run=lambda opened: train_or_stop(opened, config.seed))
+
+    exported = []
+
+    def export(path, target):
+        exported.append(path)
+        pathlib.Path(target).touch()
+
+    held = SimpleNamespace(log=SimpleNamespace(hash="h"), label="made up")
+    monkeypatch.setattr(figure2, "open_experiment", open_experiment)
+    monkeypatch.setattr(figure2, "Data", lambda *arguments: held)
+    monkeypatch.setattr(figure2, "_export", export)
+    monkeypatch.setattr(figure2.results, "write_summary", lambda *arguments: None)
+    runs = [run(f"all{seed}", seed) for seed in (0, 1)]
+    runs += [run(f"near{seed}", seed, search_filter={"threshold": 0.5}) for seed in (0, 1)]
+    for diverging, names in (
+        ((0,), ["all0, seed 0", "near0, seed 0"]),
+        ((0, 1), [each.name for each in runs]),
+    ):
+        workdir = Workdir(str(tmp_path / f"w{len(diverging)}"))
+        stopped = figure2.run_all(runs, held, workdir)
+        assert list(stopped) == names
+    assert exported == [runs[1].path]
+    assert "found that all of these have stopped" in stopped["near1, seed 1"]
 
 
 def test_workdirs_of_something_else_are_refused(small_config, tmp_path):
@@ -202,6 +290,74 @@ def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
     times = json.loads((tmp_path / "times/table.json").read_text())
     assert times["steps"] == [0, 1] and times["increase_percent"][0] == 0.0
     assert "| time (s) |" in (tmp_path / "times/table.md").read_text()
+    assert (tmp_path / "times/table.png").stat().st_size > 5000
+
+
+def untrained(config, seed=0):
+    """What `Restored` gives of a run of this seed, without training it."""
+    data = Data(config)
+    experiment = LCRSERExperiment(changed(config, seed=seed), data)
+    state = experiment.pretrain_task().init()
+    return SimpleNamespace(
+        experiment=experiment,
+        data=data,
+        params=state["params"],
+        tables_with_words=state["tables"],
+    )
+
+
+def test_table_4_has_a_picture(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_figures, "_REPEATS", 1)
+    path = tmp_path / "table.png"
+    found = sweep_figures.inference_times(small_config, Data(small_config), (0, 1), str(path))
+    assert path.stat().st_size > 5000 and "![](table.png)" in found.lines
+
+
+def test_the_one_model_stops_at_the_largest_k_it_was_trained_with(small_config, monkeypatch):
+    config = changed(small_config, **{"pretrain.active_steps": 1, "model.max_steps": 2})
+    monkeypatch.setattr(sweep_figures, "Restored", lambda path, stage: untrained(config))
+    found = sweep_figures.every_k(["arm"], "pretrain", "ndcg@5/neg99")
+    assert [len(one) for one in found.values["per_seed"]] == [2]
+
+
+def hidden_of(seed):
+    rng = np.random.default_rng(seed)
+    states = {side: rng.standard_normal((40, 3, 8)) for side in ("rec", "search")}
+    return sweep_figures.Hidden(rng.standard_normal((40, 8)), states, states)
+
+
+def test_figures_of_hidden_states_are_over_all_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_figures, "Restored", lambda path, stage: int(path))
+    monkeypatch.setattr(sweep_figures, "hidden_states", hidden_of)
+    runs = {"with L_TCL": ["0", "1", "2"]}
+    per_seed = [
+        sweep_figures.distances(hidden.target, hidden.cross["rec"]).mean(0)
+        for hidden in map(hidden_of, range(3))
+    ]
+    mean, deviation = np.mean(per_seed, 0), np.std(per_seed, 0, ddof=1)
+    steps = sweep_figures.steps_figure(runs, str(tmp_path / "figure4.png"))
+    rec = steps.values["distances"]["rec"]
+    assert rec["means"] == pytest.approx(mean) and [sum(c) for c in rec["counts"]] == [120] * 3
+    assert any(f"| step 1 | {mean[1]:.4f} ± {deviation[1]:.4f} |" in x for x in steps.lines)
+    contrast = sweep_figures.contrast_figure(runs, str(tmp_path / "figure5.png"))
+    expected = f"| with L_TCL | recommendation | {mean[2]:.4f} ± {deviation[2]:.4f} |"
+    assert any(line.startswith(expected) for line in contrast.lines)
+    assert all((tmp_path / f"figure{i}.png").stat().st_size > 5000 for i in (4, 5))
+
+
+def test_too_few_users_with_both_histories_are_found_before_training(csv_folder, tmp_path):
+    with open(csv_folder / "searches.csv", encoding="utf-8") as file:
+        lines = file.readlines()
+    folder = tmp_path / "few"
+    shutil.copytree(csv_folder, folder)
+    one = [line for line in lines if line.startswith(("user,", "u20,"))]
+    (folder / "searches.csv").write_text("".join(one))
+    config = lcr_ser_defaults.get_config()
+    config.dataset, config.data_dir = "csv_log", str(folder)
+    config.cache_dir = str(tmp_path / "cache")
+    with pytest.raises(UserError, match="2 test users with clicks and searches for figure4, found"):
+        ablate(config, "figure4", str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
 
 
 def test_distances_by_hand():
@@ -226,7 +382,8 @@ def test_thresholds_retrain_on_fewer_searches(csv_folder, small_config, tmp_path
     assert "| threshold = 1 | after pre-training |" in table
     kept = json.loads((tmp_path / "w/arms/threshold=-1/seed0/config.json").read_text())
     assert "search_filter" not in kept["data"]
-    none = Restored(str(tmp_path / "w/arms/threshold=1/seed0"))
+    (tmp_path / "w").rename(tmp_path / "moved")
+    none = Restored(str(tmp_path / "moved/arms/threshold=1/seed0"))
     batches = list(none.data.sampled("test", "neg99"))
     assert not any(batch["query_words"].any() for batch in batches)
     assert any(batch["rec_items"].any() for batch in batches)

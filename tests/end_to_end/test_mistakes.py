@@ -39,10 +39,30 @@ def refused(config, changes, workdir, words):
         ("rl.evals", 0),
         ("rl.batch_size", 0),
         ("rl.examples", 0),
+        ("rl.gamma", -1.0),
     ],
 )
 def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
     words = rf"expected config\.{key} above 0, found {value};"
+    refused(small_config, {key: value}, tmp_path / "w", words)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pretrain.lambda_tcl", -1.0),
+        ("pretrain.lambda_tcl", float("nan")),
+        ("pretrain.margin", -3.0),
+        ("pretrain.lambda_distil", -0.1),
+        ("pretrain.lambda_l2", -1e-5),
+        ("pretrain.learning_rate", -1.0),
+        ("rl.lambda_kl", -1.0),
+        ("rl.learning_rate", -1.0),
+        ("rl.clip_eps", -0.2),
+    ],
+)
+def test_weights_below_0(small_config, tmp_path, key, value):
+    words = rf"expected config\.{key} of 0 or more, found {value};"
     refused(small_config, {key: value}, tmp_path / "w", words)
 
 

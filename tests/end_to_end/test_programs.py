@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from launch import adaptive
 from launch.adaptive import adapt
 from launch.data import resolve
 from launch.evaluate import evaluate
@@ -83,6 +84,7 @@ def test_adaptive_steps_are_calibrated_and_measured(trained):
     found = json.loads((workdir / "adaptive.json").read_text())
     assert (workdir / "adaptive.md").read_text() == text
     assert list(found["rows"]) == ["0", "1", "2", "adaptive", "2 in blocks"]
+    assert text.startswith(adaptive._heading(found)) and found["seed"] == 0
     assert sum(found["users_by_steps"]) == 57
     taken = np.dot(found["users_by_steps"], range(3)) / 57
     assert found["rows"]["adaptive"]["steps"] == pytest.approx(taken)

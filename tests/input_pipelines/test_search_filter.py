@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from core.errors import UserError
 from input_pipelines.search_filter import SearchFilter
 
 # Items 1 and 2 point right and up, 3 left; words 1 to 3 likewise.
@@ -56,3 +57,25 @@ def test_the_ends_keep_all_and_nothing(path, threshold):
     else:
         assert not found["query_words"].any() and not found["clicked_items"].any()
         assert found["rec_order"][0].tolist() == [0, 1, 0]
+
+
+def test_a_cosine_that_rounding_puts_above_1_is_1(tmp_path):
+    # Users whose only search clicked what they clicked.
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((400, 7)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", item=vectors, word=np.zeros((2, 7), np.float32))
+    items = np.arange(1, 400, dtype=np.int32)[:, None]
+    own = {
+        "rec_items": items,
+        "rec_order": np.zeros_like(items),
+        "query_words": np.zeros_like(items)[..., None],
+        "clicked_items": items[..., None],
+        "search_order": np.ones_like(items),
+    }
+    found = SearchFilter(str(tmp_path / "v.npz"), 1.0)(own)
+    assert not found["clicked_items"].any()
+
+
+def test_without_its_vectors_it_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"expected the vectors .* found no such file"):
+        SearchFilter(str(tmp_path / "v.npz"), 0.5)

@@ -1,15 +1,19 @@
 """A sweep's table from results made up by hand."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib import figure
 
+from configs import lcr_ser_defaults
 from core.errors import UserError
-from core.workdir import Workdir
+from core.workdir import Workdir, commit_id
 from launch.compare import holm
-from launch.sweep_tables import Found, read_sweep, write
+from launch.results import device
+from launch.sweep_tables import Found, read_sweep, title, write
 from launch.sweeps import Setting, Sweep
 
 SWEEP = Sweep("k", "k:0,2,3", "K", tuple(Setting(f"K = {k}", {}, value=k) for k in (0, 2, 3)))
@@ -22,7 +26,7 @@ USERS = {
 }
 
 
-def run(folder, seed, values, stages=("pretrain",), users=None):
+def run(folder, seed, values, stages=("pretrain",), users=None, **made):
     (folder / "per_user").mkdir(parents=True)
     users = np.arange(len(values)) if users is None else users
     rows = []
@@ -36,6 +40,8 @@ def run(folder, seed, values, stages=("pretrain",), users=None):
                 "protocol": "neg99",
                 "metrics": {"ndcg@5/neg99": mean, "hr@1/neg99": mean / 2},
                 "seed": seed,
+                "commit": "aaa",
+                **made,
                 "per_user": f"per_user/{stage}.npz",
             }
         )
@@ -141,3 +147,73 @@ def test_settings_that_tie_in_the_tested_metric_alone_keep_their_rows(tmp_path):
 def test_a_metric_that_no_run_has_is_named(tmp_path):
     with pytest.raises(UserError, match=r"expected ndcg@5/full in the results"):
         read_sweep(SWEEP, folders(tmp_path), "ndcg@5/full")
+
+
+def test_a_long_legend_lies_within_the_picture(tmp_path, monkeypatch):
+    seen = []
+    savefig = figure.Figure.savefig
+
+    def watched(self, *arguments, **more):
+        savefig(self, *arguments, **more)
+        box = self.legends[0].get_window_extent()
+        seen.append((box.x0 >= 0, box.x1 <= self.bbox.x1, box.y0 >= 0))
+
+    monkeypatch.setattr(figure.Figure, "savefig", watched)
+    stages = ("pretrain", "rl", "control")
+    rows = read_sweep(SWEEP, folders(tmp_path, stages=stages), "ndcg@5/neg99")
+    curves = {
+        f"one model of the largest K ({stage})": [(0.0, 0.5), (2.0, 0.6)]
+        for stage in ("pretrain", "rl")
+    }
+    beside = Found([], {}, curves)
+    write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "sample, test", {}, beside)
+    assert seen == [(True, True, True)]
+
+
+@pytest.fixture
+def small_data():
+    data = SimpleNamespace(label="sample", split=lambda name: np.zeros(40))
+    return lcr_ser_defaults.get_config(), data
+
+
+def test_tables_name_what_made_their_rows_and_not_what_wrote_them(tmp_path, small_data):
+    config, data = small_data
+    paths = {"K = 0": [run(tmp_path / "0", 0, BASE), run(tmp_path / "1", 1, BASE, commit="bbb")]}
+    made = {"commit": "bbb", "device": "1 x T"}
+    paths["K = 2"] = [run(tmp_path / "2", 0, BASE + 0.1, **made)]
+    rows = read_sweep(SWEEP, paths, "ndcg@5/neg99")
+    heading = title(config, data, rows)
+    assert "commits aaa, bbb, 1 x T; selected on" in heading and commit_id() not in heading
+    write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", heading, {})
+    values = json.loads((tmp_path / "w" / "table.json").read_text())
+    assert (values["commits"], values["devices"]) == (["aaa", "bbb"], ["1 x T"])
+    # Without rows, such as times measured now, it is this one.
+    assert f"commit {commit_id()}, {device()};" in title(config, data, [])
+
+
+def test_what_a_stopped_run_had_finished_keeps_its_row(tmp_path):
+    paths = {
+        "K = 0": [run(tmp_path / str(i), i, BASE, stages=("pretrain", "rl")) for i in (0, 1)],
+        "K = 2": [
+            run(tmp_path / "2", 0, BASE + 0.1, stages=("pretrain", "rl")),
+            run(tmp_path / "3", 1, BASE + 0.2),
+        ],
+        "K = 3": [run(tmp_path / "4", 0, BASE - 0.1), str(tmp_path / "5")],
+    }
+    # The last run's test of RL has stopped after another protocol.
+    saved = json.loads((tmp_path / "4" / "results.json").read_text())
+    other = saved["rows"][0] | {"stage": "rl", "protocol": "full", "metrics": {"ndcg@5/full": 0.1}}
+    saved["rows"].append(other)
+    (tmp_path / "4" / "results.json").write_text(json.dumps(saved))
+    broken = [str(tmp_path / name) for name in ("3", "4", "5")]
+    rows = read_sweep(SWEEP, paths, "ndcg@5/neg99", broken)
+    assert [(row.setting.label, row.stage, row.seeds) for row in rows] == [
+        ("K = 0", "pretrain", (0, 1)),
+        ("K = 2", "pretrain", (0, 1)),
+        ("K = 3", "pretrain", (0,)),
+        ("K = 0", "rl", (0, 1)),
+        ("K = 2", "rl", (0,)),
+    ]
+    text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {"x": "nan"})
+    assert "| K = 2 | after RL | 0 (of 2 seeds) |" in text
+    assert "| K = 2 | after pre-training | 0, 1 |" in text

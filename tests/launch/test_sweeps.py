@@ -39,6 +39,12 @@ def test_a_sweep_over_k_takes_as_many_steps_as_its_largest():
     assert values(kept)[1] == ("K = 3", {"pretrain.active_steps": 3})
 
 
+def test_values_that_are_close_have_labels_of_their_own():
+    sweep = parse_sweep("lambda_tcl:0.1,0.10000001,1e-7", config())
+    labels = ["lambda_TCL = 0.1", "lambda_TCL = 0.10000001", "lambda_TCL = 1e-07"]
+    assert [s.label for s in sweep.settings] == labels
+
+
 def test_table3_adds_modules_one_by_one():
     base, lcr, tra, tcl, rl, control = parse_sweep("table3", config()).settings
     assert base.changes == {
@@ -70,11 +76,18 @@ def test_choices_are_all_by_default():
     ("text", "message"),
     [
         ("kk:1", "found 'kk'"),
-        ("k:-1", "0 or more in --sweep=k, found -1"),
-        ("k:1.5", "whole, 0 or more in --sweep=k, found 1.5"),
+        ("k:-1", "whole, from 0 to 100 in --sweep=k, found -1"),
+        ("k:1.5", "whole, from 0 to 100 in --sweep=k, found 1.5"),
+        ("k:1e30", "whole, from 0 to 100 in --sweep=k, found 1e+30"),
+        ("figure6:0,101", "whole, from 0 to 100 in --sweep=figure6, found 101"),
+        ("table4:0,101", "up to 100 after --sweep=table4:, found 101"),
+        ("table4:1,01", "every value of --sweep once, found 1 twice"),
         ("k:nan", "found nan"),
         ("k:a", "numbers after --sweep=k:, found 'a'"),
         ("k:1,1", "every value of --sweep once"),
+        ("k:1,1.0", "every value of --sweep once, found 1 twice"),
+        ("k:0,-0", "every value of --sweep once, found 0 twice"),
+        ("lambda_tcl:0.1,0.5,0.10", "every value of --sweep once, found 0.1 twice"),
         ("lambda_tcl:-0.1", "0 or more in --sweep=lambda_tcl, found -0.1"),
         ("lambda_kl:inf", "found inf"),
         ("learning_rate:0", "above 0 in --sweep=learning_rate, found 0"),
@@ -97,6 +110,9 @@ def test_what_the_config_does_not_allow_is_refused():
         parse_sweep("gamma", config(**{"rl.enabled": False}))
     with pytest.raises(UserError, match="lambda_tcl=0; these are what its rows add"):
         parse_sweep("table3", config(**{"pretrain.lambda_tcl": 0.0}))
+    for text in ("figure4", "figure5"):
+        with pytest.raises(UserError, match=rf"use_search=True for {text}, found False; set it"):
+            parse_sweep(text, config(**{"data.use_search": False}))
     with pytest.raises(UserError, match="found one of sasrec"):
         parse_sweep("k", sasrec_qilin.get_config())
 
@@ -108,6 +124,8 @@ def test_thresholds_begin_with_all_searches():
         ("threshold = -1", {}),
         ("threshold = 0.5", {"data.search_filter": 0.5}),
     ]
+    with pytest.raises(UserError, match="found 0 twice"):
+        parse_sweep("figure2:-1,0,0.0", unisar)
     for wrong in ("figure2:0,0.5", "figure2:-1,2", "figure2:-1,a", "figure2:-1,nan"):
         with pytest.raises(UserError, match="-1 to 1 and -1 first"):
             parse_sweep(wrong, unisar)

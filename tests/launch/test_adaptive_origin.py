@@ -1,0 +1,32 @@
+"""Where the numbers of launch.adaptive say they come from."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+
+from configs import lcr_ser_defaults
+from core.workdir import Workdir, commit_id
+from launch import adaptive
+from launch.results import device
+from lcrsr.adaptive import Calibration
+
+
+def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
+    rows = [{"stage": "pretrain", "commit": "bbb"}, {"stage": "rl", "commit": "aaa"}]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    run = SimpleNamespace(
+        workdir=Workdir(str(tmp_path)),
+        data=SimpleNamespace(label="qilin (sample data)", split=lambda name: np.zeros(7)),
+        experiment=SimpleNamespace(config=lcr_ser_defaults.get_config()),
+        stage="rl",
+    )
+    origin = adaptive._origin(run)
+    heading = adaptive._heading(origin)
+    assert heading.startswith("qilin (sample data), test split (")
+    assert "), 7 examples, seed 0, after RL, trained at commit aaa, measured" in heading
+    assert f"measured at commit {commit_id()}, {device()};" in heading
+    table = {k: {"steps": 1.0, "seconds": 1.0} for k in ("0", "1", "adaptive", "1 in blocks")}
+    found = Calibration(price=0.0, best_fixed=1, metric=0.5, mean_steps=1.0)
+    text = adaptive._to_markdown("ndcg@5", table, found, [0.0, 0.1], heading)
+    assert text.startswith(f"{heading}\n\n| K |")
