@@ -116,15 +116,21 @@ def test_prompts_hold_no_target_and_nothing_after_it(folder, cache):
     assert len(held_out) == 4
     for row, tokens in enumerate(examples.prompts(held_out, reason=True)):
         context = json.loads(words.decode(tokens).split("\n")[2].removesuffix("<|im_end|>"))
-        # Positions 0..4 are history, both faces of each; 5 is the target's.
+        # Positions 0..4 are history, the two faces of each as one event; 5 is the target's.
         shown = [name for event in context["history"] for name in event["clicked"]]
         start = int(log.rec_offsets[held_out.user[row]])
         bought = [examples.name(int(i)) for i in log.rec_items[start : start + 6]]
-        assert set(shown) == set(bought[:5]) and bought[5] not in shown
+        assert shown == bought[:5] and all("query" in event for event in context["history"])
         assert held_out.item[row] == log.rec_items[start + 5]
         assert tokens[-1] == words.think
-    # Sales are those of the 32 training users alone.
-    assert examples._sales.sum() == 2 * 32 * 6
+    # A bound counts purchases; without their searches all of them stay, as clicks.
+    short = opened(folder, cache, **{"data.history": 3}).examples
+    blind = opened(folder, cache, **{"data.history": 3, "data.use_search": False}).examples
+    for found in (short, blind):
+        events = found.context_of(held_out, len(held_out) - 1).events
+        assert [list(event.clicked) for event in events] == [[name] for name in bought[2:5]]
+    # Sales are those of the 32 training users alone, a purchase and its search one.
+    assert examples._sales.sum() == 32 * 6
     assert set(examples.train.user.tolist()).isdisjoint(held_out.user.tolist())
 
 
