@@ -36,7 +36,8 @@ class ItemContext:
     sales: int | None = None
 
     def to_json(self) -> str:
-        return _json({k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+        fields = {k: _clean(v) for k, v in dataclasses.asdict(self).items() if v is not None}
+        return _json(fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +95,11 @@ def _json(value: Any) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """Texts without the character that stands for the < of ids."""
+    """Texts without the character that stands for the < of ids; numbers as they are."""
     if isinstance(value, str):
         return value.replace(_OPEN, "")
+    if not isinstance(value, Mapping):
+        return value
     return {_clean(k): _clean(v) for k, v in value.items()}
 
 
