@@ -197,13 +197,13 @@ class CRSExamples:
 
     def alignment(self) -> list[Example]:
         """Item -> id, id -> item, context -> id (3.1.2); of items that training has shown."""
-        words, limit = self.vocabulary, self._config.prompts.max_prompt
+        words, settings = self.vocabulary, self._config.prompts
         found = []
         for item in np.flatnonzero(self._sales > 0).tolist():
             context = self.item_context(item)
-            asked = words.encode(contexts.item_to_id_prompt(context))[-limit:]
+            asked = contexts.item_prompt(context, words, limit=settings.max_prompt)
             found.append(Example(asked, self.answer(item)))
-            told = words.encode(context.to_json())[: self._config.prompts.max_answer - 1]
+            told = contexts.item_answer(context, words, limit=settings.max_answer - 1)
             name = words.encode(contexts.id_to_item_prompt(self.name(item)))
             found.append(Example(name, [*told, words.end]))
         prompts = self.prompts(self.train, reason=False)

@@ -134,6 +134,21 @@ def test_prompts_hold_no_target_and_nothing_after_it(folder, cache):
     assert set(examples.train.user.tolist()).isdisjoint(held_out.user.tolist())
 
 
+def test_alignment_cuts_the_item_and_neither_its_frame_nor_its_json(folder, cache):
+    experiment = opened(folder, cache)
+    examples, words = experiment.examples, experiment.examples.vocabulary
+    examples._texts[1] = "kind1 red " * 80
+    asked, answer = next(
+        pair
+        for pair in zip(*[iter(examples.alignment())] * 2, strict=False)
+        if pair[0].answer[:4] == examples.item_tokens[1].tolist()
+    )
+    assert len(asked.prompt) <= 200 and len(answer.answer) <= 40
+    text = words.decode(asked.prompt)
+    assert text.startswith("<|im_start|>user\nWhich id has this item?\n{")
+    assert json.loads(words.decode(answer.answer).removesuffix("<|im_end|>"))["sales"] > 0
+
+
 def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
     experiment = opened(folder, cache)
     log, train_examples = experiment.data.log, experiment.examples.train
