@@ -27,7 +27,8 @@ from input_pipelines import (
     unisar_pickles,
 )
 from input_pipelines.csv_blocks import Report, silent
-from input_pipelines.log import Log, content_hash, validate_log
+from input_pipelines.log import Log, content_hash
+from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import (
     is_prepared,
     load_log,
@@ -75,7 +76,7 @@ READERS: dict[str, Reader] = {
     "amazon_beauty": Reader(
         files=amazon_beauty.raw_files,
         read=amazon_beauty.read_amazon_beauty,
-        version=2,  # item texts
+        version=3,  # item texts, facts of items
     ),
     "amazon_raw": Reader(
         files=amazon_raw.raw_files,

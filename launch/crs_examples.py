@@ -165,7 +165,9 @@ class CRSExamples:
         return self.contexts.query(search)
 
     def item_context(self, item: int) -> ItemContext:
-        return ItemContext(title=self._texts[item], sales=int(self._sales[item]))
+        """What the log knows of an item; its text stands in where no fact tells its title."""
+        facts = {"title": self._texts[item]} | self._log.facts(item)
+        return ItemContext(**facts, sales=int(self._sales[item]))
 
     def name(self, item: int) -> str:
         """The id of an item as text."""

@@ -134,6 +134,20 @@ def test_prompts_hold_no_target_and_nothing_after_it(folder, cache):
     assert set(examples.train.user.tolist()).isdisjoint(held_out.user.tolist())
 
 
+def test_an_items_context_has_title_brand_and_price_each_once(tmp_path):
+    folder = pathlib.Path(write_beauty(tmp_path / "beauty"))
+    records = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    records[3] |= {"brand": "Acme", "price": 3.5}
+    (folder / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    experiment = opened(str(folder), tmp_path / "cache")
+    examples, names = experiment.examples, experiment.data.log.item_ids.tolist()
+    found = json.loads(examples.item_context(names.index("3")).to_json())
+    sales = found.pop("sales")
+    assert found == {"title": records[3]["title"], "price": "3.50", "brand": "Acme"} and sales > 0
+    # What is embedded and searched is the text, as of every method.
+    assert examples._texts[names.index("3")] == f"{records[3]['title']} Acme"
+
+
 def test_alignment_cuts_the_item_and_neither_its_frame_nor_its_json(folder, cache):
     experiment = opened(folder, cache)
     examples, words = experiment.examples, experiment.examples.vocabulary
