@@ -75,7 +75,7 @@ class UserContext:
       profile: of the user.
       events: oldest first.
       query: the current one.
-      time, place: of the current query.
+      time, place: of the current query; the time as a date and an hour.
     """
 
     query: str

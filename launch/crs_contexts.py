@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,18 @@ from launch.data import Data
 _AGES = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"))
 # What config.data.times may be, with the milliseconds of a unit; None shows no times.
 _UNITS = {"milliseconds": 1, "seconds": 1000, "none": None}
+
+
+# Times before and after these are no dates: positions, or of another unit.
+_FIRST, _LAST = (
+    int(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC).timestamp()) * 1000
+    for year in (1990, 2100)
+)
+
+
+def hour(milliseconds: int) -> str:
+    """'2024-11-03 14h' of a time since 1970, in UTC; minutes are left out."""
+    return f"{datetime.datetime.fromtimestamp(milliseconds // 1000, datetime.UTC):%Y-%m-%d %Hh}"
 
 
 def age(milliseconds: int) -> str:
@@ -49,6 +62,8 @@ class UserContexts:
         if settings.use_search:
             told = ~twins.twin_clicks(self._log, settings.clicks)
         self._clicks = np.flatnonzero(told)
+        # Runs of before there was this setting have none.
+        self._dated = bool(settings.get("query_time")) and self._has_clock()
 
     def _check(self, settings: config_dict.ConfigDict) -> None:
         if settings.times not in _UNITS:
@@ -63,6 +78,14 @@ class UserContexts:
                 f"expected config.data.unclicked of 0 or more, found {self._most_unclicked}; 0 "
                 "leaves out what was shown and not clicked"
             )
+
+    def _has_clock(self) -> bool:
+        """Whether all times are dates in `config.data.times`."""
+        if self._unit is None:
+            return False
+        times = [times for times in (self._log.rec_times, self._log.search_times) if len(times)]
+        first = min(int(some.min()) for some in times) * self._unit
+        return first >= _FIRST and max(int(some.max()) for some in times) * self._unit < _LAST
 
     def query(self, search: int) -> str:
         """The text of a search."""
@@ -81,7 +104,7 @@ class UserContexts:
 
         Args:
           rec_end, search_end: as of `splits.Examples`.
-          now: the query's time; None takes that of the latest event.
+          now: the query's time; None counts ages from the latest event and tells no time.
           place: the query's; None where it is not known.
         """
         log, most = self._log, self._settings.history
@@ -92,6 +115,7 @@ class UserContexts:
             searches = searches[:0]
         times = np.concatenate([log.rec_times[clicks], log.search_times[searches]]).astype(np.int64)
         order = np.argsort(times, kind="stable")[len(times) - min(most, len(times)) :]
+        asked = None if now is None else self.time(now)
         if now is None:
             now = int(times.max(initial=0))
         events = []
@@ -116,7 +140,11 @@ class UserContexts:
             )
         # Runs from before there was this setting have none.
         profile = log.profile(user) if self._settings.get("profiles") else {}
-        return UserContext(query=query, profile=profile, events=events, place=place)
+        return UserContext(query=query, profile=profile, events=events, time=asked, place=place)
+
+    def time(self, now: int) -> str | None:
+        """The hour of a time of the log; None where its times are no dates or are not told."""
+        return hour(now * self._unit) if self._dated and self._unit else None
 
     def _age(self, difference: int) -> str | None:
         return None if self._unit is None else age(difference * self._unit)

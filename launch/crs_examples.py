@@ -157,7 +157,9 @@ class CRSExamples:
 
     def _tokenizer_texts(self) -> list[str]:
         queries = sorted({self.query(row) for row in self.train.target_row.tolist()})
+        hours = {self.contexts.time(self._log.asked_at(row)) for row in self.train.target_row}
         told = [self.teacher_reasoning(row) for row in range(len(self.train))]
+        told += sorted(hour for hour in hours if hour)
         return [*self._texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES, *told]
 
     def query(self, search: int) -> str:
