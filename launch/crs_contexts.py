@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from crs_jax.contexts import Event, UserContext
-from input_pipelines import histories, twins
+from input_pipelines import histories, prepare, segmenters, twins
 from input_pipelines.splits import Examples
 from launch.data import Data
 
@@ -56,6 +56,8 @@ class UserContexts:
 
     def __init__(self, settings: config_dict.ConfigDict, data: Data, name: Callable[[int], str]):
         self._settings, self._data, self._log, self._name = settings, data, data.log, name
+        options = {"segmenter": settings.segmenter}
+        self._words = prepare.query_words(data.dataset, options)
         self._numbers: dict[str, int] | None = None
         self._check(settings)
         told = np.ones(len(self._log.rec_items), bool)
@@ -90,6 +92,10 @@ class UserContexts:
     def query(self, search: int) -> str:
         """The text of a search."""
         return histories.query_text(self._log, search)
+
+    def normal(self, query: str) -> str:
+        """A query from outside as the log writes its own."""
+        return segmenters.join(self._words(query))
 
     def context(
         self,
@@ -172,11 +178,13 @@ class UserContexts:
             latest = next((row for row in reversed(searches) if self.query(row)), None)
             if latest is not None:
                 return name, self._before(user, latest)
-        if not query.strip():
+        words = self.normal(query)
+        if not words:
+            found = f"no word in {query[:40]!r}" if query.strip() else "none in the log"
             raise UserError(
-                f"expected a query of user {name}, found none in the log; write {name} TAB query"
+                f"expected a query of user {name}, found {found}; write {name} TAB query"
             )
-        return name, self.context(user, rec_end, search_end, query, None, None)
+        return name, self.context(user, rec_end, search_end, words, None, None)
 
     def _before(self, user: int, search: int) -> UserContext:
         """The context of a search of the log: what came after it, its clicks too, is not there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from ml_collections import config_dict
@@ -60,7 +60,7 @@ class CRSExamples:
                 f"expected training searches with words and clicks in {data.label}, found none; "
                 "bring a log with searches"
             )
-        self._sales = self._count_sales(every)
+        self._every, self._sales = every, self._count_sales(every)
         self.train = every.take(self._chosen(len(every), config.data.train_examples))
         with distributed.first_alone():
             self.ids = self._make_ids()
@@ -229,7 +229,7 @@ class CRSExamples:
         Traces that hold the target's title or an id are left out.
 
         Raises:
-          UserError: a trace of no training example, or none left.
+          UserError: a trace of no training search's click, or none left.
         """
         path = self._config.distill.traces
         if path:
@@ -272,22 +272,43 @@ class CRSExamples:
         return context.query, events, self._texts[int(self.train.item[row])]
 
     def _matched(self, found: Sequence[traces.Trace]) -> list[tuple[int, str]]:
-        log, examples = self._log, self.train
+        """(training example, reasoning) of traces; those of examples not chosen are left out."""
         rows: dict[tuple[str, str, str], int] = {}
-        for row in range(len(examples)):
-            key = (
-                str(log.user_ids[examples.user[row]]),
-                self.query(int(examples.target_row[row])),
-                str(log.item_ids[examples.item[row]]),
-            )
+        for row, key in enumerate(self._keys(self.train)):
             rows.setdefault(key, row)
-        matched = []
+        matched: list[tuple[int, str]] = []
+        missing: list[traces.Trace] = []
         for trace in found:
-            key = (trace.user, trace.query, trace.item)
-            if key not in rows:
+            fitting = [rows[name] for name in self._keys_of(trace) if name in rows]
+            if fitting:
+                matched.append((fitting[0], trace.reasoning))
+            else:
+                missing.append(trace)
+        known = set(self._keys(self._every)) if missing else set()
+        for trace in missing:
+            if known.isdisjoint(self._keys_of(trace)):
                 raise UserError(
                     f"expected traces of training examples, found user {trace.user!r} with query "
                     f"{trace.query[:40]!r} and item {trace.item!r}, which is none; drop that trace"
                 )
-            matched.append((rows[key], trace.reasoning))
+        if missing:
+            _LOG.info(
+                "traces: %d of %d are of examples that config.data.train_examples leaves out",
+                *(len(missing), len(found)),
+            )
         return matched
+
+    def _keys(self, examples: SearchExamples) -> Iterator[tuple[str, str, str]]:
+        """User, query and item of examples, by the source's names."""
+        log = self._log
+        for row in range(len(examples)):
+            yield (
+                str(log.user_ids[examples.user[row]]),
+                self.query(int(examples.target_row[row])),
+                str(log.item_ids[examples.item[row]]),
+            )
+
+    def _keys_of(self, trace: traces.Trace) -> list[tuple[str, str, str]]:
+        """A trace's key with its query as it stands, and as the log would write it."""
+        queries = (trace.query, self.contexts.normal(trace.query))
+        return [(trace.user, query, trace.item) for query in queries]

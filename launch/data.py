@@ -66,12 +66,14 @@ class Data:
     """Everything a task reads: `Data(resolve(config))` prepares it on first use.
 
     Attributes:
+      dataset: the name of its reader.
       log, splits: what was read, and which clicks are targets of which split.
       label: the data set's name for tables and files; says "sample data" where it is.
     """
 
     def __init__(self, config: config_dict.ConfigDict):
         self._config = config
+        self.dataset: str = config.dataset
         with distributed.first_alone():
             self._open(config)
         self.splits = splits.split_log(

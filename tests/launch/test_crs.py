@@ -194,6 +194,29 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
         opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
 
 
+def test_traces_of_examples_that_are_left_out_are_counted(folder, cache, tmp_path, caplog):
+    every = opened(folder, cache).examples
+    log, lines = every._log, []
+    for row in range(len(every.train)):
+        key = {
+            "user": str(log.user_ids[every.train.user[row]]),
+            "query": every.query(int(every.train.target_row[row])),
+            "item": str(log.item_ids[every.train.item[row]]),
+        }
+        lines.append(json.dumps(key | {"reasoning": "the user wants things"}) + "\n")
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(lines))
+    changes = {"distill.traces": str(path), "data.train_examples": 20}
+    caplog.set_level("INFO")
+    told = opened(folder, cache, **changes).examples.distillation()
+    assert sorted(row for row, _ in told) == list(range(20))
+    left_out = len(every.train) - 20
+    assert f"traces: {left_out} of {len(every.train)} are of examples that config" in caplog.text
+    path.write_text(lines[0].replace('"user": "', '"user": "x'))
+    with pytest.raises(UserError, match="which is none; drop that trace"):
+        opened(folder, cache, **changes).examples.distillation()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

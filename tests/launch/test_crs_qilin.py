@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import crs_sample
+from core.errors import UserError
 from input_pipelines.log import RawEvents, build_log
 from input_pipelines.sample import write_sample
 from launch import crs_contexts, search_protocol
@@ -110,8 +111,28 @@ def test_times_that_are_positions_are_no_hours():
             search_words=[["x"]],
             search_clicks=[["a"]],
         )
-        data = types.SimpleNamespace(log=build_log("toy", events))
+        data = types.SimpleNamespace(log=build_log("toy", events), dataset="csv_log")
         assert crs_contexts.UserContexts(settings, data, str).time(first) == told
+
+
+def test_queries_from_outside_are_written_as_the_logs_own(folder, tmp_path):
+    experiment = opened(folder, tmp_path)
+    examples, log = experiment.examples, experiment.data.log
+    user = str(log.user_ids[1])
+    assert examples.asked(f"{user}\tＴent  KIT, 签 证!")[1].query == "tent kit 签证"
+    with pytest.raises(UserError, match=r"a query of user .*, found no word in '!\?'; write"):
+        examples.asked(f"{user}\t!?")
+    train = examples.train
+    rows = {
+        "user": str(log.user_ids[train.user[0]]),
+        "query": examples.query(int(train.target_row[0])).upper() + "!",
+        "item": str(log.item_ids[train.item[0]]),
+        "reasoning": "something to use",
+    }
+    path = tmp_path / "traces.jsonl"
+    path.write_text(json.dumps(rows) + "\n")
+    told = opened(folder, tmp_path, **{"distill.traces": str(path)}).examples.distillation()
+    assert len(told) == 1
 
 
 def test_both_can_be_left_out(folder, tmp_path):
