@@ -23,6 +23,7 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.data.split = "by_user"  # the paper, 4.1.3
     config.data.history = 10  # the latest interactions (the paper, 4.1.1)
     config.data.times = "milliseconds"  # of the log, or "seconds"; "none": an order alone
+    config.data.query_time = True  # the hour of the query, in logs whose times are dates
     # Shown and not clicked, the first on the page of each search of a history, in logs that have
     # them. Ours: an id takes a token a level, so more of them would cost older events their place.
     config.data.unclicked = 5
@@ -126,8 +127,15 @@ def get_config() -> config_dict.ConfigDict:
     # A sample of 750 items.
     config.on_sample.overrides = config_dict.ConfigDict(
         {
-            # Its notes without a click are drawn at random: they would tell nothing, and cost time.
-            "data": {"clicks": 2, "history": 3, "train_examples": 3200, "unclicked": 0},
+            # Its notes without a click and its hours are drawn at random: they would tell nothing,
+            # and cost time.
+            "data": {
+                "clicks": 2,
+                "history": 3,
+                "train_examples": 3200,
+                "unclicked": 0,
+                "query_time": False,
+            },
             "semantic_ids": {"codes": (16, 16, 16)},
             "vocabulary": {"size": 600},
             "prompts": {"max_prompt": 120, "max_reasoning": 16, "max_answer": 40},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from core.errors import UserError
@@ -36,7 +36,8 @@ class ItemContext:
     sales: int | None = None
 
     def to_json(self) -> str:
-        return _json({k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+        fields = {k: _clean(v) for k, v in dataclasses.asdict(self).items() if v is not None}
+        return _json(fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class UserContext:
       profile: of the user.
       events: oldest first.
       query: the current one.
-      time, place: of the current query.
+      time, place: of the current query; the time as a date and an hour.
     """
 
     query: str
@@ -94,9 +95,11 @@ def _json(value: Any) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """Texts without the character that stands for the < of ids."""
+    """Texts without the character that stands for the < of ids; numbers as they are."""
     if isinstance(value, str):
         return value.replace(_OPEN, "")
+    if not isinstance(value, Mapping):
+        return value
     return {_clean(k): _clean(v) for k, v in value.items()}
 
 
@@ -160,6 +163,53 @@ def user_prompt(
 def item_to_id_prompt(item: ItemContext) -> str:
     """Asks for the id of an item (3.1.2)."""
     return _opening(TO_ID) + item.to_json() + _CLOSING
+
+
+def item_prompt(item: ItemContext, vocabulary: Vocabulary, *, limit: int) -> list[int]:
+    """The tokens of `item_to_id_prompt`; what is too long loses text of the item alone.
+
+    Args:
+      limit: tokens at most.
+
+    Raises:
+      UserError: too long without anything of the item.
+    """
+    encode = lambda shorter: vocabulary.encode(item_to_id_prompt(shorter))  # noqa: E731 - short
+    return _fitted(item, encode, limit, "max_prompt")
+
+
+def item_answer(item: ItemContext, vocabulary: Vocabulary, *, limit: int) -> list[int]:
+    """The tokens of an item's JSON, which answers `id_to_item_prompt`; as `item_prompt`."""
+    encode = lambda shorter: vocabulary.encode(shorter.to_json())  # noqa: E731 - short
+    return _fitted(item, encode, limit, "max_answer")
+
+
+def _fitted(
+    item: ItemContext, encode: Callable[[ItemContext], list[int]], limit: int, setting: str
+) -> list[int]:
+    """What `encode` gives of the item without the end of its title, then without whole fields."""
+    tokens = encode(item)
+    if len(tokens) <= limit:
+        return tokens
+    dropped: dict[str, Any] = {}
+    for field in (None, "category", "brand", "price", "sales"):
+        if field:
+            dropped[field] = None
+        item = dataclasses.replace(item, **dropped)
+        bare = encode(dataclasses.replace(item, title=""))
+        if len(bare) > limit:
+            continue
+        tokens, length = encode(item), len(item.title)
+        while len(tokens) > limit:
+            # As if all characters took as many tokens: a few rounds come near the limit.
+            share = (limit - len(bare)) / (len(tokens) - len(bare))
+            length = min(length - 1, int(length * share))
+            tokens = encode(dataclasses.replace(item, title=item.title[:length].rstrip()))
+        return tokens
+    raise UserError(
+        f"expected room for an item's context in {limit} tokens, found {len(bare)} without all "
+        f"that it tells; raise config.prompts.{setting}"
+    )
 
 
 def id_to_item_prompt(name: str) -> str:

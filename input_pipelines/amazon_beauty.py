@@ -5,7 +5,7 @@
     queries.tsv     query id TAB text
 
 An item's text is its title, brand and description, as far as it has them; never its categories, for
-a query IS the category path of an item.
+a query IS the category path of an item. Its facts are title, brand and price, each on its own.
 
 There are no times: the time of a purchase is its position in the user's sequence. A purchase of an
 item that has queries is also a search at the same position: the text of one of the item's queries,
@@ -16,6 +16,7 @@ either (what is strictly earlier) holds no face of it.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -75,11 +76,21 @@ def _text(record: dict) -> str:
     return " ".join(value.strip() for value in values if isinstance(value, str) and value.strip())
 
 
+def _facts(record: dict) -> dict[str, str]:
+    """As text; a price to the cent."""
+    values = {name: record.get(name) for name in ("title", "brand", "price")}
+    found = {name: v.strip() for name, v in values.items() if isinstance(v, str) and v.strip()}
+    price = values["price"]
+    if isinstance(price, (int, float)) and math.isfinite(price) and price > 0:
+        found["price"] = f"{price:.2f}"
+    return found
+
+
 def _read_items(
     path: pathlib.Path, queries: dict[int, list[str]]
-) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """The query ids and the text of each item of the catalogue."""
-    items, texts = {}, {}
+) -> tuple[dict[str, list[int]], dict[str, str], dict[str, dict[str, str]]]:
+    """The query ids, the text and the facts of each item of the catalogue."""
+    items, texts, facts = {}, {}, {}
     for number, line in enumerate(_lines(path), 1):
         try:
             record = json.loads(line)
@@ -93,8 +104,8 @@ def _read_items(
         if unknown:
             raise _malformed(path, number, "query ids of queries.tsv", str(unknown[0]))
         items[str(name)] = query_ids
-        texts[str(name)] = _text(record)
-    return items, texts
+        texts[str(name)], facts[str(name)] = _text(record), _facts(record)
+    return items, texts, facts
 
 
 def _read_sequences(
@@ -130,7 +141,7 @@ def read_amazon_beauty(data_dir: str) -> Log:
     """
     sequences, catalogue, query_texts = raw_files(data_dir)
     queries = _read_queries(query_texts)
-    items, texts = _read_items(catalogue, queries)
+    items, texts, facts = _read_items(catalogue, queries)
     users, bought, times, numbers = _read_sequences(sequences, items)
     keys = random_streams.keys(_QUERY_SEED, numbers, np.asarray(times, np.int64))
     # Any number below 2^32 serves each item's own count of queries.
@@ -147,5 +158,6 @@ def read_amazon_beauty(data_dir: str) -> Log:
         search_clicks=[[bought[row]] for row in searches],
         items=list(items),
         item_texts=texts,
+        item_facts=facts,
     )
     return build_log("amazon_beauty", events)

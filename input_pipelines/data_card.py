@@ -34,6 +34,8 @@ def describe(log: Log) -> dict[str, Any]:
         optional["places"] = len(log.places) - 1
     if log.profile_offsets is not None:
         optional["users_with_profile"] = int((np.diff(log.profile_offsets) > 0).sum())
+    if log.fact_offsets is not None:
+        optional["items_with_facts"] = int((np.diff(log.fact_offsets) > 0).sum())
     return {
         "name": log.name + (" (sample data)" if log.is_sample else ""),
         "users": log.num_users,

@@ -37,7 +37,15 @@ UNCLICKED_ARRAYS = ("unclicked_offsets", "unclicked_items")
 PLACE_ARRAYS = ("places", "search_places")
 PROFILE_ARRAYS = ("profile_offsets", "profile_bytes")
 BEGIN_ARRAYS = ("search_begins",)
-OPTIONAL_ARRAYS = (TEXT_ARRAYS, UNCLICKED_ARRAYS, PLACE_ARRAYS, PROFILE_ARRAYS, BEGIN_ARRAYS)
+FACT_ARRAYS = ("fact_offsets", "fact_bytes")
+OPTIONAL_ARRAYS = (
+    TEXT_ARRAYS,
+    UNCLICKED_ARRAYS,
+    PLACE_ARRAYS,
+    PROFILE_ARRAYS,
+    BEGIN_ARRAYS,
+    FACT_ARRAYS,
+)
 _HASHED_NAMES = 100_000
 
 
@@ -57,7 +65,7 @@ class Log:
       published: the source's own split, where it has one: PART_target_row, PART_rec_end and
         PART_search_end, int64 [E] as in `splits.Examples`, and PART_negatives, int32 [E, N], for
         the parts train, validation and test.
-      hash: 16 hex digits over the events, names and profiles; texts are not in it.
+      hash: 16 hex digits over the events, names and profiles; texts and facts are not in it.
       text_offsets: int64 [V+2], and text_bytes: uint8; item i's text is UTF-8 in
         text_bytes[text_offsets[i]:text_offsets[i+1]]. None where the source has no texts.
       unclicked_offsets, unclicked_items: int64 [S+1], int32; the items shown in search s and not
@@ -69,6 +77,8 @@ class Log:
         nothing is. None where the source has no profiles.
       search_begins: int64 [S], when each search was asked, where that is earlier than its time, at
         which it is history; a search's own history ends there. None where no search's is.
+      fact_offsets: int64 [V+2], and fact_bytes: uint8; what is known of item i, of title, price,
+        brand and category, is JSON as of profiles. None where the source has no facts of items.
     """
 
     name: str
@@ -96,6 +106,8 @@ class Log:
     profile_offsets: np.ndarray | None = None
     profile_bytes: np.ndarray | None = None
     search_begins: np.ndarray | None = None
+    fact_offsets: np.ndarray | None = None
+    fact_bytes: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -134,10 +146,11 @@ class Log:
 
     def profile(self, user: int) -> dict[str, str]:
         """What is known of a user, by name; nothing where the source has no profiles."""
-        if self.profile_offsets is None or self.profile_bytes is None:
-            return {}
-        first, last = self.profile_offsets[user : user + 2]
-        return json.loads(self.profile_bytes[first:last].tobytes() or b"{}")
+        return _json_at(self.profile_offsets, self.profile_bytes, user)
+
+    def facts(self, item: int) -> dict[str, str]:
+        """Title, price, brand and category of an item as text, as far as the source has them."""
+        return _json_at(self.fact_offsets, self.fact_bytes, item)
 
     def item_texts(self) -> list[str]:
         """The texts of items 1..V, '' for an item without.
@@ -155,6 +168,13 @@ class Log:
         return [flat[a:b].decode() for a, b in itertools.pairwise(ends)]
 
 
+def _json_at(offsets: np.ndarray | None, flat: np.ndarray | None, row: int) -> dict[str, str]:
+    if offsets is None or flat is None:
+        return {}
+    first, last = offsets[row : row + 2]
+    return json.loads(flat[first:last].tobytes() or b"{}")
+
+
 @dataclasses.dataclass(frozen=True)
 class RawEvents:
     """What a reader hands over: original names, any order.
@@ -170,6 +190,8 @@ class RawEvents:
       user_profiles: by user what is known, text by name; other users are not added by it.
       search_begins: int64 [S], at or before search_time, for sources that tell when a search was
         asked and when its last click came.
+      item_facts: by item what is known of title, price, brand and category, text by name, for
+        sources that have it; other items are not added by it.
     """
 
     click_user: Sequence[str]
@@ -185,6 +207,7 @@ class RawEvents:
     search_places: Sequence[str] | None = None
     user_profiles: Mapping[str, Mapping[str, str]] | None = None
     search_begins: Sequence[int] | None = None
+    item_facts: Mapping[str, Mapping[str, str]] | None = None
 
 
 def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
@@ -283,9 +306,11 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         if (begins != log.search_times).any():
             log = dataclasses.replace(log, search_begins=begins)
     if events.user_profiles is not None:
-        found = [events.user_profiles.get(user) for user in users.tolist()]
-        ends, flat = _bytes_of([json.dumps(p, ensure_ascii=False) if p else "" for p in found])
+        ends, flat = _json_of(events.user_profiles, users.tolist())
         log = dataclasses.replace(log, profile_offsets=ends, profile_bytes=flat)
+    if events.item_facts is not None:
+        ends, flat = _json_of(events.item_facts, items.tolist())
+        log = dataclasses.replace(log, fact_offsets=ends, fact_bytes=flat)
     return dataclasses.replace(log, hash=content_hash(log))
 
 
@@ -294,6 +319,14 @@ def _bytes_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([0, 0, *map(len, encoded)], dtype=np.int64)
     return ends, np.frombuffer(b"".join(encoded), np.uint8)
+
+
+def _json_of(
+    known: Mapping[str, Mapping[str, str]], names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_bytes_of` what is known by name as JSON, nothing where nothing is."""
+    found = [known.get(name) for name in names]
+    return _bytes_of([json.dumps(one, ensure_ascii=False) if one else "" for one in found])
 
 
 def _text_of_search(events: RawEvents, search: int) -> str:
@@ -344,100 +377,3 @@ def content_hash(log: Log) -> str:
         array = np.ascontiguousarray(log.published[name])
         digest.update(name.encode() + (array.data if array.size else b""))
     return digest.hexdigest()[:16]
-
-
-def validate_log(log: Log) -> None:
-    """Checks what every consumer relies on.
-
-    Raises:
-      UserError: offsets that do not cover the rows, times out of order, ids out of range, half a
-        group of optional arrays.
-    """
-    for group in OPTIONAL_ARRAYS:
-        missing = [name for name in group if getattr(log, name) is None]
-        if missing and len(missing) < len(group):
-            raise UserError(
-                f"expected {' and '.join(group)} in log {log.name}, found no {missing[0]}; prepare "
-                "the data again"
-            )
-    users = log.num_users
-    if len(log.rec_times) != len(log.rec_items):
-        raise UserError(
-            f"expected one time a click in log {log.name}, found {len(log.rec_times)} times of "
-            f"{len(log.rec_items)} clicks; prepare the data again"
-        )
-    searches = len(log.search_times)
-    ragged = [
-        (log.rec_offsets, len(log.rec_items), "rec_offsets", users + 2),
-        (log.search_offsets, searches, "search_offsets", users + 2),
-        (log.word_offsets, len(log.word_ids), "word_offsets", searches + 1),
-        (log.click_offsets, len(log.click_items), "click_offsets", searches + 1),
-    ]
-    numbered = [
-        (log.rec_items, log.num_items, "rec_items"),
-        (log.click_items, log.num_items, "click_items"),
-        (log.word_ids, log.num_words, "word_ids"),
-    ]
-    if log.unclicked_offsets is not None and log.unclicked_items is not None:
-        shown = log.unclicked_items
-        ragged.append((log.unclicked_offsets, len(shown), "unclicked_offsets", searches + 1))
-        numbered.append((shown, log.num_items, "unclicked_items"))
-    if log.text_offsets is not None and log.text_bytes is not None:
-        ragged.append((log.text_offsets, len(log.text_bytes), "text_offsets", log.num_items + 2))
-    if log.profile_offsets is not None and log.profile_bytes is not None:
-        ragged.append((log.profile_offsets, len(log.profile_bytes), "profile_offsets", users + 2))
-    if log.places is not None and log.search_places is not None:
-        _validate_places(log, log.search_places, len(log.places) - 1)
-    if log.search_begins is not None and (
-        len(log.search_begins) != searches or np.any(log.search_begins > log.search_times)
-    ):
-        raise UserError(
-            f"expected search_begins of log {log.name} to be one a search, at or before its time, "
-            "found others; prepare the data again"
-        )
-    for offsets, rows, name, length in ragged:
-        if len(offsets) != length or offsets[0] != 0 or offsets[-1] != rows:
-            raise UserError(
-                f"expected {name} of log {log.name} to have {length} entries from 0 to {rows}, "
-                f"found {len(offsets)} ending in {offsets[-1]}; prepare the data again"
-            )
-        if np.any(np.diff(offsets) < 0):
-            raise UserError(
-                f"expected ascending {name} in log {log.name}, found a decrease; prepare the data "
-                "again"
-            )
-    for ids, limit, name in numbered:
-        if len(ids) and (ids.min() < 1 or ids.max() > limit):
-            worst = int(ids.min()) if ids.min() < 1 else int(ids.max())
-            raise UserError(
-                f"expected {name} of log {log.name} from 1 to {limit}, found {worst}; prepare the "
-                "data again"
-            )
-    for times, offsets, name in (
-        (log.rec_times, log.rec_offsets, "clicks"),
-        (log.search_times, log.search_offsets, "searches"),
-    ):
-        falls = np.diff(times) < 0
-        starts = np.asarray(offsets[1:-1]) - 1  # a fall is legal between two users
-        falls[starts[(starts >= 0) & (starts < len(falls))]] = False
-        if falls.any():
-            row = int(np.flatnonzero(falls)[0])
-            raise UserError(
-                f"expected the {name} of each user in log {log.name} in time order, found row "
-                f"{row + 1} earlier than row {row}; prepare the data again"
-            )
-
-
-def _validate_places(log: Log, of_searches: np.ndarray, limit: int) -> None:
-    searches = len(log.search_times)
-    if len(of_searches) != searches:
-        raise UserError(
-            f"expected one place a search in log {log.name}, found {len(of_searches)} places of "
-            f"{searches} searches; prepare the data again"
-        )
-    if searches and (of_searches.min() < 0 or of_searches.max() > limit):
-        worst = int(of_searches.min()) if of_searches.min() < 0 else int(of_searches.max())
-        raise UserError(
-            f"expected search_places of log {log.name} from 0 to {limit}, found {worst}; prepare "
-            "the data again"
-        )

@@ -23,11 +23,13 @@ from input_pipelines import (
     kuaisar,
     qilin,
     qilin_files,
+    segmenters,
     trivago,
     unisar_pickles,
 )
 from input_pipelines.csv_blocks import Report, silent
-from input_pipelines.log import Log, content_hash, validate_log
+from input_pipelines.log import Log, content_hash
+from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import (
     is_prepared,
     load_log,
@@ -75,7 +77,7 @@ READERS: dict[str, Reader] = {
     "amazon_beauty": Reader(
         files=amazon_beauty.raw_files,
         read=amazon_beauty.read_amazon_beauty,
-        version=2,  # item texts
+        version=3,  # item texts, facts of items
     ),
     "amazon_raw": Reader(
         files=amazon_raw.raw_files,
@@ -89,6 +91,20 @@ READERS: dict[str, Reader] = {
     ),
     "kuaisar": Reader(files=kuaisar.raw_files, read=kuaisar.read_kuaisar, reports=True),
 }
+
+
+def query_words(dataset: str, options: Mapping[str, Any]) -> Callable[[str], list[str]]:
+    """The function from a query to its words that the reader of `dataset` uses.
+
+    Args:
+      options: as of `prepare_log`.
+
+    Raises:
+      UserError: no such segmenter, or it is not installed.
+    """
+    if "segmenter" in READERS[dataset].settings:
+        return segmenters.segmenter(options["segmenter"])
+    return str.split  # sources whose queries are words already
 
 
 def fingerprint(dataset: str, data_dir: str, settings: Mapping[str, Any]) -> str:

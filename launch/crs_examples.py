@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from ml_collections import config_dict
@@ -13,31 +13,20 @@ from ml_collections import config_dict
 from core import distributed, vectors
 from core.errors import UserError
 from crs_jax import contexts, semantic_ids, teacher, traces, vocabulary
-from crs_jax.contexts import Event, ItemContext, UserContext
+from crs_jax.contexts import ItemContext, UserContext
 from crs_jax.packing import Example
 from crs_jax.semantic_ids import SemanticIds
 from crs_jax.vocabulary import Vocabulary, code_name
-from input_pipelines import histories, search_task, segmenters
+from input_pipelines import search_task, segmenters, twins
 from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
+from launch.crs_contexts import UserContexts
 from launch.data import Data
 
 _LOG = logging.getLogger(__name__)
 TFIDF = "tfidf_svd"
-# Milliseconds of a minute, an hour and a day, with the letter of each.
-_AGES = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"))
-# What config.data.times may be, with the milliseconds of a unit; None shows no times.
-_UNITS = {"milliseconds": 1, "seconds": 1000, "none": None}
 # Copies of the templates among the texts that a tokenizer is trained on.
 _TEMPLATE_COPIES = 50
-
-
-def age(milliseconds: int) -> str:
-    """'3h' of three hours and a bit, '0m' of seconds."""
-    for length, letter in _AGES:
-        if milliseconds >= length:
-            return f"{milliseconds // length}{letter}"
-    return "0m"
 
 
 class CRSExamples:
@@ -55,15 +44,15 @@ class CRSExamples:
       ids: SemanticIds of items 1..V.
       vocabulary: text and id tokens.
       item_tokens: int32 [V+1, L], the ids as tokens; row 0 is padding's.
+      contexts: UserContexts of the log.
       train: SearchExamples of the training corpus.
     """
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, text_rows: int | None):
         self._config, self._data, self._log = config, data, data.log
         self._seed = config.seed
-        self._numbers: dict[str, int] | None = None
         self._titles: dict[str, str] | None = None
-        self._check(config.data)
+        self.contexts = UserContexts(config.data, data, self.name)
         self._texts = ["", *data.log.item_texts()]
         every = search_task.training_searches(data.log, data.splits)
         if not len(every):
@@ -71,7 +60,7 @@ class CRSExamples:
                 f"expected training searches with words and clicks in {data.label}, found none; "
                 "bring a log with searches"
             )
-        self._sales = self._count_sales(every)
+        self._every, self._sales = every, self._count_sales(every)
         self.train = every.take(self._chosen(len(every), config.data.train_examples))
         with distributed.first_alone():
             self.ids = self._make_ids()
@@ -81,20 +70,6 @@ class CRSExamples:
         self._check_alike()
         tokens = self.vocabulary.identifiers(self.ids.codes)
         self.item_tokens = np.pad(tokens, ((1, 0), (0, 0)))
-
-    def _check(self, settings: config_dict.ConfigDict) -> None:
-        if settings.times not in _UNITS:
-            raise UserError(
-                f"expected config.data.times of {', '.join(_UNITS)}, found {settings.times!r}; "
-                "pass one of them"
-            )
-        self._unit = _UNITS[settings.times]
-        self._most_unclicked = settings.get("unclicked", 0)  # runs of before there was one
-        if self._most_unclicked < 0:
-            raise UserError(
-                f"expected config.data.unclicked of 0 or more, found {self._most_unclicked}; 0 "
-                "leaves out what was shown and not clicked"
-            )
 
     def _check_alike(self) -> None:
         """Raises UserError where processes have other data, ids or tokenizers than the first."""
@@ -114,9 +89,11 @@ class CRSExamples:
 
     def _count_sales(self, searches: SearchExamples) -> np.ndarray:
         """How often each item was clicked in training, [V+1]; nothing of a held-out user or event
-        counts."""
+        counts, and a click that its search holds too counts once."""
         clicked = np.asarray(self._log.rec_items)[self._data.splits.training_rows]
-        items = np.concatenate([clicked, searches.item])
+        # The twin of a training search's click is at its time, so it trains too.
+        only_searched = searches.item[~twins.have_twins(self._log, searches)]
+        items = np.concatenate([clicked, only_searched])
         return np.bincount(items, minlength=self._log.num_items + 1)
 
     def item_vectors(self) -> np.ndarray:
@@ -180,126 +157,31 @@ class CRSExamples:
 
     def _tokenizer_texts(self) -> list[str]:
         queries = sorted({self.query(row) for row in self.train.target_row.tolist()})
+        hours = {self.contexts.time(self._log.asked_at(row)) for row in self.train.target_row}
         told = [self.teacher_reasoning(row) for row in range(len(self.train))]
+        told += sorted(hour for hour in hours if hour)
         return [*self._texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES, *told]
 
     def query(self, search: int) -> str:
         """The text of a search."""
-        return histories.query_text(self._log, search)
+        return self.contexts.query(search)
 
     def item_context(self, item: int) -> ItemContext:
-        return ItemContext(title=self._texts[item], sales=int(self._sales[item]))
+        """What the log knows of an item; its text stands in where no fact tells its title."""
+        facts = {"title": self._texts[item]} | self._log.facts(item)
+        return ItemContext(**facts, sales=int(self._sales[item]))
 
     def name(self, item: int) -> str:
         """The id of an item as text."""
         return self._names[item]
 
-    def context(
-        self,
-        user: int,
-        rec_end: int,
-        search_end: int,
-        query: str,
-        now: int | None,
-        place: str | None,
-    ) -> UserContext:
-        """A user's latest events of both kinds before a query, at most `config.data.history`.
-
-        Args:
-          rec_end, search_end: as of `splits.Examples`.
-          now: the query's time; None takes that of the latest event.
-          place: the query's; None where it is not known.
-        """
-        log, most = self._log, self._config.data.history
-        clicks = np.arange(max(int(log.rec_offsets[user]), rec_end - most), rec_end)
-        searches = np.arange(max(int(log.search_offsets[user]), search_end - most), search_end)
-        if not self._config.data.use_search:
-            searches = searches[:0]
-        times = np.concatenate([log.rec_times[clicks], log.search_times[searches]]).astype(np.int64)
-        order = np.argsort(times, kind="stable")[len(times) - min(most, len(times)) :]
-        if now is None:
-            now = int(times.max(initial=0))
-        events = []
-        for at in order.tolist():
-            when = self._age(now - int(times[at]))
-            if at < len(clicks):
-                item = int(log.rec_items[clicks[at]])
-                events.append(Event(clicked=[self.name(item)], time=when))
-                continue
-            row = int(searches[at - len(clicks)])
-            first = int(log.click_offsets[row])
-            last = min(int(log.click_offsets[row + 1]), first + self._config.data.clicks)
-            unclicked = log.unclicked(row)[: self._most_unclicked]
-            events.append(
-                Event(
-                    query=self.query(row) or None,
-                    clicked=[self.name(int(item)) for item in log.click_items[first:last]],
-                    unclicked=[self.name(int(item)) for item in unclicked],
-                    time=when,
-                    place=log.place(row) or None,
-                )
-            )
-        # Runs from before there was this setting have none.
-        profile = log.profile(user) if self._config.data.get("profiles") else {}
-        return UserContext(query=query, profile=profile, events=events, place=place)
-
-    def _age(self, difference: int) -> str | None:
-        return None if self._unit is None else age(difference * self._unit)
-
     def asked(self, line: str) -> tuple[str, UserContext]:
-        """The user's name and the context of 'USER TAB QUERY', or of 'USER' and the latest query.
-
-        Raises:
-          UserError: an unknown user, or one without a query.
-        """
-        log = self._log
-        if self._numbers is None:
-            self._numbers = {name: i for i, name in enumerate(log.user_ids.tolist()) if i}
-        name, tab, query = line.partition("\t")
-        if name not in self._numbers:
-            raise UserError(
-                f"expected user ids of {self._data.label}, found {name!r}; correct the --users file"
-            )
-        user = self._numbers[name]
-        rec_end, search_end = (
-            int(offsets[user + 1]) for offsets in (log.rec_offsets, log.search_offsets)
-        )
-        if not tab:
-            searches = range(int(log.search_offsets[user]), search_end)
-            latest = next((row for row in reversed(searches) if self.query(row)), None)
-            if latest is not None:
-                return name, self._before(user, latest)
-        if not query.strip():
-            raise UserError(
-                f"expected a query of user {name}, found none in the log; write {name} TAB query"
-            )
-        return name, self.context(user, rec_end, search_end, query, None, None)
-
-    def _before(self, user: int, search: int) -> UserContext:
-        """The context of a search of the log: what came after it, its clicks too, is not there."""
-        log = self._log
-        time = log.asked_at(search)
-        rec_end, search_end = (
-            int(offsets[user] + np.searchsorted(times[slice(*offsets[user : user + 2])], time))
-            for offsets, times in (
-                (log.rec_offsets, log.rec_times),
-                (log.search_offsets, log.search_times),
-            )
-        )
-        return self._of_search(user, rec_end, search_end, search)
-
-    def _of_search(self, user: int, rec_end: int, search_end: int, search: int) -> UserContext:
-        now, place = self._log.asked_at(search), self._log.place(search) or None
-        return self.context(user, rec_end, search_end, self.query(search), now, place)
+        """As `UserContexts.asked`."""
+        return self.contexts.asked(line)
 
     def context_of(self, examples: Examples, row: int) -> UserContext:
-        """The context of a search example."""
-        return self._of_search(
-            int(examples.user[row]),
-            int(examples.rec_end[row]),
-            int(examples.search_end[row]),
-            int(examples.target_row[row]),
-        )
+        """As `UserContexts.context_of`."""
+        return self.contexts.context_of(examples, row)
 
     def prompts(self, examples: Examples, *, reason: bool) -> list[list[int]]:
         """Prompts of search examples. Raises UserError where one is too long without history."""
@@ -319,13 +201,13 @@ class CRSExamples:
 
     def alignment(self) -> list[Example]:
         """Item -> id, id -> item, context -> id (3.1.2); of items that training has shown."""
-        words, limit = self.vocabulary, self._config.prompts.max_prompt
+        words, settings = self.vocabulary, self._config.prompts
         found = []
         for item in np.flatnonzero(self._sales > 0).tolist():
             context = self.item_context(item)
-            asked = words.encode(contexts.item_to_id_prompt(context))[-limit:]
+            asked = contexts.item_prompt(context, words, limit=settings.max_prompt)
             found.append(Example(asked, self.answer(item)))
-            told = words.encode(context.to_json())[: self._config.prompts.max_answer - 1]
+            told = contexts.item_answer(context, words, limit=settings.max_answer - 1)
             name = words.encode(contexts.id_to_item_prompt(self.name(item)))
             found.append(Example(name, [*told, words.end]))
         prompts = self.prompts(self.train, reason=False)
@@ -347,7 +229,7 @@ class CRSExamples:
         Traces that hold the target's title or an id are left out.
 
         Raises:
-          UserError: a trace of no training example, or none left.
+          UserError: a trace of no training search's click, or none left.
         """
         path = self._config.distill.traces
         if path:
@@ -390,22 +272,43 @@ class CRSExamples:
         return context.query, events, self._texts[int(self.train.item[row])]
 
     def _matched(self, found: Sequence[traces.Trace]) -> list[tuple[int, str]]:
-        log, examples = self._log, self.train
+        """(training example, reasoning) of traces; those of examples not chosen are left out."""
         rows: dict[tuple[str, str, str], int] = {}
-        for row in range(len(examples)):
-            key = (
-                str(log.user_ids[examples.user[row]]),
-                self.query(int(examples.target_row[row])),
-                str(log.item_ids[examples.item[row]]),
-            )
+        for row, key in enumerate(self._keys(self.train)):
             rows.setdefault(key, row)
-        matched = []
+        matched: list[tuple[int, str]] = []
+        missing: list[traces.Trace] = []
         for trace in found:
-            key = (trace.user, trace.query, trace.item)
-            if key not in rows:
+            fitting = [rows[name] for name in self._keys_of(trace) if name in rows]
+            if fitting:
+                matched.append((fitting[0], trace.reasoning))
+            else:
+                missing.append(trace)
+        known = set(self._keys(self._every)) if missing else set()
+        for trace in missing:
+            if known.isdisjoint(self._keys_of(trace)):
                 raise UserError(
                     f"expected traces of training examples, found user {trace.user!r} with query "
                     f"{trace.query[:40]!r} and item {trace.item!r}, which is none; drop that trace"
                 )
-            matched.append((rows[key], trace.reasoning))
+        if missing:
+            _LOG.info(
+                "traces: %d of %d are of examples that config.data.train_examples leaves out",
+                *(len(missing), len(found)),
+            )
         return matched
+
+    def _keys(self, examples: SearchExamples) -> Iterator[tuple[str, str, str]]:
+        """User, query and item of examples, by the source's names."""
+        log = self._log
+        for row in range(len(examples)):
+            yield (
+                str(log.user_ids[examples.user[row]]),
+                self.query(int(examples.target_row[row])),
+                str(log.item_ids[examples.item[row]]),
+            )
+
+    def _keys_of(self, trace: traces.Trace) -> list[tuple[str, str, str]]:
+        """A trace's key with its query as it stands, and as the log would write it."""
+        queries = (trace.query, self.contexts.normal(trace.query))
+        return [(trace.user, query, trace.item) for query in queries]

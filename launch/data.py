@@ -87,12 +87,14 @@ class Data:
       workdir: the run's folder, from which `config.data.search_filter` leads to its vectors.
 
     Attributes:
+      dataset: the name of its reader.
       log, splits: what was read, and which clicks are targets of which split.
       label: the data set's name for tables and files; says "sample data" where it is.
     """
 
     def __init__(self, config: config_dict.ConfigDict, workdir: str = ""):
         self._config = config
+        self.dataset: str = config.dataset
         with distributed.first_alone():
             self._open(config)
         self.splits = splits.split_log(

@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import amazon_beauty, splits
-from input_pipelines.log import validate_log
+from input_pipelines.log_checks import validate_log
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "data" / "amazon_beauty"
 

@@ -9,7 +9,7 @@ import pytest
 from configs import lcr_ser_amazon_kindle
 from core.errors import UserError
 from input_pipelines import amazon_raw
-from input_pipelines.log import validate_log
+from input_pipelines.log_checks import validate_log
 from input_pipelines.splits import check_leakage, split_log
 from launch.data import Data, resolve
 

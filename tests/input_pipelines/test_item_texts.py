@@ -1,5 +1,6 @@
 """Item texts: read where a source has them, kept in the order of the log, never the categories."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import amazon_beauty, csv_log, qilin_files, sample
+from input_pipelines.data_card import describe
 from input_pipelines.log import RawEvents, build_log
+from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import load_log, save_log
 
 
@@ -52,6 +55,35 @@ def test_amazon_beauty_takes_title_brand_and_description_and_no_category(tmp_pat
     (tmp_path / "queries.tsv").write_text("0\tpots\n")
     log = amazon_beauty.read_amazon_beauty(str(tmp_path))
     assert log.item_texts() == ["Pot Acme Red.", ""]
+
+
+def test_facts_survive_a_save_stand_in_item_order_and_change_no_hash(tmp_path):
+    facts = {"a": {"title": "锅", "price": "3.50"}, "c": {}, "x": {"brand": "none"}}
+    log = build_log("toy", events(item_facts=facts))
+    assert log.hash == build_log("toy", events()).hash
+    save_log(log, str(tmp_path / "log"))
+    loaded = load_log(str(tmp_path / "log"))
+    assert [loaded.facts(item) for item in range(4)] == [{}, facts["a"], {}, {}]
+    assert describe(loaded)["items_with_facts"] == 1
+    assert build_log("toy", events()).facts(1) == {}
+    validate_log(loaded)
+    for wrong in ({"fact_bytes": None}, {"fact_offsets": loaded.fact_offsets[:-1]}):
+        with pytest.raises(UserError, match="prepare the data again"):
+            validate_log(dataclasses.replace(loaded, **wrong))
+
+
+def test_amazon_beauty_knows_title_brand_and_price(tmp_path):
+    records = [
+        {"item": 0, "query_ids": [0], "title": " Pot ", "brand": "Acme", "price": 6.8},
+        {"item": 1, "query_ids": [], "title": "Pan", "brand": "", "price": None},
+        {"item": 2, "query_ids": [], "title": None, "price": float("nan"), "categories": [["B"]]},
+    ]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (tmp_path / "sequences.tsv").write_text("0\t0 1 2\n")
+    (tmp_path / "queries.tsv").write_text("0\tpots\n")
+    log = amazon_beauty.read_amazon_beauty(str(tmp_path))
+    found = [log.facts(item) for item in (1, 2, 3)]
+    assert found == [{"title": "Pot", "brand": "Acme", "price": "6.80"}, {"title": "Pan"}, {}]
 
 
 def test_titles_of_a_csv_log(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import csv_blocks, kuaisar, kuaisar_sample, prepare
-from input_pipelines.log import RawEvents, build_log, validate_log
+from input_pipelines.log import RawEvents, build_log
+from input_pipelines.log_checks import validate_log
 from input_pipelines.splits import check_leakage, split_log
 
 

@@ -10,6 +10,7 @@ import pytest
 from core.errors import UserError
 from input_pipelines import data_card, prepared_log
 from input_pipelines import log as log_lib
+from input_pipelines.log_checks import validate_log
 
 
 def raw(**changes):
@@ -48,7 +49,7 @@ def test_names_become_ids_from_one_and_events_stand_in_time_order():
     assert log.word_ids.tolist() == [2, 1]
     assert log.click_offsets.tolist() == [0, 0, 2]
     assert log.click_items.tolist() == [3, 1]
-    log_lib.validate_log(log)
+    validate_log(log)
 
 
 def test_the_same_click_twice_is_one_and_at_another_time_is_two():
@@ -71,7 +72,7 @@ def test_a_user_may_have_only_one_search_or_only_one_click():
     log = log_lib.build_log("tiny", events)
     assert log.rec_offsets.tolist() == [0, 0, 1, 1]
     assert log.search_offsets.tolist() == [0, 0, 0, 1]
-    log_lib.validate_log(log)
+    validate_log(log)
 
 
 def test_a_log_without_any_search_is_legal():
@@ -79,7 +80,7 @@ def test_a_log_without_any_search_is_legal():
     log = log_lib.build_log("tiny", events)
     assert log.search_offsets.tolist() == [0, 0, 0, 0]
     assert log.word_offsets.tolist() == [0] and log.click_offsets.tolist() == [0]
-    log_lib.validate_log(log)
+    validate_log(log)
     assert data_card.describe(log)["searches"] == 0
 
 
@@ -220,18 +221,18 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path, name, how, found):
 def test_what_consumers_rely_on_is_checked(changes, found):
     arrays = {name: np.array(value) for name, value in changes.items()}
     with pytest.raises(UserError, match=found) as error:
-        log_lib.validate_log(dataclasses.replace(small_log(), **arrays))
+        validate_log(dataclasses.replace(small_log(), **arrays))
     assert "\n" not in str(error.value)
 
 
 def test_times_may_fall_between_users_and_not_within_the_last_one():
     # Ann's last click is at 9, bob's first at 7: legal. Bob's own searches must not fall.
-    log_lib.validate_log(small_log())
+    validate_log(small_log())
     changed = dataclasses.replace(
         small_log(), search_offsets=np.array([0, 0, 0, 2]), search_times=np.array([8, 2])
     )
     with pytest.raises(UserError, match="searches of each user"):
-        log_lib.validate_log(changed)
+        validate_log(changed)
 
 
 def test_the_card_counts():
@@ -268,7 +269,7 @@ def test_what_was_shown_and_where_stays_with_its_search():
     # Oslo went with its search.
     assert log.places.tolist() == ["", "Rome"] and log.search_places.dtype == np.int32
     assert log.unclicked_items.dtype == np.int32 and log.unclicked_offsets.dtype == np.int64
-    log_lib.validate_log(log)
+    validate_log(log)
     card = data_card.describe(log)
     assert (card["shown_in_searches_without_click"], card["places"]) == (3, 1)
 
@@ -339,5 +340,5 @@ def test_optional_columns_are_checked(changes, found):
     arrays = {name: None if v is None else np.array(v) for name, v in changes.items()}
     log = log_lib.build_log("tiny", raw_with_shown())
     with pytest.raises(UserError, match=found) as error:
-        log_lib.validate_log(dataclasses.replace(log, **arrays))
+        validate_log(dataclasses.replace(log, **arrays))
     assert "\n" not in str(error.value)

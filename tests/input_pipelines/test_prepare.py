@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import prepare
-from input_pipelines.log import validate_log
+from input_pipelines.log_checks import validate_log
 
 EXAMPLE = pathlib.Path(__file__).parents[1] / "data" / "csv_log"
 OPTIONS = {"segmenter": "characters"}

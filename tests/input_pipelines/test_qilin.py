@@ -14,7 +14,7 @@ import pytest
 from core.errors import UserError
 from input_pipelines import qilin, qilin_files, splits
 from input_pipelines.data_card import describe
-from input_pipelines.log import validate_log
+from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import load_log, save_log
 
 # Some moment of November 2024, in seconds.

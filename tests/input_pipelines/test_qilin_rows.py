@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import UserError
 from input_pipelines import qilin, qilin_files, splits
-from input_pipelines.log import validate_log
+from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import load_log, save_log
 
 TOY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "qilin_toy"

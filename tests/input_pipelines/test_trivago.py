@@ -11,7 +11,7 @@ import pytest
 from core.errors import UserError
 from input_pipelines import search_task, splits, trivago
 from input_pipelines.data_card import describe
-from input_pipelines.log import validate_log
+from input_pipelines.log_checks import validate_log
 from input_pipelines.prepare import prepare_log
 
 ROOT = pathlib.Path(__file__).parents[2]

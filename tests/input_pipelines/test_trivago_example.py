@@ -8,7 +8,7 @@ import pytest
 
 from input_pipelines import csv_log
 from input_pipelines.data_card import describe
-from input_pipelines.log import validate_log
+from input_pipelines.log_checks import validate_log
 from input_pipelines.splits import check_leakage, split_log
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 from configs import lcr_ser_unisar_pickles
 from core.errors import UserError
 from input_pipelines import candidates, prepare, restricted_pickle, unisar_pickles
-from input_pipelines.log import validate_log
+from input_pipelines.log_checks import validate_log
 from input_pipelines.splits import check_leakage, split_log
 from launch.data import Data, resolve
 from launch.methods import open_experiment

@@ -116,16 +116,51 @@ def test_prompts_hold_no_target_and_nothing_after_it(folder, cache):
     assert len(held_out) == 4
     for row, tokens in enumerate(examples.prompts(held_out, reason=True)):
         context = json.loads(words.decode(tokens).split("\n")[2].removesuffix("<|im_end|>"))
-        # Positions 0..4 are history, both faces of each; 5 is the target's.
+        # Positions 0..4 are history, the two faces of each as one event; 5 is the target's.
         shown = [name for event in context["history"] for name in event["clicked"]]
         start = int(log.rec_offsets[held_out.user[row]])
         bought = [examples.name(int(i)) for i in log.rec_items[start : start + 6]]
-        assert set(shown) == set(bought[:5]) and bought[5] not in shown
+        assert shown == bought[:5] and all("query" in event for event in context["history"])
         assert held_out.item[row] == log.rec_items[start + 5]
         assert tokens[-1] == words.think
-    # Sales are those of the 32 training users alone.
-    assert examples._sales.sum() == 2 * 32 * 6
+    # A bound counts purchases; without their searches all of them stay, as clicks.
+    short = opened(folder, cache, **{"data.history": 3}).examples
+    blind = opened(folder, cache, **{"data.history": 3, "data.use_search": False}).examples
+    for found in (short, blind):
+        events = found.context_of(held_out, len(held_out) - 1).events
+        assert [list(event.clicked) for event in events] == [[name] for name in bought[2:5]]
+    # Sales are those of the 32 training users alone, a purchase and its search one.
+    assert examples._sales.sum() == 32 * 6
     assert set(examples.train.user.tolist()).isdisjoint(held_out.user.tolist())
+
+
+def test_an_items_context_has_title_brand_and_price_each_once(tmp_path):
+    folder = pathlib.Path(write_beauty(tmp_path / "beauty"))
+    records = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    records[3] |= {"brand": "Acme", "price": 3.5}
+    (folder / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    experiment = opened(str(folder), tmp_path / "cache")
+    examples, names = experiment.examples, experiment.data.log.item_ids.tolist()
+    found = json.loads(examples.item_context(names.index("3")).to_json())
+    sales = found.pop("sales")
+    assert found == {"title": records[3]["title"], "price": "3.50", "brand": "Acme"} and sales > 0
+    # What is embedded and searched is the text, as of every method.
+    assert examples._texts[names.index("3")] == f"{records[3]['title']} Acme"
+
+
+def test_alignment_cuts_the_item_and_neither_its_frame_nor_its_json(folder, cache):
+    experiment = opened(folder, cache)
+    examples, words = experiment.examples, experiment.examples.vocabulary
+    examples._texts[1] = "kind1 red " * 80
+    asked, answer = next(
+        pair
+        for pair in zip(*[iter(examples.alignment())] * 2, strict=False)
+        if pair[0].answer[:4] == examples.item_tokens[1].tolist()
+    )
+    assert len(asked.prompt) <= 200 and len(answer.answer) <= 40
+    text = words.decode(asked.prompt)
+    assert text.startswith("<|im_start|>user\nWhich id has this item?\n{")
+    assert json.loads(words.decode(answer.answer).removesuffix("<|im_end|>"))["sales"] > 0
 
 
 def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
@@ -215,6 +250,29 @@ def test_traces_that_cannot_be_distilled_are_refused_before_the_workdir(
     with pytest.raises(UserError, match=message):
         train(config_of(folder, cache, **{"distill.traces": str(path)}), str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
+
+
+def test_traces_of_examples_that_are_left_out_are_counted(folder, cache, tmp_path, caplog):
+    every = opened(folder, cache).examples
+    log, lines = every._log, []
+    for row in range(len(every.train)):
+        key = {
+            "user": str(log.user_ids[every.train.user[row]]),
+            "query": every.query(int(every.train.target_row[row])),
+            "item": str(log.item_ids[every.train.item[row]]),
+        }
+        lines.append(json.dumps(key | {"reasoning": "the user wants things"}) + "\n")
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(lines))
+    changes = {"distill.traces": str(path), "data.train_examples": 20}
+    caplog.set_level("INFO")
+    told = opened(folder, cache, **changes).examples.distillation()
+    assert sorted(row for row, _ in told) == list(range(20))
+    left_out = len(every.train) - 20
+    assert f"traces: {left_out} of {len(every.train)} are of examples that config" in caplog.text
+    path.write_text(lines[0].replace('"user": "', '"user": "x'))
+    with pytest.raises(UserError, match="which is none; drop that trace"):
+        opened(folder, cache, **changes).examples.distillation()
 
 
 @pytest.mark.parametrize(

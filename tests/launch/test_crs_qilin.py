@@ -1,14 +1,18 @@
 """CRS on Qilin's files: contexts with the user's profile and the notes that were not clicked."""
 
 import json
+import types
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from configs import crs_sample
+from core.errors import UserError
+from input_pipelines.log import RawEvents, build_log
 from input_pipelines.sample import write_sample
-from launch import search_protocol
+from launch import crs_contexts, search_protocol
 from launch.data import Data, resolve
 from launch.methods import open_experiment
 
@@ -76,6 +80,59 @@ def test_contexts_have_profiles_and_what_was_not_clicked(folder, tmp_path):
     # What the asked search has shown can be ranked.
     lists = search_protocol.impressions(log, held_out)
     assert (lists[:, 0] == held_out.item).all() and (lists[:, 1:] > 0).any()
+
+
+def test_a_query_has_the_hour_at_which_it_was_asked(folder, tmp_path):
+    experiment = opened(folder, tmp_path)
+    examples, log, held_out = experiment.examples, experiment.data.log, experiment.held_out("test")
+    for row in range(len(held_out)):
+        context, search = asked(experiment, row)
+        # As long after 1970 as it was, or less than an hour before; never after.
+        told = np.datetime64(context["time"].removesuffix("h").replace(" ", "T"), "ms")
+        assert 0 <= log.asked_at(search) - told.astype(np.int64) < 3_600_000
+    user = str(log.user_ids[held_out.user[0]])
+    assert examples.asked(user)[1].time and examples.asked(f"{user}\ttent")[1].time is None
+    # Taken for seconds they would be of the year 56000, and as an order they are no hours.
+    for changes in ({"data.times": "seconds"}, {"data.times": "none"}, {"data.query_time": False}):
+        other = opened(folder, tmp_path, **changes).examples
+        assert other.context_of(held_out, 0).time is None
+
+
+def test_times_that_are_positions_are_no_hours():
+    assert crs_contexts.hour(1_730_645_999_999) == "2024-11-03 14h"
+    settings = crs_sample.get_config().data
+    for first, told in ((1_730_000_000_000, "2024-10-27 03h"), (0, None)):
+        events = RawEvents(
+            click_user=["u"],
+            click_item=["a"],
+            click_time=[first],
+            search_user=["u"],
+            search_time=[first + 60_000],
+            search_words=[["x"]],
+            search_clicks=[["a"]],
+        )
+        data = types.SimpleNamespace(log=build_log("toy", events), dataset="csv_log")
+        assert crs_contexts.UserContexts(settings, data, str).time(first) == told
+
+
+def test_queries_from_outside_are_written_as_the_logs_own(folder, tmp_path):
+    experiment = opened(folder, tmp_path)
+    examples, log = experiment.examples, experiment.data.log
+    user = str(log.user_ids[1])
+    assert examples.asked(f"{user}\tＴent  KIT, 签 证!")[1].query == "tent kit 签证"
+    with pytest.raises(UserError, match=r"a query of user .*, found no word in '!\?'; write"):
+        examples.asked(f"{user}\t!?")
+    train = examples.train
+    rows = {
+        "user": str(log.user_ids[train.user[0]]),
+        "query": examples.query(int(train.target_row[0])).upper() + "!",
+        "item": str(log.item_ids[train.item[0]]),
+        "reasoning": "something to use",
+    }
+    path = tmp_path / "traces.jsonl"
+    path.write_text(json.dumps(rows) + "\n")
+    told = opened(folder, tmp_path, **{"distill.traces": str(path)}).examples.distillation()
+    assert len(told) == 1
 
 
 def test_both_can_be_left_out(folder, tmp_path):
