@@ -23,7 +23,6 @@ from input_pipelines import (
     kuaisar,
     qilin,
     qilin_files,
-    segmenters,
     trivago,
     unisar_pickles,
 )
@@ -91,20 +90,6 @@ READERS: dict[str, Reader] = {
     ),
     "kuaisar": Reader(files=kuaisar.raw_files, read=kuaisar.read_kuaisar, reports=True),
 }
-
-
-def query_words(dataset: str, options: Mapping[str, Any]) -> Callable[[str], list[str]]:
-    """The function from a query to its words that the reader of `dataset` uses.
-
-    Args:
-      options: as of `prepare_log`.
-
-    Raises:
-      UserError: no such segmenter, or it is not installed.
-    """
-    if "segmenter" in READERS[dataset].settings:
-        return segmenters.segmenter(options["segmenter"])
-    return str.split  # sources whose queries are words already
 
 
 def fingerprint(dataset: str, data_dir: str, settings: Mapping[str, Any]) -> str:

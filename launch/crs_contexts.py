@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from crs_jax.contexts import Event, UserContext
-from input_pipelines import histories, prepare, segmenters, twins
+from input_pipelines import histories, twins
 from input_pipelines.splits import Examples
 from launch.data import Data
 
@@ -18,8 +18,6 @@ from launch.data import Data
 _AGES = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"))
 # What config.data.times may be, with the milliseconds of a unit; None shows no times.
 _UNITS = {"milliseconds": 1, "seconds": 1000, "none": None}
-
-
 # Times before and after these are no dates: positions, or of another unit.
 _FIRST, _LAST = (
     int(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC).timestamp()) * 1000
@@ -56,8 +54,6 @@ class UserContexts:
 
     def __init__(self, settings: config_dict.ConfigDict, data: Data, name: Callable[[int], str]):
         self._settings, self._data, self._log, self._name = settings, data, data.log, name
-        options = {"segmenter": settings.segmenter}
-        self._words = prepare.query_words(data.dataset, options)
         self._numbers: dict[str, int] | None = None
         self._check(settings)
         told = np.ones(len(self._log.rec_items), bool)
@@ -95,7 +91,7 @@ class UserContexts:
 
     def normal(self, query: str) -> str:
         """A query from outside as the log writes its own."""
-        return segmenters.join(self._words(query))
+        return self._data.query_text(query)
 
     def context(
         self,

@@ -87,14 +87,12 @@ class Data:
       workdir: the run's folder, from which `config.data.search_filter` leads to its vectors.
 
     Attributes:
-      dataset: the name of its reader.
       log, splits: what was read, and which clicks are targets of which split.
       label: the data set's name for tables and files; says "sample data" where it is.
     """
 
     def __init__(self, config: config_dict.ConfigDict, workdir: str = ""):
         self._config = config
-        self.dataset: str = config.dataset
         with distributed.first_alone():
             self._open(config)
         self.splits = splits.split_log(
@@ -173,6 +171,10 @@ class Data:
             "num_words": self.log.num_words,
         }
 
+    @functools.cached_property
+    def _known_words(self) -> set[str]:
+        return set(self.log.words.tolist())
+
     def query_text(self, query: str) -> str:
         """What a user types, written as the reader of the log writes its queries; '' without words.
 
@@ -182,8 +184,7 @@ class Data:
         split = segmenters.segmenter(self._config.data.segmenter)
         if "segmenter" in prepare.READERS[self._config.dataset].settings:
             return segmenters.join(split(query))
-        known = set(self.log.words.tolist())
-        kept = ([word] if word in known else split(word) for word in query.split())
+        kept = ([word] if word in self._known_words else split(word) for word in query.split())
         return segmenters.join([word for words in kept for word in words])
 
     def item_words(self) -> np.ndarray | None:
