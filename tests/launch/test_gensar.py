@@ -341,7 +341,9 @@ def test_a_typed_query_is_written_as_the_log_s_queries(config, data, monkeypatch
     assert written(" Red  Tea?") == "red tea" and written("ＴＥＡ kind2") == "tea kind2"
     log = dataclasses.replace(data.log, words=np.array(["", "Tea?"]))
     monkeypatch.setattr(data, "log", log)
+    monkeypatch.delitem(vars(data), "_known_words")
     assert written("Red Tea?") == "red Tea?"
+    monkeypatch.delitem(vars(data), "_known_words")
     # This reader has the segmenter split its queries.
     reader = dataclasses.replace(prepare.READERS["amazon_beauty"], settings=("segmenter",))
     monkeypatch.setitem(prepare.READERS, "amazon_beauty", reader)
