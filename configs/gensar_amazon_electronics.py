@@ -11,8 +11,8 @@ Departures from the paper, unless the setting in brackets is given:
   trained UniSAR (identifier_vectors.collaborative, or such identifiers).
 - Pseudo-queries are the rarest words of an item's text; the paper's are Doc2query's, one an item
   (prompts.pseudo_queries).
-- Pieces are trained on this catalogue; the paper's are T5's own (vocabulary.pieces_model).
-- The network starts from scratch; the paper's is a pre-trained T5.
+- The network starts from scratch, with pieces trained on this catalogue; the paper's is a
+  pre-trained T5 with its own pieces (model.checkpoint).
 """
 
 from ml_collections import config_dict

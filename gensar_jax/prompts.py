@@ -23,6 +23,7 @@ Event = tuple[str, int | str]
 BEHAVIOUR_TOKENS = ("decoder", "encoder", "none")
 # A query of more than a quarter of a prompt's tokens is over-long: other events need room too.
 _LONG_SHARE = 4
+_LETTER = re.compile(r"\w")
 _PLACE = re.compile(r"(\{[a-z]+\})")
 
 
@@ -118,7 +119,8 @@ class Prompts:
 
     def has_pieces(self, text: str) -> bool:
         """Whether a text is any tokens: a zero-width space is none."""
-        return bool(self._encode(text))
+        # A letter always is one, and a catalogue's texts are too many to encode them all for this.
+        return bool(_LETTER.search(text) or self._encode(text))
 
     def event(self, behaviour: str, what: int | str) -> list[int]:
         """ID(b, x) of Eq. 11: <R_I> with the collaborative identifier, <S_I> with the semantic

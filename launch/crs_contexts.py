@@ -89,10 +89,6 @@ class UserContexts:
         """The text of a search."""
         return histories.query_text(self._log, search)
 
-    def normal(self, query: str) -> str:
-        """A query from outside as the log writes its own."""
-        return self._data.query_text(query)
-
     def context(
         self,
         user: int,
@@ -174,7 +170,7 @@ class UserContexts:
             latest = next((row for row in reversed(searches) if self.query(row)), None)
             if latest is not None:
                 return name, self._before(user, latest)
-        words = self.normal(query)
+        words = self._data.query_text(query)
         if not words:
             found = f"no word in {query[:40]!r}" if query.strip() else "none in the log"
             raise UserError(

@@ -310,5 +310,5 @@ class CRSExamples:
 
     def _keys_of(self, trace: traces.Trace) -> list[tuple[str, str, str]]:
         """A trace's key with its query as it stands, and as the log would write it."""
-        queries = (trace.query, self.contexts.normal(trace.query))
+        queries = (trace.query, self._data.query_text(trace.query))
         return [(trace.user, query, trace.item) for query in queries]

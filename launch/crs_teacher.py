@@ -63,33 +63,19 @@ def distilled(
     stage: str,
     mesh: Mesh,
 ) -> list[Case]:
-    """The subset that `stage` distils, made once.
+    """The subset that `stage` distils: what a teacher, a file or templates say of searches.
+
+    A teacher says it in parts, `teacher_0` and so on, each a subset of its own that is not made
+    again after a kill. What has no </think> or no words, names the target or has an id is dropped.
 
     Raises:
-      UserError: as `taught`, or without a teacher as `CRSExamples.distillation`.
+      UserError: no checkpoint at `config.distill.teacher`, or nothing that it says can be used;
+        without a teacher, as `CRSExamples.distillation`.
     """
-    if config.distill.teacher:
-        return taught(config, examples, subsets, stage, mesh)
-    return subsets.get(
-        stage, lambda: [Case(row, tokens, 0) for row, tokens in examples.distillation()]
-    )
-
-
-def taught(
-    config: config_dict.ConfigDict,
-    examples: CRSExamples,
-    subsets: Subsets,
-    stage: str,
-    mesh: Mesh,
-) -> list[Case]:
-    """The subset that `stage` distils: what `config.distill.teacher` says of training searches.
-
-    It says so in parts, `teacher_0` and so on, each a subset of its own that is not made again
-    after a kill. What has no </think> or no words, names the target or has an id is dropped.
-
-    Raises:
-      UserError: no checkpoint there, or nothing that it says can be used.
-    """
+    if not config.distill.teacher:
+        return subsets.get(
+            stage, lambda: [Case(row, tokens, 0) for row, tokens in examples.distillation()]
+        )
     settings, size = config.prompts, config.eval.batch_size
 
     @functools.cache

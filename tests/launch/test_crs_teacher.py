@@ -96,7 +96,7 @@ def taught(experiment, folder):
     words = experiment.examples.vocabulary
     subsets = Subsets(str(folder), words.decode)
     mesh = make_mesh(experiment.config.mesh.data, experiment.config.mesh.table)
-    return crs_teacher.taught(experiment.config, experiment.examples, subsets, "sft_0", mesh)
+    return crs_teacher.distilled(experiment.config, experiment.examples, subsets, "sft_0", mesh)
 
 
 def test_a_prompt_that_the_teacher_has_no_room_for_is_told_before_training(data, tmp_path):
