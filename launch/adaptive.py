@@ -3,10 +3,11 @@
     python -m launch.adaptive --workdir=W [--stage=rl] [--metric=ndcg@5] [--tolerance=.001]
 
 W is a finished run of LCR-SER. `lcrsr.adaptive` learns from validation users which users need how
-many steps, at the highest price of a step that costs validation users at most `tolerance` against
-the best fixed K. Writes W/adaptive.md and W/adaptive.json: the metric on test under every fixed K
-and under the adaptive one, the difference from the best fixed K (chosen on validation) with its 95%
-interval, the steps taken, and the time a batch of 1,024 users takes.
+many steps, at the highest price of a step at which the lower end of the 95% interval of validation
+users' difference from the best fixed K lies at most `tolerance` below 0. Writes W/adaptive.md and
+W/adaptive.json: the metric on test under every fixed K and under the adaptive one, the difference
+from the best fixed K (chosen on validation) with its 95% interval, the steps taken, and the time a
+batch of 1,024 users takes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from launch import cli
 from launch.compare import means_of_users
 from launch.restore import Restored
 from launch.results import STAGE_TITLES, device
-from lcrsr.adaptive import AdaptiveScorer, Calibration, Head, calibrate, ranking_losses
+from lcrsr.adaptive import (
+    AdaptiveScorer,
+    Calibration,
+    Head,
+    calibrate,
+    half_interval,
+    ranking_losses,
+)
 from lcrsr.lcr_ser import LCRSERRanker
 
 _BATCH, _BLOCK = 1024, 128
@@ -201,7 +209,7 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     table[blocks] = {"seconds": seconds[blocks]}
     gains = reached - test[:, found.best_fixed]
     gain = means_of_users(gains, run.data.split("test").user)
-    difference = [float(gain.mean()), float(1.96 * gain.std(ddof=1) / np.sqrt(len(gain)))]
+    difference = [float(gain.mean()), half_interval(gain)]
     origin = _origin(run)
     text = _to_markdown(name, table, found, difference, _heading(origin))
     values_out = {
@@ -223,7 +231,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.", required=True)
     flags.DEFINE_string("stage", None, "pretrain, rl or control; rl where it was trained.")
     flags.DEFINE_string("metric", "ndcg@5", "Metric among the 99 sampled negatives.")
-    flags.DEFINE_float("tolerance", 0.001, "How far validation may fall below the best fixed K.")
+    flags.DEFINE_float("tolerance", 0.001, "Most that users of validation may lose (95%).")
 
 
 def main() -> None:

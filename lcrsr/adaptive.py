@@ -44,6 +44,11 @@ def ranking_losses(logits: jax.Array) -> jax.Array:
     return -jax.nn.log_softmax(logits.astype(jnp.float32))[..., 0]
 
 
+def half_interval(gains: np.ndarray) -> float:
+    """Half of the 95% interval of the mean of one gain a user, [U], by its standard error."""
+    return float(1.96 * gains.std(ddof=1) / np.sqrt(len(gains)))
+
+
 @flax.struct.dataclass
 class Head:
     """Predicted losses [B, K+1] = features [B, F] @ weights [F, K+1] + bias [K+1]."""
@@ -79,14 +84,16 @@ def calibrate(
 ) -> tuple[Head, Calibration]:
     """Fits the head by ridge regression and finds the highest price that costs little.
 
-    Where every price costs more than `tolerance`, the head gives everybody the best fixed K.
+    What a price costs is the lower end of the 95% interval of the users' mean difference from the
+    best fixed K, so that few users allow less than many. Nobody gets more steps than that K, and
+    where every price costs more than `tolerance` everybody gets as many.
 
     Args:
       x: features float32 [E, F] of validation examples.
       losses: [E, K+1] under every number of steps.
       values: the metric [E, K+1].
       users: of the examples, [E]; those of one user are in one fold.
-      tolerance: how far below the best fixed K their mean may fall.
+      tolerance: how far below the best fixed K that lower end may lie.
 
     Raises:
       ValueError: fewer users than folds.
@@ -102,23 +109,26 @@ def calibrate(
         for _, chosen in KFold(_FOLDS, shuffle=True, random_state=0).split(every)
     )
     folds = [(np.flatnonzero(~rows), np.flatnonzero(rows)) for rows in held]
-    unseen = cross_val_predict(model, x, relative, cv=folds)
     best = int(values.mean(0).argmax())
-    aimed_at = values[:, best].mean()
+    unseen = cross_val_predict(model, x, relative, cv=folds)[:, : best + 1]
     chosen = None
     for price in _PRICES:
-        k = (unseen + price * np.arange(losses.shape[1])).argmin(1)
-        reached = values[np.arange(len(k)), k].mean()
-        if reached >= aimed_at - tolerance:
-            chosen = Calibration(best, float(price), float(k.mean()), float(reached))
+        k = (unseen + price * np.arange(best + 1)).argmin(1)
+        reached = values[np.arange(len(k)), k]
+        gains = np.bincount(place, reached - values[:, best]) / np.bincount(place)
+        if gains.mean() - half_interval(gains) >= -tolerance:
+            chosen = Calibration(best, float(price), float(k.mean()), float(reached.mean()))
     if chosen is None:
-        fixed = np.abs(np.arange(losses.shape[1]) - best)
+        fixed = np.where(np.arange(losses.shape[1]) == best, 0.0, np.inf)
         nothing = jnp.zeros((x.shape[1], len(fixed)))
-        return Head(nothing, jnp.float32(fixed)), Calibration(best, 0.0, best, float(aimed_at))
+        return Head(nothing, jnp.float32(fixed)), Calibration(
+            best, 0.0, best, float(values[:, best].mean())
+        )
     model.fit(x, relative)
     scaler, ridge = model[0], model[1]
     weights = ridge.coef_.T / scaler.scale_[:, None]
     bias = ridge.intercept_ - scaler.mean_ @ weights
+    bias[best + 1 :] = np.inf
     return Head(jnp.float32(weights), jnp.float32(bias)), chosen
 
 

@@ -30,6 +30,30 @@ def test_users_get_the_steps_that_they_need():
     assert (steps == hops).mean() > 0.95
 
 
+def test_few_users_are_not_proof_enough_to_save_steps():
+    def calibrated(number):
+        rng = np.random.default_rng(3)
+        x = rng.standard_normal((number, 2)).astype(np.float32)
+        # Half of the users need the second step a little less than the others do.
+        gain = np.where(x[:, 0] > 0, 0.02, 0.0) + 0.3 * rng.standard_normal(number)
+        values = np.stack([np.zeros(number), gain], 1)
+        return calibrate(x, -values, values, np.arange(number), 0.004)[1]
+
+    few, many = calibrated(1_000), calibrated(200_000)
+    assert few.best_fixed == many.best_fixed == 1
+    assert few.mean_steps > 0.9 and many.mean_steps < 0.7
+
+
+def test_nobody_gets_more_steps_than_the_best_fixed_number():
+    x, losses, values, _ = users_of_hops(1000)
+    # A third step leads away from what two have found.
+    values[:, 3:] -= 0.5
+    head, found = calibrate(x, losses, values, np.arange(1000), 0.001)
+    assert found.best_fixed == 2 and found.price > 0 and found.mean_steps < 2
+    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price)))
+    assert steps.max() == 2 and steps.min() == 0
+
+
 def test_a_user_does_not_tell_the_head_of_itself():
     # Features name the user and no more: only the user's other example could say what it needs.
     _, losses, values, _ = users_of_hops(60)
