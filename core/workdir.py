@@ -197,8 +197,8 @@ def check_out(path: str, flag: str, ending: str = "") -> None:
         )
 
 
-def check_no_file(path: str) -> None:
-    """Refuses a workdir that can be no folder.
+def check_no_file(path: str, flag: str = "--workdir") -> None:
+    """Refuses a path that can be no folder, given by a flag.
 
     Raises:
       UserError: there is a file at the path, or at a folder above it.
@@ -207,7 +207,7 @@ def check_no_file(path: str) -> None:
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if not os.path.isdir(place):
-        raise UserError(f"expected a folder at {place}, found a file; pass another --workdir")
+        raise UserError(f"expected a folder at {place}, found a file; pass another {flag}")
 
 
 def check_workdir(path: str, config: dict[str, Any]) -> None:

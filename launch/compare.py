@@ -1,7 +1,8 @@
 """Compares finished runs on one metric: means over seeds, and paired tests over users.
 
     python -m launch.compare --workdirs=A,B,... [--names=A,B,...] [--metric=ndcg@5/full]
-        [--split=test] [--strata=noise|popularity|hops] [--against=ndcg@5/search/full --figure=PNG]
+        [--split=test] [--strata=noise|popularity|hops|queries]
+        [--against=ndcg@5/search/full --figure=PNG]
 
 Workdirs whose configs differ in the seed alone are one row. Every stage of a run is a row of its
 own. Prints Markdown: per row the mean over examples (as in results.json), its deviation over seeds
@@ -10,9 +11,10 @@ paired t-test, p-values corrected by Holm's method. A user's examples are averag
 each user counts once, however many examples the split gives them. --strata=popularity adds a table
 by how often the target was clicked in training; --strata=noise, on sample data, one by the share of
 noise among the searches in a user's history, which only the sample knows; --strata=hops, where
-on_sample.hops is set, one by the steps of reasoning that the target is away. --against draws one
-point a row, by two metrics: what a method gains in recommendation it may lose in search (GenSAR,
-figure 1a).
+on_sample.hops is set, one by the steps of reasoning that the target is away; --strata=queries, for
+a metric of searches, one by the queries that the user asked before (CRS, figure 3). --against draws
+one point a row, by two metrics: what a method gains in recommendation it may lose in search
+(GenSAR, figure 1a).
 """
 
 from __future__ import annotations
@@ -27,13 +29,11 @@ from typing import Any
 import numpy as np
 import scipy.stats
 from absl import flags
-from ml_collections import config_dict
 
 from core import metrics
 from core.errors import UserError
 from core.workdir import Workdir, check_out
-from launch import cli
-from launch.data import Data
+from launch import cli, strata
 
 # What may differ between the runs of one row: the seed, where things are, how they are read.
 _FREE_KEYS = frozenset(
@@ -53,8 +53,6 @@ _FREE_KEYS = frozenset(
 # What must not differ between runs that are compared.
 _SHARED = ("data_hash", "data_split", "candidates_seed", "data")
 _RESAMPLES = 2000
-_NOISE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_HEAD_SHARE = 0.2
 
 
 def means_of_users(values: np.ndarray, users: np.ndarray) -> np.ndarray:
@@ -68,9 +66,11 @@ class Row:
     """One method after one stage.
 
     Attributes:
+      name: with the stage where a method has several, and what sets it apart from its like.
       seeds, means: of its runs; a mean is over the examples.
       per_example: the metric float64 [E], averaged over the runs.
       users: of the examples, [E]; a user may have several.
+      method, stage: that it is of.
     """
 
     name: str
@@ -78,6 +78,8 @@ class Row:
     means: tuple[float, ...]
     per_example: np.ndarray
     users: np.ndarray
+    method: str = ""
+    stage: str = ""
 
     def per_user(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Means [U] over every user's own examples, of all or of those chosen by a bool [E]."""
@@ -193,6 +195,8 @@ def read_rows(
             tuple(row["metrics"][metric] for row, *_ in runs),
             np.asarray(np.mean([values for *_, values in runs], 0, dtype=np.float64)),
             runs[0][1],
+            named.get(key, configs[key]["method"]),
+            stage,
         )
         for (key, stage), runs in groups.items()
     ]
@@ -281,70 +285,6 @@ def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair], metric: str) -> str:
     return "\n".join(lines)
 
 
-def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
-    """Examples by the share of noise in the searches before: label -> bool [E].
-
-    Raises:
-      UserError: the run is not on sample data.
-    """
-    from input_pipelines.sample_truth import noise_share
-
-    data = Data(config_dict.ConfigDict(Workdir(workdir).read_config()))
-    if not data.log.is_sample:
-        raise UserError(
-            f"expected runs on sample data for --strata=noise, found {data.label} in {workdir}; "
-            "elsewhere nobody knows which searches are noise"
-        )
-    share = noise_share(data.log, data.split(split))
-    strata = {"no searches": np.isnan(share), "noise 0": share == 0.0}
-    strata |= {
-        f"noise ({low:g}, {high:g}]": (share > low) & (share <= high)
-        for low, high in itertools.pairwise(_NOISE_EDGES)
-    }
-    return {label: chosen for label, chosen in strata.items() if chosen.any()}
-
-
-def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
-    """Examples by the links between their last search and the target: label -> bool [E].
-
-    Raises:
-      UserError: the run is not on the sample that has them.
-    """
-    from input_pipelines.hops_sample import hops
-
-    config = config_dict.ConfigDict(Workdir(workdir).read_config())
-    if config.data_dir or not config.on_sample.get("hops", False):
-        raise UserError(
-            f"expected runs with --config.on_sample.hops=True for --strata=hops, found {workdir} "
-            "without; elsewhere nobody knows the steps"
-        )
-    data = Data(config)
-    found = hops(data.log, data.split(split))
-    return {f"{n} hops": found == n for n in np.unique(found).tolist()}
-
-
-def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
-    """Examples by their target's clicks in training: label -> bool [E].
-
-    The head is the fifth of the items that is clicked most, ties by number; the tail is the rest
-    of those clicked at all.
-    """
-    data = Data(config_dict.ConfigDict(Workdir(workdir).read_config()))
-    clicks = np.bincount(
-        np.asarray(data.log.rec_items)[data.splits.training_rows], minlength=data.log.num_items + 1
-    )
-    order = np.argsort(-clicks[1:], kind="stable") + 1
-    head = np.zeros(len(clicks), bool)
-    head[order[: round(_HEAD_SHARE * data.log.num_items)]] = True
-    targets = np.asarray(data.log.rec_items)[data.split(split).target_row]
-    seen = clicks[targets] > 0
-    strata = {"head": head[targets] & seen, "tail": ~head[targets] & seen, "never clicked": ~seen}
-    return {label: chosen for label, chosen in strata.items() if chosen.any()}
-
-
-_STRATA = {"noise": noise_strata, "popularity": popularity_strata, "hops": hops_strata}
-
-
 def draw_trade_off(
     points: dict[str, tuple[float, float]], metric: str, against: str, path: str
 ) -> None:
@@ -382,21 +322,21 @@ def _trade_off(rows: Sequence[Row], workdirs: Sequence[str], split: str) -> str:
     return "\n".join([*lines, *(f"| {n} | {x:.4f} | {y:.4f} |" for n, (x, y) in points.items())])
 
 
-def strata_to_markdown(rows: Sequence[Row], strata: dict[str, np.ndarray], metric: str) -> str:
+def strata_to_markdown(rows: Sequence[Row], groups: dict[str, np.ndarray], metric: str) -> str:
     """Every row's mean over every stratum's examples, and its users' mean gain over the first row
     with a 95% interval.
 
     Args:
-      strata: label -> bool [E].
+      groups: label -> bool [E].
     """
-    sizes = {label: len(rows[0].per_user(chosen)) for label, chosen in strata.items()}
+    sizes = {label: len(rows[0].per_user(chosen)) for label, chosen in groups.items()}
     lines = [
         f"| {metric} | " + " | ".join(f"{k} ({n} users)" for k, n in sizes.items()) + " |",
-        "|---|" + "---:|" * len(strata),
+        "|---|" + "---:|" * len(groups),
     ]
     for row in rows:
         cells = []
-        for chosen in strata.values():
+        for chosen in groups.values():
             cell = f"{row.per_example[chosen].mean():.4f}"
             gain = row.per_user(chosen) - rows[0].per_user(chosen)
             if row is not rows[0] and len(gain) > 1:
@@ -412,7 +352,8 @@ def define_flags() -> None:
     flags.DEFINE_list("names", [], "What to call the method of each workdir.")
     flags.DEFINE_string("metric", "ndcg@5/neg99", "Metric with its protocol, such as hr@10/full.")
     flags.DEFINE_string("split", "test", "validation or test.")
-    flags.DEFINE_enum("strata", "", ("", *_STRATA), "Also a table over strata of users or targets.")
+    kinds = ("", *strata.KINDS)
+    flags.DEFINE_enum("strata", "", kinds, "Also a table over strata of users or targets.")
     flags.DEFINE_string("against", "", "A second metric, drawn against the first in --figure.")
     flags.DEFINE_string("figure", "", "PNG to write for --against.")
 
@@ -428,14 +369,8 @@ def main() -> None:
     rows = read_rows(workdirs, metric, split, flags.FLAGS.names)
     print(to_markdown(rows, compare_pairs(rows), metric))
     if flags.FLAGS.strata:
-        strata = _STRATA[flags.FLAGS.strata](workdirs[0], split)
-        ranked, known = len(rows[0].users), len(next(iter(strata.values())))
-        if ranked != known:
-            raise UserError(
-                f"expected all {known} examples of the split for --strata, found results of "
-                f"{ranked}; evaluate with config.eval.{split}_users=0"
-            )
-        print("\n" + strata_to_markdown(rows, strata, metric))
+        found = strata.of(flags.FLAGS.strata, workdirs[0], split, len(rows[0].users))
+        print("\n" + strata_to_markdown(rows, found, metric))
     if flags.FLAGS.against:
         print("\n" + _trade_off(rows, workdirs, split))
 

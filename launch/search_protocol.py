@@ -97,24 +97,33 @@ def users(log: Log, examples: SearchExamples, protocol: str) -> np.ndarray:
     return examples.user[_ranked(impressions(log, examples))]
 
 
+def groups_of_users(data: Data, examples: SearchExamples) -> list[tuple[int, int, np.ndarray]]:
+    """Three groups by the number of queries before the one that is asked (CRS 4.5).
+
+    Returns:
+      The fewest and the most queries of a group, and which examples it has, bool [E].
+    """
+    count = examples.search_end - np.asarray(data.log.search_offsets)[examples.user]
+    # Users of one count stay together.
+    edges = np.quantile(count, np.arange(1, _GROUPS) / _GROUPS)
+    group = np.searchsorted(edges, count, side="left")
+    every = [group == g for g in range(_GROUPS)]
+    return [(int(count[c].min()), int(count[c].max()), c) for c in every if c.any()]
+
+
 def user_groups(data: Data, examples: SearchExamples, sums: metrics.Sums) -> list[dict[str, Any]]:
-    """hr@10 of three groups by the number of queries before the one that is asked (CRS 4.5).
+    """hr@10 of `groups_of_users`.
 
     Args:
       sums: of `examples`, in their order.
     """
     name = "hr@10" if "hr@10" in sums.names else sums.names[-1]
     values = sums.per_example()[name]
-    count = examples.search_end - np.asarray(data.log.search_offsets)[examples.user]
-    # Users of one count stay together.
-    edges = np.quantile(count, np.arange(1, _GROUPS) / _GROUPS)
-    group = np.searchsorted(edges, count, side="left")
     return [
         {
-            "queries": [int(count[group == g].min()), int(count[group == g].max())],
-            "examples": int((group == g).sum()),
-            name: float(values[group == g].mean()),
+            "queries": [fewest, most],
+            "examples": int(chosen.sum()),
+            name: float(values[chosen].mean()),
         }
-        for g in range(_GROUPS)
-        if (group == g).any()
+        for fewest, most, chosen in groups_of_users(data, examples)
     ]

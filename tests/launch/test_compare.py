@@ -10,7 +10,7 @@ import scipy.stats
 
 from configs import lcr_ser_qilin
 from core.errors import UserError
-from launch import compare
+from launch import compare, strata
 
 
 def workdir(folder, method, seed, values, **changes):
@@ -75,8 +75,8 @@ def test_a_user_with_many_examples_counts_once(tmp_path):
     text = compare.to_markdown(rows, [pair], "ndcg@5/full")
     assert "| b | 0.7167 |" in text and "+0.2000" in text
     assert "over 6 examples, differences and their tests over the means of 3 users" in text
-    strata = {"head": np.array([1, 1, 1, 0, 0, 0], bool)}
-    table = compare.strata_to_markdown(rows, strata, "ndcg@5/full").splitlines()
+    groups = {"head": np.array([1, 1, 1, 0, 0, 0], bool)}
+    table = compare.strata_to_markdown(rows, groups, "ndcg@5/full").splitlines()
     assert "head (2 users)" in table[0]
     # Of the examples 0, .5, .2 the second method makes .6, .5, .8; its users gain 0 and .6.
     assert table[3] == "| b | 0.6333 (+0.3000 ± 0.5880) |"
@@ -142,11 +142,11 @@ def test_strata_show_gains_over_the_first_row():
         compare.Row("a", (0,), (0.5,), base, np.arange(4)),
         compare.Row("b", (0,), (0.75,), np.array([1.0, 0.0, 1.0, 1.0]), np.arange(4)),
     ]
-    strata = {
+    groups = {
         "noise 0": np.array([True, True, False, False]),
         "noise 1": ~np.array([1, 1, 0, 0], bool),
     }
-    table = compare.strata_to_markdown(rows, strata, "ndcg@5/neg99").splitlines()
+    table = compare.strata_to_markdown(rows, groups, "ndcg@5/neg99").splitlines()
     assert "noise 0 (2 users)" in table[0]
     # Gains 1 and 0: mean .5, deviation sqrt(.5), half width 1.96 * sqrt(.5) / sqrt(2) = .98.
     assert table[3] == "| b | 0.5000 (+0.5000 ± 0.9800) | 1.0000 (+0.0000 ± 0.0000) |"
@@ -174,10 +174,10 @@ def test_popularity_strata_split_targets_by_their_clicks_in_training(tmp_path, m
         def split(self, name):
             return types.SimpleNamespace(target_row=np.array([6, 7, 8]))
 
-    monkeypatch.setattr(compare, "Data", FakeData)
-    strata = compare.popularity_strata(workdir(tmp_path / "a", "a", 0, [0.1]), "test")
+    monkeypatch.setattr(strata, "Data", FakeData)
+    found = strata.popularity_strata(workdir(tmp_path / "a", "a", 0, [0.1]), "test")
     # A fifth of five items: item 1 alone is the head; nobody clicked item 5 in training.
-    assert {label: chosen.tolist() for label, chosen in strata.items()} == {
+    assert {label: chosen.tolist() for label, chosen in found.items()} == {
         "head": [True, False, False],
         "tail": [False, True, False],
         "never clicked": [False, False, True],
@@ -199,10 +199,10 @@ def test_hops_strata_are_of_the_sample_that_has_them(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(config.to_json())
-    strata = compare.hops_strata(str(run), "test")
-    assert list(strata) == [f"{n} hops" for n in range(5)]
-    assert (np.sum(list(strata.values()), 0) == np.ones(40)).all()
+    found = strata.hops_strata(str(run), "test")
+    assert list(found) == [f"{n} hops" for n in range(5)]
+    assert (np.sum(list(found.values()), 0) == np.ones(40)).all()
     config.on_sample.hops = False
     (run / "config.json").write_text(config.to_json())
     with pytest.raises(UserError, match=r"on_sample.hops=True"):
-        compare.hops_strata(str(run), "test")
+        strata.hops_strata(str(run), "test")

@@ -1,0 +1,113 @@
+"""Examples of a split by what may make them easy or hard: label -> bool [E].
+
+Each function takes the folder of a run, whose data tell, and the split.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from ml_collections import config_dict
+
+from core.errors import UserError
+from core.workdir import Workdir
+from launch import search_protocol
+from launch.data import Data
+
+_NOISE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_HEAD_SHARE = 0.2
+
+
+def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
+    """Examples by the share of noise in the searches before: label -> bool [E].
+
+    Raises:
+      UserError: the run is not on sample data.
+    """
+    from input_pipelines.sample_truth import noise_share
+
+    data = Data(config_dict.ConfigDict(Workdir(workdir).read_config()))
+    if not data.log.is_sample:
+        raise UserError(
+            f"expected runs on sample data for --strata=noise, found {data.label} in {workdir}; "
+            "elsewhere nobody knows which searches are noise"
+        )
+    share = noise_share(data.log, data.split(split))
+    strata = {"no searches": np.isnan(share), "noise 0": share == 0.0}
+    strata |= {
+        f"noise ({low:g}, {high:g}]": (share > low) & (share <= high)
+        for low, high in itertools.pairwise(_NOISE_EDGES)
+    }
+    return {label: chosen for label, chosen in strata.items() if chosen.any()}
+
+
+def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
+    """Examples by the links between their last search and the target: label -> bool [E].
+
+    Raises:
+      UserError: the run is not on the sample that has them.
+    """
+    from input_pipelines.hops_sample import hops
+
+    config = config_dict.ConfigDict(Workdir(workdir).read_config())
+    if config.data_dir or not config.on_sample.get("hops", False):
+        raise UserError(
+            f"expected runs with --config.on_sample.hops=True for --strata=hops, found {workdir} "
+            "without; elsewhere nobody knows the steps"
+        )
+    data = Data(config)
+    found = hops(data.log, data.split(split))
+    return {f"{n} hops": found == n for n in np.unique(found).tolist()}
+
+
+def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
+    """Examples by their target's clicks in training: label -> bool [E].
+
+    The head is the fifth of the items that is clicked most, ties by number; the tail is the rest
+    of those clicked at all.
+    """
+    data = Data(config_dict.ConfigDict(Workdir(workdir).read_config()))
+    clicks = np.bincount(
+        np.asarray(data.log.rec_items)[data.splits.training_rows], minlength=data.log.num_items + 1
+    )
+    order = np.argsort(-clicks[1:], kind="stable") + 1
+    head = np.zeros(len(clicks), bool)
+    head[order[: round(_HEAD_SHARE * data.log.num_items)]] = True
+    targets = np.asarray(data.log.rec_items)[data.split(split).target_row]
+    seen = clicks[targets] > 0
+    strata = {"head": head[targets] & seen, "tail": ~head[targets] & seen, "never clicked": ~seen}
+    return {label: chosen for label, chosen in strata.items() if chosen.any()}
+
+
+def queries_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
+    """Searches by the queries that their users asked before: label -> bool [E] (CRS 4.5)."""
+    config = config_dict.ConfigDict(Workdir(workdir).read_config())
+    data = Data(config)
+    examples = search_protocol.held_out(config, data, split)
+    groups = search_protocol.groups_of_users(data, examples)
+    return {f"{first} to {last} queries": chosen for first, last, chosen in groups}
+
+
+KINDS = {
+    "noise": noise_strata,
+    "popularity": popularity_strata,
+    "hops": hops_strata,
+    "queries": queries_strata,
+}
+
+
+def of(kind: str, workdir: str, split: str, examples: int) -> dict[str, np.ndarray]:
+    """The strata of one of `KINDS`, for results of so many examples.
+
+    Raises:
+      UserError: results of a part of the split or of another task, or as that kind.
+    """
+    found = KINDS[kind](workdir, split)
+    known = len(next(iter(found.values())))
+    if examples != known:
+        raise UserError(
+            f"expected results of {known} examples for --strata={kind}, found {examples}; evaluate "
+            f"with config.eval.{split}_users=0, and see that the metric is of the same task"
+        )
+    return found

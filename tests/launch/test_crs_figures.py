@@ -1,0 +1,113 @@
+"""CRS's figures and Table 3 from runs whose results are made by hand."""
+
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from configs import crs_sample
+from core.errors import UserError
+from core.workdir import Workdir, check_no_file
+from launch import compare, crs_figures, report, search_protocol
+from launch.data import Data, resolve
+
+METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    config = crs_sample.get_config()
+    config.on_sample.users = 60
+    config.cache_dir = str(tmp_path_factory.mktemp("cache"))
+    config.evolve.iterations = 1
+    config = resolve(config)
+    return config, search_protocol.held_out(config, Data(config), "test").user
+
+
+def run(folder, sample, stages, *, seed=0, method="crs", algorithm="r_grpo", **entries):
+    """A folder of results: each stage's every metric is a value for every search."""
+    config, users = sample
+    config = config.copy_and_resolve_references()
+    config.method, config.seed, config.rl.algorithm = method, seed, algorithm
+    workdir = Workdir(str(folder))
+    with open(workdir.file("config.json"), "w", encoding="utf-8") as file:
+        file.write(config.to_json())
+    rows = []
+    for stage, value in stages.items():
+        values = np.broadcast_to(np.float32(value), len(users))
+        np.savez(
+            workdir.file("per_user", f"{stage}.npz"), user=users, **dict.fromkeys(METRICS, values)
+        )
+        rows.append(
+            {
+                "stage": stage,
+                "split": "test",
+                "protocol": "search/catalogue",
+                "examples": len(users),
+                "metrics": {f"{m}/search/catalogue": float(values.mean()) for m in METRICS},
+                "data": "sample",
+                "data_hash": "h",
+                "data_split": "by_user",
+                "candidates_seed": 0,
+                "seed": seed,
+                "commit": "c0ffee",
+                "device": "cpu",
+                "per_user": f"per_user/{stage}.npz",
+            }
+            | entries
+        )
+    with open(workdir.file("results.json"), "w", encoding="utf-8") as file:
+        json.dump({"rows": rows}, file)
+    return str(folder)
+
+
+def test_a_folder_with_both_figures_and_the_table(sample, tmp_path):
+    users = sample[1]
+    better = np.where(np.arange(len(users)) % 2, 0.5, 0.3)
+    stages = {"align": 0.1, "sft_0": 0.2, "rl_0": better, "sft_1": 0.5, "sft_only_1": 0.25}
+    ours = [run(tmp_path / f"a{s}", sample, stages, seed=s) for s in (0, 1)]
+    plain = run(tmp_path / "b", sample, {"sft_0": 0.2, "rl_0": 0.3, "sft_1": 0.4}, algorithm="grpo")
+    bm25 = run(tmp_path / "m", sample, {"fit": users % 2}, method="matching")
+    runs = crs_figures.read([*ours, plain], [])
+    assert runs.names == ("R-GRPO", "GRPO")
+    out = tmp_path / "out"
+    text = crs_figures.write(runs, ours[0], [bm25], str(out))
+    lines = text.splitlines()
+    assert "| R-GRPO | sft_1 | 0, 1 | 0.5000 ± 0.0000 | 0.5000 ± 0.0000 |" in lines
+    assert "| R-GRPO | sft_only_1 | 0, 1 | 0.2500 ± 0.0000 | 0.2500 ± 0.0000 |" in lines
+    assert not any("align" in line or ("sft_only" in line and "| GRPO" in line) for line in lines)
+    (table,) = [line for line in lines if line.startswith("| rl_0 | R-GRPO |")]
+    gain = compare.means_of_users(better - 0.3, users).mean()
+    assert table.count("±") == 5 and f"| {gain:+.4f} [" in table and "p = " in table
+    (base,) = [line for line in lines if line.startswith("| rl_0 | GRPO |")]
+    assert base.endswith("| 0.3000 |  |")
+    found = json.loads((out / "table.json").read_text())
+    assert found["table3"][0]["first"].startswith("GRPO")
+    assert list(found["figure3"]) == ["R-GRPO", "GRPO", "matching"]
+    groups = list(found["figure3"]["GRPO"])
+    assert list(found["figure3"]["GRPO"].values()) == pytest.approx([0.4] * len(groups))
+    assert len(groups) > 1 and all(label.endswith("queries") for label in groups)
+    assert any(f"{groups[0]} (" in line for line in lines)
+    for name in ("figure2.png", "figure3.png"):
+        assert matplotlib.image.imread(out / name)[..., :3].std() > 0.01
+    assert "Table 3" in report.report([str(out)])
+
+
+def test_what_is_refused(sample, tmp_path):
+    ours = run(tmp_path / "a", sample, {"align": 0.1, "sft_0": 0.2})
+    dsi = run(tmp_path / "d", sample, {"train": 0.1}, method="gensar")
+    with pytest.raises(UserError, match=r"a run of crs in .*, found one of gensar; pass other"):
+        crs_figures.read([ours, dsi], [])
+    plain = run(tmp_path / "b", sample, {"sft_0": 0.2}, algorithm="grpo")
+    with pytest.raises(UserError, match="called A that differ in their seed alone"):
+        crs_figures.read([ours, plain], ["A", "A"])
+    aligned = run(tmp_path / "c", sample, {"align": 0.1})
+    with pytest.raises(UserError, match="a run of R-GRPO that has ended its distillation"):
+        crs_figures.read([aligned], [])
+    other = run(tmp_path / "o", sample, {"fit": 0.1}, method="matching", data_hash="g")
+    with pytest.raises(UserError, match="expected runs on one data_hash"):
+        crs_figures.write(crs_figures.read([ours], []), ours, [other], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="found a file; pass another --out"):
+        check_no_file(f"{ours}/config.json", "--out")
