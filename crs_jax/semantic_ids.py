@@ -9,16 +9,18 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from core.errors import UserError
+from core.workdir import write_atomically
 
 _FIT_ITEMS = 50_000
 _ITERATIONS = 50
 FILE = "semantic_ids.npz"
+LIST = "semantic_ids.jsonl"
 # Distances held at once.
 _CHUNK = 2**24
 
@@ -107,18 +109,6 @@ class SemanticIds:
         content = json.dumps(self.levels).encode() + np.ascontiguousarray(self.codes).tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
-    def with_items(self, vectors: np.ndarray) -> SemanticIds:
-        """The ids with further items, whose codes are the nearest; old ids stay as they are.
-
-        Args:
-          vectors: float [V', D], of the new items.
-
-        Raises:
-          UserError: more items share their first codes than the last level can tell apart.
-        """
-        added = _codes_of(vectors, self.codebooks)
-        return _with_last(np.concatenate([self.codes[:, :-1], added]), self.codebooks, self)
-
     def save(self, folder: str) -> None:
         """Writes the ids whole or not at all."""
         path = os.path.join(folder, FILE)
@@ -129,22 +119,11 @@ class SemanticIds:
         os.replace(partial, path)
 
 
-def _codes_of(vectors: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
-    rest, found = np.asarray(vectors, np.float64), []
-    for book in codebooks:
-        codes, _ = _nearest(rest, book)
-        rest = rest - book[codes]
-        found.append(codes)
-    return np.stack(found, 1)
-
-
 def _with_last(
-    prefixes: np.ndarray, codebooks: tuple[np.ndarray, ...], before: SemanticIds | int
+    prefixes: np.ndarray, last: np.ndarray, codebooks: tuple[np.ndarray, ...], size: int
 ) -> SemanticIds:
-    """The ids of prefixes [V, L]; a row's last code is its number among equal rows before it."""
-    last = _numbers_within(prefixes)
+    """The ids of prefixes [V, L] and their last codes [V]; `size` 0 takes as many as there are."""
     needed = int(last.max()) + 1
-    size = before if isinstance(before, int) else before.last_codes
     size = size or needed
     if needed > size:
         raise UserError(
@@ -175,7 +154,124 @@ def fit(vectors: np.ndarray, sizes: Sequence[int], *, last_codes: int, seed: int
         books.append(centres)
         codes.append(found)
         rest = rest - centres[found]
-    return _with_last(np.stack(codes, 1), tuple(books), last_codes)
+    prefixes = np.stack(codes, 1)
+    return _with_last(prefixes, _numbers_within(prefixes), tuple(books), last_codes)
+
+
+def extend(
+    kept: Kept,
+    items: Sequence[str],
+    vectors: np.ndarray,
+    sizes: Sequence[int],
+    *,
+    last_codes: int,
+) -> SemanticIds:
+    """Ids of a catalogue in which the items that had one keep it, whatever has left or joined it.
+
+    A code's centre is the mean of what Eq. 1 leaves of the kept items that have it, so the vectors
+    need not be of the space that the kept ids were made in. New items take the nearest centres, and
+    last codes that no item ever had.
+
+    Args:
+      kept: the ids of before.
+      items: the names of items 1..V.
+      vectors: float [V, D].
+      sizes: N of each level of k-means.
+      last_codes: as of `fit`.
+
+    Raises:
+      UserError: none of the items had an id, the kept ids have other levels, or more items share
+        their first codes than `last_codes`.
+    """
+    rows = np.array([kept.rows.get(item, -1) for item in items])
+    old, new = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+    if not len(old):
+        raise UserError(
+            f"expected items of this log in {kept.path}, found none; pass ids of the same catalogue"
+        )
+    levels = len(sizes)
+    if kept.codes.shape[1] != levels + 1 or (kept.codes[:, :-1] >= np.array(sizes)).any():
+        most = tuple((kept.codes[:, :-1].max(0) + 1).tolist())
+        raise UserError(
+            f"expected ids of config.semantic_ids.codes={tuple(sizes)} in {kept.path}, found codes "
+            f"up to {most}; pass the codes that they were made with"
+        )
+    rest, books = np.asarray(vectors, np.float64), []
+    prefixes = np.empty((len(items), levels), np.int64)
+    prefixes[old] = kept.codes[rows[old], :-1]
+    for level, size in enumerate(sizes):
+        codes = prefixes[old, level]
+        centres = np.zeros((size, rest.shape[1]))
+        np.add.at(centres, codes, rest[old])
+        counts = np.bincount(codes, minlength=size)
+        centres /= np.maximum(counts, 1)[:, None]
+        used = np.flatnonzero(counts)  # the items of the others have all left
+        prefixes[new, level] = used[_nearest(rest[new], centres[used])[0]]
+        rest = rest - centres[prefixes[:, level]]
+        books.append(centres)
+    last = np.empty(len(items), np.int64)
+    last[old] = kept.codes[rows[old], -1]
+    taken: dict[tuple[int, ...], int] = {}
+    for *prefix, code in kept.codes.tolist():
+        taken[tuple(prefix)] = max(taken.get(tuple(prefix), 0), code + 1)
+    free = np.array([taken.get(tuple(prefix), 0) for prefix in prefixes[new].tolist()], np.int64)
+    last[new] = free + _numbers_within(prefixes[new])
+    return _with_last(prefixes, last, tuple(books), last_codes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The ids of a catalogue of before, as `write_list` has left them.
+
+    Attributes:
+      path: of the file.
+      rows: of `codes`, by the items' names, in order.
+      codes: int32 [V, L+1].
+    """
+
+    path: str
+    rows: dict[str, int]
+    codes: np.ndarray
+
+
+def write_list(folder: str, items: Iterable[str], codes: np.ndarray) -> None:
+    """Writes a JSON object a line: an item's name and its codes."""
+    lines = (
+        json.dumps({"item": item, "codes": row}, ensure_ascii=False) + "\n"
+        for item, row in zip(items, codes.tolist(), strict=True)
+    )
+    write_atomically(os.path.join(folder, LIST), "".join(lines))
+
+
+def read_list(folder: str) -> Kept:
+    """What `write_list` has left in a folder.
+
+    Raises:
+      UserError: no such file, or a line of it that is none of these.
+    """
+    path = os.path.join(folder, LIST)
+    if not os.path.isfile(path):
+        raise UserError(
+            f"expected ids at {path}, found no such file; pass the workdir of a run of crs as "
+            "config.semantic_ids.extend"
+        )
+    rows: dict[str, int] = {}
+    codes: list[list[int]] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            try:
+                found = json.loads(line)
+                item, own = str(found["item"]), [int(code) for code in found["codes"]]
+            except (ValueError, KeyError, TypeError):
+                item, own = "", []
+            if not own or min(own) < 0 or item in rows or len(own) != len((codes or [own])[0]):
+                raise UserError(
+                    f"expected a new item with as many codes as the others in line {number + 1} of "
+                    f"{path}, found {line.strip()[:80]!r}; mend it"
+                )
+            rows[item] = number
+            codes.append(own)
+    return Kept(path, rows, np.array(codes, np.int32).reshape(len(codes), -1))
 
 
 def load(folder: str) -> SemanticIds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -110,26 +111,40 @@ class CRSExamples:
         return vectors.from_text(texts, segmenters.segmenter(self._config.data.segmenter), factors)
 
     def _make_ids(self) -> SemanticIds:
-        """Made once for the same settings, and kept beside the prepared data."""
+        """Made once for the same settings, and kept beside the prepared data.
+
+        Or those of `config.semantic_ids.extend`, which new items join where the log has any.
+        """
         config = self._config
         content = [self._data.log.hash, str(config.seed), config.data.segmenter]
         content += [config[name].to_json(sort_keys=True) for name in ("vectors", "semantic_ids")]
         source = vectors.source_hash(config.vectors.semantic)
         content += [source] if source else []
+        # Runs of before this setting have none.
+        before = config.semantic_ids.get("extend", "")
+        kept = semantic_ids.read_list(before) if before else None
+        if kept is not None:
+            if list(kept.rows) == self.item_names():
+                return semantic_ids.load(before)
+            content.append(json.dumps([list(kept.rows), kept.codes.tolist()]))
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         folder = os.path.join(self._data.directory, f"semantic-ids-{digest}")
         # A kill may leave the folder alone.
         if not os.path.exists(os.path.join(folder, semantic_ids.FILE)):
-            settings = config.semantic_ids
-            found = semantic_ids.fit(
-                self.item_vectors(),
-                settings.codes,
-                last_codes=settings.last_codes,
-                seed=config.seed,
-            )
+            sizes, last = config.semantic_ids.codes, config.semantic_ids.last_codes
+            points = self.item_vectors()
+            if kept is None:
+                found = semantic_ids.fit(points, sizes, last_codes=last, seed=config.seed)
+            else:
+                names = self.item_names()
+                found = semantic_ids.extend(kept, names, points, sizes, last_codes=last)
             os.makedirs(folder, exist_ok=True)
             found.save(folder)
         return semantic_ids.load(folder)
+
+    def item_names(self) -> list[str]:
+        """Names of items 1..V in their source."""
+        return [str(item) for item in self._log.item_ids[1:]]
 
     def _code_names(self) -> Iterable[str]:
         for codes in self.ids.codes.tolist():

@@ -20,11 +20,13 @@ _TOKENIZER, _ROWS = "tokenizer.json", "text_rows.json"
 
 
 def reading(config: config_dict.ConfigDict, folder: str) -> None:
-    """Points the config of a run that is opened again to the tokenizer that its folder keeps.
+    """Points the config of a run that is opened again to the ids and tokenizer that it keeps.
 
-    So it is read with the tokenizer that it was trained with, and where its checkpoint is not. A
-    run from before either was kept takes them from where it took them in training.
+    So it is read with those that it was trained with, also where its checkpoint and cache are not.
+    A run from before these were kept takes them from where it took them in training.
     """
+    if os.path.exists(os.path.join(folder, semantic_ids.LIST)):
+        config.semantic_ids.extend = folder
     tokenizer, rows = (os.path.join(folder, name) for name in (_TOKENIZER, _ROWS))
     if os.path.exists(tokenizer):
         config.vocabulary.tokenizer = tokenizer
@@ -64,9 +66,10 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
     Raises:
       UserError: these are others.
     """
-    if os.path.exists(os.path.join(workdir.path, semantic_ids.FILE)):
+    if os.path.exists(workdir.file(semantic_ids.FILE)):
         _check(examples, semantic_ids.load(workdir.path).hash)
     elif is_writer():
+        semantic_ids.write_list(workdir.path, examples.item_names(), examples.ids.codes)
         examples.ids.save(workdir.path)
     rows = workdir.file(_ROWS)
     if is_writer() and not os.path.exists(rows):

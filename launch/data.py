@@ -38,6 +38,9 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
     config = config_dict.ConfigDict(config.to_dict())
     if config.get("identifiers"):
         config.identifiers = os.path.abspath(os.path.expanduser(config.identifiers))
+    if config.get("method") == "crs" and config.semantic_ids.get("extend"):
+        path = os.path.abspath(os.path.expanduser(config.semantic_ids.extend))
+        config.semantic_ids.extend = path
     if config.get("method") == "gensar" and config.model.get("checkpoint"):
         config.model.checkpoint = os.path.abspath(os.path.expanduser(config.model.checkpoint))
         if not config.vocabulary.pieces_model:

@@ -61,17 +61,65 @@ def test_a_seed_gives_the_same_ids_and_another_gives_others():
     assert one.hash == again.hash != other.hash
 
 
+def listed(folder, items, codes):
+    semantic_ids.write_list(str(folder), items, codes)
+    return semantic_ids.read_list(str(folder))
+
+
 def test_new_items_join_without_renumbering(tmp_path):
     points = vectors()
     found = semantic_ids.fit(points, (16, 8, 8), last_codes=20, seed=0)
-    found.save(tmp_path)
+    items = [f"old {i}" for i in range(300)]
+    kept = listed(tmp_path, items, found.codes)
     more = np.concatenate([points[:3], points[:3], vectors(5, seed=9)])
-    longer = semantic_ids.load(tmp_path).with_items(more)
-    np.testing.assert_array_equal(longer.codes[:300], found.codes)
+    names = [f"new {i}" for i in range(11)] + items
+    # In another space, and before the old ones.
+    turned = np.concatenate([more, points]) @ np.linalg.qr(vectors(8))[0] + 2.0
+    longer = semantic_ids.extend(kept, names, turned, (16, 8, 8), last_codes=20)
+    np.testing.assert_array_equal(longer.codes[11:], found.codes)
     assert len(np.unique(longer.codes, axis=0)) == 311 and longer.levels == found.levels
     # An item equal to an old one shares its codes but for the last.
-    np.testing.assert_array_equal(longer.codes[300:303, :3], found.codes[:3, :3])
-    assert (longer.codes[303:306, 3] > longer.codes[300:303, 3]).all()
+    np.testing.assert_array_equal(longer.codes[:3, :3], found.codes[:3, :3])
+    assert (longer.codes[3:6, 3] > longer.codes[:3, 3]).all()
+    assert (longer.codes[:3, 3] > found.codes[200:203, 3]).all()
+
+
+def test_an_id_that_has_left_is_not_given_again(tmp_path):
+    codes = np.array([[0, 0], [0, 1], [1, 0], [2, 0]], np.int32)
+    kept = listed(tmp_path, ["a", "b", "c", "d"], codes)
+    # b and d have left: 0.1 stays theirs, and nothing tells where code 2 lies.
+    points = np.array([[0.0], [10.0], [0.1], [30.0]])
+    found = semantic_ids.extend(kept, ["a", "c", "e", "f"], points, (3,), last_codes=0)
+    np.testing.assert_array_equal(found.codes, [[0, 0], [1, 0], [0, 2], [1, 1]])
+    assert found.levels == (3, 3)
+
+
+def test_ids_that_cannot_be_extended(tmp_path):
+    kept = listed(tmp_path, ["a", "b"], np.array([[0, 0], [3, 0]], np.int32))
+    points = np.eye(2)
+    with pytest.raises(UserError, match=r"items of this log in .*jsonl, found none"):
+        semantic_ids.extend(kept, ["x", "y"], points, (4,), last_codes=0)
+    for sizes in ((3,), (4, 4)):
+        with pytest.raises(UserError, match=r"codes=\(.*\) in .*, found codes up to \(4,\)"):
+            semantic_ids.extend(kept, ["a", "y"], points, sizes, last_codes=0)
+    with pytest.raises(UserError, match="at most 1 items of the same codes, found 2"):
+        semantic_ids.extend(kept, ["a", "y"], np.zeros((2, 2)), (4,), last_codes=1)
+    for line in (
+        "{",
+        '{"item": "c"}',
+        '{"item": "a", "codes": [1, 2]}',
+        "[]",
+        "3",
+        '{"item": "c", "codes": [1]}',
+        '{"item": "c", "codes": [1, -1]}',
+    ):
+        semantic_ids.write_list(str(tmp_path), ["a", "b"], kept.codes)
+        with open(tmp_path / semantic_ids.LIST, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        with pytest.raises(UserError, match="as many codes as the others in line 3 of"):
+            semantic_ids.read_list(str(tmp_path))
+    with pytest.raises(UserError, match="found no such file; pass the workdir of a run of crs"):
+        semantic_ids.read_list(str(tmp_path / "elsewhere"))
 
 
 def test_what_cannot_be_told_apart_is_refused(tmp_path):

@@ -339,21 +339,6 @@ def test_killed_in_its_rl_a_run_ends_in_the_same_bits(folder, cache, whole, tmp_
     assert contents(killed) == contents(whole)
 
 
-def test_a_run_is_held_to_its_ids_and_its_tokenizer(folder, cache, tmp_path):
-    experiment = opened(folder, cache)
-    workdir = Workdir(str(tmp_path))
-    crs_kept.keep(workdir, experiment.examples)
-    crs_kept.keep(workdir, experiment.examples)
-    before = (tmp_path / "semantic_ids.npz").read_bytes()
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"expected the tokenizer that this run has in .*json"):
-        crs_kept.keep(workdir, experiment.examples)
-    other = opened(folder, cache, **{"semantic_ids.codes": (3, 4, 4)})
-    with pytest.raises(UserError, match=r"semantic ids \w+ that this run .* bring its config"):
-        crs_kept.keep(workdir, other.examples)
-    assert (tmp_path / "semantic_ids.npz").read_bytes() == before
-
-
 class Corpus:
     def __init__(self, count):
         self.item = np.arange(count)
