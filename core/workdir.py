@@ -101,7 +101,7 @@ class Workdir:
     def __init__(self, path: str):
         check_mounted(path, "--workdir")
         self.path = os.path.abspath(path)
-        self._lock: TextIO | None = None
+        self._locks: list[TextIO] = []
 
     def file(self, *parts: str) -> str:
         """A path inside the workdir; its folder is made."""
@@ -109,20 +109,27 @@ class Workdir:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return path
 
-    def lock(self) -> None:
-        """Takes the workdir for this process.
+    def lock(self, share: int | None = None) -> None:
+        """Takes the workdir for this process, or one share of it, which leaves it the others.
 
         Raises:
           UserError: another running process has it.
         """
-        self._lock = open(self.file(".lock"), "w")  # noqa: SIM115 - held while the run lives
+        self._take(".lock", fcntl.LOCK_EX if share is None else fcntl.LOCK_SH)
+        if share is not None:
+            self._take(f".lock-{share}", fcntl.LOCK_EX)
+
+    def _take(self, name: str, kind: int) -> None:
+        file = open(self.file(name), "w")  # noqa: SIM115 - held while the run lives
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except OSError as error:
+            file.close()
             raise UserError(
                 f"expected the workdir {self.path} to be free, found another running process in "
                 "it; wait for that run or pass another --workdir"
             ) from error
+        self._locks.append(file)
 
     def read_config(self) -> dict[str, Any]:
         path = os.path.join(self.path, "config.json")

@@ -1,7 +1,7 @@
 """Runs a sweep of LCR-SER and tables it.
 
     python -m launch.ablate --config=configs/lcr_ser_amazon_beauty.py --sweep=k:0,1,2,3,4,5 \\
-        --workdir=W [--seeds=3] [--metric=ndcg@5/neg99] [--config.data_dir=DIR]
+        --workdir=W [--seeds=3] [--metric=ndcg@5/neg99] [--share=I/N] [--config.data_dir=DIR]
 
 Sweeps over numbers: k, lambda_tcl, lambda_kl, margin, gamma, learning_rate (also figure6, figure7,
 figure8, the paper's names for three of them); their arms train side by side in one compiled
@@ -14,10 +14,15 @@ W holds one sweep: table.md, table.json, table.png, and under W/arms a normal wo
 arm, which launch.evaluate, launch.predict and launch.compare take, and launch.train continues, but
 for those of figure2: no key of a single run filters searches. The same command continues a sweep
 that was stopped or killed; finished arms are not trained again.
+
+Several processes, on machines that share W, take a part of the arms each: --share=0/4 the first,
+fifth, ninth, ..., --share=3/4 the fourth, eighth, .... None waits for another; the last to end
+writes the table.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Collection
@@ -42,6 +47,7 @@ def ablate(
     seeds: int = 1,
     metric: str = "ndcg@5/neg99",
     given: Collection[str] = (),
+    share: str = "",
 ) -> str:
     """Trains what the sweep needs in `workdir_path` and writes its table.
 
@@ -51,9 +57,10 @@ def ablate(
       seeds: how many, from the config's own seed on.
       metric: with its protocol; it is tested and drawn.
       given: keys that the command line set (`launch.data.resolve`).
+      share: 'I/N' trains every N-th arm from number I on; '' all of them.
 
     Returns:
-      The table as Markdown.
+      The table as Markdown; where other shares have arms to train, a line that says so.
 
     Raises:
       UserError: a mistake in the sweep, the config, the data or the workdir.
@@ -61,6 +68,7 @@ def ablate(
     """
     config = resolve(config, given)
     sweep = parse_sweep(sweep_text, config, given)
+    part = _share(share, sweep)
     if seeds < 1:
         raise UserError(f"expected --seeds of 1 or more, found {seeds}; correct it")
     name, _, protocol = metric.partition("/")
@@ -75,17 +83,18 @@ def ablate(
     data = Data(config)
     sweep_figures.check_users(sweep, data)
     runs = _runs(config, sweep, seeds, workdir)
-    done = _read(workdir, "arms.json")
     every = list({run.path: run for of_one in runs.values() for run in of_one}.values())
     for run in every:
         Workdir(run.path).check_log(data.log.hash)  # finished ones too: the table shows them
-    wanted = [run for run in every if run.name not in done]
+    done = _done(workdir)
+    first, step = part or (0, 1)
+    wanted = [run for run in every[first::step] if run.name not in done]
     if sweep.name == "figure2":
         experiments = None
         figure2.check_runs(wanted, data)
     else:
         experiments = check_runs(wanted, data)
-    workdir.lock()
+    workdir.lock(first if part else None)
     if not os.path.exists(os.path.join(workdir.path, "sweep.json")):
         write_atomically(workdir.file("sweep.json"), json.dumps(settled, indent=2) + "\n")
     with watched():
@@ -93,8 +102,16 @@ def ablate(
             stopped = figure2.run_all(wanted, data, workdir)
         else:
             stopped = run_all(wanted, data, experiments)
-    done |= {run.name: stopped.get(run.name) for run in wanted}
-    write_atomically(workdir.file("arms.json"), json.dumps(done, indent=2) + "\n")
+    name = f"arms-{first}-of-{step}.json" if part else "arms.json"
+    own = _read(workdir, name) | {run.name: stopped.get(run.name) for run in wanted}
+    write_atomically(workdir.file(name), json.dumps(own, indent=2) + "\n")
+    done = _done(workdir)
+    left = [run.name for run in every if run.name not in done]
+    if left:
+        return (
+            f"share {share} is through; {len(left)} of {len(every)} arms are other shares', and "
+            "the last of these writes the table"
+        )
     stopped = {run.name: done[run.name] for run in every if done[run.name]}
     paths = {label: [run.path for run in of_one] for label, of_one in runs.items()}
     broken = {run.path for run in every if run.name in stopped}
@@ -155,11 +172,42 @@ def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
                     f"expected the sweep of {workdir.path} with {key} {held}, found {found}; pass "
                     "another --workdir"
                 )
-    elif os.path.isdir(workdir.path) and set(os.listdir(workdir.path)) - {".lock"}:
+    elif os.path.isdir(workdir.path) and any(
+        not name.startswith(".lock") for name in os.listdir(workdir.path)
+    ):
         raise UserError(
             f"expected {workdir.path} to be empty or a sweep's workdir, found other files in it; "
             "pass another --workdir"
         )
+
+
+def _share(text: str, sweep: Sweep) -> tuple[int, int] | None:
+    """(I, N) of 'I/N'; None where all is one process's.
+
+    Raises:
+      UserError: another form, or a sweep that has no arms to share.
+    """
+    if not text:
+        return None
+    first, _, step = text.partition("/")
+    if not first.isdecimal() or not step.isdecimal() or not int(first) < int(step):
+        raise UserError(
+            f"expected --share=I/N with I from 0 to N - 1, found {text!r}; for instance "
+            "--share=0/4 for the first of four"
+        )
+    if sweep.name in ("figure2", "table4"):
+        why = "its arms read what one process makes" if sweep.name == "figure2" else "it times"
+        raise UserError(
+            f"expected --share with a sweep whose arms train apart, found {sweep.name}: {why}; "
+            "leave --share out"
+        )
+    return int(first), int(step)
+
+
+def _done(workdir: Workdir) -> dict[str, Any]:
+    """By name, the arms that are through in any share, and what stopped them, or None."""
+    names = [os.path.basename(path) for path in glob.glob(os.path.join(workdir.path, "arms*.json"))]
+    return {name: stop for file in sorted(names) for name, stop in _read(workdir, file).items()}
 
 
 def _read(workdir: Workdir, name: str) -> dict[str, Any]:
@@ -176,6 +224,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the sweep.")
     flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.")
     flags.DEFINE_string("metric", "ndcg@5/neg99", "What is tested and drawn.")
+    flags.DEFINE_string("share", "", "I/N: the part of the arms that this process trains.")
 
 
 def main() -> None:
@@ -190,7 +239,13 @@ def main() -> None:
     given = config_flags.get_override_values(values["config"])
     try:
         table = ablate(
-            values.config, values.sweep, values.workdir, values.seeds, values.metric, given
+            values.config,
+            values.sweep,
+            values.workdir,
+            values.seeds,
+            values.metric,
+            given,
+            values.share,
         )
     except Preempted as stop:
         print(stop)
