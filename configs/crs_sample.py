@@ -56,6 +56,8 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.model = config_dict.ConfigDict()
     config.model.size = "0.6b"  # the paper
     config.model.checkpoint = ""  # safetensors of Qwen3, a file or folder; empty: from scratch
+    config.model.rope_theta = 1e6  # as config.json beside a checkpoint has it
+    config.model.norm_epsilon = 1e-6
     config.model.lora_rank = 0
     config.model.lora_alpha = 16.0
     config.model.dtype = "bfloat16"

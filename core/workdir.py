@@ -22,6 +22,17 @@ from core.errors import UserError
 # Where things lie, on this machine or its devices, does not change what is computed.
 _LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
 _LOG_FILE = "log.json"
+# Keys that configs got after there were runs, with the values that leave everything as it was.
+_ADDED_KEYS = {
+    "data.item_words": 0,
+    "distill.teacher": "",
+    "model.checkpoint": "",
+    "model.norm_epsilon": 1e-6,
+    "model.rope_theta": 1e6,
+    "on_sample.hops": False,
+    "pretrain.teacher": "",
+    "semantic_ids.extend": "",
+}
 
 
 def is_writer() -> bool:
@@ -65,6 +76,11 @@ def commit_id() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("-dirty" if changed else "")
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A config's values by 'section.key', those that runs of before a key do not name too."""
+    return _ADDED_KEYS | _flatten(config)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -227,7 +243,7 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
     workdir = Workdir(path)
     check_no_file(workdir.path)
     if os.path.exists(os.path.join(workdir.path, "config.json")):
-        before, now = _flatten(workdir.read_config()), _flatten(json.loads(json.dumps(config)))
+        before, now = settings(workdir.read_config()), settings(json.loads(json.dumps(config)))
         differing = [
             key
             for key in sorted(before.keys() | now.keys())

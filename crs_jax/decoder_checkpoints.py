@@ -38,6 +38,8 @@ _OF_LAYER = {
 }
 # The output layer, which a file may repeat though it is the embedding.
 _OUTPUT = "lm_head.weight"
+# What no tensor's shape tells, by the names of config.json.
+_NUMBERS = {"rope_theta": "rope_theta", "norm_epsilon": "rms_norm_eps"}
 # Rows of both that are compared at once.
 _ROWS = 16_384
 # A new row's distance from the mean of the text's rows, in their standard deviations.
@@ -121,7 +123,7 @@ def check(path: str | pathlib.Path, config: DecoderConfig) -> None:
       UserError: as `from_hugging_face`.
     """
     with _opened(pathlib.Path(path)) as tensors:
-        _check(_expected(config), tensors, path)
+        _check(config, _expected(config), tensors, path)
 
 
 def from_hugging_face(
@@ -144,11 +146,12 @@ def from_hugging_face(
 
     Raises:
       UserError: no such file, or a checkpoint of another architecture or size: names the first
-        tensor that differs; or its output layer is not its embedding.
+        tensor that differs; or its output layer is not its embedding, or config.json beside it
+        tells other rotary positions or norms.
     """
     expected = _expected(config)
     with _opened(pathlib.Path(path)) as tensors:
-        _check(expected, tensors, path)
+        _check(config, expected, tensors, path)
         put = functools.partial(_put, partition)
         flat = {name: put(name, leaf) for name, leaf in _new_parameters(config, key).items()}
         parts: dict[str, list[str]] = {}
@@ -191,7 +194,7 @@ def _new_parameters(config: DecoderConfig, key: jax.Array) -> dict[str, jax.Arra
     return found
 
 
-def _check(expected: Any, tensors: dict[str, Any], path: Any) -> None:
+def _check(config: DecoderConfig, expected: Any, tensors: dict[str, Any], path: Any) -> None:
     advice = "pass a Qwen3 checkpoint of config.model.size"
     for name, (_, _, shape) in expected.items():
         if name not in tensors:
@@ -204,11 +207,20 @@ def _check(expected: Any, tensors: dict[str, Any], path: Any) -> None:
     unknown = sorted(tensors.keys() - expected.keys() - {_OUTPUT})
     if unknown:
         raise UserError(f"expected only tensors of Qwen3, found {unknown[0]} in {path}; {advice}")
-    if not (_repeated(tensors) if _OUTPUT in tensors else _tied(pathlib.Path(path))):
+    about, said = read_about(path)
+    tied = bool(said.get("tie_word_embeddings", True))
+    if not (_repeated(tensors) if _OUTPUT in tensors else tied):
         raise UserError(
             f"expected a Qwen3 whose output layer is its embedding, as of 0.6B to 4B, found one "
             f"of its own ({_OUTPUT}, or tie_word_embeddings of config.json) in {path}; pass another"
         )
+    for ours, theirs in _NUMBERS.items():
+        found = said.get(theirs, getattr(config, ours))
+        if found != getattr(config, ours):
+            raise UserError(
+                f"expected {theirs} of {getattr(config, ours):g} as config.model.{ours}, found "
+                f"{found} in {about}; pass --config.model.{ours}={found}"
+            )
 
 
 def _repeated(tensors: dict[str, Any]) -> bool:
@@ -222,15 +234,27 @@ def _repeated(tensors: dict[str, Any]) -> bool:
     return all(np.array_equal(np.asarray(ours[p]), np.asarray(theirs[p])) for p in parts)
 
 
-def _tied(path: pathlib.Path) -> bool:
-    """What config.json beside a checkpoint says of its output layer, where there is one."""
+def read_about(path: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    """config.json beside a checkpoint, and what it says; nothing where there is none.
+
+    Raises:
+      UserError: no JSON of a checkpoint, or of one whose rotary positions are scaled.
+    """
+    path = pathlib.Path(path)
     about = (path if path.is_dir() else path.parent) / "config.json"
     try:
-        return bool(json.loads(about.read_text(encoding="utf-8")).get("tie_word_embeddings", True))
+        found = dict(json.loads(about.read_text(encoding="utf-8")))
+        rotary = dict(found.get("rope_parameters") or {})  # newer files
     except FileNotFoundError:
-        return True
-    except (OSError, ValueError, AttributeError):
+        return about, {}
+    except (OSError, ValueError, TypeError):
         raise UserError(
             f"expected the JSON of a checkpoint in {about}, found none that can be read; download "
             "it again"
         ) from None
+    if found.get("rope_scaling") or rotary.get("rope_type", "default") != "default":
+        raise UserError(
+            f"expected rotary positions that are not scaled, found others in {about}; pass another "
+            "checkpoint"
+        )
+    return about, found | rotary

@@ -225,7 +225,7 @@ class Kept:
 
     Attributes:
       path: of the file.
-      rows: of `codes`, by the items' names, in order.
+      rows: of `codes`, by the items' names, in order: the catalogue's, then those that have left.
       codes: int32 [V, L+1].
     """
 
@@ -233,9 +233,15 @@ class Kept:
     rows: dict[str, int]
     codes: np.ndarray
 
+    def left(self, items: Sequence[str]) -> tuple[list[str], np.ndarray]:
+        """Names and codes of those that are not among `items`; nobody may get their codes."""
+        present = set(items)
+        rows = {item: row for item, row in self.rows.items() if item not in present}
+        return list(rows), self.codes[list(rows.values())]
+
 
 def write_list(folder: str, items: Iterable[str], codes: np.ndarray) -> None:
-    """Writes a JSON object a line: an item's name and its codes."""
+    """Writes a JSON object a line: an item's name and its codes, of those that have left too."""
     lines = (
         json.dumps({"item": item, "codes": row}, ensure_ascii=False) + "\n"
         for item, row in zip(items, codes.tolist(), strict=True)
@@ -257,21 +263,24 @@ def read_list(folder: str) -> Kept:
         )
     rows: dict[str, int] = {}
     codes: list[list[int]] = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file):
             try:
                 found = json.loads(line)
-                item, own = str(found["item"]), [int(code) for code in found["codes"]]
-            except (ValueError, KeyError, TypeError):
-                item, own = "", []
-            if not own or min(own) < 0 or item in rows or len(own) != len((codes or [own])[0]):
+                item, own = str(found["item"]), np.array(found["codes"], np.int32).tolist()
+                fits = min(own) >= 0 and item not in rows and len(own) == len((codes or [own])[0])
+            except (ValueError, KeyError, TypeError, OverflowError):
+                fits = False
+            if not fits:
                 raise UserError(
                     f"expected a new item with as many codes as the others in line {number + 1} of "
                     f"{path}, found {line.strip()[:80]!r}; mend it"
                 )
             rows[item] = number
             codes.append(own)
-    return Kept(path, rows, np.array(codes, np.int32).reshape(len(codes), -1))
+    if not codes:
+        raise UserError(f"expected ids in {path}, found none; pass the workdir of another run")
+    return Kept(path, rows, np.array(codes, np.int32))
 
 
 def load(folder: str) -> SemanticIds:

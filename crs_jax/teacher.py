@@ -7,8 +7,6 @@ the target's title, which no student is at inference; what names it is dropped (
 from __future__ import annotations
 
 import functools
-import json
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +16,7 @@ from jax.sharding import Mesh
 from core.errors import UserError
 from crs_jax import generation, sharding
 from crs_jax.decoder import Decoder
-from crs_jax.decoder_checkpoints import from_hugging_face
+from crs_jax.decoder_checkpoints import from_hugging_face, read_about
 from crs_jax.decoder_config import DecoderConfig
 from crs_jax.generation import Sampling
 from crs_jax.packing import prompt_array
@@ -47,15 +45,14 @@ def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
     Raises:
       UserError: no config.json, or not that of a Qwen3 whose output layer is its embedding.
     """
-    path = pathlib.Path(folder) / "config.json"
+    path, found = read_about(folder)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
         sizes = {ours: found[theirs] for ours, theirs in _SIZES.items()}
         tied = found["tie_word_embeddings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
         raise UserError(
-            f"expected the config.json of a Qwen3 checkpoint at {path}, found "
-            f"{type(error).__name__} ({str(error)[:60]}); correct config.distill.teacher"
+            f"expected the config.json of a Qwen3 checkpoint at {path}, found no such file or none "
+            f"with {error}; correct config.distill.teacher"
         ) from None
     if found.get("model_type") != "qwen3" or not tied:
         raise UserError(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def read_traces(path: str) -> list[Trace]:
     """The traces of a file.
 
     Raises:
-      UserError: no such file, or broken JSON or a missing key: names the line.
+      UserError: no such file, or broken JSON, a missing key or no text: names the line.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -56,12 +56,25 @@ def read_traces(path: str) -> list[Trace]:
             continue
         try:
             record = json.loads(line)
-            found.append(Trace(*(str(record[key]) for key in _KEYS)))
+            found.append(_trace(record))
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"expected a JSON object with {', '.join(_KEYS)} in line {number} of {path}, found "
-                f"{line[:60]!r}; mend the file"
+                f"expected a JSON object with {', '.join(_KEYS)} as text in line {number} of "
+                f"{path}, found {line[:60]!r}; mend the file"
             ) from None
+    return found
+
+
+def _trace(record: Mapping[str, Any]) -> Trace:
+    """Raises KeyError or ValueError where a key is missing or has no text; a number is a name."""
+    user, query, item, reasoning = (record[key] for key in _KEYS)
+    for name in (user, query, item):
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise ValueError("a name is neither text nor a number")
+    if not isinstance(reasoning, str) or not reasoning.strip():
+        raise ValueError("no reasoning")
+    found = Trace(str(user), str(query), str(item), reasoning)
+    "".join(found).encode()  # half of a pair of surrogates is no text
     return found
 
 

@@ -32,7 +32,7 @@ from absl import flags
 
 from core import metrics
 from core.errors import UserError
-from core.workdir import Workdir, check_out
+from core.workdir import Workdir, check_out, settings
 from launch import cli, strata
 
 # What may differ between the runs of one row: the seed, where things are, how they are read.
@@ -112,15 +112,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _settings(config: dict[str, Any]) -> dict[str, str]:
     """What sets runs apart, as 'section.key': JSON."""
-
-    def flat(tree, prefix=""):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", json.dumps(value)
-
-    return {name: value for name, value in flat(config) if name not in _FREE_KEYS}
+    found = settings(config)
+    return {name: json.dumps(value) for name, value in found.items() if name not in _FREE_KEYS}
 
 
 def _config_key(config: dict[str, Any]) -> str:
@@ -369,7 +362,8 @@ def main() -> None:
     rows = read_rows(workdirs, metric, split, flags.FLAGS.names)
     print(to_markdown(rows, compare_pairs(rows), metric))
     if flags.FLAGS.strata:
-        found = strata.of(flags.FLAGS.strata, workdirs[0], split, len(rows[0].users))
+        protocol = metric.partition("/")[2]
+        found = strata.of(flags.FLAGS.strata, workdirs[0], split, protocol, len(rows[0].users))
         print("\n" + strata_to_markdown(rows, found, metric))
     if flags.FLAGS.against:
         print("\n" + _trade_off(rows, workdirs, split))

@@ -106,6 +106,7 @@ class CRSExperiment:
             if search_protocol.IMPRESSIONS in search_protocol.evaluated(self.config):
                 search_protocol.impressions(self.data.log, found)
         self._asked("train", True)
+        self.examples.check_room()
         crs_teacher.check_data(self.config, self.examples)
 
     def _asked(self, split: str, reason: bool) -> tuple[np.ndarray, np.ndarray]:

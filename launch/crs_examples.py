@@ -53,6 +53,8 @@ class CRSExamples:
         self._config, self._data, self._log = config, data, data.log
         self._seed = config.seed
         self._titles: dict[str, str] | None = None
+        # Items of the ids before that the log has no more.
+        self._left: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.int32))
         self.contexts = UserContexts(config.data, data, self.name)
         self._texts = ["", *data.log.item_texts()]
         every = search_task.training_searches(data.log, data.splits)
@@ -121,26 +123,50 @@ class CRSExamples:
         source = vectors.source_hash(config.vectors.semantic)
         content += [source] if source else []
         # Runs of before this setting have none.
-        before = config.semantic_ids.get("extend", "")
+        before, names = config.semantic_ids.get("extend", ""), self.item_names()
+        sizes, last = tuple(config.semantic_ids.codes), config.semantic_ids.last_codes
         kept = semantic_ids.read_list(before) if before else None
         if kept is not None:
-            if list(kept.rows) == self.item_names():
-                return semantic_ids.load(before)
+            self._left = kept.left(names)
+            own = semantic_ids.load(before)
+            same = list(kept.rows)[: len(names)] == names and len(own.codes) == len(names)
+            if same and own.levels[:-1] == sizes and last in (0, own.levels[-1]):
+                return own
             content.append(json.dumps([list(kept.rows), kept.codes.tolist()]))
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         folder = os.path.join(self._data.directory, f"semantic-ids-{digest}")
         # A kill may leave the folder alone.
         if not os.path.exists(os.path.join(folder, semantic_ids.FILE)):
-            sizes, last = config.semantic_ids.codes, config.semantic_ids.last_codes
             points = self.item_vectors()
             if kept is None:
                 found = semantic_ids.fit(points, sizes, last_codes=last, seed=config.seed)
             else:
-                names = self.item_names()
                 found = semantic_ids.extend(kept, names, points, sizes, last_codes=last)
             os.makedirs(folder, exist_ok=True)
             found.save(folder)
         return semantic_ids.load(folder)
+
+    def save_ids(self, folder: str) -> None:
+        """Writes the ids, and a list of them by name that `semantic_ids.extend` reads."""
+        items, codes = self._left
+        every = np.concatenate([self.ids.codes, codes]) if items else self.ids.codes
+        self.ids.save(folder)
+        # Last: whoever finds the list takes the ids for whole.
+        semantic_ids.write_list(folder, [*self.item_names(), *items], every)
+
+    def inputs_hash(self) -> str:
+        """16 hex digits over the items' texts and facts, which are not in the log's hash."""
+        digest = hashlib.sha256()
+        for item in range(1, len(self._texts)):
+            said = [self._texts[item], self._log.facts(item)]
+            digest.update(json.dumps(said, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    def check_room(self) -> None:
+        """Raises UserError where the limits of prompts hold nothing of an item."""
+        limits, context = self._config.prompts, self.item_context(1)
+        contexts.item_prompt(context, self.vocabulary, limit=limits.max_prompt)
+        contexts.item_answer(context, self.vocabulary, limit=limits.max_answer - 1)
 
     def item_names(self) -> list[str]:
         """Names of items 1..V in their source."""

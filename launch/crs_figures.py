@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.workdir import Workdir, check_no_file, write_atomically
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from launch import cli, strata
-from launch.compare import Pair, Row, compare_pairs, read_rows, strata_to_markdown
+from launch.compare import Pair, Row, compare_pairs, holm, read_rows, strata_to_markdown
 from launch.search_protocol import PROTOCOL
 from launch.sweep_tables import mean_text
 
@@ -59,9 +59,10 @@ class Runs:
         return [sft_stage(0), *later]
 
     def last(self, name: str) -> Row:
-        """hr@10 after the last stage of the loop that a name has."""
+        """hr@10 after the last stage of the loop that all seeds of a name have."""
         found = [self.rows.get((_GROUPED, name, stage)) for stage in self.stages()]
-        return [row for row in found if row is not None][-1]
+        there = [row for row in found if row is not None]
+        return [row for row in there if row.seeds == there[0].seeds][-1]
 
 
 def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
@@ -136,28 +137,41 @@ def _alone(runs: Runs) -> list[str]:
 
 
 def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
-    """Each RL stage's metrics by name as Markdown, and the tests behind its last column."""
-    lines = [
-        f"| model | run | {' | '.join(_TABLE)} | {_TESTED}: difference |",
-        "|---|---|" + "---:|" * (len(_TABLE) + 1),
-    ]
+    """Each RL stage's metrics by name as Markdown, and the tests behind its last column.
+
+    A name is tested against the last one, as R-GRPO is against GRPO in the paper, where both have
+    the same seeds; p is corrected over the whole table.
+    """
     tested: list[tuple[str, Pair]] = []
-    for stage in map(rl_stage, range(runs.iterations)):
-        named = [name for name in runs.names if (_TESTED, name, stage) in runs.rows]
-        # The last is what the others are held against, as GRPO is in the paper.
-        base = [runs.rows[_TESTED, name, stage] for name in reversed(named)]
-        pairs = compare_pairs(base, against_first=True) if base else []
-        by_name = dict(zip(reversed(named[:-1]), pairs, strict=True))
-        for name in named:
-            cells = [mean_text(runs.rows[metric, name, stage].means) for metric in _TABLE]
-            pair, test = by_name.get(name), ""
+    stages = [rl_stage(i) for i in range(runs.iterations)]
+    for stage in stages:
+        named = [runs.rows.get((_TESTED, name, stage)) for name in runs.names]
+        base = named[-1]
+        for row in named[:-1]:
+            if row is not None and base is not None and row.seeds == base.seeds:
+                tested += [(stage, pair) for pair in compare_pairs([base, row])]
+    corrected = holm([pair.p for _, pair in tested])
+    tested = [
+        (stage, dataclasses.replace(pair, p_holm=p))
+        for (stage, pair), p in zip(tested, corrected, strict=True)
+    ]
+    cells = {(stage, pair.second): pair for stage, pair in tested}
+    lines = [
+        f"| model | run | seeds | {' | '.join(_TABLE)} | {_TESTED}: difference | p (Holm) |",
+        "|---|---|---|" + "---:|" * (len(_TABLE) + 2),
+    ]
+    for stage in stages:
+        for name in runs.names:
+            if (_TESTED, name, stage) not in runs.rows:
+                continue
+            row = runs.rows[_TESTED, name, stage]
+            found = [mean_text(runs.rows[metric, name, stage].means) for metric in _TABLE]
+            pair, test = cells.get((stage, row.name)), ["", ""]
             if pair is not None:
-                tested.append((stage, pair))
-                test = (
-                    f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}], "
-                    f"p = {pair.p_holm:.2g}"
-                )
-            lines.append(f"| {stage} | {name} | {' | '.join(cells)} | {test} |")
+                between = f"[{pair.low:+.4f}, {pair.high:+.4f}]"
+                test = [f"{pair.difference:+.4f} {between}", f"{pair.p_holm:.2g}"]
+            seeds = ", ".join(map(str, row.seeds))
+            lines.append(f"| {stage} | {name} | {seeds} | {' | '.join([*found, *test])} |")
     return lines, tested
 
 
@@ -221,6 +235,12 @@ def _draw_figure_3(rows: Sequence[Row], groups: dict[str, np.ndarray], path: str
     pyplot.close(figure)
 
 
+def _titled(row: Row) -> Row:
+    """A row under its method, stage and seeds."""
+    seeds = f"seeds {', '.join(map(str, row.seeds))}" if len(row.seeds) > 1 else "one seed"
+    return dataclasses.replace(row, name=f"{row.method}, {row.stage}, {seeds}")
+
+
 def write(runs: Runs, workdir: str, beside: Sequence[str], out: str) -> str:
     """Writes the folder; returns the Markdown.
 
@@ -235,11 +255,11 @@ def write(runs: Runs, workdir: str, beside: Sequence[str], out: str) -> str:
 
     matplotlib.use("Agg")
     metric = f"{_GROUPED}/{PROTOCOL}"
-    last = [dataclasses.replace(runs.last(name), name=name) for name in runs.names]
+    last = [_titled(runs.last(name)) for name in runs.names]
     # Read beside one of CRS, which refuses those that were tested on other searches.
     others = read_rows([workdir, *beside], metric, "test") if beside else []
     rows = [*last, *(row for row in others if row.method != "crs")]
-    groups = strata.of("queries", workdir, "test", len(rows[0].users))
+    groups = strata.of("queries", workdir, "test", PROTOCOL, len(rows[0].users))
     table, tested = table_3(runs)
     text = "\n".join(
         [

@@ -17,6 +17,7 @@ from launch.crs_examples import CRSExamples
 
 # The tokenizer's own, and the rows of text that a checkpoint's embedding has beyond its tokens.
 _TOKENIZER, _ROWS = "tokenizer.json", "text_rows.json"
+_INPUTS = "inputs.json"
 
 
 def reading(config: config_dict.ConfigDict, folder: str) -> None:
@@ -33,6 +34,15 @@ def reading(config: config_dict.ConfigDict, folder: str) -> None:
     if os.path.exists(rows):
         with open(rows, encoding="utf-8") as file:
             config.vocabulary.text_rows = json.load(file)
+
+
+def continuing(config: config_dict.ConfigDict, folder: str) -> config_dict.ConfigDict:
+    """A config as `reading` leaves it where its run has begun in the folder; else as it is."""
+    if config.get("method") != "crs" or not os.path.isdir(folder):
+        return config
+    copy = config_dict.ConfigDict(config.to_dict())
+    reading(copy, os.path.abspath(folder))
+    return copy
 
 
 def text_rows(config: config_dict.ConfigDict) -> int | None:
@@ -61,16 +71,16 @@ def _check(examples: CRSExamples, trained: str) -> None:
 
 
 def keep(workdir: Workdir, examples: CRSExamples) -> None:
-    """Writes ids and tokenizer of a new run; holds one that continues to those that it has.
+    """Writes what a new run is trained with; holds one that continues to what it has.
 
     Raises:
-      UserError: these are others.
+      UserError: ids, tokenizer, or the items' texts or facts are others.
     """
+    _hold_inputs(workdir, examples.inputs_hash())
     if os.path.exists(workdir.file(semantic_ids.FILE)):
         _check(examples, semantic_ids.load(workdir.path).hash)
-    elif is_writer():
-        semantic_ids.write_list(workdir.path, examples.item_names(), examples.ids.codes)
-        examples.ids.save(workdir.path)
+    if is_writer() and not os.path.exists(workdir.file(semantic_ids.LIST)):
+        examples.save_ids(workdir.path)
     rows = workdir.file(_ROWS)
     if is_writer() and not os.path.exists(rows):
         write_atomically(rows, f"{examples.vocabulary.text_rows}\n")
@@ -85,6 +95,22 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
                 f"expected the tokenizer that this run has in {path}, found another; bring its "
                 "config.cache_dir back, or train in another --workdir"
             )
+
+
+def _hold_inputs(workdir: Workdir, found: str) -> None:
+    path = workdir.file(_INPUTS)
+    if not os.path.exists(path):
+        if is_writer():
+            write_atomically(path, json.dumps({"items": found}) + "\n")
+        return
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)["items"]
+    if before != found:
+        raise UserError(
+            f"expected the items' texts and facts {before} that the run in {workdir.path} was "
+            f"trained with, found {found}; bring the data with these back, or train in another "
+            "--workdir"
+        )
 
 
 def note(

@@ -6,6 +6,7 @@ a search showed, that can be ranked instead: its clicked item among those not cl
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,33 @@ def add_impressions(sums: metrics.Sums, scores: np.ndarray, shown: np.ndarray) -
 
 def users(log: Log, examples: SearchExamples, protocol: str) -> np.ndarray:
     """The users of the examples that count under a protocol, in their order."""
+    return examples.user[counted(log, examples, protocol)]
+
+
+def counted(log: Log, examples: SearchExamples, protocol: str) -> np.ndarray:
+    """bool [E]: which examples count under a protocol."""
     if protocol != IMPRESSIONS:
-        return examples.user
-    return examples.user[_ranked(impressions(log, examples))]
+        return np.ones(len(examples), bool)
+    return _ranked(impressions(log, examples))
+
+
+def _asked_before(log: Log, examples: SearchExamples) -> np.ndarray:
+    """int [E]: how often an example's user asked for something else than right before.
+
+    A search without words asks for nothing, and one query may have several rows (click-outs).
+    """
+    words, ends = np.asarray(log.word_ids), np.asarray(log.word_offsets)
+    count = np.zeros(len(examples), np.int64)
+    changes: dict[int, list[int]] = {}
+    for row, user in enumerate(examples.user.tolist()):
+        first, end = (int(log.search_offsets[user + i]) for i in range(2))
+        if user not in changes:
+            queries = [words[ends[s] : ends[s + 1]].tolist() for s in range(first, end)]
+            before = [[], *queries]
+            new = [bool(q) and q != p for p, q in zip(before, queries, strict=False)]
+            changes[user] = [0, *itertools.accumulate(map(int, new))]
+        count[row] = changes[user][int(examples.search_end[row]) - first]
+    return count
 
 
 def groups_of_users(data: Data, examples: SearchExamples) -> list[tuple[int, int, np.ndarray]]:
@@ -103,7 +128,7 @@ def groups_of_users(data: Data, examples: SearchExamples) -> list[tuple[int, int
     Returns:
       The fewest and the most queries of a group, and which examples it has, bool [E].
     """
-    count = examples.search_end - np.asarray(data.log.search_offsets)[examples.user]
+    count = _asked_before(data.log, examples)
     # Users of one count stay together.
     edges = np.quantile(count, np.arange(1, _GROUPS) / _GROUPS)
     group = np.searchsorted(edges, count, side="left")

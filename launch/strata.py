@@ -27,7 +27,7 @@ def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     """
     from input_pipelines.sample_truth import noise_share
 
-    data = Data(config_dict.ConfigDict(Workdir(workdir).read_config()))
+    data = _data(config_dict.ConfigDict(Workdir(workdir).read_config()), workdir)
     if not data.log.is_sample:
         raise UserError(
             f"expected runs on sample data for --strata=noise, found {data.label} in {workdir}; "
@@ -56,7 +56,7 @@ def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
             f"expected runs with --config.on_sample.hops=True for --strata=hops, found {workdir} "
             "without; elsewhere nobody knows the steps"
         )
-    data = Data(config)
+    data = _data(config, workdir)
     found = hops(data.log, data.split(split))
     return {f"{n} hops": found == n for n in np.unique(found).tolist()}
 
@@ -67,7 +67,7 @@ def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     The head is the fifth of the items that is clicked most, ties by number; the tail is the rest
     of those clicked at all.
     """
-    data = Data(config_dict.ConfigDict(Workdir(workdir).read_config()))
+    data = _data(config_dict.ConfigDict(Workdir(workdir).read_config()), workdir)
     clicks = np.bincount(
         np.asarray(data.log.rec_items)[data.splits.training_rows], minlength=data.log.num_items + 1
     )
@@ -80,30 +80,49 @@ def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     return {label: chosen for label, chosen in strata.items() if chosen.any()}
 
 
-def queries_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
-    """Searches by the queries that their users asked before: label -> bool [E] (CRS 4.5)."""
+def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndarray]:
+    """Searches by the queries that their users asked before: label -> bool [E] (CRS 4.5).
+
+    Raises:
+      UserError: a protocol of another task.
+    """
     config = config_dict.ConfigDict(Workdir(workdir).read_config())
-    data = Data(config)
+    if not protocol.startswith("search/"):
+        raise UserError(
+            f"expected a --metric of searches for --strata=queries, found one of {protocol}; pass "
+            f"for instance hr@10/{search_protocol.PROTOCOL}"
+        )
+    data = _data(config, workdir)
     examples = search_protocol.held_out(config, data, split)
-    groups = search_protocol.groups_of_users(data, examples)
-    return {f"{first} to {last} queries": chosen for first, last, chosen in groups}
+    counted = search_protocol.counted(data.log, examples, protocol)
+    return {
+        f"{fewest} to {most} queries": chosen[counted]
+        for fewest, most, chosen in search_protocol.groups_of_users(data, examples)
+        if chosen[counted].any()
+    }
 
 
-KINDS = {
-    "noise": noise_strata,
-    "popularity": popularity_strata,
-    "hops": hops_strata,
-    "queries": queries_strata,
-}
+def _data(config: config_dict.ConfigDict, workdir: str) -> Data:
+    """The data of a run. Raises UserError where they are not what it was trained on."""
+    data = Data(config)
+    Workdir(workdir).check_log(data.log.hash)
+    return data
 
 
-def of(kind: str, workdir: str, split: str, examples: int) -> dict[str, np.ndarray]:
+KINDS = ("noise", "popularity", "hops", "queries")
+
+
+def of(kind: str, workdir: str, split: str, protocol: str, examples: int) -> dict[str, np.ndarray]:
     """The strata of one of `KINDS`, for results of so many examples.
 
     Raises:
       UserError: results of a part of the split or of another task, or as that kind.
     """
-    found = KINDS[kind](workdir, split)
+    if kind == "queries":
+        found = queries_strata(workdir, split, protocol)
+    else:
+        of_split = {"noise": noise_strata, "popularity": popularity_strata, "hops": hops_strata}
+        found = of_split[kind](workdir, split)
     known = len(next(iter(found.values())))
     if examples != known:
         raise UserError(

@@ -21,7 +21,7 @@ from core.errors import UserError
 from core.loop import Preempted, watched
 from core.partitioning import DATA, TABLE, make_mesh
 from core.workdir import Workdir, check_workdir, is_writer, open_workdir
-from launch import cli, results
+from launch import cli, crs_kept, results
 from launch.data import Data, resolve
 from launch.methods import open_experiment
 
@@ -51,7 +51,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     data = Data(config)
     if is_writer():
         Workdir(workdir_path).check_log(data.log.hash)
-    experiment = open_experiment(config, data)
+    experiment = open_experiment(crs_kept.continuing(config, workdir_path), data)
     experiment.check_data()
     workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
     _LOG.info(

@@ -245,6 +245,16 @@ def test_other_architectures_are_refused_by_their_first_tensor(tmp_path):
         decoder_checkpoints.check(path, CONFIG)
     (tmp_path / "config.json").write_text('{"tie_word_embeddings": false}')
     refused("found one of its own", tensors)
+    # Qwen3-4B of July 2025 has the shapes of the first one and other rotary positions.
+    for about in ({"rope_theta": 5000000}, {"rope_parameters": {"rope_theta": 5e6}}):
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        refused(r"rope_theta of 1e\+06 .*pass --config.model.rope_theta=5000000", tensors)
+        decoder_checkpoints.check(path, changed(rope_theta=5e6))
+    (tmp_path / "config.json").write_text('{"rms_norm_eps": 1e-5}')
+    refused("rms_norm_eps of 1e-06 as config.model.norm_epsilon, found 1e-05", tensors)
+    for about in ({"rope_scaling": {"type": "yarn"}}, {"rope_parameters": {"rope_type": "yarn"}}):
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        refused("rotary positions that are not scaled", tensors)
     (tmp_path / "config.json").write_text("{")
     refused("expected the JSON of a checkpoint in .*config.json", tensors)
     (tmp_path / "text").write_text("not tensors at all")

@@ -118,6 +118,12 @@ def test_ids_that_cannot_be_extended(tmp_path):
             file.write(line + "\n")
         with pytest.raises(UserError, match="as many codes as the others in line 3 of"):
             semantic_ids.read_list(str(tmp_path))
+    (tmp_path / semantic_ids.LIST).write_bytes(b'{"item": "\xff", "codes": [3000000000]}\n')
+    with pytest.raises(UserError, match="in line 1 of"):
+        semantic_ids.read_list(str(tmp_path))
+    (tmp_path / semantic_ids.LIST).write_text("")
+    with pytest.raises(UserError, match=r"expected ids in .*, found none"):
+        semantic_ids.read_list(str(tmp_path))
     with pytest.raises(UserError, match="found no such file; pass the workdir of a run of crs"):
         semantic_ids.read_list(str(tmp_path / "elsewhere"))
 

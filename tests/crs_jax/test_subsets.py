@@ -139,6 +139,17 @@ def test_traces_are_read_and_broken_lines_named(tmp_path):
     path.write_text(json.dumps(good) + "\n" + '{"user": "7", "query"\n')
     with pytest.raises(UserError, match=r"in line 2 of .*traces\.jsonl, found"):
         traces.read_traces(str(path))
+    for changes in (
+        {"reasoning": None},
+        {"reasoning": ["x"]},
+        {"reasoning": " "},
+        {"reasoning": "\ud800 hm"},
+        {"item": None},
+        {"user": True},
+    ):
+        path.write_text(json.dumps(good | changes) + "\n")
+        with pytest.raises(UserError, match="as text in line 1 of"):
+            traces.read_traces(str(path))
     path.write_text('{"user": "7"}\n')
     with pytest.raises(UserError, match="in line 1 of"):
         traces.read_traces(str(path))

@@ -10,6 +10,7 @@ import scipy.stats
 
 from configs import lcr_ser_qilin
 from core.errors import UserError
+from core.workdir import check_workdir
 from launch import compare, strata
 
 
@@ -152,6 +153,26 @@ def test_strata_show_gains_over_the_first_row():
     assert table[3] == "| b | 0.5000 (+0.5000 ± 0.9800) | 1.0000 (+0.0000 ± 0.0000) |"
 
 
+def test_a_key_of_later_does_not_set_runs_apart_where_it_changes_nothing(tmp_path):
+    paths = [
+        workdir(tmp_path / f"a{i}", "crs", i, [0.0, 1.0], config={"semantic_ids": ids})
+        for i, ids in enumerate(({}, {"extend": ""}, {"extend": "/w"}))
+    ]
+    rows = compare.read_rows(paths, "ndcg@5/full", "test")
+    assert [row.seeds for row in rows] == [(0, 1), (2,)]
+    check_workdir(paths[0], json.loads((tmp_path / "a0" / "config.json").read_text()))
+    before = json.loads((tmp_path / "a0" / "config.json").read_text())
+    check_workdir(paths[0], before | {"semantic_ids": {"extend": ""}})
+    with pytest.raises(UserError, match=r"semantic_ids\.extend was '' and is '/w'"):
+        check_workdir(paths[0], before | {"semantic_ids": {"extend": "/w"}})
+
+
+def test_queries_strata_are_of_searches(tmp_path):
+    run = workdir(tmp_path / "a", "a", 0, [0.1])
+    with pytest.raises(UserError, match="a --metric of searches for --strata=queries, found one"):
+        strata.of("queries", run, "test", "full", 1)
+
+
 def test_how_runs_were_evaluated_does_not_set_them_apart(tmp_path):
     paths = [
         workdir(tmp_path / f"a{i}", "sasrec", i, [0.0, 1.0], config={"eval": {"protocols": p}})
@@ -165,7 +186,7 @@ def test_popularity_strata_split_targets_by_their_clicks_in_training(tmp_path, m
     items = np.array([1, 1, 1, 2, 3, 4, 1, 2, 5])
 
     class FakeData:
-        log = types.SimpleNamespace(rec_items=items, num_items=5)
+        log = types.SimpleNamespace(rec_items=items, num_items=5, hash="h")
         splits = types.SimpleNamespace(training_rows=np.arange(6))
 
         def __init__(self, config):

@@ -20,7 +20,7 @@ def sample(tmp_path_factory):
     config = crs_sample.get_config()
     config.on_sample.users = 60
     config.cache_dir = str(tmp_path_factory.mktemp("cache"))
-    config.evolve.iterations = 1
+    config.evolve.iterations = 2
     config = resolve(config)
     return config, search_protocol.held_out(config, Data(config), "test").user
 
@@ -66,10 +66,13 @@ def test_a_folder_with_both_figures_and_the_table(sample, tmp_path):
     users = sample[1]
     better = np.where(np.arange(len(users)) % 2, 0.5, 0.3)
     stages = {"align": 0.1, "sft_0": 0.2, "rl_0": better, "sft_1": 0.5, "sft_only_1": 0.25}
-    ours = [run(tmp_path / f"a{s}", sample, stages, seed=s) for s in (0, 1)]
-    plain = run(tmp_path / "b", sample, {"sft_0": 0.2, "rl_0": 0.3, "sft_1": 0.4}, algorithm="grpo")
+    # The second round of seed 1 has not come.
+    ours = [run(tmp_path / "a0", sample, stages | {"rl_1": better + 0.1})]
+    ours += [run(tmp_path / "a1", sample, stages, seed=1)]
+    grpo = {"sft_0": 0.2, "rl_0": 0.3, "sft_1": 0.4, "rl_1": 0.4}
+    plain = [run(tmp_path / f"b{s}", sample, grpo, seed=s, algorithm="grpo") for s in (0, 1)]
     bm25 = run(tmp_path / "m", sample, {"fit": users % 2}, method="matching")
-    runs = crs_figures.read([*ours, plain], [])
+    runs = crs_figures.read([*ours, *plain], [])
     assert runs.names == ("R-GRPO", "GRPO")
     out = tmp_path / "out"
     text = crs_figures.write(runs, ours[0], [bm25], str(out))
@@ -77,21 +80,36 @@ def test_a_folder_with_both_figures_and_the_table(sample, tmp_path):
     assert "| R-GRPO | sft_1 | 0, 1 | 0.5000 ± 0.0000 | 0.5000 ± 0.0000 |" in lines
     assert "| R-GRPO | sft_only_1 | 0, 1 | 0.2500 ± 0.0000 | 0.2500 ± 0.0000 |" in lines
     assert not any("align" in line or ("sft_only" in line and "| GRPO" in line) for line in lines)
-    (table,) = [line for line in lines if line.startswith("| rl_0 | R-GRPO |")]
+    rows = {tuple(line.split(" | ")[:3]): line for line in lines if line.startswith("| rl_")}
     gain = compare.means_of_users(better - 0.3, users).mean()
-    assert table.count("±") == 5 and f"| {gain:+.4f} [" in table and "p = " in table
-    (base,) = [line for line in lines if line.startswith("| rl_0 | GRPO |")]
-    assert base.endswith("| 0.3000 |  |")
+    first = rows["| rl_0", "R-GRPO", "0, 1"]
+    assert first.count("±") == 5 and f"| {gain:+.4f} [" in first
+    assert rows["| rl_0", "GRPO", "0, 1"].endswith("| 0.3000 ± 0.0000 |  |  |")
+    # One seed of two is held against nothing.
+    assert rows["| rl_1", "R-GRPO", "0"].endswith(" |  |  |")
     found = json.loads((out / "table.json").read_text())
-    assert found["table3"][0]["first"].startswith("GRPO")
-    assert list(found["figure3"]) == ["R-GRPO", "GRPO", "matching"]
-    groups = list(found["figure3"]["GRPO"])
-    assert list(found["figure3"]["GRPO"].values()) == pytest.approx([0.4] * len(groups))
+    assert [one["first"] for one in found["table3"]] == ["GRPO (rl_0)"]
+    titles = ["R-GRPO, sft_1, seeds 0, 1", "GRPO, rl_1, seeds 0, 1", "matching"]
+    assert list(found["figure3"]) == titles
+    groups = found["figure3"][titles[0]]
+    assert list(groups.values()) == pytest.approx([0.5] * len(groups))
     assert len(groups) > 1 and all(label.endswith("queries") for label in groups)
-    assert any(f"{groups[0]} (" in line for line in lines)
+    assert any(f"{next(iter(groups))} (" in line for line in lines)
     for name in ("figure2.png", "figure3.png"):
         assert matplotlib.image.imread(out / name)[..., :3].std() > 0.01
     assert "Table 3" in report.report([str(out)])
+
+
+def test_p_is_corrected_over_the_whole_table(sample, tmp_path):
+    values = np.random.default_rng(0).uniform(size=(4, len(sample[1])))
+    names = ("sft_0", "rl_0", "sft_1", "rl_1")
+    ours = run(tmp_path / "a", sample, dict(zip(names, values, strict=True)))
+    plain = run(tmp_path / "b", sample, dict.fromkeys(names, 0.5), algorithm="grpo")
+    _, tested = crs_figures.table_3(crs_figures.read([ours, plain], []))
+    assert [stage for stage, _ in tested] == ["rl_0", "rl_1"]
+    p = [pair.p for _, pair in tested]
+    assert [pair.p_holm for _, pair in tested] == pytest.approx(compare.holm(p))
+    assert compare.holm(p) != pytest.approx(p)
 
 
 def test_what_is_refused(sample, tmp_path):

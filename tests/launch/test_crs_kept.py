@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from test_crs import ITEMS, opened, write_beauty
+from test_crs import ITEMS, config_of, opened, write_beauty
 
 from core.errors import UserError
 from core.workdir import Workdir
 from launch import crs_kept
+from launch.data import Data
+from launch.methods import open_experiment
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,10 @@ def test_a_run_is_held_to_its_ids_and_its_tokenizer(folder, cache, tmp_path):
     assert (tmp_path / "semantic_ids.npz").read_bytes() == before
 
 
+def ids_by_name(examples):
+    return dict(zip(examples.item_names(), examples.ids.codes.tolist(), strict=True))
+
+
 def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path):
     before = opened(folder, cache).examples
     crs_kept.keep(Workdir(str(tmp_path / "run")), before)
@@ -47,10 +53,55 @@ def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path):
             file.write(json.dumps(record) + "\n")
     extend = {"semantic_ids.extend": str(tmp_path / "run")}
     after = opened(str(tmp_path / "larger"), cache, **extend).examples
-    codes = dict(zip(after.item_names(), after.ids.codes.tolist(), strict=True))
+    codes = ids_by_name(after)
     assert len(codes) == ITEMS + 3 and len(np.unique(after.ids.codes, axis=0)) == ITEMS + 3
-    kept = dict(zip(before.item_names(), before.ids.codes.tolist(), strict=True))
-    assert kept.items() <= codes.items()
+    assert ids_by_name(before).items() <= codes.items()
     # Of the same catalogue they are the run's own, whatever would be made now.
     again = opened(folder, cache, **extend, **{"vectors.width": 8}).examples
     assert again.ids.hash == before.ids.hash
+    more = opened(folder, cache, **extend, **{"semantic_ids.last_codes": 40}).examples.ids
+    assert more.levels == (4, 4, 4, 40) and (more.codes == before.ids.codes).all()
+    with pytest.raises(UserError, match=r"codes=\(3, 4, 4\) in .*, found codes up to"):
+        opened(folder, cache, **extend, **{"semantic_ids.codes": (3, 4, 4)})
+
+    # An item that leaves keeps its id from those that come later.
+    crs_kept.keep(Workdir(str(tmp_path / "second")), after)
+    extend = {"semantic_ids.extend": str(tmp_path / "second")}
+    back = opened(folder, cache, **extend).examples
+    crs_kept.keep(Workdir(str(tmp_path / "third")), back)
+    assert back.ids.codes.tolist() == before.ids.codes.tolist()
+    extend = {"semantic_ids.extend": str(tmp_path / "third")}
+    with open(tmp_path / "larger" / "items.jsonl", "a") as file:
+        record = {"item": ITEMS + 3, "query_ids": [0], "title": "kind0 red"}
+        file.write(json.dumps(record) + "\n")
+    found = opened(str(tmp_path / "larger"), cache, **extend).examples
+    assert codes.items() <= ids_by_name(found).items()
+    assert len(np.unique(found.ids.codes, axis=0)) == ITEMS + 4
+
+
+def test_a_run_continues_with_what_it_keeps_and_the_same_items(folder, cache, tmp_path):
+    begun = tmp_path / "run"
+    config = config_of(folder, cache)
+    assert crs_kept.continuing(config, str(begun)) is config
+    experiment = opened(folder, cache)
+    crs_kept.keep(Workdir(str(begun)), experiment.examples)
+    # Neither the cache nor the run whose ids were extended need be there any more.
+    config.cache_dir = str(tmp_path / "empty")
+    config.semantic_ids.extend = str(tmp_path / "gone")
+    config = crs_kept.continuing(config, str(begun))
+    again = open_experiment(config, Data(config))
+    assert again.examples.ids.hash == experiment.examples.ids.hash
+    crs_kept.keep(Workdir(str(begun)), again.examples)
+    other = shutil.copytree(folder, tmp_path / "dearer")
+    lines = (other / "items.jsonl").read_text().replace('"title"', '"price": 9.5, "title"', 1)
+    (other / "items.jsonl").write_text(lines)
+    dearer = opened(str(other), tmp_path / "other")
+    assert dearer.data.log.hash == experiment.data.log.hash
+    with pytest.raises(UserError, match=r"expected the items' texts and facts .* found"):
+        crs_kept.keep(Workdir(str(begun)), dearer.examples)
+
+
+def test_no_room_for_an_item_is_found_before_anything_is_made(folder, cache):
+    experiment = opened(folder, cache, **{"prompts.max_answer": 3})
+    with pytest.raises(UserError, match=r"an item's context in 2 tokens, .*prompts\.max_answer"):
+        experiment.check_data()

@@ -81,3 +81,26 @@ def test_the_protocols_of_a_run():
     config.eval.search_protocols = ("neg99",)
     with pytest.raises(UserError, match="--protocol=catalogue or impressions of this run, found"):
         search_protocol.check(config)
+
+
+def test_users_are_grouped_by_what_they_asked_before():
+    asked = [["tea"], ["tea"], [], ["tea"], ["cup"], ["tea"]]
+    log = build_log(
+        "tiny",
+        RawEvents(
+            click_user=["ann"],
+            click_item=["a"],
+            click_time=[9],
+            search_user=["ann"] * 6 + ["bob"],
+            search_time=[1, 2, 3, 4, 5, 6, 1],
+            search_words=[*asked, ["cup"]],
+            search_clicks=[["a"]] * 7,
+            items=["a"],
+        ),
+    )
+    ends = np.arange(7)
+    user = np.array([1] * 6 + [2], np.int32)
+    ends[6] = 6
+    found = SearchExamples(user, ends, ends * 0, ends, np.ones(7, np.int32))
+    # tea, tea again as another click-out, none, tea: only what is new since the row before counts.
+    assert search_protocol._asked_before(log, found).tolist() == [0, 1, 1, 1, 2, 3, 0]
