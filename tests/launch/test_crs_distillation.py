@@ -94,7 +94,7 @@ def test_what_is_distilled_is_kept_with_its_hash(folder, cache, tmp_path, source
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"user": "1"}\n', r"reasoning in line 1 of .*, found"),
+        ('{"user": "1"}\n', r"reasoning as text in line 1 of .*, found"),
         ("\n\n{", "in line 3 of"),
         ("", "found none among 0"),
         (json.dumps(dict.fromkeys(("user", "query", "item", "reasoning"), "x")), "which is none"),
