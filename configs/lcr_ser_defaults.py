@@ -38,6 +38,7 @@ def get_config() -> config_dict.ConfigDict:
     # Distillation: the folder of a run whose scores this one learns as well; empty: of none. With
     # model.max_steps of 0 the student reasons in one pass.
     config.pretrain.teacher = ""
+    config.pretrain.teacher_stage = ""  # of that run; empty: rl where it was trained
     config.pretrain.lambda_distil = 1.0  # ours
 
     config.rl = config_dict.ConfigDict()

@@ -31,6 +31,7 @@ _ADDED_KEYS = {
     "model.rope_theta": 1e6,
     "on_sample.hops": False,
     "pretrain.teacher": "",
+    "pretrain.teacher_stage": "",
     "semantic_ids.extend": "",
 }
 

@@ -25,7 +25,7 @@ class Teacher:
 
     Args:
       workdir: its folder.
-      config: the student's, resolved.
+      config: the student's, resolved; names the stage that teaches.
       data: what the student trains on.
 
     Raises:
@@ -33,7 +33,7 @@ class Teacher:
     """
 
     def __init__(self, workdir: str, config: config_dict.ConfigDict, data: Data):
-        self._run = Restored(workdir)
+        self._run = Restored(workdir, config.pretrain.get("teacher_stage") or None)
         if self._run.params is None or getattr(self._run.experiment, "partition", None) is not None:
             raise UserError(
                 f"expected a trained ranker on one device in {workdir}, found another run; pass "

@@ -123,6 +123,11 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
     batch = next(experiment.training_batches(0)[0](0))
     assert batch["teacher"].shape == batch["candidates"].shape
     assert np.asarray(batch["teacher"]).std() > 0
+    # What its RL stage keeps may be where it began, so the scores cannot tell the stage.
+    student.pretrain.teacher_stage = "pretrain"
+    taught = [experiment, open_experiment(resolve(student), teacher.data)]
+    assert [each._teacher._run.stage for each in taught] == ["rl", "pretrain"]
+    student.pretrain.teacher_stage = ""
     results = train(student, str(tmp_path / "student"))
     assert {row["stage"] for row in results["rows"]} == {"pretrain"}
     lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
@@ -142,6 +147,7 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
     [
         ({"pretrain.teacher": "nowhere"}, "nowhere"),
         ({"data.rec_length": 5}, "config.data.rec_length=5, found 6"),
+        ({"pretrain.teacher_stage": "sft"}, "a stage of rl, pretrain, control, found 'sft'"),
     ],
     ids=str,
 )
