@@ -62,7 +62,7 @@ class Runs:
         """hr@10 after the last stage of the loop that all seeds of a name have."""
         found = [self.rows.get((_GROUPED, name, stage)) for stage in self.stages()]
         there = [row for row in found if row is not None]
-        return [row for row in there if row.seeds == there[0].seeds][-1]
+        return [row for row in there if len(row.seeds) == len(there[0].seeds)][-1]
 
 
 def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
@@ -148,7 +148,7 @@ def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
         named = [runs.rows.get((_TESTED, name, stage)) for name in runs.names]
         base = named[-1]
         for row in named[:-1]:
-            if row is not None and base is not None and row.seeds == base.seeds:
+            if row and base and sorted(row.seeds) == sorted(base.seeds):
                 tested += [(stage, pair) for pair in compare_pairs([base, row])]
     corrected = holm([pair.p for _, pair in tested])
     tested = [
