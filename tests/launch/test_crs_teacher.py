@@ -170,7 +170,9 @@ def test_a_teacher_that_never_ends_and_wrong_folders_are_refused(data, tmp_path)
     assert not (tmp_path / "s" / "sft_0.json").exists()
     with pytest.raises(UserError, match="found both; leave one empty"):
         opened(*data, **settings(path, **{"distill.traces": "traces.jsonl"}))
-    with pytest.raises(UserError, match=r"config.json of a Qwen3 checkpoint .* no such file or none with"):
+    with pytest.raises(
+        UserError, match=r"config.json of a Qwen3 checkpoint .* no such file or none with"
+    ):
         opened(*data, **settings(str(tmp_path / "nowhere")))
     about = json.loads((tmp_path / "t" / "config.json").read_text())
     (tmp_path / "t" / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": False}))
