@@ -116,13 +116,24 @@ class Workdir:
 
     def __init__(self, path: str):
         check_mounted(path, "--workdir")
-        self.path = os.path.abspath(path)
+        self.path = os.path.abspath(os.path.expanduser(path))
         self._locks: list[TextIO] = []
 
     def file(self, *parts: str) -> str:
-        """A path inside the workdir; its folder is made."""
+        """A path inside the workdir; its folder is made.
+
+        Raises:
+          UserError: it cannot be made.
+        """
         path = os.path.join(self.path, *parts)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        folder = os.path.dirname(path)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"expected to make the folder {folder}, found {error.strerror or error}; free "
+                "space or pass another --workdir"
+            ) from error
         return path
 
     def lock(self, share: int | None = None) -> None:
