@@ -20,6 +20,7 @@ from input_pipelines import batches, candidates, prepare, search_task, segmenter
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
 from input_pipelines.search_filter import SearchFilter
+from launch import ranges
 
 _LOG = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -38,8 +39,8 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
       given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
 
     Raises:
-      UserError: no data_dir, and the dataset has no embedded sample; an address as data_dir; or a
-        checkpoint of GenSAR without pieces.
+      UserError: no data_dir, and the dataset has no embedded sample; an address as data_dir; a
+        checkpoint of GenSAR without pieces; or as `launch.ranges.check`.
     """
     config = config_dict.ConfigDict(config.to_dict())
     _make_absolute(config)
@@ -49,7 +50,13 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
     if config.data_dir:
         check_mounted(config.data_dir, "config.data_dir")
         config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
-        return config
+    else:
+        _fit_to_sample(config, given)
+    ranges.check(config)
+    return config
+
+
+def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> None:
     if "on_sample" not in config:
         raise UserError(
             f"expected --config.data_dir=DIR with the files of {config.dataset}, found none; only "
@@ -59,7 +66,6 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
         for key, value in values.items():
             if f"{section}.{key}" not in given:
                 config[section][key] = value
-    return config
 
 
 def _make_absolute(config: config_dict.ConfigDict) -> None:

@@ -28,8 +28,6 @@ def refused(config, changes, workdir, words):
     [
         ("pretrain.batch_size", 0),
         ("pretrain.max_epochs", 0.0),
-        ("pretrain.max_epochs", float("inf")),
-        ("pretrain.max_epochs", float("nan")),
         ("pretrain.evals_per_epoch", 0.0),
         ("pretrain.evals_per_epoch", -1.0),
         ("loop.log_every", 0),
@@ -40,6 +38,15 @@ def refused(config, changes, workdir, words):
         ("rl.batch_size", 0),
         ("rl.examples", 0),
         ("rl.gamma", -1.0),
+        ("rl.negatives", -1),
+        ("rl.negatives", 0),
+        ("data.rec_length", 0),
+        ("data.words", 0),
+        ("data.train_negatives", 0),
+        ("data.max_validation", -5),
+        ("model.width", 0),
+        ("model.ffn_width", -4),
+        ("model.heads", 0),
     ],
 )
 def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
@@ -51,7 +58,6 @@ def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
     ("key", "value"),
     [
         ("pretrain.lambda_tcl", -1.0),
-        ("pretrain.lambda_tcl", float("nan")),
         ("pretrain.margin", -3.0),
         ("pretrain.lambda_distil", -0.1),
         ("pretrain.lambda_l2", -1e-5),
@@ -59,6 +65,9 @@ def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
         ("rl.lambda_kl", -1.0),
         ("rl.learning_rate", -1.0),
         ("rl.clip_eps", -0.2),
+        ("data.search_length", -3),
+        ("pretrain.plateau_patience", -1),
+        ("pretrain.min_learning_rate", -1.0),
     ],
 )
 def test_weights_below_0(small_config, tmp_path, key, value):
