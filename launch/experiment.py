@@ -37,7 +37,9 @@ _SIZES = (
     "loop.log_every",
     "loop.checkpoint_every",
     "data.rec_length",
+    "data.search_length",
     "data.words",
+    "data.clicks",
 )
 
 

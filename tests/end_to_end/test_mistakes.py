@@ -5,7 +5,7 @@ import functools
 import pytest
 from absl import flags
 
-from configs import popularity_qilin
+from configs import bert4rec_qilin, popularity_qilin, rearec_erl_qilin, sasrec_qilin
 from core.errors import UserError
 from launch import compare, evaluate, predict, report
 from launch.ablate import ablate
@@ -41,7 +41,9 @@ def refused(config, changes, workdir, words):
         ("rl.negatives", -1),
         ("rl.negatives", 0),
         ("data.rec_length", 0),
+        ("data.search_length", 0),
         ("data.words", 0),
+        ("data.clicks", 0),
         ("data.train_negatives", 0),
         ("data.max_validation", -5),
         ("model.width", 0),
@@ -98,6 +100,16 @@ def test_what_the_test_split_could_not_be_read_with(small_config, tmp_path, mode
         config.dataset, config.data = small_config.dataset, small_config.data
         config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     refused(config, changes, tmp_path / "w", words)
+
+
+def test_heads_that_do_not_divide_the_width(small_config, tmp_path):
+    for module in (sasrec_qilin, bert4rec_qilin, rearec_erl_qilin):
+        config = module.get_config()
+        config.dataset, config.data = small_config.dataset, small_config.data
+        config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
+        changes = {"model.width": 8, "model.heads": 3}
+        words = r"config\.model: expected width divisible by heads, found 8/3;"
+        refused(config, changes, tmp_path / "w", words)
 
 
 def test_data_without_what_a_run_needs(small_config, tmp_path):

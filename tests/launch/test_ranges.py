@@ -85,7 +85,6 @@ def test_the_ends_of_the_ranges_are_in_them():
         pretrain__user_dropout=1.0,
         pretrain__plateau_factor=1.0,
         pretrain__plateau_patience=0,
-        data__clicks=0,
     )
     resolved(crs_sample, evolve__iterations=0, data__history=0)
-    resolved(gensar_qilin, data__rec_length=0)
+    resolved(gensar_qilin, data__rec_length=0, data__clicks=0)
