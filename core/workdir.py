@@ -140,14 +140,20 @@ class Workdir:
         """Takes the workdir for this process, or one share of it, which leaves it the others.
 
         Raises:
-          UserError: another running process has it.
+          UserError: another running process has it, or it cannot be written.
         """
         self._take(".lock", fcntl.LOCK_EX if share is None else fcntl.LOCK_SH)
         if share is not None:
             self._take(f".lock-{share}", fcntl.LOCK_EX)
 
     def _take(self, name: str, kind: int) -> None:
-        file = open(self.file(name), "w")  # noqa: SIM115 - held while the run lives
+        path = self.file(name)
+        try:
+            file = open(path, "w")  # noqa: SIM115 - held while the run lives
+        except OSError as error:
+            raise UserError(
+                f"expected to write in {self.path}, found {error.strerror}; pass another --workdir"
+            ) from error
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except OSError as error:

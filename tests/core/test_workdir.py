@@ -21,3 +21,9 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_the_users_mistake():
     with pytest.raises(UserError, match=r"to make the folder /proc/none/w, found .*; free"):
         open_workdir("/proc/none/w", {})
+
+
+def test_a_workdir_that_cannot_be_written_is_the_users_mistake(tmp_path):
+    (tmp_path / ".lock").mkdir()  # as root, all else can be written
+    with pytest.raises(UserError, match=f"expected to write in {tmp_path}, found Is a directory;"):
+        open_workdir(str(tmp_path), {})
