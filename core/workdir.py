@@ -117,27 +117,44 @@ class Workdir:
 
     def __init__(self, path: str):
         check_mounted(path, "--workdir")
-        self.path = os.path.abspath(path)
+        self.path = os.path.abspath(os.path.expanduser(path))
         self._locks: list[TextIO] = []
 
     def file(self, *parts: str) -> str:
-        """A path inside the workdir; its folder is made."""
+        """A path inside the workdir; its folder is made.
+
+        Raises:
+          UserError: it cannot be made.
+        """
         path = os.path.join(self.path, *parts)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        folder = os.path.dirname(path)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"expected to make the folder {folder}, found {error.strerror or error}; free "
+                "space or pass another --workdir"
+            ) from error
         return path
 
     def lock(self, share: int | None = None) -> None:
         """Takes the workdir for this process, or one share of it, which leaves it the others.
 
         Raises:
-          UserError: another running process has it.
+          UserError: another running process has it, or it cannot be written.
         """
         self._take(".lock", fcntl.LOCK_EX if share is None else fcntl.LOCK_SH)
         if share is not None:
             self._take(f".lock-{share}", fcntl.LOCK_EX)
 
     def _take(self, name: str, kind: int) -> None:
-        file = open(self.file(name), "w")  # noqa: SIM115 - held while the run lives
+        path = self.file(name)
+        try:
+            file = open(path, "w")  # noqa: SIM115 - held while the run lives
+        except OSError as error:
+            raise UserError(
+                f"expected to write in {self.path}, found {error.strerror}; pass another --workdir"
+            ) from error
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except OSError as error:

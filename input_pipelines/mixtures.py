@@ -34,6 +34,25 @@ class Positions(NamedTuple):
     phrasing: np.ndarray
 
 
+def check_rates(rates: Mapping[str, int]) -> None:
+    """Finds what is wrong with `Mixture`'s rates whatever its tasks have.
+
+    Raises:
+      UserError: a rate below -1, or nothing to train on.
+    """
+    for name, rate in rates.items():
+        if rate < ALL:
+            raise UserError(
+                f"expected config.mixture.{name} of examples an epoch, 0 for none or -1 for all, "
+                f"found {rate}; correct it"
+            )
+    if not any(rates.values()):
+        raise UserError(
+            "expected a mixture of at least one task, found a rate of 0 for every one; raise one "
+            "of config.mixture"
+        )
+
+
 class Mixture:
     """A mixture of tasks.
 
@@ -44,23 +63,18 @@ class Mixture:
       phrasings: of each task; drawn anew for every position.
 
     Raises:
-      UserError: an unknown task, a rate below -1, a task with a rate and no example, or nothing
-        to train on.
+      UserError: an unknown task, a task with a rate and no example, or as `check_rates`.
     """
 
     def __init__(
         self, sizes: Mapping[str, int], rates: Mapping[str, int], *, phrasings: int, seed: int
     ):
+        check_rates(rates)
         for name, rate in rates.items():
             if name not in sizes:
                 raise UserError(
                     f"expected tasks of {', '.join(sizes)} in the mixture, found {name!r}; correct "
                     "the name"
-                )
-            if rate < ALL:
-                raise UserError(
-                    f"expected config.mixture.{name} of examples an epoch, 0 for none or -1 for "
-                    f"all, found {rate}; correct it"
                 )
             if rate and not sizes[name]:
                 raise UserError(
@@ -72,11 +86,6 @@ class Mixture:
             for name, rate in rates.items()
             if rate
         }
-        if not self.counts:
-            raise UserError(
-                "expected a mixture of at least one task, found a rate of 0 for every one; raise "
-                "one of config.mixture"
-            )
         self.tasks = tuple(self.counts)
         self._sizes = [sizes[name] for name in self.tasks]
         self._ends = np.cumsum(list(self.counts.values()))

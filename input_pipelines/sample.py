@@ -243,7 +243,7 @@ def ensure_sample(
       hops: that of `hops_sample`, whose searches cannot be shuffled.
 
     Raises:
-      UserError: both hops and shuffle_searches.
+      UserError: both hops and shuffle_searches, or a cache directory that cannot be written.
     """
     if hops and shuffle_searches:
         raise UserError(
@@ -256,10 +256,16 @@ def ensure_sample(
     out = os.path.join(cache_dir, name)
     if os.path.isdir(out):
         return out
-    if hops:
-        hops_sample.write_hops(out, num_users=num_users, seed=seed)
-    else:
-        write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
+    try:
+        if hops:
+            hops_sample.write_hops(out, num_users=num_users, seed=seed)
+        else:
+            write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
+    except OSError as error:
+        raise UserError(
+            f"expected to write the embedded sample to {out}, found {error.strerror or error}; "
+            "free space or pass another cache_dir"
+        ) from error
     return out
 
 

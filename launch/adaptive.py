@@ -13,6 +13,7 @@ batch of 1,024 users takes.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from typing import Any
@@ -155,9 +156,10 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     """Calibrates, measures and writes; returns the Markdown.
 
     Raises:
-      UserError: not a run of LCR-SER with steps, too few users, or a tolerance below 0.
+      UserError: not a run of LCR-SER with steps, too few users, or a tolerance that is
+        below 0 or not finite.
     """
-    if tolerance < 0:
+    if not 0 <= tolerance < math.inf:
         raise UserError(f"expected --tolerance of 0 or more, found {tolerance:g}; correct it")
     metrics.metric(name)
     run = Restored(workdir, stage)

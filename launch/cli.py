@@ -108,9 +108,19 @@ def define_job_flags() -> None:
 
 
 def run_job(alone: Callable[[], None], together: Callable[[], None]) -> None:
-    """Runs `alone`, or `together` with the other processes that the job's flags name."""
+    """Runs `alone`, or `together` with the other processes that the job's flags name.
+
+    Raises:
+      UserError: the flags number processes and name no coordinator.
+    """
     values = flags.FLAGS
     if not values.coordinator:
+        # Each of them would take itself for the whole job.
+        if (values.processes, values.process) != (1, 0):
+            raise UserError(
+                f"expected --coordinator=HOST:PORT with --processes and --process, found "
+                f"{values.processes} and {values.process} without it; pass it, or leave these out"
+            )
         alone()
         return
     found = None if values.coordinator == "auto" else values.coordinator

@@ -316,8 +316,9 @@ def main() -> None:
     found = flags.FLAGS
     if not found.workdirs:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of runs of CRS")
-    check_no_file(found.out, "--out")
-    print(write(read(found.workdirs, found.names), found.workdirs[0], found.beside, found.out))
+    out = os.path.expanduser(found.out)
+    check_no_file(out, "--out")
+    print(write(read(found.workdirs, found.names), found.workdirs[0], found.beside, out))
 
 
 if __name__ == "__main__":

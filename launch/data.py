@@ -20,35 +20,43 @@ from input_pipelines import batches, candidates, prepare, search_task, segmenter
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
 from input_pipelines.search_filter import SearchFilter
+from launch import ranges
 
 _LOG = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
+# Keys whose values are files or folders where they are not empty.
+_PATHS = (
+    *("identifiers", "model.checkpoint", "vocabulary.tokenizer", "vocabulary.pieces_model"),
+    *("prompts.pseudo_queries", "semantic_ids.extend", "pretrain.teacher"),
+    *("distill.teacher", "distill.traces"),
+)
 
 
 def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> config_dict.ConfigDict:
-    """The config with `on_sample.overrides` applied where no `data_dir` is given.
+    """The config with whole paths, and `on_sample.overrides` where no `data_dir` is given.
 
     Args:
       given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
 
     Raises:
-      UserError: no data_dir, and the dataset has no embedded sample; an address as data_dir; or a
-        checkpoint of GenSAR without pieces.
+      UserError: no data_dir, and the dataset has no embedded sample; an address as data_dir; a
+        checkpoint of GenSAR without pieces; or as `launch.ranges.check`.
     """
     config = config_dict.ConfigDict(config.to_dict())
-    if config.get("identifiers"):
-        config.identifiers = os.path.abspath(os.path.expanduser(config.identifiers))
-    if config.get("method") == "crs" and config.semantic_ids.get("extend"):
-        path = os.path.abspath(os.path.expanduser(config.semantic_ids.extend))
-        config.semantic_ids.extend = path
-    if config.get("method") == "gensar" and config.model.get("checkpoint"):
-        config.model.checkpoint = os.path.abspath(os.path.expanduser(config.model.checkpoint))
-        if not config.vocabulary.pieces_model:
-            config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
+    _make_absolute(config)
+    own_pieces = config.get("method") == "gensar" and config.model.get("checkpoint")
+    if own_pieces and not config.vocabulary.pieces_model:
+        config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
     if config.data_dir:
         check_mounted(config.data_dir, "config.data_dir")
         config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
-        return config
+    else:
+        _fit_to_sample(config, given)
+    ranges.check(config)
+    return config
+
+
+def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> None:
     if "on_sample" not in config:
         raise UserError(
             f"expected --config.data_dir=DIR with the files of {config.dataset}, found none; only "
@@ -58,7 +66,15 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
         for key, value in values.items():
             if f"{section}.{key}" not in given:
                 config[section][key] = value
-    return config
+
+
+def _make_absolute(config: config_dict.ConfigDict) -> None:
+    """So that a run belongs to a file or folder, however and from wherever it is called."""
+    for key in _PATHS:
+        section, _, name = key.rpartition(".")
+        place = config.get(section) if section else config
+        if place and place.get(name):
+            place[name] = os.path.abspath(os.path.expanduser(place[name]))
 
 
 def _pieces_of(checkpoint: str) -> str:

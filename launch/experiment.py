@@ -29,13 +29,17 @@ from lcrsr.ranker import Ranker
 Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
 
 PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
-# What a training divides by or counts to.
+# What a training divides by or counts to, and axes that it reduces.
 _SIZES = (
     "pretrain.batch_size",
     "pretrain.max_epochs",
     "pretrain.evals_per_epoch",
     "loop.log_every",
     "loop.checkpoint_every",
+    "data.rec_length",
+    "data.search_length",
+    "data.words",
+    "data.clicks",
 )
 
 
@@ -250,6 +254,8 @@ class Experiment(Evaluated):
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
         positive(config, *_SIZES)
+        if not ranker.needs_whole_tables:
+            positive(config, "data.train_negatives")  # the target alone teaches no order
         not_negative(config, "pretrain.lambda_l2", "pretrain.learning_rate")
         check_evaluation(config)
         self.config, self.data, self.ranker = config, data, ranker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -23,14 +24,14 @@ from gensar_jax.identifiers import IdentifierTable, load_table
 from gensar_jax.joint_task import JointConfig, JointTask
 from gensar_jax.ranking import BeamRanker
 from gensar_jax.t5 import checkpoints
-from gensar_jax.t5.config import of_size
+from gensar_jax.t5.config import T5Config, of_size
 from gensar_jax.t5.network import Transformer
 from input_pipelines import candidates
 from input_pipelines.splits import Examples
 from launch import gensar_kept, results
 from launch.data import Data
 from launch.experiment import build, check_evaluation, positive
-from launch.gensar_examples import GenSARExamples
+from launch.gensar_examples import GenSARExamples, check_settings
 from launch.gensar_identifiers import IdentifierExperiment
 
 _LOG = logging.getLogger(__name__)
@@ -108,16 +109,15 @@ class GenSARExperiment:
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
         self._check_lengths()
         self._check_protocols()
+        # What is wrong is found before identifiers are trained.
+        check_settings(config)
+        shape = _shape(config.model)
         table = identifier_table(config, data)
         self.table_hash = table.hash
         self.examples = GenSARExamples(config, data, table)
-        given = config.model.to_dict()
-        sizes = {key: given[key] for key in given if key not in ("size", "checkpoint")}
-        try:
-            network = of_size(config.model.size, self.examples.vocabulary.size, **sizes)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"config.model: {error}; see gensar_jax/t5/config.py") from None
-        self.network = Transformer(network)
+        self.network = Transformer(
+            dataclasses.replace(shape, vocab_size=self.examples.vocabulary.size)
+        )
         self.partition = sharding.partition_of(self.network, mesh)
         if self.partition is not None:
             for name in ("batch_size", "full_batch_size"):
@@ -403,6 +403,19 @@ class GenSARExperiment:
         del stage
         state = jax.eval_shape(self.task.random_state)
         return state if self.partition is None else self.partition.abstract(state)
+
+
+def _shape(model: config_dict.ConfigDict) -> T5Config:
+    """The network of `config.model`, its vocabulary's size left open.
+
+    Raises:
+      UserError: a setting that does not exist or fit.
+    """
+    sizes = {key: value for key, value in model.items() if key not in ("size", "checkpoint")}
+    try:
+        return of_size(model.size, 1, **sizes)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model: {error}; see gensar_jax/t5/config.py") from None
 
 
 def _protocols(task: str) -> tuple[str, ...]:

@@ -15,10 +15,10 @@ from core import distributed
 from core.errors import UserError
 from gensar_jax import phrasings, pseudo_queries, vocabulary
 from gensar_jax.identifiers import IdentifierTable
-from gensar_jax.prompts import Catalogue, Event, Example, Prompts
+from gensar_jax.prompts import BEHAVIOUR_TOKENS, Catalogue, Event, Example, Prompts
 from gensar_jax.vocabulary import Vocabulary
 from input_pipelines import histories, search_task, segmenters
-from input_pipelines.mixtures import Mixture
+from input_pipelines.mixtures import Mixture, check_rates
 from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
 from launch.data import Data
@@ -30,18 +30,35 @@ _BLIND = ("nothing", "query", "history")
 _TEMPLATE_COPIES = 50
 
 
-def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarray], int]:
-    """(codes [V, L] of both kinds, shared levels): 'both' as they are, or one kind for both.
+def check_settings(config: config_dict.ConfigDict) -> None:
+    """Finds what is wrong with the prompts and the mixture, of which no identifier is needed.
 
     Raises:
-      UserError: no such kind.
+      UserError: a setting that does not exist or fit.
     """
+    settings, most = config.prompts, len(phrasings.phrasings("nrip"))
+    for name, known in (
+        ("identifiers", ("both", *_KINDS)),
+        ("search_without", _BLIND),
+        ("behaviour_tokens", BEHAVIOUR_TOKENS),
+    ):
+        if settings[name] not in known:
+            raise UserError(
+                f"expected config.prompts.{name} of {', '.join(known)}, found {settings[name]!r}; "
+                "pass one of them"
+            )
+    if not 1 <= settings.phrasings <= most:
+        raise UserError(
+            f"expected config.prompts.phrasings from 1 to {most}, found {settings.phrasings}; "
+            "correct it"
+        )
+    check_rates(config.mixture.to_dict())
+
+
+def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarray], int]:
+    """(codes [V, L] of both kinds, shared levels): 'both' as they are, or one kind for both."""
     if kinds == "both":
         return table.codes, table.shared_levels
-    if kinds not in _KINDS:
-        raise UserError(
-            f"expected config.prompts.identifiers of both, {', '.join(_KINDS)}, found {kinds!r}"
-        )
     codes = table.codes[kinds]
     return dict.fromkeys(_KINDS, codes), codes.shape[1]
 
@@ -55,7 +72,8 @@ class GenSARExamples:
       table: identifiers of its items.
 
     Raises:
-      UserError: items without any text, a setting that does not fit, or as `Mixture`.
+      UserError: items without any text, a setting that does not fit, or as `check_settings` and
+        `Mixture`.
 
     Attributes:
       vocabulary, prompts, mixture.
@@ -64,6 +82,7 @@ class GenSARExamples:
     """
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, table: IdentifierTable):
+        check_settings(config)
         self._log, self._seed = data.log, config.seed
         self._train = data.splits.train
         self._searches = search_task.training_searches(data.log, data.splits)
@@ -88,11 +107,6 @@ class GenSARExamples:
             for kind in _KINDS
         }
         settings = config.prompts
-        if settings.search_without not in _BLIND:
-            raise UserError(
-                f"expected config.prompts.search_without of {', '.join(_BLIND)}, found "
-                f"{settings.search_without!r}"
-            )
         self._blind = settings.search_without
         self.prompts = Prompts(
             self.vocabulary,
@@ -126,13 +140,9 @@ class GenSARExamples:
             "id2desc": len(_KINDS) * len(self._described),
             "pseudo_query": len(self._pseudo),
         }
-        number = settings.phrasings
-        if not 1 <= number <= len(phrasings.phrasings("nrip")):
-            raise UserError(
-                f"expected config.prompts.phrasings from 1 to {len(phrasings.phrasings('nrip'))}, "
-                f"found {number}"
-            )
-        self.mixture = Mixture(sizes, config.mixture.to_dict(), phrasings=number, seed=config.seed)
+        self.mixture = Mixture(
+            sizes, config.mixture.to_dict(), phrasings=settings.phrasings, seed=config.seed
+        )
 
     def _pieces(self, settings: config_dict.ConfigDict, directory: str) -> bytes:
         """The SentencePiece model: given, or trained on catalogue and training queries once."""

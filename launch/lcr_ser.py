@@ -43,7 +43,8 @@ class LCRSERExperiment(Experiment):
                 f"{model_config.max_steps}, found {config.pretrain.active_steps}; set one of them"
             )
         if config.rl.enabled:
-            positive(config, "rl.examples", "rl.batch_size", "rl.evals", "rl.gamma")
+            sizes = ("examples", "batch_size", "evals", "gamma", "negatives")
+            positive(config, *(f"rl.{name}" for name in sizes))
             not_negative(config, "rl.lambda_kl", "rl.learning_rate", "rl.clip_eps")
         weights = ("lambda_tcl", "margin", "lambda_distil")
         not_negative(config, *(f"pretrain.{name}" for name in weights))

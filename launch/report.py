@@ -52,6 +52,7 @@ def report(workdirs: Sequence[str]) -> str:
     """
     sections, links = [], []
     for number, path in enumerate(workdirs):
+        path = os.path.expanduser(path)
         pages = [p for p in (*_PAGES, _MORE) if os.path.isfile(os.path.join(path, p))]
         if not pages or pages == [_MORE]:
             raise UserError(

@@ -51,7 +51,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     data = Data(config)
     if is_writer():
         Workdir(workdir_path).check_log(data.log.hash)
-    experiment = open_experiment(crs_kept.continuing(config, workdir_path), data)
+    experiment = open_experiment(crs_kept.continuing(config, Workdir(workdir_path).path), data)
     experiment.check_data()
     workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
     _LOG.info(

@@ -68,7 +68,7 @@ class ModelConfig:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} in {known}, found {getattr(self, name)!r}")
-        if self.width % self.heads:
+        if min(self.width, self.heads) < 1 or self.width % self.heads:
             raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
         if self.init_scale <= 0:
             raise ValueError(f"expected init_scale above 0, found {self.init_scale}")

@@ -32,6 +32,10 @@ class Settings:
     mask_share: float
     rec_length: int
 
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
+
 
 class Network(nn.Module):
     """Rows [B, L, D], where they are hidden [B, L], to states [B, L, D]."""

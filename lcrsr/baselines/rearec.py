@@ -58,6 +58,8 @@ class Settings:
     def __post_init__(self):
         if self.variant not in VARIANTS:
             raise ValueError(f"expected variant in {VARIANTS}, found {self.variant!r}")
+        if self.width % self.heads:
+            raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
         if self.reasoning_steps < 1 or self.temperature <= 0 or self.temperature_decay <= 0:
             raise ValueError(
                 "expected reasoning_steps of at least 1 and temperature and temperature_decay "

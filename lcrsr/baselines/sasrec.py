@@ -27,6 +27,10 @@ class Settings:
     loss: str
     rec_length: int
 
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
+
 
 class Network(nn.Module):
     """Rows [B, L, D] of a history to the user's vector [B, D]."""

@@ -5,7 +5,7 @@ import functools
 import pytest
 from absl import flags
 
-from configs import popularity_qilin
+from configs import bert4rec_qilin, popularity_qilin, rearec_erl_qilin, sasrec_qilin
 from core.errors import UserError
 from launch import compare, evaluate, predict, report
 from launch.ablate import ablate
@@ -28,8 +28,6 @@ def refused(config, changes, workdir, words):
     [
         ("pretrain.batch_size", 0),
         ("pretrain.max_epochs", 0.0),
-        ("pretrain.max_epochs", float("inf")),
-        ("pretrain.max_epochs", float("nan")),
         ("pretrain.evals_per_epoch", 0.0),
         ("pretrain.evals_per_epoch", -1.0),
         ("loop.log_every", 0),
@@ -40,6 +38,17 @@ def refused(config, changes, workdir, words):
         ("rl.batch_size", 0),
         ("rl.examples", 0),
         ("rl.gamma", -1.0),
+        ("rl.negatives", -1),
+        ("rl.negatives", 0),
+        ("data.rec_length", 0),
+        ("data.search_length", 0),
+        ("data.words", 0),
+        ("data.clicks", 0),
+        ("data.train_negatives", 0),
+        ("data.max_validation", -5),
+        ("model.width", 0),
+        ("model.ffn_width", -4),
+        ("model.heads", 0),
     ],
 )
 def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
@@ -51,7 +60,6 @@ def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
     ("key", "value"),
     [
         ("pretrain.lambda_tcl", -1.0),
-        ("pretrain.lambda_tcl", float("nan")),
         ("pretrain.margin", -3.0),
         ("pretrain.lambda_distil", -0.1),
         ("pretrain.lambda_l2", -1e-5),
@@ -59,6 +67,9 @@ def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
         ("rl.lambda_kl", -1.0),
         ("rl.learning_rate", -1.0),
         ("rl.clip_eps", -0.2),
+        ("data.search_length", -3),
+        ("pretrain.plateau_patience", -1),
+        ("pretrain.min_learning_rate", -1.0),
     ],
 )
 def test_weights_below_0(small_config, tmp_path, key, value):
@@ -89,6 +100,16 @@ def test_what_the_test_split_could_not_be_read_with(small_config, tmp_path, mode
         config.dataset, config.data = small_config.dataset, small_config.data
         config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     refused(config, changes, tmp_path / "w", words)
+
+
+def test_heads_that_do_not_divide_the_width(small_config, tmp_path):
+    for module in (sasrec_qilin, bert4rec_qilin, rearec_erl_qilin):
+        config = module.get_config()
+        config.dataset, config.data = small_config.dataset, small_config.data
+        config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
+        changes = {"model.width": 8, "model.heads": 3}
+        words = r"config\.model: expected width divisible by heads, found 8/3;"
+        refused(config, changes, tmp_path / "w", words)
 
 
 def test_data_without_what_a_run_needs(small_config, tmp_path):

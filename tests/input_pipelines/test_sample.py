@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core import metrics
+from core.errors import UserError
 from input_pipelines import candidates, prepare, sample, sample_truth
 from input_pipelines.splits import check_leakage, split_log
 
@@ -149,3 +150,9 @@ def test_truth_scores_are_ranked_with_ties():
     scores = np.zeros((1, 100))
     assert sample_truth.truth_metric(scores, "hr@10")[0] == pytest.approx(0.1)
     assert metrics.full_name("hr@10", "neg99") == "hr@10/neg99"
+
+
+@pytest.mark.parametrize("hops", [False, True])
+def test_a_cache_that_cannot_be_written_is_the_users_mistake(hops):
+    with pytest.raises(UserError, match=r"/dev/null/x/sample-.* found Not a directory; free"):
+        sample.ensure_sample("/dev/null/x", num_users=20, seed=0, shuffle_searches=False, hops=hops)

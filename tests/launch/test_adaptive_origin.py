@@ -1,11 +1,13 @@
-"""Where the numbers of launch.adaptive say they come from."""
+"""Where the numbers of launch.adaptive say they come from, and what it refuses at once."""
 
 import json
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from configs import lcr_ser_defaults
+from core.errors import UserError
 from core.workdir import Workdir, commit_id
 from launch import adaptive
 from launch.results import device
@@ -30,3 +32,9 @@ def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
     found = Calibration(price=0.0, best_fixed=1, metric=0.5, mean_steps=1.0)
     text = adaptive._to_markdown("ndcg@5", table, found, [0.0, 0.1], heading)
     assert text.startswith(f"{heading}\n\n| K |")
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1.0])
+def test_a_tolerance_is_looked_at_before_the_run(tolerance):
+    with pytest.raises(UserError, match=f"tolerance of 0 or more, found {tolerance:g}; correct"):
+        adaptive.adapt("none", None, "ndcg@5", tolerance)

@@ -16,6 +16,7 @@ from gensar_jax.joint_task import JointTask, token_losses
 from gensar_jax.prompts import to_batch
 from input_pipelines import histories, prepare, search_task
 from input_pipelines.splits import Examples
+from launch import gensar
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
 from launch.gensar_examples import GenSARExamples
@@ -275,6 +276,25 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     message = refused(changed(config, prompts__search_without="items"), tmp_path)
     assert "nothing, query, history, found 'items'" in message
     assert "config.eval.batch_size" in refused(changed(config, mesh__data=3), tmp_path)
+
+
+def test_mistakes_are_found_before_identifiers_are_trained(config, tmp_path, monkeypatch):
+    def train_identifiers(*_):
+        raise AssertionError("identifiers")
+
+    monkeypatch.setattr(gensar, "identifier_table", train_identifiers)
+    none = {f"mixture__{name}": 0 for name in config.mixture}
+    for changes, words in (
+        ({"model__size": "huge"}, "a T5 size of tiny"),
+        ({"model__dtype": "float8"}, "config.model: expected dtype in"),
+        ({"prompts__identifiers": "visual"}, "config.prompts.identifiers of both"),
+        ({"prompts__search_without": "items"}, "config.prompts.search_without of nothing"),
+        ({"prompts__behaviour_tokens": "both"}, "config.prompts.behaviour_tokens of decoder"),
+        ({"prompts__phrasings": 0}, "config.prompts.phrasings from 1 to 10, found 0"),
+        ({"mixture__nsip": -2}, "config.mixture.nsip of examples an epoch"),
+        (none, "a mixture of at least one task"),
+    ):
+        assert words in refused(changed(config, identifiers="", **changes), tmp_path)
 
 
 def test_validation_without_searches_is_found_before_training(config, data, monkeypatch):

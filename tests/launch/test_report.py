@@ -68,6 +68,13 @@ def test_the_page_holds_tables_and_figures(tmp_path):
     assert "<th class=right>ndcg@5</th>" in to_html(TABLE, str(tmp_path / "a"))
 
 
+def test_a_tilde_in_a_workdir_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "table.md").write_text("one line\n")
+    assert "one line" in report(["~/a"])
+
+
 def test_figures_of_several_panels_keep_a_width_to_read_them_at(tmp_path):
     for name, width in (("narrow", 600), ("wide", 1200)):
         matplotlib.image.imsave(tmp_path / f"{name}.png", np.zeros((3, width)))
