@@ -32,10 +32,15 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
       given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
 
     Raises:
-      UserError: no data_dir, and the dataset has no embedded sample; an address as data_dir; or a
-        checkpoint of GenSAR without pieces.
+      UserError: no dataset; no data_dir, and the dataset has no embedded sample; an address as
+        data_dir; or a checkpoint of GenSAR without pieces.
     """
     config = config_dict.ConfigDict(config.to_dict())
+    if not config.dataset:
+        raise UserError(
+            "expected a config that names its data set, found none in it; pass "
+            "--config=configs/MODEL_DATASET.py or --config.dataset=NAME"
+        )
     if config.get("identifiers"):
         config.identifiers = os.path.abspath(os.path.expanduser(config.identifiers))
     if config.get("method") == "crs" and config.semantic_ids.get("extend"):
