@@ -154,8 +154,14 @@ def test_an_address_is_no_folder(small_config, tmp_path, monkeypatch):
         (
             compare,
             ["--workdirs=none", "--against=hr@1/full", "--figure={0}/no/x.png"],
-            "--figure=FILE in a folder that exists",
+            "--figure=FILE.png in a folder that exists",
         ),
+        (
+            compare,
+            ["--workdirs=none", "--against=hr@1/full", "--figure={0}/x.txt"],
+            "--figure=FILE.png in a folder that exists, found .*x.txt",
+        ),
+        (compare, ["--workdirs=none", "--split=train"], "validation or test, found 'train'"),
     ],
 )
 def test_flags_are_looked_at_before_anything_is_opened(tmp_path, monkeypatch, module, given, words):
