@@ -53,6 +53,7 @@ _FREE_KEYS = frozenset(
 # What must not differ between runs that are compared.
 _SHARED = ("data_hash", "data_split", "candidates_seed", "data")
 _RESAMPLES = 2000
+_SEARCH = "search/"  # how protocols of searches begin
 
 
 def means_of_users(values: np.ndarray, users: np.ndarray) -> np.ndarray:
@@ -159,10 +160,10 @@ def read_rows(
     for place, path in enumerate(workdirs):
         workdir = Workdir(path)
         config = workdir.read_config()
-        of_split = [row for row in workdir.read_results()["rows"] if row["split"] == split]
-        found = [row for row in of_split if metric in row["metrics"]]
+        rows = workdir.read_results()["rows"]
+        found = [row for row in rows if row["split"] == split and metric in row["metrics"]]
         if not found:
-            raise _missing(path, config, of_split, metric, split)
+            raise _missing(path, config, rows, metric, split)
         if "method" not in config:
             raise UserError(
                 f"expected a config.json that names its method in {path}, found none; it is of a "
@@ -230,17 +231,20 @@ def _check_name(named: dict[str, str], key: str, name: str, path: str) -> None:
 def _missing(
     path: str, config: dict[str, Any], rows: list[dict[str, Any]], metric: str, split: str
 ) -> UserError:
-    """That no row of a run's split has the metric, with what helps."""
+    """That none of a run's rows has the metric on a split, with what helps."""
     name, _, protocol = metric.partition("/")
-    there = [known for row in rows if row["protocol"] == protocol for known in row["metrics"]]
+    of_task = [r for r in rows if r["protocol"].startswith(_SEARCH) == protocol.startswith(_SEARCH)]
+    # All that there is, where the run is of another task.
+    alike = [r for r in of_task if r["protocol"] == protocol] if of_task else rows
+    there = [known for r in alike if r["split"] == split for known in r["metrics"]]
     if not there and name not in (computed := config.get("eval", {}).get("metrics", [name])):
         there = [metrics.full_name(one, protocol) for one in computed]
     start = f"expected {metric} on {split} in the results of {path}, found"
     if there:
         return UserError(f"{start} {', '.join(dict.fromkeys(there))}; pass one of these")
-    chosen = ["--task=search"] * protocol.startswith("search/")
+    chosen = ["--task=search"] * protocol.startswith(_SEARCH)
     # GenSAR's columns add how a protocol's candidates are scored.
-    chosen += [f"--protocol={protocol.removeprefix('search/').partition('/')[0]}"]
+    chosen += [f"--protocol={protocol.removeprefix(_SEARCH).partition('/')[0]}"]
     chosen += [f"--split={split}"] * (split != "test")
     return UserError(f"{start} none; run launch.evaluate --workdir={path} {' '.join(chosen)}")
 

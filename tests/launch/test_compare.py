@@ -153,6 +153,7 @@ def test_runs_twice_and_names_that_do_not_fit_are_refused(tmp_path, chosen, name
         ("hr@5/neg99", "test", r"found ndcg@5/neg99; pass one of these$"),
         ("ndcg@5/neg99", "test", r"found none; run launch.evaluate --workdir={} --protocol=neg99$"),
         ("ndcg@5/full", "validation", r"--workdir={} --protocol=full --split=validation$"),
+        ("ndcg@5/search/catalogue", "test", r"found hr@1/search/catalogue; pass one of these$"),
         ("ndcg@5/search/full", "test", r"--workdir={} --task=search --protocol=full$"),
         ("ndcg@5/search/bm25_99/exact", "test", r"{} --task=search --protocol=bm25_99$"),
         ("ndcg@5/neg99/beam30", "test", r"{} --protocol=neg99$"),
@@ -160,8 +161,16 @@ def test_runs_twice_and_names_that_do_not_fit_are_refused(tmp_path, chosen, name
 )
 def test_a_metric_that_is_missing_comes_with_what_helps(tmp_path, metric, split, words):
     path = workdir(tmp_path / "a", "a", 0, [0.1], config={"eval": {"metrics": ["ndcg@5"]}})
+    file = tmp_path / "a" / "results.json"
+    (row,) = json.loads(file.read_text())["rows"]
+    searched = {"protocol": "search/catalogue", "metrics": {"hr@1/search/catalogue": 0.1}}
+    file.write_text(json.dumps({"rows": [row, row | searched]}))
     with pytest.raises(UserError, match=words.format(path)):
         compare.read_rows([path], metric, split)
+    # A run that is of searches alone is not evaluated on clicks.
+    file.write_text(json.dumps({"rows": [row | searched]}))
+    with pytest.raises(UserError, match="found hr@1/search/catalogue; pass one of these"):
+        compare.read_rows([path], "hr@5/full", "test")
 
 
 def test_a_workdir_of_before_there_were_methods_is_refused(tmp_path):
