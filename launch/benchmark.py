@@ -28,21 +28,34 @@ from launch import cli
 from launch.benchmark_suites import SCALES, SUITES, Bench
 
 
-def benchmark(suites: list[str], scale: str, dtype: str, config: Any) -> dict[str, Any]:
-    """Runs `suites` at one of `SCALES`; returns what --json writes.
+def chosen_suites(given: list[str]) -> list[str]:
+    """The suites that --suite names, each once; all of them where 'all' is among them.
 
     Raises:
-      UserError: an unknown suite.
+      UserError: none, or an unknown one.
     """
-    for suite in suites:
-        if suite not in SUITES:
-            raise UserError(
-                f"expected --suite of all or {', '.join(SUITES)}, found {suite!r}; pass these, "
-                "separated by commas"
-            )
+    unknown = [suite for suite in given if suite not in ("all", *SUITES)]
+    if unknown or not given:
+        raise UserError(
+            f"expected --suite of all or {', '.join(SUITES)}, found {(unknown or [''])[0]!r}; pass "
+            "these, separated by commas"
+        )
+    return list(SUITES) if "all" in given else list(dict.fromkeys(given))
+
+
+def benchmark(suites: list[str], scale: str, dtype: str, config: Any) -> dict[str, Any]:
+    """Runs suites at one of `SCALES`; returns what --json writes.
+
+    Args:
+      suites: as --suite names them.
+
+    Raises:
+      UserError: as `chosen_suites`.
+    """
+    chosen = chosen_suites(suites)
     bench = Bench(SCALES[scale], dtype, config)
     bandwidth = bench.bandwidth()
-    for suite in suites:
+    for suite in chosen:
         bench.run(suite)
     return {
         "device": jax.devices()[0].device_kind,
@@ -98,11 +111,11 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    suites = list(SUITES) if flags.FLAGS.suite == ["all"] else flags.FLAGS.suite
     path = flags.FLAGS.json
     if path:
         check_out(path, "--json")
-    found = benchmark(suites, flags.FLAGS.scale, flags.FLAGS.dtype, flags.FLAGS.config)
+    values = flags.FLAGS
+    found = benchmark(values.suite, values.scale, values.dtype, values.config)
     print_table(found)
     if path:
         write_atomically(path, json.dumps(found, indent=2) + "\n")

@@ -24,7 +24,7 @@ from core.arm_programs import Programs
 from core.arms import Arm, run_arms
 from core.errors import UserError
 from core.loop import LoopConfig, compile_step, run_stage
-from core.workdir import Workdir, commit_id
+from core.workdir import Workdir, check_no_file, commit_id
 from input_pipelines.batches import BatchShape
 from launch import cli
 from launch.random_data import RandomTasks, TableSizes, require_lcr_ser
@@ -111,9 +111,11 @@ def define_flags() -> None:
         "config", "configs/lcr_ser_qilin.py", "Config file: configs/lcr_ser_DATASET.py."
     )
     flags.DEFINE_string("folder", None, "An empty folder for the runs' checkpoints.")
-    flags.DEFINE_integer("steps", 100, "Updates of every run.")
-    flags.DEFINE_integer("arms", 6, "How many: K = 0, 1, ..")
-    flags.DEFINE_integer("together", 0, "Arms in one call of the program; 0: the default here.")
+    flags.DEFINE_integer("steps", 100, "Updates of every run.", lower_bound=1)
+    flags.DEFINE_integer("arms", 6, "How many: K = 0, 1, ..", lower_bound=1)
+    flags.DEFINE_integer(
+        "together", 0, "Arms in one call of the program; 0: the default here.", lower_bound=0
+    )
 
 
 def main() -> None:
@@ -122,8 +124,10 @@ def main() -> None:
         raise UserError(
             f"expected --folder=DIR of an empty folder, found {values.folder!r}; pass another"
         )
+    check_no_file(values.folder, "--folder")
     require_lcr_ser(values.config)
     together = values.together or (1 if jax.default_backend() == "cpu" else values.arms)
+    together = min(together, values.arms)
     print(f"commit {commit_id()}, {device()}, {values.arms} arms, {together} in one call")
     measured = {
         "compiling, one run and the arms' program": compiling(values.config, values.arms, together),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 import traceback
@@ -19,6 +20,8 @@ CANNOT_RUN = 2
 HELP = frozenset(["--help", "-h"])
 # Seconds for the watch to find a lost process, after a collective with it has failed.
 _PATIENCE_S = 5.0
+# How a config file refuses what is after its colon: the last line of a traceback.
+_CHOICES = re.compile(r"^ValueError: (expected .+, found .+)\s*\Z", re.MULTILINE)
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
@@ -69,13 +72,19 @@ def _parse() -> None:
     """Parses sys.argv strictly.
 
     Raises:
-      UserError: an unknown flag or config key, a value of the wrong type, no such config file.
+      UserError: an unknown flag or config key, a value of the wrong type, no such config file, or
+        one that does not take what is after its colon.
     """
     try:
         words = flags.FLAGS(sys.argv)[1:]
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.to_dict()  # the file is only loaded by its first use
     except (KeyError, AttributeError) as error:
+        if "has no attribute 'get_config'" in str(error):
+            raise UserError(
+                "expected a config file with a get_config(), found one without; pass "
+                "--config=configs/MODEL_DATASET.py"
+            ) from None
         raise UserError(
             f"expected a key of the config file, found {_words(error)}; see the file for its keys"
         ) from None
@@ -85,6 +94,13 @@ def _parse() -> None:
             "--config=configs/NAME.py"
         ) from None
     except Exception as error:  # absl, ml_collections and config files raise many types
+        if "get_config() takes 0 positional" in str(error):
+            raise UserError(
+                "expected --config=FILE.py, found a choice after its colon that the file does not "
+                "take; leave the colon and the choice out"
+            ) from None
+        if choices := _CHOICES.search(str(error)):
+            raise UserError(f"{choices[1]}; pass one that there is") from None
         raise UserError(
             f"expected known flags with fitting values, found: {_words(error)}; see --help"
         ) from None

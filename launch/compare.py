@@ -53,6 +53,7 @@ _FREE_KEYS = frozenset(
 # What must not differ between runs that are compared.
 _SHARED = ("data_hash", "data_split", "candidates_seed", "data")
 _RESAMPLES = 2000
+_SEARCH = "search/"  # how protocols of searches begin
 
 
 def means_of_users(values: np.ndarray, users: np.ndarray) -> np.ndarray:
@@ -71,6 +72,7 @@ class Row:
       per_example: the metric float64 [E], averaged over the runs.
       users: of the examples, [E]; a user may have several.
       method, stage: that it is of.
+      config: what tells its config from those of other rows.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Row:
     users: np.ndarray
     method: str = ""
     stage: str = ""
+    config: str = ""
 
     def per_user(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Means [U] over every user's own examples, of all or of those chosen by a bool [E]."""
@@ -137,8 +140,10 @@ def read_rows(
         from others.
 
     Raises:
-      UserError: a workdir without that metric, or runs on different data, splits or users.
+      UserError: a workdir without that metric; runs on different data, splits or users; a run
+        twice; one name for runs that differ in more than their seed, or two for those that do not.
     """
+    _check_once(workdirs)
     if names and len(names) != len(workdirs):
         raise UserError(
             f"expected a name for each of {len(workdirs)} workdirs, found {len(names)}; pass as "
@@ -155,16 +160,10 @@ def read_rows(
     for place, path in enumerate(workdirs):
         workdir = Workdir(path)
         config = workdir.read_config()
-        found = [
-            row
-            for row in workdir.read_results()["rows"]
-            if row["split"] == split and metric in row["metrics"]
-        ]
+        rows = workdir.read_results()["rows"]
+        found = [row for row in rows if row["split"] == split and metric in row["metrics"]]
         if not found:
-            raise UserError(
-                f"expected {metric} on {split} in the results of {path}, found none; run "
-                f"launch.evaluate --workdir={path} --protocols={protocol}"
-            )
+            raise _missing(path, config, rows, metric, split)
         if "method" not in config:
             raise UserError(
                 f"expected a config.json that names its method in {path}, found none; it is of a "
@@ -173,6 +172,7 @@ def read_rows(
         key = _config_key(config)
         configs[key] = config
         if names:
+            _check_name(named, key, names[place], path)
             named[key] = names[place]
         for row in found:
             with np.load(os.path.join(workdir.path, row["per_user"])) as file:
@@ -180,7 +180,13 @@ def read_rows(
             if first is None:
                 first = (path, row, users)
             _check_comparable(*first, path, row, users)
-            groups.setdefault((key, row["stage"]), []).append((row, users, values))
+            group = groups.setdefault((key, row["stage"]), [])
+            if any(other["seed"] == row["seed"] for other, *_ in group):
+                raise UserError(
+                    f"expected runs of one config with seeds of their own, found seed "
+                    f"{row['seed']} in {path} and in another workdir; leave one of them out"
+                )
+            group.append((row, users, values))
     return [
         Row(
             _label(configs, key, stage, {s for k, s in groups if k == key}, named.get(key)),
@@ -190,9 +196,57 @@ def read_rows(
             runs[0][1],
             named.get(key, configs[key]["method"]),
             stage,
+            key,
         )
         for (key, stage), runs in groups.items()
     ]
+
+
+def _check_once(workdirs: Sequence[str]) -> None:
+    places: dict[str, str] = {}
+    for path in workdirs:
+        place = os.path.realpath(path)
+        if other := places.get(place):
+            raise UserError(
+                f"expected every workdir once, found {other} and {path}, which are one folder; "
+                "leave one of them out"
+            )
+        places[place] = path
+
+
+def _check_name(named: dict[str, str], key: str, name: str, path: str) -> None:
+    """Refuses a name of the run in `path` that does not go with those of the runs before it."""
+    if named.get(key, name) != name:
+        raise UserError(
+            f"expected one name for runs that differ in their seed alone, found {named[key]} and, "
+            f"of {path}, {name}; give them the same of --names"
+        )
+    if any(other == name for before, other in named.items() if before != key):
+        raise UserError(
+            f"expected runs called {name} that differ in their seed alone, found other settings "
+            f"in {path}; pass another of --names"
+        )
+
+
+def _missing(
+    path: str, config: dict[str, Any], rows: list[dict[str, Any]], metric: str, split: str
+) -> UserError:
+    """That none of a run's rows has the metric on a split, with what helps."""
+    name, _, protocol = metric.partition("/")
+    of_task = [r for r in rows if r["protocol"].startswith(_SEARCH) == protocol.startswith(_SEARCH)]
+    # All that there is, where the run is of another task.
+    alike = [r for r in of_task if r["protocol"] == protocol] if of_task else rows
+    there = [known for r in alike if r["split"] == split for known in r["metrics"]]
+    if not there and name not in (computed := config.get("eval", {}).get("metrics", [name])):
+        there = [metrics.full_name(one, protocol) for one in computed]
+    start = f"expected {metric} on {split} in the results of {path}, found"
+    if there:
+        return UserError(f"{start} {', '.join(dict.fromkeys(there))}; pass one of these")
+    chosen = ["--task=search"] * protocol.startswith(_SEARCH)
+    # GenSAR's columns add how a protocol's candidates are scored.
+    chosen += [f"--protocol={protocol.removeprefix(_SEARCH).partition('/')[0]}"]
+    chosen += [f"--split={split}"] * (split != "test")
+    return UserError(f"{start} none; run launch.evaluate --workdir={path} {' '.join(chosen)}")
 
 
 def _check_comparable(path, row, users, other_path, other, other_users) -> None:
@@ -304,11 +358,13 @@ def draw_trade_off(
 def _trade_off(rows: Sequence[Row], workdirs: Sequence[str], split: str) -> str:
     found = flags.FLAGS
     metric, against, names = found.metric, found.against, found.names
-    others = {row.name: row for row in read_rows(workdirs, against, split, names)}
+    found_against = read_rows(workdirs, against, split, names)
+    # Names tell the stage only where several stages have the metric.
+    others = {(row.config, row.stage): row for row in found_against}
     points = {
-        row.name: (float(np.mean(row.means)), float(np.mean(others[row.name].means)))
+        row.name: (float(np.mean(row.means)), float(np.mean(other.means)))
         for row in rows
-        if row.name in others
+        if (other := others.get((row.config, row.stage))) is not None
     }
     draw_trade_off(points, metric, against, found.figure)
     lines = [f"| method | {metric} | {against} |", "|---|---:|---:|"]
@@ -355,10 +411,12 @@ def main() -> None:
     workdirs, metric, split = flags.FLAGS.workdirs, flags.FLAGS.metric, flags.FLAGS.split
     if not workdirs:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of finished runs")
+    if split not in ("validation", "test"):
+        raise UserError(f"expected --split validation or test, found {split!r}; pass one of them")
     if bool(flags.FLAGS.against) != bool(flags.FLAGS.figure):
         raise UserError("expected --against and --figure together, found one alone; pass both")
     if flags.FLAGS.figure:
-        check_out(flags.FLAGS.figure, "--figure")
+        check_out(flags.FLAGS.figure, "--figure", ".png")
     rows = read_rows(workdirs, metric, split, flags.FLAGS.names)
     print(to_markdown(rows, compare_pairs(rows), metric))
     if flags.FLAGS.strata:

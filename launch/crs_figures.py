@@ -72,8 +72,8 @@ def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
       names: of the workdirs; empty: of their algorithms.
 
     Raises:
-      UserError: a run of another method, or that has not ended its distillation; one name for runs
-        that differ in more than their seed; or runs that cannot be compared.
+      UserError: a run of another method, or that has not ended its distillation; or as
+        `compare.read_rows`.
     """
     configs = [Workdir(path).read_config() for path in workdirs]
     for path, config in zip(workdirs, configs, strict=True):
@@ -88,11 +88,7 @@ def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
     rows: dict[tuple[str, str, str], Row] = {}
     for metric in _TABLE:
         for row in read_rows(workdirs, f"{metric}/{PROTOCOL}", "test", names):
-            if rows.setdefault((metric, row.method, row.stage), row) is not row:
-                raise UserError(
-                    f"expected runs called {row.method} that differ in their seed alone, found "
-                    "other settings; pass another of --names"
-                )
+            rows[metric, row.method, row.stage] = row
     ordered = tuple(dict.fromkeys(names))
     for name in ordered:
         if (_GROUPED, name, sft_stage(0)) not in rows:

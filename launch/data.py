@@ -39,10 +39,15 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
       given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
 
     Raises:
-      UserError: no data_dir, and the dataset has no embedded sample; an address as data_dir; a
-        checkpoint of GenSAR without pieces; or as `launch.ranges.check`.
+      UserError: no dataset; no data_dir, and the dataset has no embedded sample; an address as
+        data_dir; a checkpoint of GenSAR without pieces; or as `launch.ranges.check`.
     """
     config = config_dict.ConfigDict(config.to_dict())
+    if not config.dataset:
+        raise UserError(
+            "expected a config that names its data set, found none in it; pass "
+            "--config=configs/MODEL_DATASET.py or --config.dataset=NAME"
+        )
     _make_absolute(config)
     own_pieces = config.get("method") == "gensar" and config.model.get("checkpoint")
     if own_pieces and not config.vocabulary.pieces_model:

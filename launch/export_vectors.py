@@ -23,6 +23,33 @@ from core.workdir import check_out, commit_id, write_atomically
 from launch import cli
 from launch.restore import Restored
 
+_TABLES = ("item", "user", "word")
+
+
+def check_place(out: str) -> None:
+    """Refuses an .npy file whose description would take the place of another file.
+
+    Raises:
+      UserError: `out` is no place for an .npy file, or the .json beside it describes no vectors.
+    """
+    check_out(out, "--out", ".npy")
+    stem = out.removesuffix(".npy")
+    path = stem + ".json"
+    if not os.path.lexists(path):
+        return
+    found = None
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
+        found = json.load(file)
+    if not isinstance(found, dict) or found.get("ids_file") != _ids_file(stem):
+        raise UserError(
+            f"expected {path} to be free for the vectors' description, found another file; pass "
+            "another --out"
+        )
+
+
+def _ids_file(stem: str) -> str:
+    return os.path.basename(stem) + ".ids.txt"
+
 
 def vectors(restored: Restored, table: str) -> tuple[np.ndarray, list[str]]:
     """The rows float32 [V, D] of a table and the names they belong to, padding left out.
@@ -30,7 +57,8 @@ def vectors(restored: Restored, table: str) -> tuple[np.ndarray, list[str]]:
     Raises:
       UserError: the method has no such table.
     """
-    tables: dict[str, Any] = restored.tables or {}
+    # GenSAR and CRS keep among their tables what are no vectors of anything.
+    tables = [name for name in restored.tables or {} if name in _TABLES]
     if table not in tables:
         method = restored.experiment.config.method
         has = f"the tables {', '.join(tables)}" if tables else "no vectors at all"
@@ -58,16 +86,16 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
     """Writes the three files, the JSON last; returns what it holds.
 
     Raises:
-      UserError: `out` is no place for an .npy file, or the method has no such table.
+      UserError: as `check_place` and `vectors`.
     """
-    check_out(out, "--out", ".npy")
+    check_place(out)
     rows, names = vectors(restored, table)
     stem = out.removesuffix(".npy")
     description = {
         "hash": content_hash(rows, names),
         "table": table,
         "shape": list(rows.shape),
-        "ids_file": os.path.basename(stem) + ".ids.txt",
+        "ids_file": _ids_file(stem),
         "workdir": restored.workdir.path,
         "method": restored.experiment.config.method,
         "stage": restored.stage,
@@ -108,7 +136,7 @@ def define_flags() -> None:
 def main() -> None:
     if not flags.FLAGS.workdir or not flags.FLAGS.out:
         raise UserError("expected --workdir=W and --out=FILE.npy, found one missing; pass both")
-    check_out(flags.FLAGS.out, "--out", ".npy")
+    check_place(flags.FLAGS.out)
     restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
     found = export(restored, flags.FLAGS.table, flags.FLAGS.out)
     rows, width = found["shape"]

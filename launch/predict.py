@@ -152,12 +152,22 @@ def _generated(
 
 
 def read_users(path: str) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+      UserError: no such file, it is not UTF-8, or it has no lines.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             users = [line.strip() for line in file if line.strip()]
     except OSError as error:
         raise UserError(
             f"expected a file of user ids at {path}, found {error.strerror}; correct --users"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"expected user ids as UTF-8 text in {path}, found {error.reason}; save "
+            "the file as UTF-8"
         ) from None
     if not users:
         raise UserError(f"expected user ids in {path}, one a line, found none; fill the file")

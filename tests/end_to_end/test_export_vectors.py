@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,11 +13,21 @@ import pytest
 from configs import popularity_qilin, sasrec_qilin
 from core.errors import UserError
 from core.workdir import Workdir
-from launch.export_vectors import export
+from launch.export_vectors import check_place, export
 from launch.restore import Restored
 from launch.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "launch.export_vectors", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def config_of(module, small_config):
@@ -79,15 +90,37 @@ def test_what_is_refused(trained, small_config, tmp_path):
     assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.json"))
 
 
-def test_the_command_ends_a_mistake_in_one_line(tmp_path):
-    arguments = [f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'items.npy'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.export_vectors", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
+def test_tables_that_are_no_vectors_are_refused(tmp_path):
+    config = types.SimpleNamespace(method="gensar")
+    restored = types.SimpleNamespace(
+        tables={"identifiers": np.zeros(4, np.uint8)},
+        experiment=types.SimpleNamespace(config=config),
     )
+    with pytest.raises(UserError, match="found one of gensar, which has no vectors at all"):
+        export(restored, "identifiers", str(tmp_path / "items.npy"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_another_kind_are_not_overwritten(trained, tmp_path):
+    for name in ("config", "results", "log"):
+        before = (trained / f"{name}.json").read_bytes()
+        done = run(f"--workdir={trained}", f"--out={trained / name}.npy")
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        words = f"expected {trained / name}.json to be free for the vectors' description"
+        assert words in done.stderr
+        assert (trained / f"{name}.json").read_bytes() == before
+    assert not list(trained.glob("*.npy")) and not list(trained.glob("*.ids.txt"))
+    (tmp_path / "items.json").write_text("no JSON")
+    with pytest.raises(UserError, match="found another file; pass another --out"):
+        check_place(str(tmp_path / "items.npy"))
+    # Its own description is replaced.
+    (tmp_path / "items.json").unlink()
+    for _ in range(2):
+        export(Restored(str(trained)), "item", str(tmp_path / "items.npy"))
+
+
+def test_the_command_ends_a_mistake_in_one_line(tmp_path):
+    done = run(f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'items.npy'}")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "config.json" in lines[0]

@@ -169,14 +169,27 @@ def test_an_address_is_no_folder(small_config, tmp_path, monkeypatch):
     ("module", "given", "words"),
     [
         (evaluate, ["--workdir=none", "--split=train"], "validation or test, found 'train'"),
+        (evaluate, ["--workdir=none", "--protocols="], "protocols after --protocols=, found none;"),
+        (evaluate, ["--workdir=none", "--protocol="], "protocols after --protocols=, found none;"),
+        (
+            evaluate,
+            ["--workdir=none", "--protocol=full", "--protocols=neg99"],
+            "expected --protocol or --protocols, found both; pass one",
+        ),
         (predict, ["--workdir=none", "--users=no", "--out={0}/no/x.jsonl"], "--out=FILE in a"),
         (predict, ["--workdir=none", "--users=no", "--out={0}"], "--out=FILE in a folder"),
         (report, ["--workdirs=none", "--out={0}/no/x.html"], "--out=FILE in a folder"),
         (
             compare,
             ["--workdirs=none", "--against=hr@1/full", "--figure={0}/no/x.png"],
-            "--figure=FILE in a folder that exists",
+            "--figure=FILE.png in a folder that exists",
         ),
+        (
+            compare,
+            ["--workdirs=none", "--against=hr@1/full", "--figure={0}/x.txt"],
+            "--figure=FILE.png in a folder that exists, found .*x.txt",
+        ),
+        (compare, ["--workdirs=none", "--split=train"], "validation or test, found 'train'"),
     ],
 )
 def test_flags_are_looked_at_before_anything_is_opened(tmp_path, monkeypatch, module, given, words):

@@ -215,6 +215,9 @@ def test_users_files(tmp_path):
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(UserError, match="found none"):
         read_users(str(tmp_path / "empty"))
+    (tmp_path / "latin").write_bytes("u1\nJürgen\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"UTF-8 text in .*latin, found .*; save the file as"):
+        read_users(str(tmp_path / "latin"))
 
 
 def test_command_line_mistakes_end_in_one_line(tmp_path, csv_folder):

@@ -81,8 +81,15 @@ def test_a_suite_gives_rows_and_a_table(capsys):
 def test_an_unknown_suite_is_named():
     with pytest.raises(UserError, match="found 'speed'"):
         benchmark(["speed"], "tiny", "float32", None)
+    with pytest.raises(UserError, match=r"expected --suite of all or train, .*, found ''; pass"):
+        benchmark([], "tiny", "float32", None)
     with pytest.raises(UserError, match="a config of lcr_ser, found one of 'sasrec'"):
         benchmark(["score"], "tiny", "float32", sasrec_qilin.get_config())
+
+
+def test_all_suites_may_stand_beside_some():
+    assert program.chosen_suites(["train", "all"]) == list(program.SUITES)
+    assert program.chosen_suites(["score", "train", "score"]) == ["score", "train"]
 
 
 def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(

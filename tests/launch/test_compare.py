@@ -125,6 +125,54 @@ def test_what_cannot_be_compared_is_refused(tmp_path, changes, words):
         compare.read_rows(paths, "ndcg@5/full", "test")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "names", "words"),
+    [
+        ("aa", "", "every workdir once, found .*a and .*a, which are one folder"),
+        ("acca", "", "every workdir once, found .*c and .*c, which are one folder"),
+        ("al", "", "every workdir once, found .*a and .*l, which are one folder"),
+        ("ab", "", "seeds of their own, found seed 0 in .*b and in another workdir"),
+        ("ac", "xy", "differ in their seed alone, found x and, of .*c, y; give them the same"),
+        ("ad", "xx", "runs called x that differ in their seed alone, found other settings in .*d;"),
+    ],
+)
+def test_runs_twice_and_names_that_do_not_fit_are_refused(tmp_path, chosen, names, words):
+    for name, seed, k in (("a", 0, 1), ("b", 0, 1), ("c", 1, 1), ("d", 0, 2)):
+        workdir(tmp_path / name, "lcr_ser", seed, [0.1, 0.2], config={"model": {"k": k}})
+    (tmp_path / "l").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError, match=words):
+        compare.read_rows([str(tmp_path / name) for name in chosen], "ndcg@5/full", "test", names)
+    (row,) = compare.read_rows([str(tmp_path / n) for n in "ac"], "ndcg@5/full", "test", "xx")
+    assert (row.name, row.seeds) == ("x", (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("metric", "split", "words"),
+    [
+        ("hr@5/full", "test", r"found ndcg@5/full; pass one of these$"),
+        ("hr@5/neg99", "test", r"found ndcg@5/neg99; pass one of these$"),
+        ("ndcg@5/neg99", "test", r"found none; run launch.evaluate --workdir={} --protocol=neg99$"),
+        ("ndcg@5/full", "validation", r"--workdir={} --protocol=full --split=validation$"),
+        ("ndcg@5/search/catalogue", "test", r"found hr@1/search/catalogue; pass one of these$"),
+        ("ndcg@5/search/full", "test", r"--workdir={} --task=search --protocol=full$"),
+        ("ndcg@5/search/bm25_99/exact", "test", r"{} --task=search --protocol=bm25_99$"),
+        ("ndcg@5/neg99/beam30", "test", r"{} --protocol=neg99$"),
+    ],
+)
+def test_a_metric_that_is_missing_comes_with_what_helps(tmp_path, metric, split, words):
+    path = workdir(tmp_path / "a", "a", 0, [0.1], config={"eval": {"metrics": ["ndcg@5"]}})
+    file = tmp_path / "a" / "results.json"
+    (row,) = json.loads(file.read_text())["rows"]
+    searched = {"protocol": "search/catalogue", "metrics": {"hr@1/search/catalogue": 0.1}}
+    file.write_text(json.dumps({"rows": [row, row | searched]}))
+    with pytest.raises(UserError, match=words.format(path)):
+        compare.read_rows([path], metric, split)
+    # A run that is of searches alone is not evaluated on clicks.
+    file.write_text(json.dumps({"rows": [row | searched]}))
+    with pytest.raises(UserError, match="found hr@1/search/catalogue; pass one of these"):
+        compare.read_rows([path], "hr@5/full", "test")
+
+
 def test_a_workdir_of_before_there_were_methods_is_refused(tmp_path):
     path = workdir(tmp_path / "a", "a", 0, [0.1, 0.2])
     (tmp_path / "a" / "config.json").write_text("{}")
@@ -210,6 +258,24 @@ def test_the_trade_off_has_a_point_a_method(tmp_path):
     compare.draw_trade_off(points, "hr@10/full", "hr@10/search/full", str(tmp_path / "a.png"))
     image = matplotlib.image.imread(tmp_path / "a.png")
     assert image.shape[:2] == (720, 960) and image[..., :3].std() > 0.01
+
+
+def test_the_trade_off_finds_rows_whose_stages_differ(tmp_path, monkeypatch):
+    path = workdir(tmp_path / "a", "a", 0, [0.1, 0.3])
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    (row,) = results["rows"]
+    searched = {"protocol": "search/full", "metrics": {"ndcg@5/search/full": 0.4}}
+    results["rows"] += [row | {"stage": "rl"}, row | searched]
+    (tmp_path / "a" / "results.json").write_text(json.dumps(results))
+    figure = str(tmp_path / "f.png")
+    values = types.SimpleNamespace(
+        metric="ndcg@5/full", against="ndcg@5/search/full", names=[], figure=figure
+    )
+    monkeypatch.setattr(compare.flags, "FLAGS", values)
+    rows = compare.read_rows([path], "ndcg@5/full", "test")
+    assert [row.name for row in rows] == ["a (pretrain)", "a (rl)"]
+    table = compare._trade_off(rows, [path], "test").splitlines()
+    assert table[2:] == ["| a (pretrain) | 0.2000 | 0.4000 |"]
 
 
 def test_hops_strata_are_of_the_sample_that_has_them(tmp_path):
