@@ -145,7 +145,7 @@ def get_config() -> config_dict.ConfigDict:
             "prompts": {"max_prompt": 120, "max_reasoning": 16, "max_answer": 40},
             "model": {"size": "tiny", "dtype": "float32", "remat": False},
             "sft": {"batch_size": 64, "row_length": 160},
-            "align": {"epochs": 2.5, "learning_rate": 2e-2},
+            "align": {"epochs": 5.0, "learning_rate": 2e-2},
             "distill": {"examples": 3200, "epochs": 2.0, "learning_rate": 2e-2},
             "rl": {
                 "steps": 20,
