@@ -76,6 +76,11 @@ def metric(name: str) -> Metric:
     return functools.partial(_FAMILIES[match[1]], cutoff=int(match[2]))
 
 
+def half_interval(gains: np.ndarray) -> float:
+    """Half of the 95% interval of the mean of one gain a user, [U], by its standard error."""
+    return float(1.96 * gains.std(ddof=1) / np.sqrt(len(gains)))
+
+
 def full_name(name: str, protocol: str) -> str:
     """'ndcg@5' against 'neg99' is 'ndcg@5/neg99'."""
     return f"{name}/{protocol}"

@@ -30,14 +30,7 @@ from launch import cli
 from launch.compare import means_of_users
 from launch.restore import Restored
 from launch.results import STAGE_TITLES, device
-from lcrsr.adaptive import (
-    AdaptiveScorer,
-    Calibration,
-    Head,
-    calibrate,
-    half_interval,
-    ranking_losses,
-)
+from lcrsr.adaptive import AdaptiveScorer, Calibration, Head, calibrate, ranking_losses
 from lcrsr.lcr_ser import LCRSERRanker
 
 _BATCH, _BLOCK = 1024, 128
@@ -211,7 +204,7 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     table[blocks] = {"seconds": seconds[blocks]}
     gains = reached - test[:, found.best_fixed]
     gain = means_of_users(gains, run.data.split("test").user)
-    difference = [float(gain.mean()), half_interval(gain)]
+    difference = [float(gain.mean()), metrics.half_interval(gain)]
     origin = _origin(run)
     text = _to_markdown(name, table, found, difference, _heading(origin))
     values_out = {

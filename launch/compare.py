@@ -389,8 +389,7 @@ def strata_to_markdown(rows: Sequence[Row], groups: dict[str, np.ndarray], metri
             cell = f"{row.per_example[chosen].mean():.4f}"
             gain = row.per_user(chosen) - rows[0].per_user(chosen)
             if row is not rows[0] and len(gain) > 1:
-                half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
-                cell += f" ({gain.mean():+.4f} ± {half:.4f})"
+                cell += f" ({gain.mean():+.4f} ± {metrics.half_interval(gain):.4f})"
             cells.append(cell)
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

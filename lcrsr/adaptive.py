@@ -22,6 +22,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from core.metrics import half_interval
 from lcrsr.embedding import Tables, look_up
 from lcrsr.model import LCRSER, Batch, Histories
 
@@ -42,11 +43,6 @@ def features(histories: Histories) -> jax.Array:
 def ranking_losses(logits: jax.Array) -> jax.Array:
     """-log softmax of the target, candidate 0: [...] of logits [..., N], in nats."""
     return -jax.nn.log_softmax(logits.astype(jnp.float32))[..., 0]
-
-
-def half_interval(gains: np.ndarray) -> float:
-    """Half of the 95% interval of the mean of one gain a user, [U], by its standard error."""
-    return float(1.96 * gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 @flax.struct.dataclass

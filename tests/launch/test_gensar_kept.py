@@ -6,7 +6,8 @@ import pathlib
 
 import jax.numpy as jnp
 import pytest
-from test_gensar import SHARED, SMALL, changed, holds, table_of, write_beauty
+from test_gensar import SHARED, SMALL, changed, table_of, write_beauty
+from test_gensar_examples import holds
 
 from configs import gensar_amazon_beauty
 from core.checkpoints import Checkpoints
