@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tensorboardX import SummaryWriter
 
-from core.workdir import Workdir, is_writer, write_atomically
+from core.files import write_atomically
+from core.workdir import Workdir, is_writer
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,18 +6,17 @@ Layout: `config.json`, `log.json` (the data's hash), `metrics.jsonl`, TensorBoar
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import subprocess
-import tempfile
 from typing import Any, TextIO
 
 import jax
 
 from core import distributed
 from core.errors import UserError
+from core.files import write_atomically
 
 # Where things lie, on this machine or its devices, does not change what is computed.
 _LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
@@ -39,21 +38,6 @@ _ADDED_KEYS = {
 def is_writer() -> bool:
     """Whether this process writes what a run has once, whatever the number of processes."""
     return jax.process_index() == 0
-
-
-def write_atomically(path: str, text: str) -> None:
-    """Writes `text` beside `path` and renames it: a reader sees the old or the new file, whole."""
-    folder = os.path.dirname(os.path.abspath(path))
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".partial-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def commit_id() -> str:

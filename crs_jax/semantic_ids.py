@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from core.workdir import write_atomically
+from core.files import write_atomically
 
 _FIT_ITEMS = 50_000
 _ITERATIONS = 50

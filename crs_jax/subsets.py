@@ -12,7 +12,8 @@ import numpy as np
 
 from core import distributed
 from core.errors import UserError
-from core.workdir import is_writer, write_atomically
+from core.files import write_atomically
+from core.workdir import is_writer
 from crs_jax.inference import Answers
 
 

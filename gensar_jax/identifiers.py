@@ -19,7 +19,7 @@ import numpy as np
 import scipy.special
 
 from core.errors import UserError
-from core.workdir import write_atomically
+from core.files import write_atomically
 from gensar_jax.rqvae import SOURCES
 
 ROUNDS = 20

@@ -18,7 +18,7 @@ import numpy as np
 import sentencepiece
 
 from core.errors import UserError
-from core.workdir import write_atomically
+from core.files import write_atomically
 
 PADDING, END = 0, 1
 BEHAVIOURS = ("<R_I>", "<S_Q>", "<S_I>")

@@ -32,8 +32,9 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from core.errors import UserError
+from core.files import write_atomically
 from core.loop import Preempted, watched
-from core.workdir import Workdir, check_no_file, write_atomically
+from core.workdir import Workdir, check_no_file
 from launch import cli, figure2, sweep_figures, sweep_tables
 from launch.arm_runs import Run, check_runs, run_all
 from launch.data import Data, resolve

@@ -25,7 +25,8 @@ from absl import flags
 
 from core import metrics
 from core.errors import UserError
-from core.workdir import commit_id, write_atomically
+from core.files import write_atomically
+from core.workdir import commit_id
 from launch import cli
 from launch.compare import means_of_users
 from launch.restore import Restored

@@ -15,9 +15,10 @@ from ml_collections import config_dict
 
 from core.arms import Arm, arms_that_fit, available_bytes, device_of, run_arms
 from core.errors import UserError
+from core.files import write_atomically
 from core.loop import NotFinite, run_stage, stage_directory
 from core.metric_writers import read_lines
-from core.workdir import Workdir, check_workdir, open_workdir, write_atomically
+from core.workdir import Workdir, check_workdir, open_workdir
 from launch import results
 from launch.data import Data
 from launch.lcr_ser import LCRSERExperiment

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import UserError
-from core.workdir import check_out, commit_id, write_atomically
+from core.files import write_atomically
+from core.workdir import check_out, commit_id
 from launch import cli
 from launch.benchmark_suites import SCALES, SUITES, Bench
 

@@ -22,7 +22,8 @@ import numpy as np
 from absl import flags
 
 from core.errors import UserError
-from core.workdir import Workdir, check_no_file, write_atomically
+from core.files import write_atomically
+from core.workdir import Workdir, check_no_file
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from launch import cli, strata
 from launch.compare import Pair, Row, compare_pairs, holm, read_rows, strata_to_markdown

@@ -11,7 +11,8 @@ import numpy as np
 from ml_collections import config_dict
 
 from core.errors import UserError
-from core.workdir import Workdir, is_writer, write_atomically
+from core.files import write_atomically
+from core.workdir import Workdir, is_writer
 from crs_jax import decoder_checkpoints, semantic_ids
 from launch.crs_examples import CRSExamples
 

@@ -19,7 +19,8 @@ import numpy as np
 from absl import flags
 
 from core.errors import UserError
-from core.workdir import check_out, commit_id, write_atomically
+from core.files import write_atomically
+from core.workdir import check_out, commit_id
 from launch import cli
 from launch.restore import Restored
 

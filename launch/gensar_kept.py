@@ -7,7 +7,8 @@ import os
 
 from core.checkpoints import newest_progress
 from core.errors import UserError
-from core.workdir import Workdir, is_writer, write_atomically
+from core.files import write_atomically
+from core.workdir import Workdir, is_writer
 from gensar_jax.joint_task import JointTask
 from launch.gensar_examples import GenSARExamples
 

@@ -22,7 +22,8 @@ import numpy as np
 from absl import flags
 
 from core.errors import UserError
-from core.workdir import check_out, write_atomically
+from core.files import write_atomically
+from core.workdir import check_out
 from input_pipelines import batches
 from input_pipelines.candidates import TouchedItems
 from input_pipelines.log import Log

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from core.errors import UserError
-from core.workdir import check_out, write_atomically
+from core.files import write_atomically
+from core.workdir import check_out
 from launch import cli
 
 _PAGES = ("table.md", "summary.md")

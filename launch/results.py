@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from core import distributed, metrics
+from core.files import write_atomically
 from core.metric_writers import read_lines
-from core.workdir import Workdir, commit_id, is_writer, write_atomically
+from core.workdir import Workdir, commit_id, is_writer
 from launch.data import Data
 
 STAGE_TITLES = {

@@ -12,7 +12,8 @@ import numpy as np
 from ml_collections import config_dict
 
 from core.errors import UserError
-from core.workdir import Workdir, commit_id, write_atomically
+from core.files import write_atomically
+from core.workdir import Workdir, commit_id
 from launch.compare import Pair, Row, compare_pairs, examples_and_users
 from launch.data import Data
 from launch.results import STAGE_TITLES, device

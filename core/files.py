@@ -1,0 +1,230 @@
+"""Files of ours: written whole or not at all, read with bounds and without running anything.
+
+What is read may have been cut, changed or made by a stranger. Every function that reads raises one
+`UserError` for whatever is wrong with a file, and allocates no more than the file itself justifies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+from core.errors import UserError
+
+PARTIAL = ".partial-"
+# A writer locks its file right after making it: what is older and not locked has no writer.
+_ABANDONED_AFTER_S = 60.0
+_JSON_BYTES = 256 * 2**20
+_ARCHIVE_BYTES = 2 * 2**30
+_HEADER_BYTES = 10_000
+
+
+@contextlib.contextmanager
+def open_atomically(path: str) -> Iterator[IO[bytes]]:
+    """Opens a binary file whose content takes the place of `path` once the block has ended well.
+
+    A reader sees the old file or the new one, whole. A link stays a link: the file that it names is
+    replaced. What is no regular file (/dev/null, a pipe) is written to as it is. The new file has
+    the mode 0o666 less the umask.
+
+    Raises:
+      OSError: the folder is missing, full or cannot be written.
+    """
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        with open(path, "wb") as file:
+            yield file
+        return
+    temporary = os.path.join(
+        os.path.dirname(path), f"{PARTIAL}{os.path.basename(path)[:100]}-{secrets.token_hex(6)}"
+    )
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            # Network file systems may know no locks; age alone protects the file there.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+            file.flush()
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_atomically(path: str, text: str) -> None:
+    """Writes `text` as UTF-8 in the way of `open_atomically`."""
+    content = text.encode()
+    with open_atomically(path) as file:
+        file.write(content)
+
+
+def remove_abandoned(folder: str, prefix: str = PARTIAL) -> None:
+    """Removes files and folders that killed writers have left in `folder`.
+
+    Only names that begin with `prefix`, are a minute old and are locked by no living process go.
+    """
+    for name in os.listdir(folder):
+        if not name.startswith(prefix):
+            continue
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            if time.time() - os.lstat(path).st_mtime < _ABANDONED_AFTER_S:
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.isdir(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+            finally:
+                os.close(descriptor)
+
+
+def _unreadable(path: str, what: str, reason: object, remedy: str) -> UserError:
+    return UserError(f"expected {what} at {path}, found {reason}; {remedy}")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, RecursionError):
+        return "values nested too deeply"
+    lines = str(error).splitlines() or [type(error).__name__]
+    return f"a file that cannot be read ({lines[0][:160]})"
+
+
+def read_json(
+    path: str, what: str, remedy: str, *, kind: type = dict, max_bytes: int = _JSON_BYTES
+) -> Any:
+    """Reads a JSON file.
+
+    Args:
+      what: the file is, for messages: 'the results of a run'.
+      remedy: what the user can do where it cannot be read.
+      kind: of the outermost value, `dict` or `list`.
+      max_bytes: a larger file is refused unread.
+
+    Raises:
+      UserError: no such file; too large, cut, not UTF-8, not JSON, nested too deeply, or its
+        outermost value is of another kind.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise ValueError(f"more than {max_bytes:,} bytes")
+        value = json.loads(content.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, what, _reason(error), remedy) from None
+    if not isinstance(value, kind):
+        named = {dict: "an object", list: "a list"}.get(type(value), type(value).__name__)
+        raise _unreadable(path, what, f"JSON that is {named}", remedy)
+    return value
+
+
+def load_npy(path: str, what: str, remedy: str, *, memory_map: bool = False) -> np.ndarray:
+    """Reads the array of a .npy file, whose header must fit the file's size.
+
+    Args:
+      what, remedy: as of `read_json`.
+      memory_map: returns a plain array over a read-only map of the file.
+
+    Raises:
+      UserError: no such file; no .npy, an array of objects, cut, or longer than its header says.
+    """
+    try:
+        with open(path, "rb") as file:
+            shape, order, dtype = _npy_header(file)
+            first = file.tell()
+            _check_size(shape, dtype, os.fstat(file.fileno()).st_size - first)
+            if memory_map and math.prod(shape):
+                mapped = np.memmap(path, dtype, mode="r", offset=first, shape=shape, order=order)
+                return np.asarray(mapped)
+            values = np.fromfile(file, dtype, math.prod(shape))
+    except (OSError, ValueError, SyntaxError, EOFError, RecursionError) as error:
+        raise _unreadable(path, what, _reason(error), remedy) from None
+    return values.reshape(shape, order=order)
+
+
+def load_npz(
+    path: str, what: str, remedy: str, *, max_bytes: int = _ARCHIVE_BYTES
+) -> dict[str, np.ndarray]:
+    """Reads all arrays of a .npz file by their names.
+
+    Args:
+      what, remedy: as of `read_json`.
+      max_bytes: that the arrays may have together, unpacked.
+
+    Raises:
+      UserError: no such file; no archive of arrays, cut, damaged, arrays of objects, or larger than
+        `max_bytes`.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > max_bytes:
+                raise ValueError(f"arrays of more than {max_bytes:,} bytes")
+            for member in members:
+                with archive.open(member) as file:
+                    shape, order, dtype = _npy_header(file)
+                    _check_size(shape, dtype, member.file_size - file.tell())
+                    content = file.read(member.file_size)
+                values = np.frombuffer(bytearray(content), dtype, math.prod(shape))
+                arrays[member.filename.removesuffix(".npy")] = values.reshape(shape, order=order)
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        RecursionError,
+        NotImplementedError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise _unreadable(path, what, _reason(error), remedy) from None
+    return arrays
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:
+    """(shape, order, dtype) of the .npy at the start of a file, which is left at its values.
+
+    Raises:
+      ValueError: no header of NumPy's, or one of objects.
+    """
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in read:
+        raise ValueError(f"version {version} of the .npy format")
+    shape, fortran, dtype = read[version](file, max_header_size=_HEADER_BYTES)
+    if dtype.hasobject or any(size < 0 for size in shape):
+        raise ValueError("an array of objects or of negative size")
+    return shape, "F" if fortran else "C", dtype
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
+    wanted = math.prod(shape) * dtype.itemsize
+    if wanted != size:
+        raise ValueError(f"{size:,} bytes of values where its header says {wanted:,}")
