@@ -18,7 +18,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -135,8 +135,7 @@ def read_json(
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, what, _reason(error), remedy) from None
     if not isinstance(value, kind):
-        named = {dict: "an object", list: "a list"}.get(type(value), type(value).__name__)
-        raise _unreadable(path, what, f"JSON that is {named}", remedy)
+        raise _unreadable(path, what, f"JSON that is a {type(value).__name__}", remedy)
     return value
 
 
@@ -154,11 +153,12 @@ def load_npy(path: str, what: str, remedy: str, *, memory_map: bool = False) -> 
         with open(path, "rb") as file:
             shape, order, dtype = _npy_header(file)
             first = file.tell()
-            _check_size(shape, dtype, os.fstat(file.fileno()).st_size - first)
-            if memory_map and math.prod(shape):
+            count = math.prod(shape)
+            _check_size(count, dtype, os.fstat(file.fileno()).st_size - first)
+            if memory_map and count:
                 mapped = np.memmap(path, dtype, mode="r", offset=first, shape=shape, order=order)
                 return np.asarray(mapped)
-            values = np.fromfile(file, dtype, math.prod(shape))
+            values = np.fromfile(file, dtype, count)
     except (OSError, ValueError, SyntaxError, EOFError, RecursionError) as error:
         raise _unreadable(path, what, _reason(error), remedy) from None
     return values.reshape(shape, order=order)
@@ -186,9 +186,10 @@ def load_npz(
             for member in members:
                 with archive.open(member) as file:
                     shape, order, dtype = _npy_header(file)
-                    _check_size(shape, dtype, member.file_size - file.tell())
+                    count = math.prod(shape)
+                    _check_size(count, dtype, member.file_size - file.tell())
                     content = file.read(member.file_size)
-                values = np.frombuffer(bytearray(content), dtype, math.prod(shape))
+                values = np.frombuffer(bytearray(content), dtype, count)
                 arrays[member.filename.removesuffix(".npy")] = values.reshape(shape, order=order)
     except (
         OSError,
@@ -205,7 +206,7 @@ def load_npz(
     return arrays
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["F", "C"], np.dtype]:
     """(shape, order, dtype) of the .npy at the start of a file, which is left at its values.
 
     Raises:
@@ -224,7 +225,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, np.dtype]:
     return shape, "F" if fortran else "C", dtype
 
 
-def _check_size(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
-    wanted = math.prod(shape) * dtype.itemsize
+def _check_size(count: int, dtype: np.dtype, size: int) -> None:
+    wanted = count * dtype.itemsize
     if wanted != size:
         raise ValueError(f"{size:,} bytes of values where its header says {wanted:,}")
