@@ -47,7 +47,7 @@ def get_config() -> config_dict.ConfigDict:
     config.pretrain.stop_patience = 5  # UniSAR
     config.pretrain.table_update = "touched_rows"  # or "dense": Adam over whole tables
     config.pretrain.lambda_l2 = 1e-5  # UniSAR on Amazon
-    config.pretrain.user_dropout = 0.01  # ours
+    config.pretrain.user_dropout = 0.01  # ours; not tuned
 
     config.eval = config_dict.ConfigDict()
     config.eval.metrics = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")

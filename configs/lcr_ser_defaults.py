@@ -1,7 +1,8 @@
 """Every setting of LCR-SER beside the shared ones (defaults.py), with where its value comes from.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
-"ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on.
+"ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on. "not tuned"
+means that no other value was tried on validation.
 """
 
 from ml_collections import config_dict
@@ -30,30 +31,30 @@ def get_config() -> config_dict.ConfigDict:
     # K in use, of max_steps at most; as many where it is not set apart from it.
     config.pretrain.active_steps = config.model.get_oneway_ref("max_steps")
     config.pretrain.recommendation = "bce"  # Eq. 11; or "cross_entropy" over the candidates
-    config.pretrain.lambda_tcl = 0.1  # ours
-    config.pretrain.margin = 0.1  # ours
-    config.pretrain.distance = "cosine"  # ours
-    config.pretrain.stop_gradient = "both"  # ours; "none" is the printed form
+    config.pretrain.lambda_tcl = 0.1  # ours; of .1 and .3, which one run each does not tell apart
+    config.pretrain.margin = 0.1  # ours; not tuned
+    config.pretrain.distance = "cosine"  # ours; not tuned
+    config.pretrain.stop_gradient = "both"  # ours, not tuned; "none" is the printed form
 
     # Distillation: the folder of a run whose scores this one learns as well; empty: of none. With
     # model.max_steps of 0 the student reasons in one pass.
     config.pretrain.teacher = ""
     config.pretrain.teacher_stage = ""  # of that run; empty: rl where it was trained
-    config.pretrain.lambda_distil = 1.0  # ours
+    config.pretrain.lambda_distil = 1.0  # ours; not tuned
 
     config.rl = config_dict.ConfigDict()
     config.rl.enabled = True  # False: pre-training only
     config.rl.examples = 20_000  # users' histories rolled out; the control trains on as many
-    config.rl.batch_size = 128  # ours
+    config.rl.batch_size = 128  # ours; not tuned
     config.rl.evals = 5  # evaluations over the stage
     config.rl.negatives = 99  # candidates of a rollout beside the target
-    config.rl.trajectories = 8  # N of Eq. 13; ours
-    config.rl.gamma = 0.3  # Eq. 14, relative to the RMS of h^(0); ours
+    config.rl.trajectories = 8  # N of Eq. 13; ours, not tuned
+    config.rl.gamma = 0.3  # Eq. 14, relative to the RMS of h^(0); ours, not tuned
     config.rl.reward = "hr@1"  # the paper's
     config.rl.policy = "softmax"  # over the candidates; or "sigmoid"
-    config.rl.lambda_kl = 0.1  # Eq. 15; ours
-    config.rl.learning_rate = 1e-4  # ours
+    config.rl.lambda_kl = 0.1  # Eq. 15; ours, not tuned
+    config.rl.learning_rate = 1e-4  # ours; not tuned
     config.rl.updates_per_rollout = 1  # updates between snapshots of pi_old
     config.rl.clip_eps = 0.0  # 0: no clipping, as printed
-    config.rl.trainable = "dense"  # or "all" (as printed), "reasoning"
+    config.rl.trainable = "dense"  # ours, not tuned; or "all" (as printed), "reasoning"
     return config
