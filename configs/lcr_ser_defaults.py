@@ -1,8 +1,8 @@
 """Every setting of LCR-SER beside the shared ones (defaults.py), with where its value comes from.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
-"ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on. "not tuned"
-means that no other value was tried on validation.
+"ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on.
+"not tuned" means that no other value was tried on validation.
 """
 
 from ml_collections import config_dict
