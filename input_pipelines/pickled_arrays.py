@@ -20,7 +20,7 @@ import pandas as pd
 _SIMPLE = {"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"}
 _TEXT = re.compile(r"[US][1-9][0-9]{0,8}")
 _TIMES = ("M8", "m8")
-_UNITS = frozenset("Y M W D h m s ms us ns ps fs as".split())
+_UNITS = frozenset(["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as"])
 _ORDERS = {"<": "<", ">": ">", "|": "", "=": "="}
 # Flags of NumPy's descriptions: of objects, and of text, whose items need Python.
 _OBJECT_FLAGS, _UNICODE_FLAGS = 63, 8

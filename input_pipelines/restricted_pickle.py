@@ -3,9 +3,9 @@
 A pickle is a program for a machine inside Python that looks up any function of any module and calls
 it. Here it runs on a machine of our own, which knows the operations of binary pickles (protocols 2
 to 5) and no others, looks up nothing, and has the names of NumPy's and pandas' pickles stand for
-functions of `pickled_arrays`, which take plain values alone. Python's own unpickler is given nothing
-but runs of numbers and flat lists of them, checked to be that and rebuilt, because it reads these
-fast; a name, a length or a reference never reaches it.
+functions of `pickled_arrays`, which take plain values alone. Python's own unpickler is given
+nothing but runs of numbers and flat lists of them, checked to be that and rebuilt, because it reads
+these fast; a name, a length or a reference never reaches it.
 
 Depth, number of values and memory are bounded: a length or a place in a table is only a number
 here, and what is shared counts as often as it occurs.
@@ -44,18 +44,19 @@ _DEPTH = 32
 _LONGEST_NAME = 100
 _TEXT_A_VALUE = 64  # so many characters or bytes count as one value
 
-# Numbers, None, True and False, each with its operation; whole numbers of up to nine bytes.
-_LONG = b"|".join(b"%b.{%d}" % (re.escape(bytes([n])), n) for n in range(10))
-_VALUE = rb"(?:K.|M..|J.{4}|\x8a(?:%b)|[N\x88\x89]|G.{8})" % _LONG
+# Whole numbers, None, True, False and floats, each with its operation; the most frequent first, and
+# at last whole numbers of any size up to nine bytes.
+_LONG = b"|".join(re.escape(bytes([size])) + b"." * size for size in range(10))
+_VALUE = rb"(?:\x8a\x06......|J....|K.|M..|G........|[N\x88\x89]|\x8a(?:%b))" % _LONG
 _VALUES = re.compile(_VALUE + rb"{1,65536}+", re.DOTALL)
-_MEMO = rb"(?:\x94|q.|r.{4})?"
+_MEMO = rb"(?:\x94|q.|r....)?"
 _FILLED = rb"(?:\(%b{0,65536}+e|%ba)?" % (_VALUE, _VALUE)
 _LISTS = re.compile(rb"(?:\]%b%b){1,4096}+" % (_MEMO, _FILLED), re.DOTALL)
 _ONE_LIST = re.compile(rb"\](%b)(%b)" % (_MEMO, _FILLED), re.DOTALL)
 
 _NUMBERS = frozenset({int, float, bool, type(None)})
-_HOLDERS = (np.ndarray, pd.DataFrame, pd.Series, pd.Index, Block, Manager)
-_RESULTS = (dict, list, tuple, str, bytes, np.ndarray, np.generic, pd.DataFrame, pd.Series)
+_HOLDERS = (pd.DataFrame, pd.Series, pd.Index, Block, Manager)
+_RESULTS = (*_NUMBERS, dict, list, tuple, str, bytes, np.ndarray, pd.DataFrame, pd.Series)
 
 
 class _Refused(Exception):
@@ -100,7 +101,7 @@ class _Machine:
             code = content[self._at]
             if code == _STOP:
                 (value,) = self._stack
-                if self._outer or not (type(value) in _NUMBERS or isinstance(value, _RESULTS)):
+                if self._outer or not (type(value) in _RESULTS or isinstance(value, np.generic)):
                     raise ValueError("it holds no data")
                 return value
             step = steps[code]
@@ -168,7 +169,7 @@ class _Machine:
         """Pushes what was made of `source`, whose weight it has where it can hold objects."""
         self._count(1)
         self._stack.append(value)
-        if isinstance(value, _HOLDERS) and getattr(value, "dtype", object) == object:
+        if isinstance(value, _HOLDERS) or (isinstance(value, np.ndarray) and value.dtype.hasobject):
             self._weights[id(value)] = (value, *self._weight(source))
 
     def _after_mark(self) -> list[Any]:
@@ -244,11 +245,17 @@ class _Machine:
         self._stack += values
 
     def _read_lists(self) -> None:
-        """Reads flat lists of numbers, or one that is still empty: what follows may fill the last."""
-        found = _LISTS.match(self._content, self._at)
-        assert found is not None  # an empty list matches
-        memos, contents = zip(*_ONE_LIST.findall(found[0]), strict=True)
-        self._at = found.end()
+        """Reads flat lists of numbers; what follows may fill the last further."""
+        first = _ONE_LIST.match(self._content, self._at)
+        assert first is not None  # an empty list matches
+        if self._content[first.end() : first.end() + 1] == pickle.EMPTY_LIST:
+            run = _LISTS.match(self._content, self._at)
+            assert run is not None
+            self._at = run.end()
+            memos, contents = zip(*_ONE_LIST.findall(run[0]), strict=True)
+        else:
+            self._at = first.end()
+            memos, contents = (first[1],), (first[2],)
         self._count(len(contents))
         lists = pickle.loads(b"(]%bl." % b"]".join(contents))
         self._count_values(sum(map(len, lists)))
@@ -433,7 +440,7 @@ def load_pickle(path: pathlib.Path) -> Any:
             size = os.fstat(file.fileno()).st_size
             if size > _MOST_BYTES:
                 raise ValueError(f"{size:,} bytes, of at most {_MOST_BYTES:,}")
-            content = file.read(_MOST_BYTES)
+            content = file.read(size)
         return _Machine(content).run()
     except FileNotFoundError:
         raise UserError(f"expected a pickle at {path}, found no file; see the reader") from None
@@ -451,8 +458,8 @@ def load_pickle(path: pathlib.Path) -> Any:
         TypeError,
         ValueError,
     ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = _printable((str(error).splitlines() or [type(error).__name__])[0][:160])
         raise UserError(
-            f"expected a whole pickle at {path}, found one that does not load ({_printable(reason)}); "
+            f"expected a whole pickle at {path}, found one that does not load ({reason}); "
             "download it again"
         ) from None
