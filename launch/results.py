@@ -16,7 +16,7 @@ from rich.table import Table
 from core import distributed, metrics
 from core.files import write_atomically
 from core.metric_writers import read_lines
-from core.workdir import Workdir, commit_id, is_writer
+from core.workdir import Workdir, commit_id
 from launch.data import Data
 
 STAGE_TITLES = {
@@ -59,9 +59,6 @@ def save(
     """
     per_user = f"per_user/{stage}-{split}-{protocol.replace('/', '-')}.npz"
     users = data.split(split).user if users is None else users
-    values: dict[str, Any] = {"user": users, **sums.per_example()}
-    if is_writer():
-        np.savez_compressed(workdir.file(*per_user.split("/")), **values)
     row = {
         "stage": stage,
         "split": split,
@@ -83,7 +80,7 @@ def save(
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **(more or {}),
     }
-    workdir.write_result_row(row)
+    workdir.write_result_row(row, {"user": users, **sums.per_example()})
     return row
 
 

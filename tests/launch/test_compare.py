@@ -3,6 +3,7 @@
 import json
 import types
 
+import made_results
 import matplotlib.image
 import numpy as np
 import pytest
@@ -21,18 +22,11 @@ def workdir(folder, method, seed, values, **changes):
     (folder / "config.json").write_text(json.dumps(config | changes.pop("config", {})))
     users = changes.pop("users", np.arange(len(values)))
     np.savez(folder / "per_user" / "a.npz", **{"user": users, "ndcg@5": np.float32(values)})
-    row = {
-        "stage": "pretrain",
-        "split": "test",
-        "protocol": "full",
-        "metrics": {"ndcg@5/full": float(np.mean(values))},
-        "seed": seed,
-        "per_user": "per_user/a.npz",
-        "data": "d",
-        "data_hash": "h",
-        "data_split": "leave_one_out",
-        "candidates_seed": 0,
-    }
+    row = made_results.row(
+        metrics={"ndcg@5/full": float(np.mean(np.float32(values)))},
+        seed=seed,
+        per_user="per_user/a.npz",
+    )
     (folder / "results.json").write_text(json.dumps({"rows": [row | changes]}))
     return str(folder)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import made_results
 import matplotlib.image
 import numpy as np
 import pytest
@@ -22,12 +23,13 @@ def sample(tmp_path_factory):
     config.cache_dir = str(tmp_path_factory.mktemp("cache"))
     config.evolve.iterations = 2
     config = resolve(config)
-    return config, search_protocol.held_out(config, Data(config), "test").user
+    data = Data(config)
+    return config, search_protocol.held_out(config, data, "test").user, data.log.hash
 
 
 def run(folder, sample, stages, *, seed=0, method="crs", algorithm="r_grpo", **entries):
     """A folder of results: each stage's every metric is a value for every search."""
-    config, users = sample
+    config, users, log_hash = sample
     config = config.copy_and_resolve_references()
     config.method, config.seed, config.rl.algorithm = method, seed, algorithm
     workdir = Workdir(str(folder))
@@ -40,21 +42,20 @@ def run(folder, sample, stages, *, seed=0, method="crs", algorithm="r_grpo", **e
             workdir.file("per_user", f"{stage}.npz"), user=users, **dict.fromkeys(METRICS, values)
         )
         rows.append(
-            {
-                "stage": stage,
-                "split": "test",
-                "protocol": "search/catalogue",
-                "examples": len(users),
-                "metrics": {f"{m}/search/catalogue": float(values.mean()) for m in METRICS},
-                "data": "sample",
-                "data_hash": "h",
-                "data_split": "by_user",
-                "candidates_seed": 0,
-                "seed": seed,
-                "commit": "c0ffee",
-                "device": "cpu",
-                "per_user": f"per_user/{stage}.npz",
-            }
+            made_results.row(
+                stage=stage,
+                protocol="search/catalogue",
+                examples=len(users),
+                metrics={
+                    f"{m}/search/catalogue": float(np.mean(values, dtype=float)) for m in METRICS
+                },
+                data="sample",
+                data_hash=log_hash,
+                data_split="by_user",
+                seed=seed,
+                device="cpu",
+                per_user=f"per_user/{stage}.npz",
+            )
             | entries
         )
     with open(workdir.file("results.json"), "w", encoding="utf-8") as file:
