@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -19,12 +18,11 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from core import distributed
+from core import distributed, result_rows
 from core.errors import UserError
 from core.files import (
     PARTIAL,
     expanded,
-    load_npz,
     locked,
     read_json,
     remove_abandoned,
@@ -36,14 +34,6 @@ from core.files import (
 _LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
 _CONFIG_FILE, _LOG_FILE, _RESULTS_FILE = "config.json", "log.json", "results.json"
 _LOCK = ".lock"
-# What every row of results.json has; those of rankings have 'candidates_seed' and 'per_user' too.
-_ROW_KEYS = {
-    **dict.fromkeys(("stage", "split", "protocol", "selected_on", "commit"), str),
-    **dict.fromkeys(("data", "data_hash", "data_split"), str),
-    **dict.fromkeys(("step", "examples", "seed"), int),
-    "metrics": dict,
-}
-_PER_USER = re.compile(r"per_user/[^/\\]+\.npz")
 _RESTORE = "restore the file, or train again in another --workdir"
 # Keys that configs got after there were runs, with the values that leave everything as it was.
 _ADDED_KEYS = {
@@ -208,6 +198,22 @@ class Workdir:
             )
         return read_json(path, "the config of a run", _RESTORE)
 
+    def read_setting(self, key: str, kind: type) -> Any:
+        """Returns the setting 'section.name' of the run's config.
+
+        Raises:
+          UserError: as `read_config`, or there is none of that kind.
+        """
+        value: Any = self.read_config()
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not result_rows.is_a(value, kind):
+            raise UserError(
+                f"expected {key} in {os.path.join(self.path, _CONFIG_FILE)}, found none that "
+                f"fits; {_RESTORE}"
+            )
+        return value
+
     def check_log(self, log_hash: str) -> None:
         """Refuses data other than the run was trained on.
 
@@ -260,7 +266,7 @@ class Workdir:
         if not isinstance(rows, list):
             raise UserError(f"expected a list 'rows' in {path}, found none; {_RESTORE}")
         for number, row in enumerate(rows):
-            _check_row(row, f"row {number} of {path}")
+            result_rows.check_row(row, f"row {number} of {path}", _RESTORE)
         return results
 
     def change_results(
@@ -300,59 +306,8 @@ class Workdir:
         self.change_results(with_row)
 
     def read_per_user(self, row: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the examples behind a row: their users int [E] and a metric's values float [E].
-
-        Args:
-          row: of `read_results`.
-          metric: its name without the protocol.
-
-        Raises:
-          UserError: the row names no such file, or the file cannot be read, lacks them, or is of
-            other results than the row.
-        """
-        again = f"run launch.evaluate --workdir={self.path} again"
-        name = row.get("per_user")
-        if not isinstance(name, str) or not _PER_USER.fullmatch(name):
-            raise UserError(
-                f"expected a file of {self.path}/per_user in its results of {row['stage']}, found "
-                f"{name!r}; {again}"
-            )
-        path = os.path.join(self.path, name)
-        arrays = load_npz(path, "the results of every example", again)
-        users, values = (arrays.get(key, np.zeros(0)) for key in ("user", metric))
-        whole = users.dtype.kind in "iu" and values.dtype.kind == "f" and len(users.shape) == 1
-        if not whole or users.shape != values.shape or not len(users):
-            raise UserError(
-                f"expected one user and one {metric} an example in {path}, found {users.dtype} "
-                f"{list(users.shape)} and {values.dtype} {list(values.shape)}; {again}"
-            )
-        told = {full.partition("/")[0]: value for full, value in row["metrics"].items()}[metric]
-        mean = float(np.mean(values, dtype=np.float64))
-        if not abs(mean - told) <= 1e-6:
-            raise UserError(
-                f"expected the mean {told:.6f} of its row for {metric} in {path}, found "
-                f"{mean:.6f}: one of them has been written since; {again}"
-            )
-        return users, values
-
-
-def _check_row(row: Any, where: str) -> None:
-    """Refuses what is no row of results. Raises UserError."""
-    wrong: list[str] = []
-    if isinstance(row, dict):
-        wrong = [k for k, kind in _ROW_KEYS.items() if not _is_a(row.get(k), kind)]
-        if not wrong and not all(_is_a(value, float) for value in row["metrics"].values()):
-            wrong = ["metrics"]
-        if not wrong:
-            return
-    what = f"no fitting {', '.join(wrong)}" if wrong else f"{row!r:.60}"
-    raise UserError(f"expected results of a run in {where}, found {what}; {_RESTORE}")
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        """Returns the examples behind a row, as `core.result_rows.read_per_user`."""
+        return result_rows.read_per_user(self.path, row, metric)
 
 
 def check_out(path: str, flag: str, ending: str = "") -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from configs import crs_sample
+from core import metrics
 from core.errors import UserError
 from core.workdir import Workdir, check_no_file
-from launch import compare, crs_figures, report, search_protocol
+from launch import crs_figures, report, search_protocol
 from launch.data import Data, resolve
+from launch.paired_tests import holm
 
 METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
@@ -82,7 +84,7 @@ def test_a_folder_with_both_figures_and_the_table(sample, tmp_path):
     assert "| R-GRPO | sft_only_1 | 0, 1 | 0.2500 ± 0.0000 | 0.2500 ± 0.0000 |" in lines
     assert not any("align" in line or ("sft_only" in line and "| GRPO" in line) for line in lines)
     rows = {tuple(line.split(" | ")[:3]): line for line in lines if line.startswith("| rl_")}
-    gain = compare.means_of_users(better - 0.3, users).mean()
+    gain = metrics.means_of_users(better - 0.3, users).mean()
     first = rows["| rl_0", "R-GRPO", "0, 1"]
     assert first.count("±") == 5 and f"| {gain:+.4f} [" in first
     assert rows["| rl_0", "GRPO", "0, 1"].endswith("| 0.3000 ± 0.0000 |  |  |")
@@ -109,8 +111,8 @@ def test_p_is_corrected_over_the_whole_table(sample, tmp_path):
     _, tested = crs_figures.table_3(crs_figures.read([ours, plain], []))
     assert [stage for stage, _ in tested] == ["rl_0", "rl_1"]
     p = [pair.p for _, pair in tested]
-    assert [pair.p_holm for _, pair in tested] == pytest.approx(compare.holm(p))
-    assert compare.holm(p) != pytest.approx(p)
+    assert [pair.p_holm for _, pair in tested] == pytest.approx(holm(p))
+    assert holm(p) != pytest.approx(p)
 
 
 def test_what_is_refused(sample, tmp_path):

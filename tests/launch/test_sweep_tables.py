@@ -12,7 +12,7 @@ from matplotlib import figure
 from configs import lcr_ser_defaults
 from core.errors import UserError
 from core.workdir import Workdir, commit_id
-from launch.compare import holm
+from launch.paired_tests import holm
 from launch.results import device
 from launch.sweep_tables import Found, read_sweep, title, write
 from launch.sweeps import Setting, Sweep
