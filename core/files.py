@@ -11,13 +11,15 @@ import fcntl
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
+import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -30,6 +32,22 @@ _ABANDONED_AFTER_S = 60.0
 _JSON_BYTES = 256 * 2**20
 _ARCHIVE_BYTES = 2 * 2**30
 _HEADER_BYTES = 10_000
+# Descriptors of this process by name; where the shell has led one to a file, it is not replaced.
+_OWN_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\d{1,4})")
+
+
+class WriteError(UserError, OSError):
+    """A file that cannot be written: ends a program in one line, and is caught as an `OSError`."""
+
+    def __init__(self, path: str, error: OSError):
+        super().__init__(
+            f"expected to write {path}, found {_reason(error)}; free space, or mend what is there, "
+            "or name another place"
+        )
+        self.errno = error.errno
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @contextlib.contextmanager
@@ -41,29 +59,75 @@ def open_atomically(path: str) -> Iterator[IO[bytes]]:
     the mode 0o666 less the umask.
 
     Raises:
-      OSError: the folder is missing, full or cannot be written.
+      WriteError: the folder is missing, full or cannot be written.
     """
-    path = os.path.realpath(path)
-    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        with open(path, "wb") as file:
-            yield file
-        return
-    temporary = os.path.join(
-        os.path.dirname(path), f"{PARTIAL}{os.path.basename(path)[:100]}-{secrets.token_hex(6)}"
-    )
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with _told(path):
+        if (through := _open_through(path)) is not None:
+            with through as file:
+                yield file
+            return
+        target = os.path.realpath(path)
+        name = f"{PARTIAL}{os.path.basename(target)[:100]}-{secrets.token_hex(6)}"
+        temporary = os.path.join(os.path.dirname(target), name)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                # Network file systems may know no locks; age alone protects the file there.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield file
+                file.flush()
+                os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+
+@contextlib.contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Turns an `OSError` of writing `path` into a `WriteError`; one of reading another file stays.
+
+    Errors of a file that is open name none.
+    """
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            # Network file systems may know no locks; age alone protects the file there.
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield file
-            file.flush()
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        yield
+    except UserError:
         raise
+    except OSError as error:
+        of_target = error.filename is None or PARTIAL in str(error.filename)
+        if of_target or error.filename == path:
+            raise WriteError(path, error) from error
+        raise
+
+
+def _open_through(path: str) -> IO[bytes] | None:
+    """The open file at `path` where that is no regular file, which cannot be replaced."""
+    own = _OWN_DESCRIPTOR.fullmatch(os.path.abspath(path))
+    if own:
+        sys.stdout.flush()
+        return os.fdopen(os.dup({"stdout": 1, "stderr": 2}.get(own[1]) or int(own[2])), "wb")
+    # Asked of the path itself: the real path of a link to a pipe is no path.
+    if not os.path.exists(path) or stat.S_ISREG(os.stat(path).st_mode):
+        return None
+    return open(path, "wb")
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Holds the lock file at `path` during the block; who else asks for it waits.
+
+    The file stays, empty: if it were removed, one who waits for it would lock nobody out.
+
+    Raises:
+      WriteError: the lock file cannot be made, or the file system has no locks.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            fcntl.flock(held.enter_context(open(path, "ab")), fcntl.LOCK_EX)
+        except OSError as error:
+            raise WriteError(path, error) from error
+        yield
 
 
 def write_atomically(path: str, text: str) -> None:
@@ -71,6 +135,46 @@ def write_atomically(path: str, text: str) -> None:
     content = text.encode()
     with open_atomically(path) as file:
         file.write(content)
+
+
+def append(path: str, text: str) -> None:
+    """Appends `text` as UTF-8 to a file, which is made where there is none.
+
+    Raises:
+      WriteError: the disk is full, or the file cannot be written; a part may have been.
+    """
+    with _told(path), open(path, "ab") as file:
+        file.write(text.encode())
+
+
+def expanded(path: str, what: str) -> str:
+    """Returns the absolute path of `path`, whose `~` is the home folder.
+
+    Args:
+      what: the path is, for the message: '--workdir'.
+
+    Raises:
+      UserError: it begins with `~` and there is no such home; a folder of that name would be made.
+    """
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise UserError(
+            f"expected a home folder for {what}={path}, found none: HOME is not set and there is "
+            "no such account here; pass a whole path"
+        )
+    return os.path.abspath(whole)
+
+
+def save_npy(path: str, array: np.ndarray) -> None:
+    """Writes an array as a .npy file in the way of `open_atomically`."""
+    with open_atomically(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def save_npz(path: str, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
+    """Writes arrays by their names as a .npz file in the way of `open_atomically`."""
+    with open_atomically(path) as file:
+        (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
 
 
 def remove_abandoned(folder: str, prefix: str = PARTIAL) -> None:

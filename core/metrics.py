@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from core.errors import UserError
 
@@ -76,9 +77,22 @@ def metric(name: str) -> Metric:
     return functools.partial(_FAMILIES[match[1]], cutoff=int(match[2]))
 
 
+def means_of_users(values: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Returns means [U] over every user's own examples, of values [E] of examples of users [E]."""
+    place = np.unique(users, return_inverse=True)[1]
+    return np.bincount(place, values) / np.bincount(place)
+
+
 def half_interval(gains: np.ndarray) -> float:
-    """Half of the 95% interval of the mean of one gain a user, [U], by its standard error."""
-    return float(1.96 * gains.std(ddof=1) / np.sqrt(len(gains)))
+    """Returns half of the 95% interval of the mean of one gain a user, [U], by Student's t.
+
+    Raises:
+      ValueError: fewer than two users, whose spread nobody knows.
+    """
+    if len(gains) < 2:
+        raise ValueError(f"expected gains of two users or more, found {len(gains)}")
+    quantile = scipy.special.stdtrit(len(gains) - 1, 0.975)
+    return float(quantile * gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def full_name(name: str, protocol: str) -> str:

@@ -12,13 +12,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse
 
 from core.errors import UserError
+from core.files import load_npy, read_json
 
 
 def content_hash(vectors: np.ndarray) -> str:
@@ -204,17 +204,9 @@ def load_vectors(path: str, *, num_items: int, data_hash: str) -> np.ndarray:
     """
     described = os.path.splitext(path)[0] + ".json"
     again = "export them again with launch.export_vectors from a model of this data"
-    try:
-        vectors = np.load(path)
-        if not isinstance(vectors, np.ndarray):
-            raise TypeError(f"expected one array, found an archive: {path}")
-        with open(described, encoding="utf-8") as file:
-            found = json.load(file)["data_hash"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"expected item vectors at {path} with {os.path.basename(described)} beside, found "
-            f"none that can be read ({type(error).__name__}); {again}"
-        ) from None
+    what = f"item vectors with {os.path.basename(described)} beside"
+    vectors = load_npy(path, what, again)
+    found = read_json(described, "the description of item vectors", again).get("data_hash")
     if found != data_hash:
         raise UserError(
             f"expected vectors of the log {data_hash} in {path}, found those of {found}; {again}"

@@ -1,26 +1,40 @@
 """A run's folder: resolved config, results, and the rule that one run owns it.
 
 Layout: `config.json`, `log.json` (the data's hash), `metrics.jsonl`, TensorBoard events,
-`checkpoints/STAGE/`, `per_user/`, `results.json`, `summary.md` and the curves as PNG.
+`checkpoints/STAGE/`, `per_user/`, `results.json`, `summary.md` and the curves as PNG; beside them
+`.lock*`, which running processes hold, and `.partial-*`, which writers rename once they are whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import subprocess
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 
-from core import distributed
+from core import distributed, result_rows
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import (
+    PARTIAL,
+    expanded,
+    locked,
+    read_json,
+    remove_abandoned,
+    save_npz,
+    write_atomically,
+)
 
 # Where things lie, on this machine or its devices, does not change what is computed.
 _LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
-_LOG_FILE = "log.json"
+_CONFIG_FILE, _LOG_FILE, _RESULTS_FILE = "config.json", "log.json", "results.json"
+_LOCK = ".lock"
+_RESTORE = "restore the file, or train again in another --workdir"
 # Keys that configs got after there were runs, with the values that leave everything as it was.
 _ADDED_KEYS = {
     "data.item_words": 0,
@@ -96,12 +110,12 @@ class Workdir:
     """The folder of one run, opened by `open_workdir`.
 
     Raises:
-      UserError: the path is an address.
+      UserError: the path is an address, or begins with a `~` that is nobody's home.
     """
 
     def __init__(self, path: str):
         check_mounted(path, "--workdir")
-        self.path = os.path.abspath(os.path.expanduser(path))
+        self.path = expanded(path, "--workdir")
         self._locks: list[TextIO] = []
 
     def file(self, *parts: str) -> str:
@@ -127,82 +141,173 @@ class Workdir:
         Raises:
           UserError: another running process has it, or it cannot be written.
         """
-        self._take(".lock", fcntl.LOCK_EX if share is None else fcntl.LOCK_SH)
+        self._take(_LOCK, fcntl.LOCK_EX if share is None else fcntl.LOCK_SH)
         if share is not None:
-            self._take(f".lock-{share}", fcntl.LOCK_EX)
+            self._take(f"{_LOCK}-{share}", fcntl.LOCK_EX)
 
     def _take(self, name: str, kind: int) -> None:
         path = self.file(name)
         try:
-            file = open(path, "w")  # noqa: SIM115 - held while the run lives
+            file = open(path, "a")  # noqa: SIM115 - held while the run lives
         except OSError as error:
             raise UserError(
                 f"expected to write in {self.path}, found {error.strerror}; pass another --workdir"
             ) from error
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.close()
             raise UserError(
                 f"expected the workdir {self.path} to be free, found another running process in "
                 "it; wait for that run or pass another --workdir"
             ) from error
+        except OSError as error:
+            file.close()
+            raise UserError(
+                f"expected a file system with locks at {self.path}, found {error.strerror}; pass "
+                "a --workdir on another one"
+            ) from error
         self._locks.append(file)
 
-    def read_config(self) -> dict[str, Any]:
-        path = os.path.join(self.path, "config.json")
-        try:
-            with open(path, encoding="utf-8") as file:
-                return json.load(file)
-        except FileNotFoundError:
-            raise UserError(
-                f"expected a training workdir with a config.json, found none in {self.path}; pass "
-                "the --workdir of a run of launch.train"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"expected JSON in {path}, found an error at line {error.lineno}; restore the file "
-                "or train again in another --workdir"
-            ) from None
+    def alone(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Holds a lock of `what` during a block that reads, changes and writes a file.
 
-    def check_log(self, log_hash: str) -> None:
-        """Refuses data other than the run was trained on, where the workdir names that.
+        It waits for others, running or not, that change the same; a run's own lock does not keep
+        out `launch.evaluate`.
+        """
+        return locked(self.file(f"{_LOCK}-{what}"))
+
+    def remove_abandoned(self) -> None:
+        """Removes `.partial-*` of killed writers; living ones keep theirs."""
+        for folder, folders, _ in os.walk(self.path):
+            # Checkpoints look after their own; the runs of a sweep are opened one by one.
+            folders[:] = [name for name in folders if name not in ("checkpoints", "arms")]
+            remove_abandoned(folder)
+
+    def read_config(self) -> dict[str, Any]:
+        """Returns the resolved config.
 
         Raises:
-          UserError: it names another log.
+          UserError: there is none, or it is not what a run has written.
         """
-        path = os.path.join(self.path, _LOG_FILE)
-        if not os.path.exists(path):  # a run of before they did
-            return
-        with open(path, encoding="utf-8") as file:
-            before = json.load(file)["hash"]
-        if before != log_hash:
+        path = os.path.join(self.path, _CONFIG_FILE)
+        if not os.path.lexists(path):
+            raise UserError(
+                f"expected a training workdir with a {_CONFIG_FILE}, found none in {self.path}; "
+                "pass the --workdir of a run of launch.train"
+            )
+        return read_json(path, "the config of a run", _RESTORE)
+
+    def read_setting(self, key: str, kind: type) -> Any:
+        """Returns the setting 'section.name' of the run's config.
+
+        Raises:
+          UserError: as `read_config`, or there is none of that kind.
+        """
+        value: Any = self.read_config()
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not result_rows.is_a(value, kind):
+            raise UserError(
+                f"expected {key} in {os.path.join(self.path, _CONFIG_FILE)}, found none that "
+                f"fits; {_RESTORE}"
+            )
+        return value
+
+    def check_log(self, log_hash: str) -> None:
+        """Refuses data other than the run was trained on.
+
+        A run without log.json is held to the data that its results name.
+
+        Raises:
+          UserError: it was trained on another log; or nothing says on which, and it has trained.
+        """
+        before = self._log_hash()
+        if before is not None and before != log_hash:
             raise UserError(
                 f"expected the log {before} that the run in {self.path} was trained on, found "
                 f"{log_hash}: the data, or how the library reads it, has changed; bring that data "
                 "or version back, or pass another --workdir"
             )
 
+    def _log_hash(self) -> str | None:
+        """The log that the run was trained on; None where nothing has been trained."""
+        path = os.path.join(self.path, _LOG_FILE)
+        if os.path.lexists(path):
+            what = "the data that a run was trained on"
+            found = read_json(path, what, _RESTORE).get("hash")
+            if not isinstance(found, str):
+                raise UserError(f"expected {what} as 'hash' in {path}, found none; {_RESTORE}")
+            return found
+        if not os.path.lexists(os.path.join(self.path, _CONFIG_FILE)):
+            return None
+        named = {row["data_hash"] for row in self.read_results()["rows"]}
+        if len(named) == 1:
+            return named.pop()
+        trained = os.path.join(self.path, "checkpoints")
+        if named or (os.path.isdir(trained) and os.listdir(trained)):
+            raise UserError(
+                f"expected {_LOG_FILE}, which says on what data the run in {self.path} was "
+                f"trained, found none; {_RESTORE}"
+            )
+        return None
+
     def read_results(self) -> dict[str, Any]:
-        path = os.path.join(self.path, "results.json")
-        if not os.path.exists(path):
+        """Returns {'rows': [...]}, one row a stage, split and protocol; none before the first.
+
+        Raises:
+          UserError: results.json cannot be read, or a row lacks what every row has.
+        """
+        path = os.path.join(self.path, _RESULTS_FILE)
+        if not os.path.lexists(path):
             return {"rows": []}
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        results = read_json(path, "the results of a run", _RESTORE)
+        rows = results.get("rows")
+        if not isinstance(rows, list):
+            raise UserError(f"expected a list 'rows' in {path}, found none; {_RESTORE}")
+        for number, row in enumerate(rows):
+            result_rows.check_row(row, f"row {number} of {path}", _RESTORE)
+        return results
 
-    def write_result_row(self, row: dict[str, Any]) -> None:
-        """Adds a row, or replaces the one with the same stage, split and protocol.
+    def change_results(
+        self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+    ) -> None:
+        """Puts the rows that `change` returns, given those of now, in their place.
 
-        What only the old row tells, such as what a stage was trained on, stays for the same step.
+        Nobody else can change them meanwhile. Only the writing process does anything.
         """
         if not is_writer():
             return
-        results = self.read_results()
-        key = ("stage", "split", "protocol")
-        rows = [r for r in results["rows"] if any(r.get(k) != row.get(k) for k in key)]
-        same = (r for r in results["rows"] if all(r.get(k) == row.get(k) for k in (*key, "step")))
-        results["rows"] = [*rows, next(same, {}) | row]
-        write_atomically(self.file("results.json"), json.dumps(results, indent=2) + "\n")
+        with self.alone("results"):
+            results = self.read_results()
+            results["rows"] = change(results["rows"])
+            text = json.dumps(results, indent=2) + "\n"
+            write_atomically(self.file(_RESULTS_FILE), text)
+
+    def write_result_row(
+        self, row: dict[str, Any], per_user: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Adds a row, or replaces the one with the same stage, split and protocol.
+
+        What only the old row tells, such as what a stage was trained on, stays for the same step.
+
+        Args:
+          per_user: arrays [E] of the examples behind the row, for the file row['per_user'].
+        """
+
+        def with_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            if per_user is not None:
+                save_npz(self.file(*row["per_user"].split("/")), per_user, compressed=True)
+            key = ("stage", "split", "protocol")
+            others = [r for r in rows if any(r.get(k) != row.get(k) for k in key)]
+            same = (r for r in rows if all(r.get(k) == row.get(k) for k in (*key, "step")))
+            return [*others, next(same, {}) | row]
+
+        self.change_results(with_row)
+
+    def read_per_user(self, row: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the examples behind a row, as `core.result_rows.read_per_user`."""
+        return result_rows.read_per_user(self.path, row, metric)
 
 
 def check_out(path: str, flag: str, ending: str = "") -> None:
@@ -215,7 +320,8 @@ def check_out(path: str, flag: str, ending: str = "") -> None:
     Raises:
       UserError: another ending, its folder is not there, or it is a folder itself.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    # Of a link, where the file that it names is written.
+    folder = os.path.dirname(os.path.realpath(path))
     if not path.endswith(ending) or not os.path.isdir(folder) or os.path.isdir(path):
         raise UserError(
             f"expected {flag}=FILE{ending} in a folder that exists, found {path!r}; correct it"
@@ -244,7 +350,7 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
     """
     workdir = Workdir(path)
     check_no_file(workdir.path)
-    if os.path.exists(os.path.join(workdir.path, "config.json")):
+    if os.path.lexists(os.path.join(workdir.path, _CONFIG_FILE)):
         before, now = settings(workdir.read_config()), settings(json.loads(json.dumps(config)))
         differing = [
             key
@@ -258,11 +364,18 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
                 f"expected the config of the run in {workdir.path}, found another: {key} was "
                 f"{before.get(key)!r} and is {now.get(key)!r}{more}; pass another --workdir"
             )
-    elif os.path.isdir(workdir.path) and set(os.listdir(workdir.path)) - {".lock"}:
+    # A run that was killed at its start has left its log and no config.
+    elif os.path.isdir(workdir.path) and not has_only_scaffolding(workdir.path, _LOG_FILE):
         raise UserError(
             f"expected {workdir.path} to be empty or a run's workdir, found other files in it; "
             "pass another --workdir"
         )
+
+
+def has_only_scaffolding(folder: str, *names: str) -> bool:
+    """Whether a folder holds nothing but locks, what killed writers left, and files of `names`."""
+    ours = (_LOCK, PARTIAL)
+    return all(name.startswith(ours) or name in names for name in os.listdir(folder))
 
 
 def open_workdir(path: str, config: dict[str, Any], log_hash: str | None = None) -> Workdir:
@@ -279,14 +392,18 @@ def open_workdir(path: str, config: dict[str, Any], log_hash: str | None = None)
     workdir = Workdir(path)
     with distributed.first_alone():
         if is_writer():
-            check_workdir(path, config)
-            if log_hash is not None:
-                workdir.check_log(log_hash)
+            check_workdir(path, config)  # before a lock file lies in a stranger's folder
             workdir.lock()
-            if not os.path.exists(os.path.join(workdir.path, "config.json")):
+            check_workdir(path, config)  # another process may have begun it meanwhile
+            workdir.remove_abandoned()
+            new = not os.path.lexists(os.path.join(workdir.path, _CONFIG_FILE))
+            if log_hash is not None:
+                if not new:
+                    workdir.check_log(log_hash)
+                # Before the config: a run that has one has its log.
+                if new or not os.path.lexists(os.path.join(workdir.path, _LOG_FILE)):
+                    write_atomically(workdir.file(_LOG_FILE), json.dumps({"hash": log_hash}) + "\n")
+            if new:
                 text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-                write_atomically(workdir.file("config.json"), text)
-            if log_hash is not None and not os.path.exists(os.path.join(workdir.path, _LOG_FILE)):
-                text = json.dumps({"hash": log_hash}) + "\n"
-                write_atomically(workdir.file(_LOG_FILE), text)
+                write_atomically(workdir.file(_CONFIG_FILE), text)
     return workdir

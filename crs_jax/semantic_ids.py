@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import load_npz, save_npz, write_atomically
 
 _FIT_ITEMS = 50_000
 _ITERATIONS = 50
@@ -112,11 +111,9 @@ class SemanticIds:
     def save(self, folder: str) -> None:
         """Writes the ids whole or not at all."""
         path = os.path.join(folder, FILE)
-        partial = f"{path}.{os.getpid()}.partial.npz"
-        arrays: dict[str, Any] = {"codes": self.codes, "last_codes": self.last_codes}
+        arrays = {"codes": self.codes, "last_codes": np.array(self.last_codes)}
         arrays |= {f"codebook_{number}": book for number, book in enumerate(self.codebooks)}
-        np.savez_compressed(partial, **arrays)
-        os.replace(partial, path)
+        save_npz(path, arrays, compressed=True)
 
 
 def _with_last(
@@ -269,7 +266,7 @@ def read_list(folder: str) -> Kept:
                 found = json.loads(line)
                 item, own = str(found["item"]), np.array(found["codes"], np.int32).tolist()
                 fits = min(own) >= 0 and item not in rows and len(own) == len((codes or [own])[0])
-            except (ValueError, KeyError, TypeError, OverflowError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 fits = False
             if not fits:
                 raise UserError(
@@ -290,13 +287,20 @@ def load(folder: str) -> SemanticIds:
       UserError: none there that can be read.
     """
     path = os.path.join(folder, FILE)
+    again = "train again in another --workdir"
+    arrays = load_npz(path, "semantic ids", again)
     try:
-        with np.load(path) as arrays:
-            levels = arrays["codes"].shape[1] - 1
-            books = tuple(arrays[f"codebook_{number}"] for number in range(levels))
-            return SemanticIds(arrays["codes"], books, int(arrays["last_codes"]))
-    except (OSError, ValueError, KeyError) as error:
+        codes, last_codes = arrays["codes"], int(arrays["last_codes"])
+        books = tuple(arrays[f"codebook_{number}"] for number in range(codes.shape[1] - 1))
+        sizes = np.array([*map(len, books), last_codes])
+        kinds = codes.dtype.kind in "iu" and all(
+            book.ndim == 2 and book.dtype.kind == "f" for book in books
+        )
+        if codes.ndim != 2 or not kinds or (codes < 0).any() or (codes >= sizes).any():
+            raise ValueError("codes beyond their codebooks")
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"expected semantic ids at {path}, found none that can be read "
-            f"({type(error).__name__}); train again in another --workdir"
+            f"({type(error).__name__}); {again}"
         ) from None
+    return SemanticIds(codes, books, last_codes)

@@ -12,9 +12,11 @@ import numpy as np
 
 from core import distributed
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import read_json, write_atomically
 from core.workdir import is_writer
 from crs_jax.inference import Answers
+
+_AGAIN = "remove it and the file of the same name beside it, and run again"
 
 
 class Case(NamedTuple):
@@ -114,8 +116,13 @@ class Subsets:
         return os.path.join(self._folder, f"{name}.{kind}")
 
     def _about(self, name: str) -> dict[str, object]:
-        with open(self._path(name, "json"), encoding="utf-8") as file:
-            return json.load(file)
+        path = self._path(name, "json")
+        about = read_json(path, "what a subset holds", _AGAIN)
+        if not isinstance(about.get("sha256"), str) or type(about.get("rows")) is not int:
+            raise UserError(
+                f"expected 'rows' and 'sha256' of a subset in {path}, found others; {_AGAIN}"
+            )
+        return about
 
     def _save(self, name: str, cases: Sequence[Case]) -> None:
         os.makedirs(self._folder, exist_ok=True)
@@ -132,15 +139,21 @@ class Subsets:
     def _load(self, name: str) -> list[Case]:
         path, about = self._path(name, "jsonl"), self._about(name)
         try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
+            with open(path, "rb") as file:
+                content = file.read()
         except OSError:
-            text = ""
-        if hashlib.sha256(text.encode()).hexdigest() != about["sha256"]:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != about["sha256"]:
             raise UserError(
                 f"expected the subset that was saved in {path}, found other content; remove it and "
                 f"{os.path.basename(self._path(name, 'json'))} beside it, and run again"
             )
         # Not splitlines: reasoning may hold the further characters that it takes for line ends.
-        rows = [json.loads(line) for line in text.split("\n") if line]
-        return [Case(row["example"], row["reasoning"], row["answer"]) for row in rows]
+        try:
+            rows = [json.loads(line) for line in content.decode().split("\n") if line]
+            return [Case(row["example"], row["reasoning"], row["answer"]) for row in rows]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"expected the cases of a subset in {path}, found none that can be read "
+                f"({type(error).__name__}); {_AGAIN}"
+            ) from None

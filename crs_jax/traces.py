@@ -57,7 +57,7 @@ def read_traces(path: str) -> list[Trace]:
         try:
             record = json.loads(line)
             found.append(_trace(record))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"expected a JSON object with {', '.join(_KEYS)} as text in line {number} of "
                 f"{path}, found {line[:60]!r}; mend the file"

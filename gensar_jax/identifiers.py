@@ -12,14 +12,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 from typing import Any
 
 import numpy as np
 import scipy.special
 
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import load_npz, read_json, save_npz, write_atomically
 from gensar_jax.rqvae import SOURCES
 
 ROUNDS = 20
@@ -233,6 +232,9 @@ def validate_table(table: IdentifierTable, where: str) -> None:
         )
 
 
+_FIRST = "run launch.train with the config of the identifiers first"
+
+
 def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -> None:
     """Writes identifiers.npz and identifiers.json; the JSON, written last, names the hash.
 
@@ -244,10 +246,8 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
     """
     validate_table(table, "the new identifier table")
     arrays = os.path.join(directory, _ARRAYS)
-    temporary = os.path.join(directory, f".partial-{_ARRAYS}")
-    codes: dict[str, Any] = {s: table.codes[s].astype(np.int32) for s in SOURCES}
-    np.savez_compressed(temporary, **codes)
-    os.replace(temporary, arrays)
+    codes = {source: table.codes[source].astype(np.int32) for source in SOURCES}
+    save_npz(arrays, codes, compressed=True)
     meta = {
         "hash": table.hash,
         "items": table.num_items,
@@ -274,10 +274,9 @@ def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
     """
     path = os.path.join(directory, _ARRAYS)
     try:
-        with open(os.path.join(directory, _META), encoding="utf-8") as file:
-            meta = json.load(file)
-        with np.load(path) as arrays:
-            codes = {source: arrays[source] for source in SOURCES}
+        meta = read_json(os.path.join(directory, _META), "identifiers", _FIRST)
+        arrays = load_npz(path, "identifiers", _FIRST)
+        codes = {source: arrays[source] for source in SOURCES}
         table = IdentifierTable(
             codes,
             meta["shared_levels"],
@@ -291,11 +290,10 @@ def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
             raise TypeError(f"expected whole numbers {numbers} and strings {names}")
         if any(array.dtype.kind not in "iu" for array in codes.values()):
             raise TypeError("expected codes that are whole numbers")
-    # BadZipFile and EOFError: a file cut short, or empty.
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"expected {_ARRAYS} and {_META} in {directory}, found none that can be read "
-            f"({type(error).__name__}); run launch.train with the config of the identifiers first"
+            f"({type(error).__name__}); {_FIRST}"
         ) from None
     validate_table(table, path)
     if table.hash != written:

@@ -18,7 +18,7 @@ import numpy as np
 import sentencepiece
 
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import read_json, write_atomically
 
 PADDING, END = 0, 1
 BEHAVIOURS = ("<R_I>", "<S_Q>", "<S_I>")
@@ -249,9 +249,9 @@ class Vocabulary:
                 "again, from an identifier table"
             )
         try:
-            sizes = json.loads(file.read_text(encoding="utf-8"))
+            sizes = read_json(str(file), "the codebooks M, S and R", "save the vocabulary again")
             shared, semantic, collaborative = ([int(n) for n in sizes[c]] for c in "MSR")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise UserError(
                 f"expected the codebooks M, S and R in {file}, found something else; save the "
                 "vocabulary again"

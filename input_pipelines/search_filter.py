@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from core.errors import UserError
+from core.files import load_npz
 
 Batch = dict[str, np.ndarray]
 
@@ -25,14 +26,14 @@ class SearchFilter:
     """
 
     def __init__(self, path: str, threshold: float):
-        try:
-            with np.load(path) as file:
-                self._items, self._words = file["item"], file["word"]
-        except FileNotFoundError:
-            raise UserError(
-                f"expected the vectors of a sweep over thresholds in {path}, found no such file; "
-                "bring it back, or move the sweep's whole folder"
-            ) from None
+        what = "the vectors of a sweep over thresholds"
+        again = "bring it back, or move the sweep's whole folder"
+        arrays = load_npz(path, what, again)
+        for name in ("item", "word"):
+            rows = arrays.get(name, np.zeros(0))
+            if rows.ndim != 2 or rows.dtype.kind != "f" or not np.isfinite(rows).all():
+                raise UserError(f"expected finite {name} vectors in {path}, found none; {again}")
+        self._items, self._words = arrays["item"], arrays["word"]
         self._threshold = threshold
 
     def __call__(self, batch: Batch) -> Batch:

@@ -32,13 +32,15 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import read_json, write_atomically
 from core.loop import Preempted, watched
-from core.workdir import Workdir, check_no_file
+from core.workdir import Workdir, check_no_file, has_only_scaffolding
 from launch import cli, figure2, sweep_figures, sweep_tables
 from launch.arm_runs import Run, check_runs, run_all
 from launch.data import Data, resolve
 from launch.sweeps import Setting, Sweep, parse_sweep
+
+_PLAN = "sweep.json"
 
 
 def ablate(
@@ -96,8 +98,11 @@ def ablate(
     else:
         experiments = check_runs(wanted, data)
     workdir.lock(first if part else None)
-    if not os.path.exists(os.path.join(workdir.path, "sweep.json")):
-        write_atomically(workdir.file("sweep.json"), json.dumps(settled, indent=2) + "\n")
+    with workdir.alone("sweep"):
+        _check_sweep_workdir(workdir, settled)  # another share may have begun it meanwhile
+        if not os.path.lexists(os.path.join(workdir.path, _PLAN)):
+            write_atomically(workdir.file(_PLAN), json.dumps(settled, indent=2) + "\n")
+    workdir.remove_abandoned()
     with watched():
         if experiments is None:
             stopped = figure2.run_all(wanted, data, workdir)
@@ -163,19 +168,17 @@ def _settled(config: config_dict.ConfigDict, sweep: Sweep, seeds: int) -> dict[s
 
 def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
     check_no_file(workdir.path)
-    before = _read(workdir, "sweep.json")
-    if before:
+    if os.path.lexists(os.path.join(workdir.path, _PLAN)):
+        before = _read(workdir, _PLAN)
         for key in ("sweep", "seeds", "config"):
-            if before[key] != settled[key]:
+            if before.get(key) != settled[key]:
                 found = "another config" if key == "config" else repr(settled[key])
-                held = "its own" if key == "config" else repr(before[key])
+                held = "its own" if key == "config" else repr(before.get(key))
                 raise UserError(
                     f"expected the sweep of {workdir.path} with {key} {held}, found {found}; pass "
                     "another --workdir"
                 )
-    elif os.path.isdir(workdir.path) and any(
-        not name.startswith(".lock") for name in os.listdir(workdir.path)
-    ):
+    elif os.path.isdir(workdir.path) and not has_only_scaffolding(workdir.path):
         raise UserError(
             f"expected {workdir.path} to be empty or a sweep's workdir, found other files in it; "
             "pass another --workdir"
@@ -207,16 +210,22 @@ def _share(text: str, sweep: Sweep) -> tuple[int, int] | None:
 
 def _done(workdir: Workdir) -> dict[str, Any]:
     """By name, the arms that are through in any share, and what stopped them, or None."""
-    names = [os.path.basename(path) for path in glob.glob(os.path.join(workdir.path, "arms*.json"))]
-    return {name: stop for file in sorted(names) for name, stop in _read(workdir, file).items()}
+    names = glob.glob("arms*.json", root_dir=workdir.path)
+    done = {name: stop for file in sorted(names) for name, stop in _read(workdir, file).items()}
+    wrong = [stop for stop in done.values() if stop is not None and not isinstance(stop, str)]
+    if wrong:
+        raise UserError(
+            f"expected what stopped an arm, or null, in the arms*.json of {workdir.path}, found "
+            f"{wrong[0]!r:.60}; restore the file, or pass another --workdir"
+        )
+    return done
 
 
 def _read(workdir: Workdir, name: str) -> dict[str, Any]:
     path = os.path.join(workdir.path, name)
     if not os.path.exists(path):
         return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(path, "what a sweep has noted", "restore the file, or pass another --workdir")
 
 
 def define_flags() -> None:

@@ -28,9 +28,9 @@ from core.errors import UserError
 from core.files import write_atomically
 from core.workdir import commit_id
 from launch import cli
-from launch.compare import means_of_users
 from launch.restore import Restored
-from launch.results import STAGE_TITLES, device
+from launch.results import device
+from launch.stages import stage_title
 from lcrsr.adaptive import AdaptiveScorer, Calibration, Head, calibrate, ranking_losses
 from lcrsr.lcr_ser import LCRSERRanker
 
@@ -104,7 +104,7 @@ def _origin(run: Restored) -> dict[str, Any]:
 def _heading(origin: dict[str, Any]) -> str:
     return (
         f"{origin['data']}, test split ({origin['data_split']}), {origin['examples']} examples, "
-        f"seed {origin['seed']}, {STAGE_TITLES[origin['stage']]}, trained at commit "
+        f"seed {origin['seed']}, {stage_title(origin['stage'])}, trained at commit "
         f"{origin['trained_commit']}, measured at commit {origin['commit']}, {origin['device']}; "
         "calibrated on validation"
     )
@@ -114,7 +114,7 @@ def _to_markdown(
     name: str,
     table: dict[str, dict[str, float]],
     found: Calibration,
-    difference: list[float],
+    difference: list[float | None],
     heading: str,
 ) -> str:
     base = table["adaptive"]
@@ -131,6 +131,7 @@ def _to_markdown(
         ]
         lines.append(f"| {label} | {' | '.join(cells)} | {1000 * row['seconds']:.1f} |")
     mean, half = difference
+    interval = "of one user, so without an interval" if half is None else f"± {half:.4f} (95%)"
     most = max(int(label) for label in table if label.isdecimal())
     # Blocks alone may be faster, since they stay in caches.
     fixed = min(row["seconds"] for label, row in table.items() if label.startswith(str(most)))
@@ -138,7 +139,7 @@ def _to_markdown(
     lines += [
         "",
         f"Adaptive minus the best fixed K on validation ({found.best_fixed}), on test: "
-        f"{mean:+.4f} ± {half:.4f} (95%). Against K = {most}: {most - base['steps']:.2f} of {most} "
+        f"{mean:+.4f} {interval}. Against K = {most}: {most - base['steps']:.2f} of {most} "
         f"steps saved, and {100 * saved:.0f}% of the time of the faster of its two rows. Price of "
         f"a step: {found.price:.2g} nats.",
         "",
@@ -204,8 +205,9 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     blocks = f"{test.shape[1] - 1} in blocks"
     table[blocks] = {"seconds": seconds[blocks]}
     gains = reached - test[:, found.best_fixed]
-    gain = means_of_users(gains, run.data.split("test").user)
-    difference = [float(gain.mean()), metrics.half_interval(gain)]
+    gain = metrics.means_of_users(gains, run.data.split("test").user)
+    half = metrics.half_interval(gain) if len(gain) > 1 else None
+    difference = [float(gain.mean()), half]
     origin = _origin(run)
     text = _to_markdown(name, table, found, difference, _heading(origin))
     values_out = {

@@ -15,9 +15,8 @@ from ml_collections import config_dict
 
 from core.arms import Arm, arms_that_fit, available_bytes, device_of, run_arms
 from core.errors import UserError
-from core.files import write_atomically
 from core.loop import NotFinite, run_stage, stage_directory
-from core.metric_writers import read_lines
+from core.metric_writers import METRICS_FILE, read_lines, write_lines
 from core.workdir import Workdir, check_workdir, open_workdir
 from launch import results
 from launch.data import Data
@@ -176,10 +175,9 @@ def _copy_stage(source: Workdir, target: Workdir, stage: str) -> None:
     here, there = stage_directory(source, stage), stage_directory(target, stage)
     if os.path.exists(there):
         return
-    lines = [line for line in read_lines(source.file("metrics.jsonl")) if line["stage"] == stage]
-    kept = [line for line in read_lines(target.file("metrics.jsonl")) if line["stage"] != stage]
-    text = "".join(json.dumps(line) + "\n" for line in [*lines, *kept])
-    write_atomically(target.file("metrics.jsonl"), text)
+    lines = [line for line in read_lines(source.file(METRICS_FILE)) if line["stage"] == stage]
+    kept = [line for line in read_lines(target.file(METRICS_FILE)) if line["stage"] != stage]
+    write_lines(target, [*lines, *kept])
     events = target.file("events", stage)
     if os.path.exists(source.file("events", stage)):
         shutil.copytree(source.file("events", stage), events, dirs_exist_ok=True)

@@ -1,13 +1,15 @@
-"""Compares finished runs on one metric: means over seeds, and paired tests over users.
+"""Compares finished runs: means over seeds, and paired tests over users.
 
     python -m launch.compare --workdirs=A,B,... [--names=A,B,...] [--metric=ndcg@5/full]
         [--split=test] [--strata=noise|popularity|hops|queries]
         [--against=ndcg@5/search/full --figure=PNG]
 
-Workdirs whose configs differ in the seed alone are one row. Every stage of a run is a row of its
-own. Prints Markdown: per row the mean over examples (as in results.json), its deviation over seeds
-and the seeds; per pair the difference of per-user means over seeds with a bootstrap interval and a
-paired t-test, p-values corrected by Holm's method. A user's examples are averaged first, so that
+Without --metric it is every metric that all runs have. Workdirs whose configs differ in the seed
+alone are one row. Every stage of a run is a row of its own, in the order of training. Prints
+Markdown: per row the mean over examples (as in results.json), its deviation over seeds and the
+seeds; per pair the difference of per-user means over the seeds that both rows have, with a 95%
+interval (bootstrap; Student's t of fewer than 30 users) and a paired t-test, p-values corrected by
+Holm's method over the pairs of a metric. A user's examples are averaged first, so that
 each user counts once, however many examples the split gives them. --strata=popularity adds a table
 by how often the target was clicked in training; --strata=noise, on sample data, one by the share of
 noise among the searches in a user's history, which only the sample knows; --strata=hops, where
@@ -19,21 +21,21 @@ one point a row, by two metrics: what a method gains in recommendation it may lo
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from absl import flags
 
 from core import metrics
 from core.errors import UserError
 from core.workdir import Workdir, check_out, settings
-from launch import cli, strata
+from launch import cli, drawing, strata
+from launch.comparison_tables import strata_to_markdown, to_markdown
+from launch.paired_tests import Row, compare_pairs, listed
+from launch.stages import stage_order
 
 # What may differ between the runs of one row: the seed, where things are, how they are read.
 _FREE_KEYS = frozenset(
@@ -52,65 +54,9 @@ _FREE_KEYS = frozenset(
 )
 # What must not differ between runs that are compared.
 _SHARED = ("data_hash", "data_split", "candidates_seed", "data")
-_RESAMPLES = 2000
+# Settings that a row's name tells; runs that differ in more are called by their folders.
+_MOST_SETTINGS = 3
 _SEARCH = "search/"  # how protocols of searches begin
-
-
-def means_of_users(values: np.ndarray, users: np.ndarray) -> np.ndarray:
-    """Means [U] over every user's own examples, of values [E] of the examples of users [E]."""
-    place = np.unique(users, return_inverse=True)[1]
-    return np.bincount(place, values) / np.bincount(place)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One method after one stage.
-
-    Attributes:
-      name: with the stage where a method has several, and what sets it apart from its like.
-      seeds, means: of its runs; a mean is over the examples.
-      per_example: the metric float64 [E], averaged over the runs.
-      users: of the examples, [E]; a user may have several.
-      method, stage: that it is of.
-      config: what tells its config from those of other rows.
-    """
-
-    name: str
-    seeds: tuple[int, ...]
-    means: tuple[float, ...]
-    per_example: np.ndarray
-    users: np.ndarray
-    method: str = ""
-    stage: str = ""
-    config: str = ""
-
-    def per_user(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Means [U] over every user's own examples, of all or of those chosen by a bool [E]."""
-        return means_of_users(self.per_example[chosen], self.users[chosen])
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """Second row minus first: mean difference, 95% bootstrap interval, t-test p, Holm's p."""
-
-    first: str
-    second: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; keeps the order of `p_values`."""
-    order = np.argsort(p_values)
-    corrected = np.zeros(len(p_values))
-    highest = 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = highest
-    return corrected.tolist()
 
 
 def _settings(config: dict[str, Any]) -> dict[str, str]:
@@ -133,7 +79,7 @@ def _differing(configs: list[dict[str, Any]]) -> list[str]:
 def read_rows(
     workdirs: Sequence[str], metric: str, split: str, names: Sequence[str] = ()
 ) -> list[Row]:
-    """The rows to compare, in the order of the workdirs.
+    """Returns the rows to compare, in the order of the workdirs, of one in that of training.
 
     Args:
       names: what to call each workdir's method; empty: the method and the settings that tell it
@@ -154,7 +100,7 @@ def read_rows(
     if not protocol:
         raise UserError(f"expected a metric with its protocol, such as {name}/full, found {name!r}")
     groups: dict[tuple[str, str], list[tuple[dict[str, Any], np.ndarray, np.ndarray]]] = {}
-    configs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, tuple[dict[str, Any], str]] = {}
     named: dict[str, str] = {}
     first: tuple[str, dict[str, Any], np.ndarray] | None = None
     for place, path in enumerate(workdirs):
@@ -164,19 +110,18 @@ def read_rows(
         found = [row for row in rows if row["split"] == split and metric in row["metrics"]]
         if not found:
             raise _missing(path, config, rows, metric, split)
-        if "method" not in config:
+        if not isinstance(config.get("method"), str):
             raise UserError(
-                f"expected a config.json that names its method in {path}, found none; it is of a "
-                "version before there were several: train it again"
+                f"expected a config.json that names its method in {path}, found none; restore the "
+                "file, or train it again"
             )
         key = _config_key(config)
-        configs[key] = config
+        runs.setdefault(key, (config, path))
         if names:
             _check_name(named, key, names[place], path)
             named[key] = names[place]
-        for row in found:
-            with np.load(os.path.join(workdir.path, row["per_user"])) as file:
-                users, values = file["user"], file[name]
+        for row in sorted(found, key=lambda row: stage_order(row["stage"])):
+            users, values = workdir.read_per_user(row, name)
             if first is None:
                 first = (path, row, users)
             _check_comparable(*first, path, row, users)
@@ -187,19 +132,46 @@ def read_rows(
                     f"{row['seed']} in {path} and in another workdir; leave one of them out"
                 )
             group.append((row, users, values))
+    order = {key: place for place, key in enumerate(runs)}
     return [
         Row(
-            _label(configs, key, stage, {s for k, s in groups if k == key}, named.get(key)),
-            tuple(row["seed"] for row, *_ in runs),
-            tuple(row["metrics"][metric] for row, *_ in runs),
-            np.asarray(np.mean([values for *_, values in runs], 0, dtype=np.float64)),
-            runs[0][1],
-            named.get(key, configs[key]["method"]),
+            _label(runs, key, stage, {s for k, s in groups if k == key}, named.get(key)),
+            tuple(row["seed"] for row, *_ in of_group),
+            tuple(row["metrics"][metric] for row, *_ in of_group),
+            np.stack([values for *_, values in of_group]),
+            of_group[0][1],
+            named.get(key, runs[key][0]["method"]),
             stage,
             key,
         )
-        for (key, stage), runs in groups.items()
+        for (key, stage), of_group in sorted(
+            groups.items(), key=lambda item: (order[item[0][0]], stage_order(item[0][1]))
+        )
     ]
+
+
+def shared_metrics(workdirs: Sequence[str], split: str) -> tuple[list[str], list[str]]:
+    """Returns the metrics of a split that all runs have, and those that only some have.
+
+    Both are in the order of the first run that has them. Metrics without examples behind them,
+    such as those of identifiers, are left out.
+
+    Raises:
+      UserError: the runs have none in common.
+    """
+    every = []
+    for path in workdirs:
+        rows = Workdir(path).read_results()["rows"]
+        ranked = [row for row in rows if row["split"] == split and "per_user" in row]
+        every.append({name: None for row in ranked for name in row["metrics"]})
+    names = dict.fromkeys(name for one in every for name in one)
+    shared = [name for name in names if all(name in one for one in every)]
+    if not shared:
+        raise UserError(
+            f"expected a metric on {split} that all runs have, found none among "
+            f"{', '.join(names) or 'no results'}; run launch.evaluate on each, or pass --metric"
+        )
+    return shared, [name for name in names if name not in shared]
 
 
 def _check_once(workdirs: Sequence[str]) -> None:
@@ -237,7 +209,8 @@ def _missing(
     # All that there is, where the run is of another task.
     alike = [r for r in of_task if r["protocol"] == protocol] if of_task else rows
     there = [known for r in alike if r["split"] == split for known in r["metrics"]]
-    if not there and name not in (computed := config.get("eval", {}).get("metrics", [name])):
+    computed = _value(config, "eval.metrics")
+    if not there and isinstance(computed, list) and name not in computed:
         there = [metrics.full_name(one, protocol) for one in computed]
     start = f"expected {metric} on {split} in the results of {path}, found"
     if there:
@@ -251,9 +224,10 @@ def _missing(
 
 def _check_comparable(path, row, users, other_path, other, other_users) -> None:
     for key in _SHARED:
-        if row[key] != other[key]:
+        if row.get(key) != other.get(key):
             raise UserError(
-                f"expected runs on one {key}, found {row[key]!r} in {path} and {other[key]!r} in "
+                f"expected runs on one {key}, found {row.get(key)!r} in {path} and "
+                f"{other.get(key)!r} in "
                 f"{other_path}; compare runs of the same data and lists"
             )
     if not np.array_equal(users, other_users):
@@ -264,86 +238,56 @@ def _check_comparable(path, row, users, other_path, other, other_users) -> None:
 
 
 def _label(
-    configs: dict[str, dict[str, Any]], key: str, stage: str, stages: set[str], given: str | None
+    runs: dict[str, tuple[dict[str, Any], str]],
+    key: str,
+    stage: str,
+    stages: set[str],
+    given: str | None,
 ) -> str:
-    """The method, its stage where there are several, and what sets it apart from its like."""
-    config = configs[key]
+    """The method, its stage where there are several, and what sets it apart from its like.
+
+    Args:
+      runs: a config and the folder of its first run, by what tells configs apart.
+    """
+    config, path = runs[key]
     name = (given or config["method"]) + (f" ({stage})" if len(stages) > 1 else "")
-    like = [other for other in configs.values() if other["method"] == config["method"]]
+    like = {k: run for k, run in runs.items() if run[0]["method"] == config["method"]}
     if given or len(like) == 1:
         return name
+    settings_apart = _differing([other for other, _ in like.values()])
+    if len(settings_apart) > _MOST_SETTINGS:
+        return f"{name} {_short(path, [other for _, other in like.values()])}"
     parts = []
-    for setting in _differing(like):
-        value: Any = config
-        for part in setting.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        parts.append(f"{setting}={value}")
+    for setting in settings_apart:
+        value, *others = (_value(one, setting) for one in (config, *(c for c, _ in like.values())))
+        parts.append(f"{setting}={_short(str(value), list(map(str, others)))}")
     return f"{name} {', '.join(parts)}"
 
 
-def compare_pairs(rows: Sequence[Row], seed: int = 0, *, against_first: bool = False) -> list[Pair]:
-    """Every pair of rows, paired over users; or each of the others with the first alone."""
-    rng = np.random.default_rng(seed)
-    found = []
-    pairs = itertools.combinations(rows, 2)
-    for first, second in itertools.product(rows[:1], rows[1:]) if against_first else pairs:
-        differences = second.per_user() - first.per_user()
-        p = float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
-        n = len(differences)
-        means = [differences[rng.integers(0, n, n)].mean() for _ in range(_RESAMPLES)]
-        low, high = np.quantile(means, [0.025, 0.975])
-        # Rows that never differ have no variance to test.
-        found.append((first, second, differences.mean(), low, high, 1.0 if np.isnan(p) else p))
-    corrected = holm([p for *_, p in found])
-    return [
-        Pair(a.name, b.name, float(d), float(low), float(high), p, p_holm)
-        for (a, b, d, low, high, p), p_holm in zip(found, corrected, strict=True)
-    ]
+def _value(config: Any, setting: str) -> Any:
+    for part in setting.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
-def examples_and_users(row: Row) -> str:
-    """What means and what tests are over, as a sentence."""
-    examples, users = len(row.users), len(np.unique(row.users))
-    return (
-        f"Means are over {examples:,} examples, differences and their tests over the means of "
-        f"{users:,} users."
-    )
-
-
-def to_markdown(rows: Sequence[Row], pairs: Sequence[Pair], metric: str) -> str:
-    lines = [f"| method | {metric} | deviation over seeds | seeds |", "|---|---:|---:|---|"]
-    for row in rows:
-        spread = f"{np.std(row.means, ddof=1):.4f}" if len(row.means) > 1 else "one seed"
-        seeds = ", ".join(map(str, row.seeds))
-        lines.append(f"| {row.name} | {np.mean(row.means):.4f} | {spread} | {seeds} |")
-    if pairs:
-        lines += [
-            "",
-            f"| pair: second minus first, {metric} | difference | 95% interval | p | p (Holm) |",
-            "|---|---:|---:|---:|---:|",
-        ]
-    for pair in pairs:
-        lines.append(
-            f"| {pair.first} -> {pair.second} | {pair.difference:+.4f} | "
-            f"[{pair.low:+.4f}, {pair.high:+.4f}] | {pair.p:.2g} | {pair.p_holm:.2g} |"
-        )
-    if pairs:
-        lines += ["", examples_and_users(rows[0])]
-    return "\n".join(lines)
+def _short(path: str, others: Sequence[str]) -> str:
+    """As few of a path's last parts as tell it from the others; what is no path stays."""
+    parts = path.rstrip("/").split("/")
+    for count in range(1, len(parts)):
+        alike = [other.rstrip("/").split("/")[-count:] == parts[-count:] for other in others]
+        # The path is among the others.
+        if sum(alike) <= others.count(path):
+            return "/".join(parts[-count:])
+    return path
 
 
 def draw_trade_off(
     points: dict[str, tuple[float, float]], metric: str, against: str, path: str
 ) -> None:
     """One point a row: what it reaches in `metric` across, in `against` upwards."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     # Names below: beside the points they would lie on each other and run out of the picture.
     height = max(4.8, 3.6 + 0.2 * len(points))
-    figure, axes = pyplot.subplots(figsize=(6.4, height), layout="constrained")
+    figure, axes = drawing.pyplot().subplots(figsize=(6.4, height), layout="constrained")
     for number, (name, point) in enumerate(points.items()):
         colour, marker = f"C{number % 10}", "osD^vP"[number // 10 % 6]
         axes.plot(*point, marker, color=colour, alpha=0.8, linestyle="none", label=name)
@@ -351,8 +295,7 @@ def draw_trade_off(
     axes.set_xlabel(metric)
     axes.set_ylabel(against)
     axes.margins(0.2)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    drawing.save(figure, path, dpi=150)
 
 
 def _trade_off(rows: Sequence[Row], workdirs: Sequence[str], split: str) -> str:
@@ -366,39 +309,25 @@ def _trade_off(rows: Sequence[Row], workdirs: Sequence[str], split: str) -> str:
         for row in rows
         if (other := others.get((row.config, row.stage))) is not None
     }
+    for row in rows:
+        other = others.get((row.config, row.stage))
+        if other is not None and {*row.seeds} != {*other.seeds}:
+            raise UserError(
+                f"expected the same seeds in {metric} and {against} of {row.name}, found "
+                f"{listed(row.seeds)} and {listed(other.seeds)}; run launch.evaluate on the "
+                "others"
+            )
     draw_trade_off(points, metric, against, found.figure)
     lines = [f"| method | {metric} | {against} |", "|---|---:|---:|"]
     return "\n".join([*lines, *(f"| {n} | {x:.4f} | {y:.4f} |" for n, (x, y) in points.items())])
 
 
-def strata_to_markdown(rows: Sequence[Row], groups: dict[str, np.ndarray], metric: str) -> str:
-    """Every row's mean over every stratum's examples, and its users' mean gain over the first row
-    with a 95% interval.
-
-    Args:
-      groups: label -> bool [E].
-    """
-    sizes = {label: len(rows[0].per_user(chosen)) for label, chosen in groups.items()}
-    lines = [
-        f"| {metric} | " + " | ".join(f"{k} ({n} users)" for k, n in sizes.items()) + " |",
-        "|---|" + "---:|" * len(groups),
-    ]
-    for row in rows:
-        cells = []
-        for chosen in groups.values():
-            cell = f"{row.per_example[chosen].mean():.4f}"
-            gain = row.per_user(chosen) - rows[0].per_user(chosen)
-            if row is not rows[0] and len(gain) > 1:
-                cell += f" ({gain.mean():+.4f} ± {metrics.half_interval(gain):.4f})"
-            cells.append(cell)
-        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def define_flags() -> None:
     flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
     flags.DEFINE_list("names", [], "What to call the method of each workdir.")
-    flags.DEFINE_string("metric", "ndcg@5/neg99", "Metric with its protocol, such as hr@10/full.")
+    flags.DEFINE_string(
+        "metric", "", "Metric with its protocol, such as hr@10/full; default all that runs share."
+    )
     flags.DEFINE_string("split", "test", "validation or test.")
     kinds = ("", *strata.KINDS)
     flags.DEFINE_enum("strata", "", kinds, "Also a table over strata of users or targets.")
@@ -416,14 +345,23 @@ def main() -> None:
         raise UserError("expected --against and --figure together, found one alone; pass both")
     if flags.FLAGS.figure:
         check_out(flags.FLAGS.figure, "--figure", ".png")
-    rows = read_rows(workdirs, metric, split, flags.FLAGS.names)
-    print(to_markdown(rows, compare_pairs(rows), metric))
+    if flags.FLAGS.against and not metric:
+        raise UserError("expected --metric with --against, found none; name the one across")
+    names, others = ([metric], []) if metric else shared_metrics(workdirs, split)
+    tables = {}
+    for name in names:
+        rows = read_rows(workdirs, name, split, flags.FLAGS.names)
+        tables[name] = (rows, compare_pairs(rows))
+    print(to_markdown(tables))
+    if others:
+        print(f"\nOnly some of the runs have {', '.join(others)}; pass one as --metric.")
     if flags.FLAGS.strata:
-        protocol = metric.partition("/")[2]
-        found = strata.of(flags.FLAGS.strata, workdirs[0], split, protocol, len(rows[0].users))
-        print("\n" + strata_to_markdown(rows, found, metric))
+        for name, (rows, _) in tables.items():
+            protocol, examples = name.partition("/")[2], len(rows[0].users)
+            groups = strata.of(flags.FLAGS.strata, workdirs[0], split, protocol, examples)
+            print("\n" + strata_to_markdown(rows, groups, name))
     if flags.FLAGS.against:
-        print("\n" + _trade_off(rows, workdirs, split))
+        print("\n" + _trade_off(tables[metric][0], workdirs, split))
 
 
 if __name__ == "__main__":

@@ -16,17 +16,18 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
 
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import expanded, write_atomically
 from core.workdir import Workdir, check_no_file
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
-from launch import cli, strata
-from launch.compare import Pair, Row, compare_pairs, holm, read_rows, strata_to_markdown
+from launch import cli, drawing, strata
+from launch.compare import read_rows
+from launch.comparison_tables import strata_to_markdown
+from launch.paired_tests import Pair, Row, compare_pairs, holm
 from launch.search_protocol import PROTOCOL
 from launch.sweep_tables import mean_text
 
@@ -84,7 +85,7 @@ def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
                 "methods to --beside"
             )
     if not names:
-        algorithms = [config["rl"]["algorithm"] for config in configs]
+        algorithms = [Workdir(path).read_setting("rl.algorithm", str) for path in workdirs]
         names = [_TITLES.get(algorithm, algorithm) for algorithm in algorithms]
     rows: dict[tuple[str, str, str], Row] = {}
     for metric in _TABLE:
@@ -97,18 +98,18 @@ def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
                 f"expected a run of {name} that has ended its distillation, found none; let it "
                 "train on"
             )
-    iterations = max(config["evolve"]["iterations"] for config in configs)
-    return Runs(ordered, iterations, rows, _origin(workdirs, configs))
+    iterations = max(Workdir(path).read_setting("evolve.iterations", int) for path in workdirs)
+    return Runs(ordered, iterations, rows, _origin(workdirs))
 
 
-def _origin(workdirs: Sequence[str], configs: Sequence[dict[str, Any]]) -> str:
+def _origin(workdirs: Sequence[str]) -> str:
     every = [row for path in workdirs for row in Workdir(path).read_results()["rows"]]
     found = [row for row in every if (row["split"], row["protocol"]) == ("test", PROTOCOL)]
     commits, devices = (
         ", ".join(dict.fromkeys(row[key] for row in found if key in row))
         for key in ("commit", "device")
     )
-    split, examples = configs[0]["data"]["split"], found[0]["examples"]
+    split, examples = found[0]["data_split"], found[0]["examples"]
     made = f"commit {commits}, {devices}" if devices else f"commit {commits}"
     return f"{found[0]['data']}, test split ({split}), {examples} searches, {PROTOCOL}, {made}"
 
@@ -173,9 +174,7 @@ def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
 
 
 def _draw_figure_2(runs: Runs, path: str) -> None:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9.2, 4.0), constrained_layout=True)
+    figure, axes = drawing.pyplot().subplots(1, 2, figsize=(9.2, 4.0), constrained_layout=True)
     loop = runs.stages()
     # Round i of the variant without RL stands where the loop has M_sft^i.
     places = {stage: 2 * i for i, stage in enumerate(_alone(runs))}
@@ -209,14 +208,13 @@ def _draw_figure_2(runs: Runs, path: str) -> None:
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    drawing.save(figure, path, dpi=120)
 
 
 def _draw_figure_3(rows: Sequence[Row], groups: dict[str, np.ndarray], path: str) -> None:
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6.4, 3.6 + 0.2 * len(rows)), constrained_layout=True)
+    figure, axis = drawing.pyplot().subplots(
+        figsize=(6.4, 3.6 + 0.2 * len(rows)), constrained_layout=True
+    )
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
         values = [row.per_example[chosen].mean() for chosen in groups.values()]
@@ -228,8 +226,7 @@ def _draw_figure_3(rows: Sequence[Row], groups: dict[str, np.ndarray], path: str
     axis.grid(alpha=0.3, axis="y")
     axis.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    drawing.save(figure, path, dpi=120)
 
 
 def _titled(row: Row) -> Row:
@@ -248,9 +245,6 @@ def write(runs: Runs, workdir: str, beside: Sequence[str], out: str) -> str:
     Raises:
       UserError: a run beside that was not tested on the same searches.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     metric = f"{_GROUPED}/{PROTOCOL}"
     last = [_titled(runs.last(name)) for name in runs.names]
     # Read beside one of CRS, which refuses those that were tested on other searches.
@@ -313,7 +307,7 @@ def main() -> None:
     found = flags.FLAGS
     if not found.workdirs:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of runs of CRS")
-    out = os.path.expanduser(found.out)
+    out = expanded(found.out, "--out")
     check_no_file(out, "--out")
     print(write(read(found.workdirs, found.names), found.workdirs[0], found.beside, out))
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import read_json, write_atomically
 from core.workdir import Workdir, is_writer
 from crs_jax import decoder_checkpoints, semantic_ids
 from launch.crs_examples import CRSExamples
@@ -19,6 +19,7 @@ from launch.crs_examples import CRSExamples
 # The tokenizer's own, and the rows of text that a checkpoint's embedding has beyond its tokens.
 _TOKENIZER, _ROWS = "tokenizer.json", "text_rows.json"
 _INPUTS = "inputs.json"
+_MEND = "restore the file, or train again in another --workdir"
 
 
 def reading(config: config_dict.ConfigDict, folder: str) -> None:
@@ -33,8 +34,7 @@ def reading(config: config_dict.ConfigDict, folder: str) -> None:
     if os.path.exists(tokenizer):
         config.vocabulary.tokenizer = tokenizer
     if os.path.exists(rows):
-        with open(rows, encoding="utf-8") as file:
-            config.vocabulary.text_rows = json.load(file)
+        config.vocabulary.text_rows = read_json(rows, "a run's rows of text", _MEND, kind=int)
 
 
 def continuing(config: config_dict.ConfigDict, folder: str) -> config_dict.ConfigDict:
@@ -90,8 +90,8 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
         if is_writer():
             write_atomically(path, text)
         return
-    with open(path, encoding="utf-8") as file:
-        if file.read() != text:
+    with open(path, "rb") as file:
+        if file.read() != text.encode():
             raise UserError(
                 f"expected the tokenizer that this run has in {path}, found another; bring its "
                 "config.cache_dir back, or train in another --workdir"
@@ -104,8 +104,7 @@ def _hold_inputs(workdir: Workdir, found: str) -> None:
         if is_writer():
             write_atomically(path, json.dumps({"items": found}) + "\n")
         return
-    with open(path, encoding="utf-8") as file:
-        before = json.load(file)["items"]
+    before = read_json(path, "the record of a run's items", _MEND).get("items")
     if before != found:
         raise UserError(
             f"expected the items' texts and facts {before} that the run in {workdir.path} was "
@@ -123,7 +122,12 @@ def note(
       subsets: `Subsets.hashes`.
       early: by how the names of a loop's stages begin; the last that fits counts.
     """
-    for row in workdir.read_results()["rows"]:
-        stage = row["stage"]
+
+    def noted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | note_of(row["stage"]) for row in rows]
+
+    def note_of(stage: str) -> dict[str, Any]:
         ended = [reason for start, reason in early.items() if stage.startswith(start)][-1]
-        workdir.write_result_row(row | {"subset": subsets.get(stage), "ended_early": ended})
+        return {"subset": subsets.get(stage), "ended_early": ended}
+
+    workdir.change_results(noted)

@@ -12,14 +12,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import read_json, save_npy, write_atomically
 from core.workdir import check_out, commit_id
 from launch import cli
 from launch.restore import Restored
@@ -38,10 +37,10 @@ def check_place(out: str) -> None:
     path = stem + ".json"
     if not os.path.lexists(path):
         return
-    found = None
-    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-        found = json.load(file)
-    if not isinstance(found, dict) or found.get("ids_file") != _ids_file(stem):
+    found: dict[str, Any] = {}
+    with contextlib.suppress(UserError):
+        found = read_json(path, "a description of vectors", "")
+    if found.get("ids_file") != _ids_file(stem):
         raise UserError(
             f"expected {path} to be free for the vectors' description, found another file; pass "
             "another --out"
@@ -106,23 +105,10 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
         "data_hash": restored.data.log.hash,
         "training_split": restored.data.training_split,
     }
-    _save(out, rows)
+    save_npy(out, rows)
     write_atomically(stem + ".ids.txt", "".join(f"{name}\n" for name in names))
     write_atomically(stem + ".json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return description
-
-
-def _save(path: str, rows: np.ndarray) -> None:
-    folder = os.path.dirname(os.path.abspath(path))
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".partial-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.save(file, rows)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def define_flags() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from core.files import save_npz
 from core.loop import NotFinite
 from core.workdir import Workdir, check_workdir, open_workdir
 from launch import results
@@ -63,6 +64,4 @@ def run_all(runs: Sequence[Run], data: Data, workdir: Workdir) -> dict[str, str]
 
 def _export(path: str, target: str) -> None:
     tables: Any = Restored(path).tables
-    partial = f"{target}.partial.npz"
-    np.savez(partial, item=np.asarray(tables["item"]), word=np.asarray(tables["word"]))
-    os.replace(partial, target)
+    save_npz(target, {name: np.asarray(tables[name]) for name in ("item", "word")})

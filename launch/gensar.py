@@ -80,7 +80,7 @@ def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTa
     if not os.path.exists(os.path.join(folder, "results.json")):
         _LOG.info("no config.identifiers given: training identifiers in %s", folder)
         experiment = IdentifierExperiment(own, data)
-        experiment.run(open_workdir(folder, own.to_dict()))
+        experiment.run(open_workdir(folder, own.to_dict(), data.log.hash))
     return load_table(folder, data_hash=data.log.hash)
 
 

@@ -7,7 +7,7 @@ import os
 
 from core.checkpoints import newest_progress
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import read_json, write_atomically
 from core.workdir import Workdir, is_writer
 from gensar_jax.joint_task import JointTask
 from launch.gensar_examples import GenSARExamples
@@ -15,6 +15,7 @@ from launch.gensar_examples import GenSARExamples
 _FILE, _VOCABULARY = "inputs.json", "vocabulary"
 # Only read in training.
 _PSEUDO_QUERIES = "pseudo-queries"
+_MEND = "restore the file, or train in another --workdir"
 _BRING_BACK = {
     "item texts": "the data with those texts",
     "identifier table": "the table at config.identifiers",
@@ -50,9 +51,10 @@ def check(
     path = os.path.join(workdir.path, _FILE)
     if not os.path.exists(path):
         return
-    with open(path, encoding="utf-8") as file:
-        before = json.load(file)
+    before = read_json(path, "the record of what a run was trained with", _MEND)
     for name, found in _hashes(examples, table_hash).items():
+        if not isinstance(before.get(name), str):
+            raise UserError(f"expected the hash of the {name} in {path}, found none; {_MEND}")
         if before[name] != found and (training or name != _PSEUDO_QUERIES):
             raise UserError(
                 f"expected the {name} {before[name]} that the run in {workdir.path} was trained "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import math
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,21 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from core import distributed, metrics
+from core.errors import UserError
 from core.files import write_atomically
-from core.metric_writers import read_lines
-from core.workdir import Workdir, commit_id, is_writer
+from core.metric_writers import METRICS_FILE, read_lines
+from core.metrics import means_of_users
+from core.workdir import Workdir, commit_id
+from launch import drawing
 from launch.data import Data
+from launch.stages import stage_order, stage_title
 
-STAGE_TITLES = {
-    "pretrain": "after pre-training",
-    "rl": "after RL",
-    "control": "control: as long without RL",
-    "fit": "fitted",
-    "identifiers": "identifiers",
-    "joint": "joint training",
-}
 # Metrics of one protocol that fit beside each other.
-_WIDEST = 8
+WIDEST = 8
 
 
 def device() -> str:
@@ -59,9 +56,6 @@ def save(
     """
     per_user = f"per_user/{stage}-{split}-{protocol.replace('/', '-')}.npz"
     users = data.split(split).user if users is None else users
-    values: dict[str, Any] = {"user": users, **sums.per_example()}
-    if is_writer():
-        np.savez_compressed(workdir.file(*per_user.split("/")), **values)
     row = {
         "stage": stage,
         "split": split,
@@ -83,7 +77,7 @@ def save(
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **(more or {}),
     }
-    workdir.write_result_row(row)
+    workdir.write_result_row(row, {"user": users, **sums.per_example()})
     return row
 
 
@@ -97,18 +91,18 @@ def tested(workdir: Workdir) -> set[tuple[str, int, str]]:
     return {(stage, step, protocol) for stage, step, protocol in distributed.of_first(found)}
 
 
-def _grid(results: dict[str, Any], split: str) -> tuple[list[str], list[list[str]]]:
-    """Column names and one line per stage, protocols side by side."""
+def grid(results: dict[str, Any], split: str) -> tuple[list[str], list[list[str]]]:
+    """Returns metrics and one line a stage, in the order of training: its title and values."""
     rows = [row for row in results["rows"] if row["split"] == split]
     columns = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     lines = []
-    for stage in dict.fromkeys(row["stage"] for row in rows):
+    for stage in sorted({row["stage"] for row in rows}, key=stage_order):
         values: dict[str, float] = {}
         for row in rows:
             if row["stage"] == stage:
                 values |= row["metrics"]
-        cells = [f"{values.get(name, math.nan):.4f}" for name in columns]
-        lines.append([STAGE_TITLES.get(stage, stage), *cells])
+        cells = [f"{values[name]:.4f}" if name in values else "" for name in columns]
+        lines.append([stage_title(stage), *cells])
     return columns, lines
 
 
@@ -128,7 +122,7 @@ def reported_split(results: dict[str, Any]) -> str:
 
 def print_table(results: dict[str, Any], split: str = "test") -> None:
     """Prints the run's table: one line a stage, or one a metric where there are many of these."""
-    columns, lines = _grid(results, split)
+    columns, lines = grid(results, split)
     # Without a terminal's width a table would be cut at 80 columns, protocols and all.
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(title(results, split), highlight=False, soft_wrap=True)
@@ -136,7 +130,7 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
         chosen = [i for i, name in enumerate(columns) if name.partition("/")[2] == protocol]
         table = Table(box=None)
         table.add_column("", no_wrap=True)
-        if len(chosen) > _WIDEST:
+        if len(chosen) > WIDEST:
             for line in lines:
                 table.add_column(line[0], justify="right", no_wrap=True)
             for i in chosen:
@@ -150,48 +144,69 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
 
 
 def write_summary(workdir: Workdir, label: str) -> None:
-    """Writes summary.md and curves.png from what the run saved."""
+    """Writes summary.md and curves.png from what the run saved.
+
+    Args:
+      label: of the data.
+    """
     results = workdir.read_results()
+    method = workdir.read_setting("method", str)
     split = reported_split(results)
-    columns, lines = _grid(results, split)
+    columns, lines = grid(results, split)
     text = [
-        f"# {label}",
+        f"# {method} on {label}",
         "",
         title(results, split),
         "",
-        "| stage | " + " | ".join(columns) + " |",
-        "|---|" + "---:|" * len(columns),
-        *("| " + " | ".join(line) + " |" for line in lines),
+        *markdown_table(columns, [[f"{method}, {stage}", *cells] for stage, *cells in lines]),
         "",
     ]
-    if os.path.exists(os.path.join(workdir.path, "metrics.jsonl")):
-        _draw_curves(workdir, label)
+    if _draw_curves(workdir, f"{method} on {label}"):
         text += ["![training curves](curves.png)", ""]
     write_atomically(workdir.file("summary.md"), "\n".join(text))
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table; one a metric where these are many, so that all can be seen.
+
+    Args:
+      columns: names of metrics.
+      lines: a name and a value a metric.
+    """
+    head, body = ["", *columns], [list(line) for line in lines]
+    if len(columns) > WIDEST:
+        head, *body = (list(cells) for cells in zip(head, *body, strict=True))
+    return [
+        f"| {' | '.join(head)} |",
+        "|---|" + "---:|" * (len(head) - 1),
+        *(f"| {' | '.join(line)} |" for line in body),
+    ]
 
 
 _STAGES_ACROSS = 4
 _FEW_POINTS = 20
 
 
-def _draw_curves(workdir: Workdir, label: str) -> None:
-    import matplotlib
+def _draw_curves(workdir: Workdir, label: str) -> bool:
+    """Draws what every stage trained on and was selected by; False where nothing was trained.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = read_lines(workdir.file("metrics.jsonl"))
-    selection = workdir.read_config()["eval"]["selection"]
-    known = [s for s in STAGE_TITLES if any(line["stage"] == s for line in lines)]
-    # Stages of CRS are as many as its iterations, in the order they ran.
-    stages = [*known, *dict.fromkeys(x["stage"] for x in lines if x["stage"] not in known)]
+    Stages share the axis of a metric, so that a hundredth of it looks the same in all of them, and
+    the band is as wide as chance: the 95% interval of that metric's mean over test users.
+    """
+    lines = read_lines(workdir.file(METRICS_FILE))
+    if not lines:
+        return False
+    selection = workdir.read_setting("eval.selection", str)
+    stages = sorted({line["stage"] for line in lines}, key=stage_order)
     across = min(len(stages), _STAGES_ACROSS)
     bands = -(-len(stages) // across)
-    figure, axes = pyplot.subplots(
+    figure, axes = drawing.pyplot().subplots(
         2 * bands, across, figsize=(4.2 * across, 5.6 * bands), squeeze=False, layout="constrained"
     )
     for axis in axes[-2:, (len(stages) - 1) % across + 1 :].flat:
         axis.axis("off")
+    halves = _half_intervals(workdir, selection)
+    by_name: dict[str, list[Any]] = {}
     for number, stage in enumerate(stages):
         band, column = divmod(number, across)
         for row, name in enumerate((_training_curve(stage), selection)):
@@ -201,16 +216,38 @@ def _draw_curves(workdir: Workdir, label: str) -> None:
                 if line["stage"] == stage and name in line
             ]
             axis = axes[2 * band + row, column]
+            by_name.setdefault(name, []).append(axis)
             # A line alone would not show one point.
             few = len(points) < _FEW_POINTS
-            axis.plot(*zip(*points), marker="." if row or few else None, linewidth=1.4)
+            steps, values = (np.array(one) for one in zip(*points)) if points else ([], [])
+            axis.plot(steps, values, marker="." if row or few else None, linewidth=1.4)
+            if row and points and (half := halves.get(stage)):
+                axis.fill_between(steps, values - half, values + half, alpha=0.2, linewidth=0)
             axis.set_xlabel("updates")
             axis.set_ylabel(f"validation {name}" if row else name, fontsize=8)
             axis.grid(alpha=0.3)
-        axes[2 * band, column].set_title(STAGE_TITLES.get(stage, stage), fontsize=10)
-    figure.suptitle(label)
-    figure.savefig(workdir.file("curves.png"), dpi=110)
-    pyplot.close(figure)
+        axes[2 * band, column].set_title(stage_title(stage), fontsize=10)
+    for axes_of_name in by_name.values():
+        limits = [axis.get_ylim() for axis in axes_of_name if axis.lines[0].get_xdata().size]
+        for axis in axes_of_name if limits else ():
+            axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    below = f"; band: 95% interval over test users of {selection}" if halves else ""
+    figure.suptitle(label + below, fontsize=9 if below else None)
+    drawing.save(figure, workdir.file("curves.png"), dpi=110)
+    return True
+
+
+def _half_intervals(workdir: Workdir, metric: str) -> dict[str, float]:
+    """By stage, half of the 95% interval of a metric's mean over test users."""
+    halves = {}
+    for row in workdir.read_results()["rows"]:
+        if row["split"] == "test" and metric in row["metrics"] and "per_user" in row:
+            with contextlib.suppress(UserError):  # a picture without its band is a picture
+                users, values = workdir.read_per_user(row, metric.partition("/")[0])
+                means = means_of_users(values, users)
+                if len(means) > 1:
+                    halves[row["stage"]] = metrics.half_interval(means)
+    return halves
 
 
 def _training_curve(stage: str) -> str:

@@ -20,6 +20,7 @@ from ml_collections import config_dict
 from core import metrics
 from core.errors import UserError
 from core.workdir import Workdir
+from launch import drawing
 from launch.data import Data
 from launch.lcr_ser import LCRSERExperiment
 from launch.restore import Restored
@@ -140,7 +141,7 @@ def inference_times(
 
 def _draw_times(ks: Sequence[int], taken: Sequence[Sequence[float]], title: str, path: str) -> None:
     """Seconds by K: a point a pass, a line through the medians with their increase in percent."""
-    pyplot = _pyplot()
+    pyplot = drawing.pyplot()
     figure, axis = pyplot.subplots(figsize=(4.6, 3.4), constrained_layout=True)
     medians = [statistics.median(times) for times in taken]
     places = range(len(ks))
@@ -157,17 +158,7 @@ def _draw_times(ks: Sequence[int], taken: Sequence[Sequence[float]], title: str,
     axis.set_ylabel("time (s)")
     axis.grid(alpha=0.3)
     axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    drawing.save(figure, path, dpi=120)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +218,7 @@ def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
     """Figure 4: histograms of d(e, h^(k)) by step, and t-SNE of the states and targets."""
     from sklearn.manifold import TSNE
 
-    pyplot = _pyplot()
+    pyplot = drawing.pyplot()
     hidden, cross, _ = _of_seeds(next(iter(runs.values())))
     figure, axes = pyplot.subplots(2, 2, figsize=(9.2, 7.2), constrained_layout=True)
     lines = ["", "![](figure4.png)", "", *_seeds_line(runs, "; t-SNE shows the first")]
@@ -255,8 +246,7 @@ def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
             axes[1, column].scatter(*part.T, s=5, label=name)
         axes[1, column].set_xlabel(f"t-SNE, {_SIDES[side]}, {len(chosen)} users")
         axes[1, column].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    drawing.save(figure, path, dpi=120)
     values = {side: _summary(per_seed) for side, per_seed in cross.items()}
     return Found(lines, {"users": len(hidden.target), "distances": values})
 
@@ -299,7 +289,7 @@ def _summary(per_seed: Sequence[np.ndarray]) -> dict[str, Any]:
 
 def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
     """Figure 5: d(e, h^(K)) and d(e, h~^(K)) apart, with and without the contrastive loss."""
-    pyplot = _pyplot()
+    pyplot = drawing.pyplot()
     figure, axes = pyplot.subplots(
         len(_SIDES),
         len(runs),
@@ -327,8 +317,7 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
             lines.append(f"| {label} | {_SIDES[side]} | {' | '.join(cells)} |")
             values.setdefault(label, {})[side] = _summary(per_seed)
         axes[-1, column].set_xlabel("cosine distance to the target")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    drawing.save(figure, path, dpi=120)
     return Found(lines, {"distances": values})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +13,11 @@ from ml_collections import config_dict
 from core.errors import UserError
 from core.files import write_atomically
 from core.workdir import Workdir, commit_id
-from launch.compare import Pair, Row, compare_pairs, examples_and_users
+from launch import drawing
 from launch.data import Data
-from launch.results import STAGE_TITLES, device
+from launch.paired_tests import Pair, Row, compare_pairs, examples_and_users
+from launch.results import device
+from launch.stages import stage_order, stage_title
 from launch.sweeps import Setting, Sweep, number_text
 
 _PANEL_WIDTH = 4.6  # inches
@@ -91,7 +92,8 @@ def read_sweep(
             # Rows of a table that adds modules are compared whatever their stages.
             group = "" if setting.stage else stage
             found.setdefault(group, []).append(_row(setting, stage, rows, metric, len(paths)))
-    return [row for rows in found.values() for row in _tested(rows)]
+    of_stages = sorted(found.items(), key=lambda item: stage_order(item[0]))
+    return [row for _, rows in of_stages for row in _tested(rows)]
 
 
 def _row(
@@ -99,24 +101,28 @@ def _row(
 ) -> SweepRow:
     name, _, protocol = metric.partition("/")
     values: dict[str, dict[int, float]] = {}
-    per_example, users = [], np.zeros(0, np.int32)
+    per_example: dict[int, np.ndarray] = {}
+    first: tuple[str, np.ndarray] | None = None
     for path, row in rows:
         for full_name, value in row["metrics"].items():
             values.setdefault(full_name, {})[row["seed"]] = value
-        if row["protocol"] == protocol:
-            with np.load(os.path.join(path, row["per_user"])) as file:
-                if name in file:
-                    per_example.append(file[name])
-                    users = file["user"]
-    if not per_example:
+        if metric in row["metrics"] and row["protocol"] == protocol:
+            users, per_example[row["seed"]] = Workdir(path).read_per_user(row, name)
+            first = first or (path, users)
+            if not np.array_equal(users, first[1]):
+                raise UserError(
+                    f"expected the same test users in {first[0]} and {path}, found others; "
+                    "evaluate both with the same eval settings"
+                )
+    if first is None:
         raise UserError(
             f"expected {metric} in the results of {rows[0][0]}, found none; pass a --metric of "
             "config.eval.metrics and config.eval.protocols"
         )
-    seeds = tuple(sorted(values[metric]))
+    seeds = tuple(sorted(per_example))
     metrics = {k: tuple(v[s] for s in seeds if s in v) for k, v in values.items()}
-    mean = np.asarray(np.mean(per_example, 0, dtype=np.float64))
-    tested = Row(setting.label, seeds, metrics[metric], mean, users)
+    of_seeds = np.stack([per_example[seed] for seed in seeds])
+    tested = Row(setting.label, seeds, metrics[metric], of_seeds, first[1])
     commits, devices = (
         tuple(dict.fromkeys(row[name] for _, row in rows if name in row))
         for name in ("commit", "device")
@@ -173,7 +179,8 @@ def to_markdown(
     lines += [
         "",
         f"Means over seeds ± their deviation. Differences of {metric} from the first row of the "
-        "same stage with a 95% bootstrap interval over users; p of a paired t-test over users, "
+        "same stage over the seeds that both have, with a 95% interval over users (bootstrap; of "
+        "fewer than 30 users Student's t); p of a paired t-test over users, "
         f"corrected by Holm's method. {examples_and_users(rows[0].tested)}",
         "",
         f"| {' | '.join(header)} |",
@@ -187,19 +194,29 @@ def to_markdown(
                 continue
             told.add(row.stage)
             label = "all settings"
-        cells = [mean_text(row.metrics[name]) if name in row.metrics else "" for name in columns]
+        cells = [_cell(row, name) for name in columns]
         test = ["", ""]
         if row.pair is not None:
             pair = row.pair
             difference = f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
+            if pair.left_out:
+                difference += f" over seeds {', '.join(map(str, pair.seeds))}"
             test = [difference, f"{pair.p_holm:.2g}"]
         seeds = ", ".join(map(str, row.seeds))
         if len(row.seeds) < row.runs:
             seeds += f" (of {row.runs} seeds)"
-        stage = STAGE_TITLES.get(row.stage, row.stage)
+        stage = stage_title(row.stage)
         named = [label, stage, seeds, mean_text(row.metrics[metric])]
         lines.append(f"| {' | '.join([*named, *test, *cells])} |")
     return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
+
+
+def _cell(row: SweepRow, name: str) -> str:
+    """The mean of a metric that is not tested, which some seeds may lack."""
+    values = row.metrics.get(name, ())
+    if not values:
+        return ""
+    return mean_text(values) + (f" ({len(values)} seeds)" if len(values) < len(row.seeds) else "")
 
 
 def _shared_stages(rows: Sequence[SweepRow]) -> set[str]:
@@ -264,14 +281,9 @@ def draw(
       shown: full names of the metrics; the first is that of `curves`.
       path: of the PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    labels = [STAGE_TITLES.get(row.stage, row.stage) for row in rows] + list(curves)
+    labels = [stage_title(row.stage) for row in rows] + list(curves)
     columns, lines = _legend_grid(list(dict.fromkeys(labels)), _PANEL_WIDTH * len(shown))
-    figure, axes = pyplot.subplots(
+    figure, axes = drawing.pyplot().subplots(
         1,
         len(shown),
         figsize=(_PANEL_WIDTH * len(shown), 3.4 + 0.2 * lines),
@@ -286,7 +298,7 @@ def draw(
                 np.std(row.metrics[name], ddof=1) if len(row.seeds) > 1 else 0.0 for row in of_stage
             ]
             places = [_place(row, rows) for row in of_stage]
-            title = STAGE_TITLES.get(stage, stage)
+            title = stage_title(stage)
             if rows[0].setting.value is None:
                 axis.barh(places, means, xerr=spreads, height=0.7, label=title)
             else:
@@ -310,8 +322,7 @@ def draw(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     figure.suptitle(heading.partition(",")[0], fontsize=10)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    drawing.save(figure, path, dpi=120)
 
 
 def _legend_grid(labels: Sequence[str], width: float) -> tuple[int, int]:

@@ -44,12 +44,12 @@ class Teacher:
                 f"expected a teacher of the log {data.log.hash}, found one of "
                 f"{self._run.data.log.hash} in {workdir}; train it on this data"
             )
-        theirs, ours = self._run.workdir.read_config()["data"], config.data
+        theirs, ours = self._run.workdir.read_setting("data", dict), config.data
         for key in _SHARED:
-            if theirs[key] != ours[key]:
+            if theirs.get(key) != ours[key]:
                 raise UserError(
                     f"expected a teacher with config.data.{key}={ours[key]!r}, found "
-                    f"{theirs[key]!r} in {workdir}; both read the same batches"
+                    f"{theirs.get(key)!r} in {workdir}; both read the same batches"
                 )
         ranker = self._run.experiment.ranker
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from core.errors import UserError
+from core.files import load_npz, read_json, save_npz, write_atomically
 from gensar_jax.prompts import Example
 from gensar_jax.vocabulary import Vocabulary
 
@@ -29,6 +30,7 @@ _DESCRIPTION, _VOCABULARY, _IDENTIFIERS, _ITEMS = (
     "identifiers.npz",
     "items.txt",
 )
+_EXPORT = "pass a folder of launch.export_t5x as --gin.EXPORT"
 # Files of a split, so that as many hosts read apart.
 _FILES = 16
 
@@ -118,12 +120,11 @@ def write(
     try:
         vocabulary.save(os.path.join(partial, _VOCABULARY))
         sizes = _write_records(partial, records, splits)
-        np.savez(os.path.join(partial, _IDENTIFIERS), **dict(identifiers))  # type: ignore[arg-type]
-        with open(os.path.join(partial, _ITEMS), "w", encoding="utf-8") as file:
-            file.writelines(f"{item}\n" for item in items)
+        save_npz(os.path.join(partial, _IDENTIFIERS), identifiers)
+        write_atomically(os.path.join(partial, _ITEMS), "".join(f"{item}\n" for item in items))
         found = Export(vocab_size=vocabulary.size, sizes=sizes, **description)
-        with open(os.path.join(partial, _DESCRIPTION), "w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(found), file, indent=2)
+        description = json.dumps(dataclasses.asdict(found), indent=2)
+        write_atomically(os.path.join(partial, _DESCRIPTION), description)
         if os.path.isdir(folder):
             os.rmdir(folder)
         os.rename(partial, folder)
@@ -184,14 +185,20 @@ def read(folder: str) -> Export:
       UserError: no folder that `write` wrote.
     """
     path = os.path.join(folder, _DESCRIPTION)
-    try:
-        with open(path, encoding="utf-8") as file:
-            return Export(**json.load(file))
-    except (OSError, ValueError, TypeError):
+    description = read_json(path, "the description of an export", _EXPORT)
+    kinds = {
+        **dict.fromkeys(("vocab_size", "inputs", "targets"), int),
+        **dict.fromkeys(("rates", "sizes", "forced"), dict),
+        **dict.fromkeys(("data", "data_hash", "table_hash"), str),
+    }
+    wrong = [name for name, kind in kinds.items() if type(description.get(name)) is not kind]
+    wrong += sorted(description.keys() - kinds.keys())
+    if wrong:
         raise UserError(
-            f"expected a folder of launch.export_t5x, found no {_DESCRIPTION} of it in "
-            f"{folder!r}; pass --gin.EXPORT"
-        ) from None
+            f"expected a folder of launch.export_t5x, found no fitting {', '.join(wrong)} in "
+            f"{path}; {_EXPORT}"
+        )
+    return Export(**description)
 
 
 def vocabulary(folder: str) -> Vocabulary:
@@ -201,11 +208,20 @@ def vocabulary(folder: str) -> Vocabulary:
 
 def identifiers(folder: str, kind: str) -> np.ndarray:
     """int32 [V+1, L], tokens of the 'semantic' or 'collaborative' identifiers."""
-    with np.load(os.path.join(folder, _IDENTIFIERS)) as arrays:
-        return arrays[kind]
+    path = os.path.join(folder, _IDENTIFIERS)
+    arrays = load_npz(path, "the identifiers of an export", _EXPORT)
+    if kind not in arrays or arrays[kind].dtype.kind not in "iu" or arrays[kind].ndim != 2:
+        raise UserError(f"expected {kind} identifiers in {path}, found none; {_EXPORT}")
+    return arrays[kind]
 
 
 def items(folder: str) -> list[str]:
     """Ids of the items 1..V."""
-    with open(os.path.join(folder, _ITEMS), encoding="utf-8") as file:
-        return [line.removesuffix("\n") for line in file]
+    path = os.path.join(folder, _ITEMS)
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            return [line.removesuffix("\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"expected the items of an export at {path}, found {type(error).__name__}; {_EXPORT}"
+        ) from None

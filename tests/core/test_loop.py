@@ -9,6 +9,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import made_results
 import numpy as np
 import pytest
 
@@ -276,7 +277,7 @@ def test_a_workdir_refuses_another_config(tmp_path):
 
 def test_a_row_written_again_keeps_what_only_the_old_one_tells(tmp_path):
     workdir = open_workdir(str(tmp_path / "w"), {})
-    row = {"stage": "rl_0", "split": "test", "protocol": "full", "step": 4, "seconds": 1.0}
+    row = made_results.row(stage="rl_0", step=4, seconds=1.0)
     workdir.write_result_row(row | {"subset": "ab"})
     workdir.write_result_row(row | {"seconds": 2.0})
     assert workdir.read_results()["rows"] == [row | {"seconds": 2.0, "subset": "ab"}]

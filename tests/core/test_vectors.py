@@ -107,10 +107,14 @@ def test_exported_vectors_that_do_not_belong_here(tmp_path):
     whole = archive.read_bytes()
     for content in (whole, whole[:-40], b""):
         archive.write_bytes(content)
-        with pytest.raises(UserError, match=r"expected item vectors at .*items\.npz"):
+        with pytest.raises(UserError, match=r"expected item vectors .* at .*items\.npz, found"):
             vectors.load_vectors(str(archive), num_items=3, data_hash="d")
+    for content in (b"", b"[]", b"{", b"\xe9", b"[" * 100_000):
+        (tmp_path / "items.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"the description of item vectors at .*, found"):
+            vectors.load_vectors(path, num_items=3, data_hash="d")
     (tmp_path / "items.json").unlink()
-    with pytest.raises(UserError, match=r"with items\.json beside"):
+    with pytest.raises(UserError, match=r"items\.json, found no such file"):
         vectors.load_vectors(path, num_items=3, data_hash="d")
 
 

@@ -123,7 +123,7 @@ def test_tables_that_nobody_should_use(tmp_path, changes, found):
 
 
 def test_files_that_are_missing_changed_or_of_another_catalogue(tmp_path):
-    with pytest.raises(UserError, match="none that can be read"):
+    with pytest.raises(UserError, match=r"identifiers at .*\.json, found no such file; run"):
         load_table(str(tmp_path), data_hash="d")
     save_table(str(tmp_path), table(), {})
     with pytest.raises(UserError, match=r"identifiers of the log e .* found those of d"):
@@ -135,7 +135,12 @@ def test_files_that_are_missing_changed_or_of_another_catalogue(tmp_path):
     whole = (tmp_path / "identifiers.npz").read_bytes()
     for content in (b"other", whole[: len(whole) // 2], b""):
         (tmp_path / "identifiers.npz").write_bytes(content)
-        with pytest.raises(UserError, match="none that can be read"):
+        with pytest.raises(UserError, match=r"identifiers at .*\.npz, found a file that cannot"):
+            load_table(str(tmp_path), data_hash="d")
+    save_table(str(tmp_path), table(), {})
+    for content in (b"", b"[]", b"{", b"\xe9", b"[" * 100_000, b"{}"):
+        (tmp_path / "identifiers.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"expected identifiers.* in|at .*, found .*; run"):
             load_table(str(tmp_path), data_hash="d")
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made_results import row
 
 from configs import lcr_ser_defaults
 from core.errors import UserError
@@ -15,7 +16,7 @@ from lcrsr.adaptive import Calibration
 
 
 def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
-    rows = [{"stage": "pretrain", "commit": "bbb"}, {"stage": "rl", "commit": "aaa"}]
+    rows = [row(stage="pretrain", commit="bbb"), row(stage="rl", commit="aaa")]
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     run = SimpleNamespace(
         workdir=Workdir(str(tmp_path)),
@@ -31,7 +32,9 @@ def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
     table = {k: {"steps": 1.0, "seconds": 1.0} for k in ("0", "1", "adaptive", "1 in blocks")}
     found = Calibration(price=0.0, best_fixed=1, metric=0.5, mean_steps=1.0)
     text = adaptive._to_markdown("ndcg@5", table, found, [0.0, 0.1], heading)
-    assert text.startswith(f"{heading}\n\n| K |")
+    assert text.startswith(f"{heading}\n\n| K |") and "on test: +0.0000 ± 0.1000 (95%)." in text
+    text = adaptive._to_markdown("ndcg@5", table, found, [0.0, None], heading)
+    assert "on test: +0.0000 of one user, so without an interval." in text
 
 
 @pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1.0])

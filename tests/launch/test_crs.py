@@ -12,6 +12,7 @@ import time
 import types
 
 import jax
+import made_results
 import numpy as np
 import pytest
 from ml_collections import config_dict
@@ -399,7 +400,7 @@ def test_all_of_the_corpus_is_answered_where_no_bound_is_set(tmp_path, most):
 def test_each_loop_says_why_it_has_ended(tmp_path):
     workdir = Workdir(str(tmp_path))
     for stage in ("sft_0", "rl_0", "sft_only_1"):
-        workdir.write_result_row({"stage": stage, "split": "test", "protocol": "p", "step": 1})
+        workdir.write_result_row(made_results.row(stage=stage))
     crs_kept.note(workdir, {"rl_0": {"rows": 3}}, {"": "no cases", "sft_only_": None})
     rows = {row["stage"]: row for row in workdir.read_results()["rows"]}
     assert rows["rl_0"]["subset"] == {"rows": 3} and rows["sft_0"]["subset"] is None

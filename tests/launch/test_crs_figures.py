@@ -2,15 +2,18 @@
 
 import json
 
+import made_results
 import matplotlib.image
 import numpy as np
 import pytest
 
 from configs import crs_sample
+from core import metrics
 from core.errors import UserError
 from core.workdir import Workdir, check_no_file
-from launch import compare, crs_figures, report, search_protocol
+from launch import crs_figures, report, search_protocol
 from launch.data import Data, resolve
+from launch.paired_tests import holm
 
 METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
@@ -22,12 +25,13 @@ def sample(tmp_path_factory):
     config.cache_dir = str(tmp_path_factory.mktemp("cache"))
     config.evolve.iterations = 2
     config = resolve(config)
-    return config, search_protocol.held_out(config, Data(config), "test").user
+    data = Data(config)
+    return config, search_protocol.held_out(config, data, "test").user, data.log.hash
 
 
 def run(folder, sample, stages, *, seed=0, method="crs", algorithm="r_grpo", **entries):
     """A folder of results: each stage's every metric is a value for every search."""
-    config, users = sample
+    config, users, log_hash = sample
     config = config.copy_and_resolve_references()
     config.method, config.seed, config.rl.algorithm = method, seed, algorithm
     workdir = Workdir(str(folder))
@@ -40,21 +44,20 @@ def run(folder, sample, stages, *, seed=0, method="crs", algorithm="r_grpo", **e
             workdir.file("per_user", f"{stage}.npz"), user=users, **dict.fromkeys(METRICS, values)
         )
         rows.append(
-            {
-                "stage": stage,
-                "split": "test",
-                "protocol": "search/catalogue",
-                "examples": len(users),
-                "metrics": {f"{m}/search/catalogue": float(values.mean()) for m in METRICS},
-                "data": "sample",
-                "data_hash": "h",
-                "data_split": "by_user",
-                "candidates_seed": 0,
-                "seed": seed,
-                "commit": "c0ffee",
-                "device": "cpu",
-                "per_user": f"per_user/{stage}.npz",
-            }
+            made_results.row(
+                stage=stage,
+                protocol="search/catalogue",
+                examples=len(users),
+                metrics={
+                    f"{m}/search/catalogue": float(np.mean(values, dtype=float)) for m in METRICS
+                },
+                data="sample",
+                data_hash=log_hash,
+                data_split="by_user",
+                seed=seed,
+                device="cpu",
+                per_user=f"per_user/{stage}.npz",
+            )
             | entries
         )
     with open(workdir.file("results.json"), "w", encoding="utf-8") as file:
@@ -81,7 +84,7 @@ def test_a_folder_with_both_figures_and_the_table(sample, tmp_path):
     assert "| R-GRPO | sft_only_1 | 0, 1 | 0.2500 ± 0.0000 | 0.2500 ± 0.0000 |" in lines
     assert not any("align" in line or ("sft_only" in line and "| GRPO" in line) for line in lines)
     rows = {tuple(line.split(" | ")[:3]): line for line in lines if line.startswith("| rl_")}
-    gain = compare.means_of_users(better - 0.3, users).mean()
+    gain = metrics.means_of_users(better - 0.3, users).mean()
     first = rows["| rl_0", "R-GRPO", "0, 1"]
     assert first.count("±") == 5 and f"| {gain:+.4f} [" in first
     assert rows["| rl_0", "GRPO", "0, 1"].endswith("| 0.3000 ± 0.0000 |  |  |")
@@ -108,8 +111,8 @@ def test_p_is_corrected_over_the_whole_table(sample, tmp_path):
     _, tested = crs_figures.table_3(crs_figures.read([ours, plain], []))
     assert [stage for stage, _ in tested] == ["rl_0", "rl_1"]
     p = [pair.p for _, pair in tested]
-    assert [pair.p_holm for _, pair in tested] == pytest.approx(compare.holm(p))
-    assert compare.holm(p) != pytest.approx(p)
+    assert [pair.p_holm for _, pair in tested] == pytest.approx(holm(p))
+    assert holm(p) != pytest.approx(p)
 
 
 def test_what_is_refused(sample, tmp_path):

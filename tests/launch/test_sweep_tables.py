@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import made_results
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,7 +12,7 @@ from matplotlib import figure
 from configs import lcr_ser_defaults
 from core.errors import UserError
 from core.workdir import Workdir, commit_id
-from launch.compare import holm
+from launch.paired_tests import holm
 from launch.results import device
 from launch.sweep_tables import Found, read_sweep, title, write
 from launch.sweeps import Setting, Sweep
@@ -34,16 +35,14 @@ def run(folder, seed, values, stages=("pretrain",), users=None, **made):
         np.savez(folder / "per_user" / f"{stage}.npz", user=users, **{"ndcg@5": values + number})
         mean = float(np.mean(values + number))
         rows.append(
-            {
-                "stage": stage,
-                "split": "test",
-                "protocol": "neg99",
-                "metrics": {"ndcg@5/neg99": mean, "hr@1/neg99": mean / 2},
-                "seed": seed,
-                "commit": "aaa",
-                **made,
-                "per_user": f"per_user/{stage}.npz",
-            }
+            made_results.row(
+                stage=stage,
+                protocol="neg99",
+                metrics={"ndcg@5/neg99": mean, "hr@1/neg99": mean / 2},
+                seed=seed,
+                **({"commit": "aaa"} | made),
+                per_user=f"per_user/{stage}.npz",
+            )
         )
     (folder / "results.json").write_text(json.dumps({"rows": rows}))
     return str(folder)
@@ -178,7 +177,12 @@ def small_data():
 
 def test_tables_name_what_made_their_rows_and_not_what_wrote_them(tmp_path, small_data):
     config, data = small_data
-    paths = {"K = 0": [run(tmp_path / "0", 0, BASE), run(tmp_path / "1", 1, BASE, commit="bbb")]}
+    paths = {
+        "K = 0": [
+            run(tmp_path / "0", 0, BASE, device="1 x T"),
+            run(tmp_path / "1", 1, BASE, commit="bbb", device="1 x T"),
+        ]
+    }
     made = {"commit": "bbb", "device": "1 x T"}
     paths["K = 2"] = [run(tmp_path / "2", 0, BASE + 0.1, **made)]
     rows = read_sweep(SWEEP, paths, "ndcg@5/neg99")
