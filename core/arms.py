@@ -24,20 +24,18 @@ import numpy as np
 
 from core.arm_programs import ArmTask, Programs, row
 from core.checkpoints import Checkpoints
+from core.compiling import announced
 from core.errors import UserError
 from core.loop import (
     LoopConfig,
     NotFinite,
-    Preempted,
     StageRun,
-    Termination,
     stage_directory,
     start_or_restore,
-    stop_if_terminated,
-    watched,
 )
 from core.metric_writers import MetricWriter, ProgressReport
 from core.task import Batch, State, Task
+from core.termination import Termination, stop_if_terminated, watched
 from core.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
@@ -105,7 +103,7 @@ def run_arms(
       By name, the arms whose loss was not finite.
 
     Raises:
-      core.loop.Preempted: SIGTERM; every arm's state is saved.
+      core.errors.Preempted: SIGTERM or Ctrl-C; every arm's state is saved.
       UserError: a checkpoint that cannot be written or read.
       ValueError: the arms' stages differ in more than numbers.
     """
@@ -231,10 +229,18 @@ def _train(
     parts = [cohort[i : i + width] for i in range(0, len(cohort), width)]
     stacks = [_Stack(each, programs) for part in parts for each in programs.spread(part)]
     streams = {run.arm.task.stream: run.arm.task.batches(start) for run in cohort}
+    compiled = False
     while True:
         batches = {key: next(stream) for key, stream in streams.items()}
-        for stack in stacks:
-            stack.update(batches)
+        if compiled:
+            for stack in stacks:
+                stack.update(batches)
+        else:
+            with announced("compiling the training step", cohort[0].report.say):
+                for stack in stacks:
+                    stack.update(batches)
+                    stack.wait()
+            compiled = True
         terminated = termination.arrived()
         for stack in stacks:
             stack.after_update(terminated)
@@ -245,8 +251,8 @@ def _train(
             for run in cohort:
                 run.wait()
             saved = still or cohort
-            raise Preempted(
-                f"SIGTERM: saved step {saved[0].step} of stage {saved[0].arm.task.name} of "
+            raise termination.preempted(
+                f": saved step {saved[0].step} of stage {saved[0].arm.task.name} of "
                 f"{len(saved)} arms; the same command continues"
             )
         thin = any(2 * len(stack.live) <= stack.size for stack in stacks)
@@ -312,6 +318,10 @@ class _Stack:
             batch = batches[self._keys[0]]
         rate = rates[0] if self.size == 1 else rates
         self._state, self._values = self._program(self._state, batch, rate, self._numbers)
+
+    def wait(self) -> None:
+        """Returns once the last update is through."""
+        jax.block_until_ready(self._values)
 
     def after_update(self, terminated: bool) -> None:
         for place, run in enumerate(self._runs):

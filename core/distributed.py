@@ -1,9 +1,9 @@
 """Joining the processes of one job, on many hosts or on one: a roll call, then JAX's own start.
 
 JAX waits for missing processes and then aborts without saying which; the roll call names them. It
-uses the coordinator's address before JAX does: every process tells process 0 its number, and 0
-answers all of them once all are there, or once time is up. From then on `core.process_watch` ends
-all of them where one is lost.
+uses the coordinator's address before JAX does: every process tells process 0 its number
+(`core.handshake`), and 0 answers all of them once all are there, or once time is up. From then on
+`core.process_watch` ends all of them where one is lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import contextlib
 import itertools
 import json
 import logging
-import socket
+import os
+import secrets
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,12 +23,12 @@ import jax
 # The key-value store of the coordinator has no public name, and Orbax uses this one.
 from jax._src import distributed as jax_distributed
 
-from core import process_watch
+from core import handshake, process_watch
 from core.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _GO = b"go"
-_RETRY_S = 0.2
+_PATIENCE_S = 10
 # A machine that dies without a word, where the watch fails to notice: all end within two minutes.
 _HEARTBEAT_S = 60
 # How long the others wait for what process 0 does alone, such as reading raw data: the watch ends
@@ -70,8 +71,18 @@ def start(
         process,
         initialization_timeout=max(10, timeout_s),
         heartbeat_timeout_seconds=_HEARTBEAT_S,
+        coordinator_bind_address=_bind_address(coordinator),
     )
     return _watch(timeout_s)
+
+
+def _bind_address(coordinator: str) -> str | None:
+    """Where JAX's own service listens: on the coordinator's interface, if that is found."""
+    host, _, port = coordinator.rpartition(":")
+    address = handshake.interface(host.strip("[]"))
+    if address is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _watch(timeout_s: int) -> process_watch.ProcessWatch | None:
@@ -79,14 +90,21 @@ def _watch(timeout_s: int) -> process_watch.ProcessWatch | None:
     if job.num_processes in (None, 1):
         return None
     key = "lcrsr/watch"
-    if job.process_id == 0:
-        server = process_watch.listen()
-        job.client.key_value_set(key, str(server.getsockname()[1]))
-        return process_watch.ProcessWatch(0, job.num_processes, server=server, timeout_s=timeout_s)
-    port = int(job.client.blocking_key_value_get(key, timeout_s * 1000))
     host = job.coordinator_address.rpartition(":")[0].strip("[]")
+    if job.process_id == 0:
+        server, token = handshake.listen(host), secrets.token_hex(32)
+        where = {"port": server.getsockname()[1], "token": token}
+        job.client.key_value_set(key, json.dumps(where))
+        return process_watch.ProcessWatch(
+            0, job.num_processes, token=token, server=server, timeout_s=timeout_s
+        )
+    where = json.loads(job.client.blocking_key_value_get(key, timeout_s * 1000))
     return process_watch.ProcessWatch(
-        job.process_id, job.num_processes, address=(host, port), timeout_s=timeout_s
+        job.process_id,
+        job.num_processes,
+        token=where["token"],
+        address=(host, where["port"]),
+        timeout_s=timeout_s,
     )
 
 
@@ -158,68 +176,65 @@ def roll_call(coordinator: str, processes: int, process: int, timeout_s: float) 
     if not host or not port.isdigit():
         raise UserError(f"expected --coordinator=HOST:PORT, found {coordinator!r}")
     deadline = time.monotonic() + timeout_s
+    address = (host.strip("[]"), int(port))
+    token = os.environ.get(handshake.TOKEN_VARIABLE, "")
     if process == 0:
-        _call(int(port), processes, deadline, timeout_s)
+        _call(address, processes, token, deadline, timeout_s)
     else:
-        _answer(host, int(port), process, deadline, timeout_s)
+        _answer(address, process, token, deadline, timeout_s)
 
 
-def _call(port: int, processes: int, deadline: float, timeout_s: float) -> None:
-    present: dict[int, socket.socket] = {}
-    with contextlib.ExitStack() as stack:
-        try:
-            server = stack.enter_context(socket.create_server(("", port), reuse_port=False))
-        except OSError as error:
-            raise UserError(
-                f"expected port {port} of the coordinator to be free, found {error.strerror}; "
-                "pass another --coordinator"
-            ) from None
-        while len(present) < processes - 1 and time.monotonic() < deadline:
-            server.settimeout(max(0.01, deadline - time.monotonic()))
-            with contextlib.suppress(OSError):
-                connection = stack.enter_context(server.accept()[0])
-                connection.settimeout(5.0)
-                number = connection.recv(16).decode("ascii", "replace").strip()
-                if number.isdigit():
-                    present[int(number)] = connection
-        missing = [number for number in range(1, processes) if number not in present]
+def _call(
+    address: tuple[str, int], processes: int, token: str, deadline: float, timeout_s: float
+) -> None:
+    try:
+        server = handshake.listen(*address)
+    except OSError as error:
+        raise UserError(
+            f"expected port {address[1]} of the coordinator to be free, found {error.strerror}; "
+            "pass another --coordinator"
+        ) from None
+    arrivals = handshake.gather(server, processes, token, deadline)
+    with contextlib.closing(arrivals):
+        missing = [number for number in range(1, processes) if number not in arrivals.present]
         reply = ("missing " + ", ".join(map(str, missing))).encode() if missing else _GO
-        for connection in present.values():
+        for connection in arrivals.present.values():
             with contextlib.suppress(OSError):
-                connection.sendall(reply)
+                connection.sendall(reply + b"\n")
     if missing:
-        raise _missing(missing, processes, timeout_s)
+        raise _missing(missing, processes, timeout_s, arrivals.strangers)
 
 
-def _answer(host: str, port: int, process: int, deadline: float, timeout_s: float) -> None:
+def _answer(
+    address: tuple[str, int], process: int, token: str, deadline: float, timeout_s: float
+) -> None:
     while time.monotonic() < deadline:
         try:
-            connection = socket.create_connection((host, port), timeout=_RETRY_S)
+            connection = handshake.connect(address, process, token, deadline)
         except OSError:
-            time.sleep(_RETRY_S)  # process 0 is not there yet
-            continue
-        with connection:
-            connection.sendall(f"{process}\n".encode())
+            break
+        with connection, contextlib.suppress(OSError):
             # Process 0 answers by its own clock, which may have started later.
-            connection.settimeout(timeout_s + 10)
-            with contextlib.suppress(OSError):
-                reply = connection.recv(1024)
-                if reply == _GO:
-                    return
-                if reply:
-                    raise UserError(
-                        f"expected all processes of the job within {timeout_s:g} s, found "
-                        f"{reply.decode()}; start them, or look at their logs"
-                    )
-        time.sleep(_RETRY_S)  # hung up without a word: another job's leftover, or a restart
+            reply = handshake.read_line(connection, time.monotonic() + timeout_s + _PATIENCE_S)
+            if reply == _GO:
+                return
+            if reply.startswith(b"missing "):
+                raise UserError(
+                    f"expected all processes of the job within {timeout_s:g} s, found "
+                    f"{reply.decode('ascii', 'replace')}; start them, or look at their logs"
+                )
+        # Hung up without a word: another job's leftover, or a restart.
     raise UserError(
-        f"expected process 0 at {host}:{port} within {timeout_s:g} s, found no answer; start it, "
-        "or correct --coordinator"
+        f"expected process 0 at {address[0]}:{address[1]} within {timeout_s:g} s, found no answer; "
+        "start it, or correct --coordinator"
     )
 
 
-def _missing(missing: list[int], processes: int, timeout_s: float) -> UserError:
+def _missing(missing: list[int], processes: int, timeout_s: float, strangers: int) -> UserError:
+    what = f"found missing {', '.join(map(str, missing))}"
+    if strangers:
+        what += f", and {strangers} connections with another {handshake.TOKEN_VARIABLE}"
     return UserError(
-        f"expected {processes} processes within {timeout_s:g} s, found missing "
-        f"{', '.join(map(str, missing))}; start them, or look at their logs"
+        f"expected {processes} processes within {timeout_s:g} s, {what}; start them, or look at "
+        "their logs"
     )

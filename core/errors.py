@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake ends in."""
+"""What ends a program in one line: a mistake of the user's, or a request to stop."""
 
 
 class UserError(Exception):
@@ -6,3 +6,15 @@ class UserError(Exception):
 
     Programs under `launch` print it without a traceback and exit with code 2.
     """
+
+
+class Preempted(Exception):
+    """SIGTERM or Ctrl-C arrived; the state is saved and the same command continues it.
+
+    Attributes:
+      code: the exit code that a program ends with.
+    """
+
+    def __init__(self, text: str, code: int = 0):
+        super().__init__(text)
+        self.code = code

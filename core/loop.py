@@ -7,25 +7,22 @@ what it lost and ends in the same state (bit for bit on CPU).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 import logging
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from core.checkpoints import Checkpoints
+from core.compiling import announced
 from core.errors import UserError
 from core.metric_writers import MetricWriter, ProgressReport
 from core.plateau import Plateau
 from core.task import State, Task
+from core.termination import stop_if_terminated, watched
 from core.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
@@ -33,10 +30,6 @@ _LOG = logging.getLogger(__name__)
 
 class NotFinite(UserError):
     """A loss was NaN or infinite; nothing after it is saved."""
-
-
-class Preempted(Exception):
-    """SIGTERM arrived; the state is saved and the same command continues it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,78 +100,6 @@ class StageResult:
     learning_rate: float
 
 
-# Updates of this process, whatever the stage: the point at which processes agree to stop is a count
-# that must not start again with a stage.
-_updates = itertools.count(1)
-
-
-class Termination:
-    """Notes SIGTERM, so that a run stops between two steps, all processes after the same one."""
-
-    def __init__(self) -> None:
-        self._noted = False
-
-    def arrived(self) -> bool:
-        """To be asked after every update and between stages, by all processes alike."""
-        if jax.process_count() > 1:
-            # Without a collective: JAX's coordinator hears of a signal and names a later count.
-            return multihost_utils.reached_preemption_sync_point(next(_updates))
-        return self._noted
-
-    @contextlib.contextmanager
-    def noting(self) -> Iterator[None]:
-        # With several processes JAX's own handler tells all of them.
-        if jax.process_count() > 1:
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _note(self, number: int, frame: Any) -> None:
-        del number, frame
-        self._noted = True
-
-
-# Of the outermost `watched` of this process.
-_watching: Termination | None = None
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[Termination]:
-    """Notes SIGTERM while the body runs; inside another `watched`, what that one notes.
-
-    A program puts it round all stages, so that a signal between them is noted too.
-    """
-    global _watching
-    if threading.current_thread() is not threading.main_thread():
-        yield Termination()  # may set no signal handler: a notebook's worker goes without
-    elif _watching is not None:
-        yield _watching
-    else:
-        _watching = Termination()
-        try:
-            with _watching.noting():
-                yield _watching
-        finally:
-            _watching = None
-
-
-def stop_if_terminated(due: str) -> None:
-    """To be asked inside `watched`, by all processes alike, before what takes long; else nothing.
-
-    Args:
-      due: what is about to begin; everything before it is saved.
-
-    Raises:
-      Preempted: SIGTERM has arrived.
-    """
-    if _watching is not None and _watching.arrived():
-        raise Preempted(f"SIGTERM before {due}: saved all until then; the same command continues")
-
-
 class _Statistics:
     """Training statistics since the last look, kept on the device until then."""
 
@@ -247,7 +168,7 @@ def run_stage(task: Task, config: LoopConfig, workdir: Workdir) -> StageResult:
       the starting state itself is never the result.
 
     Raises:
-      Preempted: SIGTERM; the state is saved.
+      Preempted: SIGTERM or Ctrl-C; the state is saved.
       UserError: a loss that is not finite, or a checkpoint that cannot be written or read.
     """
     stop_if_terminated(f"stage {task.name}")
@@ -259,7 +180,8 @@ def run_stage(task: Task, config: LoopConfig, workdir: Workdir) -> StageResult:
 
 
 def _run(task: Task, config: LoopConfig, workdir: Workdir, checkpoints: Checkpoints) -> StageResult:
-    state, progress, restored = start_or_restore(task, config, checkpoints)
+    with announced(f"{task.name}: compiling and making the first state", _LOG.info):
+        state, progress, restored = start_or_restore(task, config, checkpoints)
     if not progress.finished:
         report = ProgressReport(task.name, progress.step, config.max_steps, task.batch_size)
         writer = MetricWriter(workdir, task.name, progress.step)
@@ -351,6 +273,7 @@ class StageRun:
         self._report, self._writer = report, writer
         self._statistics = _Statistics(task.name)
         self._latest: dict[str, float] = {}
+        self._evaluated = False
 
     def after_update(
         self, values: dict[str, jax.Array], state: Callable[[], State], terminated: bool
@@ -378,7 +301,7 @@ class StageRun:
             self._writer.write(step, means)
             self._report.step(step, self._latest)
         if evaluates:
-            metrics = _evaluate(task, state(), step)
+            metrics = self._metrics(state(), step)
             value = metrics[task.selection]
             if progress.plateau.update(value):
                 progress.best_step = step
@@ -391,6 +314,13 @@ class StageRun:
         if evaluates or step % config.checkpoint_every == 0 or terminated:
             self._statistics.collect()  # a state after a loss that is not finite is never saved
             self._checkpoints.save(step, state(), progress.to_dict(), progress.best_step)
+
+    def _metrics(self, state: State, step: int) -> dict[str, float]:
+        if self._evaluated:
+            return _evaluate(self.task, state, step)
+        self._evaluated = True
+        with announced("the first evaluation, compiled on the way,", self._report.say):
+            return _evaluate(self.task, state, step)
 
 
 def _train(
@@ -412,17 +342,24 @@ def _train(
 
     with watched() as termination:
         terminated = False
+        compiled = False
         while not progress.finished and not terminated:
             rate = np.float32(progress.plateau.learning_rate)
-            state, values = train_step(state, on_devices(next(batches)), rate)
+            batch = on_devices(next(batches))
+            if compiled:
+                state, values = train_step(state, batch, rate)
+            else:
+                what = "compiling the training step"
+                with termination.repeating(what), announced(what, report.say):
+                    state, values = jax.block_until_ready(train_step(state, batch, rate))
+                compiled = True
             terminated = termination.arrived()
             run.after_update(values, current, terminated)
         checkpoints.wait()
         # Again: the last evaluation takes long.
         if terminated or termination.arrived():
-            raise Preempted(
-                f"SIGTERM: saved step {progress.step} of stage {task.name}; the same command "
-                "continues"
+            raise termination.preempted(
+                f": saved step {progress.step} of stage {task.name}; the same command continues"
             )
     return state
 

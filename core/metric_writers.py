@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 
 from core.errors import UserError
 from core.files import append, write_atomically
+from core.terminal_text import visible_line
 from core.workdir import Workdir, is_writer
 
 METRICS_FILE = "metrics.jsonl"
@@ -145,17 +146,22 @@ def _put_aside(path: str) -> str:
 
 
 class ProgressReport:
-    """A progress bar on a terminal, log lines elsewhere: step, loss, examples/s, time left."""
+    """A progress bar on a terminal, log lines elsewhere: step, loss, examples/s, time left.
+
+    The rate is that of this process's own steps after the first that is shown, so that neither
+    compiling nor what an earlier process did is taken for it; until the next there is none.
+    """
 
     def __init__(self, stage: str, first_step: int, last_step: int, batch_size: int):
         self._stage, self._last, self._batch_size = stage, last_step, batch_size
-        self._started, self._first = time.monotonic(), first_step
+        # When the first shown step was reached, and which that was.
+        self._since: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
+                TextColumn("{task.completed}/{task.total} {task.fields[text]}", markup=False),
                 TimeElapsedColumn(),
                 console=Console(stderr=True),
             )
@@ -164,11 +170,14 @@ class ProgressReport:
 
     def step(self, step: int, values: dict[str, float]) -> None:
         """Shows the state after `step`; `values` are scalars such as the loss."""
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        rate = (step - self._first) / elapsed
-        left = (self._last - step) / rate if rate > 0 else float("nan")
-        numbers = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-        text = f"{numbers} {rate * self._batch_size:,.0f} examples/s, {left:.0f} s left at most"
+        text = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+        now = time.monotonic()
+        if self._since is None:
+            self._since = (now, step)
+        elif step > self._since[1]:
+            rate = (step - self._since[1]) / max(now - self._since[0], 1e-9)
+            left = (self._last - step) / rate
+            text += f" {rate * self._batch_size:,.0f} examples/s, {left:.0f} s left at most"
         if self._bar is not None:
             self._bar.update(self._row, completed=step, text=text)
         else:
@@ -177,7 +186,8 @@ class ProgressReport:
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
         if self._bar is not None:
-            self._bar.console.print(f"{self._stage}: {text}", highlight=False)
+            line = visible_line(f"{self._stage}: {text}")
+            self._bar.console.print(line, highlight=False, markup=False)
         else:
             _LOG.info("%s: %s", self._stage, text)
 

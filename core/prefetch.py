@@ -19,7 +19,8 @@ def ahead(make: Callable[[int], T], start: int, *, count: int, threads: int) -> 
       count: values that are made or being made while one is used.
       threads: that make them.
     """
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
         pending = collections.deque(pool.submit(make, start + i) for i in range(count))
         number = start + count
         while True:
@@ -27,3 +28,5 @@ def ahead(make: Callable[[int], T], start: int, *, count: int, threads: int) -> 
             pending.append(pool.submit(make, number))
             number += 1
             yield value
+    finally:
+        pool.shutdown(cancel_futures=True)  # what has not begun is not waited for

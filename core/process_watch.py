@@ -14,18 +14,16 @@ import sys
 import threading
 import time
 
+from core import handshake
 from core.errors import UserError
 
 # The exit code of a process that ended because another did.
 LOST = 3
-_BYE = b"bye\n"
+_BYE, _LOST_ONE = b"bye", b"lost "
+# No line between the processes is longer; what else comes is left unread.
+_LONGEST = 32
 # Probes of a connection without traffic: a lost machine is noticed after 20 + 4 * 10 seconds.
 _KEEPALIVE = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4))
-
-
-def listen() -> socket.socket:
-    """Process 0's end, at a port of the system's choice."""
-    return socket.create_server(("", 0))
 
 
 class ProcessWatch:
@@ -33,7 +31,8 @@ class ProcessWatch:
 
     Args:
       process, processes: which this is, from 0, and how many there are.
-      server: of process 0, `listen()`; it waits here for the others.
+      token: a secret of the job; who does not know it is no process of it.
+      server: of process 0, `core.handshake.listen`; it waits here for the others.
       address: of process 0's server, for the others.
       timeout_s: for the connections to stand.
 
@@ -46,27 +45,30 @@ class ProcessWatch:
         process: int,
         processes: int,
         *,
+        token: str,
         server: socket.socket | None = None,
         address: tuple[str, int] | None = None,
         timeout_s: float = 60.0,
     ):
         self._process, self._processes = process, processes
         self._ending, self._lock = False, threading.Lock()
-        try:
-            if server is not None:
-                self._peers = _accepted(server, processes - 1, timeout_s)
-            else:
-                assert address is not None
-                connection = socket.create_connection(address, timeout=timeout_s)
-                connection.sendall(f"{process}\n".encode())
-                self._peers = {0: connection}
-        except OSError as error:
-            raise UserError(
-                f"expected process {process} to connect with the others for watching, found "
-                f"{error.strerror or error}; open the ports between the hosts"
-            ) from error
+        deadline = time.monotonic() + timeout_s
+        if server is not None:
+            arrivals = handshake.gather(server, processes, token, deadline)
+            self._peers = arrivals.present
+            missing = [number for number in range(1, processes) if number not in self._peers]
+            if missing:
+                arrivals.close()
+                raise _unconnected(
+                    f"process {', '.join(map(str, missing))}", f"none within {timeout_s:g} s"
+                )
+        else:
+            assert address is not None
+            try:
+                self._peers = {0: handshake.connect(address, process, token, deadline)}
+            except OSError as error:
+                raise _unconnected(f"process {process}", error.strerror or str(error)) from error
         for number, connection in self._peers.items():
-            connection.settimeout(None)
             _keep_alive(connection)
             threading.Thread(target=self._read, args=(number, connection), daemon=True).start()
 
@@ -88,24 +90,32 @@ class ProcessWatch:
             self._ending = True
         for connection in self._peers.values():
             with contextlib.suppress(OSError):
-                connection.sendall(_BYE)
+                connection.sendall(_BYE + b"\n")
 
     def _read(self, number: int, connection: socket.socket) -> None:
-        received = b""
+        rest = b""
         while True:
             try:
-                found = connection.recv(1024)
+                received = connection.recv(1024)
             except OSError:
-                found = b""
-            received += found
-            for line in received.splitlines():
-                if line.startswith(b"lost "):
-                    self._lost(int(line.split()[1]))
-            if received.endswith(_BYE):
-                return
-            if not found:
+                received = b""
+            *lines, rest = (rest + received).split(b"\n")
+            rest = rest[: _LONGEST + 1]
+            for line in lines:
+                if line == _BYE:
+                    return
+                self._heard(line)
+            if not received:
                 self._lost(number)
                 return
+
+    def _heard(self, line: bytes) -> None:
+        """Ends this process where another says that one is lost; any other line is none of ours."""
+        digits = line.removeprefix(_LOST_ONE)
+        if line.startswith(_LOST_ONE) and len(line) <= _LONGEST and digits.isdigit():
+            number = int(digits)
+            if number < self._processes and number != self._process:
+                self._lost(number)
 
     def _lost(self, number: int) -> None:
         with self._lock:
@@ -121,7 +131,7 @@ class ProcessWatch:
         )
         for connection in self._peers.values():
             with contextlib.suppress(OSError):
-                connection.sendall(f"lost {number}\n".encode())
+                connection.sendall(_LOST_ONE + f"{number}\n".encode())
         self._exit(LOST)
 
     def _exit(self, code: int) -> None:
@@ -129,28 +139,11 @@ class ProcessWatch:
         os._exit(code)
 
 
-def _accepted(server: socket.socket, count: int, timeout_s: float) -> dict[int, socket.socket]:
-    found: dict[int, socket.socket] = {}
-    deadline = time.monotonic() + timeout_s
-    with server:
-        while len(found) < count:
-            server.settimeout(max(0.01, deadline - time.monotonic()))
-            connection = server.accept()[0]
-            connection.settimeout(5.0)
-            with contextlib.suppress(ValueError):  # a stranger's connection
-                found[int(_line(connection))] = connection
-    return found
-
-
-def _line(connection: socket.socket) -> bytes:
-    """A short line, and no byte of what may already follow it."""
-    line = b""
-    while len(line) < 16 and not line.endswith(b"\n"):
-        found = connection.recv(1)
-        if not found:
-            break
-        line += found
-    return line
+def _unconnected(who: str, what: str) -> UserError:
+    return UserError(
+        f"expected {who} to connect with the others for watching, found {what}; open the ports "
+        "between the hosts"
+    )
 
 
 def _keep_alive(connection: socket.socket) -> None:

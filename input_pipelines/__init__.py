@@ -1,1 +1,8 @@
 """Logs of searches and recommendations: readers, splits, candidate lists, batches."""
+
+import os
+
+# What TensorFlow says of itself while it starts: four lines that mean nothing to who trains with
+# JAX. It must be told before it is imported, which nothing does before this package.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -351,6 +351,11 @@ class TrainBatches:
 
         dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
         dataset = dataset.map(load, num_parallel_calls=_THREADS, deterministic=True)
+        # Nothing is left to tune, and the tuner sleeps for up to a minute before it ends: closing a
+        # stream, so the end of a run, waited for that.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        dataset = dataset.with_options(options)
         return _closed_at_exit(iter(dataset.prefetch(_AHEAD).as_numpy_iterator()))
 
 

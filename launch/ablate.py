@@ -31,9 +31,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from core.errors import UserError
+from core.errors import Preempted, UserError
 from core.files import read_json, write_atomically
-from core.loop import Preempted, watched
+from core.termination import watched
 from core.workdir import Workdir, check_no_file, has_only_scaffolding
 from launch import cli, figure2, sweep_figures, sweep_tables
 from launch.arm_runs import Run, check_runs, run_all
@@ -67,7 +67,7 @@ def ablate(
 
     Raises:
       UserError: a mistake in the sweep, the config, the data or the workdir.
-      core.loop.Preempted: SIGTERM; every arm is saved.
+      core.errors.Preempted: SIGTERM; every arm is saved.
     """
     config = resolve(config, given)
     sweep = parse_sweep(sweep_text, config, given)

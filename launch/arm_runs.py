@@ -85,7 +85,7 @@ def run_all(
       By name, what stopped a run whose loss or scores were not finite.
 
     Raises:
-      core.loop.Preempted, UserError: as `core.loop.run_stage`.
+      core.errors.Preempted, UserError: as `core.loop.run_stage`.
     """
     groups: dict[str, list[tuple[Run, LCRSERExperiment]]] = {}
     for run, experiment in zip(runs, experiments, strict=True):

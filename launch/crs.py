@@ -13,8 +13,9 @@ from ml_collections import config_dict
 
 from core import distributed, metrics
 from core import trie as tries
-from core.loop import LoopConfig, run_stage, stop_if_terminated
+from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
+from core.termination import repeatable, stop_if_terminated
 from core.workdir import Workdir
 from crs_jax import contexts, decoder_checkpoints, lora, self_evolve, sharding
 from crs_jax.decoder import init_params
@@ -312,8 +313,8 @@ class CRSExperiment:
         for protocol in search_protocol.evaluated(self.config):
             if (stage, step, protocol) in done:
                 continue
-            stop_if_terminated(f"the test of stage {stage}")
-            sums = self.evaluate(state["params"], state["tables"], "test", protocol)
+            with repeatable(f"the test of stage {stage}"):
+                sums = self.evaluate(state["params"], state["tables"], "test", protocol)
             details = self.details("test", protocol)
             details["more"]["algorithm"] = self._rl.algorithm if stage.startswith("rl_") else None
             if protocol == PROTOCOL:
@@ -387,7 +388,7 @@ class CRSExperiment:
         kill.
 
         Raises:
-          core.loop.Preempted: SIGTERM, between two parts.
+          core.errors.Preempted: SIGTERM, between two parts.
         """
         del iteration
         count, most = len(self.examples.train), self.config.evolve.corpus

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from core.errors import UserError
-from core.loop import stop_if_terminated
+from core.termination import stop_if_terminated
 from crs_jax import decoder_checkpoints, teacher
 from crs_jax.subsets import Case, Subsets
 from crs_jax.teacher import Teacher

@@ -15,8 +15,9 @@ from ml_collections import config_dict
 
 from core import metrics
 from core.errors import UserError
-from core.loop import LoopConfig, NotFinite, StageResult, run_stage, stop_if_terminated
+from core.loop import LoopConfig, NotFinite, StageResult, run_stage
 from core.partitioning import TABLE, Partition, make_mesh
+from core.termination import repeatable
 from core.workdir import Workdir
 from launch import results
 from launch.data import Data
@@ -210,16 +211,16 @@ class Evaluated:
         """Reads the test split for a finished stage; a saved row is not computed again.
 
         Raises:
-          core.loop.Preempted: SIGTERM, between two protocols.
+          core.errors.Preempted: SIGTERM or Ctrl-C; the protocols before are saved.
           core.loop.NotFinite: scores are NaN; the protocols before are saved.
         """
         done = results.tested(workdir)
         for protocol in self.config.eval.protocols:
             if (stage, step, protocol) in done:
                 continue
-            stop_if_terminated(f"the test of stage {stage} against {protocol}")
             try:
-                sums = self.evaluate(params, tables, "test", protocol)
+                with repeatable(f"the test of stage {stage} against {protocol}"):
+                    sums = self.evaluate(params, tables, "test", protocol)
             except FloatingPointError as error:
                 raise NotFinite(
                     f"expected finite scores, found {error} in the test of stage {stage} against "

@@ -16,8 +16,9 @@ from ml_collections import config_dict
 from core import distributed, metrics, vectors
 from core import trie as tries
 from core.errors import UserError
-from core.loop import LoopConfig, run_stage, stop_if_terminated
+from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
+from core.termination import repeatable
 from core.workdir import Workdir, open_workdir
 from gensar_jax import sharding
 from gensar_jax.identifiers import IdentifierTable, load_table
@@ -247,8 +248,8 @@ class GenSARExperiment:
         for task, protocol in self._tested():
             for column in self.columns(task, protocol):
                 if (JointTask.name, finished.best_step, column) not in done:
-                    stop_if_terminated(f"the test of {column}")
-                    sums = self.evaluate(state["params"], state["tables"], "test", column)
+                    with repeatable(f"the test of {column}"):
+                        sums = self.evaluate(state["params"], state["tables"], "test", column)
                     results.save(
                         workdir,
                         sums,

@@ -17,9 +17,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from core import distributed
-from core.errors import UserError
-from core.loop import Preempted, watched
+from core.errors import Preempted, UserError
 from core.partitioning import DATA, TABLE, make_mesh
+from core.termination import watched
 from core.workdir import Workdir, check_workdir, is_writer, open_workdir
 from launch import cli, crs_kept, results
 from launch.data import Data, resolve
@@ -41,7 +41,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
 
     Raises:
       UserError: a mistake in the config, the data or the workdir.
-      core.loop.Preempted: SIGTERM; the state is saved.
+      core.errors.Preempted: SIGTERM; the state is saved.
     """
     config = resolve(config, given)
     started = time.monotonic()

@@ -13,7 +13,8 @@ import pytest
 from core.arm_programs import Programs
 from core.arms import Arm, arms_that_fit, device_of, run_arms
 from core.checkpoints import Checkpoints
-from core.loop import LoopConfig, Preempted, run_stage
+from core.errors import Preempted
+from core.loop import LoopConfig, run_stage
 from core.workdir import Workdir
 
 CONFIG = LoopConfig(
@@ -205,7 +206,7 @@ def test_killed_with_arms_at_different_steps_it_ends_the_same(together, devices,
 
 def test_sigterm_saves_every_arm(alone, tmp_path, monkeypatch):
     calls = iter([False] * 4 + [True] * 100)
-    monkeypatch.setattr("core.loop.Termination.arrived", lambda self: next(calls))
+    monkeypatch.setattr("core.termination.Termination.arrived", lambda self: next(calls))
     arms = arms_of(TASKS, tmp_path)
     with pytest.raises(Preempted, match="saved step 5 of stage line of 4 arms"):
         run_arms(arms, together=4, devices=jax.devices()[:1])

@@ -14,16 +14,10 @@ import numpy as np
 import pytest
 
 from core.checkpoints import Checkpoints
-from core.errors import UserError
-from core.loop import (
-    LoopConfig,
-    Preempted,
-    run_stage,
-    stage_directory,
-    stop_if_terminated,
-    watched,
-)
+from core.errors import Preempted, UserError
+from core.loop import LoopConfig, run_stage, stage_directory
 from core.metric_writers import read_lines
+from core.termination import stop_if_terminated, watched
 from core.workdir import open_workdir
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -140,6 +134,25 @@ def test_sigterm_saves_and_the_same_run_continues(tmp_path):
     workdir = open_workdir(str(tmp_path / "b"), {})
     with pytest.raises(Preempted, match="saved step 7"):
         run_stage(Quadratic(signal_at=7), config(checkpoint_every=100), workdir)
+    resumed = run_stage(Quadratic(), config(), workdir)
+    whole = run_stage(Quadratic(), config(), open_workdir(str(tmp_path / "a"), {}))
+    np.testing.assert_array_equal(whole.state["w"], resumed.state["w"])
+
+
+def test_ctrl_c_saves_as_sigterm_does_and_says_how_to_go_on(tmp_path, capfd):
+    class Interrupted(Quadratic):
+        def batches(self, start):
+            for step, batch in enumerate(super().batches(start), start):
+                if step == 6:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+    workdir = open_workdir(str(tmp_path / "b"), {})
+    with pytest.raises(Preempted, match="Ctrl-C: saved step 7 of stage toy; the same") as stop:
+        run_stage(Interrupted(), config(checkpoint_every=100), workdir)
+    assert stop.value.code == 130
+    assert capfd.readouterr().err.count("Ctrl-C: stops as soon as all is saved; a second") == 1
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     resumed = run_stage(Quadratic(), config(), workdir)
     whole = run_stage(Quadratic(), config(), open_workdir(str(tmp_path / "a"), {}))
     np.testing.assert_array_equal(whole.state["w"], resumed.state["w"])

@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from core import distributed
-from core.loop import LoopConfig, Preempted, run_stage
+from core.errors import Preempted
+from core.loop import LoopConfig, run_stage
 from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import open_workdir
 from launch import cli

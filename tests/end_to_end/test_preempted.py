@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from configs import popularity_qilin
-from core.loop import Preempted
+from core.errors import Preempted
 from launch import arm_runs
 from launch.ablate import ablate
 from launch.train import train
@@ -34,18 +34,22 @@ def test_between_the_protocols_of_the_test_split(small_config, tmp_path, monkeyp
     config.dataset, config.data = small_config.dataset, small_config.data
     config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     config.eval.protocols = ("neg99", "full")
-    sampled = FittedEvaluator.sampled
+    full = FittedEvaluator.full
+    sent = []
 
     def signalled(self, *arguments):
-        terminate()
-        return sampled(self, *arguments)
+        if not sent:
+            sent.append(True)
+            terminate()
+            pytest.fail("expected the test to end at once")
+        return full(self, *arguments)
 
-    monkeypatch.setattr(FittedEvaluator, "sampled", signalled)
+    monkeypatch.setattr(FittedEvaluator, "full", signalled)
     workdir = tmp_path / "w"
-    with pytest.raises(Preempted, match="before the test of stage fit against full: saved all"):
+    with pytest.raises(Preempted, match="SIGTERM in the test of stage fit against full: saved all"):
         train(config, str(workdir))
     assert not (workdir / "summary.md").exists()
-    # What is saved is not computed again, and so sends no second signal.
+    monkeypatch.delattr(FittedEvaluator, "sampled")  # what is saved is not computed again
     rows = train(config, str(workdir))["rows"]
     assert [row["protocol"] for row in rows] == ["neg99", "full"]
     assert (workdir / "summary.md").exists()

@@ -19,8 +19,7 @@ from ml_collections import config_dict
 
 from configs import crs_amazon_beauty
 from core.checkpoints import Checkpoints
-from core.errors import UserError
-from core.loop import Preempted
+from core.errors import Preempted, UserError
 from core.workdir import Workdir
 from crs_jax.subsets import Case, Subsets
 from launch import crs, crs_kept

@@ -1,0 +1,62 @@
+"""What a signal does while Python is held up, and a second Ctrl-C: each in a process of its own."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+# Holds the main thread where no handler of Python runs, as a compilation does.
+HELD = """
+import contextlib, hashlib, sys
+from core.errors import Preempted
+from core.termination import repeatable, watched
+with watched():
+    body = repeatable("a test") if sys.argv[1] == "repeatable" else contextlib.nullcontext()
+    try:
+        with body:
+            print("held", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    except Preempted as stop:
+        print(stop)
+        sys.exit(stop.code)
+print("went on")
+"""
+
+
+def held(what):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, what],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "code"), [("TERM", "SIGTERM", 0), ("INT", "Ctrl-C", 130)]
+)
+def test_what_can_be_repeated_ends_though_python_is_held_up(number, name, code):
+    process, began = held("repeatable"), time.monotonic()
+    process.send_signal(getattr(signal, f"SIG{number}"))
+    output, error = process.communicate(timeout=20)
+    assert time.monotonic() - began < 10
+    assert process.returncode == code
+    assert output == f"{name} in a test: saved all until then; the same command continues\n"
+    assert error == ""
+
+
+def test_a_second_ctrl_c_ends_at_once_though_python_is_held_up():
+    process, began = held("plain"), time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().startswith("Ctrl-C: stops as soon as all is saved")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert time.monotonic() - began < 10 and process.returncode == 130
+    assert error == "Ctrl-C again: ended without saving; the same command continues\n"
