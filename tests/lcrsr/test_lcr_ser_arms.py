@@ -90,7 +90,7 @@ def test_rl_without_a_reasoning_step_changes_nothing(active_steps, moves):
     before = jax.tree.map(np.asarray, state["params"])
     batch = next(task.batches(0))
     after, stats = jax.jit(task.train_step)(state, batch, np.float32(1e-3))
-    assert float(stats["kl"]) > 0 and float(stats["unequal_groups"]) == 0 or moves
+    assert float(stats["kl"]) > 0
     same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after["params"])
     assert all(jax.tree.leaves(same)) is not moves
 
