@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from core import grpo
+from core import grpo, seeds
 from core.loop import steps_for
 from core.partitioning import Partition, own_rows, random_bits_impl
 from core.trie import Trie
@@ -273,8 +273,7 @@ class RLTask:
     """A `core.task.Task` over the prompts of one subset.
 
     Args:
-      name: of the stage.
-      number: of the iteration, so that each draws its own.
+      name: of the stage; each stage draws its own order and its own rollouts.
       network, config, controls: see there.
       prompts, lengths: int32 [E, T] and [E], ending in <think>.
       targets: int32 [E, L], tokens of the items.
@@ -287,7 +286,6 @@ class RLTask:
     def __init__(
         self,
         name: str,
-        number: int,
         network: Decoder,
         config: RLConfig,
         controls: Tokens,
@@ -310,9 +308,9 @@ class RLTask:
         self._data = {"prompts": prompts, "lengths": lengths, "targets": targets}
         # Put there once, not with every batch.
         trie = trie if partition is None else partition.put_whole(trie)
-        self._constant = {"trie": trie, "seed": np.int32(seed + number)}
+        self._constant = {"trie": trie, "seed": np.uint32(seeds.number(seed, name, "rollouts"))}
         self._initial, self._evaluate, self._tables = initial, evaluate, tables
-        self._seed = seed + number
+        self._seed = seed
         self.steps_per_epoch = steps_for(len(prompts), config.batch_size)
         self.train_step = rl_step(network, config, controls, random_bits_impl(partition))
 
@@ -327,7 +325,8 @@ class RLTask:
         step = start_step
         while True:
             epoch, place = divmod(step, self.steps_per_epoch)
-            order = np.random.default_rng((self._seed, epoch)).permutation(count)
+            stream = seeds.stream(self._seed, self.name, "order", epoch)
+            order = np.random.default_rng(stream).permutation(count)
             rows = order[place * size : (place + 1) * size]
             mask = (np.arange(size) < len(rows)).astype(np.float32)
             rows = np.pad(rows, (0, size - len(rows)))

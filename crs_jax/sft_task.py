@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from core import seeds
 from core.loop import steps_for
 from core.partitioning import Partition, own_rows
 from core.schedules import rate_at
@@ -123,7 +124,7 @@ class SFTTask:
     """A `core.task.Task` over examples in memory.
 
     Args:
-      name: of the stage.
+      name: of the stage; each stage draws its own order.
       network, config: see there.
       examples: all of them; each epoch has its own order.
       epochs: the rate falls to 0 at their end.
@@ -181,7 +182,8 @@ class SFTTask:
         """Examples of an update: each epoch is a random order, the last batch of it filled up."""
         count, size = len(self._examples), self.batch_size
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self._seed, epoch)).permutation(count)
+        stream = seeds.stream(self._seed, self.name, "order", epoch)
+        order = np.random.default_rng(stream).permutation(count)
         return np.resize(order, self.steps_per_epoch * size)[place * size : (place + 1) * size]
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]:

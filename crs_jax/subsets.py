@@ -47,7 +47,7 @@ def incorrect(
     return _cases(answers, examples, wrong, end_think)
 
 
-def sampled(cases: list[Case], most: int, seed: int) -> list[Case]:
+def sampled(cases: list[Case], most: int, seed: int | np.random.SeedSequence) -> list[Case]:
     """Sample(...) of Eq. 2: `most` of the cases in their order, chosen by `seed`; 0 for all."""
     if not 0 < most < len(cases):
         return cases

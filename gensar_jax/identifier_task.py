@@ -72,6 +72,22 @@ def scaled(vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def explained(vectors: np.ndarray, errors: np.ndarray) -> float:
+    """Returns the share of the vectors' variance that their codes explain.
+
+    Variance is about the mean of the vectors: a decoder that knows their mean alone explains 0.
+
+    Args:
+      vectors: float [V, D].
+      errors: float [V], mean squared error of each decoded vector.
+
+    Returns:
+      At most 1; 0 where all vectors are equal and nothing is to be explained.
+    """
+    variance = float(vectors.astype(np.float64).var(0).mean())
+    return 1.0 - float(errors.mean(dtype=np.float64)) / variance if variance > 0 else 0.0
+
+
 class IdentifierTask:
     """A `core.task.Task`.
 
@@ -194,7 +210,7 @@ class IdentifierTask:
         return Assignment(*joined)
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """Usage and perplexity of every level, collision rates and explained variance."""
+        """Returns usage and perplexity of every level, collisions and explained variance."""
         return self.describe(self.assign(state["params"]))
 
     def describe(self, assignment: Assignment) -> dict[str, float]:
@@ -208,8 +224,11 @@ class IdentifierTask:
                 number = level + 1 if part == SHARED else level + 1 - config.shared_levels
                 found[f"usage_{number}/{part}"] = float(usage[level])
                 found[f"perplexity_{number}/{part}"] = float(perplexity[level])
-            found[f"collisions/{source}"] = identifiers.collision_rate(assignment.codes[source])
-            # Vectors have mean square 1 a dimension, so that the error is the share left over.
-            found[f"explained/{source}"] = 1.0 - float(assignment.errors[source].mean())
+            codes = assignment.codes[source]
+            found[f"collision_rate/{source}"] = identifiers.collision_rate(codes)
+            found[f"colliding_items/{source}"] = identifiers.colliding_items(codes)
+            found[f"explained/{source}"] = explained(
+                self._vectors[source], assignment.errors[source]
+            )
         each = [found[f"explained/{source}"] for source in config.sources]
         return found | {self.selection: float(np.mean(each))}

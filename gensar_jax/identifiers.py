@@ -1,7 +1,8 @@
 """Final identifiers of the catalogue: collisions, their resolution, and the table as an artefact.
 
-The collision rate is that of GenSAR (RecSys 2025) 4.4.2: 1 - unique identifiers / items. Collisions
-are resolved in up to 20 rounds that re-assign the last code of items that share an identifier by
+The collision rate is that of GenSAR (RecSys 2025) 4.4.2: 1 - unique identifiers / items. It is less
+than the share of items that collide, which counts every item of a shared identifier. Collisions are
+resolved in up to 20 rounds that re-assign the last code of items that share an identifier by
 Sinkhorn (LC-Rec, ICDE 2024), then with spare codes. Axis letters: V items, L levels, K codes, D
 width of a level.
 """
@@ -27,8 +28,16 @@ _META = "identifiers.json"
 
 
 def collision_rate(codes: np.ndarray) -> float:
-    """Share of items beyond the first that have each identifier, of codes [V, L]."""
+    """Returns 1 - unique identifiers / items, of codes [V, L]: the paper's formula.
+
+    It is the share of items beyond the first that have each identifier.
+    """
     return 1.0 - len(np.unique(codes, axis=0)) / len(codes)
+
+
+def colliding_items(codes: np.ndarray) -> float:
+    """Returns the share of items whose identifier another item has too, of codes [V, L]."""
+    return sum(len(group) for group in _groups(codes)) / len(codes)
 
 
 def _groups(codes: np.ndarray) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import distributed, metrics
+from core import distributed, metrics, seeds
 from core import trie as tries
 from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
@@ -214,7 +214,7 @@ class CRSExperiment:
         if stage in [rl_stage(i) for i in range(self.config.evolve.iterations)]:
             prompts, lengths = np.zeros((1, 1), np.int32), np.ones(1, np.int32)
             targets = np.zeros((1, 1), np.int32)
-            return self._rl_task(stage, 0, prompts, lengths, targets, initial)
+            return self._rl_task(stage, prompts, lengths, targets, initial)
         return self._sft_task(stage, [Example([0], [0])], 1.0, initial)
 
     def _start_shapes(self) -> Any:
@@ -261,7 +261,6 @@ class CRSExperiment:
     def _rl_task(
         self,
         stage: str,
-        iteration: int,
         prompts: np.ndarray,
         lengths: np.ndarray,
         targets: np.ndarray,
@@ -269,7 +268,6 @@ class CRSExperiment:
     ) -> RLTask:
         return RLTask(
             stage,
-            iteration,
             self.network,
             self._rl,
             self._controls,
@@ -411,7 +409,8 @@ class CRSExperiment:
 
     def _incorrect(self, subsets: Subsets, params: Any, stage: str, iteration: int) -> list[Case]:
         found = self._collected(subsets, incorrect, params, stage, iteration)
-        return sampled(found, self.config.evolve.rl_sample, self.config.seed + iteration)
+        chosen_by = seeds.stream(self.config.seed, "rl_sample", iteration)
+        return sampled(found, self.config.evolve.rl_sample, chosen_by)
 
     def _fine_tune(
         self, workdir: Workdir, settings: Any, stage: str, iteration: int, cases: Any, params: Any
@@ -435,7 +434,7 @@ class CRSExperiment:
         prompts, lengths = self._asked("train", True)
         targets = self.examples.item_tokens[self.examples.train.item[rows]]
         asked = prompts[rows], lengths[rows]
-        task = self._rl_task(stage, iteration, *asked, targets, lora.copies(params))
+        task = self._rl_task(stage, *asked, targets, lora.copies(params))
         return self._run(workdir, task, self.config.rl.learning_rate, self.config.rl.evals)
 
 

@@ -91,7 +91,7 @@ def steps(
         "targets": np.zeros((asked, codes), np.int32),
         "mask": np.ones(asked, np.float32),
         "trie": trie,
-        "seed": np.int32(0),
+        "seed": np.uint32(0),
     }
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     impl, found = random_bits_impl(partition), []

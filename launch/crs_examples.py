@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from ml_collections import config_dict
 
-from core import distributed, vectors
+from core import distributed, seeds, vectors
 from core.errors import UserError
 from crs_jax import contexts, semantic_ids, teacher, traces, vocabulary
 from crs_jax.contexts import ItemContext, UserContext
@@ -64,7 +64,7 @@ class CRSExamples:
                 "bring a log with searches"
             )
         self._every, self._sales = every, self._count_sales(every)
-        self.train = every.take(self._chosen(len(every), config.data.train_examples))
+        self.train = every.take(self._chosen("train", len(every), config.data.train_examples))
         with distributed.first_alone():
             self.ids = self._make_ids()
         self._names = ["", *self._code_names()]
@@ -85,10 +85,11 @@ class CRSExamples:
                 f"{other}; let all share config.data_dir and config.cache_dir"
             )
 
-    def _chosen(self, count: int, most: int) -> np.ndarray:
+    def _chosen(self, use: str, count: int, most: int) -> np.ndarray:
         if not 0 < most < count:
             return np.arange(count)
-        return np.sort(np.random.default_rng(self._seed).choice(count, most, replace=False))
+        rng = np.random.default_rng(seeds.stream(self._seed, use))
+        return np.sort(rng.choice(count, most, replace=False))
 
     def _count_sales(self, searches: SearchExamples) -> np.ndarray:
         """How often each item was clicked in training, [V+1]; nothing of a held-out user or event
@@ -155,8 +156,11 @@ class CRSExamples:
         semantic_ids.write_list(folder, [*self.item_names(), *items], every)
 
     def inputs_hash(self) -> str:
-        """16 hex digits over the items' texts and facts, which are not in the log's hash."""
-        digest = hashlib.sha256()
+        """Returns 16 hex digits over the training searches and the items' texts and facts.
+
+        The log's hash has none of these. Subsets name searches by their place among them.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(self.train.target_row, np.int64).tobytes())
         for item in range(1, len(self._texts)):
             said = [self._texts[item], self._log.facts(item)]
             digest.update(json.dumps(said, sort_keys=True).encode())
@@ -288,7 +292,7 @@ class CRSExamples:
 
     def distilled(self) -> np.ndarray:
         """The training examples that a teacher is asked about, int [E]."""
-        return self._chosen(len(self.train), self._config.distill.examples)
+        return self._chosen("distill", len(self.train), self._config.distill.examples)
 
     def usable(self, told: Iterable[tuple[int, str]]) -> list[tuple[int, list[int]]]:
         """(training example, tokens) of traces that hold neither the target's title nor an id."""

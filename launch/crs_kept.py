@@ -75,7 +75,7 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
     """Writes what a new run is trained with; holds one that continues to what it has.
 
     Raises:
-      UserError: ids, tokenizer, or the items' texts or facts are others.
+      UserError: ids, tokenizer, training searches, or the items' texts or facts are others.
     """
     _hold_inputs(workdir, examples.inputs_hash())
     if os.path.exists(workdir.file(semantic_ids.FILE)):
@@ -107,9 +107,9 @@ def _hold_inputs(workdir: Workdir, found: str) -> None:
     before = read_json(path, "the record of a run's items", _MEND).get("items")
     if before != found:
         raise UserError(
-            f"expected the items' texts and facts {before} that the run in {workdir.path} was "
-            f"trained with, found {found}; bring the data with these back, or train in another "
-            "--workdir"
+            f"expected the training searches, items' texts and facts {before} that the run in "
+            f"{workdir.path} was trained with, found {found}; bring the data with these back, or "
+            "train in another --workdir"
         )
 
 

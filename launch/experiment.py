@@ -320,12 +320,10 @@ class Experiment(Evaluated):
         state = finished.state
         self.test_once(workdir, stage, finished.best_step, state["params"], state["tables"])
 
-    def pretrain_task(
-        self, name: str = "pretrain", initial: Any = None, seed_offset: int = 0
-    ) -> PretrainTask:
+    def pretrain_task(self, name: str = "pretrain", initial: Any = None) -> PretrainTask:
         """The training stage, or with `initial` one that goes on from there."""
         config = self.config.pretrain
-        batches, steps_per_epoch = self.training_batches(self.config.seed + seed_offset)
+        batches, steps_per_epoch = self.training_batches(self.config.seed)
         first_step = 0 if initial is None else int(initial["step"])
         return PretrainTask(
             name=name,

@@ -170,7 +170,7 @@ class IdentifierExperiment:
         codes = {source: found.codes for source, found in resolved.items()}
         values = self.task.describe(assignment)
         for source in model.sources:
-            values[f"collisions_after/{source}"] = identifiers.collision_rate(codes[source])
+            values[f"collision_rate_after/{source}"] = identifiers.collision_rate(codes[source])
             values[f"moved/{source}"] = resolved[source].moved / data.log.num_items
             values[f"spare_codes/{source}"] = resolved[source].spares / data.log.num_items
         # With one source both of an item's identifiers are that source's.
@@ -230,7 +230,10 @@ class IdentifierExperiment:
         for name, value in meaning.measure(baseline, self.vectors).items():
             values[f"kmeans_{name}"] = value
         for source in model.sources:
-            values[f"kmeans_collisions/{source}"] = identifiers.collision_rate(baseline[source])
+            rate = identifiers.collision_rate(baseline[source])
+            values[f"kmeans_collision_rate/{source}"] = rate
+            sharing = identifiers.colliding_items(baseline[source])
+            values[f"kmeans_colliding_items/{source}"] = sharing
         return values
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> NoReturn:

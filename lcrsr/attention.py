@@ -124,6 +124,18 @@ def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
     return weights / jnp.where(total > 0, total, 1.0)
 
 
+def last_valid(states: jax.Array, valid: jax.Array) -> jax.Array:
+    """Returns the states [B, D] of the last valid rows of [B, L, D]; row 0 where none is valid.
+
+    The last row is found by its place and not by counting, so that rows in between may be invalid.
+
+    Args:
+      valid: bool [B, L].
+    """
+    places = jnp.where(valid, jnp.arange(valid.shape[1]), 0)
+    return jnp.take_along_axis(states, places.max(1)[:, None, None], 1)[:, 0]
+
+
 def self_attention(weights: AttentionWeights, x: jax.Array, mask: jax.Array, heads: int):
     """MSA of a whole history, Eq. 1.
 

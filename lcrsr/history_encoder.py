@@ -132,7 +132,7 @@ def encode(
     Args:
       layers: weights, in order.
       rows: E_hat [B, L, D], zero where `mask` is False.
-      mask: bool [B, L], right-padded events.
+      mask: bool [B, L], which rows are events.
       empty_start: [D], the learned start of an empty history.
     """
     length = rows.shape[1]
@@ -147,9 +147,7 @@ def encode(
         x = add_and_norm(block, layer.msa_norm, x, parts.at(0)(attended))
         x = apply_ffn(block, layer, x, parts.at(1))
     empty = ~mask.any(-1)
-    last = jnp.maximum(mask.sum(-1) - 1, 0)
-    start = jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
-    start = jnp.where(empty[:, None], empty_start, start)
+    start = jnp.where(empty[:, None], empty_start, attention.last_valid(x, mask))
     first_row = jnp.where(empty[:, None], empty_start, x[:, 0])
     return SideHistory(
         inputs=tuple(inputs),

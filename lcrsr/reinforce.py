@@ -32,7 +32,7 @@ class ReinforceConfig:
       updates_per_rollout: updates between refreshes of pi_old; 1 makes pi_old the current policy.
       clip_eps: clipping of the ratio; 0 clips nothing, as printed.
       trainable: 'dense' (the network, tables fixed), 'all' (tables too, as printed), 'reasoning'.
-      active_steps: K in use.
+      active_steps: K in use; with 0 there is nothing to explore, and updates change nothing.
     """
 
     trajectories: int
@@ -166,6 +166,13 @@ class ReinforceTask:
 
         (gradient, row_gradients), stats = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(
             state["params"], values
+        )
+        # Without a step no score depends on the noise: all trajectories are one, and Eq. 15 has no
+        # gradient. What the penalty's has is the rounding between two equal policies, which Adam
+        # scales up to whole updates.
+        reasons = jnp.int32(numbers["active_steps"]) > 0
+        gradient, row_gradients = jax.tree.map(
+            lambda g: jnp.where(reasons, g, jnp.zeros_like(g)), (gradient, row_gradients)
         )
         mask = rollout.trainable_mask(gradient, config.trainable)
         gradient = jax.tree.map(lambda g, keep: g if keep else jnp.zeros_like(g), gradient, mask)

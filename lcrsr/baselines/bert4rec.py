@@ -73,12 +73,13 @@ class BERT4Rec(DotProduct):
     def _appended(self, batch: Batch, rows: Rows):
         """History and target as one sequence: rows, ids, valid, where the target is."""
         ids = jnp.pad(batch["rec_items"], ((0, 0), (0, 1)))
-        length = (batch["rec_items"] != 0).sum(-1)
-        last = jnp.arange(ids.shape[1]) == length[:, None]
+        places = jnp.arange(ids.shape[1])
+        after_last = jnp.where(ids != 0, places + 1, 0).max(1)
+        last = places == after_last[:, None]
         ids = jnp.where(last, batch["candidates"][:, :1], ids)
         sequence = jnp.pad(rows["rec_items"], ((0, 0), (0, 1), (0, 0)))
         sequence = jnp.where(last[..., None], rows["candidates"][:, :1], sequence)
-        return sequence, ids, jnp.arange(ids.shape[1]) <= length[:, None], last
+        return sequence, ids, (ids != 0) | last, last
 
     def loss(
         self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array

@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcrsr.baselines.sequence import SequentialRanker, last_valid
+from lcrsr.attention import last_valid
+from lcrsr.baselines.sequence import SequentialRanker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,10 @@ class Network(nn.Module):
     def __call__(self, rows: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
         s = self.settings
         x = nn.Dropout(s.dropout, deterministic=deterministic)(rows)
+        # A recurrent state has no mask: rows that are no events go behind those that are.
+        order = jnp.argsort(~valid, axis=1, stable=True)
+        x = jnp.take_along_axis(x, order[..., None], 1)
+        valid = jnp.take_along_axis(valid, order, 1)
         states: Any = nn.RNN(nn.GRUCell(s.hidden))(x)
         last = jnp.where(valid.any(-1)[:, None], last_valid(states, valid), 0.0)
         return nn.Dense(s.width)(last)

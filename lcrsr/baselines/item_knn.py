@@ -53,7 +53,7 @@ class ItemKNN:
         """Float32 [B, V+1] from `rec_items` [B, L], right-padded."""
         items = batch["rec_items"]
         valid = items != 0
-        ago = valid.sum(1, keepdims=True) - 1 - np.arange(items.shape[1])
+        ago = valid.sum(1, keepdims=True) - np.cumsum(valid, 1)
         weights = np.where(valid, self._decay ** np.maximum(ago, 0), 0.0)
         users = np.broadcast_to(np.arange(len(items))[:, None], items.shape)
         history = scipy.sparse.csr_array(

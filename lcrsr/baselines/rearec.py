@@ -18,7 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcrsr.baselines.sequence import SequentialRanker, last_valid
+from lcrsr.attention import last_valid
+from lcrsr.baselines.sequence import SequentialRanker
 from lcrsr.baselines.two_histories import Attention
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows

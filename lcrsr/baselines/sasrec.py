@@ -12,7 +12,8 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from lcrsr.baselines.sequence import SequentialRanker, Transformer, last_valid
+from lcrsr.attention import last_valid
+from lcrsr.baselines.sequence import SequentialRanker, Transformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -69,12 +69,6 @@ class Transformer(nn.Module):
         return nn.LayerNorm()(x)
 
 
-def last_valid(states: jax.Array, valid: jax.Array) -> jax.Array:
-    """The states [B, D] of the last valid positions of [B, L, D]; position 0 of an empty one."""
-    last = jnp.maximum(valid.sum(-1) - 1, 0)
-    return jnp.take_along_axis(states, last[:, None, None], 1)[:, 0]
-
-
 def recommendation_loss(
     kind: str, users: jax.Array, batch: Batch, rows: Rows, tables: dict[str, jax.Array]
 ) -> jax.Array:

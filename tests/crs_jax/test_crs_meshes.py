@@ -70,7 +70,6 @@ def task_of(kind, mesh):
     prompts, lengths = prompt_array(PROMPTS, 4)
     return RLTask(
         "rl",
-        0,
         Decoder(CONFIG),
         RL,
         CONTROLS,

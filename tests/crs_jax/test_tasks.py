@@ -56,9 +56,9 @@ def trie():
     return tries.build(ITEMS, np.arange(6))
 
 
-def sft_task(examples, config=CONFIG, epochs=40.0):
+def sft_task(examples, config=CONFIG, epochs=40.0, seed=0, name="sft_0"):
     return SFTTask(
-        "sft_0",
+        name,
         Decoder(config),
         SFT,
         examples=examples,
@@ -67,15 +67,14 @@ def sft_task(examples, config=CONFIG, epochs=40.0):
         evaluate=lambda params, tables: {"score": 0.0},
         selection="score",
         tables={"identifiers": np.zeros(8, np.uint8)},
-        seed=0,
+        seed=seed,
     )
 
 
-def rl_task_of(params, prompts, targets, seed=0, **changes):
+def rl_task_of(params, prompts, targets, seed=0, name="rl_0", **changes):
     tokens, lengths = prompt_array(prompts, 4)
     return RLTask(
-        "rl_0",
-        0,
+        name,
         Decoder(CONFIG),
         RLConfig(**{**RL, **changes}),
         CONTROLS,
@@ -255,6 +254,20 @@ def rewarded(algorithm, seed):
     _, every = run(task, 240, 0.001)
     found = ([values[name] for values in every] for name in ("reward", "first_accuracy"))
     return [(np.mean(values[:15]), np.mean(values[-60:])) for values in found]
+
+
+def test_no_two_stages_or_seeds_share_their_order_or_rollouts():
+    """Seed plus iteration gave iteration 1 of seed 0 what iteration 0 of seed 1 had."""
+    prompts = [[i % 8] for i in range(16)]
+    uses = [(seed, name) for seed in (0, 1) for name in ("rl_0", "rl_1")]
+    reinforced = [
+        next(rl_task_of(start(), prompts, np.zeros(16, np.int32), *use).batches(0)) for use in uses
+    ]
+    assert len({int(batch["seed"]) for batch in reinforced}) == 4
+    assert len({batch["prompts"].tobytes() for batch in reinforced}) == 4
+    examples = [Example(prompt, [END]) for prompt in prompts]
+    tuned = [next(sft_task(examples, seed=s, name=name).batches(0)) for s, name in uses]
+    assert len({batch["tokens"].tobytes() for batch in tuned}) == 4
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from core.loop import LoopConfig, run_stage
 from core.workdir import open_workdir
-from gensar_jax.identifier_task import IdentifierTask, TrainingConfig, scaled
+from gensar_jax.identifier_task import IdentifierTask, TrainingConfig, explained, scaled
 from gensar_jax.rqvae import RQVAE, RQVAEConfig
 
 TRAINING = TrainingConfig(
@@ -116,17 +116,32 @@ def test_training_raises_what_the_codes_explain_and_the_rate_falls_to_0():
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
+def test_explained_variance_is_about_the_mean():
+    vectors = np.array([[3.0, 1.0], [3.0, -1.0]], np.float32)
+
+    def of(decoded):
+        return explained(vectors, np.square(vectors - decoded).mean(-1))
+
+    assert of(np.array([3.0, 0.0])) == 0.0  # of the vectors' squares it would be .9
+    assert of(np.zeros(2)) == -9.0
+    assert of(vectors) == 1.0
+    assert of(vectors * [1.0, 0.5]) == pytest.approx(0.75)
+    assert explained(np.ones((3, 2)), np.full(3, 0.1)) == 0.0
+
+
 def test_metrics_of_every_level_and_identifier():
     made = task(shared_levels=2)
     state = made.init()
     found = made.evaluate(state)
     levels = ("1/shared", "2/shared", "1/semantic", "1/collaborative")
     assert set(found) == {f"{n}_{x}" for n in ("usage", "perplexity") for x in levels} | {
-        f"{n}/{s}" for n in ("collisions", "explained") for s in ("semantic", "collaborative")
+        f"{n}/{s}"
+        for n in ("collision_rate", "colliding_items", "explained")
+        for s in ("semantic", "collaborative")
     } | {"explained/catalogue"}
     codes = made.assign(state["params"]).codes["semantic"]
     assert found["usage_1/semantic"] == len(set(codes[:, 2])) / 8
-    assert found["collisions/semantic"] == pytest.approx(1 - len(np.unique(codes, axis=0)) / 50)
+    assert found["collision_rate/semantic"] == pytest.approx(1 - len(np.unique(codes, axis=0)) / 50)
 
 
 @pytest.mark.parametrize(

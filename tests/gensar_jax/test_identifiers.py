@@ -24,6 +24,14 @@ def test_collision_rate_by_hand():
     assert identifiers.collision_rate(codes) == pytest.approx(0.4)
 
 
+def test_the_collision_rate_is_not_the_share_of_items_that_collide():
+    # 0, 0 and 1, 1 collide, 2 does not; three identifiers for five items.
+    codes = np.array([[0], [0], [1], [1], [2]])
+    assert identifiers.collision_rate(codes) == pytest.approx(0.4)
+    assert identifiers.colliding_items(codes) == pytest.approx(0.8)
+    assert identifiers.colliding_items(np.arange(3)[:, None]) == 0.0
+
+
 def test_balanced_codes_follow_the_definition():
     distances = np.random.default_rng(0).random((12, 5))
     found = identifiers.balanced_codes(distances, 0.05, 50)

@@ -97,7 +97,7 @@ def test_a_run_continues_with_what_it_keeps_and_the_same_items(folder, cache, tm
     (other / "items.jsonl").write_text(lines)
     dearer = opened(str(other), tmp_path / "other")
     assert dearer.data.log.hash == experiment.data.log.hash
-    with pytest.raises(UserError, match=r"expected the items' texts and facts .* found"):
+    with pytest.raises(UserError, match=r"expected the training searches, items' texts .* found"):
         crs_kept.keep(Workdir(str(begun)), dearer.examples)
 
 

@@ -87,8 +87,8 @@ def test_a_run_leaves_a_unique_table_and_every_number(trained, config, capsys):
     assert (row["stage"], row["split"], row["examples"]) == ("identifiers", "catalogue", 100)
     values = row["metrics"]
     for source in ("semantic", "collaborative"):
-        assert values[f"collisions_after/{source}"] == 0.0
-        assert values[f"collisions/{source}"] > 0.0, "else nothing was resolved here"
+        assert values[f"collision_rate_after/{source}"] == 0.0
+        assert values[f"colliding_items/{source}"] > 0.0, "else nothing was resolved here"
         for name in ("prefix_correlation", "neighbours_kept"):
             assert np.isfinite(values[f"{name}/{source}"])
             assert np.isfinite(values[f"kmeans_{name}/{source}"])
@@ -96,7 +96,7 @@ def test_a_run_leaves_a_unique_table_and_every_number(trained, config, capsys):
     table = load_table(str(workdir), data_hash=log.hash)
     assert table.hash == row["identifiers"] and table.codes["semantic"].shape == (100, 3)
     assert (workdir / "curves.png").stat().st_size > 5000
-    assert "collisions_after/semantic" in (workdir / "summary.md").read_text()
+    assert "collision_rate_after/semantic" in (workdir / "summary.md").read_text()
     results.print_table(found, results.reported_split(found))
     printed = capsys.readouterr().out
     assert "100 examples" in printed and "kmeans_neighbours_kept/collaborative" in printed
@@ -224,4 +224,4 @@ def test_a_single_source_gives_both_identifiers_the_same_codes(config, tmp_path)
     table = load_table(str(workdir), data_hash=found["data_hash"])
     assert table.shared_levels == 3
     assert table.codes["semantic"].tolist() == table.codes["collaborative"].tolist()
-    assert "collisions/collaborative" not in found["metrics"]
+    assert "collision_rate/collaborative" not in found["metrics"]

@@ -43,6 +43,12 @@ def test_item_knn_by_hand():
     np.testing.assert_allclose(found, [0, 0.5, 0.5 * near + near, 0.25, 0], atol=1e-6)
 
 
+def test_item_knn_counts_events_and_not_places():
+    scorer = item_knn.fit(item_knn.Settings(decay=0.5, history_power=0.0), CLICKS)
+    with_hole = scorer.scores(batch([0, 1, 3, 0], [1]))
+    np.testing.assert_array_equal(with_hole, scorer.scores(batch([1, 3, 0, 0], [1])))
+
+
 def test_history_power_makes_long_histories_weigh_less():
     scorer = item_knn.fit(item_knn.Settings(decay=1.0, history_power=1.0), CLICKS)
     # (1,2): 1/2 + 1/3 over sqrt(5/6 * 4/3): users weigh 1/2, 1/3, 1/2.

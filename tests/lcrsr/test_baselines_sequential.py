@@ -131,6 +131,29 @@ def test_scores_ignore_padding_labels_and_the_other_candidates(name):
     )
 
 
+@pytest.mark.parametrize("name", RANKERS)
+def test_the_latest_item_counts_also_behind_a_hole(name):
+    ranker = RANKERS[name]
+    state = task_of(ranker, dense=False).init()
+    batch = batch_of(np.random.default_rng(3), 2)
+    # By counting, the last rows are 1 and 0: a hole both times, which sees nothing that follows.
+    batch["rec_items"] = np.array([[3, 0, 5, 0, 0], [0, 5, 0, 0, 0]], np.int32)
+    other = batch | {"rec_items": np.where(batch["rec_items"] == 5, 6, batch["rec_items"])}
+    difference = np.abs(ranked(ranker, state, batch)[1] - ranked(ranker, state, other)[1])
+    assert (difference.max(1) > 1e-4).all()
+
+
+def test_a_recurrent_state_does_not_see_holes():
+    ranker = RANKERS["gru4rec"]
+    state = task_of(ranker, dense=False).init()
+    batch = batch_of(np.random.default_rng(4), 1)
+    closed, open_ = (
+        batch | {"rec_items": np.array([items], np.int32)}
+        for items in ([3, 5, 6, 0, 0], [3, 0, 5, 0, 6])
+    )
+    np.testing.assert_array_equal(ranked(ranker, state, closed)[1], ranked(ranker, state, open_)[1])
+
+
 def test_a_causal_state_does_not_see_what_follows():
     network = sequence.Transformer(LENGTH, 1, 2, 0.0, causal=True)
     rows = jax.random.normal(jax.random.key(0), (2, LENGTH, 16))

@@ -81,6 +81,20 @@ RL = [reinforce_task(1), reinforce_task(0, gamma=1.0, lambda_kl=2.0)]
 RATES = [1e-2, 3e-3]
 
 
+@pytest.mark.parametrize(("active_steps", "moves"), [(0, False), (1, True)])
+def test_rl_without_a_reasoning_step_changes_nothing(active_steps, moves):
+    task = reinforce_task(active_steps)
+    state = task.init()
+    # Rounding tells equal policies apart in some batches; this is far more of the same.
+    state["params"] = jax.tree.map(lambda p: 1.001 * p, state["params"])
+    before = jax.tree.map(np.asarray, state["params"])
+    batch = next(task.batches(0))
+    after, stats = jax.jit(task.train_step)(state, batch, np.float32(1e-3))
+    assert float(stats["kl"]) > 0
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after["params"])
+    assert all(jax.tree.leaves(same)) is not moves
+
+
 def loop_config(rate):
     return LoopConfig(
         max_steps=UPDATES,

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -119,6 +120,47 @@ def test_h0_is_the_last_valid_row_and_empty_histories_start_from_the_learned_one
     np.testing.assert_allclose(found.start, [[3.0, 4.0], [5.0, 6.0]])
     assert found.row_mask.tolist() == [[True, True, False], [True, False, False]]
     np.testing.assert_allclose(found.hidden[1, 0], [5.0, 6.0])
+
+
+@pytest.mark.parametrize(
+    ("valid", "expected"),
+    [
+        ([True, True, True, True], 4.0),
+        ([True, True, False, False], 2.0),
+        ([True, False, True, True], 4.0),  # three events: row 2 by counting
+        ([False, True, False, False], 2.0),  # one event: row 0, which is none, by counting
+    ],
+)
+def test_h0_is_the_last_event_also_behind_a_hole(valid, expected):
+    rows = jnp.array([[[1.0] * 2, [2.0] * 2, [3.0] * 2, [4.0] * 2]]) * jnp.array(valid)[:, None]
+    found = encode(
+        (layer(NOTHING, NOTHING),),
+        rows,
+        jnp.array([valid]),
+        jnp.array([9.0, 9.0]),
+        heads=1,
+        block="printed",
+        dropout=NO_DROPOUT,
+    )
+    assert found.start.tolist() == [[expected, expected]]
+
+
+def test_without_holes_the_last_event_is_the_one_that_counting_finds():
+    states = jax.random.normal(jax.random.key(0), (5, 4, 3))
+    valid = jnp.arange(4) < jnp.arange(5)[:, None]
+
+    def counted(states):
+        last = jnp.maximum(valid.sum(-1) - 1, 0)
+        return jnp.take_along_axis(states, last[:, None, None], 1)[:, 0]
+
+    def gradient(last):
+        return jax.grad(lambda x: (last(x) ** 3).sum())(states)
+
+    def by_place(states):
+        return attention.last_valid(states, valid)
+
+    np.testing.assert_array_equal(by_place(states), counted(states))
+    np.testing.assert_array_equal(gradient(by_place), gradient(counted))
 
 
 def test_eq_8_is_e_v_w_h_and_not_its_transpose():
