@@ -27,6 +27,7 @@ STAGE_TITLES = {
     "identifiers": "identifiers",
     "joint": "joint training",
 }
+_ON_VALIDATION = " on validation"
 # Metrics of one protocol that fit beside each other.
 _WIDEST = 8
 
@@ -71,7 +72,7 @@ def save(
         "metrics": {
             metrics.full_name(name, protocol): value for name, value in sums.means().items()
         },
-        "selected_on": f"{config.eval.selection} on validation",
+        "selected_on": config.eval.selection + _ON_VALIDATION,
         "data": data.label,
         "data_hash": data.log.hash,
         "data_split": config.data.split,
@@ -85,6 +86,22 @@ def save(
     }
     workdir.write_result_row(row)
     return row
+
+
+def counting(
+    users: np.ndarray, counted: np.ndarray, more: dict[str, Any], selection: str
+) -> dict[str, Any]:
+    """Makes the arguments of `save` of a protocol that may leave out examples.
+
+    Args:
+      users: of the examples, [E].
+      counted: bool [E], those that are ranked.
+      more: further entries of the row.
+      selection: the metric that decided on validation.
+    """
+    left_out = {} if counted.all() else {"left_out": int(np.sum(~counted))}
+    selected = {"selected_on": selection + _ON_VALIDATION}
+    return {"users": users[counted], "more": selected | more | left_out}
 
 
 def tested(workdir: Workdir) -> set[tuple[str, int, str]]:
@@ -181,7 +198,9 @@ def _draw_curves(workdir: Workdir, label: str) -> None:
     from matplotlib import pyplot
 
     lines = read_lines(workdir.file("metrics.jsonl"))
-    selection = workdir.read_config()["eval"]["selection"]
+    # What decided, which need not be what the config asked for.
+    selected = [row["selected_on"] for row in workdir.read_results()["rows"]]
+    selection = selected[0].removesuffix(_ON_VALIDATION)
     known = [s for s in STAGE_TITLES if any(line["stage"] == s for line in lines)]
     # Stages of CRS are as many as its iterations, in the order they ran.
     stages = [*known, *dict.fromkeys(x["stage"] for x in lines if x["stage"] not in known)]
