@@ -41,11 +41,23 @@ class Answers:
     reasoning: np.ndarray
     lengths: np.ndarray
 
-    def ranks(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(items above, items tied, whether a score is NaN), [E], of targets [E]."""
+    def ranks(
+        self, target: np.ndarray, left_out: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts the items above each target and tied with it, and tells where a score is NaN.
+
+        Args:
+          target: int32 [E].
+          left_out: int32 [E, S], items that do not count, such as the other clicks of the same
+            search; 0 is padding.
+
+        Returns:
+          int [E], int [E] and bool [E].
+        """
         own = self.items == target[:, None]
         score = np.where(own, self.scores, -np.inf).max(1, keepdims=True)
         others = (self.items >= 0) & ~own
+        others &= (self.items[:, :, None] != left_out[:, None]).all(-1)
         above = (others & (self.scores > score)).sum(1)
         tied = (others & (self.scores == score)).sum(1)
         found = own.any(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import importlib.util
+import logging
 import math
 from collections.abc import Iterator
 
@@ -18,11 +19,12 @@ import numpy as np
 from core.errors import UserError
 from core.prefetch import ahead
 from input_pipelines import random_streams
-from input_pipelines.candidates import TouchedItems, draw_negatives
+from input_pipelines.candidates import TouchedItems, draw_negatives, who_lack
 from input_pipelines.log import Log
-from input_pipelines.search_task import SearchExamples
+from input_pipelines.search_task import SearchExamples, targets
 from input_pipelines.splits import Examples
 
+_LOG = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 # name -> (axes, dtype, meaning). B batch, Lr/Ls history lengths, W words, C clicks, N candidates.
@@ -54,6 +56,8 @@ _FIELD_TABLES = {
 _AHEAD, _THREADS = 4, 2
 # Added to the seed for search examples, far from other seeds.
 _SEARCH_SEED = 2_000_003
+# Of the training examples that need not have as many negatives as the others.
+_MAY_LACK = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,6 +236,10 @@ class TrainBatches:
     Global position p is example `permutation(p mod n)` of epoch `p // n`; step s holds positions
     s * batch_size onwards. Batches run across epoch borders: nothing is dropped or padded.
 
+    Where the catalogue leaves fewer negatives than asked for to more than a tenth of the examples,
+    all get as many as nine in ten can have. Examples of users who have touched so much that even
+    these are not left do not train. Both are logged.
+
     Args:
       batch_size: over all hosts; this host gets its contiguous share.
       negatives: sampled a target; redrawn each epoch.
@@ -240,7 +248,7 @@ class TrainBatches:
         epoch of theirs as long as one of `examples`.
 
     Raises:
-      UserError: the batch does not divide among the hosts.
+      UserError: the batch does not divide among the hosts, or no item is left as a negative.
     """
 
     def __init__(
@@ -260,8 +268,11 @@ class TrainBatches:
             raise UserError(
                 f"expected a batch size divisible by {process_count} hosts, found {batch_size}"
             )
-        self._log, self._negatives = log, negatives
+        self._log = log
         self._touched = TouchedItems(log)
+        negatives, examples, searches = self._with_negatives(negatives, examples, searches)
+        self._negatives = negatives
+        shape = dataclasses.replace(shape, candidates=1 + negatives)
         self.steps_per_epoch = math.ceil(len(examples) / batch_size)
 
         def part(examples, target, times, size, seed):
@@ -278,6 +289,52 @@ class TrainBatches:
             shape = dataclasses.replace(shape, search_rows=self._parts[1].share)
         self._shape = shape
         self._rows = sum(part.share for part in self._parts)
+
+    def _with_negatives(
+        self, wanted: int, examples: Examples, searches: SearchExamples | None
+    ) -> tuple[int, Examples, SearchExamples | None]:
+        """Fits the number of negatives to the catalogue, and the examples to that number."""
+        log = self._log
+        if not wanted or log.num_items - self._touched.most_of_a_user() - 1 >= wanted:
+            return wanted, examples, searches
+        left = [self._left(examples)]
+        if searches is not None:
+            left.append(self._left(searches))
+        every = np.concatenate(left)
+        count = min(wanted, int(np.quantile(every, _MAY_LACK, method="lower")))
+        if count < 1 or any(part.max(initial=0) < count for part in left):
+            raise UserError(
+                f"expected items that users have not touched to train against, found none for "
+                f"{np.mean(every < 1):.0%} of the training examples of {log.name} "
+                f"({log.num_items} items); bring more items"
+            )
+        if count < wanted:
+            _LOG.warning(
+                "training draws %d negatives a target instead of %d: the catalogue of %d items "
+                "leaves no more to users",
+                count,
+                wanted,
+                log.num_items,
+            )
+        lacking = [part < count for part in left]
+        chosen = examples.take(np.flatnonzero(~lacking[0]))
+        users = examples.user[lacking[0]]
+        if searches is not None:
+            users = np.concatenate([users, searches.user[lacking[1]]])
+            searches = searches.take(np.flatnonzero(~lacking[1]))
+        if len(users):
+            _LOG.warning(
+                "%d of %d training examples are left out: %s",
+                len(users),
+                len(every),
+                who_lack(log, users, count),
+            )
+        return count, chosen, searches
+
+    def _left(self, examples: Examples) -> np.ndarray:
+        """How many items [E] could be negatives of each example."""
+        target, time = targets(self._log, examples)
+        return self._touched.untouched(self._log.num_items, examples.user, time, target)
 
     def batch_at(self, step: int) -> Batch:
         """This host's share of batch `step`."""

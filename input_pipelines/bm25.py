@@ -53,24 +53,34 @@ class ItemTextIndex:
 
 
 def nearest_negatives(
-    index: ItemTextIndex, queries: Sequence[Sequence[str]], target: np.ndarray, count: int
+    index: ItemTextIndex,
+    queries: Sequence[Sequence[str]],
+    target: np.ndarray,
+    left_out: Sequence[np.ndarray],
+    count: int,
 ) -> np.ndarray:
-    """The `count` items nearest to each query, the target left out, int32 [E, count].
+    """Takes the `count` items nearest to each query, without the target and what is left out.
 
-    Raises:
-      UserError: the catalogue is too small.
+    Args:
+      queries: E of them.
+      target: [E].
+      left_out: of each query the items that are no negatives: what its user has touched up to
+        then, the other clicks of the same search among it.
+      count: negatives a row.
+
+    Returns:
+      int32 [E, count]; a row of zeros where fewer than `count` items are left.
     """
-    if index.num_items <= count:
-        raise UserError(
-            f"expected more than {count} items for bm25_99, found {index.num_items}; bring a "
-            "larger catalogue"
-        )
     rankings: dict[tuple[str, ...], np.ndarray] = {}
-    found = np.empty((len(queries), count), np.int32)
-    for row, words in enumerate(queries):
+    # No more of the nearest are ever looked at.
+    most = count + 1 + max((len(out) for out in left_out), default=0)
+    negatives = np.zeros((len(queries), count), np.int32)
+    for row, (words, out) in enumerate(zip(queries, left_out, strict=True)):
         key = tuple(words)
         if key not in rankings:
-            rankings[key] = index.ranking(words)[: count + 1]
+            rankings[key] = index.ranking(words)[:most]
         nearest = rankings[key]
-        found[row] = nearest[nearest != target[row]][:count]
-    return found
+        nearest = nearest[(nearest != target[row]) & ~np.isin(nearest, out)][:count]
+        if len(nearest) == count:
+            negatives[row] = nearest
+    return negatives

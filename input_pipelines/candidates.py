@@ -22,8 +22,15 @@ BM25 = "bm25_99"
 # The lists that came with the data.
 PUBLISHED = "published99"
 _NEGATIVES = 99
-_MAX_DRAWS = 64
+# Rounds of draws that are refused where they do not fit, before what is left is drawn exactly.
+_ROUNDS = 8
 _DRAWN_ROWS = 16_384
+# Keys of an exact draw that are held at once.
+_RACE_CELLS = 4_000_000
+# Users that a warning names.
+_NAMED = 3
+# Of the lists' names; lists of before were drawn otherwise.
+_VERSION = 2
 
 
 class TouchedItems:
@@ -67,10 +74,39 @@ class TouchedItems:
         return (self._keys[place] == wanted) & (self._times[place] <= time)
 
     def of_user(self, user: int, *, earlier_than: int | None = None) -> np.ndarray:
-        """The items a user touched, int32, ascending; all, or those strictly before a time."""
+        """Returns the items a user touched, int32, ascending; all, or those before a time."""
         part = slice(self._user_starts[user], self._user_starts[user + 1])
         items = (self._keys[part] - user * self._span).astype(np.int32)
         return items if earlier_than is None else items[self._times[part] < earlier_than]
+
+    def up_to(self, user: int, time: int) -> np.ndarray:
+        """Returns the items a user touched at `time` or earlier, int32, ascending."""
+        part = slice(self._user_starts[user], self._user_starts[user + 1])
+        items = (self._keys[part] - user * self._span).astype(np.int32)
+        return items[self._times[part] <= time]
+
+    def untouched(
+        self, num_items: int, user: np.ndarray, time: np.ndarray, target: np.ndarray
+    ) -> np.ndarray:
+        """Counts the items of 1..V that could be negatives of an example.
+
+        Args:
+          num_items: V.
+          user, time, target: [n].
+
+        Returns:
+          int64 [n]: how many items are neither the target nor touched by the user up to `time`.
+        """
+        touched = np.empty(len(user), np.int64)
+        for one in np.unique(user):
+            rows = user == one
+            times = np.sort(self._times[self._user_starts[one] : self._user_starts[one + 1]])
+            touched[rows] = np.searchsorted(times, time[rows], side="right")
+        return num_items - touched - ~self.before(user, target, time)
+
+    def most_of_a_user(self) -> int:
+        """Returns how many items the user with the most of them touched."""
+        return int(np.diff(self._user_starts).max(initial=0))
 
 
 def draw_negatives(
@@ -83,11 +119,14 @@ def draw_negatives(
     count: int,
     key: np.ndarray,
     pool: np.ndarray | None = None,
-    remedy: str = "lower the number of negatives or bring a larger catalogue",
 ) -> np.ndarray:
-    """Distinct items that are neither the target nor touched by the user up to `time`.
+    """Draws distinct items that are neither the target nor touched by the user up to `time`.
 
-    A pure function of its arguments: the same keys give the same negatives, in any batch.
+    They are drawn one after the other, each in proportion to its weight among those that are left:
+    draws with replacement of which what does not fit is refused, and after a few rounds, for users
+    who have touched nearly everything, a race of exponential variables over the items left to them
+    (the smallest of Exp(1) / weight come first), which is the same law (Efraimidis and Spirakis
+    2006). A pure function of its arguments: the same keys give the same negatives, in any batch.
 
     Args:
       num_items: V; items are drawn uniformly from 1..V.
@@ -95,19 +134,15 @@ def draw_negatives(
       count: negatives a row.
       key: uint64 [n].
       pool: items to draw from with multiplicity instead (interactions, for popularity).
-      remedy: what the error says to do.
 
     Returns:
-      int32 [n, count].
-
-    Raises:
-      UserError: the catalogue leaves too few items to some user.
+      int32 [n, count]; a row of zeros where fewer than `count` items are left to the user.
     """
     limit = num_items if pool is None else len(pool)
     chosen = np.zeros((len(user), count), np.int32)
     filled = np.zeros(len(user), np.int64)
     rows = np.arange(len(user))
-    for draw in range(_MAX_DRAWS):
+    for draw in range(_ROUNDS if limit else 0):
         # Twice what is missing at the start; refused draws are filled by the next round.
         width = count + max(2, count // 8) if draw == 0 else 2 * count + 8
         numbers = random_streams.below(random_streams.keys(key[rows], draw), width, limit)
@@ -123,10 +158,46 @@ def draw_negatives(
         rows = rows[filled[rows] < count]
         if not len(rows):
             return chosen
-    raise UserError(
-        f"expected at least {count} items that a user has not touched, found a user with fewer "
-        f"among {num_items}; {remedy}"
-    )
+    every = np.arange(1, num_items + 1) if pool is None else pool
+    items, weights = np.unique(every, return_counts=True)
+    most = max(1, _RACE_CELLS // max(1, len(items)))
+    for start in range(0, len(rows), most):
+        part = rows[start : start + most]
+        allowed = np.ones((len(part), num_items + 1), bool)
+        for place, row in enumerate(part):
+            allowed[place, touched.up_to(int(user[row]), int(time[row]))] = False
+            allowed[place, chosen[row]] = False
+        allowed[np.arange(len(part)), target[part]] = False
+        chosen[part] = _race(
+            items, weights, allowed[:, items], random_streams.keys(key[part], _ROUNDS), chosen[part]
+        )
+    return chosen
+
+
+def _race(
+    items: np.ndarray,
+    weights: np.ndarray,
+    allowed: np.ndarray,
+    key: np.ndarray,
+    chosen: np.ndarray,
+) -> np.ndarray:
+    """Fills the zeros of `chosen` int32 [n, count] from the items that are left; or empties it.
+
+    Args:
+      items, weights: [m], the items to draw and how often each is in the pool.
+      allowed: bool [n, m].
+      key: uint64 [n].
+    """
+    arrival = np.where(allowed, random_streams.exponentials(key, items) / weights, np.inf)
+    count = chosen.shape[1]
+    first = np.argsort(arrival, axis=1, kind="stable")[:, :count]
+    left = np.take_along_axis(allowed, first, 1).sum(1)
+    filled = (chosen > 0).sum(1)
+    result = np.zeros_like(chosen)
+    for row in np.flatnonzero(filled + left >= count):
+        drawn = items[first[row, : count - filled[row]]]
+        result[row] = np.concatenate([chosen[row, : filled[row]], drawn])
+    return result
 
 
 def _repeats(items: np.ndarray) -> np.ndarray:
@@ -155,20 +226,22 @@ def evaluation_candidates(
 
     Args:
       split: 'validation' or 'test'.
-      protocol: 'neg99' draws uniformly, 'neg99pop' from the training clicks with multiplicity;
-        'published99' takes the lists that came with the data; 'bm25_99', of searches, takes the
-        items nearest to the query.
+      protocol: 'neg99' draws uniformly, 'neg99pop' from all clicks that train with multiplicity,
+        first clicks of users among them; 'published99' takes the lists that came with the data;
+        'bm25_99', of searches, takes the items nearest to the query. What the user touched up to
+        the example, the other clicks of the same search among it, is no negative of any.
       seed: of the draw.
       directory: where the lists and their hash are kept, the prepared log's folder.
       task: 'recommendation', or 'search': the examples of `held_out_searches`.
       segmenter: of the items' texts, as the log's queries were split.
 
     Returns:
-      int32 [E, 100], the target in column 0; as many as were published for 'published99'.
+      int32 [E, 100], the target in column 0; as many as were published for 'published99'. The rows
+      of users to whom fewer than 99 items are left hold zeros after the target (`ranked`).
 
     Raises:
-      UserError: an unknown protocol, lists that do not match their hash, a catalogue too
-        small, a folder that cannot be written.
+      UserError: an unknown protocol, lists that do not match their hash, a folder that cannot be
+        written.
     """
     if protocol == PUBLISHED and task == "recommendation":
         return _published_lists(log, splits, split)
@@ -189,15 +262,19 @@ def evaluation_candidates(
     if task == "search":
         what += np.ascontiguousarray(target).tobytes()
     rows = hashlib.sha256(what).hexdigest()[:12]
-    stem = os.path.join(directory, f"{prefix}{splits.name}-{split}-{protocol}-seed{seed}-{rows}")
+    name = f"{prefix}{splits.name}-{split}-{protocol}-v{_VERSION}-seed{seed}-{rows}"
+    stem = os.path.join(directory, name)
     if os.path.exists(stem + ".json"):
         return _read_lists(stem)
     if protocol == BM25:
         index = ItemTextIndex(log.item_texts(), segmenters.segmenter(segmenter), seed)
         queries = [log.query(int(row)) for row in examples.target_row]
-        negatives = nearest_negatives(index, queries, target, _NEGATIVES)
+        touched = TouchedItems(log)
+        pairs = zip(examples.user.tolist(), times.tolist(), strict=True)
+        left_out = [touched.up_to(user, time) for user, time in pairs]
+        negatives = nearest_negatives(index, queries, target, left_out, _NEGATIVES)
     else:
-        clicks = np.asarray(log.rec_items)[splits.train.target_row]
+        clicks = np.asarray(log.rec_items)[splits.training_rows]
         pool = clicks if protocol == "neg99pop" else None
         keys = _keys(seed, number, examples)
         negatives = _drawn(log, examples, target, times, keys, pool)
@@ -240,7 +317,6 @@ def _drawn(
             count=_NEGATIVES,
             key=keys[part],
             pool=pool,
-            remedy=f"evaluation always ranks {_NEGATIVES} negatives: bring more items",
         )
     return negatives
 
@@ -292,18 +368,66 @@ def _read_lists(stem: str) -> np.ndarray:
     return lists
 
 
-def seen_items(log: Log, examples: Examples) -> np.ndarray:
-    """Items each example's user touched strictly before its target, int32 [E, S], 0 padded.
+def ranked(lists: np.ndarray) -> np.ndarray:
+    """Tells which examples of saved lists [E, N] have negatives, bool [E].
 
-    The target itself is never among them.
+    Those without are left out of sampled protocols: their users have touched nearly all items.
+    """
+    return lists[:, 1] > 0
+
+
+def who_lack(log: Log, users: np.ndarray, count: int) -> str:
+    """Names users to whom fewer than `count` items are left as negatives, the first few.
+
+    Args:
+      users: of the examples, [E]; a user may have several.
+    """
+    different = np.unique(users)
+    names = ", ".join(repr(str(log.user_ids[user])) for user in different[:_NAMED])
+    more = f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+    them = "user" if len(different) == 1 else "users"
+    return f"{them} {names}{more} touched all but fewer than {count} of {log.num_items} items"
+
+
+def seen_items(log: Log, examples: Examples) -> np.ndarray:
+    """Lists what is left out of a ranking of the whole catalogue beside each target.
+
+    That is what the example's user touched strictly before it and, of a search, its other clicks,
+    each of which is a target of its own; the target itself never is.
+
+    Returns:
+      int32 [E, S], 0 padded.
     """
     touched = TouchedItems(log)
-    found = []
-    for user, target, time in zip(examples.user, *targets(log, examples), strict=True):
-        items = touched.of_user(int(user), earlier_than=int(time))
-        found.append(items[items != target])
-    width = max((len(items) for items in found), default=0) or 1
-    seen = np.zeros((len(examples), width), np.int32)
-    for row, items in enumerate(found):
-        seen[row, : len(items)] = items
-    return seen
+    items, times = targets(log, examples)
+    rows = zip(examples.user.tolist(), times.tolist(), strict=True)
+    before = [touched.of_user(user, earlier_than=time) for user, time in rows]
+    beside = other_clicks(log, examples)
+    return _padded(
+        [
+            np.union1d(seen[seen != item], others[others > 0])
+            for seen, others, item in zip(before, beside, items, strict=True)
+        ]
+    )
+
+
+def other_clicks(log: Log, examples: Examples) -> np.ndarray:
+    """Lists the clicks of the same search as each target but itself, int32 [E, S], 0 padded.
+
+    Examples of recommendation have none.
+    """
+    if not isinstance(examples, SearchExamples):
+        return np.zeros((len(examples), 1), np.int32)
+    ends = log.click_offsets
+    rows = zip(examples.target_row.tolist(), examples.item.tolist(), strict=True)
+    clicks = ((log.click_items[ends[row] : ends[row + 1]], item) for row, item in rows)
+    return _padded([np.unique(found[found != item]) for found, item in clicks])
+
+
+def _padded(rows: list[np.ndarray]) -> np.ndarray:
+    """int32 [E, S]: the rows one below the other, at least one column, zeros after them."""
+    width = max((len(items) for items in rows), default=0) or 1
+    padded = np.zeros((len(rows), width), np.int32)
+    for row, items in enumerate(rows):
+        padded[row, : len(items)] = items
+    return padded

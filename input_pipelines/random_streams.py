@@ -50,6 +50,17 @@ def below(key: np.ndarray, count: int, limit: int) -> np.ndarray:
     return (((draws >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)).astype(np.int64)
 
 
+def exponentials(key: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Draws a standard exponential variable for each key [n] and number [m], float64 [n, m].
+
+    The variable of a key and a number does not depend on what else is asked for.
+    """
+    with np.errstate(over="ignore"):
+        draws = mix(key[:, None] + numbers.astype(np.uint64)[None] * _GOLDEN)
+    # 53 bits in the middle of their cells: neither 0, whose logarithm is infinite, nor 1.
+    return -np.log(((draws >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
 def permutation(n: int, key: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Where a random permutation of [0, n) sends `positions`, without building it.
 

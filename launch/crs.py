@@ -25,6 +25,7 @@ from crs_jax.rl_task import RLTask, Tokens
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from crs_jax.sft_task import SFTTask
 from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
+from input_pipelines import candidates
 from input_pipelines.search_task import SearchExamples
 from launch import crs_kept, crs_teacher, results, search_protocol
 from launch.crs_examples import CRSExamples
@@ -126,7 +127,7 @@ class CRSExperiment:
         return self._inference(params, prompts, lengths, width=self.config.eval.beam, reason=True)
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
-        """Metrics of a stage's parameters on the searches of a split.
+        """Metrics of a stage's parameters on the searches of a split (`launch.search_protocol`).
 
         The aligned model answers at once, since nothing has told it to reason yet.
 
@@ -147,7 +148,9 @@ class CRSExperiment:
         found = self._inference(
             params, prompts, lengths, width=self.config.eval.beam, reason=reason
         )
-        above, tied, broken = found.ranks(self.held_out(split).item)
+        examples = self.held_out(split)
+        others = candidates.other_clicks(self.data.log, examples)
+        above, tied, broken = found.ranks(examples.item, others)
         sums.add(above, tied, np.ones(len(above)), broken)
         return sums
 

@@ -6,14 +6,14 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import numpy as np
 import scipy.sparse
 from ml_collections import config_dict
 
-from core import distributed
+from core import distributed, metrics
 from core.errors import UserError
 from core.workdir import check_mounted
 from input_pipelines import batches, candidates, prepare, search_task, segmenters, splits
@@ -23,6 +23,13 @@ from input_pipelines.search_filter import SearchFilter
 from launch import ranges
 
 _LOG = logging.getLogger(__name__)
+# Protocols of the whole catalogue: 'full' is without the items that the user has seen, 'catalogue',
+# of searches alone, with them (CRS).
+WHOLE = ("full", "catalogue")
+# Protocols of saved lists.
+SAMPLED = (*candidates.PROTOCOLS, candidates.BM25, candidates.PUBLISHED)
+# Of the validation examples that a sampled protocol must rank to select.
+_ENOUGH = 0.5
 Batch = dict[str, np.ndarray]
 # Keys whose values are files or folders where they are not empty.
 _PATHS = (
@@ -373,12 +380,89 @@ class Data:
                     task=task,
                     segmenter=self._config.data.segmenter,
                 )
+            self._say_who_is_left_out(key)
         return self._lists[key]
 
+    def _say_who_is_left_out(self, key: tuple[str, str, str]) -> None:
+        split, protocol, task = key
+        examples = self.examples(task, split)
+        lacking = ~candidates.ranked(self._lists[key])
+        if lacking.any():
+            count = self._lists[key].shape[1] - 1
+            _LOG.warning(
+                "%s leaves out %d of %d %s examples of %s: %s",
+                protocol,
+                lacking.sum(),
+                len(lacking),
+                split,
+                task,
+                candidates.who_lack(self.log, examples.user[lacking], count),
+            )
+
+    def counted(self, split: str, protocol: str, task: str = "recommendation") -> np.ndarray:
+        """Tells which of `examples` a protocol ranks, bool [E].
+
+        Those of users who have touched nearly all items have too few negatives for a sampled one.
+        """
+        if protocol not in SAMPLED:
+            return np.ones(len(self.examples(task, split)), bool)
+        return candidates.ranked(self.candidate_lists(split, protocol, task))
+
+    def possible(
+        self, split: str, protocols: Sequence[str], task: str = "recommendation"
+    ) -> tuple[str, ...]:
+        """Picks the protocols that rank at least one example of a split.
+
+        Raises:
+          UserError: none of them does.
+        """
+        ranks = [p for p in protocols if self.counted(split, p, task).any()]
+        if protocols and not ranks:
+            self.check_ranked(split, protocols[0], task)
+        return tuple(ranks)
+
+    def selection(self, task: str = "recommendation") -> str:
+        """Returns the metric that decides: `config.eval.selection`, or against the full catalogue.
+
+        The latter where the sampled protocol leaves out more than half of the validation examples;
+        that is logged, and result rows say what they were selected on.
+        """
+        wanted = self._config.eval.selection
+        name, *parts = wanted.split("/")
+        sampled = next((part for part in parts if part in SAMPLED), None)
+        if sampled is None:
+            return wanted
+        share = self.counted("validation", sampled, task).mean()
+        if share >= _ENOUGH:
+            return wanted
+        column = "search/full" if task == "search" else "full"
+        _LOG.warning(
+            "selecting on %s/%s: %s can rank %.0f%% of the validation examples",
+            *(name, column, sampled, 100 * share),
+        )
+        return metrics.full_name(name, column)
+
+    def check_ranked(self, split: str, protocol: str, task: str = "recommendation") -> None:
+        """Raises UserError where a sampled protocol leaves out every example of a split."""
+        if not self.counted(split, protocol, task).any():
+            count = self.candidate_lists(split, protocol, task).shape[1] - 1
+            raise UserError(
+                f"expected users of {self.label} with {count} items that they have not touched for "
+                f"{protocol}, found none in {split} ({self.log.num_items} items); rank the whole "
+                "catalogue: protocol full"
+            )
+
     def sampled(self, split: str, protocol: str) -> Iterator[Batch]:
-        """Batches of a split against the saved lists of `protocol`."""
-        examples = self.split(split)
-        lists = self.candidate_lists(split, protocol)
+        """Batches of a split against the saved lists of `protocol`, of those `counted`.
+
+        Raises:
+          UserError: it leaves out all of them.
+        """
+        every = self.split(split)
+        self.check_ranked(split, protocol)
+        counted = np.flatnonzero(self.counted(split, protocol))
+        examples = every.take(counted)
+        lists = self.candidate_lists(split, protocol)[counted]
         found = batches.evaluation_batches(
             self.log,
             examples,

@@ -30,6 +30,8 @@ from lcrsr.ranker import Ranker
 Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
 
 PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
+# Protocols that early stopping may go by.
+_SELECTING = ("neg99", "full")
 # What a training divides by or counts to, and axes that it reduces.
 _SIZES = (
     "pretrain.batch_size",
@@ -181,9 +183,7 @@ class Evaluated:
           UserError: the data does not have what they need.
         """
         self.data.split("test")
-        for protocol in self.config.eval.protocols:
-            if protocol != "full":
-                self.data.candidate_lists("test", protocol)
+        self.data.possible("test", self.config.eval.protocols)
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
         """What `evaluate` calls a protocol of a task: here a protocol is itself.
@@ -203,9 +203,14 @@ class Evaluated:
         return (protocol,)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Further arguments of `results.save` for a row; none where all clicks are evaluated."""
-        del split, protocol
-        return {}
+        """Further arguments of `results.save` for a row."""
+        users, counted = self.data.split(split).user, self.data.counted(split, protocol)
+        return results.counting(users, counted, {}, self.selection)
+
+    @property
+    def selection(self) -> str:
+        """The metric that decides on validation; of what is fitted at once nothing does."""
+        return self.config.eval.selection
 
     def test_once(self, workdir: Workdir, stage: str, step: int, params: Any, tables: Any) -> None:
         """Reads the test split for a finished stage; a saved row is not computed again.
@@ -215,7 +220,7 @@ class Evaluated:
           core.loop.NotFinite: scores are NaN; the protocols before are saved.
         """
         done = results.tested(workdir)
-        for protocol in self.config.eval.protocols:
+        for protocol in self.data.possible("test", self.config.eval.protocols):
             if (stage, step, protocol) in done:
                 continue
             try:
@@ -236,6 +241,7 @@ class Evaluated:
                 step=step,
                 config=self.config,
                 data=self.data,
+                **self.details("test", protocol),
             )
 
 
@@ -270,11 +276,14 @@ class Experiment(Evaluated):
             partition=self.partition,
         )
         if config.eval.selection not in [
-            metrics.full_name(name, "neg99") for name in config.eval.metrics
+            metrics.full_name(name, protocol)
+            for name in config.eval.metrics
+            for protocol in _SELECTING
         ]:
             raise UserError(
-                f"expected config.eval.selection to be one of eval.metrics against neg99, found "
-                f"{config.eval.selection!r}; for instance 'ndcg@5/neg99'"
+                f"expected config.eval.selection to be one of eval.metrics against "
+                f"{' or '.join(_SELECTING)}, found {config.eval.selection!r}; for instance "
+                "'ndcg@5/neg99'"
             )
         # Everything that can be wrong with the task is found before the workdir is written.
         if "search" in ranker.tasks and not config.data.use_search:
@@ -336,7 +345,7 @@ class Experiment(Evaluated):
             steps_per_epoch=steps_per_epoch,
             batch_size=config.batch_size,
             evaluate=self.validate,
-            selection=self.config.eval.selection,
+            selection=self.selection,
             seed=self.config.seed,
             initial=initial,
             item_words=self.item_words,
@@ -378,11 +387,25 @@ class Experiment(Evaluated):
 
     def example_batch(self) -> dict[str, np.ndarray]:
         """A batch of the right ranks, for shapes only."""
-        return next(iter(self.data.sampled("validation", "neg99")))
+        protocol = self._selecting
+        if protocol == "full":
+            return next(self.data.full("validation"))[0]
+        return next(self.data.sampled("validation", protocol))
+
+    @functools.cached_property
+    def selection(self) -> str:
+        """The metric that decides; see `launch.data.Data.selection`."""
+        return self.data.selection()
+
+    @property
+    def _selecting(self) -> str:
+        return self.selection.partition("/")[2]
 
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
-        means = self.evaluate(params, tables, "validation", "neg99").means()
-        return {metrics.full_name(name, "neg99"): value for name, value in means.items()}
+        """Metrics of the validation users under the protocol that decides."""
+        protocol = self._selecting
+        means = self.evaluate(params, tables, "validation", protocol).means()
+        return {metrics.full_name(name, protocol): value for name, value in means.items()}
 
     def abstract_state(self, stage: str) -> Any:
         """Shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""

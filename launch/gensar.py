@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -30,7 +31,7 @@ from gensar_jax.t5.network import Transformer
 from input_pipelines import candidates
 from input_pipelines.splits import Examples
 from launch import gensar_kept, results
-from launch.data import Data
+from launch.data import WHOLE, Data
 from launch.experiment import build, check_evaluation, positive
 from launch.gensar_examples import GenSARExamples, check_settings
 from launch.gensar_identifiers import IdentifierExperiment
@@ -39,9 +40,6 @@ _LOG = logging.getLogger(__name__)
 TASKS = ("recommendation", "search")
 SAMPLED = (*candidates.PROTOCOLS, candidates.BM25)
 _SEARCH = "search/"
-# Of the whole catalogue: 'full' is without the items that the user has seen, 'catalogue' with them
-# (CRS), for searches alone.
-_WHOLE = ("full", "catalogue")
 # Not the config's own: how often a run writes does not make other identifiers.
 _IDENTIFIER_LOOP = {"checkpoint_every": 500, "log_every": 20}
 # Items that a beam of the whole catalogue must leave after what the user has seen (READINGS).
@@ -132,7 +130,7 @@ class GenSARExperiment:
             stream=self.examples.stream,
             examples_per_epoch=self.examples.mixture.examples_per_epoch,
             evaluate=self.validate,
-            selection=config.eval.selection,
+            selection=self.selection,
             tables={"identifiers": np.frombuffer(bytes.fromhex(table.hash), np.uint8)},
             seed=config.seed,
             initial=self._pretrained if self._checkpoint else None,
@@ -193,20 +191,33 @@ class GenSARExperiment:
                 "one of them"
             )
         prefix = _SEARCH if task == "search" else ""
-        if protocol in _WHOLE:
+        if protocol in WHOLE:
             return (f"{prefix}{protocol}",)
         beam = f"beam{self.config.eval.beam}"
         return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
 
     def _tested(self) -> list[tuple[str, str]]:
-        """(task, protocol) of the test split."""
+        """(task, protocol) of the test split, of those that rank anyone.
+
+        Raises:
+          UserError: none of a task's protocols does.
+        """
         config = self.config.eval
-        found = [("recommendation", protocol) for protocol in config.protocols]
-        return found + [("search", protocol) for protocol in config.search_protocols]
+        return [
+            (task, protocol)
+            for task, wanted in zip(TASKS, (config.protocols, config.search_protocols), strict=True)
+            for protocol in self.data.possible("test", wanted, task)
+        ]
+
+    @functools.cached_property
+    def selection(self) -> str:
+        """The metric that decides; see `launch.data.Data.selection`."""
+        _, _, column = self.config.eval.selection.partition("/")
+        return self.data.selection("search" if column.startswith(_SEARCH) else "recommendation")
 
     def _validated(self) -> list[str]:
         """Columns of the validation split: the selection's, and the same of searches."""
-        _, _, column = self.config.eval.selection.partition("/")
+        _, _, column = self.selection.partition("/")
         searched = self.config.eval.search_protocols and not column.startswith(_SEARCH)
         return [column, *([f"{_SEARCH}{column}"] if searched else [])]
 
@@ -222,9 +233,7 @@ class GenSARExperiment:
         read = [("validation", *self._parsed(column)[:2]) for column in self._validated()]
         read += [("test", task, protocol) for task, protocol in self._tested()]
         for split, task, protocol in read:
-            self.data.examples(task, split)
-            if protocol not in _WHOLE:
-                self.data.candidate_lists(split, protocol, task)
+            self.data.check_ranked(split, protocol, task)
 
     def check_kept(self, workdir: Workdir) -> None:
         """Raises UserError where a run was trained with other texts, tokens or identifiers."""
@@ -264,10 +273,12 @@ class GenSARExperiment:
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
         """Further arguments of `results.save` for a row: who was evaluated, with what."""
-        task, _, _ = self._parsed(protocol)
+        task, name, _ = self._parsed(protocol)
         initial = os.path.basename(self._checkpoint) or "from scratch"
         more = {"task": task, "identifiers": self.table_hash, "initial": initial}
-        return {"users": self.evaluated(task, split)[0].user, "more": more}
+        examples, places = self.evaluated(task, split)
+        counted = self.data.counted(split, name, task)[places]
+        return results.counting(examples.user, counted, more, self.selection)
 
     def _loop(self) -> LoopConfig:
         config, steps = self.config, self.task.max_steps
@@ -324,9 +335,12 @@ class GenSARExperiment:
         if (task, split) not in self._inputs:
             self._inputs[task, split] = self.examples.evaluation_inputs(examples)
         inputs = self._inputs[task, split]
-        if name in _WHOLE:
+        if name in WHOLE:
             return self._whole(params, task, examples, inputs, unseen_only=name == "full")
+        self.data.check_ranked(split, name, task)
         lists = self.data.candidate_lists(split, name, task)[places]
+        counted = np.flatnonzero(candidates.ranked(lists))
+        examples, inputs, lists = examples.take(counted), inputs[counted], lists[counted]
         sums = metrics.Sums(tuple(self.config.eval.metrics))
         forced, tokens = self._forced(task), jnp.asarray(self.examples.tokens_of(task))
         size = self._batch_size("batch_size", len(examples))
@@ -366,10 +380,14 @@ class GenSARExperiment:
     def _whole(
         self, params: Any, task: str, examples: Examples, inputs: np.ndarray, *, unseen_only: bool
     ) -> metrics.Sums:
+        """Ranks against the catalogue without what the user has seen, or without the clicks.
+
+        These are the other clicks of the same search, which both leave out; see
+        `launch.search_protocol`.
+        """
         target, _ = candidates.targets(self.data.log, examples)
-        seen = candidates.seen_items(self.data.log, examples)
-        if not unseen_only:
-            seen = np.zeros((len(seen), 1), seen.dtype)
+        left_out = candidates.seen_items if unseen_only else candidates.other_clicks
+        seen = left_out(self.data.log, examples)
         config = self.config.eval
         # Long histories together, so that the wide beams which they need are few.
         order = np.argsort((seen > 0).sum(1), kind="stable")
@@ -383,7 +401,7 @@ class GenSARExperiment:
             # In steps of the beam, so that few widths are compiled.
             needed = _UNSEEN + longest if unseen_only else config.beam
             width = -(-max(config.beam, needed) // config.beam) * config.beam
-            removed = np.zeros((size, width), np.int32)
+            removed = np.zeros((size, max(width, longest)), np.int32)
             removed[:, :longest] = seen[rows, :longest]
             prompts, forced, targets, gone = self._ranker.place(
                 (inputs[rows], self._forced(task)(size), target[rows], removed)
@@ -422,7 +440,7 @@ def _shape(model: config_dict.ConfigDict) -> T5Config:
 def _protocols(task: str) -> tuple[str, ...]:
     """What a task can be evaluated against."""
     if task == "search":
-        return (*_WHOLE, *SAMPLED)
+        return (*WHOLE, *SAMPLED)
     return ("full", *(p for p in SAMPLED if p != candidates.BM25))
 
 

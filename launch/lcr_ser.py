@@ -127,7 +127,7 @@ class LCRSERExperiment(Experiment):
             steps_per_epoch=steps_per_epoch,
             batch_size=config.batch_size,
             evaluate=self.validate,
-            selection=self.config.eval.selection,
+            selection=self.selection,
             seed=self.config.seed + _RL_SEED,
             partition=self.partition,
         )

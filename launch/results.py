@@ -24,6 +24,7 @@ from launch import drawing
 from launch.data import Data
 from launch.stages import stage_order, stage_title
 
+_ON_VALIDATION = " on validation"
 # Metrics of one protocol that fit beside each other.
 WIDEST = 8
 
@@ -65,7 +66,7 @@ def save(
         "metrics": {
             metrics.full_name(name, protocol): value for name, value in sums.means().items()
         },
-        "selected_on": f"{config.eval.selection} on validation",
+        "selected_on": config.eval.selection + _ON_VALIDATION,
         "data": data.label,
         "data_hash": data.log.hash,
         "data_split": config.data.split,
@@ -79,6 +80,22 @@ def save(
     }
     workdir.write_result_row(row, {"user": users, **sums.per_example()})
     return row
+
+
+def counting(
+    users: np.ndarray, counted: np.ndarray, more: dict[str, Any], selection: str
+) -> dict[str, Any]:
+    """Makes the arguments of `save` of a protocol that may leave out examples.
+
+    Args:
+      users: of the examples, [E].
+      counted: bool [E], those that are ranked.
+      more: further entries of the row.
+      selection: the metric that decided on validation.
+    """
+    left_out = {} if counted.all() else {"left_out": int(np.sum(~counted))}
+    selected = {"selected_on": selection + _ON_VALIDATION}
+    return {"users": users[counted], "more": selected | more | left_out}
 
 
 def tested(workdir: Workdir) -> set[tuple[str, int, str]]:
@@ -196,7 +213,9 @@ def _draw_curves(workdir: Workdir, label: str) -> bool:
     lines = read_lines(workdir.file(METRICS_FILE))
     if not lines:
         return False
-    selection = workdir.read_setting("eval.selection", str)
+    # What decided, which need not be what the config asked for.
+    selected = [row["selected_on"] for row in workdir.read_results()["rows"]]
+    selection = selected[0].removesuffix(_ON_VALIDATION)
     stages = sorted({line["stage"] for line in lines}, key=stage_order)
     across = min(len(stages), _STAGES_ACROSS)
     bands = -(-len(stages) // across)

@@ -15,7 +15,7 @@ from input_pipelines import candidates, search_task, segmenters
 from input_pipelines.bm25 import ItemTextIndex
 from input_pipelines.search_task import SearchExamples
 from launch import results, search_protocol
-from launch.data import Data
+from launch.data import WHOLE, Data
 from launch.experiment import positive
 from lcrsr.baselines import item_knn
 from lcrsr.search_baselines import (
@@ -29,8 +29,6 @@ from lcrsr.search_baselines import (
 
 KINDS = ("bm25", "tfidf", "dense", "query_popularity", "query_knn")
 FACTORS = "tfidf_svd"
-# 'full' is without the items that the user has seen, 'catalogue' with them (CRS).
-WHOLE = ("full", "catalogue")
 _PREFIX = "search/"
 _SHOWN = search_protocol.IMPRESSIONS.removeprefix(_PREFIX)
 PROTOCOLS = (*WHOLE, *candidates.PROTOCOLS, candidates.BM25, _SHOWN)
@@ -102,12 +100,18 @@ class SearchBaselineExperiment:
         return np.where(valid, np.asarray(log.rec_items)[np.where(valid, places, 0)], 0)
 
     def check_data(self) -> None:
-        """Raises UserError where the test split has no searches."""
+        """Raises UserError where the test split has no searches, or none that can be ranked."""
         self._chosen("test")
+        self._tested()
+
+    def _tested(self) -> tuple[str, ...]:
+        """The protocols of the test split, of those that rank anyone."""
+        wanted = self.config.eval.search_protocols
+        return self.data.possible("test", wanted, "search")
 
     def run(self, workdir: Workdir) -> None:
         done = results.tested(workdir)
-        for protocol in self.config.eval.search_protocols:
+        for protocol in self._tested():
             (column,) = self.columns("search", protocol)
             if ("fit", 0, column) not in done:
                 sums = self.evaluate(None, None, "test", column)
@@ -150,8 +154,16 @@ class SearchBaselineExperiment:
         """Further arguments of `results.save` for a row."""
         examples, _ = self._chosen(split)
         more = {"task": "search", "kind": self.config.model.kind}
-        users = search_protocol.users(self.data.log, examples, protocol)
-        return {"users": users, "more": more}
+        return results.counting(
+            examples.user, self._counted(split, protocol), more, self.config.eval.selection
+        )
+
+    def _counted(self, split: str, protocol: str) -> np.ndarray:
+        """bool [E]: which of the chosen examples a column ranks."""
+        examples, places = self._chosen(split)
+        if protocol == search_protocol.IMPRESSIONS:
+            return search_protocol.counted(self.data.log, examples, protocol)
+        return self.data.counted(split, protocol.removeprefix(_PREFIX), "search")[places]
 
     def _chosen(self, split: str) -> tuple[SearchExamples, np.ndarray]:
         found, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
@@ -168,11 +180,13 @@ class SearchBaselineExperiment:
         if name == "full":
             left_out = candidates.seen_items(self.data.log, examples)
         elif name == "catalogue":
-            left_out = np.zeros((len(examples), 1), np.int32)
+            left_out = candidates.other_clicks(self.data.log, examples)
         elif name == _SHOWN:
             lists = search_protocol.impressions(self.data.log, examples)
         else:
             lists = self.data.candidate_lists(split, name, "search")[places]
+            self.data.check_ranked(split, name, "search")
+        counted = self._counted(split, protocol)
         sums = metrics.Sums(tuple(self.config.eval.metrics))
         size = self.config.eval.batch_size
         for start in range(0, len(examples), size):
@@ -190,5 +204,5 @@ class SearchBaselineExperiment:
                 search_protocol.add_impressions(sums, scores, lists[rows])
                 continue
             above, tied = map(np.asarray, metrics.target_ranks(scores, 0))
-            sums.add(above, tied, np.ones(len(scores)), np.isnan(scores).any(-1))
+            sums.add(above, tied, counted[rows], np.isnan(scores).any(-1))
         return sums

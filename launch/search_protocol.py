@@ -1,7 +1,11 @@
 """How CRS and the methods beside it are evaluated: searches against the whole catalogue.
 
-Items seen before stay in the ranking, since a search may look for one again. Where the log has what
-a search showed, that can be ranked instead: its clicked item among those not clicked.
+Items seen before stay in the ranking (`search/catalogue`), since a search may look for one again;
+`search/full`, which GenSAR is held to, is without them. Where the log has what a search showed,
+that can be ranked instead (`search/impressions`): its clicked item among those not clicked. A
+search with several clicks is ranked once for each of them, and its other clicks are left out of
+the ranking under every protocol: they are right answers too. Sampled negatives (`search/neg99`,
+`search/neg99pop`, `search/bm25_99`) are moreover nothing that the user has touched up to then.
 """
 
 from __future__ import annotations
@@ -61,12 +65,16 @@ def held_out(config: config_dict.ConfigDict, data: Data, split: str) -> SearchEx
 def impressions(log: Log, examples: SearchExamples) -> np.ndarray:
     """The items of each example's search int32 [E, N]: the target, those not clicked, padding 0.
 
-    Other clicked items of a search are not among them.
+    Other clicked items of a search are not among them, and each item is there once.
 
     Raises:
       UserError: the log does not have them, or none of these searches has any.
     """
-    shown = [log.unclicked(int(row)) for row in examples.target_row]
+    ends = log.click_offsets
+    shown = []
+    for row in examples.target_row.tolist():
+        clicked = set(log.click_items[ends[row] : ends[row + 1]].tolist())
+        shown.append([i for i in dict.fromkeys(log.unclicked(row).tolist()) if i not in clicked])
     most = max(map(len, shown), default=0)
     if not most:
         raise UserError(

@@ -40,9 +40,18 @@ def test_incorrect_and_correct_are_by_the_first_answer():
 
 
 def test_ranks_by_hand():
-    above, tied, broken = ANSWERS.ranks(np.array([2, 1, 9, 3]))
+    nothing = np.zeros((4, 1), np.int32)
+    above, tied, broken = ANSWERS.ranks(np.array([2, 1, 9, 3]), nothing)
     assert above.tolist() == [1, 0, MISSED, 0] and tied.tolist() == [0, 1, 0, 0]
     assert not broken.any()
+
+
+def test_other_clicks_of_the_search_do_not_stand_above_a_target():
+    target = np.array([2, 1, 9, 3])
+    left_out = np.array([[1, 0], [2, 0], [1, 2], [0, 0]])
+    above, tied, _ = ANSWERS.ranks(target, left_out)
+    # Item 1 stood above 2, and 2 was tied with 1; what the beam has not found stays a miss.
+    assert above.tolist() == [0, 0, MISSED, 0] and tied.tolist() == [0, 0, 0, 0]
 
 
 def test_a_subset_is_made_once_and_held_to_its_hash(tmp_path):

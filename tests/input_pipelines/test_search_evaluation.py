@@ -14,6 +14,7 @@ from input_pipelines.search_task import held_out_searches, targets, training_sea
 from input_pipelines.segmenters import characters
 from input_pipelines.splits import split_log
 
+NOTHING = np.zeros(0, np.int32)
 TEXTS = {f"i{i}": f"tool {'red ' * (i % 4)}kind{i % 7} model{i}" for i in range(120)}
 
 
@@ -80,19 +81,30 @@ def test_lists_of_searches_are_saved_and_without_the_target(log, tmp_path):
     splits = split_log(log, "leave_one_out")
     folder = str(tmp_path)
     examples = held_out_searches(log, splits, "test")
-    for protocol in ("neg99", "neg99pop", "bm25_99"):
-        if protocol == "neg99pop":  # nine clicked items are too few to draw 99 from
-            continue
+    for protocol in ("neg99", "bm25_99"):
         found = candidates.evaluation_candidates(
             log, splits, "test", protocol, 0, folder, task="search"
         )
         assert found.shape == (3, 100) and found.dtype == np.int32
         assert found[:, 0].tolist() == examples.item.tolist()
         assert all(len(set(row)) == 100 for row in found.tolist()) and found.min() > 0
+        assert candidates.ranked(found).all()
+        # Not i22 and i23 of one search beside each other, nor what their users touched up to then.
+        own = [
+            {"i0", "i1", "i2", "i3", "i4"},
+            *[{f"i{i}" for i in (5, 6, 7, 8, 20, 21, 22, 23)}] * 2,
+        ]
+        for row, touched in zip(found, own):
+            assert not touched & {str(name) for name in log.item_ids[row[1:]]}
         again = candidates.evaluation_candidates(
             log, splits, "test", protocol, 0, folder, task="search"
         )
         np.testing.assert_array_equal(found, again)
+    # Nine clicked items are too few to draw 99 from.
+    found = candidates.evaluation_candidates(
+        log, splits, "test", "neg99pop", 0, folder, task="search"
+    )
+    assert found[:, 1:].max() == 0 and not candidates.ranked(found).any()
     (saved,) = tmp_path.glob("search-*bm25_99*.npy")
     np.save(saved, found[::-1])
     with pytest.raises(UserError, match="saved hash"):
@@ -113,6 +125,22 @@ def test_seen_items_of_searches_leave_the_target_in(log):
     # b at 42: its clicks at 10..40, and i20, which it found at 35.
     assert names[1] == {"i5", "i6", "i7", "i8", "i20"}
     assert all(item not in row for item, row in zip(items, seen))
+
+
+def test_other_clicks_of_the_same_search_are_left_out(log):
+    splits = split_log(log, "leave_one_out")
+    examples = held_out_searches(log, splits, "test")  # i4; then i22 and i23 of one search
+    names = [
+        {str(log.item_ids[i]) for i in row if i} for row in candidates.other_clicks(log, examples)
+    ]
+    assert names == [set(), {"i23"}, {"i22"}]
+    seen = [
+        {str(log.item_ids[i]) for i in row if i} for row in candidates.seen_items(log, examples)
+    ]
+    assert seen[1] == {"i5", "i6", "i7", "i8", "i20", "i21", "i23"}
+    assert seen[2] == {"i5", "i6", "i7", "i8", "i20", "i21", "i22"}
+    # A click alone has none.
+    assert candidates.other_clicks(log, splits.test).tolist() == [[0]] * 3
 
 
 def lucene_bm25(query, texts, k1=1.5, b=0.75):
@@ -145,10 +173,16 @@ def test_the_nearest_without_the_target():
     query = ["red", "kind3"]
     expected = lucene_bm25(query, texts)
     target = int(np.argmax(expected)) + 1
-    found = nearest_negatives(index, [query], np.array([target]), 20)[0]
+    found = nearest_negatives(index, [query], np.array([target]), [NOTHING], 20)[0]
     assert target not in found and len(set(found.tolist())) == 20
     others = np.sort(np.delete(expected, target - 1))[::-1]
     np.testing.assert_allclose(expected[found - 1], others[:20], rtol=1e-5)
+    # What is left out makes room for the next; where too few are left there are none.
+    others = nearest_negatives(index, [query], np.array([target]), [found[[0, 3, 19]]], 20)[0]
+    assert others[:17].tolist() == np.delete(found, [0, 3, 19]).tolist()
+    assert not set(others[17:].tolist()) & {target, *found.tolist()}
+    most = np.setdiff1d(np.arange(1, 121), [target, *found[:19]])
+    assert nearest_negatives(index, [query], np.array([target]), [most], 20)[0].tolist() == [0] * 20
     # Without a known word all are equal: neither the first items nor the same under another seed.
     orders = [ItemTextIndex(texts, characters, seed=s).ranking(["unknown"]) for s in (0, 1)]
     assert orders[0].tolist() != sorted(orders[0].tolist()) and (orders[0] != orders[1]).any()
@@ -158,5 +192,4 @@ def test_a_catalogue_without_text_or_too_small():
     with pytest.raises(UserError, match="found none on all 3"):
         ItemTextIndex(["", "", ""], characters, seed=0)
     index = ItemTextIndex(["red pot", "tea"], characters, seed=0)
-    with pytest.raises(UserError, match="more than 99 items for bm25_99, found 2"):
-        nearest_negatives(index, [["red"]], np.array([1]), 99)
+    assert not nearest_negatives(index, [["red"]], np.array([1]), [NOTHING], 99).any()

@@ -67,6 +67,35 @@ def test_popularity_of_the_query_ranks_what_was_bought_after_it(folder, tmp_path
         assert len(values["user"]) == USERS
 
 
+def write_two_clicks(folder):
+    """Six users click a and b after 'tea' in training; six others do so in their last search."""
+    folder.mkdir()
+    clicks = [(f"u{u}", f"i{5 * u + t}", 10 * t + 10) for u in range(12) for t in range(5)]
+    rows = [f"u{u},s,{15 if u < 6 else 49},tea,a b" for u in range(12)]
+    texts = [f"i{i},pot {i}" for i in range(120)]
+    for name, header, lines in (
+        ("clicks", "user,item,time", [",".join(map(str, row)) for row in clicks]),
+        ("searches", "user,session,time,query,clicked_items", rows),
+        ("items", "item,title", [*texts, "a,red tea", "b,green tea"]),
+    ):
+        (folder / f"{name}.csv").write_text("\n".join([header, *lines]) + "\n")
+    return str(folder)
+
+
+def test_the_other_click_of_a_search_never_stands_above_a_target(tmp_path, tmp_path_factory):
+    config = retrieval.get_config("query_popularity,csv_log")
+    config.data_dir = write_two_clicks(tmp_path / "raw")
+    config.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
+    config.eval.search_protocols = ("full", "catalogue", "bm25_99", "neg99")
+    for kind in ("query_popularity", "bm25"):
+        config.model.kind = kind
+        rows = train(config, str(tmp_path / kind))["rows"]
+        # a and b are equally popular, and equally near: with the other one there .5 is the most.
+        for row in rows:
+            assert row["metrics"][f"hr@1/{row['protocol']}"] == 1.0 and row["examples"] == 12
+        assert len(rows) == 4
+
+
 @pytest.mark.parametrize("kind", ["bm25", "tfidf", "dense", "query_knn"])
 def test_every_kind_runs(kind, folder, tmp_path_factory, tmp_path):
     config = config_of(kind, folder, tmp_path_factory)
