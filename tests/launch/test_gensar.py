@@ -139,7 +139,7 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     folder.mkdir()
     log, table = data.log, table_of(data.log)
     elsewhere = changed(config, identifiers=str(folder))
-    assert "found none that can be read" in refused(elsewhere, tmp_path)
+    assert "found no such file" in refused(elsewhere, tmp_path)
     save_table(str(folder), IdentifierTable(table.codes, 1, 8, "another"), {})
     assert f"identifiers of the log {log.hash}" in refused(elsewhere, tmp_path)
     save_table(str(folder), table, {})

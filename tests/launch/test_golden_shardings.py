@@ -53,6 +53,9 @@ class ShapesOnly:
     def item_words(self):
         return None
 
+    def selection(self, task="recommendation"):
+        return "ndcg@5/neg99"
+
     def sampled(self, split, protocol):
         yield random_batch(self.shape, 2, SIZES)
 
