@@ -2,6 +2,7 @@
 
 Command: python -m launch.train --config=configs/baseline.py:unisar,kuaisar --config.data_dir=DIR
 METHOD is a file METHOD_qilin.py here, whose settings it takes; DATASET a function of datasets.py.
+The batch is by the size of the log (`batch_for` in launch/experiment.py) unless one is set.
 """
 
 import importlib
@@ -37,4 +38,6 @@ def get_config(choice: str = "") -> config_dict.ConfigDict:
             f"and a data set of {', '.join(DATASETS)}, found {choice!r}"
         )
     module = importlib.import_module(f"configs.{method}_qilin")
-    return getattr(datasets, dataset)(module.method(defaults.get_config()))
+    config = getattr(datasets, dataset)(module.method(defaults.get_config()))
+    config.pretrain.batch_size = 0  # by the size of the log
+    return config

@@ -20,6 +20,7 @@ def amazon_raw(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 def csv_log(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """clicks.csv, searches.csv and, for items nobody has clicked, items.csv in data_dir."""
     config.dataset = "csv_log"
+    config.pretrain.batch_size = 0  # by the size of the log
     return config
 
 

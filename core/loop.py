@@ -90,7 +90,8 @@ class StageProgress:
 class StageResult:
     """A finished stage: the state of its best evaluation, and what led there.
 
-    `learning_rate` is the rate in force at the best evaluation.
+    `learning_rate` is the rate in force at the best evaluation. `still_improving`: the last of
+    several evaluations was the best, so that longer training may do better.
     """
 
     state: State
@@ -98,6 +99,7 @@ class StageResult:
     best_value: float
     last_step: int
     learning_rate: float
+    still_improving: bool = False
 
 
 class _Statistics:
@@ -192,7 +194,7 @@ def _run(task: Task, config: LoopConfig, workdir: Workdir, checkpoints: Checkpoi
         finally:
             report.close()
             writer.close()
-    return best_of(checkpoints, state, progress)
+    return best_of(checkpoints, state, progress, config)
 
 
 def start_or_restore(
@@ -214,7 +216,9 @@ def start_or_restore(
     return state, StageProgress(step=0, plateau=plateau), False
 
 
-def best_of(checkpoints: Checkpoints, state: State, progress: StageProgress) -> StageResult:
+def best_of(
+    checkpoints: Checkpoints, state: State, progress: StageProgress, config: LoopConfig
+) -> StageResult:
     """The result of a finished stage; `state` has the shapes and shardings wanted."""
     assert progress.best_step is not None and progress.plateau.best is not None
     best = checkpoints.restore(state, progress.best_step)
@@ -225,7 +229,13 @@ def best_of(checkpoints: Checkpoints, state: State, progress: StageProgress) -> 
         best_value=progress.plateau.best,
         last_step=progress.step,
         learning_rate=StageProgress.from_dict(best[1]).plateau.learning_rate,
+        still_improving=_still_improving(progress, config),
     )
+
+
+def _still_improving(progress: StageProgress, config: LoopConfig) -> bool:
+    """Whether the best evaluation is the last, and not the only one."""
+    return progress.best_step == progress.step > config.eval_every
 
 
 def compile_step(task: Task, state: State) -> Any:
@@ -311,6 +321,11 @@ class StageRun:
             self._latest |= {task.selection: value}
             best = "best so far" if progress.best_step == step else "not better"
             self._report.say(f"step {step} validation {task.selection} {value:.4f} ({best})")
+            if progress.finished and _still_improving(progress, config):
+                self._report.say(
+                    f"still improving at its last evaluation, after {step} updates: train longer "
+                    "to see what it reaches"
+                )
         if evaluates or step % config.checkpoint_every == 0 or terminated:
             self._statistics.collect()  # a state after a loss that is not finite is never saved
             self._checkpoints.save(step, state(), progress.to_dict(), progress.best_step)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import importlib.util
-import logging
 import math
 from collections.abc import Iterator
 
@@ -24,7 +23,6 @@ from input_pipelines.log import Log
 from input_pipelines.search_task import SearchExamples, targets
 from input_pipelines.splits import Examples
 
-_LOG = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 # name -> (axes, dtype, meaning). B batch, Lr/Ls history lengths, W words, C clicks, N candidates.
@@ -238,7 +236,7 @@ class TrainBatches:
 
     Where the catalogue leaves fewer negatives than asked for to more than a tenth of the examples,
     all get as many as nine in ten can have. Examples of users who have touched so much that even
-    these are not left do not train. Both are logged.
+    these are not left do not train. `remarks` says both.
 
     Args:
       batch_size: over all hosts; this host gets its contiguous share.
@@ -270,6 +268,7 @@ class TrainBatches:
             )
         self._log = log
         self._touched = TouchedItems(log)
+        self.remarks: list[str] = []
         negatives, examples, searches = self._with_negatives(negatives, examples, searches)
         self._negatives = negatives
         shape = dataclasses.replace(shape, candidates=1 + negatives)
@@ -309,12 +308,9 @@ class TrainBatches:
                 f"({log.num_items} items); bring more items"
             )
         if count < wanted:
-            _LOG.warning(
-                "training draws %d negatives a target instead of %d: the catalogue of %d items "
-                "leaves no more to users",
-                count,
-                wanted,
-                log.num_items,
+            self.remarks.append(
+                f"training draws {count} negatives a target instead of {wanted}: the catalogue of "
+                f"{log.num_items} items leaves no more to users"
             )
         lacking = [part < count for part in left]
         chosen = examples.take(np.flatnonzero(~lacking[0]))
@@ -323,11 +319,9 @@ class TrainBatches:
             users = np.concatenate([users, searches.user[lacking[1]]])
             searches = searches.take(np.flatnonzero(~lacking[1]))
         if len(users):
-            _LOG.warning(
-                "%d of %d training examples are left out: %s",
-                len(users),
-                len(every),
-                who_lack(log, users, count),
+            self.remarks.append(
+                f"{len(users)} of {len(every)} training examples are left out: "
+                f"{who_lack(log, users, count)}"
             )
         return count, chosen, searches
 

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 from typing import Any
 
@@ -33,6 +34,7 @@ from core.loop import compile_step
 from core.partitioning import Partition, make_mesh
 from input_pipelines.batches import Batch, BatchShape
 from launch import cli, crs_compile
+from launch.experiment import batch_for
 from launch.random_data import RandomTasks, TableSizes
 from lcrsr.embedding import PARTITION_RULES
 from lcrsr.evaluation import Evaluator
@@ -165,7 +167,8 @@ def compile_steps(
             for field, v in batch.items()
         }
 
-    size = batch_size or config.pretrain.batch_size
+    # Where the size of the log decides, the largest that it may choose.
+    size = batch_size or config.pretrain.batch_size or batch_for(sys.maxsize)
     pretrain = tasks.pretrain(size)
     state = partition.abstract(jax.eval_shape(pretrain.random_state))
     batch = on_mesh(next(pretrain.batches(0)), "pretrain")

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from core import distributed, metrics, seeds
 from core import trie as tries
-from core.loop import LoopConfig, run_stage
+from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import make_mesh
 from core.termination import repeatable, stop_if_terminated
 from core.workdir import Workdir
@@ -306,10 +306,11 @@ class CRSExperiment:
             ),
             workdir,
         )
-        self._test(workdir, task.name, finished.best_step, finished.state)
+        self._test(workdir, task.name, finished)
         return finished.state["params"]
 
-    def _test(self, workdir: Workdir, stage: str, step: int, state: Any) -> None:
+    def _test(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
+        step, state = finished.best_step, finished.state
         done = results.tested(workdir)
         for protocol in search_protocol.evaluated(self.config):
             if (stage, step, protocol) in done:
@@ -318,6 +319,7 @@ class CRSExperiment:
                 sums = self.evaluate(state["params"], state["tables"], "test", protocol)
             details = self.details("test", protocol)
             details["more"]["algorithm"] = self._rl.algorithm if stage.startswith("rl_") else None
+            details["more"]["still_improving"] = finished.still_improving
             if protocol == PROTOCOL:
                 groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)
                 details["more"]["user_groups"] = groups

@@ -28,6 +28,18 @@ _LOG = logging.getLogger(__name__)
 WHOLE = ("full", "catalogue")
 # Protocols of saved lists.
 SAMPLED = (*candidates.PROTOCOLS, candidates.BM25, candidates.PUBLISHED)
+_TIMES = "the times of the clicks are too few or too equal to cut at; pass leave_one_out"
+# What to do where a part of a split is empty.
+_WHY_NONE_TRAINS = {
+    "leave_one_out": "; bring users with clicks",
+    "global_time": f": {_TIMES}",
+    "by_user": ": there are too few users; bring more, or pass leave_one_out",
+    "published": ": the source's training part is empty; pass leave_one_out",
+}
+_WHY_NONE_IS_HELD_OUT = _WHY_NONE_TRAINS | {
+    "leave_one_out": ": no user has enough clicks; bring users with at least 3",
+    "published": ": that part of the source is empty; pass leave_one_out",
+}
 # Of the validation examples that a sampled protocol must rank to select.
 _ENOUGH = 0.5
 Batch = dict[str, np.ndarray]
@@ -130,6 +142,7 @@ class Data:
             self.log, config.data.split, max_validation=config.data.max_validation
         )
         splits.check_leakage(self.log, self.splits)
+        self._check_training_clicks()
         self.label = f"{self.log.name} (sample data)" if self.log.is_sample else self.log.name
         # A user's own row is trained only where the user has a training example.
         self._trained_users = np.zeros(self.log.num_users + 1, bool)
@@ -143,6 +156,22 @@ class Data:
         )
         self._seen: dict[str, np.ndarray] = {}
         self._lists: dict[tuple[str, str, str], np.ndarray] = {}
+        self._said: set[str] = set()
+
+    def _say(self, remark: str) -> None:
+        """Warns of something once, whoever finds it again."""
+        if remark not in self._said:
+            _LOG.warning(remark)
+            self._said.add(remark)
+
+    def _check_training_clicks(self) -> None:
+        """Raises UserError where no click trains: every score would be a guess."""
+        if not len(self.splits.training_rows):
+            raise UserError(
+                f"expected clicks of {self.log.name} that train under the split "
+                f"{self.splits.name}, found none of {len(self.log.rec_items)}"
+                f"{_WHY_NONE_TRAINS[self.splits.name]}"
+            )
 
     def _open(self, config: config_dict.ConfigDict) -> None:
         cache = os.path.abspath(os.path.expanduser(config.cache_dir))
@@ -281,6 +310,9 @@ class Data:
             searches=self._training_searches() if whole else None,
         )
 
+        for remark in source.remarks:
+            self._say(remark)
+
         def stream(start: int) -> Iterator[Batch]:
             found = source.stream(start)
             return map(self.adapt, (_part(b, *processes) for b in found) if whole else found)
@@ -325,8 +357,8 @@ class Data:
         examples = getattr(self.splits, name)
         if not len(examples):
             raise UserError(
-                f"expected {name} examples in {self.label}, found none: no user has enough clicks "
-                f"for the split {self._config.data.split}; bring users with at least 3"
+                f"expected {name} examples in {self.label}, found none under the split "
+                f"{self.splits.name}{_WHY_NONE_IS_HELD_OUT[self.splits.name]}"
             )
         return examples
 
@@ -436,9 +468,9 @@ class Data:
         if share >= _ENOUGH:
             return wanted
         column = "search/full" if task == "search" else "full"
-        _LOG.warning(
-            "selecting on %s/%s: %s can rank %.0f%% of the validation examples",
-            *(name, column, sampled, 100 * share),
+        self._say(
+            f"selecting on {name}/{column}: {sampled} can rank {share:.0%} of the validation "
+            "examples"
         )
         return metrics.full_name(name, column)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
@@ -26,10 +27,13 @@ from lcrsr.evaluation import Evaluator
 from lcrsr.pretrain import PretrainConfig, PretrainTask
 from lcrsr.ranker import Ranker
 
+_LOG = logging.getLogger(__name__)
 # Yields stages to train and is sent their results.
 Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
 
 PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
+# Updates of an epoch at least, and the batches to choose from, where the size of the log decides.
+_UPDATES, _BATCHES = 300, (32, 1024)
 # Protocols that early stopping may go by.
 _SELECTING = ("neg99", "full")
 # What a training divides by or counts to, and axes that it reduces.
@@ -164,6 +168,27 @@ def partition_of(
     return partition
 
 
+def batch_for(examples: int) -> int:
+    """Chooses a batch by the size of the log: `pretrain.batch_size` where that is 0.
+
+    It is the largest power of two that leaves an epoch at least 300 updates, from 32 to 1,024:
+    large logs get UniSAR's batch, Amazon Beauty the 256 that validation chose there
+    (docs/CHOICES.md). The rate stays the config's.
+    """
+    return 2 ** int(np.clip(np.log2(max(1.0, examples / _UPDATES)), *np.log2(_BATCHES)))
+
+
+def _with_batch(config: config_dict.ConfigDict, data: Data) -> config_dict.ConfigDict:
+    """The config with a batch, where it leaves that to the size of the log."""
+    if config.pretrain.batch_size != 0:
+        return config
+    config = config_dict.ConfigDict(config.to_dict())
+    examples = len(data.splits.train)
+    config.pretrain.batch_size = batch_for(examples)
+    _LOG.info("batches of %d for %d training examples", config.pretrain.batch_size, examples)
+    return config
+
+
 class Evaluated:
     """Evaluation by split and protocol of whatever has `config`, `data` and `evaluator`."""
 
@@ -212,8 +237,19 @@ class Evaluated:
         """The metric that decides on validation; of what is fitted at once nothing does."""
         return self.config.eval.selection
 
-    def test_once(self, workdir: Workdir, stage: str, step: int, params: Any, tables: Any) -> None:
+    def test_once(
+        self,
+        workdir: Workdir,
+        stage: str,
+        step: int,
+        params: Any,
+        tables: Any,
+        more: dict[str, Any] | None = None,
+    ) -> None:
         """Reads the test split for a finished stage; a saved row is not computed again.
+
+        Args:
+          more: further entries of the rows.
 
         Raises:
           core.errors.Preempted: SIGTERM or Ctrl-C; the protocols before are saved.
@@ -241,8 +277,13 @@ class Evaluated:
                 step=step,
                 config=self.config,
                 data=self.data,
-                **self.details("test", protocol),
+                **with_more(self.details("test", protocol), more or {}),
             )
+
+
+def with_more(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Adds entries of a row to the arguments of `results.save`."""
+    return details | {"more": details.get("more", {}) | more}
 
 
 class Experiment(Evaluated):
@@ -260,6 +301,7 @@ class Experiment(Evaluated):
     stages: tuple[str, ...] = ("pretrain",)
 
     def __init__(self, config: config_dict.ConfigDict, data: Data, ranker: Ranker):
+        config = _with_batch(config, data)
         positive(config, *_SIZES)
         if not ranker.needs_whole_tables:
             positive(config, "data.train_negatives")  # the target alone teaches no order
@@ -327,7 +369,8 @@ class Experiment(Evaluated):
 
     def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
         state = finished.state
-        self.test_once(workdir, stage, finished.best_step, state["params"], state["tables"])
+        more = {"still_improving": finished.still_improving}
+        self.test_once(workdir, stage, finished.best_step, state["params"], state["tables"], more)
 
     def pretrain_task(self, name: str = "pretrain", initial: Any = None) -> PretrainTask:
         """The training stage, or with `initial` one that goes on from there."""

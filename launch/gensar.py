@@ -32,7 +32,7 @@ from input_pipelines import candidates
 from input_pipelines.splits import Examples
 from launch import gensar_kept, results
 from launch.data import WHOLE, Data
-from launch.experiment import build, check_evaluation, positive
+from launch.experiment import build, check_evaluation, positive, with_more
 from launch.gensar_examples import GenSARExamples, check_settings
 from launch.gensar_identifiers import IdentifierExperiment
 
@@ -268,7 +268,10 @@ class GenSARExperiment:
                         step=finished.best_step,
                         config=self.config,
                         data=self.data,
-                        **self.details("test", column),
+                        **with_more(
+                            self.details("test", column),
+                            {"still_improving": finished.still_improving},
+                        ),
                     )
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:

@@ -131,6 +131,22 @@ def title(results: dict[str, Any], split: str) -> str:
     )
 
 
+def remarks(results: dict[str, Any], split: str) -> list[str]:
+    """Says, in one line each, what a reader of the table should know of its stages."""
+    rows = [row for row in results["rows"] if row["split"] == split]
+    rising = {row["stage"]: row["step"] for row in rows if row.get("still_improving")}
+    lines = [
+        f"{STAGE_TITLES.get(stage, stage)}: still improving at its last evaluation, after {step:,} "
+        "updates; longer training may do better"
+        for stage, step in rising.items()
+    ]
+    left_out = {row["protocol"]: row["left_out"] for row in rows if row.get("left_out")}
+    return lines + [
+        f"{protocol}: without {count:,} examples of users who have touched nearly all items"
+        for protocol, count in left_out.items()
+    ]
+
+
 def reported_split(results: dict[str, Any]) -> str:
     """What a finished run is reported on: 'test', or for identifiers the catalogue."""
     splits = [row["split"] for row in results["rows"]]
@@ -158,6 +174,8 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
             for line in lines:
                 table.add_row(line[0], *[line[i + 1] for i in chosen])
         console.print(table)
+    for line in remarks(results, split):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def write_summary(workdir: Workdir, label: str) -> None:
@@ -178,6 +196,8 @@ def write_summary(workdir: Workdir, label: str) -> None:
         *markdown_table(columns, [[f"{method}, {stage}", *cells] for stage, *cells in lines]),
         "",
     ]
+    for line in remarks(results, split):
+        text += [line, ""]
     if _draw_curves(workdir, f"{method} on {label}"):
         text += ["![training curves](curves.png)", ""]
     write_atomically(workdir.file("summary.md"), "\n".join(text))

@@ -20,6 +20,7 @@ from launch.experiment import positive
 from lcrsr.baselines import item_knn
 from lcrsr.search_baselines import (
     ByQuery,
+    OrPopular,
     Query,
     QueryKNN,
     QueryPopularity,
@@ -70,23 +71,27 @@ class SearchBaselineExperiment:
             raise UserError(f"config.model: {error}") from None
 
     def _fitted(self, model: config_dict.ConfigDict) -> SearchScorer:
-        log, seed = self.data.log, self.config.seed
-        if model.kind in ("bm25", "tfidf", "dense"):
-            texts, split = log.item_texts(), segmenters.segmenter(self.config.data.segmenter)
-            if model.kind == "bm25":
-                return ByQuery(ItemTextIndex(texts, split, seed).scores)
-            if model.kind == "tfidf":
-                return TextSimilarity(texts, split, width=None, seed=seed)
-            if model.vectors == FACTORS:
-                return TextSimilarity(texts, split, width=model.width, seed=seed)
-            return ByQuery(_sentences(texts, model.vectors))
+        log = self.data.log
         searches = search_task.training_searches(log, self.data.splits)
         popularity = QueryPopularity(self._queries(searches), searches.item, log.num_items)
+        if model.kind in ("bm25", "tfidf", "dense"):
+            return OrPopular(self._by_text(model), popularity)
         if model.kind == "query_popularity":
             return popularity
         settings = item_knn.Settings(decay=model.decay, history_power=model.history_power)
         neighbours = item_knn.fit(settings, self.data.training_clicks())
         return QueryKNN(popularity, neighbours, model.popularity_weight)
+
+    def _by_text(self, model: config_dict.ConfigDict) -> SearchScorer:
+        texts, seed = self.data.log.item_texts(), self.config.seed
+        split = segmenters.segmenter(self.config.data.segmenter)
+        if model.kind == "bm25":
+            return ByQuery(ItemTextIndex(texts, split, seed).scores)
+        if model.kind == "tfidf":
+            return TextSimilarity(texts, split, width=None, seed=seed)
+        if model.vectors == FACTORS:
+            return TextSimilarity(texts, split, width=model.width, seed=seed)
+        return ByQuery(_sentences(texts, model.vectors))
 
     def _queries(self, examples: SearchExamples) -> list[Query]:
         return [tuple(self.data.log.query(int(row))) for row in examples.target_row]

@@ -2,8 +2,10 @@
 
 `query_popularity` and `query_knn` know what training users clicked after the same query; `tfidf`
 and `dense` compare the query with the items' texts, as BM25 does (`input_pipelines.bm25`), and are
-the matching baselines of CRS's Table 2. Axis letters: B queries, L clicks of a history, V items; a
-query is the tuple of its words.
+the matching baselines of CRS's Table 2. Where these know nothing, items stand in the order of their
+clicks after any query, below all that is known: for `query_popularity` and `query_knn` every item
+that they score 0, for texts all items of a query that shares no word with any. Axis letters: B
+queries, L clicks of a history, V items; a query is the tuple of its words.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from core.errors import UserError
+from lcrsr.baselines.fitted import below_zero
 from lcrsr.baselines.item_knn import ItemKNN
 
 Query = tuple[str, ...]
@@ -32,7 +35,10 @@ class SearchScorer(Protocol):
 
 
 class QueryPopularity:
-    """How often training users clicked an item after a query; 0 for a query that none searched.
+    """Ranks by how often training users clicked an item after the query.
+
+    Items that nobody clicked after it, all of them where none searched it, are ranked below 0 by
+    how often they were clicked after any query.
 
     Args:
       queries, items: int32 [E] of the items, the query and the item of every training click.
@@ -41,21 +47,28 @@ class QueryPopularity:
 
     def __init__(self, queries: Sequence[Query], items: np.ndarray, num_items: int):
         self._rows = {query: row for row, query in enumerate(dict.fromkeys(queries))}
-        rows = [self._rows[query] for query in queries]
+        rows = np.array([self._rows[query] for query in queries], np.int64)
         shape = (len(self._rows) + 1, num_items + 1)  # the last row stays empty: unknown queries
         self._counts = scipy.sparse.csr_array((np.ones(len(items)), (rows, items)), shape=shape)
+        self.fallback = below_zero(np.asarray(self._counts.sum(0)).ravel())
 
     def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
         del histories
+        counts = self.counts(queries)
+        return np.where(counts > 0, counts, self.fallback)
+
+    def counts(self, queries: Sequence[Query]) -> np.ndarray:
+        """Counts the clicks after each query, float32 [B, V+1]; 0 for one that none searched."""
         rows = [self._rows.get(query, len(self._rows)) for query in queries]
         return self._counts[rows].toarray().astype(np.float32)
 
 
 class QueryKNN:
-    """Items clicked after the query before all others, by their neighbourhood to the history.
+    """Ranks items clicked after the query before all others, by their nearness to the history.
 
     An item that training users clicked after the query scores 1 + weight * (its share of these
-    clicks) + kNN, any other kNN / (1 + kNN), which is below 1; kNN is `ItemKNN`'s.
+    clicks) + kNN, any other kNN / (1 + kNN), which is below 1; kNN is the similarity of `ItemKNN`.
+    What has neither is ranked below 0 by its clicks after any query.
 
     Args:
       weight: of the popularity, at least 0.
@@ -67,10 +80,28 @@ class QueryKNN:
         self._popularity, self._neighbours, self._weight = popularity, neighbours, weight
 
     def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
-        counts = self._popularity.scores(queries, histories)
-        near = self._neighbours.scores({"rec_items": histories})
+        counts = self._popularity.counts(queries)
+        near = self._neighbours.similarities({"rec_items": histories})
         share = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
-        return np.where(counts > 0, 1.0 + self._weight * share + near, near / (1.0 + near))
+        known = np.where(counts > 0, 1.0 + self._weight * share + near, near / (1.0 + near))
+        return np.where(known > 0, known, self._popularity.fallback)
+
+
+class OrPopular:
+    """Ranks as another scorer does, and by clicks after any query where that one knows nothing.
+
+    Args:
+      scorer: of which a query that all items score alike has told it nothing.
+      popularity: of the training searches.
+    """
+
+    def __init__(self, scorer: SearchScorer, popularity: QueryPopularity):
+        self._scorer, self._popularity = scorer, popularity
+
+    def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
+        scores = self._scorer.scores(queries, histories)
+        unknown = (scores[:, 1:] == scores[:, 1:2]).all(1, keepdims=True)
+        return np.where(unknown, self._popularity.fallback, scores)
 
 
 class TextSimilarity:

@@ -2,7 +2,9 @@
 
 A candidate's score is the sum of its similarities to the clicked items, the recent ones weighing
 more (`decay` to the power of how many clicks ago). With `history_power` a training user's clicks
-weigh 1 / n^power, n being how many there are, so that long histories do not dominate.
+weigh 1 / n^power, n being how many there are, so that long histories do not dominate. Items that
+are no neighbours of the history, all of them where it is empty, stand below every neighbour in the
+order of their training clicks: without a neighbour the method is popularity.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
+from lcrsr.baselines.fitted import below_zero
 from lcrsr.ranker import Batch
 
 
@@ -48,9 +51,19 @@ class ItemKNN:
         similarity = (scale @ together @ scale).tolil()
         similarity.setdiag(0.0)
         self._similarity = similarity.tocsr().astype(np.float32)
+        self._popularity = below_zero(np.asarray(clicks.sum(0)).ravel())
 
     def scores(self, batch: Batch) -> np.ndarray:
-        """Float32 [B, V+1] from `rec_items` [B, L], right-padded."""
+        """Scores all items, float32 [B, V+1]: neighbours above 0, all others below.
+
+        Args:
+          batch: with `rec_items` [B, L], right-padded.
+        """
+        near = self.similarities(batch)
+        return np.where(near > 0, near, self._popularity)
+
+    def similarities(self, batch: Batch) -> np.ndarray:
+        """Sums the similarities of all items to a history, float32 [B, V+1]; 0 for no neighbour."""
         items = batch["rec_items"]
         valid = items != 0
         ago = valid.sum(1, keepdims=True) - np.cumsum(valid, 1)

@@ -108,6 +108,24 @@ def test_the_best_state_is_returned_and_the_stage_stops_early(tmp_path):
     assert result.best_value == -5.0
 
 
+@pytest.mark.parametrize(
+    "max_steps, values, improving",
+    [(15, [0.1, 0.2, 0.3], True), (15, [0.1, 0.3, 0.2], False), (5, [0.1], False)],
+)
+def test_a_stage_that_ends_at_its_best_says_so(tmp_path, caplog, max_steps, values, improving):
+    class Scripted(Quadratic):
+        def evaluate(self, state):
+            return {self.selection: values[int(state["step"]) // 5 - 1]}
+
+    caplog.set_level("INFO")
+    workdir = open_workdir(str(tmp_path / "w"), {})
+    found = run_stage(Scripted(), config(max_steps=max_steps), workdir)
+    assert found.still_improving == improving
+    assert ("still improving at its last evaluation, after 15 updates" in caplog.text) == improving
+    # Also where the finished stage is opened again.
+    assert run_stage(Scripted(), config(max_steps=max_steps), workdir).still_improving == improving
+
+
 def test_nan_stops_the_run_and_names_the_step(tmp_path):
     workdir = open_workdir(str(tmp_path), {})
     with pytest.raises(UserError, match="found nan at step 8 of stage toy"):

@@ -26,7 +26,7 @@ def refused(config, changes, workdir, words):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("pretrain.batch_size", 0),
+        ("pretrain.batch_size", -8),
         ("pretrain.max_epochs", 0.0),
         ("pretrain.evals_per_epoch", 0.0),
         ("pretrain.evals_per_epoch", -1.0),
@@ -124,22 +124,16 @@ def test_data_without_what_a_run_needs(small_config, tmp_path):
 
     workdir = tmp_path / "w"
     clicks(1, 4)
-    advice = "evaluation always ranks 99 negatives: bring more items"
-    refused(config, {}, workdir, f"at least 99 items .* among 4; {advice}")
-    # Evaluation could be made, training could not.
-    clicks(110, 110)
-    refused(config, {"data.train_negatives": 109}, workdir, "109 .*; lower the number of neg")
-    refused(config, {"rl.negatives": 109}, workdir, "109 items")
+    refused(config, {"eval.protocols": ("neg99",)}, workdir, "99 items .*, found none in test")
+    # Evaluation could be made, training could not: everybody has touched both items.
+    clicks(9, 2)
+    none_left = "not touched to train against, found none for 100% of the training examples"
+    refused(config, {}, workdir, none_left)
+    with pytest.raises(UserError, match=none_left):
+        ablate(config, "lambda_tcl:0,0.5", str(workdir))
+    assert not workdir.exists()
     (tmp_path / "clicks.csv").write_text("user,item,time\nu,i,1\nv,j,1\n")
     refused(config, {}, workdir, "expected test examples")
-
-
-def test_a_sweep_over_data_without_what_it_needs(small_config, tmp_path):
-    config = small_config.copy_and_resolve_references()
-    config.data.train_negatives = 149
-    with pytest.raises(UserError, match="at least 149 items"):
-        ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
-    assert not (tmp_path / "w").exists()
 
 
 def test_a_workdir_that_is_a_file(small_config, tmp_path):

@@ -162,13 +162,14 @@ def training(log, negatives, searches=None):
     )
 
 
-def test_a_busy_user_is_named_and_the_others_train(caplog):
+def test_a_busy_user_is_named_and_the_others_train():
     # Of the 47 training targets of busy the last two have 3 and 2 items left.
     busy = [("busy", item, item) for item in range(1, 51)]
     others = [(f"u{u}", 1 + (7 * u + t) % 50, t) for u in range(60) for t in range(6)]
     source = training(log_of(busy + others, 50), 4)
-    assert "2 of 227 training examples are left out: user 'busy' touched all but fewer than 4" in (
-        caplog.text
+    assert (
+        "2 of 227 training examples are left out: user 'busy' touched all but fewer than 4"
+        in (source.remarks[0])
     )
     for step in range(80):
         batch = source.batch_at(step)
@@ -176,11 +177,11 @@ def test_a_busy_user_is_named_and_the_others_train(caplog):
         assert all(len(set(row)) == 5 for row in batch["candidates"].tolist())
 
 
-def test_a_small_catalogue_gives_fewer_negatives(caplog):
+def test_a_small_catalogue_gives_fewer_negatives():
     log = log_of([(f"u{u}", 1 + (u + t) % 9, t) for u in range(20) for t in range(6)], 9)
     source = training(log, 99)
     # 3 targets a user with 2, 3 and 4 items touched up to them, so 7, 6 and 5 of 9 left.
-    assert "training draws 5 negatives a target instead of 99" in caplog.text
+    assert "training draws 5 negatives a target instead of 99" in source.remarks[0]
     assert source.batch_at(0)["candidates"].shape == (8, 6)
 
 

@@ -8,7 +8,7 @@ import scipy.sparse
 
 from core.errors import UserError
 from lcrsr.baselines import item_knn
-from lcrsr.search_baselines import ByQuery, QueryKNN, QueryPopularity, TextSimilarity
+from lcrsr.search_baselines import ByQuery, OrPopular, QueryKNN, QueryPopularity, TextSimilarity
 
 TEA, POT = ("red", "tea"), ("pot",)
 # Clicked after red tea: item 1 three times, item 2 once; after pot: item 3.
@@ -18,7 +18,10 @@ NOBODY = np.zeros((1, 2), np.int32)
 
 def test_popularity_counts_the_clicks_after_the_same_query():
     found = POPULARITY.scores([TEA, POT, ("tea", "red")], np.zeros((3, 2), np.int32))
-    assert found.tolist() == [[0, 3, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
+    # After any query: item 1 three times, items 2 and 3 once, item 4 never.
+    assert found[:, 1:].tolist() == [[3, 1, -2, -3], [-1, -2, 1, -3], [-1, -2, -2, -3]]
+    counts = POPULARITY.counts([TEA, POT, ("tea", "red")])
+    assert counts.tolist() == [[0, 3, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
 
 
 def knn():
@@ -34,11 +37,12 @@ def test_neighbours_of_the_history_decide_within_the_query_and_never_across():
     history = np.array([[2, 0]], np.int32)
     found = QueryKNN(POPULARITY, knn(), 2.0).scores([TEA], history)
     # Item 1: 1 + 2 * 3/4 + its cosine with 2; item 2 itself is no neighbour of its own.
-    expected = [0.0, 2.5 + of_two, 1.5, 0.0, four / (1 + four)]
-    np.testing.assert_allclose(found, [expected], rtol=1e-6)
-    assert QueryKNN(POPULARITY, knn(), 0.0).scores([TEA], history)[0, 2] == 1.0 > expected[4]
+    expected = [2.5 + of_two, 1.5, -2.0, four / (1 + four)]
+    np.testing.assert_allclose(found[:, 1:], [expected], rtol=1e-6)
+    assert QueryKNN(POPULARITY, knn(), 0.0).scores([TEA], history)[0, 2] == 1.0 > expected[3]
     np.testing.assert_allclose(
-        QueryKNN(POPULARITY, knn(), 2.0).scores([TEA], NOBODY), [[0, 2.5, 1.5, 0, 0]]
+        QueryKNN(POPULARITY, knn(), 2.0).scores([TEA, ("ink",)], np.repeat(NOBODY, 2, 0))[:, 1:],
+        [[2.5, 1.5, -2, -3], [-1, -2, -2, -3]],  # what is not known by its clicks after any query
     )
     with pytest.raises(ValueError, match="at least 0, found -1"):
         QueryKNN(POPULARITY, knn(), -1)
@@ -62,6 +66,15 @@ def test_singular_vectors_order_texts_as_their_words_do():
     assert found[1] == pytest.approx(1.0, abs=0.05) and found[1] > found[4]
     with pytest.raises(UserError, match="text on the items, found none on all 2"):
         TextSimilarity(["", ""], str.split, width=None, seed=0)
+
+
+@pytest.mark.parametrize("width", [None, 2])
+def test_a_query_without_a_known_word_is_answered_by_popularity(width):
+    scorer = OrPopular(TextSimilarity(TEXTS, str.split, width=width, seed=0), POPULARITY)
+    found = scorer.scores([TEA, ("ink",), ()], np.repeat(NOBODY, 3, 0))
+    assert found[1:, 1:].tolist() == [[-1, -2, -2, -3]] * 2
+    alone = TextSimilarity(TEXTS, str.split, width=width, seed=0).scores([TEA], NOBODY)
+    np.testing.assert_array_equal(found[:1], alone)
 
 
 def test_a_function_of_the_query_is_asked_once_for_each():
