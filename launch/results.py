@@ -136,7 +136,7 @@ def remarks(results: dict[str, Any], split: str) -> list[str]:
     rows = [row for row in results["rows"] if row["split"] == split]
     rising = {row["stage"]: row["step"] for row in rows if row.get("still_improving")}
     lines = [
-        f"{STAGE_TITLES.get(stage, stage)}: still improving at its last evaluation, after {step:,} "
+        f"{stage_title(stage)}: still improving at its last evaluation, after {step:,} "
         "updates; longer training may do better"
         for stage, step in rising.items()
     ]

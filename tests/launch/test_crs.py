@@ -424,5 +424,6 @@ def test_validation_rows_do_not_stand_for_the_test(monkeypatch):
         rows = {"rows": [row | {"split": split}]}
         workdir = types.SimpleNamespace(read_results=lambda rows=rows: rows)
         state = {"params": None, "tables": None}
-        crs.CRSExperiment._test(run, workdir, "align", 5, state)
+        finished = types.SimpleNamespace(best_step=5, state=state, still_improving=False)
+        crs.CRSExperiment._test(run, workdir, "align", finished)
         assert tested == [("test", "search/catalogue")] * times
