@@ -1,7 +1,8 @@
 """Checkpoints of one training stage: the whole state in one atomic, asynchronous Orbax save.
 
-A checkpoint holds two items: `state` (every array of the run) and `progress` (what the host knows:
-step, learning rate, early stopping). The last `keep` checkpoints and the best one are kept.
+A checkpoint holds three items: `state` (every array of the run), `progress` (what the host knows:
+step, learning rate, early stopping) and `digests` (of every array and of the progress), to which
+what is read is held. The last `keep` checkpoints and the best one are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from core import distributed
+from core import array_digests, checksums, distributed
 from core.errors import UserError
 from core.partitioning import ROW_MULTIPLE, path_name
 
@@ -88,8 +89,51 @@ def _repacked(found: jax.Array, leaf: Any) -> jax.Array:
     if not math.prod(leaf.shape):
         empty = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
         return jax.jit(empty, out_shardings=leaf.sharding)()
-    rows, width = leaf.shape
-    return jax.jit(lambda a: a.reshape(-1, width)[:rows], out_shardings=leaf.sharding)(found)
+    rows, *rest = leaf.shape
+    return jax.jit(lambda a: a.reshape(-1, *rest)[:rows], out_shardings=leaf.sharding)(found)
+
+
+def _with_filling(leaf: Any, saved: tuple[int, ...] | None) -> Any:
+    """`leaf` with as many rows as were saved where those are more: the digest covers them."""
+    if (
+        saved is None
+        or not leaf.shape
+        or len(saved) != len(leaf.shape)
+        or saved[0] <= leaf.shape[0]
+    ):
+        return leaf
+    return jax.ShapeDtypeStruct((saved[0], *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding)
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """Every array of `state` by its path."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _digests(state: Any) -> dict[str, str]:
+    """The digest of every array of `state` by its path, 16 hex digits, over all processes."""
+    own = {name: array_digests.first_copies(leaf) for name, leaf in _named(state).items()}
+    every = distributed.of_all(own)
+    return {name: f"{array_digests.total(one[name] for one in every):016x}" for name in own}
+
+
+def _read_progress(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The progress of a checkpoint and the digests of its arrays.
+
+    Raises:
+      ValueError: one of them is not what was saved.
+      OSError: one of them is missing.
+    """
+    read = ocp.JsonCheckpointHandler().restore
+    progress, digests = (dict(read(folder / name)) for name in ("progress", "digests"))
+    wanted = digests.get("progress")
+    try:
+        checksums.unsealed(digests, str(folder / "digests"), "digests", "")
+    except UserError as error:
+        raise ValueError("its digests are not those that were saved") from error
+    if checksums.sealed(progress)[checksums.CHECKSUM] != wanted:
+        raise ValueError("its progress is not what was saved")
+    return progress, digests["state"]
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
@@ -108,7 +152,7 @@ def newest_progress(directory: str) -> dict[str, Any] | None:
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
     for step in sorted(steps, reverse=True):
         try:
-            return dict(ocp.JsonCheckpointHandler().restore(folder / str(step) / "progress"))
+            return _read_progress(folder / str(step))[0]
         except (OSError, ValueError):
             continue
     return None
@@ -129,6 +173,7 @@ class Checkpoints:
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "progress": ocp.JsonCheckpointHandler(),
+                "digests": ocp.JsonCheckpointHandler(),
             },
         )
 
@@ -143,13 +188,21 @@ class Checkpoints:
           UserError: this or the previous save could not be written (a full disk, for instance).
         """
         self._policy.best_step = best_step
+        stored = jax.tree.map(_storable, state)
+        digests = checksums.sealed(
+            {
+                "state": _digests(stored),
+                "progress": checksums.sealed(progress)[checksums.CHECKSUM],
+            }
+        )
         self._guard(
             step,
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(jax.tree.map(_storable, state)),
+                    state=ocp.args.StandardSave(stored),
                     progress=ocp.args.JsonSave(progress),
+                    digests=ocp.args.JsonSave(digests),
                 ),
                 force=True,
             ),
@@ -172,6 +225,8 @@ class Checkpoints:
         Returns:
           (state, progress, step), or None where there is no checkpoint at all.
 
+        A checkpoint whose values are not those that were saved counts as one that cannot be read.
+
         Raises:
           UserError: checkpoints exist and none of those asked for can be read.
         """
@@ -179,11 +234,7 @@ class Checkpoints:
         wanted = distributed.of_first([step] if step is not None else self.steps()[::-1])
         abstract = jax.tree.map(_placed, like)
         for candidate in wanted:
-            found, reason = None, ""
-            try:
-                found = self._read(candidate, abstract)
-            except Exception as error:  # Orbax and TensorStore raise many types for a cut file
-                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            found, reason = self._checked(candidate, abstract)
             failed = [n for n, ok in enumerate(distributed.of_all(not reason)) if not ok]
             if failed:
                 _LOG.warning(
@@ -202,21 +253,46 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """This process's part of a checkpoint.
+    def _checked(self, step: int, abstract: Any) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
+        """This process's part of a checkpoint and '', or None and why it cannot be used."""
+        state, progress, reason = None, {}, ""
+        saved: dict[str, str] = {}
+        parts: dict[str, dict[str, int]] = {}
+        try:
+            state, progress, saved = self._read(step, abstract)
+            parts = {name: array_digests.parts(leaf) for name, leaf in _named(state).items()}
+        except Exception as error:  # Orbax and TensorStore raise many types for a cut file
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # Whoever could not read has no parts, and says so next.
+        every = distributed.of_all(parts)
+        if reason or not all(every):
+            return None, reason or "another process cannot read it"
+        for name in parts:
+            whole: dict[str, int] = {}
+            copies = [one[name].items() for one in every]
+            alike = all(whole.setdefault(part, own) == own for held in copies for part, own in held)
+            found = f"{array_digests.total(iter(whole.values())):016x}"
+            if not alike or found != saved.get(name):
+                return None, f"the values of {name} are not those that were saved"
+        return (state, progress), ""
+
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any], dict[str, str]]:
+        """This process's part of a checkpoint, and the digests of the whole.
 
         The manager would wait for processes that cannot read theirs, or take their next attempt
         for this one.
         """
         folder = pathlib.Path(self._directory) / str(step)
+        progress, digests = _read_progress(folder)
+        saved, read = self._saved_shapes(step), self._as_saved(step, abstract)
+        if fits := self._differs_in_filling(step, abstract):
+            read = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: _with_filling(leaf, saved.get(path_name(path))), read
+            )
         state = ocp.StandardCheckpointHandler().restore(
-            folder / "state",
-            args=ocp.args.StandardRestore(
-                self._as_saved(step, abstract),
-                strict=not self._differs_in_filling(step, abstract),
-            ),
+            folder / "state", args=ocp.args.StandardRestore(read, strict=not fits)
         )
-        return state, dict(ocp.JsonCheckpointHandler().restore(folder / "progress"))
+        return state, progress, digests
 
     def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         return _shapes(self._manager.item_metadata(step)["state"].tree)

@@ -35,6 +35,8 @@ _HEARTBEAT_S = 60
 # them earlier where it ends.
 _ALONE_MS = 6 * 3600 * 1000
 _numbers = itertools.count()
+# This process's key of the last `of_all`.
+_told = ""
 
 
 def start(
@@ -147,14 +149,20 @@ def of_first(value: Any) -> Any:
 
 def of_all(value: Any) -> list[Any]:
     """Every process's `value`, of what JSON holds, in the order of the processes."""
+    global _told
     if jax.process_count() == 1:
         return [value]
     client, key = _client(), f"lcrsr/values/{next(_numbers)}"
-    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    own = f"{key}/{jax.process_index()}"
+    client.key_value_set(own, json.dumps(value))
     found = [
         client.blocking_key_value_get(f"{key}/{process}", _ALONE_MS)
         for process in range(jax.process_count())
     ]
+    # All are here, so all have read what was told the time before: the store must not grow.
+    if _told:
+        client.key_value_delete(_told)
+    _told = own
     return [json.loads(text) for text in found]
 
 

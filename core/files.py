@@ -177,17 +177,23 @@ def save_npz(path: str, arrays: Mapping[str, np.ndarray], *, compressed: bool = 
         (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
 
 
-def remove_abandoned(folder: str, prefix: str = PARTIAL) -> None:
+def remove_abandoned(
+    folder: str, prefix: str = PARTIAL, *, least_age_s: float = _ABANDONED_AFTER_S
+) -> None:
     """Removes files and folders that killed writers have left in `folder`.
 
-    Only names that begin with `prefix`, are a minute old and are locked by no living process go.
+    Only names that begin with `prefix`, are of that age and are locked by no living process go. A
+    folder that is missing or belongs to another user is left as it is.
     """
-    for name in os.listdir(folder):
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(folder)
+    for name in names:
         if not name.startswith(prefix):
             continue
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError):
-            if time.time() - os.lstat(path).st_mtime < _ABANDONED_AFTER_S:
+            if time.time() - os.lstat(path).st_mtime < least_age_s:
                 continue
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
@@ -198,6 +204,40 @@ def remove_abandoned(folder: str, prefix: str = PARTIAL) -> None:
                     os.unlink(path)
             finally:
                 os.close(descriptor)
+
+
+@contextlib.contextmanager
+def scratch_folder(directory: str) -> Iterator[str]:
+    """Makes a folder beside `directory` to work in, removed at the end.
+
+    It is locked while it is used and has the mode 0o777 less the umask, so that it can be renamed
+    to `directory` once it is whole. What killed writers of the same `directory` have left is
+    removed first.
+    """
+    parent = os.path.dirname(os.path.abspath(directory))
+    os.makedirs(parent, exist_ok=True)
+    prefix = f"{PARTIAL}{os.path.basename(directory)[:100]}-"
+    remove_abandoned(parent, prefix, least_age_s=0.0)
+    temporary, held = _locked_folder(parent, prefix)
+    try:
+        yield temporary
+    finally:
+        os.close(held)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(temporary)
+
+
+def _locked_folder(parent: str, prefix: str) -> tuple[str, int]:
+    """Makes a folder; returns its path and a descriptor that holds its lock."""
+    while True:
+        temporary = os.path.join(parent, prefix + secrets.token_hex(6))
+        os.mkdir(temporary)
+        held = os.open(temporary, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # no locks here: age alone protects it
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if os.path.isdir(temporary):
+            return temporary, held
+        os.close(held)  # removed by another process before it was locked
 
 
 def _unreadable(path: str, what: str, reason: object, remedy: str) -> UserError:

@@ -13,12 +13,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 
+from core import checksums
 from core.errors import UserError
-from core.files import load_npy, read_json
+from core.files import load_npy
+
+_EXPORT_AGAIN = "export them again with launch.export_vectors from a model of this data"
 
 
 def content_hash(vectors: np.ndarray) -> str:
@@ -193,20 +197,37 @@ def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndar
     return _factors(rows.tocsr(), config)
 
 
+def read_description(path: str) -> dict[str, Any]:
+    """Reads the JSON beside exported vectors.
+
+    Args:
+      path: of the .npy.
+
+    Raises:
+      UserError: it is missing, malformed, or has changed since it was written.
+    """
+    described = os.path.splitext(path)[0] + ".json"
+    return checksums.read_sealed(
+        described, f"the description of the item vectors {path}", _EXPORT_AGAIN
+    )
+
+
 def load_vectors(path: str, *, num_items: int, data_hash: str) -> np.ndarray:
     """Exported vectors: a .npy of float32 [V, D], and a .json of the same name beside it.
 
-    The JSON's `data_hash` names the log they were trained on; they must not have seen another.
+    The JSON's `data_hash` names the log they were trained on; they must not have seen another. It
+    holds the checksum of the .npy, too; both files may have been renamed together.
 
     Raises:
-      UserError: a file is missing or malformed, of another log, of another number of items, or
-        with values that are not finite.
+      UserError: a file is missing or malformed, has changed since it was written, is of another
+        log, of another number of items, or has values that are not finite.
     """
-    described = os.path.splitext(path)[0] + ".json"
-    again = "export them again with launch.export_vectors from a model of this data"
-    what = f"item vectors with {os.path.basename(described)} beside"
-    vectors = load_npy(path, what, again)
-    found = read_json(described, "the description of item vectors", again).get("data_hash")
+    description, again = read_description(path), _EXPORT_AGAIN
+    files = description.get("files")
+    folder, name = os.path.split(os.path.abspath(path))
+    own = [files[file] for file in files if file.endswith(".npy")] if files else []
+    checksums.check(folder, {name: own[0]} if own else None, again)
+    vectors, found = load_npy(path, "item vectors", again), description.get("data_hash")
     if found != data_hash:
         raise UserError(
             f"expected vectors of the log {data_hash} in {path}, found those of {found}; {again}"

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from core import checksums
 from core.errors import UserError
-from core.files import load_npz, save_npz, write_atomically
+from core.files import load_npz, save_npz
 
 _FIT_ITEMS = 50_000
 _ITERATIONS = 50
@@ -110,10 +111,9 @@ class SemanticIds:
 
     def save(self, folder: str) -> None:
         """Writes the ids whole or not at all."""
-        path = os.path.join(folder, FILE)
         arrays = {"codes": self.codes, "last_codes": np.array(self.last_codes)}
         arrays |= {f"codebook_{number}": book for number, book in enumerate(self.codebooks)}
-        save_npz(path, arrays, compressed=True)
+        save_npz(os.path.join(folder, FILE), arrays, compressed=True)
 
 
 def _with_last(
@@ -238,19 +238,23 @@ class Kept:
 
 
 def write_list(folder: str, items: Iterable[str], codes: np.ndarray) -> None:
-    """Writes a JSON object a line: an item's name and its codes, of those that have left too."""
+    """Writes a JSON object a line: an item's name and its codes, of those that have left too.
+
+    The checksum of the file is written beside it.
+    """
     lines = (
         json.dumps({"item": item, "codes": row}, ensure_ascii=False) + "\n"
         for item, row in zip(items, codes.tolist(), strict=True)
     )
-    write_atomically(os.path.join(folder, LIST), "".join(lines))
+    checksums.save(os.path.join(folder, LIST), "".join(lines).encode())
 
 
 def read_list(folder: str) -> Kept:
     """What `write_list` has left in a folder.
 
     Raises:
-      UserError: no such file, or a line of it that is none of these.
+      UserError: no such file, one that has changed since it was written, or a line of it that is
+        none of these.
     """
     path = os.path.join(folder, LIST)
     if not os.path.isfile(path):
@@ -258,6 +262,7 @@ def read_list(folder: str) -> Kept:
             f"expected ids at {path}, found no such file; pass the workdir of a run of crs as "
             "config.semantic_ids.extend"
         )
+    checksums.verify(path, "pass the workdir of another run, or bring the file back")
     rows: dict[str, int] = {}
     codes: list[list[int]] = []
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -288,6 +293,8 @@ def load(folder: str) -> SemanticIds:
     """
     path = os.path.join(folder, FILE)
     again = "train again in another --workdir"
+    checksums.check_readable(path)
+    # The archive holds a checksum of every array.
     arrays = load_npz(path, "semantic ids", again)
     try:
         codes, last_codes = arrays["codes"], int(arrays["last_codes"])

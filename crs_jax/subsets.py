@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core import distributed
+from core import checksums, distributed
 from core.errors import UserError
-from core.files import read_json, write_atomically
+from core.files import write_atomically
 from core.workdir import is_writer
 from crs_jax.inference import Answers
 
@@ -117,7 +117,7 @@ class Subsets:
 
     def _about(self, name: str) -> dict[str, object]:
         path = self._path(name, "json")
-        about = read_json(path, "what a subset holds", _AGAIN)
+        about = checksums.read_sealed(path, "what a subset holds", _AGAIN)
         if not isinstance(about.get("sha256"), str) or type(about.get("rows")) is not int:
             raise UserError(
                 f"expected 'rows' and 'sha256' of a subset in {path}, found others; {_AGAIN}"
@@ -134,7 +134,7 @@ class Subsets:
         write_atomically(self._path(name, "jsonl"), text)
         # Last: without it the subset is made again.
         about = {"rows": len(cases), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        write_atomically(self._path(name, "json"), json.dumps(about) + "\n")
+        checksums.write_sealed(self._path(name, "json"), about)
 
     def _load(self, name: str) -> list[Case]:
         path, about = self._path(name, "jsonl"), self._about(name)
@@ -142,6 +142,7 @@ class Subsets:
             with open(path, "rb") as file:
                 content = file.read()
         except OSError:
+            checksums.check_readable(path)
             content = b""
         if hashlib.sha256(content).hexdigest() != about["sha256"]:
             raise UserError(

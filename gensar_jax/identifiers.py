@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+from core import checksums
 from core.errors import UserError
-from core.files import load_npz, read_json, save_npz, write_atomically
+from core.files import load_npz, save_npz
 from gensar_jax.rqvae import SOURCES
 
 ROUNDS = 20
@@ -254,9 +255,8 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
       UserError: as `validate_table`; nothing is written.
     """
     validate_table(table, "the new identifier table")
-    arrays = os.path.join(directory, _ARRAYS)
     codes = {source: table.codes[source].astype(np.int32) for source in SOURCES}
-    save_npz(arrays, codes, compressed=True)
+    save_npz(os.path.join(directory, _ARRAYS), codes, compressed=True)
     meta = {
         "hash": table.hash,
         "items": table.num_items,
@@ -265,9 +265,10 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
         "codes": table.num_codes,
         "data_hash": table.data_hash,
         "training_split": table.training_split,
+        "files": checksums.describe(directory, [_ARRAYS]),
         **report,
     }
-    write_atomically(os.path.join(directory, _META), json.dumps(meta, indent=2) + "\n")
+    checksums.write_sealed(os.path.join(directory, _META), meta)
 
 
 def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
@@ -281,10 +282,12 @@ def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
       UserError: no table there, one of another catalogue, one whose hash does not fit, or as
         `validate_table`.
     """
-    path = os.path.join(directory, _ARRAYS)
+    path, what = os.path.join(directory, _ARRAYS), f"{_ARRAYS} and {_META}"
+    remedy = _FIRST
+    meta = checksums.read_sealed(os.path.join(directory, _META), what, remedy)
+    checksums.check(directory, meta.get("files"), remedy)
+    arrays = load_npz(path, what, remedy)
     try:
-        meta = read_json(os.path.join(directory, _META), "identifiers", _FIRST)
-        arrays = load_npz(path, "identifiers", _FIRST)
         codes = {source: arrays[source] for source in SOURCES}
         table = IdentifierTable(
             codes,
@@ -301,8 +304,8 @@ def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
             raise TypeError("expected codes that are whole numbers")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"expected {_ARRAYS} and {_META} in {directory}, found none that can be read "
-            f"({type(error).__name__}); {_FIRST}"
+            f"expected {what} in {directory}, found none that can be read "
+            f"({type(error).__name__}); {remedy}"
         ) from None
     validate_table(table, path)
     if table.hash != written:

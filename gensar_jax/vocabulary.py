@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
+from core import checksums
 from core.errors import UserError
-from core.files import read_json, write_atomically
+from core.files import open_atomically
 
 PADDING, END = 0, 1
 BEHAVIOURS = ("<R_I>", "<S_Q>", "<S_I>")
@@ -228,11 +229,14 @@ class Vocabulary:
         raise IndexError(f"expected a token below {self.size}, found {token}")
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes pieces.model and codes.json, the latter last."""
+        """Writes pieces.model and codes.json, the latter with the checksums of both, last."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MODEL).write_bytes(self._model)
-        write_atomically(str(folder / _CODES), json.dumps(self._sizes))
+        with open_atomically(str(folder / _MODEL)) as file:
+            file.write(self._model)
+        sizes = {letter: list(sizes) for letter, sizes in self._sizes.items()}
+        files = checksums.describe(str(folder), [_MODEL])
+        checksums.write_sealed(str(folder / _CODES), {"sizes": sizes, "files": files})
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> Vocabulary:
@@ -241,15 +245,12 @@ class Vocabulary:
         Raises:
           UserError: a file is missing or malformed, or there are no code tokens.
         """
-        file = pathlib.Path(folder) / _CODES
+        file, again = pathlib.Path(folder) / _CODES, "save the vocabulary again"
+        kept = checksums.read_sealed(str(file), "code tokens beside the pieces", again)
+        checksums.check(str(folder), kept.get("files"), again)
         model = read_pieces(pathlib.Path(folder) / _MODEL)
-        if not file.is_file():
-            raise UserError(
-                f"expected code tokens beside the pieces, found no {file}; save the vocabulary "
-                "again, from an identifier table"
-            )
         try:
-            sizes = read_json(str(file), "the codebooks M, S and R", "save the vocabulary again")
+            sizes = kept["sizes"]
             shared, semantic, collaborative = ([int(n) for n in sizes[c]] for c in "MSR")
         except (ValueError, KeyError, TypeError, OverflowError):
             raise UserError(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tempfile
 
 import numpy as np
 
+from core import checksums
 from core.errors import UserError
+from core.files import load_npy, save_npy
 from input_pipelines import random_streams, segmenters
 from input_pipelines.bm25 import ItemTextIndex, nearest_negatives
 from input_pipelines.log import Log
+from input_pipelines.prepared_log import place_beside
 from input_pipelines.search_task import SearchExamples, held_out_searches, targets
 from input_pipelines.splits import Examples, Splits
 
@@ -219,6 +220,7 @@ def evaluation_candidates(
     seed: int,
     directory: str,
     *,
+    cache_dir: str = "",
     task: str = "recommendation",
     segmenter: str = "characters",
 ) -> np.ndarray:
@@ -232,6 +234,8 @@ def evaluation_candidates(
         the example, the other clicks of the same search among it, is no negative of any.
       seed: of the draw.
       directory: where the lists and their hash are kept, the prepared log's folder.
+      cache_dir: where they are kept where that folder cannot be written (`place_beside`). The draw
+        depends on the log and the seed alone, so lists in two caches are equal.
       task: 'recommendation', or 'search': the examples of `held_out_searches`.
       segmenter: of the items' texts, as the log's queries were split.
 
@@ -263,8 +267,10 @@ def evaluation_candidates(
         what += np.ascontiguousarray(target).tobytes()
     rows = hashlib.sha256(what).hexdigest()[:12]
     name = f"{prefix}{splits.name}-{split}-{protocol}-v{_VERSION}-seed{seed}-{rows}"
-    stem = os.path.join(directory, name)
-    if os.path.exists(stem + ".json"):
+    # The JSON is written last: where it stands, the lists are whole.
+    described = place_beside(name + ".json", directory, cache_dir)
+    stem = described.removesuffix(".json")
+    if os.path.exists(described):
         return _read_lists(stem)
     if protocol == BM25:
         index = ItemTextIndex(log.item_texts(), segmenters.segmenter(segmenter), seed)
@@ -283,8 +289,8 @@ def evaluation_candidates(
         _write_lists(stem, lists)
     except OSError as error:
         raise UserError(
-            f"expected to write candidate lists into {directory}, found {error.strerror or error}; "
-            "free space or make the folder writable"
+            f"expected to write candidate lists into {os.path.dirname(stem)}, found "
+            f"{error.strerror or error}; free space or make the folder writable"
         ) from error
     return lists
 
@@ -341,29 +347,20 @@ def _digest(lists: np.ndarray) -> str:
 
 
 def _write_lists(stem: str, lists: np.ndarray) -> None:
-    folder = os.path.dirname(stem)
-    for suffix, write in (
-        (".npy", lambda file: np.save(file, lists)),
-        # The hash is written last: where it stands, the lists are whole.
-        (".json", lambda file: file.write(json.dumps({"hash": _digest(lists)}).encode())),
-    ):
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".partial-")
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-        os.replace(temporary, stem + suffix)
+    save_npy(stem + ".npy", lists)
+    folder, name = os.path.split(stem + ".npy")
+    described = {"hash": _digest(lists), "files": checksums.describe(folder, [name])}
+    checksums.write_sealed(stem + ".json", described)
 
 
 def _read_lists(stem: str) -> np.ndarray:
-    try:
-        lists = np.load(stem + ".npy")
-        with open(stem + ".json", encoding="utf-8") as file:
-            expected = json.load(file)["hash"]
-    except (OSError, ValueError, KeyError):
-        lists, expected = np.zeros(0), None
-    if _digest(lists) != expected:
+    remedy = f"remove {stem}.json to draw them again with the same seed"
+    described = checksums.read_sealed(stem + ".json", "candidate lists", remedy)
+    checksums.check(os.path.dirname(stem), described.get("files"), remedy)
+    lists = load_npy(stem + ".npy", "candidate lists", remedy)
+    if _digest(lists) != described.get("hash"):
         raise UserError(
-            f"expected candidate lists with the saved hash in {stem}.npy, found others; remove "
-            f"{stem}.json to draw them again with the same seed"
+            f"expected candidate lists with the saved hash in {stem}.npy, found others; {remedy}"
         )
     return lists
 

@@ -20,7 +20,7 @@ from input_pipelines.log import Log
 from input_pipelines.sample_files import User
 from input_pipelines.splits import Examples
 
-VERSION = 1
+VERSION = 2  # checksums
 _START = 1_730_000_000  # seconds
 _TOPICS = 100
 _CLICKS = 4  # of a user

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from core.files import scratch_folder
 from input_pipelines.kuaisar import FULL_COUNTS, SAMPLE_MARK
 
 _DAYS = {"small": 9, "large": 19}
@@ -50,10 +49,8 @@ def write_kuaisar(out: str, *, num_users: int, scale: str, seed: int = 0) -> Non
         for name, count in published.items()
     }
     rng = np.random.default_rng(seed)
-    parent = os.path.dirname(os.path.abspath(out))
-    os.makedirs(parent, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=parent, prefix=".partial-"))
-    try:
+    with scratch_folder(out) as folder:
+        temporary = pathlib.Path(folder)
         # Ascending numbers of up to 12 digits, as in the published example 103656000000.
         items = np.arange(counts["items"]) * 15_000 + rng.integers(1, 15_000, counts["items"])
         tables = {
@@ -68,10 +65,7 @@ def write_kuaisar(out: str, *, num_users: int, scale: str, seed: int = 0) -> Non
         (temporary / SAMPLE_MARK).write_text(
             "Made-up data in KuaiSAR's format, written by input_pipelines.sample.\n"
         )
-        os.chmod(temporary, 0o755)
         os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(path: pathlib.Path, parts: Iterator[pa.Table]) -> None:

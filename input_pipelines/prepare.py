@@ -1,8 +1,8 @@
 """From raw files to a prepared log, once: later runs open what the first one saved.
 
 A prepared log is a folder: that of `launch.prepare_data --data_dir`, or DATASET-FINGERPRINT below
-the cache directory. The fingerprint covers the raw files' names, sizes and modification times, the
-reader's version and the settings it heeds.
+the cache directory. The fingerprint covers the raw files' names and content, the reader's version,
+the settings it heeds and the format of prepared folders.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.errors import UserError
+from core.files import remove_abandoned, scratch_folder
 from input_pipelines import (
     amazon_beauty,
     amazon_raw,
@@ -29,13 +30,8 @@ from input_pipelines import (
 from input_pipelines.csv_blocks import Report, silent
 from input_pipelines.log import Log, content_hash
 from input_pipelines.log_checks import validate_log
-from input_pipelines.prepared_log import (
-    is_prepared,
-    load_log,
-    read_origin,
-    save_log,
-    scratch_folder,
-)
+from input_pipelines.prepared_log import FORMAT, is_prepared, load_log, read_origin, save_log
+from input_pipelines.raw_hashes import RawHashes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,15 +88,23 @@ READERS: dict[str, Reader] = {
 }
 
 
-def fingerprint(dataset: str, data_dir: str, settings: Mapping[str, Any]) -> str:
-    """16 hex digits of what a prepared log depends on; no file is opened."""
-    reader = READERS[dataset]
-    files = []
-    for path in reader.files(data_dir):
-        found = path.stat()
-        name = path.relative_to(data_dir).as_posix()
-        files.append((name, found.st_size, found.st_mtime_ns))
-    content = json.dumps([dataset, reader.version, sorted(settings.items()), files])
+def fingerprint(
+    dataset: str, data_dir: str, settings: Mapping[str, Any], cache_dir: str = ""
+) -> str:
+    """Returns 16 hex digits over what a prepared log depends on.
+
+    Args:
+      cache_dir: where the hashes of the raw files are remembered (`raw_hashes`); '' reads them all.
+
+    Raises:
+      UserError: a raw file is missing or cannot be read.
+    """
+    reader, hashes = READERS[dataset], RawHashes(cache_dir)
+    files = [
+        (path.relative_to(data_dir).as_posix(), hashes.of(path)) for path in reader.files(data_dir)
+    ]
+    hashes.save()
+    content = json.dumps([FORMAT, dataset, reader.version, sorted(settings.items()), files])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -176,6 +180,7 @@ def prepare_log(
         cannot be written.
     """
     settings = _settings(dataset, data_dir, options)
+    remove_abandoned(cache_dir)
     if is_prepared(data_dir):
         origin = read_origin(data_dir) or {}
         wanted = {"dataset": dataset, "settings": settings}
@@ -186,25 +191,29 @@ def prepare_log(
                     f"{origin.get(key)}; change the config or pass another data_dir"
                 )
         version = READERS[dataset].version
-        if origin.get("version", version) != version:  # folders of before there was one pass
+        if origin.get("version") != version:
             raise UserError(
                 f"expected {data_dir} to be prepared by version {version} of {dataset}'s reader, "
-                f"found {origin['version']}; prepare it again"
+                f"found {origin.get('version')}; prepare it again"
             )
+        remove_abandoned(data_dir)
         return load_log(data_dir), data_dir
-    origin = _origin(dataset, data_dir, settings)
+    origin = _origin(dataset, data_dir, settings, cache_dir)
     directory = os.path.join(cache_dir, f"{dataset}-{origin['fingerprint']}")
     if not os.path.isdir(directory):
         _prepare(dataset, data_dir, directory, origin, report, "cache_dir")
+    remove_abandoned(directory)
     return load_log(directory), directory
 
 
-def _origin(dataset: str, raw_dir: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _origin(
+    dataset: str, raw_dir: str, settings: dict[str, Any], cache_dir: str = ""
+) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "settings": settings,
         "version": READERS[dataset].version,
-        "fingerprint": fingerprint(dataset, raw_dir, settings),
+        "fingerprint": fingerprint(dataset, raw_dir, settings, cache_dir),
     }
 
 

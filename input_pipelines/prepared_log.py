@@ -1,23 +1,24 @@
-"""A prepared log: a folder of .npy files and meta.json, written whole, read memory-mapped."""
+"""A prepared log: a folder of .npy files and meta.json, written whole, read memory-mapped.
+
+meta.json holds the size and the checksum of every array's file, and its own.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from core import checksums
 from core.errors import UserError
+from core.files import load_npy, read_json, scratch_folder
 from input_pipelines.data_card import describe
 from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log
 
+# Raised where folders come to hold something else: 2 since every array has a checksum.
+FORMAT = 2
 _META = "meta.json"
 _PUBLISHED = "published_"
 
@@ -36,12 +37,10 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
         arrays |= {_PUBLISHED + name: array for name, array in log.published.items()}
         for name, array in arrays.items():
             np.save(os.path.join(temporary, f"{name}.npy"), array)
-        sizes = {n: os.path.getsize(os.path.join(temporary, f"{n}.npy")) for n in arrays}
-        meta = {"name": log.name, "is_sample": log.is_sample, "hash": log.hash}
-        meta |= {"origin": origin, "bytes": sizes, "card": describe(log)}
-        with open(os.path.join(temporary, _META), "w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=2, ensure_ascii=False)
-        os.chmod(temporary, 0o755)
+        files = checksums.describe(temporary, [f"{name}.npy" for name in arrays])
+        meta = {"format": FORMAT, "name": log.name, "is_sample": log.is_sample, "hash": log.hash}
+        meta |= {"origin": origin, "files": files, "card": describe(log)}
+        checksums.write_sealed(os.path.join(temporary, _META), meta)
         try:
             os.replace(temporary, directory)
         except OSError:
@@ -50,59 +49,25 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
                 raise
 
 
-@contextlib.contextmanager
-def scratch_folder(directory: str) -> Iterator[str]:
-    """A folder beside `directory` to work in, removed at the end.
-
-    What killed processes have left of such folders for the same `directory` is removed first.
-    """
-    parent = os.path.dirname(os.path.abspath(directory))
-    os.makedirs(parent, exist_ok=True)
-    prefix = f".partial-{os.path.basename(directory)}-"
-    _remove_abandoned(parent, prefix)
-    temporary = tempfile.mkdtemp(dir=parent, prefix=prefix)
-    held = os.open(temporary, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-    finally:
-        os.close(held)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(temporary)
-
-
-def _remove_abandoned(parent: str, prefix: str) -> None:
-    """Removes folders that no living process has locked."""
-    for name in os.listdir(parent):
-        if not name.startswith(prefix):
-            continue
-        path = os.path.join(parent, name)
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            finally:
-                os.close(descriptor)
-
-
 def is_prepared(directory: str) -> bool:
     """Whether a prepared log stands there."""
     return os.path.isfile(os.path.join(directory, _META))
 
 
+def _again(directory: str) -> str:
+    return f"remove {directory} and run the command again"
+
+
 def _read_meta(directory: str) -> dict[str, Any]:
-    try:
-        with open(os.path.join(directory, _META), encoding="utf-8") as file:
-            meta = json.load(file)
-        if {"name", "is_sample", "hash", "bytes"} - set(meta) or set(ARRAYS) - set(meta["bytes"]):
-            raise KeyError
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    path, what = os.path.join(directory, _META), "a prepared log"
+    checksums.check_readable(path)
+    meta = read_json(path, what, _again(directory))
+    if meta.get("format") != FORMAT:
         raise UserError(
-            f"expected a prepared log with {_META} in {directory}, found {type(error).__name__}; "
-            f"remove {directory} and run the command again"
-        ) from None
-    return meta
+            f"expected a log prepared in format {FORMAT} in {directory}, found "
+            f"{meta.get('format', 1)!r}; {_again(directory)}"
+        )
+    return checksums.unsealed(meta, path, what, _again(directory))
 
 
 def read_origin(directory: str) -> dict[str, Any] | None:
@@ -111,27 +76,26 @@ def read_origin(directory: str) -> dict[str, Any] | None:
 
 
 def load_log(directory: str) -> Log:
-    """Opens a prepared log, memory-mapped.
+    """Opens a prepared log, memory-mapped, once every array has shown its checksum.
+
+    Every process that opens it reads all of it for that: the disk or memory of each host is its
+    own, and what one process has read, the others of its host find in memory.
 
     Raises:
-      UserError: a file is missing or cut short.
+      UserError: a file is missing, cut short, or not what was saved; another format.
     """
-    again = f"remove {directory} and run the command again"
+    again = _again(directory)
     meta = _read_meta(directory)
-    bytes_of = meta["bytes"]
+    checksums.check(directory, meta["files"], again)
     arrays = {}
-    for name in bytes_of:
-        path = os.path.join(directory, f"{name}.npy")
-        size = os.path.getsize(path) if os.path.exists(path) else -1
-        if size != bytes_of[name]:
-            found = "no such file" if size < 0 else f"{size} bytes"
-            raise UserError(f"expected {bytes_of[name]} bytes in {path}, found {found}; {again}")
-        # An empty array cannot be mapped.
-        # As a plain array over the map: indexing a memmap object costs more.
-        arrays[name] = np.asarray(np.load(path, mmap_mode="r") if size > 256 else np.load(path))
+    for file in meta["files"]:
+        path = os.path.join(directory, file)
+        arrays[file.removesuffix(".npy")] = load_npy(path, "an array", again, memory_map=True)
     published = {
         n.removeprefix(_PUBLISHED): arrays.pop(n) for n in set(arrays) if n.startswith(_PUBLISHED)
     }
+    if set(ARRAYS) - set(arrays) or set(arrays) - {*ARRAYS, *itertools.chain(*OPTIONAL_ARRAYS)}:
+        raise UserError(f"expected the arrays of a log in {directory}, found others; {again}")
     return Log(
         name=meta["name"],
         is_sample=meta["is_sample"],
@@ -139,3 +103,34 @@ def load_log(directory: str) -> Log:
         published=published,
         **arrays,
     )
+
+
+def place_beside(name: str, directory: str, cache_dir: str) -> str:
+    """Returns the path of what follows from a prepared log, such as candidate lists.
+
+    It lies in the log's folder, for whoever uses the log; where that cannot be written (a mount
+    that is read only, another user's folder) and has none, in a folder of the cache directory that
+    belongs to this very log.
+
+    Args:
+      name: of a file or folder.
+      directory: of the prepared log.
+      cache_dir: made on first use; '' for none.
+
+    Raises:
+      UserError: neither can be written.
+    """
+    inside = os.path.join(directory, name)
+    meta = os.path.join(directory, _META)
+    writable = os.access(directory, os.W_OK | os.X_OK)
+    if writable or os.path.exists(inside) or not cache_dir or not os.path.exists(meta):
+        return inside
+    apart = os.path.join(cache_dir, f"beside-{checksums.of_file(meta)}")
+    try:
+        os.makedirs(apart, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"expected to write {name} into {directory}, which cannot be written, or into "
+            f"{cache_dir}, found {error.strerror or error}; pass another cache_dir"
+        ) from None
+    return os.path.join(apart, name)

@@ -74,7 +74,7 @@ NOISE_WORDS = [
     "气",
 ]
 _START = 1_730_000_000  # seconds
-_VERSION = 2
+_VERSION = 3  # checksums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,8 @@ def ensure_sample(
       hops: that of `hops_sample`, whose searches cannot be shuffled.
 
     Raises:
-      UserError: both hops and shuffle_searches, or a cache directory that cannot be written.
+      UserError: both hops and shuffle_searches, a cache directory that cannot be written, or a
+        sample there that is not what was written.
     """
     if hops and shuffle_searches:
         raise UserError(
@@ -255,6 +256,7 @@ def ensure_sample(
         name = f"sample-hops-v{hops_sample.VERSION}-{num_users}-{seed}"
     out = os.path.join(cache_dir, name)
     if os.path.isdir(out):
+        sample_files.check(out)
         return out
     try:
         if hops:
@@ -262,6 +264,8 @@ def ensure_sample(
         else:
             write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
     except OSError as error:
+        if os.path.isdir(out):  # another process wrote the same sample first
+            return out
         raise UserError(
             f"expected to write the embedded sample to {out}, found {error.strerror or error}; "
             "free space or pass another cache_dir"

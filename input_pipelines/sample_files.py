@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core import checksums
+from core.files import scratch_folder
 from input_pipelines.qilin_files import SAMPLE_MARK
 
 _TRAIN_SHARE = 0.9
+_CHECKSUMS = "checksums.json"
 
 
 @dataclasses.dataclass
@@ -112,7 +113,7 @@ def write(
     truth: dict[str, Any],
     rng: np.random.Generator,
 ) -> None:
-    """Writes the parquet folders and truth.json to `out`.
+    """Writes the parquet folders, truth.json and the checksums of all (`check`) to `out`.
 
     Args:
       out: a folder that does not exist yet.
@@ -120,10 +121,7 @@ def write(
       recommended, searched: notes (from, to) that impressions without a click are drawn from.
     """
     recommendation, search = _tables(users, recommended, searched, rng)
-    parent = os.path.dirname(os.path.abspath(out))
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=parent, prefix=".partial-")
-    try:
+    with scratch_folder(out) as temporary:
         for kind, rows in (("recommendation", recommendation), ("search", search)):
             cut = int(len(rows) * _TRAIN_SHARE)
             for part, chosen in (("train", rows[:cut]), ("test", rows[cut:])):
@@ -136,10 +134,26 @@ def write(
             json.dump(truth, file)
         with open(os.path.join(temporary, SAMPLE_MARK), "w", encoding="utf-8") as file:
             file.write("Made-up data in Qilin's format, written by input_pipelines.sample.\n")
-        os.chmod(temporary, 0o755)
+        names = [
+            os.path.relpath(os.path.join(folder, name), temporary)
+            for folder, _, files in os.walk(temporary)
+            for name in files
+        ]
+        described = {"files": checksums.describe(temporary, sorted(names))}
+        checksums.write_sealed(os.path.join(temporary, _CHECKSUMS), described)
         os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check(out: str) -> None:
+    """Holds the files that `write` wrote to their checksums.
+
+    Raises:
+      UserError: a file is missing, cut, or not what was written.
+    """
+    remedy = f"remove {out} and run the command again"
+    path = os.path.join(out, _CHECKSUMS)
+    described = checksums.read_sealed(path, "the checksums of made-up data", remedy)
+    checksums.check(out, described.get("files"), remedy)
 
 
 def _schema(kind: str) -> pa.Schema:

@@ -22,7 +22,7 @@ class SearchFilter:
       threshold: in [-1, 1].
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or none that can be read.
     """
 
     def __init__(self, path: str, threshold: float):

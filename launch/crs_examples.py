@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from ml_collections import config_dict
 
-from core import distributed, seeds, vectors
+from core import checksums, distributed, seeds, vectors
 from core.errors import UserError
 from crs_jax import contexts, semantic_ids, teacher, traces, vocabulary
 from crs_jax.contexts import ItemContext, UserContext
@@ -135,7 +135,7 @@ class CRSExamples:
                 return own
             content.append(json.dumps([list(kept.rows), kept.codes.tolist()]))
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
-        folder = os.path.join(self._data.directory, f"semantic-ids-{digest}")
+        folder = self._data.beside(f"semantic-ids-{digest}")
         # A kill may leave the folder alone.
         if not os.path.exists(os.path.join(folder, semantic_ids.FILE)):
             points = self.item_vectors()
@@ -192,12 +192,11 @@ class CRSExamples:
         content = [self._log.hash, str(self._seed), self._config.data.to_json(sort_keys=True)]
         content += contexts.template_texts()
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
-        path = os.path.join(self._data.directory, f"tokenizer-{settings.size}-{digest}.json")
-        if not os.path.exists(path):
+        path = self._data.beside(f"tokenizer-{settings.size}-{digest}.json")
+        if not checksums.is_saved(path):
             found = vocabulary.train_tokenizer(self._tokenizer_texts(), settings.size)
-            partial = f"{path}.{os.getpid()}.partial"
-            found.save(partial)
-            os.replace(partial, path)
+            checksums.save(path, found.to_str(pretty=True).encode())
+        checksums.verify(path, f"remove {path} and the file of its checksum")
         return vocabulary.read_tokenizer(path)
 
     def _tokenizer_texts(self) -> list[str]:

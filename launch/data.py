@@ -16,7 +16,15 @@ from ml_collections import config_dict
 from core import distributed, metrics
 from core.errors import UserError
 from core.workdir import check_mounted
-from input_pipelines import batches, candidates, prepare, search_task, segmenters, splits
+from input_pipelines import (
+    batches,
+    candidates,
+    prepare,
+    prepared_log,
+    search_task,
+    segmenters,
+    splits,
+)
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
 from input_pipelines.search_filter import SearchFilter
@@ -174,7 +182,7 @@ class Data:
             )
 
     def _open(self, config: config_dict.ConfigDict) -> None:
-        cache = os.path.abspath(os.path.expanduser(config.cache_dir))
+        self.cache_dir = cache = os.path.abspath(os.path.expanduser(config.cache_dir))
         data_dir = config.data_dir
         if not data_dir:
             from input_pipelines import sample
@@ -192,6 +200,10 @@ class Data:
         self.log, self.directory = prepare.prepare_log(
             config.dataset, data_dir, cache, {"segmenter": config.data.segmenter}
         )
+
+    def beside(self, name: str) -> str:
+        """Where a file or folder that follows from the prepared log lies (`place_beside`)."""
+        return prepared_log.place_beside(name, self.directory, self.cache_dir)
 
     @functools.cached_property
     def training_split(self) -> str:
@@ -409,6 +421,7 @@ class Data:
                     protocol,
                     self._config.data.candidates_seed,
                     self.directory,
+                    cache_dir=self.cache_dir,
                     task=task,
                     segmenter=self._config.data.segmenter,
                 )

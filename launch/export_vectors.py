@@ -3,20 +3,20 @@
     python -m launch.export_vectors --workdir=W --out=items.npy [--table=item] [--stage=S]
 
 items.npy holds float32 [V, D], one row an item; items.ids.txt their ids as in the raw data, one a
-line in the same order; items.json what they come from and a hash over both.
+line in the same order; items.json what they come from, a hash over both and the files' checksums.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+from core import checksums
 from core.errors import UserError
 from core.files import read_json, save_npy, write_atomically
 from core.workdir import check_out, commit_id
@@ -91,6 +91,9 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
     check_place(out)
     rows, names = vectors(restored, table)
     stem = out.removesuffix(".npy")
+    save_npy(out, rows)
+    write_atomically(stem + ".ids.txt", "".join(f"{name}\n" for name in names))
+    folder = os.path.dirname(os.path.abspath(out))
     description = {
         "hash": content_hash(rows, names),
         "table": table,
@@ -104,10 +107,9 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
         "data": restored.data.label,
         "data_hash": restored.data.log.hash,
         "training_split": restored.data.training_split,
+        "files": checksums.describe(folder, [os.path.basename(out), _ids_file(stem)]),
     }
-    save_npy(out, rows)
-    write_atomically(stem + ".ids.txt", "".join(f"{name}\n" for name in names))
-    write_atomically(stem + ".json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    checksums.write_sealed(stem + ".json", description)
     return description
 
 

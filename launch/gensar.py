@@ -75,7 +75,7 @@ def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTa
     for source in (own.vectors.semantic, own.vectors.collaborative):
         content += vectors.source_hash(source)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    folder = os.path.join(data.directory, f"identifiers-{digest}")
+    folder = data.beside(f"identifiers-{digest}")
     if not os.path.exists(os.path.join(folder, "results.json")):
         _LOG.info("no config.identifiers given: training identifiers in %s", folder)
         experiment = IdentifierExperiment(own, data)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
 
-from core import distributed
+from core import checksums, distributed
 from core.errors import UserError
 from gensar_jax import phrasings, pseudo_queries, vocabulary
 from gensar_jax.identifiers import IdentifierTable
@@ -96,7 +95,7 @@ class GenSARExamples:
             clicks=config.data.clicks,
         )
         with distributed.first_alone():
-            model = self._pieces(config.vocabulary, data.directory)
+            model = self._pieces(config.vocabulary, data)
         codes, shared = chosen_codes(table, config.prompts.identifiers)
         own = (table.num_codes,) * (codes["semantic"].shape[1] - shared)
         self.vocabulary = Vocabulary(
@@ -144,21 +143,19 @@ class GenSARExamples:
             sizes, config.mixture.to_dict(), phrasings=settings.phrasings, seed=config.seed
         )
 
-    def _pieces(self, settings: config_dict.ConfigDict, directory: str) -> bytes:
+    def _pieces(self, settings: config_dict.ConfigDict, data: Data) -> bytes:
         """The SentencePiece model: given, or trained on catalogue and training queries once."""
         if settings.pieces_model:
             return vocabulary.read_pieces(settings.pieces_model)
         queries = sorted({histories.query_text(self._log, row) for row in self._queries.target_row})
         texts = [*self._texts, *queries, *phrasings.texts() * _TEMPLATE_COPIES]
         digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
-        path = os.path.join(directory, f"pieces-{settings.pieces}-{digest}.model")
-        if os.path.exists(path):
+        path = data.beside(f"pieces-{settings.pieces}-{digest}.model")
+        if checksums.is_saved(path):
+            checksums.verify(path, f"remove {path} and the file of its checksum")
             return vocabulary.read_pieces(path)
         model = vocabulary.train_pieces(texts, settings.pieces)
-        partial = f"{path}.{os.getpid()}.partial"
-        with open(partial, "wb") as file:
-            file.write(model)
-        os.replace(partial, path)
+        checksums.save(path, model)
         return model
 
     def history(self, examples: Examples, row: int) -> list[Event]:

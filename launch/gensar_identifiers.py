@@ -13,7 +13,6 @@ from ml_collections import config_dict
 
 from core import vectors
 from core.errors import UserError
-from core.files import read_json
 from core.loop import LoopConfig, StageResult, run_stage
 from core.workdir import Workdir, commit_id
 from gensar_jax import identifiers, meaning
@@ -67,10 +66,7 @@ def item_vectors(config: config_dict.ConfigDict, data: Data) -> dict[str, np.nda
 
 
 def _check_split(path: str, data: Data) -> None:
-    """Of vectors that could be loaded, so that there is JSON beside them."""
-    described = os.path.splitext(path)[0] + ".json"
-    again = "export them again with launch.export_vectors"
-    found = read_json(described, "the description of item vectors", again).get("training_split")
+    found = vectors.read_description(path).get("training_split")
     data.check_training_split(found, f"item vectors in {path}")
 
 

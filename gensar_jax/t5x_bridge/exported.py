@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from core import checksums
 from core.errors import UserError
-from core.files import load_npz, read_json, save_npz, write_atomically
+from core.files import load_npz, save_npz, scratch_folder, write_atomically
 from gensar_jax.prompts import Example
 from gensar_jax.vocabulary import Vocabulary
 
@@ -66,6 +65,8 @@ class Export:
       forced: decoder tokens before an identifier, by task 'recommendation' or 'search'.
       data: what the log is called; the embedded sample says so.
       data_hash, table_hash: of the log and the identifiers.
+      files: sizes and checksums of identifiers.npz and items.txt; the other files carry their own
+        (TFRecords by record, the vocabulary in its folder).
     """
 
     vocab_size: int
@@ -77,6 +78,7 @@ class Export:
     data: str
     data_hash: str
     table_hash: str
+    files: dict[str, dict[str, Any]]
 
 
 def check_place(folder: str) -> None:
@@ -116,20 +118,21 @@ def write(
       UserError: as `check_place`.
     """
     check_place(folder)
-    partial = f"{folder.rstrip('/')}.{os.getpid()}.partial"
-    try:
+    with scratch_folder(folder.rstrip("/")) as partial:
         vocabulary.save(os.path.join(partial, _VOCABULARY))
         sizes = _write_records(partial, records, splits)
         save_npz(os.path.join(partial, _IDENTIFIERS), identifiers)
         write_atomically(os.path.join(partial, _ITEMS), "".join(f"{item}\n" for item in items))
-        found = Export(vocab_size=vocabulary.size, sizes=sizes, **description)
-        description = json.dumps(dataclasses.asdict(found), indent=2)
-        write_atomically(os.path.join(partial, _DESCRIPTION), description)
+        found = Export(
+            vocab_size=vocabulary.size,
+            sizes=sizes,
+            files=checksums.describe(partial, [_IDENTIFIERS, _ITEMS]),
+            **description,
+        )
+        checksums.write_sealed(os.path.join(partial, _DESCRIPTION), dataclasses.asdict(found))
         if os.path.isdir(folder):
             os.rmdir(folder)
         os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return found
 
 
@@ -179,16 +182,16 @@ def pattern(folder: str, task: str, split: str) -> str:
 
 
 def read(folder: str) -> Export:
-    """The description of a folder.
+    """The description of a folder, whose identifiers and items are held to their checksums.
 
     Raises:
-      UserError: no folder that `write` wrote.
+      UserError: no folder that `write` wrote, or one that has changed since.
     """
     path = os.path.join(folder, _DESCRIPTION)
-    description = read_json(path, "the description of an export", _EXPORT)
+    description = checksums.read_sealed(path, "the description of an export", _EXPORT)
     kinds = {
         **dict.fromkeys(("vocab_size", "inputs", "targets"), int),
-        **dict.fromkeys(("rates", "sizes", "forced"), dict),
+        **dict.fromkeys(("rates", "sizes", "forced", "files"), dict),
         **dict.fromkeys(("data", "data_hash", "table_hash"), str),
     }
     wrong = [name for name, kind in kinds.items() if type(description.get(name)) is not kind]
@@ -198,6 +201,7 @@ def read(folder: str) -> Export:
             f"expected a folder of launch.export_t5x, found no fitting {', '.join(wrong)} in "
             f"{path}; {_EXPORT}"
         )
+    checksums.check(folder, description["files"], _EXPORT)
     return Export(**description)
 
 
@@ -207,7 +211,12 @@ def vocabulary(folder: str) -> Vocabulary:
 
 
 def identifiers(folder: str, kind: str) -> np.ndarray:
-    """int32 [V+1, L], tokens of the 'semantic' or 'collaborative' identifiers."""
+    """int32 [V+1, L], tokens of the 'semantic' or 'collaborative' identifiers.
+
+    Raises:
+      UserError: as `read`, or there are none of the kind.
+    """
+    read(folder)
     path = os.path.join(folder, _IDENTIFIERS)
     arrays = load_npz(path, "the identifiers of an export", _EXPORT)
     if kind not in arrays or arrays[kind].dtype.kind not in "iu" or arrays[kind].ndim != 2:
@@ -216,7 +225,8 @@ def identifiers(folder: str, kind: str) -> np.ndarray:
 
 
 def items(folder: str) -> list[str]:
-    """Ids of the items 1..V."""
+    """Ids of the items 1..V. Raises UserError as `read`."""
+    read(folder)
     path = os.path.join(folder, _ITEMS)
     try:
         with open(path, encoding="utf-8", newline="\n") as file:

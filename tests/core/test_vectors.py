@@ -1,12 +1,11 @@
 """Item vectors: the offline defaults and exported files."""
 
-import json
-
 import numpy as np
 import pytest
 import scipy.sparse
+from damage import flipped_bits
 
-from core import vectors
+from core import checksums, vectors
 from core.errors import UserError
 from core.vectors import FactorConfig
 
@@ -82,7 +81,8 @@ def test_factor_settings_that_do_not_fit(changes):
 
 def export(folder, array, **meta):
     np.save(folder / "items.npy", array)
-    (folder / "items.json").write_text(json.dumps({"data_hash": "d"} | meta))
+    files = checksums.describe(str(folder), ["items.npy"])
+    checksums.write_sealed(str(folder / "items.json"), {"data_hash": "d", "files": files} | meta)
     return str(folder / "items.npy")
 
 
@@ -104,18 +104,33 @@ def test_exported_vectors_that_do_not_belong_here(tmp_path):
         vectors.load_vectors(export(tmp_path, array), num_items=3, data_hash="d")
     archive = tmp_path / "items.npz"
     np.savez(archive, array)
-    whole = archive.read_bytes()
-    for content in (whole, whole[:-40], b""):
-        archive.write_bytes(content)
-        with pytest.raises(UserError, match=r"expected item vectors .* at .*items\.npz, found"):
-            vectors.load_vectors(str(archive), num_items=3, data_hash="d")
+    with pytest.raises(UserError, match=r"bytes in .*items\.npz, found \d+ bytes; export"):
+        vectors.load_vectors(str(archive), num_items=3, data_hash="d")
+    (tmp_path / "items.npy").write_bytes(archive.read_bytes())
+    files = checksums.describe(str(tmp_path), ["items.npy"])
+    checksums.write_sealed(str(tmp_path / "items.json"), {"data_hash": "d", "files": files})
+    with pytest.raises(UserError, match=r"expected item vectors at .*items\.npy, found"):
+        vectors.load_vectors(path, num_items=3, data_hash="d")
     for content in (b"", b"[]", b"{", b"\xe9", b"[" * 100_000):
         (tmp_path / "items.json").write_bytes(content)
-        with pytest.raises(UserError, match=r"the description of item vectors at .*, found"):
+        with pytest.raises(UserError, match=r"description of the item vectors .* at .*, found"):
             vectors.load_vectors(path, num_items=3, data_hash="d")
     (tmp_path / "items.json").unlink()
-    with pytest.raises(UserError, match=r"items\.json, found no such file"):
+    with pytest.raises(UserError, match=r"items\.json, found no such file; export"):
         vectors.load_vectors(path, num_items=3, data_hash="d")
+
+
+def test_a_flipped_bit_of_exported_vectors_is_found(tmp_path):
+    path = export(tmp_path, np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32))
+    for name in ("items.npy", "items.json"):
+        for what in flipped_bits(tmp_path / name):
+            with pytest.raises(UserError, match="; export them again"):
+                vectors.load_vectors(path, num_items=9, data_hash="d")
+                pytest.fail(what)
+    # Both files may have another name.
+    for kind in ("npy", "json"):
+        (tmp_path / f"items.{kind}").rename(tmp_path / f"mine.{kind}")
+    assert len(vectors.load_vectors(str(tmp_path / "mine.npy"), num_items=9, data_hash="d")) == 9
 
 
 def test_the_hash_covers_values_and_shape():

@@ -1,8 +1,12 @@
 """Semantic ids: unique, every code used, stable under a seed, extended without renumbering."""
 
+import contextlib
+
 import numpy as np
 import pytest
+from damage import flipped_bits
 
+from core import checksums
 from core.errors import UserError
 from crs_jax import semantic_ids
 
@@ -114,18 +118,38 @@ def test_ids_that_cannot_be_extended(tmp_path):
         '{"item": "c", "codes": [1, -1]}',
     ):
         semantic_ids.write_list(str(tmp_path), ["a", "b"], kept.codes)
-        with open(tmp_path / semantic_ids.LIST, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        listing = tmp_path / semantic_ids.LIST
+        checksums.save(str(listing), listing.read_bytes() + line.encode() + b"\n")
         with pytest.raises(UserError, match="as many codes as the others in line 3 of"):
             semantic_ids.read_list(str(tmp_path))
-    (tmp_path / semantic_ids.LIST).write_bytes(b'{"item": "\xff", "codes": [3000000000]}\n')
+    checksums.save(str(listing), b'{"item": "\xff", "codes": [3000000000]}\n')
     with pytest.raises(UserError, match="in line 1 of"):
         semantic_ids.read_list(str(tmp_path))
-    (tmp_path / semantic_ids.LIST).write_text("")
+    checksums.save(str(listing), b"")
     with pytest.raises(UserError, match=r"expected ids in .*, found none"):
         semantic_ids.read_list(str(tmp_path))
     with pytest.raises(UserError, match="found no such file; pass the workdir of a run of crs"):
         semantic_ids.read_list(str(tmp_path / "elsewhere"))
+
+
+def test_a_flipped_bit_of_saved_ids_is_found(tmp_path):
+    ids = semantic_ids.fit(
+        np.random.default_rng(0).normal(size=(40, 3)), (4, 4), last_codes=0, seed=0
+    )
+    ids.save(str(tmp_path))
+    semantic_ids.write_list(str(tmp_path), [f"i{n}" for n in range(40)], ids.codes)
+    assert semantic_ids.load(str(tmp_path)).hash == ids.hash
+    for what in flipped_bits(tmp_path / semantic_ids.FILE, 60):
+        # Of a ZIP archive's own fields some are not read: then the ids are those that were saved.
+        with contextlib.suppress(UserError):
+            found = semantic_ids.load(str(tmp_path))
+            assert found.hash == ids.hash, what
+            np.testing.assert_array_equal(found.codebooks, ids.codebooks, what)
+    for name in (semantic_ids.LIST, semantic_ids.LIST + ".checksum"):
+        for what in flipped_bits(tmp_path / name):
+            with pytest.raises(UserError):
+                semantic_ids.read_list(str(tmp_path))
+                pytest.fail(what)
 
 
 def test_what_cannot_be_told_apart_is_refused(tmp_path):

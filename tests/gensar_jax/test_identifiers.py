@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from damage import flipped_bits
 from numpy_quantizer import sinkhorn_plan
 
+from core import checksums
 from core.errors import UserError
 from gensar_jax import identifiers
 from gensar_jax.identifiers import IdentifierTable, load_table, resolve, save_table
@@ -106,6 +108,13 @@ def test_the_hash_covers_codes_levels_and_data():
     assert len(hashes) == 5
 
 
+def seal(folder, meta):
+    """Writes the checksums that the files have now."""
+    files = checksums.describe(str(folder), ["identifiers.npz"])
+    meta = {name: value for name, value in meta.items() if name != checksums.CHECKSUM}
+    checksums.write_sealed(str(folder / "identifiers.json"), meta | {"files": files})
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
@@ -125,31 +134,41 @@ def test_tables_that_nobody_should_use(tmp_path, changes, found):
     bad = table(**changes)
     np.savez(tmp_path / "identifiers.npz", **bad.codes)
     meta = {"hash": bad.hash, "shared_levels": bad.shared_levels, "codes": 4, "data_hash": "d"}
-    (tmp_path / "identifiers.json").write_text(json.dumps(meta))
+    seal(tmp_path, meta)
     with pytest.raises(UserError, match=found):
         load_table(str(tmp_path), data_hash="d")
 
 
 def test_files_that_are_missing_changed_or_of_another_catalogue(tmp_path):
-    with pytest.raises(UserError, match=r"identifiers at .*\.json, found no such file; run"):
+    with pytest.raises(UserError, match="found no such file"):
         load_table(str(tmp_path), data_hash="d")
     save_table(str(tmp_path), table(), {})
     with pytest.raises(UserError, match=r"identifiers of the log e .* found those of d"):
         load_table(str(tmp_path), data_hash="e")
     np.savez(tmp_path / "identifiers.npz", **table(semantic=((0, 3), (0, 2), (1, 0))).codes)
+    seal(tmp_path, json.loads((tmp_path / "identifiers.json").read_text()))
     with pytest.raises(UserError, match=f"of hash {table().hash}"):
         load_table(str(tmp_path), data_hash="d")
     save_table(str(tmp_path), table(), {})
     whole = (tmp_path / "identifiers.npz").read_bytes()
     for content in (b"other", whole[: len(whole) // 2], b""):
         (tmp_path / "identifiers.npz").write_bytes(content)
-        with pytest.raises(UserError, match=r"identifiers at .*\.npz, found a file that cannot"):
+        with pytest.raises(UserError, match=r"expected .* bytes in .*; run launch.train"):
             load_table(str(tmp_path), data_hash="d")
     save_table(str(tmp_path), table(), {})
     for content in (b"", b"[]", b"{", b"\xe9", b"[" * 100_000, b"{}"):
         (tmp_path / "identifiers.json").write_bytes(content)
-        with pytest.raises(UserError, match=r"expected identifiers.* in|at .*, found .*; run"):
+        with pytest.raises(UserError, match=r"expected identifiers.* at .*, found .*; run"):
             load_table(str(tmp_path), data_hash="d")
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    save_table(str(tmp_path), table(), {"collisions": 0.25})
+    for name in ("identifiers.npz", "identifiers.json"):
+        for what in flipped_bits(tmp_path / name):
+            with pytest.raises(UserError, match=r"; run launch.train"):
+                load_table(str(tmp_path), data_hash="d")
+                pytest.fail(what)
 
 
 @pytest.mark.parametrize("key", ["shared_levels", "codes", "data_hash", "hash", "arrays"])
@@ -158,9 +177,9 @@ def test_values_of_another_type_end_in_one_line(tmp_path, key):
     if key == "arrays":
         names = {source: np.full((3, 2), "0") for source in ("semantic", "collaborative")}
         np.savez(tmp_path / "identifiers.npz", **names)
-    else:
-        meta = json.loads((tmp_path / "identifiers.json").read_text())
+    meta = json.loads((tmp_path / "identifiers.json").read_text())
+    if key != "arrays":
         meta[key] = [meta[key]]
-        (tmp_path / "identifiers.json").write_text(json.dumps(meta))
+    seal(tmp_path, meta)
     with pytest.raises(UserError, match=r"none that can be read \(TypeError\)"):
         load_table(str(tmp_path), data_hash="d")

@@ -1,12 +1,13 @@
 """Ids of pieces, behaviours and codes, and files that are none."""
 
 import io
-import json
 
 import numpy as np
 import pytest
 import sentencepiece
+from damage import flipped_bits
 
+from core import checksums
 from core.errors import UserError
 from gensar_jax import vocabulary
 from gensar_jax.vocabulary import Vocabulary
@@ -116,9 +117,21 @@ def test_a_vocabulary_without_code_tokens_is_refused(model, tmp_path):
     (tmp_path / "pieces.model").write_bytes(model)
     with pytest.raises(UserError, match="expected code tokens beside the pieces"):
         Vocabulary.load(tmp_path)
-    (tmp_path / "codes.json").write_text(json.dumps({"M": [3]}))
+    files = checksums.describe(str(tmp_path), ["pieces.model"])
+    checksums.write_sealed(str(tmp_path / "codes.json"), {"sizes": {"M": [3]}, "files": files})
     with pytest.raises(UserError, match="expected the codebooks M, S and R"):
         Vocabulary.load(tmp_path)
+
+
+def test_a_flipped_bit_of_a_saved_vocabulary_is_found(model, tmp_path):
+    saved = Vocabulary(model, shared=(2,), semantic=(3,), collaborative=())
+    saved.save(tmp_path)
+    assert Vocabulary.load(tmp_path).digest == saved.digest
+    for name in ("pieces.model", "codes.json"):
+        for what in flipped_bits(tmp_path / name):
+            with pytest.raises(UserError, match="; save the vocabulary again"):
+                Vocabulary.load(tmp_path)
+                pytest.fail(what)
 
 
 def test_files_that_are_no_usable_model_are_refused(tmp_path):

@@ -1,11 +1,12 @@
 """Batches by hand, exact positions, stateless negatives, saved candidate lists."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
+from damage import flipped_bits
 
+from core import checksums
 from core.errors import UserError
 from core.prefetch import ahead
 from input_pipelines import batches, candidates, random_streams
@@ -334,8 +335,14 @@ def test_tampered_lists_are_refused(tmp_path):
     log = random_log()
     splits = split_log(log, "leave_one_out")
     candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path))
+    for kind in ("npy", "json"):
+        for what in flipped_bits(next(tmp_path.glob(f"*.{kind}"))):
+            with pytest.raises(UserError, match="to draw them again with the same seed"):
+                candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path))
+                pytest.fail(what)
     hash_file = next(tmp_path.glob("*.json"))
-    hash_file.write_text(json.dumps({"hash": "0"}))
+    described = checksums.read_sealed(str(hash_file), "", "")
+    checksums.write_sealed(str(hash_file), described | {"hash": "0"})
     with pytest.raises(UserError, match="saved hash"):
         candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path))
 

@@ -1,11 +1,13 @@
 """Preparing: read once, reused after, never half-written."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
 
 import pytest
+from damage import flipped_bits
 
 from core.errors import UserError
 from input_pipelines import prepare
@@ -46,7 +48,7 @@ def test_the_second_run_reuses_what_the_first_saved(raw, cache, reads):
     assert pathlib.Path(directory).name.startswith("csv_log-")
     again, same = prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)
     assert (same, again.hash, len(reads)) == (directory, log.hash, 1)
-    assert os.listdir(cache) == [pathlib.Path(directory).name]
+    assert set(os.listdir(cache)) - {"raw-hashes.json"} == {pathlib.Path(directory).name}
 
 
 def test_other_files_or_settings_are_prepared_anew(raw, cache, reads, monkeypatch):
@@ -58,21 +60,19 @@ def test_other_files_or_settings_are_prepared_anew(raw, cache, reads, monkeypatc
     with open(raw / "clicks.csv", "a", encoding="utf-8") as file:
         file.write("zoe,mug,900\n")
     found.append(directory(OPTIONS))
-    status = os.stat(raw / "clicks.csv")
-    os.utime(raw / "clicks.csv", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    found.append(directory(OPTIONS))
     (raw / "items.csv").unlink()
     found.append(directory(OPTIONS))
     reader = prepare.READERS["csv_log"]
     newer = dataclasses.replace(reader, version=reader.version + 1)
     monkeypatch.setitem(prepare.READERS, "csv_log", newer)
     found.append(directory(OPTIONS))
-    assert len(set(found)) == len(reads) == 6
-    # A setting of another data set, or a file nobody reads, changes nothing.
+    assert len(set(found)) == len(reads) == 5
+    # A setting of another data set, a file nobody reads or another time of a file changes nothing.
+    os.utime(raw / "clicks.csv", (0, 0))
     (raw / "notes.txt").write_text("mine")
     other = dataclasses.replace(reader, settings=("order",))
     monkeypatch.setitem(prepare.READERS, "amazon_raw", other)
-    assert directory(OPTIONS | {"order": 3}) == found[-1] and len(reads) == 6
+    assert directory(OPTIONS | {"order": 3}) == found[-1] and len(reads) == 5
     assert prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)[0].num_users == 6
 
 
@@ -111,6 +111,45 @@ def test_a_log_that_breaks_the_schema_is_not_saved(raw, cache, monkeypatch):
     with pytest.raises(UserError, match="in time order"):
         prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)
     assert os.listdir(cache) == []
+
+
+def test_files_of_equal_sizes_and_times_do_not_share_a_log(raw, cache, tmp_path):
+    """As after `touch -d @0`, or a copy without times."""
+    other = pathlib.Path(shutil.copytree(raw, tmp_path / "other"))
+    content = (other / "clicks.csv").read_text()
+    (other / "clicks.csv").write_text(content.replace("mug", "cup"))
+    logs = []
+    for folder in (raw, other, raw):
+        for path in folder.iterdir():
+            os.utime(path, (0, 0))
+        logs.append(prepare.prepare_log("csv_log", str(folder), cache, OPTIONS))
+    assert logs[0][1] == logs[2][1] != logs[1][1]
+    assert "cup" in logs[1][0].item_ids and "cup" not in logs[0][0].item_ids
+
+
+def test_a_flipped_bit_of_a_prepared_log_is_found(raw, cache):
+    directory = pathlib.Path(prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)[1])
+    files = sorted(directory.iterdir())
+    assert {"item_ids.npy", "words.npy", "rec_items.npy", "text_bytes.npy"} < {
+        f.name for f in files
+    }
+    for path in files:
+        for what in flipped_bits(path, 4):
+            with pytest.raises(UserError, match=r"remove .* and run the command again"):
+                prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)
+                pytest.fail(what)
+    prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)
+
+
+def test_a_folder_of_an_older_format_is_refused_in_one_line(raw, cache):
+    directory = prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)[1]
+    path = pathlib.Path(directory, "meta.json")
+    meta = json.loads(path.read_text())
+    del meta["format"], meta["checksum"]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"in format 2 in .*, found 1; remove") as error:
+        prepare.prepare_log("csv_log", directory, cache, OPTIONS)
+    assert "\n" not in str(error.value)
 
 
 def test_a_prepared_log_cut_short_is_refused(raw, cache):

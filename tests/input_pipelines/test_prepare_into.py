@@ -14,6 +14,7 @@ import kuaisar_files
 import numpy as np
 import pytest
 
+from core import checksums
 from core.errors import UserError
 from input_pipelines import prepare
 from input_pipelines.prepared_log import save_log
@@ -84,9 +85,15 @@ def test_validating_finds_a_changed_number(raw, target):
     times = np.load(path)
     times[-1] += 1  # still in order, still as long
     np.save(path, times)
+    with pytest.raises(UserError, match=r"rec_times.npy, found .*: its content has changed since"):
+        prepare.validate_prepared(target)
+    # One that belongs to its checksum is not the log's yet.
+    meta = checksums.read_sealed(os.path.join(target, "meta.json"), "", "")
+    meta["files"] |= checksums.describe(target, ["rec_times.npy"])
+    checksums.write_sealed(os.path.join(target, "meta.json"), meta)
     with pytest.raises(UserError, match=f"expected the content hash {log.hash} of .*, found "):
         prepare.validate_prepared(target)
-    with pytest.raises(UserError, match=r"expected a prepared log with meta\.json"):
+    with pytest.raises(UserError, match=r"expected a prepared log at .*meta\.json, found no such"):
         prepare.validate_prepared(raw)
 
 

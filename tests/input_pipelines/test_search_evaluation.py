@@ -107,7 +107,7 @@ def test_lists_of_searches_are_saved_and_without_the_target(log, tmp_path):
     assert found[:, 1:].max() == 0 and not candidates.ranked(found).any()
     (saved,) = tmp_path.glob("search-*bm25_99*.npy")
     np.save(saved, found[::-1])
-    with pytest.raises(UserError, match="saved hash"):
+    with pytest.raises(UserError, match="to draw them again"):
         candidates.evaluation_candidates(log, splits, "test", "bm25_99", 0, folder, task="search")
     with pytest.raises(UserError, match="neg99, neg99pop for recommendation, found 'bm25_99'"):
         candidates.evaluation_candidates(log, splits, "test", "bm25_99", 0, folder)
