@@ -90,15 +90,15 @@ class Restored:
     def __init__(self, workdir: str, stage: str | None = None):
         self.workdir = Workdir(workdir)
         config = read_run_config(self.workdir)
-        if config.get("mesh") is not None:
-            config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, jax.device_count()))
-        if config.get("pretrain") is not None and config.pretrain.get("teacher"):
-            config.pretrain.teacher = ""  # what it has learnt from need not be there any more
-        if config.get("distill") is not None and config.distill.get("teacher"):
-            config.distill.teacher = ""
-        if config.get("method") == "crs":
-            crs_kept.reading(config, self.workdir.path)
         with settings_named(self.workdir):
+            if config.get("mesh") is not None:
+                config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, jax.device_count()))
+            if config.get("pretrain") is not None and config.pretrain.get("teacher"):
+                config.pretrain.teacher = ""  # what it has learnt from need not be there any more
+            if config.get("distill") is not None and config.distill.get("teacher"):
+                config.distill.teacher = ""
+            if config.get("method") == "crs":
+                crs_kept.reading(config, self.workdir.path)
             self.data = Data(config, self.workdir.path)
             self.workdir.check_log(self.data.log.hash)
             self.experiment: Any = open_experiment(config, self.data)
