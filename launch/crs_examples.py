@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from core import distributed, seeds, vectors
 from core.errors import UserError
+from core.files import write_atomically
 from crs_jax import contexts, semantic_ids, teacher, traces, vocabulary
 from crs_jax.contexts import ItemContext, UserContext
 from crs_jax.packing import Example
@@ -194,10 +195,8 @@ class CRSExamples:
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         path = os.path.join(self._data.directory, f"tokenizer-{settings.size}-{digest}.json")
         if not os.path.exists(path):
-            found = vocabulary.train_tokenizer(self._tokenizer_texts(), settings.size)
-            partial = f"{path}.{os.getpid()}.partial"
-            found.save(partial)
-            os.replace(partial, path)
+            trained = vocabulary.train_tokenizer(self._tokenizer_texts(), settings.size)
+            write_atomically(path, trained.to_str(pretty=True))
         return vocabulary.read_tokenizer(path)
 
     def _tokenizer_texts(self) -> list[str]:

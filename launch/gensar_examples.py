@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from core import distributed
 from core.errors import UserError
+from core.files import open_atomically
 from gensar_jax import phrasings, pseudo_queries, vocabulary
 from gensar_jax.identifiers import IdentifierTable
 from gensar_jax.prompts import BEHAVIOUR_TOKENS, Catalogue, Event, Example, Prompts
@@ -155,10 +156,8 @@ class GenSARExamples:
         if os.path.exists(path):
             return vocabulary.read_pieces(path)
         model = vocabulary.train_pieces(texts, settings.pieces)
-        partial = f"{path}.{os.getpid()}.partial"
-        with open(partial, "wb") as file:
+        with open_atomically(path) as file:
             file.write(model)
-        os.replace(partial, path)
         return model
 
     def history(self, examples: Examples, row: int) -> list[Event]:

@@ -92,7 +92,9 @@ class Restored:
         config = read_run_config(self.workdir)
         with settings_named(self.workdir):
             if config.get("mesh") is not None:
-                config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, jax.device_count()))
+                config.mesh.update(
+                    mesh_here(config.mesh.data, config.mesh.table, jax.device_count())
+                )
             if config.get("pretrain") is not None and config.pretrain.get("teacher"):
                 config.pretrain.teacher = ""  # what it has learnt from need not be there any more
             if config.get("distill") is not None and config.distill.get("teacher"):
