@@ -61,7 +61,7 @@ def open_atomically(path: str) -> Iterator[IO[bytes]]:
     Raises:
       WriteError: the folder is missing, full or cannot be written.
     """
-    with _told(path):
+    with writing(path):
         if (through := _open_through(path)) is not None:
             with through as file:
                 yield file
@@ -85,18 +85,21 @@ def open_atomically(path: str) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
+def writing(path: str) -> Iterator[None]:
     """Turns an `OSError` of writing `path` into a `WriteError`; one of reading another file stays.
 
     Errors of a file that is open name none.
+
+    Raises:
+      WriteError: the block could not write.
     """
     try:
         yield
     except UserError:
         raise
     except OSError as error:
-        of_target = error.filename is None or PARTIAL in str(error.filename)
-        if of_target or error.filename == path:
+        name = str(error.filename)
+        if error.filename is None or PARTIAL in name or name.startswith(path):
             raise WriteError(path, error) from error
         raise
 
@@ -143,7 +146,7 @@ def append(path: str, text: str) -> None:
     Raises:
       WriteError: the disk is full, or the file cannot be written; a part may have been.
     """
-    with _told(path), open(path, "ab") as file:
+    with writing(path), open(path, "ab") as file:
         file.write(text.encode())
 
 

@@ -177,7 +177,7 @@ def shared_metrics(workdirs: Sequence[str], split: str) -> tuple[list[str], list
 def _check_once(workdirs: Sequence[str]) -> None:
     places: dict[str, str] = {}
     for path in workdirs:
-        place = os.path.realpath(path)
+        place = os.path.realpath(Workdir(path).path)
         if other := places.get(place):
             raise UserError(
                 f"expected every workdir once, found {other} and {path}, which are one folder; "

@@ -194,8 +194,8 @@ class CRSExamples:
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         path = self._data.beside(f"tokenizer-{settings.size}-{digest}.json")
         if not checksums.is_saved(path):
-            found = vocabulary.train_tokenizer(self._tokenizer_texts(), settings.size)
-            checksums.save(path, found.to_str(pretty=True).encode())
+            trained = vocabulary.train_tokenizer(self._tokenizer_texts(), settings.size)
+            checksums.save(path, trained.to_str(pretty=True).encode())
         checksums.verify(path, f"remove {path} and the file of its checksum")
         return vocabulary.read_tokenizer(path)
 

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from core import distributed, metrics
 from core.errors import UserError
+from core.files import expanded
 from core.workdir import check_mounted
 from input_pipelines import (
     batches,
@@ -81,7 +82,7 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
         config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
     if config.data_dir:
         check_mounted(config.data_dir, "config.data_dir")
-        config.data_dir = os.path.abspath(os.path.expanduser(config.data_dir))
+        config.data_dir = expanded(config.data_dir, "config.data_dir")
     else:
         _fit_to_sample(config, given)
     ranges.check(config)
@@ -106,7 +107,7 @@ def _make_absolute(config: config_dict.ConfigDict) -> None:
         section, _, name = key.rpartition(".")
         place = config.get(section) if section else config
         if place and place.get(name):
-            place[name] = os.path.abspath(os.path.expanduser(place[name]))
+            place[name] = expanded(place[name], f"config.{key}")
 
 
 def _pieces_of(checkpoint: str) -> str:
@@ -182,7 +183,7 @@ class Data:
             )
 
     def _open(self, config: config_dict.ConfigDict) -> None:
-        self.cache_dir = cache = os.path.abspath(os.path.expanduser(config.cache_dir))
+        self.cache_dir = cache = expanded(config.cache_dir, "config.cache_dir")
         data_dir = config.data_dir
         if not data_dir:
             from input_pipelines import sample

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 
 from absl import flags
@@ -27,6 +26,7 @@ from rich.progress import (
 )
 
 from core.errors import UserError
+from core.files import expanded
 from input_pipelines import data_card, prepare, splits
 from input_pipelines.log import Log
 from launch import cli
@@ -82,7 +82,7 @@ class _Bars:
 
 def main() -> None:
     given = flags.FLAGS
-    data_dir = _path(given.data_dir)
+    data_dir = _path(given.data_dir, "--data_dir")
     if given.validate:
         if not data_dir or given.dataset or given.raw_dir:
             raise UserError("expected --validate with --data_dir=D alone; pass the prepared folder")
@@ -102,17 +102,19 @@ def _prepare(data_dir: str) -> tuple[Log, str]:
         raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
     if given.split not in splits.SPLITS:  # found before an hour of reading
         raise UserError(f"expected --split of {', '.join(splits.SPLITS)}, found {given.split!r}")
-    raw_dir, options = _path(given.raw_dir), {"segmenter": given.segmenter}
+    raw_dir, options = _path(given.raw_dir, "--raw_dir"), {"segmenter": given.segmenter}
     with _Bars() as bars:
         if not data_dir:
-            return prepare.prepare_log(given.dataset, raw_dir, _path(_CACHE), options, bars.report)
+            return prepare.prepare_log(
+                given.dataset, raw_dir, _path(_CACHE, "the cache"), options, bars.report
+            )
         return prepare.prepare_into(
             given.dataset, raw_dir, data_dir, options, bars.report
         ), data_dir
 
 
-def _path(name: str | None) -> str:
-    return os.path.abspath(os.path.expanduser(name)) if name else ""
+def _path(name: str | None, what: str) -> str:
+    return expanded(name, what) if name else ""
 
 
 if __name__ == "__main__":

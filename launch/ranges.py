@@ -67,15 +67,25 @@ def check(config: config_dict.ConfigDict) -> None:
                 raise UserError(f"expected a finite config.{key}, found {number}; correct it")
     for keys, words, fits in _RANGES:
         for key in keys:
-            if key in values and not fits(values[key]):
+            if key in values and not _fits(fits, values[key]):
                 raise UserError(
                     f"expected config.{key} {words}, found {values[key]}; set such a value"
                 )
     for key in _LISTS:
-        names = list(values.get(key, ()))
+        given = values.get(key, ())
+        if not isinstance(given, list | tuple):
+            raise UserError(f"expected names in config.{key}, found {given!r:.60}; set a list")
+        names = list(given)
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(
                 f"expected each of config.{key} once, found {twice!r} {names.count(twice)} times; "
                 "leave the others out"
             )
+
+
+def _fits(fits: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return bool(fits(value))
+    except TypeError:  # a config.json may hold anything
+        return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,11 +15,14 @@ from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
-from launch import crs_kept
+from launch import crs_kept, ranges
 from launch.data import Data
 from launch.gensar import GenSARExperiment
 from launch.methods import open_experiment
 from lcrsr.embedding import with_item_words
+
+# What every run's config has.
+_KINDS = {"method": str, "dataset": str, "seed": int, "data": dict, "eval": dict}
 
 
 def mesh_here(data: int, table: int, devices: int) -> dict[str, int]:
@@ -32,6 +37,37 @@ def mesh_here(data: int, table: int, devices: int) -> dict[str, int]:
     return (
         {"data": data, "table": table} if 0 < data * table <= devices else {"data": 1, "table": 1}
     )
+
+
+def read_run_config(workdir: Workdir) -> config_dict.ConfigDict:
+    """Returns the config of a run, to be opened within `settings_named`.
+
+    Raises:
+      UserError: config.json cannot be read, lacks a section, or has values of other kinds.
+    """
+    for key, kind in _KINDS.items():
+        workdir.read_setting(key, kind)
+    config = config_dict.ConfigDict(workdir.read_config())
+    with settings_named(workdir):
+        ranges.check(config)
+    return config
+
+
+@contextlib.contextmanager
+def settings_named(workdir: Workdir) -> Iterator[None]:
+    """Turns a setting that a run's config.json lacks, or has as another kind, into one line.
+
+    Raises:
+      UserError: the block, which opens a run by its config, could not use it.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        raise UserError(
+            f"expected the config of a run in {workdir.path}/config.json, found one that cannot be "
+            f"used ({reason}); restore the file, or train again in another --workdir"
+        ) from error
 
 
 class Restored:
@@ -53,18 +89,21 @@ class Restored:
 
     def __init__(self, workdir: str, stage: str | None = None):
         self.workdir = Workdir(workdir)
-        config = config_dict.ConfigDict(self.workdir.read_config())
-        if config.get("mesh") is not None:
-            config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, jax.device_count()))
-        if config.get("pretrain") is not None and config.pretrain.get("teacher"):
-            config.pretrain.teacher = ""  # what it has learnt from need not be there any more
-        if config.get("distill") is not None and config.distill.get("teacher"):
-            config.distill.teacher = ""
-        if config.get("method") == "crs":
-            crs_kept.reading(config, self.workdir.path)
-        self.data = Data(config, self.workdir.path)
-        self.workdir.check_log(self.data.log.hash)
-        self.experiment: Any = open_experiment(config, self.data)
+        config = read_run_config(self.workdir)
+        with settings_named(self.workdir):
+            if config.get("mesh") is not None:
+                config.mesh.update(
+                    mesh_here(config.mesh.data, config.mesh.table, jax.device_count())
+                )
+            if config.get("pretrain") is not None and config.pretrain.get("teacher"):
+                config.pretrain.teacher = ""  # what it has learnt from need not be there any more
+            if config.get("distill") is not None and config.distill.get("teacher"):
+                config.distill.teacher = ""
+            if config.get("method") == "crs":
+                crs_kept.reading(config, self.workdir.path)
+            self.data = Data(config, self.workdir.path)
+            self.workdir.check_log(self.data.log.hash)
+            self.experiment: Any = open_experiment(config, self.data)
         if isinstance(self.experiment, GenSARExperiment):
             self.experiment.check_kept(self.workdir)
         stages = self.experiment.stages

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from core import distributed, metrics
 from core.errors import UserError
@@ -158,21 +159,22 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
     columns, lines = grid(results, split)
     # Without a terminal's width a table would be cut at 80 columns, protocols and all.
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(title(results, split), highlight=False, soft_wrap=True)
+    # Names are the data's and the user's: brackets in them are no markup.
+    console.print(title(results, split), highlight=False, soft_wrap=True, markup=False)
     for protocol in dict.fromkeys(name.partition("/")[2] for name in columns):
         chosen = [i for i, name in enumerate(columns) if name.partition("/")[2] == protocol]
         table = Table(box=None)
         table.add_column("", no_wrap=True)
         if len(chosen) > WIDEST:
             for line in lines:
-                table.add_column(line[0], justify="right", no_wrap=True)
+                table.add_column(Text(line[0]), justify="right", no_wrap=True)
             for i in chosen:
-                table.add_row(columns[i], *[line[i + 1] for line in lines])
+                table.add_row(Text(columns[i]), *[line[i + 1] for line in lines])
         else:
             for i in chosen:
-                table.add_column(columns[i], justify="right", no_wrap=True)
+                table.add_column(Text(columns[i]), justify="right", no_wrap=True)
             for line in lines:
-                table.add_row(line[0], *[line[i + 1] for i in chosen])
+                table.add_row(Text(line[0]), *[line[i + 1] for i in chosen])
         console.print(table)
     for line in remarks(results, split):
         console.print(line, highlight=False, soft_wrap=True)

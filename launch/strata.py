@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.workdir import Workdir
 from launch import search_protocol
 from launch.data import Data
+from launch.restore import read_run_config, settings_named
 
 _NOISE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HEAD_SHARE = 0.2
@@ -27,7 +28,7 @@ def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     """
     from input_pipelines.sample_truth import noise_share
 
-    data = _data(config_dict.ConfigDict(Workdir(workdir).read_config()), workdir)
+    data = _data(read_run_config(Workdir(workdir)), workdir)
     if not data.log.is_sample:
         raise UserError(
             f"expected runs on sample data for --strata=noise, found {data.label} in {workdir}; "
@@ -50,8 +51,8 @@ def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     """
     from input_pipelines.hops_sample import hops
 
-    config = config_dict.ConfigDict(Workdir(workdir).read_config())
-    if config.data_dir or not config.on_sample.get("hops", False):
+    config = read_run_config(Workdir(workdir))
+    if config.get("data_dir") or not (config.get("on_sample") or {}).get("hops", False):
         raise UserError(
             f"expected runs with --config.on_sample.hops=True for --strata=hops, found {workdir} "
             "without; elsewhere nobody knows the steps"
@@ -67,7 +68,7 @@ def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     The head is the fifth of the items that is clicked most, ties by number; the tail is the rest
     of those clicked at all.
     """
-    data = _data(config_dict.ConfigDict(Workdir(workdir).read_config()), workdir)
+    data = _data(read_run_config(Workdir(workdir)), workdir)
     clicks = np.bincount(
         np.asarray(data.log.rec_items)[data.splits.training_rows], minlength=data.log.num_items + 1
     )
@@ -86,7 +87,7 @@ def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndar
     Raises:
       UserError: a protocol of another task.
     """
-    config = config_dict.ConfigDict(Workdir(workdir).read_config())
+    config = read_run_config(Workdir(workdir))
     if not protocol.startswith("search/"):
         raise UserError(
             f"expected a --metric of searches for --strata=queries, found one of {protocol}; pass "
@@ -104,7 +105,8 @@ def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndar
 
 def _data(config: config_dict.ConfigDict, workdir: str) -> Data:
     """The data of a run. Raises UserError where they are not what it was trained on."""
-    data = Data(config)
+    with settings_named(Workdir(workdir)):
+        data = Data(config)
     Workdir(workdir).check_log(data.log.hash)
     return data
 

@@ -177,3 +177,31 @@ def test_archives_are_bounded_and_whole(tmp_path):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot be read"):
         load_npz(str(path), "values", "again")
+
+
+def test_standard_output_is_written_to_wherever_it_leads(tmp_path):
+    code = (
+        "import sys; from core.files import write_atomically; print('before');"
+        "write_atomically(sys.argv[1], 'whole\\n'); print('after')"
+    )
+    for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        command = [sys.executable, "-c", code, name]
+        piped = subprocess.run(command, check=True, capture_output=True).stdout
+        with open(tmp_path / "log", "wb") as file:
+            file.write(b"old\n")
+            file.flush()
+            subprocess.run(command, check=True, stdout=file)
+        assert piped == b"before\nwhole\nafter\n"
+        assert (tmp_path / "log").read_bytes() == b"old\nbefore\nwhole\nafter\n"
+
+
+def test_what_cannot_be_written_is_one_line_and_an_os_error(tmp_path):
+    (tmp_path / "full").symlink_to("/dev/full")
+    for path, reason in (("full", "No space left"), ("none/a", "no such file"), ("", "Is a dir")):
+        with pytest.raises(UserError, match=f"expected to write .*, found {reason}") as caught:
+            write_atomically(str(tmp_path / path), "x")
+        assert isinstance(caught.value, OSError) and caught.value.errno
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError), open_atomically(str(tmp_path / "a")):
+        open(tmp_path / "other")  # noqa: SIM115 - it is not there
+    assert os.listdir(tmp_path) == ["full"]

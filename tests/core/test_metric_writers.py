@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import resource
+import struct
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from core.errors import UserError
 from core.metric_writers import MetricWriter, read_lines
@@ -85,3 +88,35 @@ def test_a_full_disk_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"to write .*metrics\.jsonl, found No space left on dev"):
         writer.write(1, {"train/loss": 0.5})
     writer.close()
+
+
+def test_full_events_are_one_line_and_no_wait_for_ever(tmp_path):
+    # TensorBoard's own writer died in its thread, and the run waited for it.
+    writer = MetricWriter(Workdir(str(tmp_path)), "a", 0)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(UserError, match=r"expected to write .*, found File too large; free"):
+            for step in range(1000):
+                writer.write(step, {"loss": 0.5})
+                (tmp_path / "metrics.jsonl").write_text("")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    writer = MetricWriter(Workdir(str(tmp_path)), "a", 2)
+    writer.write(3, {"ndcg@5/full": 0.25})
+    writer.close()
+    (name,) = os.listdir(tmp_path / "events" / "a")
+    content = (tmp_path / "events" / "a" / name).read_bytes()
+    events = []
+    while content:
+        (size,) = struct.unpack("Q", content[:8])
+        events.append(event_pb2.Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    assert [event.step for event in events] == [0, 3, 3]
+    assert events[0].file_version == "brain.Event:2"
+    assert events[1].session_log.status == event_pb2.SessionLog.START
+    (value,) = events[2].summary.value
+    assert (value.tag, value.simple_value) == ("ndcg_at_5/full", 0.25)

@@ -1,16 +1,27 @@
 """Which stage a workdir is opened at."""
 
+import json
+import os
+import resource
 import shutil
 
 import jax.numpy as jnp
 import pytest
 
+from configs import popularity_qilin
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import stage_directory
 from core.workdir import open_workdir
-from launch.data import resolve
+from launch.data import Data, resolve
+from launch.evaluate import evaluate
 from launch.restore import Restored, mesh_here
+from launch.train import train
+
+
+def opened(folder, config):
+    config = resolve(config)
+    return open_workdir(str(folder / "w"), config.to_dict(), Data(config).log.hash)
 
 
 def save(workdir, stage, best_steps):
@@ -22,7 +33,7 @@ def save(workdir, stage, best_steps):
 
 
 def test_rl_is_taken_once_it_has_been_evaluated(small_config, tmp_path, monkeypatch):
-    workdir = open_workdir(str(tmp_path / "w"), resolve(small_config).to_dict())
+    workdir = opened(tmp_path, small_config)
     monkeypatch.setattr(Restored, "_restore", lambda self: None)
 
     def stage():
@@ -42,7 +53,7 @@ def test_rl_is_taken_once_it_has_been_evaluated(small_config, tmp_path, monkeypa
 
 
 def test_asked_for_a_stage_without_an_evaluation_it_says_so(small_config, tmp_path):
-    workdir = open_workdir(str(tmp_path / "w"), resolve(small_config).to_dict())
+    workdir = opened(tmp_path, small_config)
     with pytest.raises(UserError, match="expected checkpoints of stage control"):
         Restored(workdir.path, "control")
     assert not (tmp_path / "w" / "checkpoints").exists()
@@ -62,3 +73,68 @@ def test_asked_for_a_stage_without_an_evaluation_it_says_so(small_config, tmp_pa
 )
 def test_a_run_opens_on_other_numbers_of_devices(trained, devices, expected):
     assert tuple(mesh_here(*trained, devices).values()) == expected
+
+
+@pytest.fixture(scope="module")
+def fitted(small_config, tmp_path_factory):
+    config = popularity_qilin.get_config()
+    config.dataset, config.data, config.data_dir = (
+        small_config.dataset,
+        small_config.data,
+        small_config.data_dir,
+    )
+    config.cache_dir = small_config.cache_dir
+    config.eval.protocols = ("neg99",)
+    path = tmp_path_factory.mktemp("fitted") / "w"
+    train(config, str(path))
+    return path
+
+
+def changes(config, place=()):
+    """Every way to take a setting away, or to give it another kind of value."""
+    for key, value in config.items():
+        yield (*place, key), None
+        for other in ("x", 1.5, [], {}, None, True):
+            if type(other) is not type(value):
+                yield (*place, key), [other]
+        if isinstance(value, dict):
+            yield from changes(value, (*place, key))
+
+
+def test_a_config_that_has_been_changed_is_one_line_or_works(fitted, tmp_path):
+    whole = json.loads((fitted / "config.json").read_text())
+    shutil.copytree(fitted, tmp_path / "w")
+    refused = 0
+    for place, new in changes(whole):
+        config = json.loads(json.dumps(whole))
+        section = config
+        for key in place[:-1]:
+            section = section[key]
+        if new is None:
+            del section[place[-1]]
+        else:
+            (section[place[-1]],) = new
+        (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+        try:
+            Restored(str(tmp_path / "w"))
+        except UserError:
+            refused += 1
+    assert refused > 50
+
+
+def test_a_full_disk_in_evaluate_is_one_line_and_loses_nothing(fitted, tmp_path):
+    shutil.copytree(fitted, tmp_path / "w")
+    run = Restored(str(tmp_path / "w"))
+    before = (tmp_path / "w" / "results.json").read_bytes()
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(UserError, match=r"expected to write .*\.npz, found File too large; "):
+            evaluate(run, "validation", "neg99")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert (tmp_path / "w" / "results.json").read_bytes() == before
+    names = [name for _, _, names in os.walk(tmp_path / "w") for name in names]
+    assert not any(name.startswith(".partial") for name in names)
+    evaluate(run, "validation", "neg99")
+    assert len(run.workdir.read_results()["rows"]) == 2

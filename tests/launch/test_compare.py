@@ -22,6 +22,7 @@ def workdir(folder, method, seed, values, **changes):
     folder.mkdir()
     (folder / "per_user").mkdir()
     config = {"method": method, "seed": seed, "data_dir": str(folder), "model": {"k": 3}}
+    config |= {"dataset": "csv_log", "data": {}, "eval": {}}
     (folder / "config.json").write_text(json.dumps(config | changes.pop("config", {})))
     users = changes.pop("users", np.arange(len(values)))
     np.savez(folder / "per_user" / "a.npz", **{"user": users, "ndcg@5": np.float32(values)})

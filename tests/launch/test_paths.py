@@ -3,7 +3,8 @@
 import pytest
 
 from configs import crs_sample, gensar_qilin, lcr_ser_qilin
-from launch.data import resolve
+from core.errors import UserError
+from launch.data import Data, resolve
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,17 @@ def test_empty_paths_and_names_of_models_stay(tmp_path, monkeypatch):
     found = resolve(config)
     assert found.vectors.semantic == "org/model"
     assert found.distill.teacher == found.model.checkpoint == found.vocabulary.tokenizer == ""
+
+
+@pytest.mark.parametrize("key", ["data_dir", "model.checkpoint", "vocabulary.tokenizer"])
+def test_a_tilde_without_a_home_is_refused(key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = crs_sample.get_config()
+    config.update_from_flattened_dict({key: "~nobody-here/T"})
+    with pytest.raises(UserError, match=f"a home folder for config.{key}=~nobody-here/T, found"):
+        resolve(config)
+    config = crs_sample.get_config()
+    config.cache_dir = "~nobody-here/cache"
+    with pytest.raises(UserError, match=r"a home folder for config\.cache_dir=~nobody"):
+        Data(resolve(config))
+    assert list(tmp_path.iterdir()) == []
