@@ -38,6 +38,7 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
             np.save(os.path.join(temporary, f"{name}.npy"), array)
         sizes = {n: os.path.getsize(os.path.join(temporary, f"{n}.npy")) for n in arrays}
         meta = {"name": log.name, "is_sample": log.is_sample, "hash": log.hash}
+        meta |= {"time_unit": log.time_unit, "reading": dict(log.reading)}
         meta |= {"origin": origin, "bytes": sizes, "card": describe(log)}
         with open(os.path.join(temporary, _META), "w", encoding="utf-8") as file:
             json.dump(meta, file, indent=2, ensure_ascii=False)
@@ -95,7 +96,9 @@ def _read_meta(directory: str) -> dict[str, Any]:
     try:
         with open(os.path.join(directory, _META), encoding="utf-8") as file:
             meta = json.load(file)
-        if {"name", "is_sample", "hash", "bytes"} - set(meta) or set(ARRAYS) - set(meta["bytes"]):
+        if {"name", "is_sample", "hash", "bytes", "time_unit", "reading"} - set(meta) or set(
+            ARRAYS
+        ) - set(meta["bytes"]):
             raise KeyError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -136,6 +139,8 @@ def load_log(directory: str) -> Log:
         name=meta["name"],
         is_sample=meta["is_sample"],
         hash=meta["hash"],
+        time_unit=meta["time_unit"],
+        reading=meta["reading"],
         published=published,
         **arrays,
     )
