@@ -78,7 +78,8 @@ def check_headers(
       UserError: a file without a header; columns that are missing, all of them in one message.
     """
     has: dict[str, list[str]] = {}
-    wrong, hints = [], []
+    wrong: list[str] = []
+    hints: dict[str, list[str]] = {}
     for table, path in paths.items():
         try:
             header = _header(path)
@@ -100,19 +101,27 @@ def check_headers(
             s = "s" * (len(missing) > 1)
             listed = ", ".join(names[table][column] for column in missing)
             wrong.append(f"column{s} {listed} in {path}, found {', '.join(header)}")
-            hints += [_hint(column, header) for column in missing]
+            for column in missing:
+                if hint := _hint(column, header):
+                    hints.setdefault(f"{column}={hint[0]}", []).append(table)
     if wrong:
-        settings = ",".join(dict.fromkeys(filter(None, hints))) or "user=user_id"
+        settings = ",".join(_for_tables(hint, where) for hint, where in hints.items())
         raise UserError(
-            f"expected {'; and '.join(wrong)}; rename the file's columns, or name them as "
-            f"config.data.columns='{settings}' (--columns of launch.prepare_data)"
+            f"expected {'; and '.join(wrong)}; rename the file's columns, or add "
+            f"{settings or 'COLUMN=NAME'} to config.data.columns (--columns of launch.prepare_data)"
         )
     return has
 
 
-def _hint(column: str, header: Sequence[str]) -> str:
-    """'user=user_id' of a column that the header may hold by another name; '' of none."""
+def _hint(column: str, header: Sequence[str]) -> list[str]:
+    """What the file may call a column, '' for none where it can do without; [] of no idea."""
     likely = [name for name in header if column in name.lower()]
-    if likely or column in _LEFT_OUT:
-        return f"{column}={likely[0] if likely else ''}"
-    return ""
+    return likely or [""] * (column in _LEFT_OUT)
+
+
+def _for_tables(hint: str, tables: Sequence[str]) -> str:
+    """'user=user_id' where all tables with the column need it, else 'clicks.user=user_id'."""
+    column = hint.partition("=")[0]
+    if tables == [table for table, names in COLUMNS.items() if column in names]:
+        return hint
+    return ",".join(f"{table}.{hint}" for table in tables)

@@ -17,9 +17,11 @@ import numpy as np
 from core.errors import UserError
 from input_pipelines.data_card import describe
 from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log
+from input_pipelines.times import UNITS
 
 _META = "meta.json"
 _PUBLISHED = "published_"
+_FIELDS = ("name", "is_sample", "hash", "bytes", "time_unit", "reading")
 
 
 def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> None:
@@ -96,10 +98,10 @@ def _read_meta(directory: str) -> dict[str, Any]:
     try:
         with open(os.path.join(directory, _META), encoding="utf-8") as file:
             meta = json.load(file)
-        if {"name", "is_sample", "hash", "bytes", "time_unit", "reading"} - set(meta) or set(
-            ARRAYS
-        ) - set(meta["bytes"]):
+        if set(_FIELDS) - set(meta) or set(ARRAYS) - set(meta["bytes"]):
             raise KeyError
+        if meta["time_unit"] not in UNITS or not isinstance(meta["reading"], dict):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"expected a prepared log with {_META} in {directory}, found {type(error).__name__}; "

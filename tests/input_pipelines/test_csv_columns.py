@@ -61,7 +61,8 @@ def test_all_missing_columns_stand_in_one_message_with_what_mends_them(tmp_path)
     assert "columns user, item, time in" in text and "found user_id, item_id, when" in text
     assert "columns user, session, clicked_items in" in text
     assert "columns item, title in" in text and "\n" not in text
-    assert "config.data.columns='user=user_id,item=item_id,session=,clicked_items=,title='" in text
+    added = "user=user_id,clicks.item=item_id,session=,clicked_items=,title="
+    assert f"or add {added} to config.data.columns" in text
     assert "--columns of launch.prepare_data" in text
 
 
@@ -86,6 +87,16 @@ def test_mistakes_in_columns_are_one_line(tmp_path, columns, found):
     with pytest.raises(UserError, match=found) as error:
         csv_log.read_csv_log(raw, columns=columns)
     assert "\n" not in str(error.value)
+
+
+def test_what_mends_a_missing_column_is_told_for_the_file_that_lacks_it(tmp_path):
+    raw = write(tmp_path / "raw", CLICKS.replace("user,item", "user_id,item_id"))
+    with pytest.raises(
+        UserError, match=r"or add clicks\.user=user_id,clicks\.item=item_id to"
+    ) as e:
+        csv_log.read_csv_log(raw)
+    columns = str(e.value).partition("or add ")[2].partition(" to ")[0]
+    assert csv_log.read_csv_log(raw, columns=columns).num_items == 3
 
 
 def test_a_column_that_stands_twice_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 
 import numpy as np
@@ -202,6 +203,17 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path, name, how, found):
     with pytest.raises(UserError, match=found) as error:
         prepared_log.load_log(directory)
     assert "\n" not in str(error.value) and f"remove {directory}" in str(error.value)
+
+
+@pytest.mark.parametrize("changes", [{"time_unit": "hours"}, {"time_unit": []}, {"reading": [1]}])
+def test_what_the_reader_noted_is_checked_when_opened(tmp_path, changes):
+    directory = tmp_path / "log"
+    prepared_log.save_log(small_log(), str(directory))
+    assert prepared_log.load_log(str(directory)).reading == {"searches_left_out_as_empty": 1}
+    meta = json.loads((directory / "meta.json").read_text())
+    (directory / "meta.json").write_text(json.dumps(meta | changes))
+    with pytest.raises(UserError, match=r"expected a prepared log with meta\.json in"):
+        prepared_log.load_log(str(directory))
 
 
 @pytest.mark.parametrize(
