@@ -14,5 +14,4 @@ from configs import crs_sample, datasets, defaults
 
 def get_config() -> config_dict.ConfigDict:
     config = datasets.amazon_beauty(crs_sample.method(defaults.get_config()))
-    config.data.times = "none"  # the log has an order alone
     return config

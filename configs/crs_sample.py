@@ -22,7 +22,7 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
     config.data.split = "by_user"  # the paper, 4.1.3
     config.data.history = 10  # the latest interactions (the paper, 4.1.1)
-    config.data.times = "milliseconds"  # of the log, or "seconds"; "none": an order alone
+    config.data.times = "log"  # in its own unit; "none": an order alone
     config.data.query_time = True  # the hour of the query, in logs whose times are dates
     # Shown and not clicked, the first on the page of each search of a history, in logs that have
     # them. Ours: an id takes a token a level, so more of them would cost older events their place.

@@ -15,7 +15,6 @@ from configs import crs_sample, datasets, defaults
 
 def get_config() -> config_dict.ConfigDict:
     config = datasets.trivago(crs_sample.method(defaults.get_config()))
-    config.data.times = "seconds"
     config.eval.search_protocols = ("catalogue", "impressions")
     config.eval.selection = "ndcg@10/search/impressions"
     return config

@@ -21,6 +21,8 @@ def csv_log(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """clicks.csv, searches.csv and, for items nobody has clicked, items.csv in data_dir."""
     config.dataset = "csv_log"
     config.pretrain.batch_size = 0  # by the size of the log
+    config.data.columns = ""  # other names of columns, such as "user=user_id,session="
+    config.data.time_unit = "infer"  # or "seconds", "milliseconds", ..., "positions"
     return config
 
 

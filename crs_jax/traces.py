@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from core.errors import UserError
-from core.scripts import UNSPACED
+from core.scripts import MARKS, UNSPACED, normal
+from core.text_lines import read_lines
 
 _KEYS = ("user", "query", "item", "reasoning")
 _ID = re.compile(r"<[a-z]_\d+>|</?think>|<\|")
 # Scripts without spaces one character at a time.
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+_WORD = re.compile(rf"[{UNSPACED}][{MARKS}]*|[^\W{UNSPACED}](?:[^\W{UNSPACED}]|[{MARKS}])*")
 _IDEOGRAPH = re.compile(f"[{UNSPACED}]")
 # What of an item's text in a row tells which item it is: at its start, where its title is, and
 # anywhere in it. In half words: an ideograph is one, another word two.
@@ -42,15 +43,8 @@ def read_traces(path: str) -> list[Trace]:
     Raises:
       UserError: no such file, or broken JSON, a missing key or no text: names the line.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().split("\n")  # JSON may hold what splitlines takes for line ends
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"expected a file of traces at {path}, found {type(error).__name__}; correct "
-            "config.distill.traces"
-        ) from None
     found = []
+    lines = read_lines(path, "traces", "correct config.distill.traces")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -87,10 +81,10 @@ def leaks(reasoning: str, text: str) -> bool:
     """
     if _ID.search(reasoning):
         return True
-    words = _WORD.findall(text.lower())
+    words = _WORD.findall(normal(text))
     if not words:
         return False
-    own = f" {' '.join(_WORD.findall(reasoning.lower()))} "
+    own = f" {' '.join(_WORD.findall(normal(reasoning)))} "
     halves = np.cumsum([1 if _IDEOGRAPH.match(word) else 2 for word in words])
     before = np.concatenate([[0], halves[:-1]])
     ends = np.searchsorted(halves, before + _RUN) + 1
@@ -121,8 +115,8 @@ class TemplateTeacher:
           title: the target's.
         """
         words = _WORD.findall(query)
-        known = set(_WORD.findall(title.lower()))
-        common = [word for word in words if word.lower() in known]
+        known = set(_WORD.findall(normal(title)))
+        common = [word for word in words if normal(word) in known]
         topic = min(common or words or [query], key=len)
         other = next((text for text in reversed(earlier) if text != query), "")
         before = f" after {min(_WORD.findall(other), key=len)}" if _WORD.search(other) else ""

@@ -6,10 +6,10 @@ A pseudo-query alone is to give the item's semantic identifier (READINGS, sixth 
 from __future__ import annotations
 
 import collections
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from core.errors import UserError
+from core.text_lines import read_lines
 
 _WORDS = 3
 
@@ -46,14 +46,8 @@ def read(path: str, numbers: Mapping[str, int]) -> list[tuple[int, str]]:
     Raises:
       UserError: no such file, a malformed line, an unknown item, or no query.
     """
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"expected pseudo-queries as UTF-8 text in {path}, found none that can be read "
-            f"({type(error).__name__}); correct config.prompts.pseudo_queries"
-        ) from None
     found = []
+    lines = read_lines(path, "pseudo-queries", "correct config.prompts.pseudo_queries")
     for number, line in enumerate(lines, 1):
         item, tab, query = line.partition("\t")
         if not tab or not query.strip() or item not in numbers:

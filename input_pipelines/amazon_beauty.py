@@ -16,18 +16,19 @@ either (what is strictly earlier) holds no face of it.
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines import random_streams
+from core.text_lines import read_lines
+from input_pipelines import ids, random_streams
 from input_pipelines.log import Log, RawEvents, build_log
 
 # Of the choice among an item's queries.
 _QUERY_SEED = 0
 _TEXT_KEYS = ("title", "brand", "description")
+_LARGEST_PRICE = 1e12
 _FILES = ("sequences.tsv", "items.jsonl", "queries.tsv")
 
 
@@ -44,10 +45,7 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"expected UTF-8 text in {path}, found {error}; use another copy") from None
+    return read_lines(path, f"the lines of {path.name}", "use another copy")
 
 
 def _malformed(path: pathlib.Path, number: int, expected: str, found: str) -> UserError:
@@ -58,7 +56,7 @@ def _malformed(path: pathlib.Path, number: int, expected: str, found: str) -> Us
 
 def _split_line(path: pathlib.Path, number: int, line: str, expected: str) -> tuple[str, str]:
     name, tab, rest = line.partition("\t")
-    if not tab or not name.isdecimal():
+    if not tab or not (name.isascii() and name.isdecimal()):
         raise _malformed(path, number, expected, line)
     return name, rest
 
@@ -73,15 +71,21 @@ def _read_queries(path: pathlib.Path) -> dict[int, list[str]]:
 
 def _text(record: dict) -> str:
     values = [record.get(name) for name in _TEXT_KEYS]
-    return " ".join(value.strip() for value in values if isinstance(value, str) and value.strip())
+    parts = (value.strip() for value in values if isinstance(value, str))
+    return " ".join(ids.whole_text(part) for part in parts if part)
 
 
 def _facts(record: dict) -> dict[str, str]:
     """As text; a price to the cent."""
     values = {name: record.get(name) for name in ("title", "brand", "price")}
-    found = {name: v.strip() for name, v in values.items() if isinstance(v, str) and v.strip()}
+    found = {
+        name: ids.whole_text(v.strip())
+        for name, v in values.items()
+        if isinstance(v, str) and v.strip()
+    }
     price = values["price"]
-    if isinstance(price, (int, float)) and math.isfinite(price) and price > 0:
+    # True is no price, though Python takes it for 1.
+    if isinstance(price, int | float) and price is not True and 0 < price < _LARGEST_PRICE:
         found["price"] = f"{price:.2f}"
     return found
 
@@ -94,8 +98,9 @@ def _read_items(
     for number, line in enumerate(_lines(path), 1):
         try:
             record = json.loads(line)
-            name, query_ids = int(record["item"]), [int(q) for q in record["query_ids"]]
-        except (ValueError, KeyError, TypeError):
+            name = ids.number_of(record["item"])
+            query_ids = [ids.number_of(query) for query in record["query_ids"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
             expected = 'a JSON object with "item" and "query_ids"'
             raise _malformed(path, number, expected, line) from None
         if name < 0:

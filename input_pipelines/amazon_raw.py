@@ -31,7 +31,8 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
-from input_pipelines import random_streams
+from core.text_lines import lines_of
+from input_pipelines import ids, random_streams
 from input_pipelines.csv_blocks import Report, silent
 from input_pipelines.log import Log, RawEvents, build_log, tie_break
 
@@ -81,11 +82,14 @@ def _lines(path: pathlib.Path, report: Report) -> Iterator[tuple[int, str]]:
     """The lines of a gz file without their ends, numbered from 1."""
     size = max(path.stat().st_size, 1)
     try:
-        with open(path, "rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with (
+            open(path, "rb") as packed,
+            gzip.open(packed, "rt", encoding="utf-8", newline="\n") as file,
+        ):
+            for number, line in enumerate(lines_of(file), 1):
                 if number % _REPORT_LINES == 0:
                     report(path.name, packed.tell() / size)
-                yield number, line.rstrip("\n")
+                yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
             f"expected a whole gz file of UTF-8 text at {path}, found one that ends or breaks "
@@ -129,14 +133,14 @@ def _optional_text(value: Any) -> str:
     """On one line; '' of nothing. Raises TypeError where it is no text."""
     if value is not None and not isinstance(value, str):
         raise TypeError
-    return " ".join((value or "").split())
+    return " ".join(ids.whole_text(value or "").split())
 
 
 def _item_texts(path: pathlib.Path, report: Report) -> dict[str, str]:
     """The text of every item that has metadata."""
     texts = {}
     for number, line in _lines(path, report):
-        item, *parts = _record(path, number, line, {"asin": str}, _TEXT_KEYS)
+        item, *parts = _record(path, number, line, {"asin": ids.of_value}, _TEXT_KEYS)
         texts[item] = " ".join(part for part in parts if part)
     return texts
 
@@ -144,7 +148,11 @@ def _item_texts(path: pathlib.Path, report: Report) -> dict[str, str]:
 def _reviews(path: pathlib.Path, known: set[str], report: Report) -> pd.DataFrame:
     """user, item, position of the reviews of known items, in order."""
     users, items, days = [], [], []
-    keys = {"reviewerID": str, "asin": str, "unixReviewTime": int}
+    keys = {
+        "reviewerID": ids.of_value,
+        "asin": ids.of_value,
+        "unixReviewTime": ids.number_of,
+    }
     for number, line in _lines(path, report):
         user, item, day = _record(path, number, line, keys)
         users.append(user)

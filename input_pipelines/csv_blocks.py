@@ -6,10 +6,10 @@ the file it stands.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ TEXT = pa.dictionary(pa.int32(), pa.string())
 
 _BLOCK_BYTES = 16 << 20
 _LARGEST_TIME = 2.0**53
+_HEADER_CHARACTERS = 1 << 20
 
 
 def silent(what: str, share: float) -> None:
@@ -62,6 +63,7 @@ def read_blocks(
     """
     if not path.is_file():
         raise UserError(f"expected a file {path}, found none; pass the folder that holds it")
+    _check_header(path, columns)
     size = max(path.stat().st_size, 1)
     row = 1
     with pa.OSFile(str(path)) as file:
@@ -75,7 +77,7 @@ def read_blocks(
                 row += batch.num_rows
                 # Not the file's position, which runs ahead of what is parsed.
                 report(path.name, min(number * _BLOCK_BYTES / size, 1.0))
-        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        except pa.ArrowException as error:
             raise _explain(path, columns, error) from None
 
 
@@ -111,14 +113,31 @@ def _values(column: pa.Array, kind: pa.DataType) -> np.ndarray | pa.DictionaryAr
     return None if len(values) and values.min() < 0 else values
 
 
-def _header(path: pathlib.Path) -> list[str]:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return [name.strip().strip('"') for name in file.readline().split(",")]
+def header_of(path: pathlib.Path) -> list[str]:
+    """Returns the names of the first line as they stand, spaces too; none of what is no CSV."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
+            return next(csv.reader([file.readline(_HEADER_CHARACTERS)]), [])
+        except csv.Error:
+            return []
 
 
-def _no_column(path: pathlib.Path, name: str) -> UserError:
-    found = ", ".join(_header(path))[:300] or "an empty file"
-    return UserError(f"expected column {name} in {path}, found {found}; use the file as published")
+def _check_header(path: pathlib.Path, columns: Iterable[str]) -> None:
+    """Raises UserError where columns are missing, naming all of them, or one stands there twice."""
+    header = header_of(path)
+    missing = [name for name in columns if name not in header]
+    if missing:
+        found = ", ".join(name if name == name.strip() else repr(name) for name in header)[:300]
+        raise UserError(
+            f"expected column{'s' * (len(missing) > 1)} {', '.join(missing)} in {path}, found "
+            f"{found or 'an empty file'}; use the file as published"
+        )
+    twice = [name for name in columns if header.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"expected column {twice[0]} in {path} once, found it {header.count(twice[0])} times; "
+            "use the file as published"
+        )
 
 
 def _explain(path: pathlib.Path, columns: Mapping[str, pa.DataType], error: Exception) -> UserError:
@@ -143,10 +162,7 @@ def _explain(path: pathlib.Path, columns: Mapping[str, pa.DataType], error: Exce
                             "mend the file"
                         )
                 row += batch.num_rows
-        except pa.ArrowKeyError:
-            found = _header(path)
-            return _no_column(path, next(name for name in columns if name not in found))
-        except pa.ArrowInvalid as second:
+        except pa.ArrowException as second:
             error = second
     if odd_rows:
         odd = odd_rows[0]
@@ -156,8 +172,6 @@ def _explain(path: pathlib.Path, columns: Mapping[str, pa.DataType], error: Exce
             f"{number}; the file may be cut short: fetch it again"
         )
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-    if not os.path.getsize(path):
-        return _no_column(path, next(iter(columns)))
     return UserError(f"expected a CSV file at {path}, found one that does not read ({reason})")
 
 

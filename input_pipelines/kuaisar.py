@@ -114,6 +114,7 @@ def read_kuaisar(data_dir: str, *, report: Report = silent) -> Log:
         search_click_ends=sessions.click_ends,
         search_click_values=sessions.clicks,
         items=items,
+        time_unit="milliseconds",
     )
     is_sample = (pathlib.Path(data_dir) / SAMPLE_MARK).exists()
     log = build_numbered_log("kuaisar", events, is_sample=is_sample)

@@ -7,20 +7,32 @@ has a strictly smaller time.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from core.errors import UserError
+from input_pipelines import segmenters, times
+from input_pipelines.empty_searches import count_left_out, with_content
+from input_pipelines.names import Names, lay_out
 
+_LOG = logging.getLogger(__name__)
+
+# Of names: where each begins, and their UTF-8.
+NAME_ARRAYS = (
+    ("user_id_offsets", "user_id_bytes"),
+    ("item_id_offsets", "item_id_bytes"),
+    ("word_text_offsets", "word_text_bytes"),
+)
 ARRAYS = (
-    "user_ids",
-    "item_ids",
-    "words",
+    *itertools.chain(*NAME_ARRAYS),
     "rec_offsets",
     "rec_items",
     "rec_times",
@@ -34,7 +46,7 @@ ARRAYS = (
 # Each group is whole, in logs of sources that have it, or absent.
 TEXT_ARRAYS = ("text_offsets", "text_bytes")
 UNCLICKED_ARRAYS = ("unclicked_offsets", "unclicked_items")
-PLACE_ARRAYS = ("places", "search_places")
+PLACE_ARRAYS = ("place_offsets", "place_bytes", "search_places")
 PROFILE_ARRAYS = ("profile_offsets", "profile_bytes")
 BEGIN_ARRAYS = ("search_begins",)
 FACT_ARRAYS = ("fact_offsets", "fact_bytes")
@@ -46,7 +58,6 @@ OPTIONAL_ARRAYS = (
     BEGIN_ARRAYS,
     FACT_ARRAYS,
 )
-_HASHED_NAMES = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +67,9 @@ class Log:
     Attributes:
       name: the data set's.
       is_sample: made-up data; whoever prints or saves results on it says so.
-      user_ids, item_ids, words: original names, str [U+1], [V+1], [W+1]; index 0 is ''.
+      user_id_offsets: int64 [U+2], and user_id_bytes: uint8, the original names, as `Names`; the
+        same of items, item_id_*, and of words, word_text_*. `user_ids`, `item_ids` and `words` read
+        them.
       rec_offsets: int64 [U+2]; user u's clicks are rows rec_offsets[u]:rec_offsets[u+1].
       rec_items, rec_times: int32 and int64 [R], times ascending within a user.
       search_offsets, search_times: int64 [U+2], [S], likewise.
@@ -65,13 +78,15 @@ class Log:
       published: the source's own split, where it has one: PART_target_row, PART_rec_end and
         PART_search_end, int64 [E] as in `splits.Examples`, and PART_negatives, int32 [E, N], for
         the parts train, validation and test.
-      hash: 16 hex digits over the events, names and profiles; texts and facts are not in it.
+      hash: 16 hex digits over the events, names and profiles; texts, facts, the time's unit and
+        `reading` are not in it.
       text_offsets: int64 [V+2], and text_bytes: uint8; item i's text is UTF-8 in
         text_bytes[text_offsets[i]:text_offsets[i+1]]. None where the source has no texts.
       unclicked_offsets, unclicked_items: int64 [S+1], int32; the items shown in search s and not
         clicked, as they stood on its page. None where the source does not say what was shown.
-      places: original names, str [P+1], index 0 is ''; search_places: int32 [S], where search s
-        looked or was made, 0 where that is not known. None where the source has no places.
+      place_offsets: int64 [P+2], and place_bytes: uint8, names of places, which `places` reads;
+        search_places: int32 [S], where search s looked or was made, 0 where that is not known. None
+        where the source has no places.
       profile_offsets: int64 [U+2], and profile_bytes: uint8; what is known of user u, as text by
         name, is JSON in profile_bytes[profile_offsets[u]:profile_offsets[u+1]], nothing where
         nothing is. None where the source has no profiles.
@@ -79,13 +94,18 @@ class Log:
         which it is history; a search's own history ends there. None where no search's is.
       fact_offsets: int64 [V+2], and fact_bytes: uint8; what is known of item i, of title, price,
         brand and category, is JSON as of profiles. None where the source has no facts of items.
+      time_unit: of `times.UNITS`: what times count from 1970 in, or positions, an order alone.
+      reading: what the reader left out or found odd, by name, for the data card.
     """
 
     name: str
     is_sample: bool
-    user_ids: np.ndarray
-    item_ids: np.ndarray
-    words: np.ndarray
+    user_id_offsets: np.ndarray
+    user_id_bytes: np.ndarray
+    item_id_offsets: np.ndarray
+    item_id_bytes: np.ndarray
+    word_text_offsets: np.ndarray
+    word_text_bytes: np.ndarray
     rec_offsets: np.ndarray
     rec_items: np.ndarray
     rec_times: np.ndarray
@@ -101,13 +121,38 @@ class Log:
     text_bytes: np.ndarray | None = None
     unclicked_offsets: np.ndarray | None = None
     unclicked_items: np.ndarray | None = None
-    places: np.ndarray | None = None
+    place_offsets: np.ndarray | None = None
+    place_bytes: np.ndarray | None = None
     search_places: np.ndarray | None = None
     profile_offsets: np.ndarray | None = None
     profile_bytes: np.ndarray | None = None
     search_begins: np.ndarray | None = None
     fact_offsets: np.ndarray | None = None
     fact_bytes: np.ndarray | None = None
+    time_unit: str = times.POSITIONS
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def user_ids(self) -> Names:
+        """The source's ids of users 0..U; that of 0, padding, is ''."""
+        return Names(self.user_id_offsets, self.user_id_bytes)
+
+    @functools.cached_property
+    def item_ids(self) -> Names:
+        """The source's ids of items 0..V."""
+        return Names(self.item_id_offsets, self.item_id_bytes)
+
+    @functools.cached_property
+    def words(self) -> Names:
+        """The words 0..W of queries."""
+        return Names(self.word_text_offsets, self.word_text_bytes)
+
+    @functools.cached_property
+    def places(self) -> Names | None:
+        """The places 0..P of searches; None where the source has none."""
+        if self.place_offsets is None or self.place_bytes is None:
+            return None
+        return Names(self.place_offsets, self.place_bytes)
 
     @property
     def num_users(self) -> int:
@@ -124,7 +169,7 @@ class Log:
     def query(self, search: int) -> list[str]:
         """The words of a search."""
         ids = self.word_ids[self.word_offsets[search] : self.word_offsets[search + 1]]
-        return [str(self.words[word]) for word in ids]
+        return self.words[ids].tolist()
 
     def unclicked(self, search: int) -> np.ndarray:
         """The items shown in a search and not clicked, int32; none where that is not known."""
@@ -142,7 +187,7 @@ class Log:
         """The place of a search; empty where it is not known."""
         if self.places is None or self.search_places is None:
             return ""
-        return str(self.places[self.search_places[search]])
+        return self.places[self.search_places[search]]
 
     def profile(self, user: int) -> dict[str, str]:
         """What is known of a user, by name; nothing where the source has no profiles."""
@@ -192,6 +237,7 @@ class RawEvents:
         asked and when its last click came.
       item_facts: by item what is known of title, price, brand and category, text by name, for
         sources that have it; other items are not added by it.
+      time_unit, reading: as of `Log`.
     """
 
     click_user: Sequence[str]
@@ -208,6 +254,8 @@ class RawEvents:
     user_profiles: Mapping[str, Mapping[str, str]] | None = None
     search_begins: Sequence[int] | None = None
     item_facts: Mapping[str, Mapping[str, str]] | None = None
+    time_unit: str = times.POSITIONS
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
@@ -221,8 +269,8 @@ def _number(names: pd.Index, values: Sequence[str]) -> np.ndarray:
 
 
 def _names(*columns: Sequence[str]) -> pd.Index:
-    parts = [np.asarray(list(c), dtype=object) for c in columns]
-    return pd.Index(np.unique(np.concatenate(parts).astype(str)).astype(object))
+    """The distinct names in the order of their characters' numbers."""
+    return pd.Index(sorted(set(itertools.chain(*columns))), dtype=object)
 
 
 def _ragged(rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[str]]:
@@ -234,7 +282,7 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
     """Numbers names and sorts events.
 
     The same user, item and time twice is one click. A search with neither words nor clicks is
-    dropped: nothing can be learnt from it, and a row of zeros means padding.
+    dropped (`with_content`) and counted. Words are cut as `segmenters.cut` does, which is told.
 
     Raises:
       UserError: there is not one click.
@@ -248,9 +296,9 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
             "time": np.asarray(events.click_time, dtype=np.int64),
         }
     ).drop_duplicates()
-    word_ends, flat_words = _ragged(events.search_words)
+    word_ends, flat_words = _ragged(_cut_words(name, events))
     click_ends, flat_clicks = _ragged(events.search_clicks)
-    keep = (np.diff(word_ends) > 0) | (np.diff(click_ends) > 0)
+    keep = with_content(word_ends, click_ends)
     search_user = np.asarray(events.search_user, dtype=object)
     search_time = np.asarray(events.search_time, dtype=np.int64)
     users = _names(clicks["user"].tolist(), search_user[keep].tolist())
@@ -271,9 +319,7 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
     log = Log(
         name=name,
         is_sample=is_sample,
-        user_ids=_with_padding(users),
-        item_ids=_with_padding(items),
-        words=_with_padding(words),
+        **laid_out_names(lay_out(users), lay_out(items), lay_out(words)),
         rec_offsets=offsets_of_users(click_users, len(users)),
         rec_items=_number(items, clicks["item"].to_numpy()[order]),
         rec_times=clicks["time"].to_numpy()[order],
@@ -283,9 +329,11 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         word_ids=word_ids[word_rows],
         click_offsets=click_offsets,
         click_items=click_items[click_rows],
+        time_unit=events.time_unit,
+        reading={**events.reading, **count_left_out(keep)},
     )
     if events.item_texts is not None:
-        ends, flat = _bytes_of([events.item_texts.get(item, "") for item in items.tolist()])
+        ends, flat = lay_out(events.item_texts.get(item, "") for item in items.tolist())
         log = dataclasses.replace(log, text_offsets=ends, text_bytes=flat)
     if events.search_unclicked is not None:
         unclicked_offsets, unclicked_rows = take_ragged(unclicked_ends, search_order)
@@ -298,8 +346,12 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
         of_searches = np.asarray(events.search_places, dtype=object)[search_order]
         # '' is at place 0 already.
         places = _names(of_searches[of_searches != ""].tolist())
+        ends, flat = lay_out(places)
         log = dataclasses.replace(
-            log, places=_with_padding(places), search_places=_number(places, of_searches.tolist())
+            log,
+            place_offsets=ends,
+            place_bytes=flat,
+            search_places=_number(places, of_searches.tolist()),
         )
     if events.search_begins is not None:
         begins = np.asarray(events.search_begins, dtype=np.int64)[search_order]
@@ -314,19 +366,12 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
     return dataclasses.replace(log, hash=content_hash(log))
 
 
-def _bytes_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets int64 [n+2] and UTF-8 of the texts of ids 1..n."""
-    encoded = [text.encode() for text in texts]
-    ends = np.cumsum([0, 0, *map(len, encoded)], dtype=np.int64)
-    return ends, np.frombuffer(b"".join(encoded), np.uint8)
-
-
 def _json_of(
     known: Mapping[str, Mapping[str, str]], names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`_bytes_of` what is known by name as JSON, nothing where nothing is."""
-    found = [known.get(name) for name in names]
-    return _bytes_of([json.dumps(one, ensure_ascii=False) if one else "" for one in found])
+    """Lays out what is known by name as JSON, nothing where nothing is."""
+    found = (known.get(name) for name in names)
+    return lay_out(json.dumps(one, ensure_ascii=False) if one else "" for one in found)
 
 
 def _text_of_search(events: RawEvents, search: int) -> str:
@@ -339,8 +384,30 @@ def _text_of_search(events: RawEvents, search: int) -> str:
     return " ".join(parts)
 
 
-def _with_padding(names: pd.Index) -> np.ndarray:
-    return np.array(["", *names.tolist()], dtype=np.str_)
+def laid_out_names(*names: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """Returns the fields of a `Log` that hold the laid out names of users, items and words."""
+    return {
+        field: array
+        for fields, arrays in zip(NAME_ARRAYS, names, strict=True)
+        for field, array in zip(fields, arrays, strict=True)
+    }
+
+
+def _cut_words(name: str, events: RawEvents) -> list[list[str]]:
+    """The words of each search, none too long; says how many were cut, and where the first is."""
+    words, cut = [], []
+    for row, one in enumerate(events.search_words):
+        short = [segmenters.cut(word) for word in one]
+        if short != list(one):
+            cut.append(row)
+        words.append(short)
+    if cut:
+        _LOG.warning(
+            "%s: cut words of more than %d characters in %d searches; the first is search %d of "
+            "the source, of user %s",
+            *(name, segmenters.LONGEST_WORD, len(cut), cut[0] + 1, events.search_user[cut[0]]),
+        )
+    return words
 
 
 def offsets_of_users(users: np.ndarray, num_users: int) -> np.ndarray:
@@ -361,18 +428,19 @@ def content_hash(log: Log) -> str:
     """16 hex digits over names, ids, times and the published split; places, what was shown, when
     searches were asked and profiles count where a log has them."""
     digest = hashlib.sha256()
-    optional = (*UNCLICKED_ARRAYS, *PLACE_ARRAYS, *PROFILE_ARRAYS, *BEGIN_ARRAYS)
-    for name in (*ARRAYS, *optional):
-        if getattr(log, name) is None:
+    for names in (log.user_ids, log.item_ids, log.words):
+        for part in names.lines():
+            digest.update(part)
+    arrays = [name for name in ARRAYS if name not in set(itertools.chain(*NAME_ARRAYS))]
+    for name in (*arrays, *UNCLICKED_ARRAYS, *PLACE_ARRAYS, *PROFILE_ARRAYS, *BEGIN_ARRAYS):
+        if name == "place_bytes" or getattr(log, name) is None:
+            continue
+        if name == "place_offsets" and log.places is not None:
+            for part in log.places.lines():
+                digest.update(part)
             continue
         array = np.ascontiguousarray(getattr(log, name))
-        if array.dtype.kind == "U":
-            # In parts, because a list of millions of names would take more than their array.
-            for start in range(0, len(array), _HASHED_NAMES):
-                part = "\n".join(array[start : start + _HASHED_NAMES].tolist())
-                digest.update(("\n" * (start > 0) + part).encode())
-        else:
-            digest.update(array.data if array.size else b"")
+        digest.update(array.data if array.size else b"")
     for name in sorted(log.published):
         array = np.ascontiguousarray(log.published[name])
         digest.update(name.encode() + (array.data if array.size else b""))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines.log import OPTIONAL_ARRAYS, Log
+from input_pipelines import ids, times
+from input_pipelines.empty_searches import with_content
+from input_pipelines.log import NAME_ARRAYS, OPTIONAL_ARRAYS, PLACE_ARRAYS, Log
 
 
 def validate_log(log: Log) -> None:
     """Checks what every consumer relies on.
 
     Raises:
-      UserError: offsets that do not cover the rows, times out of order, ids out of range, half a
-        group of optional arrays.
+      UserError: offsets that do not cover the rows, times out of order or in two units, ids out of
+        range, names that are no names, a search with neither words nor clicks, half a group of
+        optional arrays.
     """
     for group in OPTIONAL_ARRAYS:
         missing = [name for name in group if getattr(log, name) is None]
@@ -22,6 +25,8 @@ def validate_log(log: Log) -> None:
                 f"expected {' and '.join(group)} in log {log.name}, found no {missing[0]}; prepare "
                 "the data again"
             )
+    for name_offsets, name_bytes in (*NAME_ARRAYS, PLACE_ARRAYS[:2]):
+        _validate_names(log, name_offsets, name_bytes)
     users = log.num_users
     if len(log.rec_times) != len(log.rec_items):
         raise UserError(
@@ -52,6 +57,11 @@ def validate_log(log: Log) -> None:
         ragged.append((log.fact_offsets, len(log.fact_bytes), "fact_offsets", log.num_items + 2))
     if log.places is not None and log.search_places is not None:
         _validate_places(log, log.search_places, len(log.places) - 1)
+    if log.time_unit not in times.UNITS:
+        raise UserError(
+            f"expected a time unit of {', '.join(times.UNITS)} in log {log.name}, found "
+            f"{log.time_unit!r}; prepare the data again"
+        )
     if log.search_begins is not None and (
         len(log.search_begins) != searches or np.any(log.search_begins > log.search_times)
     ):
@@ -70,18 +80,24 @@ def validate_log(log: Log) -> None:
                 f"expected ascending {name} in log {log.name}, found a decrease; prepare the data "
                 "again"
             )
-    for ids, limit, name in numbered:
-        if len(ids) and (ids.min() < 1 or ids.max() > limit):
-            worst = int(ids.min()) if ids.min() < 1 else int(ids.max())
+    for numbers, limit, name in numbered:
+        if len(numbers) and (numbers.min() < 1 or numbers.max() > limit):
+            worst = int(numbers.min()) if numbers.min() < 1 else int(numbers.max())
             raise UserError(
                 f"expected {name} of log {log.name} from 1 to {limit}, found {worst}; prepare the "
                 "data again"
             )
-    for times, offsets, name in (
+    empty = np.flatnonzero(~with_content(log.word_offsets, log.click_offsets))
+    if len(empty):
+        raise UserError(
+            f"expected words or clicks in every search of log {log.name}, found neither in search "
+            f"{empty[0]} and {len(empty) - 1} others; leave them out and prepare the data again"
+        )
+    for when, offsets, name in (
         (log.rec_times, log.rec_offsets, "clicks"),
         (log.search_times, log.search_offsets, "searches"),
     ):
-        falls = np.diff(times) < 0
+        falls = np.diff(when) < 0
         starts = np.asarray(offsets[1:-1]) - 1  # a fall is legal between two users
         falls[starts[(starts >= 0) & (starts < len(falls))]] = False
         if falls.any():
@@ -90,6 +106,36 @@ def validate_log(log: Log) -> None:
                 f"expected the {name} of each user in log {log.name} in time order, found row "
                 f"{row + 1} earlier than row {row}; prepare the data again"
             )
+    times.check_ranges(log.rec_times, log.search_times, f"log {log.name}")
+
+
+def _validate_names(log: Log, name_offsets: str, name_bytes: str) -> None:
+    """Holds names to what `Names` reads: UTF-8 in parts, the first one empty, none too long."""
+    offsets, flat = getattr(log, name_offsets), getattr(log, name_bytes)
+    if offsets is None:
+        return
+
+    def wrong(found: str) -> UserError:
+        return UserError(
+            f"expected names in {name_offsets} and {name_bytes} of log {log.name}, found {found}; "
+            "prepare the data again"
+        )
+
+    if len(offsets) < 2 or offsets[0] != 0 or offsets[1] != 0 or offsets[-1] != len(flat):
+        raise wrong(f"offsets that do not cover {len(flat)} bytes from an empty name on")
+    lengths = np.diff(offsets)
+    if np.any(lengths[1:] < 1):
+        raise wrong("an empty name or a decrease")
+    if lengths.max() > ids.LONGEST_BYTES:
+        raise wrong(f"one of {lengths.max():,} bytes, where {ids.LONGEST_BYTES:,} are the most")
+    starts = np.asarray(offsets[1:-1])
+    # The second and later bytes of a character are 10xxxxxx.
+    if np.any(np.asarray(flat)[starts] & 0xC0 == 0x80):
+        raise wrong("one that begins within a character")
+    try:
+        np.asarray(flat).tobytes().decode()
+    except UnicodeDecodeError:
+        raise wrong("bytes that are no UTF-8") from None
 
 
 def _validate_places(log: Log, of_searches: np.ndarray, limit: int) -> None:

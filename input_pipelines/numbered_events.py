@@ -8,7 +8,15 @@ import numpy as np
 
 from core.errors import UserError
 from input_pipelines import random_streams
-from input_pipelines.log import Log, content_hash, offsets_of_users, take_ragged
+from input_pipelines.empty_searches import count_left_out, with_content
+from input_pipelines.log import (
+    Log,
+    content_hash,
+    laid_out_names,
+    offsets_of_users,
+    take_ragged,
+)
+from input_pipelines.names import lay_out_numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +29,7 @@ class NumberedEvents:
       word_ends, word_values: int64 [S+1]; search s has the words word_values[ends[s]:ends[s+1]].
       search_click_ends, search_click_values: int64 [S+1], the items clicked, likewise.
       items: int64, further items of the catalogue.
+      time_unit: as of `Log`.
     """
 
     click_user: np.ndarray
@@ -33,6 +42,7 @@ class NumberedEvents:
     search_click_ends: np.ndarray
     search_click_values: np.ndarray
     items: np.ndarray
+    time_unit: str
 
 
 def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = False) -> Log:
@@ -46,7 +56,8 @@ def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = F
     """
     if not len(events.click_user):
         raise UserError(f"expected clicks in the log of {name}, found none; check the source files")
-    kept = np.flatnonzero((np.diff(events.word_ends) > 0) | (np.diff(events.search_click_ends) > 0))
+    keep = with_content(events.word_ends, events.search_click_ends)
+    kept = np.flatnonzero(keep)
     users = np.unique(np.concatenate([events.click_user, events.search_user[kept]]))
     items = np.unique(np.concatenate([events.click_item, events.search_click_values, events.items]))
     words = np.unique(events.word_values)
@@ -72,9 +83,7 @@ def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = F
     log = Log(
         name=name,
         is_sample=is_sample,
-        user_ids=_names(users),
-        item_ids=_names(items),
-        words=_names(words),
+        **laid_out_names(lay_out_numbers(users), lay_out_numbers(items), lay_out_numbers(words)),
         rec_offsets=offsets_of_users(click_user, len(users)),
         rec_items=click_item,
         rec_times=click_time,
@@ -84,6 +93,8 @@ def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = F
         word_ids=_number(words, events.word_values[word_rows]),
         click_offsets=click_offsets,
         click_items=_number(items, events.search_click_values[click_rows]),
+        time_unit=events.time_unit,
+        reading=count_left_out(keep),
     )
     return dataclasses.replace(log, hash=content_hash(log))
 
@@ -91,14 +102,6 @@ def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = F
 def _number(names: np.ndarray, values: np.ndarray) -> np.ndarray:
     """int32 ids from 1 of `values`, all of which occur in the sorted `names`."""
     return (np.searchsorted(names, values) + 1).astype(np.int32)
-
-
-def _names(values: np.ndarray) -> np.ndarray:
-    """The ascending integers from 0 as text, str [n+1], index 0 ''; no wider than the longest."""
-    width = len(str(values[-1])) if len(values) else 1
-    texts = np.zeros(len(values) + 1, dtype=f"U{width}")
-    texts[1:] = values.astype(f"U{width}")
-    return texts
 
 
 def _row_keys(events: NumberedEvents) -> np.ndarray:

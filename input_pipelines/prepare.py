@@ -33,6 +33,8 @@ from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import FORMAT, is_prepared, load_log, read_origin, save_log
 from input_pipelines.raw_hashes import RawHashes
 
+_NAMED_FILES = 20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reader:
@@ -42,6 +44,7 @@ class Reader:
       files: data_dir -> the raw files; UserError where one is missing.
       read: (data_dir, **settings) -> Log; also takes work_dir if `needs_work_dir`.
       settings: the options it heeds.
+      of_files: those of the settings that say no more than how raw files are to be read.
       version: raised when the same files and options come to give another log.
       needs_work_dir: reads through files of its own, written beside the prepared folder.
       reports: takes a `report` of the progress.
@@ -50,6 +53,7 @@ class Reader:
     files: Callable[[str], list[pathlib.Path]]
     read: Callable[..., Log]
     settings: tuple[str, ...] = ()
+    of_files: tuple[str, ...] = ()
     version: int = 1
     needs_work_dir: bool = False
     reports: bool = False
@@ -60,29 +64,38 @@ READERS: dict[str, Reader] = {
         files=qilin_files.raw_files,
         read=qilin.read_qilin,
         settings=("segmenter",),
-        version=4,  # notes shown without a click, profiles, when searches were asked
+        version=5,  # words with their marks, profiles without NaN
         needs_work_dir=True,
     ),
     "csv_log": Reader(
         files=csv_log.raw_files,
         read=csv_log.read_csv_log,
-        settings=("segmenter",),
-        version=2,  # item texts
+        settings=("segmenter", "columns", "time_unit"),
+        of_files=("columns", "time_unit"),
+        version=3,  # words with their marks, ids of parquet, the unit of times
     ),
     "amazon_beauty": Reader(
         files=amazon_beauty.raw_files,
         read=amazon_beauty.read_amazon_beauty,
-        version=3,  # item texts, facts of items
+        version=4,  # lines end in newlines alone
     ),
     "amazon_raw": Reader(
         files=amazon_raw.raw_files,
         read=amazon_raw.read_amazon_raw,
-        version=2,  # item texts
+        version=3,  # lines end in newlines alone, ids of any kind by one rule
         reports=True,
     ),
-    "trivago": Reader(files=trivago.raw_files, read=trivago.read_trivago, settings=("segmenter",)),
+    "trivago": Reader(
+        files=trivago.raw_files,
+        read=trivago.read_trivago,
+        settings=("segmenter",),
+        version=2,  # words with their marks
+    ),
     "unisar_pickles": Reader(
-        files=unisar_pickles.raw_files, read=unisar_pickles.read_unisar, reports=True
+        files=unisar_pickles.raw_files,
+        read=unisar_pickles.read_unisar,
+        version=2,  # no session without words and clicks
+        reports=True,
     ),
     "kuaisar": Reader(files=kuaisar.raw_files, read=kuaisar.read_kuaisar, reports=True),
 }
@@ -144,6 +157,7 @@ def _prepare(
         with scratch_folder(directory) as work_dir:
             extra = {"work_dir": work_dir} if reader.needs_work_dir else {}
             log = reader.read(raw_dir, **settings, **extra)
+        log = _with_ignored_files(log, raw_dir, reader.files(raw_dir))
         report("checking", 0.0)
         validate_log(log)
         report("saving", 0.0)
@@ -156,6 +170,18 @@ def _prepare(
             f"expected to read {raw_dir} and to write {directory}, found {found}; free space or "
             f"pass another {place}"
         ) from error
+
+
+def _with_ignored_files(log: Log, raw_dir: str, read: list[pathlib.Path]) -> Log:
+    """Notes which files and folders of the raw ones were not read, for the data card."""
+    root = pathlib.Path(raw_dir)
+    used = {path.relative_to(root).parts[0] for path in read}
+    ignored = [name for name in sorted(os.listdir(root)) if name not in used and name[0] != "."]
+    if not ignored:
+        return log
+    more = [f"and {len(ignored) - _NAMED_FILES} more"] * (len(ignored) > _NAMED_FILES)
+    noted = {"files_ignored": ignored[:_NAMED_FILES] + more}
+    return dataclasses.replace(log, reading={**log.reading, **noted})
 
 
 def prepare_log(
@@ -183,12 +209,17 @@ def prepare_log(
     remove_abandoned(cache_dir)
     if is_prepared(data_dir):
         origin = read_origin(data_dir) or {}
-        wanted = {"dataset": dataset, "settings": settings}
-        for key, value in wanted.items():
-            if origin.get(key) != value:
+        of_files = READERS[dataset].of_files
+        given, wanted = (
+            {k: v for k, v in some.items() if k not in of_files}
+            for some in (origin.get("settings") or {}, settings)
+        )
+        found = {"dataset": origin.get("dataset"), "settings": given}
+        for key, value in {"dataset": dataset, "settings": wanted}.items():
+            if found[key] != value:
                 raise UserError(
-                    f"expected {data_dir} to be prepared with {key} {value}, found "
-                    f"{origin.get(key)}; change the config or pass another data_dir"
+                    f"expected {data_dir} to be prepared with {key} {value}, found {found[key]}; "
+                    "change the config or pass another data_dir"
                 )
         version = READERS[dataset].version
         if origin.get("version") != version:

@@ -16,11 +16,13 @@ from core.errors import UserError
 from core.files import load_npy, read_json, scratch_folder
 from input_pipelines.data_card import describe
 from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log
+from input_pipelines.times import UNITS
 
 # Raised where folders come to hold something else: 2 since every array has a checksum.
 FORMAT = 2
 _META = "meta.json"
 _PUBLISHED = "published_"
+_FIELDS = ("name", "is_sample", "hash", "files", "time_unit", "reading")
 
 
 def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> None:
@@ -39,6 +41,7 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
             np.save(os.path.join(temporary, f"{name}.npy"), array)
         files = checksums.describe(temporary, [f"{name}.npy" for name in arrays])
         meta = {"format": FORMAT, "name": log.name, "is_sample": log.is_sample, "hash": log.hash}
+        meta |= {"time_unit": log.time_unit, "reading": dict(log.reading)}
         meta |= {"origin": origin, "files": files, "card": describe(log)}
         checksums.write_sealed(os.path.join(temporary, _META), meta)
         try:
@@ -67,7 +70,14 @@ def _read_meta(directory: str) -> dict[str, Any]:
             f"expected a log prepared in format {FORMAT} in {directory}, found "
             f"{meta.get('format', 1)!r}; {_again(directory)}"
         )
-    return checksums.unsealed(meta, path, what, _again(directory))
+    meta = checksums.unsealed(meta, path, what, _again(directory))
+    known = meta.get("time_unit") in UNITS and isinstance(meta.get("reading"), dict)
+    if set(_FIELDS) - set(meta) or not known:
+        raise UserError(
+            f"expected a log's {', '.join(_FIELDS)} in {path}, found something else; "
+            f"{_again(directory)}"
+        )
+    return meta
 
 
 def read_origin(directory: str) -> dict[str, Any] | None:
@@ -100,6 +110,8 @@ def load_log(directory: str) -> Log:
         name=meta["name"],
         is_sample=meta["is_sample"],
         hash=meta["hash"],
+        time_unit=meta["time_unit"],
+        reading=meta["reading"],
         published=published,
         **arrays,
     )

@@ -117,6 +117,7 @@ def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -
         items=_text(np.unique(events.shown_item)),
         item_texts=qilin_files.read_note_texts(data_dir, notes),
         user_profiles=qilin_files.read_profiles(data_dir, users),
+        time_unit="milliseconds",
     )
     return build_log("qilin", raw, is_sample=is_sample)
 

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.errors import UserError
+from input_pipelines import ids
 
 KINDS = ("search", "recommendation")
 PARTS = ("train", "test")
@@ -109,7 +110,7 @@ def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
     if not _optional_files(data_dir, "notes"):
         return None
     return {
-        note: " ".join(v.strip() for v in values if v and v.strip())
+        note: " ".join(value.strip() for value in values if value.strip())
         for note, *values in _rows_of(data_dir, "notes", "note_idx", _NOTE_TEXT, wanted)
     }
 
@@ -126,9 +127,9 @@ def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]
         return None
     return {
         user: {
-            name: " ".join(str(value).split())
+            name: " ".join(value.split())
             for name, value in zip(_PROFILE, values, strict=True)
-            if value is not None and str(value).strip() not in ("", "unknown")
+            if value.strip() not in ("", "unknown")
         }
         for user, *values in _rows_of(data_dir, "user_feat", "user_idx", _PROFILE, wanted)
     }
@@ -136,15 +137,23 @@ def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]
 
 def _rows_of(
     data_dir: str, table: str, key: str, names: Sequence[str], wanted: np.ndarray
-) -> Iterator[tuple[Any, ...]]:
-    """(id as text, value, ...) of the rows of an optional table whose `key` is wanted."""
+) -> Iterator[tuple[str, ...]]:
+    """(id, text, ...) of the rows of an optional table whose `key` is wanted; '' where absent."""
     for path in _optional_files(data_dir, table):
+        first = 1
         try:
             for batch in _optional_batches(path, [key, *names]):
-                ids = _ids(batch.column(key), key, path)
-                rows = np.flatnonzero(np.isin(ids, wanted))
-                parts = [batch.column(name).take(rows).to_pylist() for name in names]
-                yield from zip(map(str, ids[rows].tolist()), *parts, strict=True)
+                keys = _ids(batch.column(key), key, path)
+                places = np.flatnonzero(np.isin(keys, wanted))
+                numbers = (places + first).tolist()
+                parts = [
+                    ids.texts_of_column(
+                        batch.column(name).take(places), f"column {name} of {path}", numbers
+                    )
+                    for name in names
+                ]
+                first += batch.num_rows
+                yield from zip(map(str, keys[places].tolist()), *parts, strict=True)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be "
@@ -242,7 +251,7 @@ def _csv_batches(
 def _csv_rows(path: pathlib.Path, columns: list[str]) -> list[dict[str, str]]:
     limit = csv.field_size_limit(2**31 - 1)  # cells with embeddings exceed the default
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             names = list(reader.fieldnames or [])
             for name in columns:
@@ -298,10 +307,12 @@ def _flatten(batch: pa.RecordBatch, path: pathlib.Path, kind: str) -> Rows:
 
     times = field(time_field)
     known = np.isfinite(times)
-    query = batch.column("query").to_pylist() if kind == "search" else []
+    query = []
+    if kind == "search":
+        query = ids.texts_of_column(batch.column("query"), f"column query of {path}")
     return Rows(
         user=_ids(batch.column("user_idx"), "user_idx", path),
-        query=[text or "" for text in query] or [""] * len(batch),
+        query=query or [""] * len(batch),
         row=np.repeat(np.arange(len(batch)), lengths),
         note=_ids(pc.struct_field(impressions, "note_idx"), "note_idx", path),
         position=field("position"),
@@ -317,16 +328,21 @@ def _ids(column: pa.Array, name: str, path: pathlib.Path) -> np.ndarray:
             f"expected {name} of {path} in every row, found {column.null_count} missing; use the "
             "files as published"
         )
+    if pa.types.is_boolean(column.type):
+        raise UserError(
+            f"expected whole numbers as {name} of {path}, found {column.type}; use the files as "
+            "published"
+        )
     try:
-        ids = pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
+        numbers = pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
         raise UserError(
             f"expected whole numbers as {name} of {path}, found others ({_first_line(error)}); use "
             "the files as published"
         ) from None
-    if len(ids) and ids.min() < 0:
+    if len(numbers) and numbers.min() < 0:
         raise UserError(
-            f"expected {name} of {path} to be 0 or more, found {ids.min()}; use the files as "
+            f"expected {name} of {path} to be 0 or more, found {numbers.min()}; use the files as "
             "published"
         )
-    return ids
+    return numbers

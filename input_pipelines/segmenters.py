@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 
 from core.errors import UserError
-from core.scripts import UNSPACED
+from core.scripts import MARKS, UNSPACED, normal
 
 SEGMENTERS = ("characters", "jieba")
+# Characters of a word; what is longer is cut there, in logs and in queries that are typed.
+LONGEST_WORD = 256
 
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+# A letter or digit of a script with spaces; a mark belongs to the character before.
+_LETTER = rf"[^\W_{UNSPACED}]"
+_RUN = rf"{_LETTER}(?:{_LETTER}|[{MARKS}])*"
+_WORD = re.compile(rf"[{UNSPACED}][{MARKS}]*|{_RUN}")
 _IDEOGRAPH = re.compile(rf"[{UNSPACED}]")
-_LETTER = re.compile(r"[^\W_]")
-
-
-def _normal(text: str) -> str:
-    # NFKC makes the full-width letters of Chinese keyboards ordinary ones.
-    return unicodedata.normalize("NFKC", text).lower()
+_SPACED = re.compile(_RUN)
+_HAS_LETTER = re.compile(r"[^\W_]")
 
 
 def characters(text: str) -> list[str]:
-    """Each ideograph is a word; so is each run of other letters and digits, in lower case."""
-    return _WORD.findall(_normal(text))
+    """Each ideograph is a word; so is each run of other letters and digits, in lower case.
+
+    Combining marks, such as the vowel signs of Hindi, are part of their word.
+    """
+    return _WORD.findall(normal(text))
+
+
+def cut(word: str) -> str:
+    """Returns a word's first `LONGEST_WORD` characters."""
+    return word[:LONGEST_WORD]
 
 
 def join(words: Sequence[str]) -> str:
@@ -62,4 +70,17 @@ def segmenter(name: str) -> Callable[[str], list[str]]:
     import jieba
 
     jieba.setLogLevel(logging.WARNING)
-    return lambda text: [w for w in jieba.lcut(_normal(text)) if _LETTER.search(w)]
+    return lambda text: _with_jieba(normal(text), jieba.lcut)
+
+
+def _with_jieba(text: str, split: Callable[[str], list[str]]) -> list[str]:
+    """Words of normal text; jieba, which knows ideographs and ASCII, would spell others out."""
+    words: list[str] = []
+    start = 0
+    for run in _SPACED.finditer(text):
+        if not run[0].isascii():
+            words += split(text[start : run.start()])
+            words.append(run[0])
+            start = run.end()
+    words += split(text[start:])
+    return [word for word in words if _HAS_LETTER.search(word)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any, Self
 
 import numpy as np
@@ -11,11 +12,15 @@ from core.errors import UserError
 from input_pipelines.data_card import spread
 from input_pipelines.log import Log
 
+_LOG = logging.getLogger(__name__)
+
 SPLITS = ("leave_one_out", "global_time", "by_user", "published")
 # Shares of the clicks, by time, before the two cuts of global_time.
 _CUTS = (0.8, 0.9)
 # Shares of the users with clicks that train, and that train or validate, under by_user.
 _USER_CUTS = (0.8, 0.9)
+# Of the test targets: more that stand in their latest earlier search are told.
+_MANY_TOLD = 0.5
 _PUBLISHED_FIELDS = ("target_row", "rec_end", "search_end")
 
 
@@ -224,6 +229,37 @@ def _published(log: Log, min_history: int, seed: int, max_validation: int) -> Sp
     )
 
 
+def targets_in_latest_search(log: Log, examples: Examples) -> np.ndarray:
+    """Tells which targets their latest earlier search has among its clicked items, bool [E].
+
+    A model that repeats the clicks of the latest search is right about these. In a log that tells a
+    click as a search's and again as a later click, they are nearly all, and worth nothing.
+    """
+    users, starts = examples.user, np.asarray(log.search_offsets)
+    some = np.flatnonzero(examples.search_end > starts[users])
+    searches = examples.search_end[some] - 1
+    ends = np.asarray(log.click_offsets)
+    first, lengths = ends[searches], np.diff(ends)[searches]
+    owners = np.repeat(np.arange(len(some)), lengths)
+    rows = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+    targets = np.asarray(log.rec_items)[examples.target_row[some]]
+    found = np.zeros(len(examples), bool)
+    found[some[owners[np.asarray(log.click_items)[rows] == targets[owners]]]] = True
+    return found
+
+
+def warn_of_told_targets(log: Log, splits: Splits) -> None:
+    """Logs a warning where over half of the test targets are `targets_in_latest_search`."""
+    told = targets_in_latest_search(log, splits.test)
+    if len(told) and told.mean() > _MANY_TOLD:
+        _LOG.warning(
+            "%s: %d of %d test targets (%.0f%%) are clicked items of their latest earlier search: "
+            "repeating it is right about them. If clicks are told twice, by a search and again as "
+            "clicks, name each click's search (csv_log: search_session of clicks)",
+            *(log.name, told.sum(), len(told), 100 * told.mean()),
+        )
+
+
 def describe(log: Log, splits: Splits) -> dict[str, Any]:
     """The data card's part on a split: its sizes and the lengths of training histories."""
     train = splits.train
@@ -231,9 +267,14 @@ def describe(log: Log, splits: Splits) -> dict[str, Any]:
     clicks, searches = (
         end - start for end, start in zip((train.rec_end, train.search_end), starts, strict=True)
     )
+    parts = {part: getattr(splits, part) for part in ("train", "validation", "test")}
     return {
         "split": splits.name,
-        "examples": {part: len(getattr(splits, part)) for part in ("train", "validation", "test")},
+        "examples": {part: len(examples) for part, examples in parts.items()},
+        "targets_in_latest_search": {
+            part: int(targets_in_latest_search(log, examples).sum())
+            for part, examples in parts.items()
+        },
         "clicks_in_training_histories": spread(clicks),
         "searches_in_training_histories": spread(searches),
     }

@@ -37,10 +37,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import UserError
-from input_pipelines import segmenters
+from input_pipelines import ids, segmenters
 from input_pipelines.log import Log, RawEvents, build_log
 
 _TEXT_COLUMNS = ("user_id", "session_id", "action_type", "reference", "city")
+_ID_COLUMNS = ("user_id", "session_id")
 _NUMBER_COLUMNS = ("timestamp", "step")
 _LIST_COLUMNS = ("impressions", "prices")
 _COLUMNS = (*_TEXT_COLUMNS, *_NUMBER_COLUMNS, *_LIST_COLUMNS)
@@ -102,6 +103,7 @@ def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
         item_texts=_titles(pages, pd.concat([views, clicks])),
         search_unclicked=[[]] * len(searches) + unclicked,
         search_places=found.city.tolist(),
+        time_unit="seconds",
     )
     return build_log("trivago", events)
 
@@ -155,7 +157,8 @@ def _actions(path: pathlib.Path) -> pd.DataFrame:
                     f"{', '.join(missing)}; use the file as published"
                 )
             table = file.read(columns=list(_COLUMNS))
-    except (OSError, pa.ArrowException) as error:
+        columns = {name: table[name].to_pylist() for name in _COLUMNS}
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
             f"expected a whole parquet file at {path}, found one that cannot be read ({reason}); "
@@ -163,12 +166,16 @@ def _actions(path: pathlib.Path) -> pd.DataFrame:
         ) from None
     if not table.num_rows:
         raise UserError(f"expected actions in {path}, found no row; use another copy")
-    frame = pd.DataFrame({name: table[name].to_pylist() for name in _COLUMNS}, dtype=object)
+    for name in _ID_COLUMNS:
+        columns[name] = ids.of_column(table[name], f"column {name} of {path}")
+    frame = pd.DataFrame(columns, dtype=object)
     for name in _TEXT_COLUMNS:
         _refuse(path, frame, name, _each(_is_text, frame[name]), "text that is not empty")
     for name in _NUMBER_COLUMNS:
         _refuse(path, frame, name, _each(_is_whole, frame[name]), "a whole number")
         frame[name] = frame[name].map(int).astype(np.int64)
+    for name in ("reference", "city"):
+        frame[name] = frame[name].map(ids.whole_text)
     for name in _LIST_COLUMNS:
         frame[name] = frame[name].map(_parts)
     clicks = frame.action_type == _CLICK
@@ -196,6 +203,8 @@ def _is_id(value: str) -> bool:
 
 
 def _is_whole(value: object) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return False
     return isinstance(value, (int, np.integer)) or (isinstance(value, str) and _is_id(value))
 
 

@@ -1,7 +1,9 @@
-"""Interactions that a log holds twice: a click, and a search of its user and time that clicked it.
+"""Interactions that a log holds twice: a click, and a search of its user that it came from.
 
-Sources whose purchases or click-outs answer searches give both faces (`amazon_beauty`, `trivago`).
-Who reads a history as text, or counts, takes the two for one.
+Sources whose purchases or click-outs answer searches give both faces (`amazon_beauty`, `trivago`,
+and `csv_log` where clicks name their search). The two are one where user and item are the same and
+the click's time is that of the search, or lies between when it was asked and its time, at which it
+is history. Who reads a history as text, or counts, takes the two for one.
 """
 
 from __future__ import annotations
@@ -21,35 +23,49 @@ def twin_clicks(log: Log, most: int) -> np.ndarray:
     searches = np.repeat(np.arange(len(log.search_times)), np.diff(log.click_offsets))
     first = np.arange(len(searches)) - np.asarray(log.click_offsets)[searches] < most
     searches, items = searches[first], np.asarray(log.click_items)[first]
-    users, times = _users(log.search_offsets)[searches], np.asarray(log.search_times)[searches]
-    return _among(_clicks(log), (users, times, items))
+    of_clicks, begins, ends = _moments(log, searches, items)
+    if not len(ends):
+        return np.zeros(len(of_clicks), bool)
+    order = np.argsort(ends, kind="stable")
+    # The earliest beginning among the searches that end no earlier. Those of another user or item
+    # begin after all moments of this one.
+    earliest = np.minimum.accumulate(begins[order][::-1])[::-1]
+    place = np.searchsorted(ends[order], of_clicks, side="left")
+    inside = place < len(order)
+    return inside & (earliest[np.where(inside, place, 0)] <= of_clicks)
 
 
 def have_twins(log: Log, examples: SearchExamples) -> np.ndarray:
     """Which examples are clicks of the log too, bool [E]."""
-    times = np.asarray(log.search_times)[examples.target_row]
-    return _among((examples.user, times, examples.item), _clicks(log))
+    of_clicks, begins, ends = _moments(log, examples.target_row, examples.item)
+    of_clicks.sort()
+    return np.searchsorted(of_clicks, begins, "left") < np.searchsorted(of_clicks, ends, "right")
 
 
-def _clicks(log: Log) -> tuple[np.ndarray, ...]:
-    return _users(log.rec_offsets), np.asarray(log.rec_times), np.asarray(log.rec_items)
+def _moments(
+    log: Log, searches: np.ndarray, items: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A (user, item, time) as one int64: of every click, and of both ends of the pairs given.
+
+    Args:
+      searches, items: [N], rows of searches and an item of each.
+    """
+    click_users, search_users = (_users(o) for o in (log.rec_offsets, log.search_offsets))
+    users = np.concatenate([click_users, search_users[searches]])
+    pairs = users * np.int64(log.num_items + 1) + np.concatenate([log.rec_items, items])
+    asked = log.search_times if log.search_begins is None else log.search_begins
+    whens = [
+        np.asarray(log.rec_times),
+        *(np.asarray(each)[searches] for each in (asked, log.search_times)),
+    ]
+    known, ranks = np.unique(np.concatenate(whens), return_inverse=True)
+    _, numbers = np.unique(pairs, return_inverse=True)
+    count = len(click_users)
+    of_clicks, begins, ends = np.split(ranks.astype(np.int64), [count, count + len(searches)])
+    starts = numbers.astype(np.int64) * (len(known) + 1)
+    return starts[:count] + of_clicks, starts[count:] + begins, starts[count:] + ends
 
 
 def _users(offsets: np.ndarray) -> np.ndarray:
     """The user of every row."""
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-
-
-def _among(wanted: tuple[np.ndarray, ...], known: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Which of the N rows `wanted` are among `known`, bool [N]; rows are tuples of columns."""
-    columns = [np.concatenate(pair).astype(np.int64) for pair in zip(wanted, known, strict=True)]
-    order = np.lexsort(columns)
-    starts = np.zeros(len(order), bool)
-    for column in columns:
-        starts[1:] |= np.diff(column[order]) != 0
-    group = np.empty(len(order), np.int64)
-    group[order] = np.cumsum(starts)
-    count = len(wanted[0])
-    found = np.zeros(len(order), bool)
-    found[group[count:]] = True
-    return found[group[:count]]

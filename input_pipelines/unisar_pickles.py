@@ -9,8 +9,10 @@
 A user's lists become the log, in their own order. The frames become the split 'published': a
 target is the click at place rec_his of its user's list, its history the first rec_his clicks and
 src_session_his sessions, less those at the target's own time or later: histories are strictly
-earlier here. Published negatives of the validation and test parts are the lists 'published99';
-those of training are drawn anew. The search task's frames (src_*) are not read.
+earlier here. A session with neither words nor clicks is no event: it is left out of the lists, and
+src_session_his counts those that are left. Published negatives of the validation and test parts are
+the lists 'published99'; those of training are drawn anew. The search task's frames (src_*) are not
+read.
 """
 
 from __future__ import annotations
@@ -24,8 +26,16 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
+from input_pipelines import times
 from input_pipelines.csv_blocks import Report, silent
-from input_pipelines.log import Log, content_hash, take_ragged
+from input_pipelines.empty_searches import count_left_out, with_content
+from input_pipelines.log import (
+    Log,
+    content_hash,
+    laid_out_names,
+    take_ragged,
+)
+from input_pipelines.names import lay_out, lay_out_numbers
 from input_pipelines.restricted_pickle import load_pickle
 from input_pipelines.splits import history_ends
 
@@ -63,11 +73,11 @@ def read_unisar(data_dir: str, *, report: Report = silent) -> Log:
     paths = raw_files(data_dir)
     report("unpickling", 0.0)
     users, sessions, items = (load_pickle(path) for path in paths[:3])
-    log = _read_log(paths, users, sessions, items)
+    log, lists = _read_log(paths, users, sessions, items)
     published: dict[str, np.ndarray] = {}
     for number, (part, path) in enumerate(zip(_PARTS, paths[3:], strict=True)):
         report("unpickling", (3 + number) / len(paths))
-        published |= _read_part(part, path, log)
+        published |= _read_part(part, path, log, lists)
     log = dataclasses.replace(log, published=published)
     return dataclasses.replace(log, hash=content_hash(log))
 
@@ -97,7 +107,22 @@ def _flat(users: dict, name: str, path: pathlib.Path) -> tuple[np.ndarray, np.nd
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), values
 
 
-def _read_log(paths: list[pathlib.Path], users: Any, sessions: Any, items: Any) -> Log:
+@dataclasses.dataclass(frozen=True)
+class _SessionLists:
+    """The sessions of all users as published, S of them.
+
+    Attributes:
+      offsets: int64 [U+2], where each user's begin.
+      kept_before: int64 [S+1], how many of the first s are in the log.
+    """
+
+    offsets: np.ndarray
+    kept_before: np.ndarray
+
+
+def _read_log(
+    paths: list[pathlib.Path], users: Any, sessions: Any, items: Any
+) -> tuple[Log, _SessionLists]:
     users_path, sessions_path, items_path = paths[:3]
     if not isinstance(users, dict) or not all(
         isinstance(user, dict) and set(_LISTS) <= set(user) for user in users.values()
@@ -119,12 +144,12 @@ def _read_log(paths: list[pathlib.Path], users: Any, sessions: Any, items: Any) 
     for ours, theirs in ((rec_offsets, time_offsets), (search_offsets, search_time_offsets)):
         if not np.array_equal(ours, theirs):
             raise _wrong(users_path, "one time an event of each user", "lists of other lengths")
-    for times, offsets, name in (
+    for some, offsets, name in (
         (rec_times, rec_offsets, "rec_his_ts"),
         (search_times, search_offsets, "src_session_his_ts"),
     ):
         owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        falls = np.flatnonzero((np.diff(times) < 0) & (np.diff(owner) == 0))
+        falls = np.flatnonzero((np.diff(some) < 0) & (np.diff(owner) == 0))
         if len(falls):
             user = names[order][owner[falls[0]] - 1]
             raise _wrong(users_path, f"{name} in time order", f"an earlier time after for {user}")
@@ -132,29 +157,36 @@ def _read_log(paths: list[pathlib.Path], users: Any, sessions: Any, items: Any) 
     clicked = _whole(sessions["pos_items"], sessions_path, "pos_items")
     if len(rows) and (rows.min() < 0 or rows.max() >= min(len(words), len(clicked))):
         raise _wrong(sessions_path, f"sessions up to {rows.max()}", f"{len(words)} rows")
-    word_offsets, word_ids = _unpadded(words, rows)
-    click_offsets, click_items = _unpadded(clicked, rows)
+    kept = with_content(_unpadded(words, rows)[0], _unpadded(clicked, rows)[0])
+    kept_before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    word_offsets, word_ids = _unpadded(words, rows[kept])
+    click_offsets, click_items = _unpadded(clicked, rows[kept])
     num_items = max(len(column) for column in items.values()) - 1
     _check_counts({"users": len(users), "items": num_items}, users_path.parent.parent)
     for values in (rec_items, click_items):
         if len(values) and (values.min() < 1 or values.max() > num_items):
             raise _wrong(users_path, f"items from 1 to {num_items}", int(values.max()))
-    return Log(
+    log = Log(
         name="unisar_pickles",
         is_sample=False,
-        user_ids=np.array(["", *map(str, names[order])]),
-        item_ids=np.array(["", *map(str, range(1, num_items + 1))]),
-        words=np.array(["", *map(str, range(1, int(words.max(initial=0)) + 1))]),
+        **laid_out_names(
+            lay_out(map(str, names[order].tolist())),
+            lay_out_numbers(np.arange(1, num_items + 1)),
+            lay_out_numbers(np.arange(1, int(words.max(initial=0)) + 1)),
+        ),
         rec_offsets=rec_offsets,
         rec_items=rec_items.astype(np.int32),
         rec_times=rec_times,
-        search_offsets=search_offsets,
-        search_times=search_times,
+        search_offsets=kept_before[search_offsets],
+        search_times=search_times[kept],
         word_offsets=word_offsets,
         word_ids=word_ids,
         click_offsets=click_offsets,
         click_items=click_items,
+        time_unit=times.unit_of(rec_times, search_times),
+        reading=count_left_out(kept),
     )
+    return log, _SessionLists(search_offsets, kept_before)
 
 
 def _check_counts(counts: dict[str, int], data_dir: pathlib.Path) -> None:
@@ -174,7 +206,9 @@ def _unpadded(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return offsets, table[table != 0][places].astype(np.int32)
 
 
-def _read_part(part: str, path: pathlib.Path, log: Log) -> dict[str, np.ndarray]:
+def _read_part(
+    part: str, path: pathlib.Path, log: Log, lists: _SessionLists
+) -> dict[str, np.ndarray]:
     """The arrays of `Log.published` of one part."""
     frame = load_pickle(path)
     if not isinstance(frame, pd.DataFrame) or set(_COLUMNS) - set(frame.columns):
@@ -182,7 +216,7 @@ def _read_part(part: str, path: pathlib.Path, log: Log) -> dict[str, np.ndarray]
     user, item, clicks, searches = (
         _whole(frame[n].to_numpy(), path, n) for n in ("user_id", "item_id", *_COLUMNS[3:])
     )
-    names = log.user_ids[1:].astype(np.int64)
+    names = np.array([int(name) for name in log.user_ids.tolist()[1:]], np.int64)
     place = np.minimum(np.searchsorted(names, user), max(len(names) - 1, 0))
     unknown = np.flatnonzero(names[place] != user) if len(names) else np.arange(len(user))
     if len(unknown):
@@ -198,15 +232,15 @@ def _read_part(part: str, path: pathlib.Path, log: Log) -> dict[str, np.ndarray]
             f"item {item[row]} of row {row + 1} at place {clicks[row]} of its user's rec_his",
             log.rec_items[target_row[row]] if inside[row] else "a list that ends before",
         )
-    if (searches < 0).any() or (
-        log.search_offsets[number] + searches > log.search_offsets[number + 1]
-    ).any():
+    shown = lists.offsets[number] + searches
+    if (searches < 0).any() or (shown > lists.offsets[number + 1]).any():
         raise _wrong(path, "src_session_his within the user's list", "a longer prefix")
     earlier = history_ends(log, target_row)
     rec_end = np.minimum(target_row, earlier[0])
-    search_end = np.minimum(log.search_offsets[number] + searches, earlier[1])
+    shown = lists.kept_before[shown]
+    search_end = np.minimum(shown, earlier[1])
     cut = int((rec_end < target_row).sum())
-    cut += int((search_end < log.search_offsets[number] + searches).sum())
+    cut += int((search_end < shown).sum())
     if cut:
         _LOG.info("%s: cut %d histories to what is strictly earlier than the target", part, cut)
     found = {"target_row": target_row, "rec_end": rec_end, "search_end": search_end}

@@ -10,19 +10,14 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from crs_jax.contexts import Event, UserContext
-from input_pipelines import histories, twins
+from input_pipelines import histories, times, twins
 from input_pipelines.splits import Examples
 from launch.data import Data
 
 # Milliseconds of a minute, an hour and a day, with the letter of each.
 _AGES = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"))
-# What config.data.times may be, with the milliseconds of a unit; None shows no times.
-_UNITS = {"milliseconds": 1, "seconds": 1000, "none": None}
-# Times before and after these are no dates: positions, or of another unit.
-_FIRST, _LAST = (
-    int(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC).timestamp()) * 1000
-    for year in (1990, 2100)
-)
+# What config.data.times may be: the log's own, or none shown.
+_TIMES = ("log", "none")
 
 
 def hour(milliseconds: int) -> str:
@@ -64,12 +59,14 @@ class UserContexts:
         self._dated = bool(settings.get("query_time")) and self._has_clock()
 
     def _check(self, settings: config_dict.ConfigDict) -> None:
-        if settings.times not in _UNITS:
+        if settings.times not in _TIMES:
             raise UserError(
-                f"expected config.data.times of {', '.join(_UNITS)}, found {settings.times!r}; "
-                "pass one of them"
+                f"expected config.data.times of {', '.join(_TIMES)}, found {settings.times!r}; "
+                "pass one of them (the log says what its times count in)"
             )
-        self._unit = _UNITS[settings.times]
+        # Nanoseconds of the log's unit; None shows no times.
+        told = settings.times == "log"
+        self._unit = times.CLOCKS.get(self._log.time_unit) if told else None
         self._most_unclicked = settings.get("unclicked", 0)  # runs of before there was one
         if self._most_unclicked < 0:
             raise UserError(
@@ -78,12 +75,10 @@ class UserContexts:
             )
 
     def _has_clock(self) -> bool:
-        """Whether all times are dates in `config.data.times`."""
+        """Whether all times are dates in the log's unit."""
         if self._unit is None:
             return False
-        times = [times for times in (self._log.rec_times, self._log.search_times) if len(times)]
-        first = min(int(some.min()) for some in times) * self._unit
-        return first >= _FIRST and max(int(some.max()) for some in times) * self._unit < _LAST
+        return times.unit_of(self._log.rec_times, self._log.search_times) == self._log.time_unit
 
     def query(self, search: int) -> str:
         """The text of a search."""
@@ -111,14 +106,15 @@ class UserContexts:
         searches = np.arange(max(int(log.search_offsets[user]), search_end - most), search_end)
         if not self._settings.use_search:
             searches = searches[:0]
-        times = np.concatenate([log.rec_times[clicks], log.search_times[searches]]).astype(np.int64)
-        order = np.argsort(times, kind="stable")[len(times) - min(most, len(times)) :]
+        moments = np.concatenate([log.rec_times[clicks], log.search_times[searches]])
+        moments = moments.astype(np.int64)
+        order = np.argsort(moments, kind="stable")[len(moments) - min(most, len(moments)) :]
         asked = None if now is None else self.time(now)
         if now is None:
-            now = int(times.max(initial=0))
+            now = int(moments.max(initial=0))
         events = []
         for at in order.tolist():
-            when = self._age(now - int(times[at]))
+            when = self._age(now - int(moments[at]))
             if at < len(clicks):
                 item = int(log.rec_items[clicks[at]])
                 events.append(Event(clicked=[self._name(item)], time=when))
@@ -142,10 +138,14 @@ class UserContexts:
 
     def time(self, now: int) -> str | None:
         """The hour of a time of the log; None where its times are no dates or are not told."""
-        return hour(now * self._unit) if self._dated and self._unit else None
+        return hour(self._milliseconds(now)) if self._dated else None
 
     def _age(self, difference: int) -> str | None:
-        return None if self._unit is None else age(difference * self._unit)
+        return None if self._unit is None else age(self._milliseconds(difference))
+
+    def _milliseconds(self, time: int) -> int:
+        """Of a time in the log's unit."""
+        return time * (self._unit or 0) // times.CLOCKS["milliseconds"]
 
     def asked(self, line: str) -> tuple[str, UserContext]:
         """The user's name and the context of 'USER TAB QUERY', or of 'USER' and the latest query.

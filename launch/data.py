@@ -52,6 +52,8 @@ _WHY_NONE_IS_HELD_OUT = _WHY_NONE_TRAINS | {
 # Of the validation examples that a sampled protocol must rank to select.
 _ENOUGH = 0.5
 Batch = dict[str, np.ndarray]
+# Keys of config.data that say how raw files are read.
+_READING = ("segmenter", "columns", "time_unit")
 # Keys whose values are files or folders where they are not empty.
 _PATHS = (
     *("identifiers", "model.checkpoint", "vocabulary.tokenizer", "vocabulary.pieces_model"),
@@ -152,6 +154,7 @@ class Data:
         )
         splits.check_leakage(self.log, self.splits)
         self._check_training_clicks()
+        splits.warn_of_told_targets(self.log, self.splits)
         self.label = f"{self.log.name} (sample data)" if self.log.is_sample else self.log.name
         # A user's own row is trained only where the user has a training example.
         self._trained_users = np.zeros(self.log.num_users + 1, bool)
@@ -199,7 +202,10 @@ class Data:
         self.raw_dir = data_dir
         self.log: Log
         self.log, self.directory = prepare.prepare_log(
-            config.dataset, data_dir, cache, {"segmenter": config.data.segmenter}
+            config.dataset,
+            data_dir,
+            cache,
+            {name: config.data[name] for name in _READING if name in config.data},
         )
 
     def beside(self, name: str) -> str:
@@ -256,9 +262,11 @@ class Data:
         """
         split = segmenters.segmenter(self._config.data.segmenter)
         if "segmenter" in prepare.READERS[self._config.dataset].settings:
-            return segmenters.join(split(query))
-        kept = ([word] if word in self._known_words else split(word) for word in query.split())
-        return segmenters.join([word for words in kept for word in words])
+            kept = [split(query)]
+        else:
+            known = self._known_words
+            kept = [[word] if word in known else split(word) for word in query.split()]
+        return segmenters.join([segmenters.cut(word) for words in kept for word in words])
 
     def item_words(self) -> np.ndarray | None:
         """Words [V+1, n] that are part of the items' vectors; None for none.

@@ -23,6 +23,7 @@ from absl import flags
 
 from core.errors import UserError
 from core.files import write_atomically
+from core.text_lines import read_lines
 from core.workdir import check_out
 from input_pipelines import batches
 from input_pipelines.candidates import TouchedItems
@@ -158,18 +159,8 @@ def read_users(path: str) -> list[str]:
     Raises:
       UserError: no such file, it is not UTF-8, or it has no lines.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            users = [line.strip() for line in file if line.strip()]
-    except OSError as error:
-        raise UserError(
-            f"expected a file of user ids at {path}, found {error.strerror}; correct --users"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"expected user ids as UTF-8 text in {path}, found {error.reason}; save "
-            "the file as UTF-8"
-        ) from None
+    lines = read_lines(path, "user ids", "correct --users or save the file as UTF-8")
+    users = [line.strip() for line in lines if line.strip()]
     if not users:
         raise UserError(f"expected user ids in {path}, one a line, found none; fill the file")
     return users

@@ -41,6 +41,8 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder of the prepared data; default in the cache.")
     flags.DEFINE_bool("validate", False, "Check what stands in --data_dir instead of preparing it.")
     flags.DEFINE_string("segmenter", "characters", "Of Chinese queries; or jieba.")
+    flags.DEFINE_string("columns", "", "Other names of columns: user=user_id,session= (csv_log).")
+    flags.DEFINE_string("time_unit", "infer", "Of times; or seconds, positions, ... (csv_log).")
     flags.DEFINE_string("split", "leave_one_out", "Split to check; or global_time.")
 
 
@@ -91,6 +93,7 @@ def main() -> None:
         log, directory = _prepare(data_dir)
     parts = splits.split_log(log, given.split)
     splits.check_leakage(log, parts)
+    splits.warn_of_told_targets(log, parts)
     card = data_card.describe(log) | splits.describe(log, parts)
     card |= {"leakage_check": "passed", "hash": log.hash, "prepared": directory}
     print(json.dumps(card, indent=2, ensure_ascii=False))
@@ -102,7 +105,8 @@ def _prepare(data_dir: str) -> tuple[Log, str]:
         raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
     if given.split not in splits.SPLITS:  # found before an hour of reading
         raise UserError(f"expected --split of {', '.join(splits.SPLITS)}, found {given.split!r}")
-    raw_dir, options = _path(given.raw_dir, "--raw_dir"), {"segmenter": given.segmenter}
+    raw_dir = _path(given.raw_dir, "--raw_dir")
+    options = {name: given[name].value for name in ("segmenter", "columns", "time_unit")}
     with _Bars() as bars:
         if not data_dir:
             return prepare.prepare_log(

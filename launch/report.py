@@ -142,7 +142,7 @@ def to_html(text: str, folder: str) -> str:
     """
     found = []
     for block in re.split(r"\n{2,}", text.strip()):
-        lines = block.splitlines() or [""]
+        lines = block.split("\n")
         if lines[0].startswith("#"):
             found.append(f"<h2>{html.escape(lines[0].lstrip('# '))}</h2>")
         elif lines[0].startswith("|"):

@@ -162,7 +162,7 @@ def test_traces_are_read_and_broken_lines_named(tmp_path):
     path.write_text('{"user": "7"}\n')
     with pytest.raises(UserError, match="in line 1 of"):
         traces.read_traces(str(path))
-    with pytest.raises(UserError, match="expected a file of traces at"):
+    with pytest.raises(UserError, match="expected traces as UTF-8 text in"):
         traces.read_traces(str(tmp_path / "none"))
 
 

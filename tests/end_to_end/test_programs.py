@@ -210,6 +210,8 @@ def test_another_config_in_the_same_workdir_is_refused(trained):
 
 
 def test_users_files(tmp_path):
+    (tmp_path / "marked").write_bytes("\ufeffu1\r\n\nu\u20282\n".encode())
+    assert read_users(str(tmp_path / "marked")) == ["u1", "u\u20282"]
     with pytest.raises(UserError, match="No such file"):
         read_users(str(tmp_path / "none"))
     (tmp_path / "empty").write_text("\n")

@@ -20,6 +20,13 @@ def test_a_file_may_give_an_item_several(tmp_path):
     assert found == [(2, "clay pot"), (1, "iron pan"), (2, "pots")]
 
 
+def test_only_newlines_end_a_line_and_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
+    path = tmp_path / "queries.tsv"
+    path.write_text("\ufeffa\tclay\u2028pot\x85\r\nb\tpan\n", encoding="utf-8", newline="")
+    found = pseudo_queries.read(str(path), {"a": 1, "b": 2})
+    assert found == [(1, "clay\u2028pot"), (2, "pan")]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -27,7 +34,7 @@ def test_a_file_may_give_an_item_several(tmp_path):
         ("a pan\n", "line 1 of"),
         ("a\t \n", "line 1 of"),
         ("", "found none"),
-        (None, "FileNotFoundError"),
+        (None, "No such file"),
     ],
 )
 def test_mistakes(tmp_path, text, message):

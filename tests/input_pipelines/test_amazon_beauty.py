@@ -162,6 +162,37 @@ def test_mistakes_end_in_one_line(tmp_path, name, text, found):
     assert "\n" not in str(error.value)
 
 
+def test_only_newlines_end_lines_and_half_a_surrogate_pair_is_replaced(tmp_path):
+    folder = pathlib.Path(write(tmp_path / "raw", {0: [1, 2]}, {1: [0], 2: [0]}, {0: "hair care"}))
+    expected = amazon_beauty.read_amazon_beauty(str(folder))
+    titles = ["Soap\u2028bar\x85", "half \ud800"]
+    records = [
+        {"item": i, "query_ids": [0], "title": title, "brand": title, "price": True}
+        for i, title in enumerate(titles, 1)
+    ]
+    # JSON may hold U+2028 as it is, and halves of pairs as escapes.
+    lines = [json.dumps(records[0], ensure_ascii=False), json.dumps(records[1])]
+    (folder / "items.jsonl").write_text("\ufeff" + "\r\n".join(lines) + "\n", encoding="utf-8")
+    for name in ("queries.tsv", "sequences.tsv"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    log = amazon_beauty.read_amazon_beauty(str(folder))
+    validate_log(log)
+    assert log.hash == expected.hash
+    assert log.item_texts() == ["Soap\u2028bar Soap\u2028bar", "half \ufffd half \ufffd"]
+    # True is no price.
+    assert log.facts(1) == {"title": "Soap\u2028bar", "brand": "Soap\u2028bar"}
+
+
+@pytest.mark.parametrize("item", ["true", "1.5", "null", '"\\ud800"', "[1]", '"x"', "1e400"])
+def test_items_that_are_no_numbers_are_one_line(tmp_path, item):
+    folder = pathlib.Path(write(tmp_path / "raw", {0: [1]}, {1: [0]}, {0: "hair care"}))
+    with open(folder / "items.jsonl", "a", encoding="utf-8") as file:
+        file.write(f'{{"item": {item}, "query_ids": []}}\n')
+    with pytest.raises(UserError, match=r"a JSON object with .* in line 2 of") as error:
+        amazon_beauty.read_amazon_beauty(str(folder))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"needs the research data in {REAL.name}, absent")
 def test_the_real_data():
     log = amazon_beauty.read_amazon_beauty(str(REAL))

@@ -215,3 +215,38 @@ def test_files_that_do_not_belong_together(folder):
     (folder / "meta_Music.json.gz").unlink()
     with pytest.raises(UserError, match=r"expected query_text\.txt\.gz in"):
         amazon_raw.raw_files(str(folder))
+
+
+def test_only_newlines_end_lines_and_ids_of_json_are_held_to_the_rule(tmp_path):
+    raw = write(tmp_path / "raw")
+    expected = amazon_raw.read_amazon_raw(str(raw)).hash
+    lines = [json.dumps({"asin": m, "title": "a\u2028b \ud83d"}) for m in META]
+    lines[0] = json.dumps({"asin": META[0], "title": "a\u2028b"}, ensure_ascii=False)
+    pack(raw / "meta_Toys.json.gz", ["\ufeff" + lines[0], *lines[1:]])
+    log = amazon_raw.read_amazon_raw(str(raw))
+    validate_log(log)
+    assert log.hash == expected
+    assert log.item_texts() == ["a b", *["a b \ufffd"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("reviewerID", None),
+        ("reviewerID", float("nan")),
+        ("asin", True),
+        ("asin", ["B01"]),
+        ("asin", ""),
+        ("unixReviewTime", 1.5),
+        ("unixReviewTime", True),
+        ("unixReviewTime", 10**30),
+    ],
+)
+def test_ids_and_times_that_are_none_are_one_line(tmp_path, key, value):
+    raw = write(tmp_path / "raw")
+    rows = [json.dumps(review(*r)) for r in REVIEWS]
+    rows[1] = json.dumps(review(*REVIEWS[1]) | {key: value})
+    pack(raw / "reviews_Toys_5.json.gz", rows)
+    with pytest.raises(UserError, match=r"a dict with reviewerID, .* in line 2 of") as error:
+        amazon_raw.read_amazon_raw(str(raw))
+    assert "\n" not in str(error.value)

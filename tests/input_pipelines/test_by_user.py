@@ -34,7 +34,7 @@ def test_users_part_and_each_held_out_one_keeps_its_last_search():
     assert times[found.test.target_row].tolist() == [30] * 4
     assert len(found.training_rows) == 32 * 3
     trained = search_task.training_searches(log, found)
-    silent = int(np.flatnonzero(log.user_ids == "silent")[0])
+    silent = log.user_ids.index("silent")
     assert set(trained.user.tolist()) == parts[0] | {silent} and len(trained) == 32 * 3 + 1
     for number, name in ((1, "validation"), (2, "test")):
         held_out = search_task.held_out_searches(log, found, name)

@@ -89,6 +89,7 @@ def test_rows_may_end_before_columns_that_are_not_read(folder):
 
 def test_large_times_are_exact(folder):
     (folder / "clicks.csv").write_text(f"user,item,time\na,b,{2**53 + 1}\n")
+    (folder / "searches.csv").write_text("user,session,time,query,clicked_items\n")
     assert csv_log.read_csv_log(str(folder)).rec_times.tolist() == [2**53 + 1]
 
 

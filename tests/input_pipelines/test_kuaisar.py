@@ -203,6 +203,50 @@ def test_made_up_files_have_the_published_counts_in_proportion(tmp_path, monkeyp
     assert {f.name for f in folder.iterdir()} >= {"user_features.csv", "social_network.csv"}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        # A name that looks right ended in "generator raised StopIteration".
+        ("user_id,", "user_id ,", "column user_id in .*rec_inter.csv, found 'user_id ', item_id"),
+        ("timestamp,click", "when,liked", "columns timestamp, click in .*rec_inter.csv"),
+        ("timestamp,", "click,", "column timestamp in"),
+        ("forward", "click", "column click in .*rec_inter.csv once, found it 2 times"),
+        (",", ";", "columns user_id, item_id, timestamp, click in"),
+    ],
+)
+def test_a_header_that_lacks_columns_is_one_line(folder, old, new, found):
+    path = folder / "rec_inter.csv"
+    header, rest = path.read_text().split("\n", 1)
+    path.write_text(header.replace(old, new) + "\n" + rest)
+    with pytest.raises(UserError, match=found) as error:
+        kuaisar.read_kuaisar(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\x00\x00", b"\xff\xfeu\x00s\x00e\x00"])
+def test_a_file_without_a_header_is_one_line(folder, content):
+    (folder / "src_inter.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"expected column.* in .*src_inter\.csv, found"):
+        kuaisar.read_kuaisar(str(folder))
+
+
+def test_a_byte_order_mark_changes_nothing(folder):
+    expected = kuaisar.read_kuaisar(str(folder)).hash
+    for path in folder.glob("*.csv"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert kuaisar.read_kuaisar(str(folder)).hash == expected
+
+
+def test_sessions_with_neither_words_nor_clicks_are_left_out_and_counted(tmp_path):
+    nothing = [files.src_row(7, 77, 1000, "[]", 10, 0), files.src_row(9, 78, 2000, "", 10, 0)]
+    log = kuaisar.read_kuaisar(str(files.write(tmp_path / "raw", src=[*files.SRC, *nothing])))
+    expected = kuaisar.read_kuaisar(str(files.write(tmp_path / "plain")))
+    validate_log(log)
+    assert log.hash == expected.hash
+    before = expected.reading.get("searches_left_out_as_empty", 0)
+    assert log.reading["searches_left_out_as_empty"] == before + 2
+
+
 def test_it_is_prepared_like_any_data_set(folder, tmp_path):
     log, directory = prepare.prepare_log("kuaisar", str(folder), str(tmp_path / "cache"), {})
     assert log.hash == kuaisar.read_kuaisar(str(folder)).hash

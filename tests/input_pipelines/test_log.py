@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 
 import numpy as np
@@ -162,8 +163,8 @@ def test_the_folder_appears_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", rename)
     prepared_log.save_log(small_log(), directory)
-    # Twelve arrays and meta.json are written before anything stands under the final name.
-    assert seen == [(False, sorted(os.listdir(directory)))] and len(seen[0][1]) == 13
+    # Fifteen arrays and meta.json are written before anything stands under the final name.
+    assert seen == [(False, sorted(os.listdir(directory)))] and len(seen[0][1]) == 16
 
 
 def test_the_second_of_two_savers_keeps_the_first_ones_folder(tmp_path):
@@ -204,6 +205,17 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path, name, how, found):
     assert "\n" not in str(error.value) and f"remove {directory}" in str(error.value)
 
 
+@pytest.mark.parametrize("changes", [{"time_unit": "hours"}, {"time_unit": []}, {"reading": [1]}])
+def test_what_the_reader_noted_is_checked_when_opened(tmp_path, changes):
+    directory = tmp_path / "log"
+    prepared_log.save_log(small_log(), str(directory))
+    assert prepared_log.load_log(str(directory)).reading == {"searches_left_out_as_empty": 1}
+    meta = json.loads((directory / "meta.json").read_text())
+    (directory / "meta.json").write_text(json.dumps(meta | changes))
+    with pytest.raises(UserError, match=r"expected a prepared log with meta\.json in"):
+        prepared_log.load_log(str(directory))
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
@@ -216,6 +228,8 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path, name, how, found):
         ({"rec_offsets": [0, 2, 0, 3]}, "ascending rec_offsets"),
         ({"rec_offsets": [0, 0, 2]}, "rec_offsets of log tiny to have 4 entries"),
         ({"word_offsets": [0, 2, 9]}, "word_offsets of log tiny.*ending in 9"),
+        # A search without words and clicks left a hole in a history.
+        ({"click_offsets": [0, 2, 2]}, "words or clicks in every search .* neither in search 1"),
     ],
 )
 def test_what_consumers_rely_on_is_checked(changes, found):
@@ -330,7 +344,7 @@ def test_searches_that_differ_only_in_what_was_shown_do_not_depend_on_rows():
         ({"unclicked_items": [4, 0, 5]}, "unclicked_items of log tiny from 1 to 5, found 0"),
         ({"unclicked_offsets": [0, 3]}, "unclicked_offsets of log tiny to have 3 entries"),
         ({"unclicked_items": None}, "unclicked_offsets and unclicked_items .* no unclicked_items"),
-        ({"search_places": None}, "places and search_places in log tiny, found no search_places"),
+        ({"search_places": None}, "search_places in log tiny, found no search_places"),
         ({"search_places": [1]}, "one place a search in log tiny, found 1 places of 2 searches"),
         ({"search_places": [2, 0]}, "search_places of log tiny from 0 to 1, found 2"),
         ({"search_places": [-1, 0]}, "search_places of log tiny from 0 to 1, found -1"),

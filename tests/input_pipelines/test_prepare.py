@@ -171,7 +171,7 @@ def test_a_prepared_log_cut_short_is_refused(raw, cache):
         ),
         ("csv_log", "nowhere", OPTIONS, "raw files of csv_log at .*nowhere, found nothing"),
         ("csv_log", "raw/clicks.csv", OPTIONS, "found a file"),
-        ("csv_log", None, {"segmentor": "x"}, "options among segmenter, found 'segmentor'"),
+        ("csv_log", None, {"segmentor": "x"}, "segmenter, time_unit, found 'segmentor'"),
         ("csv_log", None, {"segmenter": "x"}, "a segmenter of characters, jieba, found 'x'"),
         ("qilin", None, OPTIONS, r"expected search_train/\*.parquet"),
         ("amazon_beauty", None, OPTIONS, "expected sequences.tsv"),

@@ -74,7 +74,7 @@ def test_a_folder_of_another_version_of_the_reader_is_refused(raw, target, monke
     prepare.prepare_into("csv_log", raw, target, OPTIONS)
     newer = dataclasses.replace(prepare.READERS["csv_log"], version=99)
     monkeypatch.setitem(prepare.READERS, "csv_log", newer)
-    with pytest.raises(UserError, match="by version 99 of csv_log's reader, found 2; prepare it"):
+    with pytest.raises(UserError, match="by version 99 of csv_log's reader, found 3; prepare it"):
         prepare.prepare_log("csv_log", target, "unused", OPTIONS)
 
 

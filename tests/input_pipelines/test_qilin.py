@@ -267,6 +267,24 @@ def test_users_have_the_profiles_of_their_table(folder, tmp_path, direct):
     save_log(log, str(tmp_path / "log"))
     assert load_log(str(tmp_path / "log")).profile(2) == everything
     assert describe(log)["users_with_profile"] == 2
+    # Numbers in place of words: whole ones without a point, NaN is not known, text is as it is.
+    numbers = {
+        "user_idx": [1, 2, 3],
+        "age": [23.0, float("nan"), None],
+        "gender": [b"male", None, b""],
+    }
+    numbers |= {"platform": ["nan", " iOS ", None], "location": pa.array([7, None, 7], pa.int64())}
+    pq.write_table(pa.table(numbers), path)
+    log = qilin.read_qilin(folder, work_dir=work)
+    told = {"gender": "male", "platform": "nan", "age": "23", "location": "7"}
+    assert [log.profile(user) for user in (1, 2, 3)] == [
+        told,
+        {"platform": "iOS"},
+        {"location": "7"},
+    ]
+    pq.write_table(pa.table(numbers | {"age": [None, True, None]}), path)
+    with pytest.raises(UserError, match=r"expected text in column age of .* found True in row 2"):
+        qilin.read_qilin(folder, work_dir=work)
     # A table of users without one of the columns is another table.
     pq.write_table(pa.Table.from_pylist(table).drop_columns(["age"]), path)
     with pytest.raises(UserError, match=r"expected column age in .*user_feat"):

@@ -187,7 +187,7 @@ def first(**changes):
             "as many prices as impressions in column prices .*, found '4' in row",
         ),
         (first(reference="Ritz"), "an item's number in column reference of .*, found 'Ritz' in"),
-        (first(user_id=""), "text that is not empty in column user_id of .*, found '' in row 1"),
+        (first(user_id=""), "ids in column user_id of .*, found an empty one in row 1"),
         (first(city=None), "text that is not empty in column city of .*, found 'None' in row 1"),
     ],
 )

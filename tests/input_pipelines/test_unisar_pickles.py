@@ -103,6 +103,42 @@ def test_the_log_and_its_split_by_hand(folder):
     assert parts.train.user.tolist() == [1, 1, 1, 2]
 
 
+def test_sessions_with_nothing_in_them_are_left_out_and_prefixes_follow(folder, tmp_path):
+    # Sessions 3 and 4 of the table have neither words nor items; user 0 has them first, between
+    # the two others and last, user 2 has nothing else.
+    empty = {
+        "keyword": np.concatenate([SESSIONS["keyword"], np.zeros((2, 3), np.int64)]),
+        "pos_items": np.concatenate([SESSIONS["pos_items"], np.zeros((2, 2), np.int64)]),
+    }
+    users = {
+        2: USERS[2] | {"src_session_his": [3], "src_session_his_ts": [1]},
+        0: USERS[0]
+        | {"src_session_his": [3, 1, 4, 2, 3], "src_session_his_ts": [1.0, 5.0, 6.0, 40.0, 41.0]},
+    }
+    raw = write(
+        tmp_path / "empty",
+        user_vocab=users,
+        src_session_vocab_np=empty,
+        # Prefixes that count the empty sessions: what session 1 and 2 were the end of before.
+        rec_train=frame([(0, 2, 1, 1), (0, 3, 2, 2), (0, 4, 3, 3), (2, 8, 1, 1)], 4),
+        rec_val=frame([(0, 5, 4, 4)], 99),
+        rec_test=frame([(2, 9, 2, 1), (0, 6, 5, 5)], 99),
+    )
+    log = unisar_pickles.read_unisar(str(raw))
+    validate_log(log)
+    plain = unisar_pickles.read_unisar(str(folder))
+    assert log.search_offsets.tolist() == plain.search_offsets.tolist() == [0, 0, 2, 2]
+    assert log.search_times.tolist() == plain.search_times.tolist() == [5, 40]
+    assert log.word_ids.tolist() == plain.word_ids.tolist()
+    assert log.reading == {"searches_left_out_as_empty": 4} and plain.reading == {}
+    parts = split_log(log, "published")
+    check_leakage(log, parts)
+    # The first target's prefix holds an empty session alone.
+    assert parts.train.search_end.tolist() == [0, 1, 1, 2]
+    assert parts.validation.search_end.tolist() == [1]
+    assert parts.test.search_end.tolist() == [2, 2]
+
+
 def test_published_negatives_are_the_lists_named_so(folder, tmp_path):
     cache = str(tmp_path / "cache")
     log, directory = prepare.prepare_log("unisar_pickles", str(folder), cache, {})

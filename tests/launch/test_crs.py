@@ -169,7 +169,7 @@ def test_alignment_cuts_the_item_and_neither_its_frame_nor_its_json(folder, cach
         ({"eval.selection": "ndcg@5/neg99"}, "expected config.eval.selection of hr@1/search"),
         (
             {"data.times": "hours"},
-            "config.data.times of milliseconds, seconds, none, found 'hours'",
+            "config.data.times of log, none, found 'hours'",
         ),
         ({"data.unclicked": -1}, "config.data.unclicked of 0 or more, found -1"),
         ({"rl.accuracy_weights": (1.0, 1.0)}, "accuracy_weights for 3 levels, found 2"),

@@ -92,8 +92,8 @@ def test_a_query_has_the_hour_at_which_it_was_asked(folder, tmp_path):
         assert 0 <= log.asked_at(search) - told.astype(np.int64) < 3_600_000
     user = str(log.user_ids[held_out.user[0]])
     assert examples.asked(user)[1].time and examples.asked(f"{user}\ttent")[1].time is None
-    # Taken for seconds they would be of the year 56000, and as an order they are no hours.
-    for changes in ({"data.times": "seconds"}, {"data.times": "none"}, {"data.query_time": False}):
+    # As an order alone they are no hours.
+    for changes in ({"data.times": "none"}, {"data.query_time": False}):
         other = opened(folder, tmp_path, **changes).examples
         assert other.context_of(held_out, 0).time is None
 
@@ -110,9 +110,39 @@ def test_times_that_are_positions_are_no_hours():
             search_time=[first + 60_000],
             search_words=[["x"]],
             search_clicks=[["a"]],
+            time_unit="milliseconds",
         )
         data = types.SimpleNamespace(log=build_log("toy", events), dataset="csv_log")
         assert crs_contexts.UserContexts(settings, data, str).time(first) == told
+
+
+@pytest.mark.parametrize(
+    ("unit", "step", "ages"),
+    [
+        ("seconds", 3600, ["3h", "2h"]),
+        ("milliseconds", 3_600_000, ["3h", "2h"]),
+        ("microseconds", 3_600_000_000, ["3h", "2h"]),
+        ("positions", 1, [None, None]),
+    ],
+)
+def test_ages_and_hours_are_counted_in_the_unit_of_the_log(unit, step, ages):
+    start = 0 if unit == "positions" else step // 3600 * 1_730_000_000
+    events = RawEvents(
+        click_user=["u", "u"],
+        click_item=["a", "b"],
+        click_time=[start, start + step],
+        search_user=["u"],
+        search_time=[start + 3 * step],
+        search_words=[["x"]],
+        search_clicks=[["a"]],
+        time_unit=unit,
+    )
+    settings = crs_sample.get_config().data
+    data = types.SimpleNamespace(log=build_log("toy", events), dataset="csv_log")
+    contexts = crs_contexts.UserContexts(settings, data, str)
+    found = contexts.context(1, 2, 0, "x", start + 3 * step, None)
+    assert [event.time for event in found.events] == ages
+    assert found.time == (None if unit == "positions" else "2024-10-27 06h")
 
 
 def test_queries_from_outside_are_written_as_the_logs_own(folder, tmp_path):

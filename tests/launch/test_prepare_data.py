@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from configs import lcr_ser_csv_log
+from core.errors import UserError
 from launch import prepare_data
 from launch.data import Data, resolve
 
@@ -44,6 +46,9 @@ def test_the_card_by_hand(prepared):
         "clicks_in_searches": 6,
         "searches_without_click": 1 / 6,
         "leakage_check": "passed",
+        "time_unit": "positions",
+        "click_times": ["100", "700"],
+        "targets_in_latest_search": {"train": 1, "validation": 2, "test": 1},
         "split": "leave_one_out",
         "prepared": str(folder),
     }
@@ -67,6 +72,33 @@ def test_training_reads_the_prepared_folder(prepared):
     data = Data(resolve(config))
     assert (data.directory, data.log.hash) == (str(folder), card["hash"])
     assert len(data.splits.test) == card["examples"]["test"]
+
+
+def test_other_names_of_columns_are_told_to_both_programs(tmp_path, prepared):
+    raw, folder = tmp_path / "raw", tmp_path / "prepared"
+    shutil.copytree(EXAMPLE, raw)
+    for name in ("clicks", "searches"):
+        text = (raw / f"{name}.csv").read_text(encoding="utf-8")
+        (raw / f"{name}.csv").write_text(text.replace("user,", "user_id,", 1), encoding="utf-8")
+    done = run(
+        "--dataset=csv_log",
+        f"--raw_dir={raw}",
+        f"--data_dir={folder}",
+        "--columns=user=user_id,session=",
+        "--time_unit=seconds",
+    )
+    assert done.returncode == 0, done.stderr
+    card = json.loads(done.stdout)
+    assert (card["hash"], card["time_unit"]) == (prepared[1]["hash"], "seconds")
+    config = lcr_ser_csv_log.get_config()
+    config.data_dir, config.cache_dir = str(raw), str(tmp_path / "cache")
+    with pytest.raises(UserError, match=r"or add user=user_id to config\.data\.columns"):
+        Data(resolve(config))
+    config.data.columns = "user=user_id"
+    assert Data(resolve(config)).log.hash == card["hash"]
+    # Of a prepared folder the names are settled.
+    config.data_dir, config.data.columns = str(folder), ""
+    assert Data(resolve(config)).log.time_unit == "seconds"
 
 
 def test_a_terminal_sees_a_bar_for_each_thing_done(monkeypatch, capsys):

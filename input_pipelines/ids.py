@@ -1,0 +1,220 @@
+"""Ids and texts of a source's cells: one rule for every reader.
+
+    text            as it is: no space is stripped, no case changed; '007' is not '7'
+    binary          decoded as UTF-8
+    whole numbers   their digits; a whole float counts as its integer, up to 2^53
+    null, NaN       no id: one line with the file and the row; of a text or a fact, absent
+
+An empty id, one of more than 1,024 bytes or with a line break, half a surrogate pair, True, lists
+and all else are refused in one line too. Texts, such as titles and queries, take U+FFFD for half a
+surrogate pair.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from core.errors import UserError
+
+LONGEST_BYTES = 1024
+_LARGEST_FLOAT = 2.0**53
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_DIGITS = re.compile("-?[0-9]+")
+_MOST_DIGITS = 18  # of 64 bits
+_EXPECTED = "text, whole numbers or UTF-8 as ids"
+_SHOWN = 40
+
+
+def of_value(value: Any) -> str:
+    """Returns the id of one value.
+
+    Raises:
+      ValueError: it is no id; says what was found.
+    """
+    if isinstance(value, str):
+        found = value
+    elif isinstance(value, bytes | bytearray | memoryview):
+        found = _decoded(bytes(value))
+    elif isinstance(value, bool | np.bool_):
+        raise ValueError(str(value))
+    elif isinstance(value, int | np.integer):
+        found = str(int(value))
+    elif isinstance(value, float | np.floating):
+        found = _whole(float(value))
+    elif value is None:
+        raise ValueError("null")
+    else:
+        raise ValueError(_shown(value))
+    if not found:
+        raise ValueError("an empty one")
+    if _HALF_PAIR.search(found):
+        raise ValueError(f"half a surrogate pair in {_shown(found)}")
+    if "\n" in found or "\r" in found:  # files of ids have one a line
+        raise ValueError(f"a line break in {_shown(found)}")
+    if len(found) > LONGEST_BYTES // 4 and (size := len(found.encode())) > LONGEST_BYTES:
+        raise ValueError(f"{size:,} bytes, {_shown(found)}; {LONGEST_BYTES:,} are the most")
+    return found
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"bytes that are no UTF-8, {_shown(value)}") from None
+
+
+def _whole(value: float) -> str:
+    if math.isnan(value):
+        raise ValueError("NaN")
+    if not value.is_integer() or abs(value) > _LARGEST_FLOAT:
+        raise ValueError(f"{value!r}, which is no whole number")
+    return str(int(value))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def number_of(value: Any) -> int:
+    """Returns the whole number that an id of digits is, as text or as a number.
+
+    Raises:
+      ValueError: it is none; says what was found.
+    """
+    found = of_value(value)
+    if not _DIGITS.fullmatch(found) or len(found) > _MOST_DIGITS:
+        raise ValueError(_shown(value))
+    return int(found)
+
+
+def of_values(values: Iterable[Any], where: str, rows: Sequence[int] | None = None) -> list[str]:
+    """Returns the ids of a column's values.
+
+    Args:
+      where: for messages, such as 'column user of clicks.csv'.
+      rows: the number of each value's row; None counts from 1.
+
+    Raises:
+      UserError: a value is no id; names its row.
+    """
+    found = []
+    for number, value in enumerate(values):
+        try:
+            found.append(of_value(value))
+        except ValueError as error:
+            row = number + 1 if rows is None else rows[number]
+            raise UserError(
+                f"expected {_EXPECTED} in {where}, found {error} in row {row}; mend the file"
+            ) from None
+    return found
+
+
+def of_column(column: pa.Array | pa.ChunkedArray, where: str) -> list[str]:
+    """Returns the ids of an Arrow column; as `of_values`, whole columns at a time."""
+    column = _plain(column)
+    kind = column.type
+    if pa.types.is_floating(kind) and kind != pa.float16():
+        values = column.cast(pa.float64())
+        numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
+        whole = np.isfinite(numbers) & (np.rint(numbers) == numbers)
+        if not values.null_count and np.all(whole & (np.abs(numbers) <= _LARGEST_FLOAT)):
+            column = pa.array(numbers.astype(np.int64))
+    if pa.types.is_integer(column.type) and not column.null_count:
+        return column.cast(pa.string()).to_pylist()
+    return of_values(_python_values(column), where)
+
+
+def of_lists(column: pa.Array | pa.ChunkedArray, where: str) -> list[list[str]]:
+    """Returns the ids of the list in each cell of an Arrow column; a null cell has none.
+
+    Raises:
+      UserError: a value in a list is no id; names its row.
+    """
+    ids, found = [], []
+    for row, cell in enumerate(column.to_pylist(), 1):
+        ids = of_values(cell or (), where, [row] * len(cell or ()))
+        found.append(ids)
+    return found
+
+
+def text_of(value: Any) -> str:
+    """Returns a text's value: '' of null and NaN, numbers as they print, whole floats as integers.
+
+    Raises:
+      ValueError: True, a list or another value that is no text; says what was found.
+    """
+    if isinstance(value, str):
+        return whole_text(value)
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
+        return ""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _decoded(bytes(value))
+    if isinstance(value, bool | np.bool_) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
+        raise ValueError(_shown(value))
+    return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def texts_of(values: Iterable[Any], where: str, rows: Sequence[int] | None = None) -> list[str]:
+    """Returns the texts of a column's values, '' where one is absent.
+
+    Args:
+      where, rows: as of `of_values`.
+
+    Raises:
+      UserError: a value is no text; names its row.
+    """
+    found = []
+    for number, value in enumerate(values):
+        try:
+            found.append(text_of(value))
+        except ValueError as error:
+            row = number + 1 if rows is None else rows[number]
+            raise UserError(
+                f"expected text in {where}, found {error} in row {row}; mend the file"
+            ) from None
+    return found
+
+
+def texts_of_column(
+    column: pa.Array | pa.ChunkedArray, where: str, rows: Sequence[int] | None = None
+) -> list[str]:
+    """Returns `texts_of` an Arrow column."""
+    return texts_of(_python_values(_plain(column)), where, rows)
+
+
+def whole_text(text: str) -> str:
+    """Returns the text with U+FFFD for each half of a surrogate pair, which has no UTF-8."""
+    return _HALF_PAIR.sub("\ufffd", text)
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One array without a dictionary."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # no chunk, or too large for one
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0)
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    return column
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    """As Python's; text whose bytes are no UTF-8 stays binary, so that it is refused by row."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            large = pa.types.is_large_string(kind)
+            return column.cast(pa.large_binary() if large else pa.binary()).to_pylist()
+    return column.to_pylist()
