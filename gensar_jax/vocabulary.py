@@ -63,7 +63,8 @@ def _processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcesso
 
 def _lines(text: str) -> Iterator[str]:
     """Yields a text as lines that the trainer reads, cut at white space, a long word inside it."""
-    line, room = [], MOST_LINE_BYTES
+    line: list[str] = []
+    room = MOST_LINE_BYTES
     for word in text.replace(_TRAINERS_MARK, " ").split():
         for part in _parts(word):
             size = len(part.encode()) + 1
