@@ -6,7 +6,6 @@ of the text's rows, so that at first no new token is likelier than another.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import re
@@ -18,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
+from core import tensor_files
 from core.errors import UserError
+from core.files import read_json
 from gensar_jax.t5.config import T5Config
 from gensar_jax.t5.network import Transformer
 
@@ -29,7 +30,7 @@ _EMBEDDING = "token_embedder/embedding"
 _OUTPUT = "decoder/logits_dense/kernel"
 # In the folder of a T5X checkpoint.
 _MSGPACK, _ORBAX = "checkpoint", "state"
-_SAFETENSORS, _SETTINGS = "model.safetensors", "config.json"
+_SETTINGS = "config.json"
 _HF_DEFAULTS = {
     "feed_forward_proj": "relu",
     "relative_attention_max_distance": 128,
@@ -78,35 +79,30 @@ def load(folder: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.
     """Parameters float32 of a folder of either kind.
 
     Args:
-      folder: with Hugging Face's model.safetensors and config.json, or as `from_t5x` takes.
+      folder: with Hugging Face's model.safetensors, in one file or shards with an index, and
+        config.json; or as `from_t5x` takes.
       config, text_rows, key: as in `from_hugging_face`.
 
     Raises:
       UserError: neither is there, a config.json of another network, or as the two functions.
     """
     folder = pathlib.Path(folder)
-    if (folder / _SAFETENSORS).is_file():
+    if tensor_files.is_there(folder):
         _check_settings(folder / _SETTINGS, config)
         return from_hugging_face(folder, config, text_rows, key)
     if (folder / _ORBAX).is_dir() or (folder / _MSGPACK).is_file():
         return from_t5x(folder, config, text_rows, key)
     raise UserError(
-        f"expected a T5 checkpoint in {folder}, found neither {_SAFETENSORS} nor T5X's "
+        f"expected a T5 checkpoint in {folder}, found neither {tensor_files.SINGLE} nor T5X's "
         f"{_MSGPACK} or {_ORBAX}; pass a folder with one"
     )
 
 
 def _check_settings(file: pathlib.Path, config: T5Config) -> None:
     """Refuses a network that differs from a config.json in what no shape shows."""
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-        # Files leave out what is the default.
-        found = {name: written.get(name, default) for name, default in _HF_DEFAULTS.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"expected the settings of a T5 in {file}, found none that can be read "
-            f"({type(error).__name__}); download the whole folder"
-        ) from None
+    written = read_json(str(file), "the settings of a T5", "download the whole folder")
+    # Files leave out what is the default.
+    found = {name: written.get(name, default) for name, default in _HF_DEFAULTS.items()}
     expected = {
         "feed_forward_proj": "relu" if config.mlp_activations == ("relu",) else "gated-gelu",
         "relative_attention_max_distance": config.max_distance,
@@ -123,7 +119,7 @@ def _check_settings(file: pathlib.Path, config: T5Config) -> None:
 def from_hugging_face(
     path: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.Array
 ) -> Params:
-    """Parameters float32 of a safetensors file, or of a folder with model.safetensors.
+    """Returns the parameters float32 of a file or folder of safetensors, in one file or shards.
 
     Args:
       path: of the file or folder.
@@ -133,39 +129,25 @@ def from_hugging_face(
       key: of the new rows.
 
     Raises:
-      UserError: no such file, a parameter that is missing, unknown or of another shape, or fewer
-        rows than `text_rows`.
+      UserError: as `core.tensor_files`; a parameter that is missing, unknown or of another shape,
+        or fewer rows than `text_rows`.
     """
-    from safetensors import SafetensorError, safe_open
-
-    file = pathlib.Path(path)
-    if file.is_dir():
-        file = file / _SAFETENSORS
-    if not file.is_file():
-        raise UserError(f"expected a file of safetensors, found no {file}; correct the path")
     found: dict[str, np.ndarray] = {}
-    try:
-        # Through JAX, whose arrays know bfloat16.
-        with safe_open(file, framework="flax") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if _IGNORED.fullmatch(name) or (
-                    name == "lm_head.weight" and config.logits_via_embedding
-                ):
-                    continue
-                ours = _our_name(name)
-                if ours is None:
-                    raise UserError(
-                        f"expected parameters of a T5, found {name!r} in {file}; pass a T5's file"
-                    )
-                array = np.asarray(tensors.get_tensor(name), np.float32)
-                # PyTorch keeps the transposes of T5X's matrices, but for the embedding.
-                found[ours] = array if ours == _EMBEDDING else array.T
-    except SafetensorError as error:
-        raise UserError(
-            f"expected a file of safetensors, found {file}, which is none ({error}); download it "
-            "again"
-        ) from error
-    return _fitted(found, config, text_rows, key, str(file))
+    with tensor_files.opened(path) as tensors:
+        for name in sorted(tensors.names()):
+            if _IGNORED.fullmatch(name) or (
+                name == "lm_head.weight" and config.logits_via_embedding
+            ):
+                continue
+            ours = _our_name(name)
+            if ours is None:
+                raise UserError(
+                    f"expected parameters of a T5, found {name!r} in {path}; pass a T5's file"
+                )
+            array = tensors.read(name)
+            # PyTorch keeps the transposes of T5X's matrices, but for the embedding.
+            found[ours] = array if ours == _EMBEDDING else array.T
+    return _fitted(found, config, text_rows, key, str(path))
 
 
 def from_t5x(
@@ -312,6 +294,7 @@ def _fitted(
         table = extend_vocabulary(table[:text_rows], config.vocab_size, part)
         found[name] = table if name == _EMBEDDING else table.T
     for name, shape in expected.items():
+        tensor_files.check_finite(found[name], name, source)
         if found[name].shape != shape:
             raise UserError(
                 f"expected {name} of shape {shape}, found {found[name].shape} in {source}; pass "

@@ -1,5 +1,6 @@
 """Parameters from files of others, and what a wrong file ends in."""
 
+import json
 import pathlib
 
 import jax
@@ -125,6 +126,44 @@ def test_a_folder_and_half_precision_and_copies_of_the_embedding(tmp_path):
     for name, leaf in expected.items():
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name], leaf, atol=2e-3)
+
+
+def test_shards_with_an_index_give_the_same_parameters(tmp_path):
+    tensors = load_file(V1_1)
+    names = sorted(tensors)
+    shards = {f"model-{n:05}-of-00003.safetensors": names[n - 1 :: 3] for n in (1, 2, 3)}
+    for file, held in shards.items():
+        save_file({name: tensors[name] for name in held}, tmp_path / file)
+    told = {name: file for file, held in shards.items() for name in held}
+    size = sum(array.nbytes for array in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": told}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    about = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    about["relative_attention_max_distance"] = 16
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    found = flat(checkpoints.load(tmp_path, CONFIG, 40, KEY))
+    expected = flat(checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY))
+    assert found.keys() == expected.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, name)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match=r"found no .*model-00002-of-00003\.safetensors"):
+        checkpoints.load(tmp_path, CONFIG, 40, KEY)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    tensors = load_file(V1_1)
+    name = "decoder.final_layer_norm.weight"
+    broken = tensors[name].copy()
+    broken[5] = -np.inf
+    save_file(tensors | {name: broken}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"finite weights, found -inf in {name}"):
+        checkpoints.from_hugging_face(tmp_path, CONFIG, 40, KEY)
+    params = checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY)
+    params["decoder"]["decoder_norm"]["scale"] = broken
+    write_t5x(tmp_path / "checkpoint_1", params)
+    with pytest.raises(UserError, match="finite weights, found -inf in decoder/decoder_norm/scale"):
+        checkpoints.from_t5x(tmp_path / "checkpoint_1", CONFIG, 40, KEY)
 
 
 def test_a_tied_output_of_version_1_0_is_left_out(tmp_path):
