@@ -19,6 +19,24 @@ one point a row, by two metrics: what a method gains in recommendation it may lo
 
 from __future__ import annotations
 
+from absl import flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
+    flags.DEFINE_list("names", [], "What to call the method of each workdir.")
+    flags.DEFINE_string("metric", "ndcg@5/neg99", "Metric with its protocol, such as hr@10/full.")
+    flags.DEFINE_string("split", "test", "validation or test.")
+    kinds = ("", "noise", "popularity", "hops", "queries")
+    flags.DEFINE_enum("strata", "", kinds, "Also a table over strata of users or targets.")
+    flags.DEFINE_string("against", "", "A second metric, drawn against the first in --figure.")
+    flags.DEFINE_string("figure", "", "PNG to write for --against.")
+
+
+cli.begin(__name__, define_flags)
+
 import dataclasses
 import itertools
 import json
@@ -28,12 +46,11 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
-from absl import flags
 
 from core import metrics
 from core.errors import UserError
 from core.workdir import Workdir, check_out, settings
-from launch import cli, strata
+from launch import strata
 
 # What may differ between the runs of one row: the seed, where things are, how they are read.
 _FREE_KEYS = frozenset(
@@ -395,17 +412,6 @@ def strata_to_markdown(rows: Sequence[Row], groups: dict[str, np.ndarray], metri
     return "\n".join(lines)
 
 
-def define_flags() -> None:
-    flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
-    flags.DEFINE_list("names", [], "What to call the method of each workdir.")
-    flags.DEFINE_string("metric", "ndcg@5/neg99", "Metric with its protocol, such as hr@10/full.")
-    flags.DEFINE_string("split", "test", "validation or test.")
-    kinds = ("", *strata.KINDS)
-    flags.DEFINE_enum("strata", "", kinds, "Also a table over strata of users or targets.")
-    flags.DEFINE_string("against", "", "A second metric, drawn against the first in --figure.")
-    flags.DEFINE_string("figure", "", "PNG to write for --against.")
-
-
 def main() -> None:
     workdirs, metric, split = flags.FLAGS.workdirs, flags.FLAGS.metric, flags.FLAGS.split
     if not workdirs:
@@ -427,4 +433,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

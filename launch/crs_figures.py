@@ -12,6 +12,20 @@ DIR/table.md, table.json, figure2.png and figure3.png; `launch.report --workdirs
 
 from __future__ import annotations
 
+from absl import flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("workdirs", [], "Folders of runs of CRS.")
+    flags.DEFINE_list("names", [], "What to call each; runs of one name are its seeds.")
+    flags.DEFINE_list("beside", [], "Folders of runs of other methods, for Figure 3.")
+    flags.DEFINE_string("out", None, "Folder to write.", required=True)
+
+
+cli.begin(__name__, define_flags)
+
 import dataclasses
 import json
 import os
@@ -19,13 +33,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from core.errors import UserError
 from core.files import write_atomically
 from core.workdir import Workdir, check_no_file
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
-from launch import cli, strata
+from launch import strata
 from launch.compare import Pair, Row, compare_pairs, holm, read_rows, strata_to_markdown
 from launch.search_protocol import PROTOCOL
 from launch.sweep_tables import mean_text
@@ -302,13 +315,6 @@ def write(runs: Runs, workdir: str, beside: Sequence[str], out: str) -> str:
     return text
 
 
-def define_flags() -> None:
-    flags.DEFINE_list("workdirs", [], "Folders of runs of CRS.")
-    flags.DEFINE_list("names", [], "What to call each; runs of one name are its seeds.")
-    flags.DEFINE_list("beside", [], "Folders of runs of other methods, for Figure 3.")
-    flags.DEFINE_string("out", None, "Folder to write.", required=True)
-
-
 def main() -> None:
     found = flags.FLAGS
     if not found.workdirs:
@@ -319,4 +325,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -10,12 +10,37 @@ when it is given the raw files.
 
 from __future__ import annotations
 
+from absl import flags
+
+from core.errors import UserError
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("dataset", None, "Name of a reader, such as csv_log or qilin.")
+    flags.DEFINE_string("raw_dir", None, "Folder of the raw files.")
+    flags.DEFINE_string("data_dir", None, "Folder of the prepared data; default in the cache.")
+    flags.DEFINE_bool("validate", False, "Check what stands in --data_dir instead of preparing it.")
+    flags.DEFINE_string("segmenter", "characters", "Of Chinese queries; or jieba.")
+    flags.DEFINE_string("split", "leave_one_out", "Split to check; or global_time.")
+
+
+def check_flags() -> None:
+    given = flags.FLAGS
+    if given.validate:
+        if not given.data_dir or given.dataset or given.raw_dir:
+            raise UserError("expected --validate with --data_dir=D alone; pass the prepared folder")
+    elif not given.dataset or not given.raw_dir:
+        raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
+
+
+cli.begin(__name__, define_flags, check_flags)
+
 import json
 import logging
 import os
 import sys
 
-from absl import flags
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,22 +51,11 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from core.errors import UserError
 from input_pipelines import data_card, prepare, splits
 from input_pipelines.log import Log
-from launch import cli
 
 _LOG = logging.getLogger(__name__)
 _CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("dataset", None, "Name of a reader, such as csv_log or qilin.")
-    flags.DEFINE_string("raw_dir", None, "Folder of the raw files.")
-    flags.DEFINE_string("data_dir", None, "Folder of the prepared data; default in the cache.")
-    flags.DEFINE_bool("validate", False, "Check what stands in --data_dir instead of preparing it.")
-    flags.DEFINE_string("segmenter", "characters", "Of Chinese queries; or jieba.")
-    flags.DEFINE_string("split", "leave_one_out", "Split to check; or global_time.")
 
 
 class _Bars:
@@ -84,8 +98,6 @@ def main() -> None:
     given = flags.FLAGS
     data_dir = _path(given.data_dir)
     if given.validate:
-        if not data_dir or given.dataset or given.raw_dir:
-            raise UserError("expected --validate with --data_dir=D alone; pass the prepared folder")
         log, directory = prepare.validate_prepared(data_dir), data_dir
     else:
         log, directory = _prepare(data_dir)
@@ -98,8 +110,6 @@ def main() -> None:
 
 def _prepare(data_dir: str) -> tuple[Log, str]:
     given = flags.FLAGS
-    if not given.dataset or not given.raw_dir:
-        raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
     if given.split not in splits.SPLITS:  # found before an hour of reading
         raise UserError(f"expected --split of {', '.join(splits.SPLITS)}, found {given.split!r}")
     raw_dir, options = _path(given.raw_dir), {"segmenter": given.segmenter}
@@ -116,4 +126,4 @@ def _path(name: str | None) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)
