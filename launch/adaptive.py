@@ -97,6 +97,11 @@ def _times(run: Restored, scorer: AdaptiveScorer, head: Head, price: Any) -> dic
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
+def _users(run: Restored, split: str) -> np.ndarray:
+    """Returns the users of the examples that neg99 ranks, [E]."""
+    return run.data.split(split).user[run.data.counted(split, "neg99")]
+
+
 def _origin(run: Restored) -> dict[str, Any]:
     """Where the numbers come from; `commit` and `device` are those that measure."""
     config = run.experiment.config
@@ -104,7 +109,7 @@ def _origin(run: Restored) -> dict[str, Any]:
     return {
         "data": run.data.label,
         "data_split": config.data.split,
-        "examples": len(run.data.split("test")),
+        "examples": len(_users(run, "test")),
         "seed": config.seed,
         "trained_commit": next((r["commit"] for r in rows if r["stage"] == run.stage), "unknown"),
         "commit": commit_id(),
@@ -190,7 +195,7 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     scorer = AdaptiveScorer(ranker.model, _BLOCK)
     x, losses, values = _of_every_k(run, scorer, "validation", name)
     try:
-        users = run.data.split("validation").user
+        users = _users(run, "validation")
         head, found = calibrate(x, losses, values, users, tolerance)
     except ValueError as error:
         raise UserError(f"{error} in {run.data.label}; bring more data") from None
@@ -217,7 +222,7 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     blocks = f"{test.shape[1] - 1} in blocks"
     table[blocks] = {"seconds": seconds[blocks]}
     gains = reached - test[:, found.best_fixed]
-    gain = metrics.means_of_users(gains, run.data.split("test").user)
+    gain = metrics.means_of_users(gains, _users(run, "test"))
     half = metrics.half_interval(gain) if len(gain) > 1 else None
     difference = [float(gain.mean()), half]
     origin = _origin(run)

@@ -176,8 +176,8 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
             for line in lines:
                 table.add_row(Text(line[0]), *[line[i + 1] for i in chosen])
         console.print(table)
-    for line in remarks(results, split):
-        console.print(line, highlight=False, soft_wrap=True)
+    for remark in remarks(results, split):
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def write_summary(workdir: Workdir, label: str) -> None:
@@ -198,8 +198,8 @@ def write_summary(workdir: Workdir, label: str) -> None:
         *markdown_table(columns, [[f"{method}, {stage}", *cells] for stage, *cells in lines]),
         "",
     ]
-    for line in remarks(results, split):
-        text += [line, ""]
+    for remark in remarks(results, split):
+        text += [remark, ""]
     if _draw_curves(workdir, f"{method} on {label}"):
         text += ["![training curves](curves.png)", ""]
     write_atomically(workdir.file("summary.md"), "\n".join(text))
