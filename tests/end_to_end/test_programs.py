@@ -64,7 +64,7 @@ def test_training_leaves_every_result(trained):
         assert saved["ndcg@5"].mean() == pytest.approx(row["metrics"][name], abs=1e-6)
         assert len(saved["user"]) == row["examples"] == 57
     assert (workdir / "curves.png").stat().st_size > 5000
-    assert "| after RL |" in (workdir / "summary.md").read_text()
+    assert ", after RL |" in (workdir / "summary.md").read_text()
     assert list((workdir / "events").rglob("*tfevents*"))
 
 
