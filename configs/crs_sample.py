@@ -167,4 +167,4 @@ def get_config() -> config_dict.ConfigDict:
             "loop": {"log_every": 5},
         }
     )
-    return config
+    return datasets.for_sample(config)

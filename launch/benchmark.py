@@ -115,7 +115,7 @@ def print_table(found: dict[str, Any]) -> None:
             "" if compiled is None else f"{compiled:.1f} s",
             row["mark"] + verdict,
         )
-    console = Console(width=None if Console().is_terminal else 140)
+    console = Console(width=None if Console().is_terminal else 140, color_system=None)
     console.print(table)
     for suite, reason in found["skipped"].items():
         console.print(f"{suite}: skipped, {reason}")

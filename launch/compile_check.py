@@ -295,7 +295,7 @@ def print_table(found: list[Compiled], title: str, hbm: int) -> None:
             if step.collectives is None
             else ", ".join(f"{count} {name}" for name, count in step.collectives.items()),
         )
-    Console(width=None if Console().is_terminal else 150).print(table)
+    Console(width=None if Console().is_terminal else 150, color_system=None).print(table)
 
 
 def main() -> None:

@@ -61,12 +61,12 @@ _TEXT = 100
 
 
 def predict(
-    restored: Restored, users: Sequence[str] | None, top_k: int, query: str | None = None
+    restored: Restored, users: Sequence[str] | str | None, top_k: int, query: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields user, rank, item, score (of GenSAR also text) for every user, best first.
 
     Args:
-      users: ids as in the raw data; None, with a query, is someone without a history.
+      users: ids as in the raw data, or one; None, with a query, is someone without a history.
       top_k: items of each user.
       query: for the items of a search, of a GenSAR run.
 
@@ -74,6 +74,8 @@ def predict(
       UserError: a user id that the data does not hold, more items asked for than there are, or a
         query that the run cannot answer.
     """
+    if isinstance(users, str):
+        users = [users]
     if hasattr(restored.experiment, "predict"):
         if users is None or query is not None:
             raise UserError(
@@ -135,9 +137,10 @@ def _whole_histories(restored: Restored, users: Sequence[str]) -> Examples:
     numbers = {name: i for i, name in enumerate(log.user_ids.tolist()) if i}
     unknown = [user for user in users if user not in numbers]
     if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"expected user ids of {restored.data.label}, found {unknown[0]!r} and "
-            f"{len(unknown) - 1} more that it does not hold; correct the --users file"
+            f"expected user ids of {restored.data.label}, found {unknown[0]!r}{more}, which it "
+            "does not hold; correct the users"
         )
     return _examples_of(log, np.array([numbers[name] for name in users], np.int32))
 
