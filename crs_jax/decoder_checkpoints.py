@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from core.errors import UserError
+from core.files import read_json
 from core.partitioning import Partition, placed
 from crs_jax.decoder import init_params
 from crs_jax.decoder_config import DecoderConfig
@@ -52,13 +52,13 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     index = path / _INDEX
     if not index.is_file():
         return [path / _SINGLE]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
-        raise UserError(
-            f"expected a weight_map in {index}, found none; download the checkpoint again"
-        ) from None
-    return [path / name for name in names]
+    again = "download the checkpoint again"
+    listed = read_json(str(index), "the index of a checkpoint", again).get("weight_map")
+    names = list(listed.values()) if isinstance(listed, dict) else []
+    # A name of a file beside the index, not a path to another.
+    if not names or not all(isinstance(n, str) and n and n == pathlib.Path(n).name for n in names):
+        raise UserError(f"expected a weight_map of file names in {index}, found none; {again}")
+    return [path / name for name in sorted(set(names))]
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ def from_hugging_face(
             parts.setdefault(ours, []).append(name)
         # One parameter after the other: the host holds one stack of layers at a time.
         for ours, names in parts.items():
-            layers = [np.asarray(tensors[n].get_tensor(n), np.float32) for n in names]
+            layers = [_values(tensors[name], name, path) for name in names]
             stacked = expected[names[0]][1] is not None
             flat[ours] = put(ours, np.stack([a.T for a in layers]) if stacked else layers[0])
     name = "embedder/new_embedding"
@@ -172,6 +172,16 @@ def from_hugging_face(
 
     flat[name] = new_rows(flat[_WHOLE[_EMBEDDING]])
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _values(tensors: Any, name: str, path: Any) -> np.ndarray:
+    try:
+        return np.asarray(tensors.get_tensor(name), np.float32)
+    except (AttributeError, TypeError, ValueError) as error:  # of a type that arrays have not
+        raise UserError(
+            f"expected {name} as numbers that arrays hold, found others in {path} "
+            f"({str(error)[:100]}); download the checkpoint in bfloat16 or float32"
+        ) from None
 
 
 def _put(partition: Partition | None, name: str, array: Any) -> jax.Array:
@@ -242,16 +252,15 @@ def read_about(path: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     """
     path = pathlib.Path(path)
     about = (path if path.is_dir() else path.parent) / "config.json"
-    try:
-        found = dict(json.loads(about.read_text(encoding="utf-8")))
-        rotary = dict(found.get("rope_parameters") or {})  # newer files
-    except FileNotFoundError:
+    if not about.exists():
         return about, {}
-    except (OSError, ValueError, TypeError):
+    found = read_json(str(about), "the JSON of a checkpoint", "download it again")
+    rotary = found.get("rope_parameters") or {}  # newer files
+    if not isinstance(rotary, dict):
         raise UserError(
-            f"expected the JSON of a checkpoint in {about}, found none that can be read; download "
-            "it again"
-        ) from None
+            f"expected rope_parameters of names and values in {about}, found {str(rotary)[:60]!r}; "
+            "download it again"
+        )
     if found.get("rope_scaling") or rotary.get("rope_type", "default") != "default":
         raise UserError(
             f"expected rotary positions that are not scaled, found others in {about}; pass another "

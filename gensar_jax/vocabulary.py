@@ -24,6 +24,7 @@ from core.files import open_atomically
 PADDING, END = 0, 1
 BEHAVIOURS = ("<R_I>", "<S_Q>", "<S_I>")
 _MODEL, _CODES = "pieces.model", "codes.json"
+_MODEL_BYTES = 256 * 2**20
 
 
 def read_pieces(path: str | pathlib.Path) -> bytes:
@@ -35,6 +36,11 @@ def read_pieces(path: str | pathlib.Path) -> bytes:
     file = pathlib.Path(path)
     if not file.is_file():
         raise UserError(f"expected a SentencePiece model, found no {file}; correct the path")
+    if file.stat().st_size > _MODEL_BYTES:
+        raise UserError(
+            f"expected a SentencePiece model of at most {_MODEL_BYTES:,} bytes, found "
+            f"{file.stat().st_size:,} in {file}; pass another file"
+        )
     model = file.read_bytes()
     _processor(model, str(file))
     return model
