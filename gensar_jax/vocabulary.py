@@ -28,6 +28,7 @@ _MODEL, _CODES = "pieces.model", "codes.json"
 # pieces, without a word.
 MOST_LINE_BYTES = 4192
 _TRAINERS_MARK = "\u2585"
+_MODEL_BYTES = 256 * 2**20
 
 
 def read_pieces(path: str | pathlib.Path) -> bytes:
@@ -39,6 +40,11 @@ def read_pieces(path: str | pathlib.Path) -> bytes:
     file = pathlib.Path(path)
     if not file.is_file():
         raise UserError(f"expected a SentencePiece model, found no {file}; correct the path")
+    if file.stat().st_size > _MODEL_BYTES:
+        raise UserError(
+            f"expected a SentencePiece model of at most {_MODEL_BYTES:,} bytes, found "
+            f"{file.stat().st_size:,} in {file}; pass another file"
+        )
     model = file.read_bytes()
     _processor(model, str(file))
     return model

@@ -42,7 +42,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from core.errors import UserError
 from input_pipelines import ids, segmenters, times
@@ -54,6 +53,7 @@ from input_pipelines.csv_columns import (
     names_of,
     unreadable,
 )
+from input_pipelines.file_bounds import open_parquet
 from input_pipelines.log import Log, RawEvents, build_log
 
 _LOG = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def _read(path: pathlib.Path, names: Mapping[str, str], columns: Sequence[str]) 
                 _check_whole(path, header, tuple(wanted))
             found = {column: frame[names[column]].tolist() for column in columns}
         else:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path, wanted) as file:
                 table = file.read(columns=wanted)
             found = {column: table[names[column]] for column in columns}
     except (OSError, ValueError, pa.ArrowException) as error:

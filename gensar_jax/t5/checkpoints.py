@@ -6,10 +6,11 @@ of the text's rows, so that at first no new token is likelier than another.
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,9 @@ _OUTPUT = "decoder/logits_dense/kernel"
 # In the folder of a T5X checkpoint.
 _MSGPACK, _ORBAX = "checkpoint", "state"
 _SETTINGS = "config.json"
+_SHOWN = 100  # characters of a name in a message
+# Bytes that arrays of a checkpoint may have, beside those that each byte of its files justifies.
+_FREE_BYTES, _UNPACKED_A_BYTE = 2**26, 100
 _HF_DEFAULTS = {
     "feed_forward_proj": "relu",
     "relative_attention_max_distance": 128,
@@ -210,6 +214,7 @@ def _orbax_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         try:
             tree: Any = checkpointer.metadata(folder.absolute()).item_metadata.tree["target"]
+            _check_stored(jax.tree.leaves(tree), folder)
             item = {"target": jax.tree.map(lambda _: 0, tree)}
             whole = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32)
             restored = checkpointer.restore(
@@ -235,29 +240,51 @@ def _msgpack_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     file = folder / _MSGPACK
     try:
         target = serialization.msgpack_restore(file.read_bytes())["optimizer"]["target"]
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(target, dict):
+            raise TypeError("no tree")
+        flat = traverse_util.flatten_dict(
+            target, sep="/", is_leaf=lambda _, x: isinstance(x, Mapping) and "driver" in x
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"expected optimizer/target in a T5X checkpoint, found none in {file}; pass another"
         ) from error
-    flat = traverse_util.flatten_dict(
-        target, sep="/", is_leaf=lambda _, x: isinstance(x, Mapping) and "driver" in x
-    )
     found = {}
     for name, leaf in flat.items():
-        if isinstance(leaf, Mapping):
-            # Paths are relative to the folder; older files keep them beside the store.
-            place = leaf["kvstore"].get("path") or leaf["path"]
-            store = {"driver": "file", "path": str(folder / place)}
-            try:
+        try:
+            if isinstance(leaf, Mapping):
+                place = _zarr_folder(folder, leaf)
+                store = {"driver": "file", "path": str(place)}
                 opened = tensorstore.open({"driver": "zarr", "kvstore": store}).result()
-            except ValueError as error:
-                raise UserError(
-                    f"expected an array {name} in {folder / place}, found none that can be read; "
-                    "copy the whole checkpoint"
-                ) from error
-            leaf = opened.read().result()
-        found[name] = np.asarray(leaf, np.float32)
+                _check_stored([opened], place)
+                leaf = opened.read().result()
+            found[name] = np.asarray(leaf, np.float32)
+        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            raise UserError(
+                f"expected an array {name} in {folder}, found none that can be read; copy the "
+                "whole checkpoint"
+            ) from error
     return found
+
+
+def _zarr_folder(folder: pathlib.Path, described: Mapping[str, Any]) -> pathlib.Path:
+    """Where an array lies. Raises ValueError where that is outside the checkpoint."""
+    # Paths are relative to the folder; older files keep them beside the store.
+    place = (folder / (described["kvstore"].get("path") or described["path"])).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise ValueError(f"{place} is outside {folder}")
+    return place
+
+
+def _check_stored(arrays: Iterable[Any], place: pathlib.Path) -> None:
+    """Raises ValueError where arrays claim far more bytes than their files have.
+
+    Chunks that are missing read as zeros, so that a description alone could fill all memory.
+    """
+    claimed = sum(4 * math.prod(array.shape) for array in arrays)
+    stored = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    if claimed > _FREE_BYTES + _UNPACKED_A_BYTE * stored:
+        raise ValueError(f"arrays of {claimed:,} bytes in files of {stored:,}")
 
 
 def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
@@ -278,7 +305,9 @@ def _fitted(
     expected = _shapes(config)
     for name in sorted(expected.keys() ^ found.keys()):
         wanted, seen = (
-            (name, "none") if name in expected else ("no such parameter in this network", name)
+            (name, "none")
+            if name in expected
+            else ("no such parameter in this network", name[:_SHOWN])
         )
         raise UserError(
             f"expected {wanted}, found {seen} in {source}; pass the size and version of the file"

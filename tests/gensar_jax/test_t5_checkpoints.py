@@ -209,3 +209,30 @@ def test_wrong_t5x_folders_end_in_one_line(tmp_path):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(tmp_path / "c" / "state", {"params": np.zeros(3)})
     refused("expected the tree target")
+
+
+def test_t5x_arrays_that_claim_more_than_their_files_have(tmp_path):
+    params = checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY)
+    write_t5x(tmp_path / "c", params)
+    about = tmp_path / "c" / "target.token_embedder.embedding" / ".zarray"
+    before = about.read_text()
+    # Chunks that are missing read as zeros: this one would take 400 GB.
+    about.write_text(json.dumps({**json.loads(before), "shape": [10**11, 1]}))
+    with pytest.raises(UserError, match=r"expected an array token_embedder/embedding"):
+        checkpoints.from_t5x(tmp_path / "c", CONFIG, 40, KEY)
+    about.write_text(before)
+    content = serialization.msgpack_restore((tmp_path / "c" / "checkpoint").read_bytes())
+    target = content["optimizer"]["target"]
+    outside = dict(target["token_embedder"]["embedding"])
+    for wrong in ({**outside, "kvstore": {"path": "../other"}}, {"driver": 1}, "text", [1, "x"]):
+        target["token_embedder"]["embedding"] = wrong
+        (tmp_path / "c" / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
+        with pytest.raises(UserError, match=r"expected (an array )?token_embedder/embedding"):
+            checkpoints.from_t5x(tmp_path / "c", CONFIG, 40, KEY)
+    deep = b"\x81\xa9optimizer\x81\xa6target" + b"\x81\xa1a" * 900 + b"\xc0"
+    long = b"\x81\xa9optimizer\xdd\xff\xff\xff\xff"
+    for wrong in (deep, long, b"", b"\x81\xa9optimizer\x81\xa6target\xc0"):
+        (tmp_path / "c" / "checkpoint").write_bytes(wrong)
+        with pytest.raises(UserError, match=r"expected (optimizer/target|no such)") as error:
+            checkpoints.from_t5x(tmp_path / "c", CONFIG, 40, KEY)
+        assert len(str(error.value)) < 500
