@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 
+from core import checksums
 from core.errors import UserError
 from input_pipelines import data_card, prepared_log
 from input_pipelines import log as log_lib
@@ -158,7 +159,8 @@ def test_the_folder_appears_whole(tmp_path, monkeypatch):
     real = os.replace
 
     def rename(source, target):
-        seen.append((os.path.exists(target), sorted(os.listdir(source))))
+        if os.path.isdir(source):  # meta.json takes its name within the folder
+            seen.append((os.path.exists(target), sorted(os.listdir(source))))
         real(source, target)
 
     monkeypatch.setattr(os, "replace", rename)
@@ -191,9 +193,8 @@ def damage(directory, name, how):
     [
         ("rec_items.npy", "cut", "bytes in .*rec_items.npy, found 136 bytes"),
         ("click_items.npy", "remove", "click_items.npy, found no such file"),
-        ("meta.json", "remove", "meta.json in .*FileNotFoundError"),
-        ("meta.json", "{", "meta.json in .*JSONDecodeError"),
-        ("meta.json", "{}", "meta.json in .*KeyError"),
+        ("meta.json", "{", "a prepared log at .*meta.json, found a file that cannot be read"),
+        ("meta.json", "{}", "prepared in format 2 in .*, found 1"),
     ],
 )
 def test_damaged_folders_are_refused_in_one_line(tmp_path, name, how, found):
@@ -205,14 +206,23 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path, name, how, found):
     assert "\n" not in str(error.value) and f"remove {directory}" in str(error.value)
 
 
+def test_a_folder_without_its_description_is_no_prepared_log(tmp_path):
+    directory = str(tmp_path / "log")
+    prepared_log.save_log(small_log(), directory)
+    damage(directory, "meta.json", "remove")
+    with pytest.raises(UserError, match=r"with meta\.json in .*log, found none; pass a folder"):
+        prepared_log.load_log(directory)
+
+
 @pytest.mark.parametrize("changes", [{"time_unit": "hours"}, {"time_unit": []}, {"reading": [1]}])
 def test_what_the_reader_noted_is_checked_when_opened(tmp_path, changes):
     directory = tmp_path / "log"
     prepared_log.save_log(small_log(), str(directory))
     assert prepared_log.load_log(str(directory)).reading == {"searches_left_out_as_empty": 1}
     meta = json.loads((directory / "meta.json").read_text())
-    (directory / "meta.json").write_text(json.dumps(meta | changes))
-    with pytest.raises(UserError, match=r"expected a prepared log with meta\.json in"):
+    del meta["checksum"]
+    checksums.write_sealed(str(directory / "meta.json"), meta | changes)
+    with pytest.raises(UserError, match=r"expected a log's name, .* reading in .*meta\.json"):
         prepared_log.load_log(str(directory))
 
 
