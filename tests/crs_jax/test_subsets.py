@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from core import checksums
 from core.errors import UserError
 from crs_jax import packing, self_evolve, traces
 from crs_jax.inference import MISSED, Answers
@@ -86,7 +87,7 @@ def test_a_subset_is_made_once_and_held_to_its_hash(tmp_path):
     # Of another program, with its own hash.
     for content in (b"{}\n", b"[3]\n", b"\xe9\n", b"[" * 100_000):
         about = {"rows": 1, "sha256": hashlib.sha256(content).hexdigest()}
-        (tmp_path / "s" / "rl_0.json").write_text(json.dumps(about))
+        checksums.write_sealed(str(tmp_path / "s" / "rl_0.json"), about)
         (tmp_path / "s" / "rl_0.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=r"the cases of a subset in .*, found none that can be"):
             subsets.get("rl_0", make)
