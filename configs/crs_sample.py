@@ -49,7 +49,8 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.vocabulary.size = 4000  # of a trained one
 
     config.prompts = config_dict.ConfigDict()
-    config.prompts.max_prompt = 1024  # tokens; ours
+    # Tokens; ours. The oldest events go first, then the ends of the longest texts.
+    config.prompts.max_prompt = 1024
     config.prompts.max_reasoning = 512  # </think> included; ours
     config.prompts.max_answer = 128  # of an item's context
 
@@ -166,4 +167,4 @@ def get_config() -> config_dict.ConfigDict:
             "loop": {"log_every": 5},
         }
     )
-    return config
+    return datasets.for_sample(config)

@@ -41,6 +41,18 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
             "pretrain": {"batch_size": 128, "max_epochs": 6.0, "learning_rate": 2e-3},
         }
     )
+    return for_sample(config)
+
+
+def for_sample(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Notes the values that `on_sample.overrides` replaces; a config file ends with it.
+
+    So `launch.data.resolve` tells them from values set by hand, which stay.
+    """
+    config.on_sample.replaced = config_dict.ConfigDict()
+    for section, values in config.on_sample.overrides.items():
+        own = config.get(section, {})
+        config.on_sample.replaced[section] = {name: own[name] for name in values if name in own}
     return config
 
 

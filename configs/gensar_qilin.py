@@ -131,4 +131,4 @@ def get_config(system: str = "gensar") -> config_dict.ConfigDict:
     )
     if system == "dsi":
         config.on_sample.overrides.train.epochs = 5.0  # its prompts are short
-    return config
+    return datasets.for_sample(config)

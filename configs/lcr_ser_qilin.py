@@ -16,4 +16,4 @@ def get_config() -> config_dict.ConfigDict:
     config = datasets.qilin(lcr_ser_defaults.get_config())
     config.on_sample.overrides.pretrain.lambda_l2 = 1e-6
     config.on_sample.overrides.rl = config_dict.ConfigDict({"examples": 5_000})
-    return config
+    return datasets.for_sample(config)

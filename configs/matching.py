@@ -12,6 +12,7 @@ from configs import (
     crs_amazon_beauty,
     crs_sample,
     crs_trivago_100k,
+    datasets,
     defaults,
     gensar_amazon_beauty,
     gensar_qilin,
@@ -38,6 +39,7 @@ def _dsi(dataset: str, crs: config_dict.ConfigDict) -> config_dict.ConfigDict:
         theirs = crs.on_sample.overrides.eval
         for key in users:
             config.on_sample.overrides.eval[key] = theirs.get(key, crs.eval[key])
+        datasets.for_sample(config)
     return config
 
 
@@ -65,4 +67,5 @@ def get_config(choice: str = "bm25,qilin") -> config_dict.ConfigDict:
         config.on_sample = crs.on_sample
         kept = {k: crs.on_sample.overrides[k].to_dict() for k in ("data", "eval")}
         config.on_sample.overrides = config_dict.ConfigDict(kept)
+        datasets.for_sample(config)
     return config

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 _MODULUS = 2**64
-# Elements that are widened to 64 bits at a time: they fit a core's cache.
+# The most elements of the last axes that are one: their weights fit a core's cache.
 _CHUNK = 2**16
 # Places of an axis whose weights share a factor: part of what a digest is, as the rest is not.
 _BLOCK = 2**16
@@ -136,19 +136,11 @@ def _sum(bits: np.ndarray, corner: list[int]) -> int:
     inner = _products(weights[split:])
     outer = _products(weights[:split])
     flat = bits.reshape(len(outer), len(inner))
-    rows = max(1, _CHUNK // len(inner))
-    wide, found = np.empty((rows, len(inner)), np.uint64), 0
-    for start in range(0, len(flat), rows):
-        part = flat[start : start + rows]
-        chunk, of_rows = wide[: len(part)], outer[start : start + rows]
-        chunk[...] = part
-        # The longer axis goes first: it is the faster loop.
-        if len(inner) >= len(part):
-            found += int(np.dot(chunk @ inner, of_rows))
-        else:
-            columns = np.array([np.dot(of_rows, column) for column in chunk.T], np.uint64)
-            found += int(np.dot(columns, inner))
-    return found
+    # einsum widens a buffer at a time, and is fast along rows that are long.
+    if len(inner) >= 16:
+        return int(np.dot(np.einsum("ij,j->i", flat, inner, dtype=np.uint64), outer))
+    sums = [np.einsum("i,i->", column, outer, dtype=np.uint64) for column in flat.T]
+    return int(np.dot(np.array(sums), inner))
 
 
 def _products(weights: list[np.ndarray]) -> np.ndarray:

@@ -225,10 +225,9 @@ class Checkpoints:
         Returns:
           (state, progress, step), or None where there is no checkpoint at all.
 
-        A checkpoint whose values are not those that were saved counts as one that cannot be read.
-
         Raises:
-          UserError: checkpoints exist and none of those asked for can be read.
+          UserError: checkpoints exist and none of those asked for can be read. One whose values are
+            not those that were saved cannot.
         """
         # Of several processes all read the same steps, and all take one or none of them does.
         wanted = distributed.of_first([step] if step is not None else self.steps()[::-1])
@@ -254,7 +253,10 @@ class Checkpoints:
         return None
 
     def _checked(self, step: int, abstract: Any) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
-        """This process's part of a checkpoint and '', or None and why it cannot be used."""
+        """This process's part of a checkpoint and ''; or None, and why this process cannot use it.
+
+        The reason is '' where another process has one.
+        """
         state, progress, reason = None, {}, ""
         saved: dict[str, str] = {}
         parts: dict[str, dict[str, int]] = {}
@@ -266,7 +268,7 @@ class Checkpoints:
         # Whoever could not read has no parts, and says so next.
         every = distributed.of_all(parts)
         if reason or not all(every):
-            return None, reason or "another process cannot read it"
+            return None, reason
         for name in parts:
             whole: dict[str, int] = {}
             copies = [one[name].items() for one in every]

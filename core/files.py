@@ -17,6 +17,7 @@ import shutil
 import stat
 import sys
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,9 @@ _ABANDONED_AFTER_S = 60.0
 _JSON_BYTES = 256 * 2**20
 _ARCHIVE_BYTES = 2 * 2**30
 _HEADER_BYTES = 10_000
+_LONGEST_EMPTY_AXIS = 2**20
+# That an archive of any size may unpack to, and that each byte of it justifies.
+_UNPACKED_BYTES, _UNPACKED_A_BYTE = 256 * 2**20, 100
 # Descriptors of this process by name; where the shell has led one to a file, it is not replaced.
 _OWN_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\d{1,4})")
 
@@ -275,9 +279,10 @@ def read_json(
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            raise ValueError(f"more than {max_bytes:,} bytes")
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise ValueError(f"more than {max_bytes:,} bytes")
+            content = file.read(size)  # no more: what is asked for is allocated first
         value = json.loads(content.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, what, _reason(error), remedy) from None
@@ -328,8 +333,9 @@ def load_npz(
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            if sum(member.file_size for member in members) > max_bytes:
-                raise ValueError(f"arrays of more than {max_bytes:,} bytes")
+            most = min(max_bytes, _UNPACKED_BYTES + _UNPACKED_A_BYTE * os.path.getsize(path))
+            if sum(member.file_size for member in members) > most:
+                raise ValueError(f"arrays of more than {most:,} bytes")
             for member in members:
                 with archive.open(member) as file:
                     shape, order, dtype = _npy_header(file)
@@ -366,9 +372,14 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["F", "C"], np
     }
     if version not in read:
         raise ValueError(f"version {version} of the .npy format")
-    shape, fortran, dtype = read[version](file, max_header_size=_HEADER_BYTES)
-    if dtype.hasobject or any(size < 0 for size in shape):
-        raise ValueError("an array of objects or of negative size")
+    try:
+        shape, fortran, dtype = read[version](file, max_header_size=_HEADER_BYTES)
+    except (MemoryError, tokenize.TokenError):  # of nested and of open brackets
+        raise ValueError("a header that is no dict") from None
+    if dtype.hasobject or not dtype.itemsize or any(size < 0 for size in shape):
+        raise ValueError("an array of objects, of nothing or of negative size")
+    if 0 in shape and max(shape) > _LONGEST_EMPTY_AXIS:
+        raise ValueError("an empty array of endless rows")
     return shape, "F" if fortran else "C", dtype
 
 

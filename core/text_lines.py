@@ -9,6 +9,8 @@ from typing import IO
 from core.errors import UserError
 
 _BOM = "\ufeff"
+# Characters of a line. A file of megabytes can unpack to a line of gigabytes.
+LONGEST_LINE = 16 * 2**20
 
 
 def read_lines(path: str | os.PathLike[str], what: str, remedy: str) -> list[str]:
@@ -23,7 +25,7 @@ def read_lines(path: str | os.PathLike[str], what: str, remedy: str) -> list[str
       remedy: what the user can do where it cannot be read.
 
     Raises:
-      UserError: no such file, or it is not UTF-8.
+      UserError: no such file, it is not UTF-8, or a line is longer than `LONGEST_LINE`.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:
@@ -36,7 +38,18 @@ def read_lines(path: str | os.PathLike[str], what: str, remedy: str) -> list[str
 
 
 def lines_of(file: IO[str]) -> Iterator[str]:
-    """Yields the lines of a file opened with newline='\\n', as `read_lines` does."""
-    for number, line in enumerate(file):
+    """Yields the lines of a file opened with newline='\\n', as `read_lines` does.
+
+    Raises:
+      UserError: a line is longer than `LONGEST_LINE`; names it.
+    """
+    number = 0
+    while line := file.readline(LONGEST_LINE + 2):
+        number += 1
         line = line.removesuffix("\n").removesuffix("\r")
-        yield line.removeprefix(_BOM) if number == 0 else line
+        if len(line) > LONGEST_LINE:
+            raise UserError(
+                f"expected lines of at most {LONGEST_LINE:,} characters in {file.name}, found a "
+                f"longer one, line {number}; use the file as published"
+            )
+        yield line.removeprefix(_BOM) if number == 1 else line

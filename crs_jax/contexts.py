@@ -7,10 +7,11 @@ not known is left out. Items of a history stand as their ids, which are tokens.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.errors import UserError
 from crs_jax.vocabulary import END, START, THINK, Vocabulary
@@ -127,29 +128,51 @@ def user_parts(context: UserContext) -> tuple[str, list[str], str]:
     return head, [event.to_json() for event in events], f"],{last[1:]}"
 
 
+class Prompt(NamedTuple):
+    """A prompt's tokens, and whether texts of its context were cut to make it fit."""
+
+    tokens: list[int]
+    cut: bool
+
+
 def user_prompt(
     context: UserContext, vocabulary: Vocabulary, *, limit: int, reason: bool
-) -> list[int]:
-    """The tokens of a prompt that asks for an item; the oldest events that do not fit are dropped.
+) -> Prompt:
+    """Writes a prompt that asks for an item; what does not fit is left out.
 
-    Events are dropped whole, so that what is left is the same JSON with a shorter history.
+    The oldest events go first, whole, so that what is left is the same JSON with a shorter history.
+    A context that is too long without any event loses the ends of its longest texts: the query, its
+    place and the profile's values are cut to one length, the greatest that fits.
 
     Args:
       limit: tokens at most.
       reason: True ends in <think>; False asks for the id at once.
 
     Raises:
-      UserError: the context is too long without any event.
+      UserError: the limit holds nothing of a query.
     """
-    head, events, tail = user_parts(context)
-    first = vocabulary.encode(_opening(REASON if reason else ANSWER) + head)
-    last = vocabulary.encode(tail + _CLOSING + (THINK if reason else ""))
+    opening = _opening(REASON if reason else ANSWER)
+    closing = _CLOSING + (THINK if reason else "")
+
+    def around(context: UserContext) -> tuple[list[int], list[int], list[str]]:
+        head, events, tail = user_parts(context)
+        return vocabulary.encode(opening + head), vocabulary.encode(tail + closing), events
+
+    def room_of(length: int) -> int:
+        first, last, _ = around(_shortened(context, length))
+        return limit - len(first) - len(last)
+
+    first, last, events = around(context)
     room = limit - len(first) - len(last)
     if room < 0:
-        raise UserError(
-            f"expected a context of at most {limit} tokens, found {limit - room} without any "
-            "history; raise config.prompts.max_prompt"
-        )
+        length = greatest_fitting(_longest(context), lambda length: room_of(length) >= 0)
+        if length == 0:
+            raise UserError(
+                f"expected room for a context in {limit} tokens, found {limit - room_of(0)} "
+                "without its history and texts; raise config.prompts.max_prompt"
+            )
+        first, last, _ = around(_shortened(context, length))
+        return Prompt([*first, *last], True)
     kept: list[list[int]] = []
     for number, event in enumerate(reversed(events)):
         tokens = vocabulary.encode(event + ("," if number else ""))
@@ -157,7 +180,31 @@ def user_prompt(
         if room < 0:
             break
         kept.append(tokens)
-    return [*first, *(token for tokens in reversed(kept) for token in tokens), *last]
+    return Prompt([*first, *(token for tokens in reversed(kept) for token in tokens), *last], False)
+
+
+def greatest_fitting(most: int, fits: Callable[[int], bool]) -> int:
+    """Returns the greatest length from 1 to `most` that fits, 0 if none does.
+
+    Args:
+      fits: true up to some length and false beyond it.
+    """
+    return bisect.bisect_left(range(1, most + 1), True, key=lambda length: not fits(length))
+
+
+def _longest(context: UserContext) -> int:
+    return max(map(len, (context.query, context.place or "", *context.profile.values())))
+
+
+def _shortened(context: UserContext, length: int) -> UserContext:
+    """Returns the context without events, each of its texts cut to so many characters."""
+    return dataclasses.replace(
+        context,
+        query=context.query[:length],
+        place=context.place and context.place[:length],
+        profile={name: text[:length] for name, text in context.profile.items()},
+        events=(),
+    )
 
 
 def item_to_id_prompt(item: ItemContext) -> str:

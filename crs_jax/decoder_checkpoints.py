@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from core import tensor_files
 from core.errors import UserError
+from core.files import read_json
 from core.partitioning import Partition, placed
+from core.tensor_files import Tensors
 from crs_jax.decoder import init_params
 from crs_jax.decoder_config import DecoderConfig
 
 Params = dict[str, Any]
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _EMBEDDING = "model.embed_tokens.weight"
 _WHOLE = {_EMBEDDING: "embedder/embedding", "model.norm.weight": "final_norm/scale"}
 _OF_LAYER = {
@@ -46,45 +45,6 @@ _ROWS = 16_384
 _SPREAD = 0.1
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    if not path.is_dir():
-        return [path]
-    index = path / _INDEX
-    if not index.is_file():
-        return [path / _SINGLE]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
-        raise UserError(
-            f"expected a weight_map in {index}, found none; download the checkpoint again"
-        ) from None
-    return [path / name for name in names]
-
-
-@contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The open file of every tensor of a checkpoint."""
-    from safetensors import SafetensorError, safe_open
-
-    with contextlib.ExitStack() as stack:
-        found: dict[str, Any] = {}
-        for file in _files(path):
-            if not file.is_file():
-                raise UserError(
-                    f"expected a file of safetensors, found no {file}; correct the path"
-                )
-            try:
-                # Through JAX, whose arrays know bfloat16.
-                tensors = stack.enter_context(safe_open(file, framework="flax"))
-            except SafetensorError as error:
-                raise UserError(
-                    f"expected a file of safetensors, found {file}, which is none ({error}); "
-                    "download it again"
-                ) from error
-            found |= dict.fromkeys(tensors.keys(), tensors)
-        yield found
-
-
 def _expected(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
     """(our name, layer, shape in the file) of each tensor, in the network's order."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
@@ -106,14 +66,14 @@ def checkpoint_rows(path: str | pathlib.Path) -> int:
     Raises:
       UserError: no such file, or it has no embedding of Qwen3's name.
     """
-    with _opened(pathlib.Path(path)) as tensors:
+    with tensor_files.opened(path) as tensors:
         if _EMBEDDING not in tensors:
-            first = min(tensors, default="no tensor")
+            first = min(tensors.names(), default="no tensor")
             raise UserError(
                 f"expected a Qwen3 checkpoint with {_EMBEDDING}, found {first} in {path}; pass "
                 "another"
             )
-        return tensors[_EMBEDDING].get_slice(_EMBEDDING).get_shape()[0]
+        return tensors.shape(_EMBEDDING)[0]
 
 
 def check(path: str | pathlib.Path, config: DecoderConfig) -> None:
@@ -122,7 +82,7 @@ def check(path: str | pathlib.Path, config: DecoderConfig) -> None:
     Raises:
       UserError: as `from_hugging_face`.
     """
-    with _opened(pathlib.Path(path)) as tensors:
+    with tensor_files.opened(path) as tensors:
         _check(config, _expected(config), tensors, path)
 
 
@@ -150,7 +110,7 @@ def from_hugging_face(
         tells other rotary positions or norms.
     """
     expected = _expected(config)
-    with _opened(pathlib.Path(path)) as tensors:
+    with tensor_files.opened(path) as tensors:
         _check(config, expected, tensors, path)
         put = functools.partial(_put, partition)
         flat = {name: put(name, leaf) for name, leaf in _new_parameters(config, key).items()}
@@ -159,7 +119,7 @@ def from_hugging_face(
             parts.setdefault(ours, []).append(name)
         # One parameter after the other: the host holds one stack of layers at a time.
         for ours, names in parts.items():
-            layers = [np.asarray(tensors[n].get_tensor(n), np.float32) for n in names]
+            layers = [tensors.read(n) for n in names]
             stacked = expected[names[0]][1] is not None
             flat[ours] = put(ours, np.stack([a.T for a in layers]) if stacked else layers[0])
     name = "embedder/new_embedding"
@@ -194,17 +154,17 @@ def _new_parameters(config: DecoderConfig, key: jax.Array) -> dict[str, jax.Arra
     return found
 
 
-def _check(config: DecoderConfig, expected: Any, tensors: dict[str, Any], path: Any) -> None:
+def _check(config: DecoderConfig, expected: Any, tensors: Tensors, path: Any) -> None:
     advice = "pass a Qwen3 checkpoint of config.model.size"
     for name, (_, _, shape) in expected.items():
         if name not in tensors:
             raise UserError(f"expected the tensor {name} of Qwen3, found none in {path}; {advice}")
-        seen = tuple(tensors[name].get_slice(name).get_shape())
+        seen = tensors.shape(name)
         if seen != shape:
             raise UserError(
                 f"expected {name} of shape {list(shape)}, found {list(seen)} in {path}; {advice}"
             )
-    unknown = sorted(tensors.keys() - expected.keys() - {_OUTPUT})
+    unknown = sorted(tensors.names() - expected.keys() - {_OUTPUT})
     if unknown:
         raise UserError(f"expected only tensors of Qwen3, found {unknown[0]} in {path}; {advice}")
     about, said = read_about(path)
@@ -223,9 +183,9 @@ def _check(config: DecoderConfig, expected: Any, tensors: dict[str, Any], path: 
             )
 
 
-def _repeated(tensors: dict[str, Any]) -> bool:
+def _repeated(tensors: Tensors) -> bool:
     """Whether the output layer of a file is its embedding once more."""
-    ours, theirs = (tensors[name].get_slice(name) for name in (_EMBEDDING, _OUTPUT))
+    ours, theirs = (tensors.part(name) for name in (_EMBEDDING, _OUTPUT))
     if ours.get_shape() != theirs.get_shape():
         return False
     rows = ours.get_shape()[0]
@@ -235,26 +195,30 @@ def _repeated(tensors: dict[str, Any]) -> bool:
 
 
 def read_about(path: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
-    """config.json beside a checkpoint, and what it says; nothing where there is none.
+    """Reads config.json beside a checkpoint.
+
+    Returns:
+      Its path, and what it says, with what it says of rotary positions; nothing where there is no
+      file.
 
     Raises:
       UserError: no JSON of a checkpoint, or of one whose rotary positions are scaled.
     """
     path = pathlib.Path(path)
     about = (path if path.is_dir() else path.parent) / "config.json"
-    try:
-        found = dict(json.loads(about.read_text(encoding="utf-8")))
-        rotary = dict(found.get("rope_parameters") or {})  # newer files
-    except FileNotFoundError:
+    if not about.exists():
         return about, {}
-    except (OSError, ValueError, TypeError):
-        raise UserError(
-            f"expected the JSON of a checkpoint in {about}, found none that can be read; download "
-            "it again"
-        ) from None
-    if found.get("rope_scaling") or rotary.get("rope_type", "default") != "default":
-        raise UserError(
-            f"expected rotary positions that are not scaled, found others in {about}; pass another "
-            "checkpoint"
-        )
-    return about, found | rotary
+    found = read_json(str(about), "the settings of a checkpoint", "download the checkpoint again")
+    # Older files have `rope_scaling`, newer ones `rope_parameters`; each may say that it is none.
+    for key in ("rope_scaling", "rope_parameters"):
+        rotary = found.get(key) or {}
+        kind = rotary
+        if isinstance(rotary, dict):
+            kind = rotary.get("rope_type", rotary.get("type", "default"))
+        if kind != "default":
+            raise UserError(
+                f"expected rotary positions that are not scaled, found {key} of {str(kind)[:60]!r} "
+                f"in {about}; pass another checkpoint"
+            )
+        found = found | rotary
+    return about, found

@@ -16,6 +16,7 @@ import numpy as np
 from core import checksums
 from core.errors import UserError
 from core.files import load_npz, save_npz
+from core.text_lines import lines_of
 
 _FIT_ITEMS = 50_000
 _ITERATIONS = 50
@@ -265,8 +266,8 @@ def read_list(folder: str) -> Kept:
     checksums.verify(path, "pass the workdir of another run, or bring the file back")
     rows: dict[str, int] = {}
     codes: list[list[int]] = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file):
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(lines_of(file)):
             try:
                 found = json.loads(line)
                 item, own = str(found["item"]), np.array(found["codes"], np.int32).tolist()

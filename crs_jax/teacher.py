@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from core.errors import UserError
 from crs_jax import generation, sharding
+from crs_jax.contexts import greatest_fitting
 from crs_jax.decoder import Decoder
 from crs_jax.decoder_checkpoints import from_hugging_face, read_about
 from crs_jax.decoder_config import DecoderConfig
@@ -81,7 +82,8 @@ def prompt(
         <|im_start|>assistant
         <think>
 
-    The oldest events that do not fit are dropped; texts lose their <, so that none is a control.
+    The oldest events that do not fit are dropped, then the ends of the query and the title: both
+    are cut to one length, the greatest that fits. Texts lose their <, so that none is a control.
 
     Args:
       events: what the user did before, in such words, oldest first.
@@ -89,21 +91,31 @@ def prompt(
       limit: tokens at most.
 
     Raises:
-      UserError: too long without any event.
+      UserError: the limit holds nothing of a query.
     """
-    now = f"Now the user searches for {quoted(query)} and chooses {quoted(title)}."
-    # From all events to none: a prompt is written anew, since tokens may join at their ends.
-    for first in range(len(events) + 1):
+
+    def written(first: int, length: int) -> list[int]:
+        asked, chosen = quoted(query[:length]), quoted(title[:length])
+        now = f"Now the user searches for {asked} and chooses {chosen}."
         kept = "; ".join(events[first:]).replace("<", "(")
         lines = [f"Earlier this user {kept}."] if kept else []
         text = "\n".join([f"{START}user", *lines, now, _ASK, END, f"{START}assistant", THINK, ""])
-        tokens = vocabulary.encode(text)
+        return vocabulary.encode(text)
+
+    whole, none = max(len(query), len(title)), len(events)
+    # From all events to none: a prompt is written anew, since tokens may join at their ends.
+    for first in range(none + 1):
+        tokens = written(first, whole)
         if len(tokens) <= limit:
             return tokens
-    raise UserError(
-        f"expected a teacher's prompt of at most {limit} tokens, found {len(tokens)} without any "
-        "history; raise config.prompts.max_prompt"
-    )
+    length = greatest_fitting(whole, lambda length: len(written(none, length)) <= limit)
+    if length == 0:
+        raise UserError(
+            f"expected room for a teacher's prompt in {limit} tokens, found "
+            f"{len(written(none, 0))} without its history and texts; raise "
+            "config.prompts.max_prompt"
+        )
+    return written(none, length)
 
 
 def quoted(text: str) -> str:

@@ -12,7 +12,7 @@ import io
 import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import sentencepiece
@@ -24,6 +24,11 @@ from core.files import open_atomically
 PADDING, END = 0, 1
 BEHAVIOURS = ("<R_I>", "<S_Q>", "<S_I>")
 _MODEL, _CODES = "pieces.model", "codes.json"
+# Bytes of a line: the trainer leaves out longer ones, and lines with its own mark for unknown
+# pieces, without a word.
+MOST_LINE_BYTES = 4192
+_TRAINERS_MARK = "\u2585"
+_MODEL_BYTES = 256 * 2**20
 
 
 def read_pieces(path: str | pathlib.Path) -> bytes:
@@ -35,6 +40,11 @@ def read_pieces(path: str | pathlib.Path) -> bytes:
     file = pathlib.Path(path)
     if not file.is_file():
         raise UserError(f"expected a SentencePiece model, found no {file}; correct the path")
+    if file.stat().st_size > _MODEL_BYTES:
+        raise UserError(
+            f"expected a SentencePiece model of at most {_MODEL_BYTES:,} bytes, found "
+            f"{file.stat().st_size:,} in {file}; pass another file"
+        )
     model = file.read_bytes()
     _processor(model, str(file))
     return model
@@ -57,19 +67,42 @@ def _processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcesso
     return processor
 
 
+def _lines(text: str) -> Iterator[str]:
+    """Yields a text as lines that the trainer reads, cut at white space, a long word inside it."""
+    line: list[str] = []
+    room = MOST_LINE_BYTES
+    for word in text.replace(_TRAINERS_MARK, " ").split():
+        for part in _parts(word):
+            size = len(part.encode()) + 1
+            if size > room and line:
+                yield " ".join(line)
+                line, room = [], MOST_LINE_BYTES
+            line.append(part)
+            room -= size
+    if line:
+        yield " ".join(line)
+
+
+def _parts(word: str) -> list[str]:
+    if len(word.encode()) < MOST_LINE_BYTES:
+        return [word]
+    step = MOST_LINE_BYTES // 4 - 1  # a character takes four bytes at most
+    return [word[start : start + step] for start in range(0, len(word), step)]
+
+
 def train_pieces(texts: Iterable[str], size: int) -> bytes:
     """A SentencePiece unigram model trained on a catalogue's own text and queries.
 
     Rare characters are spelt in bytes, so that no text is unknown.
 
     Args:
-      texts: one text an item or query; empty ones do not count.
+      texts: one text an item or query, of any length; empty ones do not count.
       size: pieces at most, the 256 bytes and 3 control pieces included; small text has fewer.
 
     Raises:
       UserError: no text, or a size too small for the bytes and characters.
     """
-    lines = [text for text in (" ".join(t.split()) for t in texts) if text]
+    lines = [line for text in texts for line in _lines(text)]
     if not lines:
         raise UserError(
             "expected text of items or queries, found none; pass a SentencePiece model by path or "

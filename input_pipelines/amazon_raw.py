@@ -36,6 +36,8 @@ from input_pipelines import ids, random_streams
 from input_pipelines.csv_blocks import Report, silent
 from input_pipelines.log import Log, RawEvents, build_log, tie_break
 
+# Of a Python literal, whose parse tree takes hundreds of bytes a character.
+_LITERAL_CHARACTERS = 2**20
 _LOG = logging.getLogger(__name__)
 
 _PATTERNS = ("reviews_*_5.json.gz", "meta_*.json.gz")
@@ -119,6 +121,8 @@ def _record(
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
+            if len(line) > _LITERAL_CHARACTERS:
+                raise
             record = ast.literal_eval(line)
         found = [convert(record[key]) for key, convert in keys.items()]
         return found + [_optional_text(record.get(key)) for key in texts]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.errors import UserError
 from input_pipelines import csv_blocks
+from input_pipelines.file_bounds import open_parquet
 
 COLUMNS = {
     "clicks": ("user", "item", "time", "search_session"),
@@ -56,7 +56,7 @@ def _header(path: pathlib.Path) -> list[str]:
         # pandas renames the second of two columns of one name; blank lines it skips.
         written = csv_blocks.header_of(path)
         return written if len(written) == len(names) else names
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path, []) as file:
         return list(file.schema_arrow.names)
 
 

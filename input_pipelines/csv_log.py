@@ -42,7 +42,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from core.errors import UserError
 from input_pipelines import ids, segmenters, times
@@ -54,6 +53,7 @@ from input_pipelines.csv_columns import (
     names_of,
     unreadable,
 )
+from input_pipelines.file_bounds import open_parquet
 from input_pipelines.log import Log, RawEvents, build_log
 
 _LOG = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def _read(path: pathlib.Path, names: Mapping[str, str], columns: Sequence[str]) 
                 _check_whole(path, header, tuple(wanted))
             found = {column: frame[names[column]].tolist() for column in columns}
         else:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path, wanted) as file:
                 table = file.read(columns=wanted)
             found = {column: table[names[column]] for column in columns}
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -292,7 +292,7 @@ def read_csv_log(
     clicked = _clicked(searches) if "clicked_items" in has["searches"] else [[] for _ in users]
     begins = search_time
     if "search_session" in has["clicks"]:
-        search_time = _join_own_clicks(
+        begins, search_time = _join_own_clicks(
             clicks, users, sessions, click_user, click_item, click_time, search_time, clicked
         )
     items, titles = [], None
@@ -337,10 +337,11 @@ def _join_own_clicks(
     click_time: np.ndarray,
     search_time: np.ndarray,
     clicked: list[list[str]],
-) -> np.ndarray:
-    """Adds clicks that name their search to its items; returns the searches' times, int64 [S].
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adds clicks that name their search to its items; returns its begin and end, int64 [S] each.
 
-    The time of such a search is that of its last click, so that no click has it in its history.
+    The time of such a search is that of its last click, so that no click has it in its history; it
+    begins no later than its first one, whatever the clocks say, so that it has none in its own.
 
     Raises:
       UserError: a click names a session that is not there; names its row.
@@ -351,7 +352,7 @@ def _join_own_clicks(
             "their column in config.data.columns"
         )
     rows = {pair: row for row, pair in enumerate(zip(search_user, sessions, strict=True))}
-    ends = search_time.copy()
+    begins, ends = search_time.copy(), search_time.copy()
     values = clicks.columns["search_session"]
     where = clicks.where("search_session")
     named = values if isinstance(values, list) else ids.texts_of_column(values, where)
@@ -365,10 +366,11 @@ def _join_own_clicks(
                 f"{click_user[number]} does not have, in row {number + 1}; leave it empty where no "
                 "search led to the click"
             )
+        begins[row] = min(begins[row], click_time[number])
         ends[row] = max(ends[row], click_time[number])
         if click_item[number] not in clicked[row]:
             clicked[row].append(click_item[number])
-    return ends
+    return begins, ends
 
 
 def _unmatched(clicked: Sequence[Sequence[str]], known: set[str]) -> dict[str, Any]:

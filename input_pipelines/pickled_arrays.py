@@ -26,6 +26,7 @@ _ORDERS = {"<": "<", ">": ">", "|": "", "=": "="}
 _OBJECT_FLAGS, _UNICODE_FLAGS = 63, 8
 _MOST_DIMENSIONS = 8
 _MOST_COLUMNS = 10_000
+_LONGEST_EMPTY_AXIS = 2**20
 _LAST_CHARACTER = 0x10FFFF
 _OLD_STATE = "0.14.1"  # the key of the state that pandas wrote up to 1.2
 
@@ -158,7 +159,8 @@ def from_buffer(values: Any, kind: Any, shape: Any, order: Any, axes: Any = None
 def scalar(kind: Any, value: Any) -> np.generic:
     """Returns the one value of a dtype that the bytes hold."""
     _expect(isinstance(kind, np.dtype) and not kind.hasobject, "the dtype of a number")
-    return _array((), kind, value, "C")[()]
+    found: Any = _array((), kind, value, "C")
+    return found[()]
 
 
 def _array(shape: Any, kind: Any, values: Any, order: Any) -> np.ndarray:
@@ -166,6 +168,8 @@ def _array(shape: Any, kind: Any, values: Any, order: Any) -> np.ndarray:
     _expect(type(shape) is tuple and len(shape) <= _MOST_DIMENSIONS, "an array's shape")
     _expect(_are_whole(shape) and all(0 <= n < 2**48 for n in shape), "an array's shape")
     count = math.prod(shape)
+    # Nothing may stand for 2**31 rows of no columns.
+    _expect(count > 0 or max(shape) <= _LONGEST_EMPTY_AXIS, "an array's shape")
     if kind.hasobject:
         _expect(type(values) is list and len(values) == count, f"the {count} objects of an array")
         # Not by assignment, which takes lists inside for further axes. Lists are in C order always.

@@ -28,6 +28,7 @@ from input_pipelines import (
     unisar_pickles,
 )
 from input_pipelines.csv_blocks import Report, silent
+from input_pipelines.file_bounds import check_lines
 from input_pipelines.log import Log, content_hash
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import FORMAT, is_prepared, load_log, read_origin, save_log
@@ -154,6 +155,7 @@ def _prepare(
     settings = origin["settings"] | ({"report": report} if reader.reports else {})
     report("reading", 0.0)
     try:
+        check_lines(reader.files(raw_dir))
         with scratch_folder(directory) as work_dir:
             extra = {"work_dir": work_dir} if reader.needs_work_dir else {}
             log = reader.read(raw_dir, **settings, **extra)

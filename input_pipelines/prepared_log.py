@@ -63,6 +63,11 @@ def _again(directory: str) -> str:
 
 def _read_meta(directory: str) -> dict[str, Any]:
     path, what = os.path.join(directory, _META), "a prepared log"
+    if not is_prepared(directory):
+        raise UserError(
+            f"expected a prepared log with {_META} in {directory}, found none; pass a folder that "
+            "launch.prepare_data has written"
+        )
     checksums.check_readable(path)
     meta = read_json(path, what, _again(directory))
     if meta.get("format") != FORMAT:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from core.errors import UserError
 from input_pipelines import ids
+from input_pipelines.file_bounds import open_parquet
 
 KINDS = ("search", "recommendation")
 PARTS = ("train", "test")
@@ -163,7 +163,7 @@ def _rows_of(
 
 def _optional_batches(path: pathlib.Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path, columns) as file:
             names = file.schema_arrow.names
             for name in columns:
                 if name not in names:
@@ -209,7 +209,7 @@ def _missing(path: pathlib.Path, name: str, found: list[str]) -> UserError:
 def _parquet_batches(
     path: pathlib.Path, columns: list[str], column: str, fields: list[str]
 ) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path, [*columns, column]) as file:
         schema = file.schema_arrow
         for name in [*columns, column]:
             if name not in schema.names:

@@ -34,10 +34,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.errors import UserError
 from input_pipelines import ids, segmenters
+from input_pipelines.file_bounds import open_parquet
 from input_pipelines.log import Log, RawEvents, build_log
 
 _TEXT_COLUMNS = ("user_id", "session_id", "action_type", "reference", "city")
@@ -149,7 +149,7 @@ def _titles(pages: pd.DataFrame, actions: pd.DataFrame) -> dict[str, str]:
 def _actions(path: pathlib.Path) -> pd.DataFrame:
     """The rows of a file, checked; impressions and prices as lists of one length."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path, _COLUMNS) as file:
             missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(

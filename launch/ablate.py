@@ -22,20 +22,46 @@ writes the table.
 
 from __future__ import annotations
 
+from absl import flags
+from ml_collections import config_flags
+
+from core.errors import UserError
+from launch import cli
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/lcr_ser_DATASET.py.")
+    flags.DEFINE_string("sweep", None, "NAME or NAME:VALUE,VALUE,...")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep.")
+    flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.")
+    flags.DEFINE_string("metric", "ndcg@5/neg99", "What is tested and drawn.")
+    flags.DEFINE_string("share", "", "I/N: the part of the arms that this process trains.")
+
+
+def check_flags() -> None:
+    for name, example in (
+        ("config", "configs/lcr_ser_qilin.py"),
+        ("sweep", "k:0,1,2"),
+        ("workdir", "runs/k"),
+    ):
+        if getattr(flags.FLAGS, name) is None:
+            raise UserError(f"expected --{name}=..., found none; for instance --{name}={example}")
+
+
+cli.begin(__name__, define_flags, check_flags, continues=True)
+
 import glob
 import json
 import os
 from collections.abc import Collection
 from typing import Any
 
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
-from core.errors import Preempted, UserError
 from core.files import read_json, write_atomically
 from core.termination import watched
 from core.workdir import Workdir, check_no_file, has_only_scaffolding
-from launch import cli, figure2, sweep_figures, sweep_tables
+from launch import figure2, sweep_figures, sweep_tables
 from launch.arm_runs import Run, check_runs, run_all
 from launch.data import Data, resolve
 from launch.sweeps import Setting, Sweep, parse_sweep
@@ -228,27 +254,11 @@ def _read(workdir: Workdir, name: str) -> dict[str, Any]:
     return read_json(path, "what a sweep has noted", "restore the file, or pass another --workdir")
 
 
-def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/lcr_ser_DATASET.py.")
-    flags.DEFINE_string("sweep", None, "NAME or NAME:VALUE,VALUE,...")
-    flags.DEFINE_string("workdir", None, "Folder of the sweep.")
-    flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.")
-    flags.DEFINE_string("metric", "ndcg@5/neg99", "What is tested and drawn.")
-    flags.DEFINE_string("share", "", "I/N: the part of the arms that this process trains.")
-
-
 def main() -> None:
     values = flags.FLAGS
-    for name, example in (
-        ("config", "configs/lcr_ser_qilin.py"),
-        ("sweep", "k:0,1,2"),
-        ("workdir", "runs/k"),
-    ):
-        if getattr(values, name) is None:
-            raise UserError(f"expected --{name}=..., found none; for instance --{name}={example}")
     given = config_flags.get_override_values(values["config"])
-    try:
-        table = ablate(
+    print(
+        ablate(
             values.config,
             values.sweep,
             values.workdir,
@@ -257,11 +267,8 @@ def main() -> None:
             given,
             values.share,
         )
-    except Preempted as stop:
-        print(stop)
-        return
-    print(table)
+    )
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -12,6 +12,20 @@ batch of 1,024 users takes.
 
 from __future__ import annotations
 
+from absl import flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.", required=True)
+    flags.DEFINE_string("stage", None, "pretrain, rl or control; rl where it was trained.")
+    flags.DEFINE_string("metric", "ndcg@5", "Metric among the 99 sampled negatives.")
+    flags.DEFINE_float("tolerance", 0.002, "Most that users of validation may lose (95%).")
+
+
+cli.begin(__name__, define_flags)
+
 import json
 import math
 import statistics
@@ -21,13 +35,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from core import metrics
 from core.errors import UserError
 from core.files import write_atomically
 from core.workdir import commit_id
-from launch import cli
 from launch.restore import Restored
 from launch.results import device
 from launch.stages import stage_title
@@ -230,17 +242,10 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     return text
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.", required=True)
-    flags.DEFINE_string("stage", None, "pretrain, rl or control; rl where it was trained.")
-    flags.DEFINE_string("metric", "ndcg@5", "Metric among the 99 sampled negatives.")
-    flags.DEFINE_float("tolerance", 0.002, "Most that users of validation may lose (95%).")
-
-
 def main() -> None:
     found = flags.FLAGS
     print(adapt(found.workdir, found.stage, found.metric, found.tolerance))
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

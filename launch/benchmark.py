@@ -10,6 +10,29 @@ float32 matmul rate and copy bandwidth of the same run.
 
 from __future__ import annotations
 
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_list(
+        "suite",
+        ["all"],
+        "all, or some of train, score, steps, growth, full, grpo, reading, unisar, identifiers, "
+        "gensar.",
+    )
+    flags.DEFINE_enum("scale", "full", ["full", "tiny"], "Shapes: full, or tiny for a quick look.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
+    flags.DEFINE_string("json", None, "File to write the figures to.")
+    config_flags.DEFINE_config_file(
+        "config", "configs/lcr_ser_qilin.py", "Of LCR-SER: its model, and the data of `reading`."
+    )
+
+
+cli.begin(__name__, define_flags)
+
 import dataclasses
 import json
 import os
@@ -17,15 +40,12 @@ import statistics
 from typing import Any
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
 from core.errors import UserError
 from core.files import write_atomically
 from core.workdir import check_out, commit_id
-from launch import cli
 from launch.benchmark_suites import SCALES, SUITES, Bench
 
 
@@ -95,20 +115,10 @@ def print_table(found: dict[str, Any]) -> None:
             "" if compiled is None else f"{compiled:.1f} s",
             row["mark"] + verdict,
         )
-    console = Console(width=None if Console().is_terminal else 140)
+    console = Console(width=None if Console().is_terminal else 140, color_system=None)
     console.print(table)
     for suite, reason in found["skipped"].items():
         console.print(f"{suite}: skipped, {reason}")
-
-
-def define_flags() -> None:
-    flags.DEFINE_list("suite", ["all"], f"all, or some of {', '.join(SUITES)}.")
-    flags.DEFINE_enum("scale", "full", sorted(SCALES), "Shapes: full, or tiny for a quick look.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
-    flags.DEFINE_string("json", None, "File to write the figures to.")
-    config_flags.DEFINE_config_file(
-        "config", "configs/lcr_ser_qilin.py", "Of LCR-SER: its model, and the data of `reading`."
-    )
 
 
 def main() -> None:
@@ -123,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -10,6 +10,26 @@ figure. CPU seconds beside wall clock, since a shared machine stretches the latt
 
 from __future__ import annotations
 
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file(
+        "config", "configs/lcr_ser_qilin.py", "Config file: configs/lcr_ser_DATASET.py."
+    )
+    flags.DEFINE_string("folder", None, "An empty folder for the runs' checkpoints.")
+    flags.DEFINE_integer("steps", 100, "Updates of every run.", lower_bound=1)
+    flags.DEFINE_integer("arms", 6, "How many: K = 0, 1, ..", lower_bound=1)
+    flags.DEFINE_integer(
+        "together", 0, "Arms in one call of the program; 0: the default here.", lower_bound=0
+    )
+
+
+cli.begin(__name__, define_flags)
+
 import os
 import time
 from collections.abc import Callable
@@ -17,8 +37,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
 from core.arm_programs import Programs
 from core.arms import Arm, run_arms
@@ -26,7 +45,6 @@ from core.errors import UserError
 from core.loop import LoopConfig, compile_step, run_stage
 from core.workdir import Workdir, check_no_file, commit_id
 from input_pipelines.batches import BatchShape
-from launch import cli
 from launch.random_data import RandomTasks, TableSizes, require_lcr_ser
 from launch.results import device
 
@@ -106,18 +124,6 @@ def training(
     return [_timed(alone), _timed(side_by_side)]
 
 
-def define_flags() -> None:
-    config_flags.DEFINE_config_file(
-        "config", "configs/lcr_ser_qilin.py", "Config file: configs/lcr_ser_DATASET.py."
-    )
-    flags.DEFINE_string("folder", None, "An empty folder for the runs' checkpoints.")
-    flags.DEFINE_integer("steps", 100, "Updates of every run.", lower_bound=1)
-    flags.DEFINE_integer("arms", 6, "How many: K = 0, 1, ..", lower_bound=1)
-    flags.DEFINE_integer(
-        "together", 0, "Arms in one call of the program; 0: the default here.", lower_bound=0
-    )
-
-
 def main() -> None:
     values = flags.FLAGS
     if not values.folder or (os.path.isdir(values.folder) and os.listdir(values.folder)):
@@ -141,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

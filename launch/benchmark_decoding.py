@@ -9,6 +9,23 @@ rounds.
 
 from __future__ import annotations
 
+from absl import flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    flags.DEFINE_string("size", "0.6b", "a size of crs_jax.decoder_config")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the computation")
+    flags.DEFINE_integer("count", 8, "G, trajectories", lower_bound=1)
+    flags.DEFINE_integer("length", 256, "tokens of the prompt", lower_bound=1)
+    flags.DEFINE_integer("tokens", 17, "of a trajectory", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "rounds of measuring", lower_bound=1)
+
+
+cli.begin(__name__, define_flags)
+
 import functools
 import time
 from collections.abc import Callable
@@ -16,14 +33,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from core.errors import UserError
 from crs_jax import generation
 from crs_jax.decoder import Decoder, init_params
 from crs_jax.decoder_config import QWEN3_ROWS, of_size
 from crs_jax.generation import Sampling
-from launch import cli
 
 _NEW_ROWS = 1024  # about as many id tokens as three levels of 256 and one more take
 _READ_BYTES = 2**30
@@ -82,15 +97,5 @@ def main() -> None:
     )
 
 
-def define_flags() -> None:
-    """The program's flags."""
-    flags.DEFINE_string("size", "0.6b", "a size of crs_jax.decoder_config")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the computation")
-    flags.DEFINE_integer("count", 8, "G, trajectories", lower_bound=1)
-    flags.DEFINE_integer("length", 256, "tokens of the prompt", lower_bound=1)
-    flags.DEFINE_integer("tokens", 17, "of a trajectory", lower_bound=1)
-    flags.DEFINE_integer("rounds", 3, "rounds of measuring", lower_bound=1)
-
-
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -7,6 +7,23 @@ default. Each figure is the best of several rounds, the matrix product's rate me
 
 from __future__ import annotations
 
+from absl import flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    flags.DEFINE_string("size", "t5-small", "a size of gensar_jax.t5.config")
+    flags.DEFINE_list("items", ["12000", "1000000"], "catalogues to search")
+    flags.DEFINE_integer("batch", 8, "users at once", lower_bound=1)
+    flags.DEFINE_integer("length", 96, "tokens of a prompt", lower_bound=1)
+    flags.DEFINE_integer("width", 30, "beams", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "rounds of measuring", lower_bound=1)
+
+
+cli.begin(__name__, define_flags)
+
 import functools
 import time
 from collections.abc import Callable
@@ -15,7 +32,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from core import trie as tries
 from core.errors import UserError
@@ -23,7 +39,6 @@ from core.trie import Trie
 from gensar_jax.generation import generate
 from gensar_jax.t5.config import T5Config, of_size
 from gensar_jax.t5.network import Transformer
-from launch import cli
 
 _TEXT_ROWS, _CODES, _LEVELS = 32_000, 256, 4
 # T5-small's pieces, three behaviour tokens, and M1, M2, S1, S2, R1, R2.
@@ -136,15 +151,5 @@ def main() -> None:
             )
 
 
-def define_flags() -> None:
-    """The program's flags."""
-    flags.DEFINE_string("size", "t5-small", "a size of gensar_jax.t5.config")
-    flags.DEFINE_list("items", ["12000", "1000000"], "catalogues to search")
-    flags.DEFINE_integer("batch", 8, "users at once", lower_bound=1)
-    flags.DEFINE_integer("length", 96, "tokens of a prompt", lower_bound=1)
-    flags.DEFINE_integer("width", 30, "beams", lower_bound=1)
-    flags.DEFINE_integer("rounds", 3, "rounds of measuring", lower_bound=1)
-
-
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -11,29 +11,33 @@ clock on the wall cannot.
 
 from __future__ import annotations
 
-import itertools
-import json
-import resource
-import time
-
 from absl import flags
 
-from core.errors import UserError
-from input_pipelines import batches, splits
-from input_pipelines.prepared_log import load_log
 from launch import cli
-
-_BATCH = 1024
-_NEGATIVES = 4
-_SHAPE = batches.BatchShape(
-    rec_length=30, search_length=30, words=5, clicks=5, candidates=1 + _NEGATIVES
-)
 
 
 def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder that launch.prepare_data has written.")
     flags.DEFINE_string("split", "global_time", "Or leave_one_out.")
     flags.DEFINE_integer("batches", 500, "Counted after the first.", lower_bound=1)
+
+
+cli.begin(__name__, define_flags)
+
+import itertools
+import json
+import resource
+import time
+
+from core.errors import UserError
+from input_pipelines import batches, splits
+from input_pipelines.prepared_log import load_log
+
+_BATCH = 1024
+_NEGATIVES = 4
+_SHAPE = batches.BatchShape(
+    rec_length=30, search_length=30, words=5, clicks=5, candidates=1 + _NEGATIVES
+)
 
 
 def main() -> None:
@@ -65,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

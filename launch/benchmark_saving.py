@@ -10,6 +10,23 @@ as launch.train does; DIR is one that they share, and process 0 prints its own t
 
 from __future__ import annotations
 
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    cli.define_job_flags()
+    config_flags.DEFINE_config_file("config", "configs/lcr_ser_qilin.py", "Of LCR-SER.")
+    flags.DEFINE_string("folder", None, "Where checkpoints are written, and removed again.")
+    flags.DEFINE_integer("items", 673_000, "Rows of the item table.", lower_bound=1)
+    flags.DEFINE_integer("batch", 1024, "Examples a step.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 5, "Steps, and saves, behind a median.", lower_bound=1)
+
+
+cli.begin(__name__, define_flags)
+
 import contextlib
 import json
 import os
@@ -22,8 +39,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from core import distributed
 from core.checkpoints import Checkpoints
@@ -31,7 +46,6 @@ from core.errors import UserError
 from core.loop import compile_step
 from core.workdir import is_writer
 from input_pipelines.batches import BatchShape
-from launch import cli
 from launch.experiment import partition_of
 from launch.random_data import RandomTasks, TableSizes, require_lcr_ser
 
@@ -97,15 +111,6 @@ def _shared_folder(parent: str) -> Iterator[str]:
             shutil.rmtree(made)
 
 
-def define_flags() -> None:
-    cli.define_job_flags()
-    config_flags.DEFINE_config_file("config", "configs/lcr_ser_qilin.py", "Of LCR-SER.")
-    flags.DEFINE_string("folder", None, "Where checkpoints are written, and removed again.")
-    flags.DEFINE_integer("items", 673_000, "Rows of the item table.", lower_bound=1)
-    flags.DEFINE_integer("batch", 1024, "Examples a step.", lower_bound=1)
-    flags.DEFINE_integer("repeats", 5, "Steps, and saves, behind a median.", lower_bound=1)
-
-
 def main() -> None:
     cli.run_job(_measure, _measure)
 
@@ -123,4 +128,4 @@ def _measure() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -1,55 +1,158 @@
-"""What every program shares: flags parsed strictly, a user's mistake in one line, exit code 2."""
+"""What every program shares: flags parsed before what is slow is imported, and how programs end.
+
+A mistake of the user's ends in one line and exit code 2, a signal in one line (`core.signals`), and
+what nobody expected in one line that names a file with the traceback, and exit code 1.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import logging
+import os
+import pathlib
+import platform
 import re
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from absl import flags
 
-from core import distributed
-from core.errors import UserError
-from core.process_watch import ProcessWatch
+from core import signals
+from core.errors import Preempted, UserError
+from core.terminal_text import VisibleFormatter, VisibleStream, visible_line
+
+if TYPE_CHECKING:
+    from core.process_watch import ProcessWatch
 
 CANNOT_RUN = 2
 HELP = frozenset(["--help", "-h"])
+# Set to anything, it shows the traceback of an error that nobody expected.
+TRACEBACK_VARIABLE = "LCRSR_TRACEBACK"
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as of programs that the signal ends
 # Seconds for the watch to find a lost process, after a collective with it has failed.
 _PATIENCE_S = 5.0
 # How a config file refuses what is after its colon: the last line of a traceback.
 _CHOICES = re.compile(r"^ValueError: (expected .+, found .+)\s*\Z", re.MULTILINE)
+_MEANT = re.compile(r"""Did you mean:? "?([^"? ]+)""")
+_CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
-    """Parses the command line, runs `main`, and turns mistakes into exit code 2.
+def begin(
+    name: str,
+    define_flags: Callable[[], None],
+    check_flags: Callable[[], None] | None = None,
+    *,
+    continues: bool = False,
+) -> None:
+    """Parses the command line of a program; a module that is only imported passes by.
 
-    Flags are defined here and not on import, so that a notebook can import several programs.
-    Unknown flags, unknown config keys and `UserError` print one line on standard error; --help
-    prints what the program's module says of itself, and its flags.
+    A program calls it before it imports what takes seconds, so that a mistake in a flag is told in
+    less than one, and a signal is heard from then on. Unknown flags and config keys print one line
+    on standard error and end with 2; --help prints what the program's module says of itself, and
+    its flags.
+
+    Args:
+      name: the module's `__name__`.
+      define_flags: defines them, which an import must not do: a notebook may import several.
+      check_flags: raises UserError for what can be seen of flags alone.
+      continues: whether the program trains (`core.signals.install`).
     """
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if name != "__main__":
+        return
+    signals.install(continues=continues)
+    sys.excepthook = _last_resort
+    _log()
     of_libraries = set(flags.FLAGS)
     define_flags()
     if HELP & set(sys.argv[1:]):
         print(_help([name for name in flags.FLAGS if name not in of_libraries]))
-        return
-    try:
+        sys.exit(0)
+    with _ending():
         _parse()
+        if check_flags is not None:
+            check_flags()
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a program that has begun; mistakes and signals end it in one line."""
+    signals.raise_from_now_on()
+    with _ending():
         main()
+        sys.stdout.flush()
+    signals.raise_from_now_on(False)
+
+
+def _log() -> None:
+    """Sends log lines to standard error, and lets no text of data steer the terminal."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if sys.stdout.isatty():
+        sys.stdout = cast(TextIO, VisibleStream(sys.stdout))
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
-        _fail(error)
+        print(line_of(error), file=sys.stderr)
+        sys.exit(CANNOT_RUN)
+    except Preempted as stop:
+        stopped(stop)
+    except signals.Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    except BrokenPipeError:
+        # Whoever read the output has enough; closing it at the end would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(_BROKEN_PIPE)
+
+
+def stopped(stop: Preempted) -> None:
+    """Says what was saved, and ends the program with its exit code where that is not 0."""
+    print(stop)
+    if stop.code:
+        sys.exit(stop.code)
+
+
+def _last_resort(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints one line for what nobody expected; Python then ends with exit code 1."""
+    if os.environ.get(TRACEBACK_VARIABLE) or not isinstance(error, Exception):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(unexpected(error), file=sys.stderr, flush=True)
+
+
+def unexpected(error: Exception) -> str:
+    """Returns the line for an error that nobody expected; its traceback is kept in a file."""
+    text = visible_line(" ".join(str(error).split()))[:200]
+    what = f"error: expected no {type(error).__name__}, found one: {text or 'without a message'}"
+    again = f"{TRACEBACK_VARIABLE}=1 before the command shows the traceback"
+    report = "\n".join(
+        [
+            " ".join(sys.argv),
+            f"Python {platform.python_version()}, {platform.platform()}",
+            "".join(traceback.format_exception(error)),
+        ]
+    )
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="lcrsr-error-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(report)
+    except OSError:
+        return f"{what}; this is a defect of the library: {again}; report it with that"
+    return f"{what}; this is a defect of the library: report it with {path}; {again}"
 
 
 def _help(names: Sequence[str]) -> str:
@@ -79,19 +182,27 @@ def _parse() -> None:
         words = flags.FLAGS(sys.argv)[1:]
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.to_dict()  # the file is only loaded by its first use
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(
+            f"expected a known flag, found --{error.flagname};{_meant(error, '--')} see --help"
+        ) from None
     except (KeyError, AttributeError) as error:
         if "has no attribute 'get_config'" in str(error):
             raise UserError(
                 "expected a config file with a get_config(), found one without; pass "
                 "--config=configs/MODEL_DATASET.py"
             ) from None
+        # The libraries quote each other's messages: the key is the first name in them.
+        key = re.search(r"[^\W\d][\w.]*", str(error))
         raise UserError(
-            f"expected a key of the config file, found {_words(error)}; see the file for its keys"
+            f"expected a key of the config file, found {key[0] if key else ''!r};{_meant(error)} "
+            "see the file for its keys"
         ) from None
     except OSError as error:
+        path = _config_path()
         raise UserError(
-            f"expected a config file, found none that loads ({_words(error)}); pass "
-            "--config=configs/NAME.py"
+            f"expected a config file, found none that loads at {path} ({_words(error)});"
+            f"{_nearest(path)} pass --config=configs/NAME.py"
         ) from None
     except Exception as error:  # absl, ml_collections and config files raise many types
         if "get_config() takes 0 positional" in str(error):
@@ -106,6 +217,30 @@ def _parse() -> None:
         ) from None
     if words:
         raise UserError(f"expected only flags, found the word {words[0]!r}; flags are --NAME=VALUE")
+
+
+def _meant(error: Exception, before: str = "") -> str:
+    """What a library takes a misspelt name for, as a question."""
+    meant = _MEANT.search(" ".join(map(str, error.args)))
+    return f" did you mean {before}{meant[1]}?" if meant else ""
+
+
+def _config_path() -> str:
+    """What --config names, without the choice after its colon."""
+    words = [word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")]
+    values = [word.removeprefix("config=") for word in words if word.startswith("config=")]
+    return values[-1].partition(":")[0] if values else "--config"
+
+
+def _nearest(path: str) -> str:
+    """The config file whose name is most like that of a missing one, as a question."""
+    folder = pathlib.Path(path).parent
+    names = [file.name for file in sorted(folder.glob("*.py"))]
+    if not names:
+        folder, names = pathlib.Path("configs"), [f.name for f in sorted(_CONFIGS.glob("*.py"))]
+    name = pathlib.Path(path).name
+    like = difflib.get_close_matches(name if name.endswith(".py") else f"{name}.py", names, 1)
+    return f" did you mean {folder / like[0]}?" if like else ""
 
 
 def _words(error: Exception) -> str:
@@ -139,6 +274,8 @@ def run_job(alone: Callable[[], None], together: Callable[[], None]) -> None:
             )
         alone()
         return
+    from core import distributed  # imports JAX
+
     found = None if values.coordinator == "auto" else values.coordinator
     watch = distributed.start(found, values.processes, values.process, values.start_timeout)
     run_watched(watch, together)
@@ -157,18 +294,16 @@ def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:
         body()
     except UserError as error:
         watch.end_with(line_of(error), CANNOT_RUN)
-    except Exception:
+    except signals.Stopped as stop:
+        watch.end_with(str(stop), stop.code)
+    except Exception as error:
         # Most likely another process is gone, and the watch is about to say which.
         time.sleep(_PATIENCE_S)
-        watch.end_with(traceback.format_exc(), 1)
+        shown = os.environ.get(TRACEBACK_VARIABLE)
+        watch.end_with(traceback.format_exc() if shown else unexpected(error), 1)
     watch.finish()
 
 
 def line_of(error: UserError) -> str:
     """What a user sees of their mistake."""
-    return f"error: {' '.join(str(error).split())}"
-
-
-def _fail(error: UserError) -> None:
-    print(line_of(error), file=sys.stderr)
-    sys.exit(CANNOT_RUN)
+    return visible_line(f"error: {' '.join(str(error).split())}")

@@ -21,18 +21,37 @@ one point a row, by two metrics: what a method gains in recommendation it may lo
 
 from __future__ import annotations
 
+from absl import flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
+    flags.DEFINE_list("names", [], "What to call the method of each workdir.")
+    flags.DEFINE_string(
+        "metric", "", "Metric with its protocol, such as hr@10/full; default all that runs share."
+    )
+    flags.DEFINE_string("split", "test", "validation or test.")
+    kinds = ("", "noise", "popularity", "hops", "queries")
+    flags.DEFINE_enum("strata", "", kinds, "Also a table over strata of users or targets.")
+    flags.DEFINE_string("against", "", "A second metric, drawn against the first in --figure.")
+    flags.DEFINE_string("figure", "", "PNG to write for --against.")
+
+
+cli.begin(__name__, define_flags)
+
 import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from core import metrics
 from core.errors import UserError
 from core.workdir import Workdir, check_out, settings
-from launch import cli, drawing, strata
+from launch import drawing, strata
 from launch.comparison_tables import strata_to_markdown, to_markdown
 from launch.paired_tests import Row, compare_pairs, listed
 from launch.stages import stage_order
@@ -322,19 +341,6 @@ def _trade_off(rows: Sequence[Row], workdirs: Sequence[str], split: str) -> str:
     return "\n".join([*lines, *(f"| {n} | {x:.4f} | {y:.4f} |" for n, (x, y) in points.items())])
 
 
-def define_flags() -> None:
-    flags.DEFINE_list("workdirs", [], "Folders of finished runs.")
-    flags.DEFINE_list("names", [], "What to call the method of each workdir.")
-    flags.DEFINE_string(
-        "metric", "", "Metric with its protocol, such as hr@10/full; default all that runs share."
-    )
-    flags.DEFINE_string("split", "test", "validation or test.")
-    kinds = ("", *strata.KINDS)
-    flags.DEFINE_enum("strata", "", kinds, "Also a table over strata of users or targets.")
-    flags.DEFINE_string("against", "", "A second metric, drawn against the first in --figure.")
-    flags.DEFINE_string("figure", "", "PNG to write for --against.")
-
-
 def main() -> None:
     workdirs, metric, split = flags.FLAGS.workdirs, flags.FLAGS.metric, flags.FLAGS.split
     if not workdirs:
@@ -365,4 +371,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -31,14 +31,13 @@ def to_markdown(tables: Mapping[str, tuple[Sequence[Row], Sequence[Pair]]]) -> s
             for row in rows
             if (row.config, row.stage) == key
         }
-        cells = []
+        means: list[str] = []
         for metric in tables:
             row = found.get(metric)
-            cells.append(_mean_and_spread(row, len(tables) == 1) if row else [""])
+            means += _mean_and_spread(row, len(tables) == 1) if row else [""]
         name = max((row.name for row in found.values()), key=len)
         seeds = "; ".join(dict.fromkeys(", ".join(map(str, r.seeds)) for r in found.values()))
-        cells_of_row = [cell for one in cells for cell in one]
-        lines.append(f"| {name} | {' | '.join([*cells_of_row, seeds])} |")
+        lines.append(f"| {name} | {' | '.join([*means, seeds])} |")
     tested: dict[tuple[str, str], dict[str, Pair]] = {}
     for metric, (_, pairs) in tables.items():
         for pair in pairs:
@@ -51,12 +50,19 @@ def to_markdown(tables: Mapping[str, tuple[Sequence[Row], Sequence[Pair]]]) -> s
         "|---|" + "---:|" * len(tables) + "---|",
     ]
     for (first, second), by_metric in tested.items():
-        cells = [_test(by_metric[name]) if name in by_metric else "" for name in tables]
-        seeds = dict.fromkeys(_seeds_of(pair) for pair in by_metric.values())
-        lines.append(f"| {first} -> {second} | {' | '.join([*cells, '; '.join(seeds)])} |")
-    row = next(iter(rows_of.values()))[0]
+        tests = [_test(by_metric[name]) if name in by_metric else "" for name in tables]
+        seeds = "; ".join(dict.fromkeys(_seeds_of(pair) for pair in by_metric.values()))
+        lines.append(f"| {first} -> {second} | {' | '.join([*tests, seeds])} |")
+    # Searches are other examples than clicks.
+    of_protocol: dict[str, list[str]] = {}
+    for metric, rows in rows_of.items():
+        of_protocol.setdefault(examples_and_users(rows[0]), []).append(metric)
+    over = [
+        sentence if len(of_protocol) == 1 else f"{', '.join(names)}: {sentence}"
+        for sentence, names in of_protocol.items()
+    ]
     about = "Differences with their 95% interval; p by Holm's method over the pairs of a metric."
-    return "\n".join([*lines, "", about + " " + examples_and_users(row)])
+    return "\n".join([*lines, "", about, *over])
 
 
 def _mean_and_spread(row: Row, apart: bool) -> list[str]:

@@ -11,6 +11,30 @@ over every chip. Exit code 2 where a step does not fit or there is no such topol
 
 from __future__ import annotations
 
+from absl import flags
+from ml_collections import config_flags
+
+from core.errors import UserError
+from launch import cli
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Config file of LCR-SER or CRS.")
+    flags.DEFINE_string("topology", None, "GENERATION:SHAPE, such as v5e:16x16.")
+    for name in ("batch", "items", "users", "words"):
+        flags.DEFINE_integer(name, None, f"{name} instead of the config's.", lower_bound=1)
+
+
+def check_flags() -> None:
+    if flags.FLAGS.config is None or flags.FLAGS.topology is None:
+        raise UserError(
+            "expected --config=FILE and --topology=NAME, found one missing; for instance "
+            "--config=configs/lcr_ser_qilin.py --topology=v5e:4x4"
+        )
+
+
+cli.begin(__name__, define_flags, check_flags)
+
 import collections
 import dataclasses
 import importlib.util
@@ -24,16 +48,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 from rich.console import Console
 from rich.table import Table
 
-from core.errors import UserError
 from core.loop import compile_step
 from core.partitioning import Partition, make_mesh
 from input_pipelines.batches import Batch, BatchShape
-from launch import cli, crs_compile
+from launch import crs_compile
 from launch.experiment import batch_for
 from launch.random_data import RandomTasks, TableSizes
 from lcrsr.embedding import PARTITION_RULES
@@ -273,23 +295,11 @@ def print_table(found: list[Compiled], title: str, hbm: int) -> None:
             if step.collectives is None
             else ", ".join(f"{count} {name}" for name, count in step.collectives.items()),
         )
-    Console(width=None if Console().is_terminal else 150).print(table)
-
-
-def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file of LCR-SER or CRS.")
-    flags.DEFINE_string("topology", None, "GENERATION:SHAPE, such as v5e:16x16.")
-    for name in ("batch", "items", "users", "words"):
-        flags.DEFINE_integer(name, None, f"{name} instead of the config's.", lower_bound=1)
+    Console(width=None if Console().is_terminal else 150, color_system=None).print(table)
 
 
 def main() -> None:
     values = flags.FLAGS
-    if values.config is None or values.topology is None:
-        raise UserError(
-            "expected --config=FILE and --topology=NAME, found one missing; for instance "
-            "--config=configs/lcr_ser_qilin.py --topology=v5e:4x4"
-        )
     config = config_dict.ConfigDict(values.config.to_dict())
     if config.method not in ("lcr_ser", "crs"):
         raise UserError(f"expected a config of lcr_ser or crs, found one of {config.method!r}")
@@ -320,4 +330,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -17,7 +17,7 @@ from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import make_mesh
 from core.termination import repeatable, stop_if_terminated
 from core.workdir import Workdir
-from crs_jax import contexts, decoder_checkpoints, lora, self_evolve, sharding
+from crs_jax import decoder_checkpoints, lora, self_evolve, sharding
 from crs_jax.decoder import init_params
 from crs_jax.inference import Answers, Inference
 from crs_jax.packing import Example, prompt_array
@@ -28,7 +28,7 @@ from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
 from input_pipelines import candidates
 from input_pipelines.search_task import SearchExamples
 from launch import crs_kept, crs_teacher, results, search_protocol
-from launch.crs_examples import CRSExamples
+from launch.crs_examples import CRSExamples, fitted_prompts
 from launch.crs_settings import check_codes, decoder_of, stage_settings
 from launch.data import Data
 from launch.search_protocol import PROTOCOL
@@ -96,7 +96,7 @@ class CRSExperiment:
     def check_data(self) -> None:
         """Raises UserError where a split has no searches, or these no impressions to rank.
 
-        Or where a query does not fit into a prompt, or what a later stage reads cannot be read:
+        Or where a prompt has no room for any query, or what a later stage reads cannot be read:
         stages would be trained in vain.
         """
         if self.config.model.checkpoint:
@@ -184,10 +184,9 @@ class CRSExperiment:
         limit = self.config.prompts.max_prompt
         words = self.examples.vocabulary
         reason = _reasons(tables)
-        prompts = [
-            contexts.user_prompt(context, words, limit=limit, reason=reason)
-            for _, context in contexts_of
-        ]
+        prompts = fitted_prompts(
+            [context for _, context in contexts_of], words, limit=limit, reason=reason
+        )
         width = max(self.config.eval.beam, top_k)
         found = self._inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
         for row, (user, context) in enumerate(contexts_of):

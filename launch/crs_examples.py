@@ -30,6 +30,23 @@ TFIDF = "tfidf_svd"
 _TEMPLATE_COPIES = 50
 
 
+def fitted_prompts(
+    users: Iterable[UserContext], words: Vocabulary, *, limit: int, reason: bool
+) -> list[list[int]]:
+    """Returns the tokens of `contexts.user_prompt`, and says how many contexts were cut to fit."""
+    found = [contexts.user_prompt(user, words, limit=limit, reason=reason) for user in users]
+    cut = sum(prompt.cut for prompt in found)
+    if cut:
+        _LOG.warning(
+            "%d of %d queries and profiles are longer than config.prompts.max_prompt=%d tokens: "
+            "the ends of their longest texts are cut",
+            cut,
+            len(found),
+            limit,
+        )
+    return [prompt.tokens for prompt in found]
+
+
 class CRSExamples:
     """Writes the searches of a log as prompts and answers.
 
@@ -228,14 +245,14 @@ class CRSExamples:
         return self.contexts.context_of(examples, row)
 
     def prompts(self, examples: Examples, *, reason: bool) -> list[list[int]]:
-        """Prompts of search examples. Raises UserError where one is too long without history."""
+        """Returns the prompts of search examples; texts are cut where one alone is too long.
+
+        Raises:
+          UserError: as `contexts.user_prompt`.
+        """
         limit = self._config.prompts.max_prompt
-        return [
-            contexts.user_prompt(
-                self.context_of(examples, row), self.vocabulary, limit=limit, reason=reason
-            )
-            for row in range(len(examples))
-        ]
+        contexts_of = (self.context_of(examples, row) for row in range(len(examples)))
+        return fitted_prompts(contexts_of, self.vocabulary, limit=limit, reason=reason)
 
     def answer(self, item: int, reasoning: Sequence[int] | None = None) -> list[int]:
         """The tokens after a prompt: the reasoning and its end where there is one, id and end."""

@@ -12,19 +12,32 @@ DIR/table.md, table.json, figure2.png and figure3.png; `launch.report --workdirs
 
 from __future__ import annotations
 
+from absl import flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("workdirs", [], "Folders of runs of CRS.")
+    flags.DEFINE_list("names", [], "What to call each; runs of one name are its seeds.")
+    flags.DEFINE_list("beside", [], "Folders of runs of other methods, for Figure 3.")
+    flags.DEFINE_string("out", None, "Folder to write.", required=True)
+
+
+cli.begin(__name__, define_flags)
+
 import dataclasses
 import json
 import os
 from collections.abc import Sequence
 
 import numpy as np
-from absl import flags
 
 from core.errors import UserError
 from core.files import expanded, write_atomically
 from core.workdir import Workdir, check_no_file
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
-from launch import cli, drawing, strata
+from launch import drawing, strata
 from launch.compare import read_rows
 from launch.comparison_tables import strata_to_markdown
 from launch.paired_tests import Pair, Row, compare_pairs, holm
@@ -296,13 +309,6 @@ def write(runs: Runs, workdir: str, beside: Sequence[str], out: str) -> str:
     return text
 
 
-def define_flags() -> None:
-    flags.DEFINE_list("workdirs", [], "Folders of runs of CRS.")
-    flags.DEFINE_list("names", [], "What to call each; runs of one name are its seeds.")
-    flags.DEFINE_list("beside", [], "Folders of runs of other methods, for Figure 3.")
-    flags.DEFINE_string("out", None, "Folder to write.", required=True)
-
-
 def main() -> None:
     found = flags.FLAGS
     if not found.workdirs:
@@ -313,4 +319,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

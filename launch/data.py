@@ -65,8 +65,12 @@ _PATHS = (
 def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> config_dict.ConfigDict:
     """The config with whole paths, and `on_sample.overrides` where no `data_dir` is given.
 
+    A value set by hand wins over these: it is one that differs from the config file's
+    (`on_sample.replaced`), or is named in `given`.
+
     Args:
-      given: keys set on the command line, such as 'pretrain.max_epochs'; these win.
+      given: keys set on the command line, such as 'pretrain.max_epochs'. From Python only a value
+        that is set to what the config file has needs to be named here.
 
     Raises:
       UserError: no dataset; no data_dir, and the dataset has no embedded sample; an address as
@@ -87,6 +91,8 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
         config.data_dir = expanded(config.data_dir, "config.data_dir")
     else:
         _fit_to_sample(config, given)
+    if "on_sample" in config and "replaced" in config.on_sample:
+        del config.on_sample["replaced"]  # of no use to a run
     ranges.check(config)
     return config
 
@@ -97,10 +103,16 @@ def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> No
             f"expected --config.data_dir=DIR with the files of {config.dataset}, found none; only "
             "configs with an `on_sample` block run on the embedded sample"
         )
-    for section, values in config.on_sample.overrides.items():
-        for key, value in values.items():
-            if f"{section}.{key}" not in given:
-                config[section][key] = value
+    replaced = config.on_sample.get("replaced", {})
+    fitting = [
+        (section, key, value)
+        for section, values in config.on_sample.overrides.items()
+        for key, value in values.items()
+        if f"{section}.{key}" not in given
+        and replaced.get(section, {}).get(key) == config[section].get(key)
+    ]
+    for section, key, value in fitting:
+        config[section][key] = value
 
 
 def _make_absolute(config: config_dict.ConfigDict) -> None:

@@ -11,10 +11,54 @@ In a notebook: `Restored(workdir)` from `launch.restore`, then `evaluate(restore
 from __future__ import annotations
 
 from absl import flags
-from ml_collections import config_dict
 
 from core.errors import UserError
-from launch import cli, experiment, results, search_baselines
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("split", "test", "validation or test.")
+    flags.DEFINE_string(
+        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+    )
+    flags.DEFINE_string(
+        "task", None, "recommendation or search; default search of runs that answer nothing else."
+    )
+    flags.DEFINE_string("protocol", None, "One of the protocols, instead of --protocols.")
+    flags.DEFINE_list(
+        "protocols",
+        None,
+        "Of recommendation any of neg99, neg99pop, published99, full; of searches full, catalogue, "
+        "neg99, neg99pop, bm25_99, impressions, as far as the method and the data "
+        "have them; "
+        "default those of the run's config.",
+    )
+
+
+def check_flags() -> None:
+    values = flags.FLAGS
+    if not values.workdir:
+        raise UserError("expected --workdir=W, found none; pass the folder of a run")
+    if values.split not in ("validation", "test"):
+        raise UserError(
+            f"expected --split validation or test, found {values.split!r}; pass one of them"
+        )
+    if None not in (values.protocol, values.protocols):
+        raise UserError("expected --protocol or --protocols, found both; pass one of them")
+    given = _given_protocols()
+    if given is not None and not any(given):
+        raise UserError(
+            "expected protocols after --protocols=, found none; name some, or leave the flag out "
+            "for those of the run's config"
+        )
+
+
+cli.begin(__name__, define_flags, check_flags)
+
+from ml_collections import config_dict
+
+from launch import results
 from launch.restore import Restored
 
 _SEARCHES_ALONE = ("crs", "search_baseline")
@@ -66,46 +110,18 @@ def _columns(restored: Restored, task: str | None, given: list[str] | None) -> l
     return list(dict.fromkeys(found))
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
-    flags.DEFINE_string("split", "test", "validation or test.")
-    flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
-    )
-    flags.DEFINE_string(
-        "task", None, "recommendation or search; default search of runs that answer nothing else."
-    )
-    flags.DEFINE_string("protocol", None, "One of the protocols, instead of --protocols.")
-    flags.DEFINE_list(
-        "protocols",
-        None,
-        f"Of recommendation any of {', '.join(experiment.PROTOCOLS)}; of searches "
-        f"{', '.join(search_baselines.PROTOCOLS)}, as far as the method and the data have them; "
-        "default those of the run's config.",
-    )
+def _given_protocols() -> list[str] | None:
+    values = flags.FLAGS
+    return values.protocols if values.protocol is None else [values.protocol]
 
 
 def main() -> None:
-    if not flags.FLAGS.workdir:
-        raise UserError("expected --workdir=W, found none; pass the folder of a run")
     values = flags.FLAGS
-    if values.split not in ("validation", "test"):
-        raise UserError(
-            f"expected --split validation or test, found {values.split!r}; pass one of them"
-        )
-    if None not in (values.protocol, values.protocols):
-        raise UserError("expected --protocol or --protocols, found both; pass one of them")
-    given = values.protocols if values.protocol is None else [values.protocol]
-    if given is not None and not any(given):
-        raise UserError(
-            "expected protocols after --protocols=, found none; name some, or leave the flag out "
-            "for those of the run's config"
-        )
     restored = Restored(values.workdir, values.stage)
-    columns = _columns(restored, values.task, given)
+    columns = _columns(restored, values.task, _given_protocols())
     rows = [evaluate(restored, values.split, column) for column in columns]
     results.print_table({"rows": rows}, values.split)
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

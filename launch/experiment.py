@@ -197,6 +197,7 @@ class Evaluated:
     evaluator: Any
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
+        self.columns("recommendation", protocol)
         if protocol == "full":
             return self.evaluator.full(params, tables, self.data.full(split))
         return self.evaluator.sampled(params, tables, self.data.sampled(split, protocol))

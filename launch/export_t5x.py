@@ -9,18 +9,34 @@ from the folder E.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from core.errors import UserError
+from launch import cli
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/gensar_DATASET.py.")
+    flags.DEFINE_string("out", None, "The folder to write.")
+    flags.DEFINE_integer("epochs", 1, "Epochs of the training stream.", lower_bound=1)
+
+
+def check_flags() -> None:
+    if flags.FLAGS.config is None or not flags.FLAGS.out:
+        raise UserError("expected --config=FILE and --out=FOLDER, found one missing; pass both")
+
+
+cli.begin(__name__, define_flags, check_flags)
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
 from gensar_jax.t5x_bridge import exported
 from gensar_jax.t5x_bridge.exported import Export, Record
 from input_pipelines import candidates
-from launch import cli
 from launch.data import Data, resolve
 from launch.gensar import GenSARExperiment
 
@@ -101,16 +117,8 @@ def _records(experiment: GenSARExperiment, evaluated: list[str], epochs: int) ->
                 )
 
 
-def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/gensar_DATASET.py.")
-    flags.DEFINE_string("out", None, "The folder to write.")
-    flags.DEFINE_integer("epochs", 1, "Epochs of the training stream.", lower_bound=1)
-
-
 def main() -> None:
     values = flags.FLAGS
-    if values.config is None or not values.out:
-        raise UserError("expected --config=FILE and --out=FOLDER, found one missing; pass both")
     holder: Any = values["config"]
     given = config_flags.get_override_values(holder)
     found = export(values.config, values.out, values.epochs, given)
@@ -120,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

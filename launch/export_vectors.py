@@ -8,19 +8,38 @@ line in the same order; items.json what they come from, a hash over both and the
 
 from __future__ import annotations
 
+from absl import flags
+
+from core.errors import UserError
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("out", None, "The .npy file to write.")
+    flags.DEFINE_string("table", "item", "Which vectors: item, user or word.")
+    flags.DEFINE_string(
+        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+    )
+
+
+def check_flags() -> None:
+    if not flags.FLAGS.workdir or not flags.FLAGS.out:
+        raise UserError("expected --workdir=W and --out=FILE.npy, found one missing; pass both")
+
+
+cli.begin(__name__, define_flags, check_flags)
+
 import contextlib
 import hashlib
 import os
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from core import checksums
-from core.errors import UserError
 from core.files import read_json, save_npy, write_atomically
 from core.workdir import check_out, commit_id
-from launch import cli
 from launch.restore import Restored
 
 _TABLES = ("item", "user", "word")
@@ -113,18 +132,7 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
     return description
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
-    flags.DEFINE_string("out", None, "The .npy file to write.")
-    flags.DEFINE_string("table", "item", "Which vectors: item, user or word.")
-    flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
-    )
-
-
 def main() -> None:
-    if not flags.FLAGS.workdir or not flags.FLAGS.out:
-        raise UserError("expected --workdir=W and --out=FILE.npy, found one missing; pass both")
     check_place(flags.FLAGS.out)
     restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
     found = export(restored, flags.FLAGS.table, flags.FLAGS.out)
@@ -133,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -13,15 +13,38 @@ asked again, and the lines it writes add query, id and reasoning (launch.crs).
 
 from __future__ import annotations
 
+from absl import flags
+
+from core.errors import UserError
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("users", None, "File with one user id a line.")
+    flags.DEFINE_string("query", None, "Words of a search, for a run of GenSAR.")
+    flags.DEFINE_integer("top_k", 20, "Items per user.", lower_bound=1)
+    flags.DEFINE_string(
+        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+    )
+    flags.DEFINE_string("out", None, "File to write; default standard output.")
+
+
+def check_flags() -> None:
+    values = flags.FLAGS
+    if not values.workdir or not (values.users or values.query):
+        raise UserError("expected --workdir=W and --users=FILE, found one missing; pass both")
+
+
+cli.begin(__name__, define_flags, check_flags)
+
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from core.errors import UserError
 from core.files import write_atomically
 from core.text_lines import read_lines
 from core.workdir import check_out
@@ -29,7 +52,6 @@ from input_pipelines import batches
 from input_pipelines.candidates import TouchedItems
 from input_pipelines.log import Log
 from input_pipelines.splits import Examples
-from launch import cli
 from launch.gensar import GenSARExperiment
 from launch.gensar_predict import top_items
 from launch.restore import Restored
@@ -39,12 +61,12 @@ _TEXT = 100
 
 
 def predict(
-    restored: Restored, users: Sequence[str] | None, top_k: int, query: str | None = None
+    restored: Restored, users: Sequence[str] | str | None, top_k: int, query: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields user, rank, item, score (of GenSAR also text) for every user, best first.
 
     Args:
-      users: ids as in the raw data; None, with a query, is someone without a history.
+      users: ids as in the raw data, or one; None, with a query, is someone without a history.
       top_k: items of each user.
       query: for the items of a search, of a GenSAR run.
 
@@ -52,6 +74,8 @@ def predict(
       UserError: a user id that the data does not hold, more items asked for than there are, or a
         query that the run cannot answer.
     """
+    if isinstance(users, str):
+        users = [users]
     if hasattr(restored.experiment, "predict"):
         if users is None or query is not None:
             raise UserError(
@@ -113,9 +137,10 @@ def _whole_histories(restored: Restored, users: Sequence[str]) -> Examples:
     numbers = {name: i for i, name in enumerate(log.user_ids.tolist()) if i}
     unknown = [user for user in users if user not in numbers]
     if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"expected user ids of {restored.data.label}, found {unknown[0]!r} and "
-            f"{len(unknown) - 1} more that it does not hold; correct the --users file"
+            f"expected user ids of {restored.data.label}, found {unknown[0]!r}{more}, which it "
+            "does not hold; correct the users"
         )
     return _examples_of(log, np.array([numbers[name] for name in users], np.int32))
 
@@ -166,21 +191,8 @@ def read_users(path: str) -> list[str]:
     return users
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
-    flags.DEFINE_string("users", None, "File with one user id a line.")
-    flags.DEFINE_string("query", None, "Words of a search, for a run of GenSAR.")
-    flags.DEFINE_integer("top_k", 20, "Items per user.", lower_bound=1)
-    flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
-    )
-    flags.DEFINE_string("out", None, "File to write; default standard output.")
-
-
 def main() -> None:
     values = flags.FLAGS
-    if not values.workdir or not (values.users or values.query):
-        raise UserError("expected --workdir=W and --users=FILE, found one missing; pass both")
     if values.out:
         check_out(values.out, "--out")
     users = read_users(values.users) if values.users else None
@@ -195,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

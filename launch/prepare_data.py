@@ -10,29 +10,10 @@ when it is given the raw files.
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-
 from absl import flags
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from core.errors import UserError
-from core.files import expanded
-from input_pipelines import data_card, prepare, splits
-from input_pipelines.log import Log
 from launch import cli
-
-_LOG = logging.getLogger(__name__)
-_CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
 
 
 def define_flags() -> None:
@@ -44,6 +25,39 @@ def define_flags() -> None:
     flags.DEFINE_string("columns", "", "Other names of columns: user=user_id,session= (csv_log).")
     flags.DEFINE_string("time_unit", "infer", "Of times; or seconds, positions, ... (csv_log).")
     flags.DEFINE_string("split", "leave_one_out", "Split to check; or global_time.")
+
+
+def check_flags() -> None:
+    given = flags.FLAGS
+    if given.validate:
+        if not given.data_dir or given.dataset or given.raw_dir:
+            raise UserError("expected --validate with --data_dir=D alone; pass the prepared folder")
+    elif not given.dataset or not given.raw_dir:
+        raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
+
+
+cli.begin(__name__, define_flags, check_flags)
+
+import json
+import logging
+import sys
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from core.files import expanded
+from input_pipelines import data_card, prepare, splits
+from input_pipelines.log import Log
+
+_LOG = logging.getLogger(__name__)
+_CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
 
 
 class _Bars:
@@ -86,8 +100,6 @@ def main() -> None:
     given = flags.FLAGS
     data_dir = _path(given.data_dir, "--data_dir")
     if given.validate:
-        if not data_dir or given.dataset or given.raw_dir:
-            raise UserError("expected --validate with --data_dir=D alone; pass the prepared folder")
         log, directory = prepare.validate_prepared(data_dir), data_dir
     else:
         log, directory = _prepare(data_dir)
@@ -101,8 +113,6 @@ def main() -> None:
 
 def _prepare(data_dir: str) -> tuple[Log, str]:
     given = flags.FLAGS
-    if not given.dataset or not given.raw_dir:
-        raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
     if given.split not in splits.SPLITS:  # found before an hour of reading
         raise UserError(f"expected --split of {', '.join(splits.SPLITS)}, found {given.split!r}")
     raw_dir = _path(given.raw_dir, "--raw_dir")
@@ -122,4 +132,4 @@ def _path(name: str | None, what: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -29,13 +29,18 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         (
             *("data.rec_length", "data.search_length", "data.words", "data.clicks"),
             *("data.train_negatives", "data.history", "data.unclicked", "data.train_examples"),
-            *("data.candidates_seed", "on_sample.seed", "model.layers"),
-            *("pretrain.min_learning_rate", "pretrain.plateau_patience"),
+            *("model.layers", "pretrain.min_learning_rate", "pretrain.plateau_patience"),
             *("pretrain.stop_patience", "eval.validation_users", "eval.test_users"),
             *("evolve.iterations", "evolve.corpus", "evolve.rl_sample"),
         ),
         "of 0 or more",
         lambda value: value >= 0,
+    ),
+    (
+        ("seed", "data.candidates_seed", "on_sample.seed"),
+        # What scikit-learn and JAX take alike, and a sweep can count on from.
+        "of whole numbers from 0 to 2147483647",
+        lambda seed: isinstance(seed, int) and 0 <= seed < 2**31,
     ),
     # At a rate of 1 nothing is left to scale up.
     (("model.dropout", "model.dropout_rate"), "from 0 to below 1", lambda rate: 0 <= rate < 1),
@@ -50,15 +55,16 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         lambda widths: all(width > 0 for width in widths),
     ),
 )
-_LISTS = ("eval.metrics", "eval.protocols", "eval.search_protocols")
+_PROTOCOLS = ("eval.protocols", "eval.search_protocols")
+_LISTS = ("eval.metrics", *_PROTOCOLS)
 
 
 def check(config: config_dict.ConfigDict) -> None:
     """Finds values that no method can train with, before data are read or anything is written.
 
     Raises:
-      UserError: a number that is not finite or out of its range, or a metric or protocol that is
-        named twice.
+      UserError: a number that is not finite or out of its range, no metric or protocol, or one
+        that is named twice.
     """
     values = settings(config.to_dict())
     for key, value in values.items():
@@ -71,6 +77,17 @@ def check(config: config_dict.ConfigDict) -> None:
                 raise UserError(
                     f"expected config.{key} {words}, found {values[key]}; set such a value"
                 )
+    for key, value in values.items():
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise UserError(f"expected config.{key} of 64 bits, found {number}; correct it")
+    for keys in (("eval.metrics",), _PROTOCOLS):
+        known = [key for key in keys if key in values]
+        if known and not any(values[key] for key in known):
+            raise UserError(
+                f"expected names in config.{known[0]}, found none; name some, or leave those of "
+                "the config file"
+            )
     for key in _LISTS:
         given = values.get(key, ())
         if not isinstance(given, list | tuple):

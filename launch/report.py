@@ -9,18 +9,28 @@ file and no network, and reads on a phone: wide tables and figures scroll by the
 
 from __future__ import annotations
 
+from absl import flags
+
+from launch import cli
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("workdirs", [], "Folders of launch.ablate and launch.train.")
+    flags.DEFINE_string("out", "report.html", "The page.")
+
+
+cli.begin(__name__, define_flags)
+
 import base64
 import html
 import os
 import re
 from collections.abc import Sequence
 
-from absl import flags
-
 from core.errors import UserError
 from core.files import expanded, write_atomically
 from core.workdir import Workdir, check_out
-from launch import cli, results
+from launch import results
 
 _PAGES = ("table.md", "summary.md")
 _MORE = "adaptive.md"
@@ -208,11 +218,6 @@ def _image(label: str, name: str, folder: str) -> str:
     return f'<div class="wide"><img{kind} alt="{html.escape(label)}" src="{source}"></div>'
 
 
-def define_flags() -> None:
-    flags.DEFINE_list("workdirs", [], "Folders of launch.ablate and launch.train.")
-    flags.DEFINE_string("out", "report.html", "The page.")
-
-
 def main() -> None:
     if not flags.FLAGS.workdirs:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of sweeps or runs")
@@ -223,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

@@ -158,7 +158,7 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
     """Prints the run's table: one line a stage, or one a metric where there are many of these."""
     columns, lines = grid(results, split)
     # Without a terminal's width a table would be cut at 80 columns, protocols and all.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, color_system=None)
     # Names are the data's and the user's: brackets in them are no markup.
     console.print(title(results, split), highlight=False, soft_wrap=True, markup=False)
     for protocol in dict.fromkeys(name.partition("/")[2] for name in columns):

@@ -178,8 +178,9 @@ class SearchBaselineExperiment:
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         """Metrics of one of `columns`; `params` and `tables` are not used."""
         del params, tables
-        examples, places = self._chosen(split)
         name = protocol.removeprefix(_PREFIX)
+        self.columns("search", name)
+        examples, places = self._chosen(split)
         queries, histories = self._queries(examples), self._histories(examples)
         target, _ = search_task.targets(self.data.log, examples)
         if name == "full":

@@ -130,6 +130,6 @@ def of(kind: str, workdir: str, split: str, protocol: str, examples: int) -> dic
         raise UserError(
             f"expected results of {known} examples for --strata={kind}, found {examples}; evaluate "
             f"with config.eval.{split}_users=0, and see that the metric is of the same task and "
-            "leaves nobody out"
+            "its protocol leaves nobody out"
         )
     return found

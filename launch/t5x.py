@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from core import signals
 from core.errors import UserError
 from gensar_jax.t5x_bridge import installation
 from launch import cli
@@ -53,6 +54,9 @@ def main() -> None:
         code = cli.CANNOT_RUN
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("interrupted; the same command begins again", file=sys.stderr)
+        code = signals.INTERRUPTED
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -7,21 +7,38 @@ The same command with the same workdir continues a run that was stopped or kille
 
 from __future__ import annotations
 
+from absl import flags
+from ml_collections import config_flags
+
+from core.errors import UserError
+from launch import cli
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/MODEL_DATASET.py.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
+    cli.define_job_flags()
+
+
+def check_flags() -> None:
+    if flags.FLAGS.config is None:
+        raise UserError("expected --config=FILE, found none; for instance configs/lcr_ser_qilin.py")
+
+
+cli.begin(__name__, define_flags, check_flags, continues=True)
+
 import logging
 import os
 import time
 from collections.abc import Collection
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
-
 from core import distributed
-from core.errors import Preempted, UserError
+from core.errors import Preempted
 from core.partitioning import DATA, TABLE, make_mesh
 from core.termination import watched
 from core.workdir import Workdir, check_workdir, is_writer, open_workdir
-from launch import cli, crs_kept, results
+from launch import crs_kept, results
 from launch.data import Data, resolve
 from launch.methods import open_experiment
 
@@ -71,15 +88,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     return workdir.read_results()
 
 
-def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/MODEL_DATASET.py.")
-    flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
-    cli.define_job_flags()
-
-
 def main() -> None:
-    if flags.FLAGS.config is None:
-        raise UserError("expected --config=FILE, found none; for instance configs/lcr_ser_qilin.py")
     cli.run_job(_train, _train_in_job)
 
 
@@ -114,7 +123,7 @@ def _train() -> None:
     try:
         train(flags.FLAGS.config, workdir, given)
     except Preempted as stop:
-        print(stop)
+        cli.stopped(stop)
         return
     if is_writer():
         finished = Workdir(workdir).read_results()
@@ -122,4 +131,4 @@ def _train() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main)

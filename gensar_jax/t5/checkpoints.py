@@ -6,11 +6,11 @@ of the text's rows, so that at first no new token is likelier than another.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
+from core import tensor_files
 from core.errors import UserError
+from core.files import read_json
 from gensar_jax.t5.config import T5Config
 from gensar_jax.t5.network import Transformer
 
@@ -29,7 +31,10 @@ _EMBEDDING = "token_embedder/embedding"
 _OUTPUT = "decoder/logits_dense/kernel"
 # In the folder of a T5X checkpoint.
 _MSGPACK, _ORBAX = "checkpoint", "state"
-_SAFETENSORS, _SETTINGS = "model.safetensors", "config.json"
+_SETTINGS = "config.json"
+_SHOWN = 100  # characters of a name in a message
+# Bytes that arrays of a checkpoint may have, beside those that each byte of its files justifies.
+_FREE_BYTES, _UNPACKED_A_BYTE = 2**26, 100
 _HF_DEFAULTS = {
     "feed_forward_proj": "relu",
     "relative_attention_max_distance": 128,
@@ -78,35 +83,30 @@ def load(folder: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.
     """Parameters float32 of a folder of either kind.
 
     Args:
-      folder: with Hugging Face's model.safetensors and config.json, or as `from_t5x` takes.
+      folder: with Hugging Face's model.safetensors, in one file or shards with an index, and
+        config.json; or as `from_t5x` takes.
       config, text_rows, key: as in `from_hugging_face`.
 
     Raises:
       UserError: neither is there, a config.json of another network, or as the two functions.
     """
     folder = pathlib.Path(folder)
-    if (folder / _SAFETENSORS).is_file():
+    if tensor_files.is_there(folder):
         _check_settings(folder / _SETTINGS, config)
         return from_hugging_face(folder, config, text_rows, key)
     if (folder / _ORBAX).is_dir() or (folder / _MSGPACK).is_file():
         return from_t5x(folder, config, text_rows, key)
     raise UserError(
-        f"expected a T5 checkpoint in {folder}, found neither {_SAFETENSORS} nor T5X's "
+        f"expected a T5 checkpoint in {folder}, found neither {tensor_files.SINGLE} nor T5X's "
         f"{_MSGPACK} or {_ORBAX}; pass a folder with one"
     )
 
 
 def _check_settings(file: pathlib.Path, config: T5Config) -> None:
     """Refuses a network that differs from a config.json in what no shape shows."""
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-        # Files leave out what is the default.
-        found = {name: written.get(name, default) for name, default in _HF_DEFAULTS.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"expected the settings of a T5 in {file}, found none that can be read "
-            f"({type(error).__name__}); download the whole folder"
-        ) from None
+    written = read_json(str(file), "the settings of a T5", "download the whole folder")
+    # Files leave out what is the default.
+    found = {name: written.get(name, default) for name, default in _HF_DEFAULTS.items()}
     expected = {
         "feed_forward_proj": "relu" if config.mlp_activations == ("relu",) else "gated-gelu",
         "relative_attention_max_distance": config.max_distance,
@@ -123,7 +123,7 @@ def _check_settings(file: pathlib.Path, config: T5Config) -> None:
 def from_hugging_face(
     path: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.Array
 ) -> Params:
-    """Parameters float32 of a safetensors file, or of a folder with model.safetensors.
+    """Returns the parameters float32 of a file or folder of safetensors, in one file or shards.
 
     Args:
       path: of the file or folder.
@@ -133,39 +133,25 @@ def from_hugging_face(
       key: of the new rows.
 
     Raises:
-      UserError: no such file, a parameter that is missing, unknown or of another shape, or fewer
-        rows than `text_rows`.
+      UserError: as `core.tensor_files`; a parameter that is missing, unknown or of another shape,
+        or fewer rows than `text_rows`.
     """
-    from safetensors import SafetensorError, safe_open
-
-    file = pathlib.Path(path)
-    if file.is_dir():
-        file = file / _SAFETENSORS
-    if not file.is_file():
-        raise UserError(f"expected a file of safetensors, found no {file}; correct the path")
     found: dict[str, np.ndarray] = {}
-    try:
-        # Through JAX, whose arrays know bfloat16.
-        with safe_open(file, framework="flax") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if _IGNORED.fullmatch(name) or (
-                    name == "lm_head.weight" and config.logits_via_embedding
-                ):
-                    continue
-                ours = _our_name(name)
-                if ours is None:
-                    raise UserError(
-                        f"expected parameters of a T5, found {name!r} in {file}; pass a T5's file"
-                    )
-                array = np.asarray(tensors.get_tensor(name), np.float32)
-                # PyTorch keeps the transposes of T5X's matrices, but for the embedding.
-                found[ours] = array if ours == _EMBEDDING else array.T
-    except SafetensorError as error:
-        raise UserError(
-            f"expected a file of safetensors, found {file}, which is none ({error}); download it "
-            "again"
-        ) from error
-    return _fitted(found, config, text_rows, key, str(file))
+    with tensor_files.opened(path) as tensors:
+        for name in sorted(tensors.names()):
+            if _IGNORED.fullmatch(name) or (
+                name == "lm_head.weight" and config.logits_via_embedding
+            ):
+                continue
+            ours = _our_name(name)
+            if ours is None:
+                raise UserError(
+                    f"expected parameters of a T5, found {name!r} in {path}; pass a T5's file"
+                )
+            array = tensors.read(name)
+            # PyTorch keeps the transposes of T5X's matrices, but for the embedding.
+            found[ours] = array if ours == _EMBEDDING else array.T
+    return _fitted(found, config, text_rows, key, str(path))
 
 
 def from_t5x(
@@ -228,6 +214,7 @@ def _orbax_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         try:
             tree: Any = checkpointer.metadata(folder.absolute()).item_metadata.tree["target"]
+            _check_stored(jax.tree.leaves(tree), folder)
             item = {"target": jax.tree.map(lambda _: 0, tree)}
             whole = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32)
             restored = checkpointer.restore(
@@ -253,29 +240,51 @@ def _msgpack_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     file = folder / _MSGPACK
     try:
         target = serialization.msgpack_restore(file.read_bytes())["optimizer"]["target"]
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(target, dict):
+            raise TypeError("no tree")
+        flat = traverse_util.flatten_dict(
+            target, sep="/", is_leaf=lambda _, x: isinstance(x, Mapping) and "driver" in x
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"expected optimizer/target in a T5X checkpoint, found none in {file}; pass another"
         ) from error
-    flat = traverse_util.flatten_dict(
-        target, sep="/", is_leaf=lambda _, x: isinstance(x, Mapping) and "driver" in x
-    )
     found = {}
     for name, leaf in flat.items():
-        if isinstance(leaf, Mapping):
-            # Paths are relative to the folder; older files keep them beside the store.
-            place = leaf["kvstore"].get("path") or leaf["path"]
-            store = {"driver": "file", "path": str(folder / place)}
-            try:
+        try:
+            if isinstance(leaf, Mapping):
+                place = _zarr_folder(folder, leaf)
+                store = {"driver": "file", "path": str(place)}
                 opened = tensorstore.open({"driver": "zarr", "kvstore": store}).result()
-            except ValueError as error:
-                raise UserError(
-                    f"expected an array {name} in {folder / place}, found none that can be read; "
-                    "copy the whole checkpoint"
-                ) from error
-            leaf = opened.read().result()
-        found[name] = np.asarray(leaf, np.float32)
+                _check_stored([opened], place)
+                leaf = opened.read().result()
+            found[name] = np.asarray(leaf, np.float32)
+        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            raise UserError(
+                f"expected an array {name} in {folder}, found none that can be read; copy the "
+                "whole checkpoint"
+            ) from error
     return found
+
+
+def _zarr_folder(folder: pathlib.Path, described: Mapping[str, Any]) -> pathlib.Path:
+    """Where an array lies. Raises ValueError where that is outside the checkpoint."""
+    # Paths are relative to the folder; older files keep them beside the store.
+    place = (folder / (described["kvstore"].get("path") or described["path"])).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise ValueError(f"{place} is outside {folder}")
+    return place
+
+
+def _check_stored(arrays: Iterable[Any], place: pathlib.Path) -> None:
+    """Raises ValueError where arrays claim far more bytes than their files have.
+
+    Chunks that are missing read as zeros, so that a description alone could fill all memory.
+    """
+    claimed = sum(4 * math.prod(array.shape) for array in arrays)
+    stored = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    if claimed > _FREE_BYTES + _UNPACKED_A_BYTE * stored:
+        raise ValueError(f"arrays of {claimed:,} bytes in files of {stored:,}")
 
 
 def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
@@ -296,7 +305,9 @@ def _fitted(
     expected = _shapes(config)
     for name in sorted(expected.keys() ^ found.keys()):
         wanted, seen = (
-            (name, "none") if name in expected else ("no such parameter in this network", name)
+            (name, "none")
+            if name in expected
+            else ("no such parameter in this network", name[:_SHOWN])
         )
         raise UserError(
             f"expected {wanted}, found {seen} in {source}; pass the size and version of the file"
@@ -312,6 +323,7 @@ def _fitted(
         table = extend_vocabulary(table[:text_rows], config.vocab_size, part)
         found[name] = table if name == _EMBEDDING else table.T
     for name, shape in expected.items():
+        tensor_files.check_finite(found[name], name, source)
         if found[name].shape != shape:
             raise UserError(
                 f"expected {name} of shape {shape}, found {found[name].shape} in {source}; pass "

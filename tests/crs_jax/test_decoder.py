@@ -252,11 +252,29 @@ def test_other_architectures_are_refused_by_their_first_tensor(tmp_path):
         decoder_checkpoints.check(path, changed(rope_theta=5e6))
     (tmp_path / "config.json").write_text('{"rms_norm_eps": 1e-5}')
     refused("rms_norm_eps of 1e-06 as config.model.norm_epsilon, found 1e-05", tensors)
-    for about in ({"rope_scaling": {"type": "yarn"}}, {"rope_parameters": {"rope_type": "yarn"}}):
+    for about in (
+        {"rope_scaling": {"type": "yarn"}},
+        {"rope_scaling": "yarn"},
+        {"rope_scaling": {"rope_type": "yarn", "type": "default"}},
+        {"rope_parameters": {"rope_type": "yarn"}},
+    ):
         (tmp_path / "config.json").write_text(json.dumps(about))
-        refused("rotary positions that are not scaled", tensors)
+        refused("rotary positions that are not scaled, found rope_.* of 'yarn'", tensors)
+    for about in (
+        {"rope_scaling": None},
+        {"rope_scaling": {"rope_type": "default"}},
+        {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "default"}},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        decoder_checkpoints.check(path, CONFIG)
     (tmp_path / "config.json").write_text("{")
-    refused("expected the JSON of a checkpoint in .*config.json", tensors)
+    refused("expected the settings of a checkpoint at .*config.json", tensors)
+    (tmp_path / "config.json").unlink()
+    broken = tensors["model.norm.weight"].copy()
+    broken[3] = np.nan
+    refused(
+        "finite weights, found nan in model.norm.weight", tensors | {"model.norm.weight": broken}
+    )
     (tmp_path / "text").write_text("not tensors at all")
     with pytest.raises(UserError, match="which is none"):
         decoder_checkpoints.from_hugging_face(tmp_path / "text", CONFIG, KEY)

@@ -165,3 +165,25 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path):
         semantic_ids.fit(points, (4,), last_codes=2, seed=0)
     with pytest.raises(UserError, match="expected semantic ids at"):
         semantic_ids.load(tmp_path)
+
+
+def test_saved_ids_are_read_or_refused_in_one_line(tmp_path):
+    kept = semantic_ids.fit(vectors(), (4, 4), last_codes=0, seed=0)
+    kept.save(str(tmp_path))
+    assert semantic_ids.load(str(tmp_path)).hash == kept.hash
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    with np.load(file) as arrays:
+        values = dict(arrays)
+    broken = [{k: v for k, v in values.items() if k != name} for name in values]
+    broken += [values | {"codes": values["codes"] + 9}, values | {"codes": values["codes"][0]}]
+    broken += [values | {"codes": values["codes"] * 1.0}, values | {"codebook_0": np.zeros(3)}]
+    broken += [values | {"codes": -values["codes"]}, values | {"last_codes": np.zeros(2)}]
+    for arrays in broken:
+        np.savez(file, **arrays)
+        with pytest.raises(UserError, match=r"expected semantic ids at .*, found .*; train again"):
+            semantic_ids.load(str(tmp_path))
+    for content in (b"", whole[:-50], b"words"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"expected semantic ids at .*, found .*; train again"):
+            semantic_ids.load(str(tmp_path))

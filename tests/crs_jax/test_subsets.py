@@ -1,6 +1,7 @@
 """Subsets of Eq. 2 on disk, the loop over them, traces, and packed rows."""
 
 import functools
+import hashlib
 import json
 
 import numpy as np
@@ -78,6 +79,17 @@ def test_a_subset_is_made_once_and_held_to_its_hash(tmp_path):
     (tmp_path / "s" / "rl_0.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="found other content"):
         subsets.get("rl_0", make)
+    for content in (b"", b"[]", b"{", b"\xe9", b"{}", b"[" * 100_000, b'{"rows": 1, "sha256": 1}'):
+        (tmp_path / "s" / "rl_0.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"rl_0\.json, found .*; remove it and the file of"):
+            subsets.get("rl_0", make)
+    # Of another program, with its own hash.
+    for content in (b"{}\n", b"[3]\n", b"\xe9\n", b"[" * 100_000):
+        about = {"rows": 1, "sha256": hashlib.sha256(content).hexdigest()}
+        (tmp_path / "s" / "rl_0.json").write_text(json.dumps(about))
+        (tmp_path / "s" / "rl_0.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=r"the cases of a subset in .*, found none that can be"):
+            subsets.get("rl_0", make)
 
 
 def loop(folder, wrong, right, *, rounds=3):

@@ -1,7 +1,6 @@
 """Item vectors of a trained baseline, and every way the export is refused."""
 
 import hashlib
-import json
 import pathlib
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import popularity_qilin, sasrec_qilin
+from core import checksums
 from core.errors import UserError
 from core.workdir import Workdir
 from launch.export_vectors import check_place, export
@@ -58,7 +58,7 @@ def test_the_files_hold_the_table_in_the_order_of_the_ids(trained, tmp_path):
     np.testing.assert_array_equal(rows, np.asarray(restored.tables["item"])[1:])
     text = (tmp_path / "items.ids.txt").read_text()
     assert text.splitlines() == np.asarray(restored.data.log.item_ids)[1:].tolist()
-    saved = json.loads((tmp_path / "items.json").read_text())
+    saved = checksums.read_sealed(str(tmp_path / "items.json"), "", "")
     assert saved == described
     assert saved["hash"] == hashlib.sha256(rows.tobytes() + text.encode()).hexdigest()[:16]
     assert saved["method"] == "sasrec" and saved["stage"] == "pretrain"

@@ -195,6 +195,7 @@ def test_flags_are_looked_at_before_anything_is_opened(tmp_path, monkeypatch, mo
     module.define_flags()
     values(["program", *(flag.format(tmp_path) for flag in given)])
     with pytest.raises(UserError, match=words):
+        getattr(module, "check_flags", lambda: None)()
         module.main()
     assert not list(tmp_path.iterdir())
 

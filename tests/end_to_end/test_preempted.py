@@ -1,8 +1,13 @@
 """SIGTERM outside a stage's loop: what is done stays, and the same command continues."""
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
+import time
 
+import jobs
 import pytest
 
 from configs import popularity_qilin
@@ -63,3 +68,25 @@ def test_between_the_stages_of_a_sweep(small_config, tmp_path, monkeypatch):
     monkeypatch.setattr(arm_runs, "run_arms", trained)
     with pytest.raises(Preempted, match="before stage pretrain"):
         ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="asks Linux what is imported")
+@pytest.mark.parametrize(("number", "name", "code"), [(15, "SIGTERM", 0), (2, "Ctrl-C", 130)])
+def test_while_a_program_still_imports(tmp_path, number, name, code):
+    words = ["--config=configs/lcr_ser_qilin.py", f"--workdir={tmp_path / 'w'}"]
+    command = [sys.executable, "-m", "launch.train", *words]
+    process = subprocess.Popen(
+        command, cwd=jobs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    maps = pathlib.Path(f"/proc/{process.pid}/maps")
+    while "jaxlib" not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == code and output == ""
+    assert error == (
+        f"{name}: nothing was trained since the last checkpoint, if there is one; the same "
+        "command begins or continues\n"
+    )
+    assert not (tmp_path / "w").exists()

@@ -64,7 +64,7 @@ def test_training_leaves_every_result(trained):
         assert saved["ndcg@5"].mean() == pytest.approx(row["metrics"][name], abs=1e-6)
         assert len(saved["user"]) == row["examples"] == 57
     assert (workdir / "curves.png").stat().st_size > 5000
-    assert "| after RL |" in (workdir / "summary.md").read_text()
+    assert ", after RL |" in (workdir / "summary.md").read_text()
     assert list((workdir / "events").rglob("*tfevents*"))
 
 
@@ -177,8 +177,16 @@ def test_predictions_are_unseen_items_best_first(trained):
     assert len({r["item"] for r in mine}) == 20
     scores = [r["score"] for r in mine]
     assert scores == sorted(scores, reverse=True)
-    with pytest.raises(UserError, match="found 'nobody' and 0 more"):
-        list(predict(restored, ["nobody"], 3))
+    for users, words in (
+        (["nobody"], "found 'nobody', which it does not hold"),
+        (["u_1", "u7", "u_2", "u_3"], "found 'u_1' and 2 more, which it does not hold"),
+        ("nobody", "found 'nobody', which"),
+    ):
+        with pytest.raises(UserError, match=words):
+            list(predict(restored, users, 3))
+    assert [row["user"] for row in predict(restored, "u7", 3)] == ["u7"] * 3, "one user, no letters"
+    with pytest.raises(UserError, match=r"neg99, neg99pop, published99, full, found 'ful'"):
+        evaluate(restored, "test", "ful")
     with pytest.raises(UserError, match="at most 150"):
         list(predict(restored, ["u7"], 151))
 

@@ -1,5 +1,6 @@
 """Parameters from files of others, and what a wrong file ends in."""
 
+import json
 import pathlib
 
 import jax
@@ -127,6 +128,44 @@ def test_a_folder_and_half_precision_and_copies_of_the_embedding(tmp_path):
         np.testing.assert_allclose(found[name], leaf, atol=2e-3)
 
 
+def test_shards_with_an_index_give_the_same_parameters(tmp_path):
+    tensors = load_file(V1_1)
+    names = sorted(tensors)
+    shards = {f"model-{n:05}-of-00003.safetensors": names[n - 1 :: 3] for n in (1, 2, 3)}
+    for file, held in shards.items():
+        save_file({name: tensors[name] for name in held}, tmp_path / file)
+    told = {name: file for file, held in shards.items() for name in held}
+    size = sum(array.nbytes for array in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": told}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    about = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    about["relative_attention_max_distance"] = 16
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    found = flat(checkpoints.load(tmp_path, CONFIG, 40, KEY))
+    expected = flat(checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY))
+    assert found.keys() == expected.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, name)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match=r"found no .*model-00002-of-00003\.safetensors"):
+        checkpoints.load(tmp_path, CONFIG, 40, KEY)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    tensors = load_file(V1_1)
+    name = "decoder.final_layer_norm.weight"
+    broken = tensors[name].copy()
+    broken[5] = -np.inf
+    save_file(tensors | {name: broken}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"finite weights, found -inf in {name}"):
+        checkpoints.from_hugging_face(tmp_path, CONFIG, 40, KEY)
+    params = checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY)
+    params["decoder"]["decoder_norm"]["scale"] = broken
+    write_t5x(tmp_path / "checkpoint_1", params)
+    with pytest.raises(UserError, match="finite weights, found -inf in decoder/decoder_norm/scale"):
+        checkpoints.from_t5x(tmp_path / "checkpoint_1", CONFIG, 40, KEY)
+
+
 def test_a_tied_output_of_version_1_0_is_left_out(tmp_path):
     tensors = load_file(REFERENCE / "t5_v1_0.safetensors")
     save_file(tensors | {"lm_head.weight": tensors["shared.weight"]}, tmp_path / "m.safetensors")
@@ -170,3 +209,30 @@ def test_wrong_t5x_folders_end_in_one_line(tmp_path):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(tmp_path / "c" / "state", {"params": np.zeros(3)})
     refused("expected the tree target")
+
+
+def test_t5x_arrays_that_claim_more_than_their_files_have(tmp_path):
+    params = checkpoints.from_hugging_face(V1_1, CONFIG, 40, KEY)
+    write_t5x(tmp_path / "c", params)
+    about = tmp_path / "c" / "target.token_embedder.embedding" / ".zarray"
+    before = about.read_text()
+    # Chunks that are missing read as zeros: this one would take 400 GB.
+    about.write_text(json.dumps({**json.loads(before), "shape": [10**11, 1]}))
+    with pytest.raises(UserError, match=r"expected an array token_embedder/embedding"):
+        checkpoints.from_t5x(tmp_path / "c", CONFIG, 40, KEY)
+    about.write_text(before)
+    content = serialization.msgpack_restore((tmp_path / "c" / "checkpoint").read_bytes())
+    target = content["optimizer"]["target"]
+    outside = dict(target["token_embedder"]["embedding"])
+    for wrong in ({**outside, "kvstore": {"path": "../other"}}, {"driver": 1}, "text", [1, "x"]):
+        target["token_embedder"]["embedding"] = wrong
+        (tmp_path / "c" / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
+        with pytest.raises(UserError, match=r"expected (an array )?token_embedder/embedding"):
+            checkpoints.from_t5x(tmp_path / "c", CONFIG, 40, KEY)
+    deep = b"\x81\xa9optimizer\x81\xa6target" + b"\x81\xa1a" * 900 + b"\xc0"
+    long = b"\x81\xa9optimizer\xdd\xff\xff\xff\xff"
+    for wrong in (deep, long, b"", b"\x81\xa9optimizer\x81\xa6target\xc0"):
+        (tmp_path / "c" / "checkpoint").write_bytes(wrong)
+        with pytest.raises(UserError, match=r"expected (optimizer/target|no such)") as error:
+            checkpoints.from_t5x(tmp_path / "c", CONFIG, 40, KEY)
+        assert len(str(error.value)) < 500

@@ -92,6 +92,30 @@ def test_training_is_deterministic_and_words_of_the_text_are_short(vocab, model)
     assert len(vocab.encode_text("shampoo")) < len(vocab.encode_text("qzxwvjk"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "жук " * 600,  # 4,200 bytes
+        "жук" * 2000,  # one word of 12,000 bytes
+        "\u2585" + " жук" * 300,  # the trainer's own mark
+    ],
+)
+def test_long_and_odd_texts_are_trained_on(text):
+    found = Vocabulary(
+        vocabulary.train_pieces([*TEXTS, text], 340), shared=(5,), semantic=(), collaborative=(8,)
+    )
+    # The only text with these letters: they are spelt in bytes where it is not read.
+    assert not any(found.name(piece).startswith("<0x") for piece in found.encode_text("жук"))
+
+
+def test_lines_hold_all_words_and_none_is_too_long():
+    text = " ".join(["\U0001f600" * 3000, *map(str, range(5000)), "end"])
+    lines = list(vocabulary._lines(text))
+    assert max(len(line.encode()) for line in lines) <= vocabulary.MOST_LINE_BYTES
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert list(vocabulary._lines("  a  b\n")) == ["a b"] and list(vocabulary._lines(" ")) == []
+
+
 def test_a_query_of_unknown_characters_only():
     vocab = Vocabulary(without_bytes(), shared=(5,), semantic=(5,), collaborative=())
     with pytest.raises(UserError, match="found '☃ 漢字'; rephrase"):

@@ -1,6 +1,7 @@
 """Batches by hand, exact positions, stateless negatives, saved candidate lists."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -400,3 +401,33 @@ def test_evaluation_batches_pad_the_last():
     assert all(len(b["user"]) == 16 for b in found)
     users = np.concatenate([b["user"][b["mask"] > 0] for b in found])
     np.testing.assert_array_equal(users, test.user)
+
+
+def test_a_stream_has_no_tuner_that_its_end_would_wait_for(monkeypatch):
+    tensorflow = pytest.importorskip("tensorflow", reason="threads make the batches without it")
+    prefetch, tuned = tensorflow.data.Dataset.prefetch, []
+
+    def noted(dataset, *arguments):
+        tuned.append(dataset.options().autotune.enabled)
+        return prefetch(dataset, *arguments)
+
+    monkeypatch.setattr(tensorflow.data.Dataset, "prefetch", noted)
+    source, _ = training(random_log())
+    stream = source.stream(0)
+    next(stream)
+    stream.close()
+    assert tuned == [False]
+
+
+def test_values_made_ahead_that_nobody_wants_are_not_waited_for():
+    began, made = time.monotonic(), []
+
+    def make(number):
+        made.append(number)
+        time.sleep(0.05)
+        return number
+
+    stream = ahead(make, 0, count=100, threads=1)
+    assert next(stream) == 0
+    stream.close()
+    assert len(made) < 10 and time.monotonic() - began < 2.0

@@ -322,6 +322,17 @@ def test_several_clicks_of_one_search_are_all_its_own(tmp_path):
     assert twins.twin_clicks(log, 1).tolist() == [False, True, False, False, False]
 
 
+def test_a_click_that_its_clock_puts_before_its_search_is_its_own_all_the_same(tmp_path):
+    clicks = "user,item,time,search_session\nu,a,10,\nu,b,19,s\n"
+    searches = "user,session,time,query,clicked_items\nu,s,20,tea,b\n"
+    log = csv_log.read_csv_log(write(tmp_path / "raw", clicks, searches))
+    assert (log.search_begins.tolist(), log.search_times.tolist()) == ([19], [20])
+    # The search's history holds the click on a alone, the click's no search.
+    assert splits.search_history_ends(log, np.array([0]))[0].tolist() == [1]
+    assert splits.history_ends(log, np.array([1]))[1].tolist() == [0]
+    assert twins.twin_clicks(log, 1).tolist() == [False, True]
+
+
 def test_a_click_that_names_no_search_of_its_user_is_one_line(tmp_path):
     clicks = "user,item,time,search_session\nu,a,10,\nv,b,21,s\n"
     searches = "user,session,time,query,clicked_items\nu,s,20,tea,b\n"

@@ -11,6 +11,7 @@ from damage import flipped_bits
 
 from core.errors import UserError
 from input_pipelines import prepare
+from input_pipelines.log import ARRAYS, TEXT_ARRAYS
 from input_pipelines.log_checks import validate_log
 
 EXAMPLE = pathlib.Path(__file__).parents[1] / "data" / "csv_log"
@@ -130,9 +131,8 @@ def test_files_of_equal_sizes_and_times_do_not_share_a_log(raw, cache, tmp_path)
 def test_a_flipped_bit_of_a_prepared_log_is_found(raw, cache):
     directory = pathlib.Path(prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)[1])
     files = sorted(directory.iterdir())
-    assert {"item_ids.npy", "words.npy", "rec_items.npy", "text_bytes.npy"} < {
-        f.name for f in files
-    }
+    names = {f"{name}.npy" for name in (*ARRAYS, *TEXT_ARRAYS)}
+    assert names < {path.name for path in files}
     for path in files:
         for what in flipped_bits(path, 4):
             with pytest.raises(UserError, match=r"remove .* and run the command again"):

@@ -282,6 +282,7 @@ ATTACKS = {
     "too few bytes": an_array((3,), INT, raw(1, 2)),
     "too many bytes": an_array((1,), INT, raw(1, 2)),
     "a negative axis": an_array((-1, -2), INT, raw(1, 2)),
+    "an empty array of endless rows": an_array((2**31, 0), INT, b""),
     "axes that overflow": an_array((2**62, 4), INT, b""),
     "an axis of truth": an_array((True,), INT, raw(1)),
     "64 axes": an_array((1,) * 64, INT, raw(1)),

@@ -79,3 +79,22 @@ def test_a_cosine_that_rounding_puts_above_1_is_1(tmp_path):
 def test_without_its_vectors_it_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"expected the vectors .* found no such file"):
         SearchFilter(str(tmp_path / "v.npz"), 0.5)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"item": VECTORS},
+        {"item": VECTORS, "word": VECTORS[0]},
+        {"item": VECTORS, "word": np.full((4, 2), "a")},
+        {"item": np.full((4, 2), np.nan), "word": VECTORS},
+    ],
+)
+def test_broken_vectors_are_one_line(tmp_path, arrays):
+    path = tmp_path / "v.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match=r"finite (item|word) vectors in .*, found none; bring it"):
+        SearchFilter(str(path), 0.5)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="the vectors of a sweep over thresholds at"):
+        SearchFilter(str(path), 0.5)

@@ -102,7 +102,8 @@ def test_files_and_folders_have_the_modes_of_the_umask(folder, umask, mask):
 def test_a_second_user_reads_what_the_first_has_drawn(folder):
     cache = str(folder / "cache")
     directory = prepare.prepare_log("csv_log", str(folder / "raw"), cache, OPTIONS)[1]
-    assert as_nobody(folder, directory, cache) == str(lists_of(directory).tolist())
+    drawn = lists_of(directory)
+    assert as_nobody(folder, directory, cache) == str(drawn.tolist())
     # What may not be read is not called damaged, and nobody is told to remove it.
     (hidden,) = pathlib.Path(directory).glob("*neg99*.json")
     for path in (hidden, hidden.with_suffix(".npy"), pathlib.Path(directory, "rec_items.npy")):

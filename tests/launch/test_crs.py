@@ -21,8 +21,10 @@ from configs import crs_amazon_beauty
 from core.checkpoints import Checkpoints
 from core.errors import Preempted, UserError
 from core.workdir import Workdir
+from crs_jax.contexts import UserContext
 from crs_jax.subsets import Case, Subsets
 from launch import crs, crs_kept
+from launch.crs_examples import fitted_prompts
 from launch.data import Data, resolve
 from launch.evaluate import evaluate
 from launch.methods import open_experiment
@@ -204,9 +206,20 @@ def test_impressions_that_a_log_does_not_have_are_missed_before_training(folder,
     assert not (tmp_path / "w").exists()
 
 
-def test_a_prompt_longer_than_the_limit_is_refused_before_training(folder, cache, tmp_path):
+def test_long_queries_are_cut_and_counted(folder, cache, caplog):
+    words = opened(folder, cache).examples.vocabulary
+    users = [UserContext(query=query) for query in ("kind1", "kind1 things " * 900)]
+    for reason in (False, True):
+        prompts = fitted_prompts(users, words, limit=60, reason=reason)
+        assert len(prompts[0]) < 60 and 50 < len(prompts[1]) <= 60
+        assert "1 of 2 queries and profiles are longer" in caplog.text
+        caplog.clear()
+    assert fitted_prompts(users[:1], words, limit=60, reason=True) and not caplog.text
+
+
+def test_a_limit_without_room_for_any_query_is_refused_before_training(folder, cache, tmp_path):
     config = config_of(folder, cache, **{"prompts.max_prompt": 12})
-    with pytest.raises(UserError, match=r"without any history; raise config\.prompts\.max_prompt"):
+    with pytest.raises(UserError, match=r"history and texts; raise config\.prompts\.max_prompt"):
         train(config, str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
 

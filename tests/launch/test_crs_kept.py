@@ -39,6 +39,20 @@ def test_a_run_is_held_to_its_ids_and_its_tokenizer(folder, cache, tmp_path):
     assert (tmp_path / "semantic_ids.npz").read_bytes() == before
 
 
+def test_broken_records_of_a_run_are_one_line(folder, cache, tmp_path):
+    experiment = opened(folder, cache)
+    workdir = Workdir(str(tmp_path))
+    for content in (b"", b"[]", b"{", b"\xe9", b"[" * 100_000, b"{}", b'{"items": 3}'):
+        (tmp_path / "inputs.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"expected the .*items.*, found .*; (restore|bring)"):
+            crs_kept.keep(workdir, experiment.examples)
+    config = config_of(folder, cache)
+    for content in (b"", b"[]", b"{}", b'"3"', b"\xe9"):
+        (tmp_path / "text_rows.json").write_bytes(content)
+        with pytest.raises(UserError, match="expected a run's rows of text at"):
+            crs_kept.reading(config, str(tmp_path))
+
+
 def ids_by_name(examples):
     return dict(zip(examples.item_names(), examples.ids.codes.tolist(), strict=True))
 

@@ -76,7 +76,9 @@ def test_a_prompt_tells_the_context_in_words_and_the_target():
     whole = len(teacher.prompt(words, "stove", events, "Gas", limit=500))
     shorter = words.decode(teacher.prompt(words, "stove", events, "Gas", limit=whole - 1))
     assert "pan" not in shorter and "Blue tent" in shorter
-    with pytest.raises(UserError, match=r"prompt of at most 20 tokens, found \d+ without any"):
+    cut = teacher.prompt(words, "stove " * 500, events, "Gas " * 500, limit=whole)
+    assert whole - 20 < len(cut) <= whole and '"stove stove' in words.decode(cut)
+    with pytest.raises(UserError, match=r"a teacher's prompt in 20 tokens, found \d+ without"):
         teacher.prompt(words, "stove", events, "Gas", limit=20)
 
 
@@ -103,7 +105,7 @@ def test_a_prompt_that_the_teacher_has_no_room_for_is_told_before_training(data,
     experiment = opened(*data, **settings(write_teacher(tmp_path / "t")))
     experiment.check_data()
     experiment.config.prompts.max_prompt = 50
-    with pytest.raises(UserError, match=r"a teacher's prompt of at most 50 tokens, found \d+"):
+    with pytest.raises(UserError, match=r"a teacher's prompt in 50 tokens, found \d+"):
         crs_teacher.check_data(experiment.config, experiment.examples)
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import pathlib
+import types
 
 import jax.numpy as jnp
 import pytest
@@ -179,3 +180,15 @@ def test_pseudo_queries_come_from_the_file_that_the_config_names(config, tmp_pat
         path.write_text(text)
         assert found in refused(train, given, str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xe9", b"[" * 100_000, b"{}", b'{"item texts": 3}']
+)
+def test_a_broken_record_of_a_run_is_one_line(tmp_path, content):
+    (tmp_path / "inputs.json").write_bytes(content)
+    examples = types.SimpleNamespace(
+        texts_hash="a", vocabulary=types.SimpleNamespace(digest="b"), pseudo_queries_hash="c"
+    )
+    message = refused(gensar_kept.check, Workdir(str(tmp_path)), examples, "d")
+    assert "inputs.json, found" in message and "; restore the file, or train in" in message

@@ -221,3 +221,30 @@ def test_what_a_stopped_run_had_finished_keeps_its_row(tmp_path):
     text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {"x": "nan"})
     assert "| K = 2 | after RL | 0 (of 2 seeds) |" in text
     assert "| K = 2 | after pre-training | 0, 1 |" in text
+
+
+def test_arms_of_other_users_or_broken_examples_are_one_line(tmp_path):
+    paths = {"K = 0": [run(tmp_path / "0", 0, BASE)], "K = 2": [run(tmp_path / "2", 0, BASE[:20])]}
+    with pytest.raises(UserError, match="the same test users of K = 0 and K = 2, found others"):
+        read_sweep(SWEEP, paths, "ndcg@5/neg99")
+    paths = {"K = 0": [paths["K = 0"][0], run(tmp_path / "3", 1, BASE[:20])]}
+    with pytest.raises(UserError, match=r"the same test users in .*0 and .*3, found others"):
+        read_sweep(SWEEP, paths, "ndcg@5/neg99")
+    file = tmp_path / "0" / "per_user" / "pretrain.npz"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"the results of every example at .*pretrain\.npz"):
+        read_sweep(SWEEP, {"K = 0": paths["K = 0"][:1]}, "ndcg@5/neg99")
+
+
+def test_a_setting_is_compared_over_the_seeds_that_have_ended(tmp_path):
+    paths = {
+        "K = 0": [run(tmp_path / f"0{i}", i, BASE + i) for i in (0, 1)],
+        "K = 2": [run(tmp_path / "2", 0, BASE + 0.1 * RNG.uniform(size=40)), str(tmp_path / "3")],
+    }
+    _, second = read_sweep(SWEEP, paths, "ndcg@5/neg99", {str(tmp_path / "3")})
+    # Against the mean of both seeds it would be near -.45.
+    assert second.pair.seeds == (0,) and second.pair.left_out == (1,)
+    assert second.pair.difference == pytest.approx(0.05, abs=0.03)
+    rows = read_sweep(SWEEP, paths, "ndcg@5/neg99", {str(tmp_path / "3")})
+    text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "sample, test", {})
+    assert "] over seeds 0 |" in text and "0 (of 2 seeds)" in text
