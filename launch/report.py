@@ -173,7 +173,8 @@ def _cells(line: str) -> list[str]:
 
 def _table(lines: Sequence[str], folder: str) -> str:
     head, *rest = map(_cells, lines)
-    right, body = [cell.endswith(":") for cell in rest[0]] if rest else [], rest[1:]
+    right = [cell.endswith(":") for cell in rest[0]] if rest else []
+    body = rest[1:]
     for cells in (right, *body):
         if len(cells) != len(head):
             raise UserError(

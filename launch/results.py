@@ -260,7 +260,7 @@ def _draw_curves(workdir: Workdir, label: str) -> bool:
             by_name.setdefault(name, []).append(axis)
             # A line alone would not show one point.
             few = len(points) < _FEW_POINTS
-            steps, values = (np.array(one) for one in zip(*points)) if points else ([], [])
+            steps, values = np.array(points, np.float64).reshape(-1, 2).T
             axis.plot(steps, values, marker="." if row or few else None, linewidth=1.4)
             if row and points and (half := halves.get(stage)):
                 axis.fill_between(steps, values - half, values + half, alpha=0.2, linewidth=0)
