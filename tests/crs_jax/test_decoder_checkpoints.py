@@ -95,13 +95,13 @@ def test_tensors_of_other_types_are_read_or_refused(tmp_path, dtype):
     [
         ("[]", "expected the index of a checkpoint"),
         ("[" * 100_000, "nested too deeply"),
-        ("{}", "expected a weight_map of file names"),
-        ('{"weight_map": {}}', "expected a weight_map of file names"),
-        ('{"weight_map": ["a"]}', "expected a weight_map of file names"),
-        ('{"weight_map": {"a": ["b"]}}', "expected a weight_map of file names"),
-        ('{"weight_map": {"a": "../b"}}', "expected a weight_map of file names"),
-        ('{"weight_map": {"a": "/dev/zero"}}', "expected a weight_map of file names"),
-        ('{"weight_map": {"a": ""}}', "expected a weight_map of file names"),
+        ("{}", "expected a weight_map in"),
+        ('{"weight_map": {}}', "expected a weight_map in"),
+        ('{"weight_map": ["a"]}', "expected a weight_map in"),
+        ('{"weight_map": {"a": ["b"]}}', "expected a file's name beside"),
+        ('{"weight_map": {"a": "../b"}}', "expected a file's name beside"),
+        ('{"weight_map": {"a": "/dev/zero"}}', "expected a file's name beside"),
+        ('{"weight_map": {"a": ""}}', "expected a file of safetensors, found no"),
     ],
 )
 def test_an_index_names_files_beside_it(tmp_path, text, found):
