@@ -257,7 +257,8 @@ class Checkpoints:
 
         The reason is '' where another process has one.
         """
-        state, progress, reason = None, {}, ""
+        state, reason = None, ""
+        progress: dict[str, Any] = {}
         saved: dict[str, str] = {}
         parts: dict[str, dict[str, int]] = {}
         try:
