@@ -174,7 +174,8 @@ def _cells(line: str) -> list[str]:
 def _table(lines: Sequence[str], folder: str) -> str:
     head, *rest = map(_cells, lines)
     right, body = [cell.endswith(":") for cell in rest[0]] if rest else [], rest[1:]
-    for cells in (right, *body):
+    every: list[Sequence[object]] = [right, *body]
+    for cells in every:
         if len(cells) != len(head):
             raise UserError(
                 f"expected tables with as many cells in every line as in their head in {folder}, "
