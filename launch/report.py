@@ -172,10 +172,11 @@ def _cells(line: str) -> list[str]:
 
 
 def _table(lines: Sequence[str], folder: str) -> str:
-    head, *rest = map(_cells, lines)
+    head, *rest = [_cells(line) for line in lines]
     right = [cell.endswith(":") for cell in rest[0]] if rest else []
     body = rest[1:]
-    for cells in (right, *body):
+    every: list[Sequence[object]] = [right, *body]
+    for cells in every:
         if len(cells) != len(head):
             raise UserError(
                 f"expected tables with as many cells in every line as in their head in {folder}, "

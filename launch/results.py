@@ -177,7 +177,7 @@ def print_table(results: dict[str, Any], split: str = "test") -> None:
                 table.add_row(Text(line[0]), *[line[i + 1] for i in chosen])
         console.print(table)
     for remark in remarks(results, split):
-        console.print(remark, highlight=False, soft_wrap=True)
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
 
 
 def write_summary(workdir: Workdir, label: str) -> None:
@@ -262,7 +262,7 @@ def _draw_curves(workdir: Workdir, label: str) -> bool:
             few = len(points) < _FEW_POINTS
             steps, values = np.array(points, np.float64).reshape(-1, 2).T
             axis.plot(steps, values, marker="." if row or few else None, linewidth=1.4)
-            if row and points and (half := halves.get(stage)):
+            if row and points and (half := halves.get(stage)) is not None:
                 axis.fill_between(steps, values - half, values + half, alpha=0.2, linewidth=0)
             axis.set_xlabel("updates")
             axis.set_ylabel(f"validation {name}" if row else name, fontsize=8)
