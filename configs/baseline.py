@@ -38,6 +38,6 @@ def get_config(choice: str = "") -> config_dict.ConfigDict:
             f"and a data set of {', '.join(DATASETS)}, found {choice!r}"
         )
     module = importlib.import_module(f"configs.{method}_qilin")
-    config = getattr(datasets, dataset)(module.method(defaults.get_config()))
+    config = module.method(defaults.get_config())
     config.pretrain.batch_size = 0  # by the size of the log
-    return config
+    return getattr(datasets, dataset)(config)
