@@ -36,6 +36,11 @@ def define_flags() -> None:
     )
 
 
+def _given_protocols() -> list[str] | None:
+    values = flags.FLAGS
+    return values.protocols if values.protocol is None else [values.protocol]
+
+
 def check_flags() -> None:
     values = flags.FLAGS
     if not values.workdir:
@@ -108,11 +113,6 @@ def _columns(restored: Restored, task: str | None, given: list[str] | None) -> l
         )
     found = [c for p in protocols for c in restored.experiment.columns(task, p)]
     return list(dict.fromkeys(found))
-
-
-def _given_protocols() -> list[str] | None:
-    values = flags.FLAGS
-    return values.protocols if values.protocol is None else [values.protocol]
 
 
 def main() -> None:

@@ -188,7 +188,7 @@ def test_the_path_of_the_vectors_leads_from_the_arm(small_config, tmp_path):
     sweep = Workdir(str(tmp_path / "w"))
     run = _run(config, Setting("threshold = 0.5", {"data.search_filter": 0.5}), 0, sweep)
     assert run.config.data.search_filter.vectors == "../../../embedding.npz"
-    with pytest.raises(UserError, match=r"vectors .* in \S*/w/embedding\.npz, found no such file"):
+    with pytest.raises(UserError, match=r"vectors .* at \S*/w/embedding\.npz, found no such file"):
         Data(run.config, run.path)
     data = Data(config)
     sizes = {"item": data.log.num_items + 1, "word": data.log.num_words + 1}

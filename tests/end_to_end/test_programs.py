@@ -226,7 +226,7 @@ def test_users_files(tmp_path):
     with pytest.raises(UserError, match="found none"):
         read_users(str(tmp_path / "empty"))
     (tmp_path / "latin").write_bytes("u1\nJürgen\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"UTF-8 text in .*latin, found .*; save the file as"):
+    with pytest.raises(UserError, match=r"UTF-8 text in .*latin, found .*save the file as UTF-8"):
         read_users(str(tmp_path / "latin"))
 
 
@@ -261,7 +261,7 @@ def test_help_of_t5x_needs_no_t5x():
     assert done.returncode == 0 and "python -m launch.t5x train" in done.stdout
 
 
-def test_a_catalogue_without_99_negatives_is_refused(tmp_path):
+def test_a_catalogue_without_99_negatives_is_refused_where_nothing_else_ranks(tmp_path):
     (tmp_path / "clicks.csv").write_text(
         "user,item,time\n" + "".join(f"u,i{t},{t}\n" for t in range(5))
     )
@@ -272,7 +272,9 @@ def test_a_catalogue_without_99_negatives_is_refused(tmp_path):
             CONFIG,
             f"--config.data_dir={tmp_path}",
             f"--config.cache_dir={tmp_path / 'cache'}",
+            "--config.eval.protocols=('neg99',)",
             f"--workdir={tmp_path / 'w'}",
         )
     )
-    assert "at least" in line and "negatives" in line
+    assert "99 items that they have not touched for neg99" in line
+    assert not (tmp_path / "w").exists()

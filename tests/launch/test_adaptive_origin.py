@@ -20,7 +20,11 @@ def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     run = SimpleNamespace(
         workdir=Workdir(str(tmp_path)),
-        data=SimpleNamespace(label="qilin (sample data)", split=lambda name: np.zeros(7)),
+        data=SimpleNamespace(
+            label="qilin (sample data)",
+            split=lambda name: SimpleNamespace(user=np.arange(8)),
+            counted=lambda split, protocol: np.arange(8) > 0,
+        ),
         experiment=SimpleNamespace(config=lcr_ser_defaults.get_config()),
         stage="rl",
     )

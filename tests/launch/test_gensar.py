@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from configs import gensar_amazon_beauty
+from core import checksums
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from gensar_jax.identifiers import IdentifierTable, save_table
 from gensar_jax.joint_task import JointTask, token_losses
 from gensar_jax.prompts import to_batch
 from input_pipelines import prepare, search_task
+from input_pipelines.log import NAME_ARRAYS
+from input_pipelines.names import lay_out
 from input_pipelines.splits import Examples
 from launch import gensar
 from launch.data import Data, resolve
@@ -146,6 +149,10 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     twice = {source: codes.copy() for source, codes in table.codes.items()}
     twice["semantic"][1] = twice["semantic"][0]
     np.savez(folder / "identifiers.npz", **twice)
+    meta = json.loads((folder / "identifiers.json").read_text())
+    del meta["checksum"]
+    files = checksums.describe(str(folder), ["identifiers.npz"])
+    checksums.write_sealed(str(folder / "identifiers.json"), meta | {"files": files})
     assert "unique semantic identifiers" in refused(elsewhere, tmp_path)
     message = refused(changed(config, prompts__identifiers="visual"), tmp_path)
     assert "both, semantic, collaborative" in message
@@ -246,7 +253,8 @@ def test_a_typed_query_is_written_as_the_log_s_queries(config, data, monkeypatch
 
     # The file's words are taken as they are, the others in the segmenter's form.
     assert written(" Red  Tea?") == "red tea" and written("ＴＥＡ kind2") == "tea kind2"
-    log = dataclasses.replace(data.log, words=np.array(["", "Tea?"]))
+    words = dict(zip(NAME_ARRAYS[2], lay_out(["Tea?"]), strict=True))
+    log = dataclasses.replace(data.log, **words)
     monkeypatch.setattr(data, "log", log)
     monkeypatch.delitem(vars(data), "_known_words")
     assert written("Red Tea?") == "red Tea?"

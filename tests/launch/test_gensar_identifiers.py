@@ -11,6 +11,7 @@ from configs import (
     gensar_identifiers_amazon_beauty,
     sasrec_amazon_beauty,
 )
+from core import checksums
 from core.errors import UserError
 from gensar_jax.identifiers import load_table
 from launch import results
@@ -153,16 +154,20 @@ def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config
     path = tmp_path / "items.npy"
     rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
     np.save(path, rows)
-    (tmp_path / "items.json").write_text(json.dumps({"data_hash": "another"}))
+    files = checksums.describe(str(tmp_path), ["items.npy"])
+
+    def describe(**values):
+        checksums.write_sealed(str(tmp_path / "items.json"), {"files": files} | values)
+
+    describe(data_hash="another")
     given = changed(config, vectors__collaborative=str(path))
     assert f"vectors of the log {data.log.hash}" in refused(given)
-    described = {"data_hash": data.log.hash, "training_split": "by_user-0123456789ab"}
-    (tmp_path / "items.json").write_text(json.dumps(described))
+    describe(data_hash=data.log.hash, training_split="by_user-0123456789ab")
     message = refused(given)
     assert f"item vectors in {path} of the training clicks of leave_one_out-" in message
     assert "found those of by_user-0123456789ab" in message
-    # Exported before there was a record of the split.
-    (tmp_path / "items.json").write_text(json.dumps({"data_hash": data.log.hash}))
+    # Vectors that say nothing of the split.
+    describe(data_hash=data.log.hash)
     experiment = open_experiment(resolve(given), data)
     assert f"item vectors in {path}: no record of the split" in caplog.text
     used = experiment.vectors["collaborative"]
@@ -206,12 +211,12 @@ def test_a_table_serves_the_split_that_trained_it(trained, config, tmp_path, cap
         assert f"identifiers in {folder} of the training clicks of {split}-" in message
         assert f"found those of {own.training_split}; " in message and "\n" not in message
     assert not (tmp_path / "w").exists()
-    # A table of before there was a record passes, and a line says so.
+    # A table that says nothing of the split passes, and a line says so.
     shutil.copytree(folder, tmp_path / "older")
     path = tmp_path / "older" / "identifiers.json"
     described = json.loads(path.read_text())
-    del described["training_split"]
-    path.write_text(json.dumps(described))
+    del described["training_split"], described["checksum"]
+    checksums.write_sealed(str(path), described)
     joint.identifiers = str(tmp_path / "older")
     assert identifier_table(joint, own).hash == described["hash"]
     assert "no record of the split that trained them" in caplog.text
