@@ -237,7 +237,8 @@ def _nearest(path: str) -> str:
     folder = pathlib.Path(path).parent
     names = [file.name for file in sorted(folder.glob("*.py"))]
     if not names:
-        folder, names = pathlib.Path("configs"), [f.name for f in sorted(_CONFIGS.glob("*.py"))]
+        folder = pathlib.Path(os.path.relpath(_CONFIGS))
+        names = [file.name for file in sorted(_CONFIGS.glob("*.py"))]
     name = pathlib.Path(path).name
     like = difflib.get_close_matches(name if name.endswith(".py") else f"{name}.py", names, 1)
     return f" did you mean {folder / like[0]}?" if like else ""
