@@ -120,8 +120,10 @@ class Termination:
 
     def _note(self, number: int, frame: Any) -> None:
         del frame
+        first = self._number is None
         self._number = number
-        if self._repeatable is not None:
+        # Once: a second signal must not cut short what the first one has set going.
+        if first and self._repeatable is not None:
             raise _Abandoned
 
     def _listen(self, wakened: socket.socket, several: bool) -> None:

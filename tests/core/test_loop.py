@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from core.checkpoints import Checkpoints
 from core.errors import Preempted, UserError
 from core.loop import LoopConfig, run_stage, stage_directory
 from core.metric_writers import read_lines
-from core.termination import stop_if_terminated, watched
+from core.termination import repeatable, stop_if_terminated, watched
 from core.workdir import open_workdir
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -178,6 +179,19 @@ def test_ctrl_c_saves_as_sigterm_does_and_says_how_to_go_on(tmp_path, capfd):
 
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_sigterm_does_not_cut_short_what_the_first_has_set_going():
+    tidied = []
+    with watched(), pytest.raises(Preempted, match="SIGTERM in a test"), repeatable("a test"):
+        try:
+            terminate()
+            time.sleep(5)
+        finally:
+            terminate()
+            time.sleep(0.01)
+            tidied.append(True)
+    assert tidied
 
 
 def test_sigterm_during_the_last_evaluation_is_heard(tmp_path):
