@@ -125,7 +125,9 @@ def _read_progress(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]
       OSError: one of them is missing.
     """
     read = ocp.JsonCheckpointHandler().restore
-    progress, digests = (dict(read(folder / name)) for name in ("progress", "digests"))
+    progress, digests = (read(folder / name) for name in ("progress", "digests"))
+    if not isinstance(progress, dict) or not isinstance(digests, dict):
+        raise ValueError("its progress or digests are not what was saved")
     wanted = digests.get("progress")
     try:
         checksums.unsealed(digests, str(folder / "digests"), "digests", "")

@@ -59,6 +59,14 @@ def test_a_flipped_bit_beside_the_values_counts_as_unreadable(tmp_path, part):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("part", ["progress", "digests"])
+@pytest.mark.parametrize("content", ["null", "[1]", "3"])
+def test_json_of_another_kind_beside_the_values_counts_as_unreadable(tmp_path, part, content):
+    saved(tmp_path).close()
+    (tmp_path / "2" / part / "metadata").write_text(content)
+    assert newest_progress(str(tmp_path))["step"] == 1
+
+
 def test_where_all_are_damaged_it_is_an_error(tmp_path, caplog):
     checkpoints = saved(tmp_path)
     for step in (1, 2):
