@@ -225,7 +225,8 @@ def load_vectors(path: str, *, num_items: int, data_hash: str) -> np.ndarray:
     description, again = read_description(path), _EXPORT_AGAIN
     files = description.get("files")
     folder, name = os.path.split(os.path.abspath(path))
-    own = [files[file] for file in files if file.endswith(".npy")] if files else []
+    described = files.items() if isinstance(files, dict) else ()
+    own = [wanted for file, wanted in described if file.endswith(".npy")]
     checksums.check(folder, {name: own[0]} if own else None, again)
     vectors, found = load_npy(path, "item vectors", again), description.get("data_hash")
     if found != data_hash:

@@ -111,6 +111,10 @@ def test_exported_vectors_that_do_not_belong_here(tmp_path):
     checksums.write_sealed(str(tmp_path / "items.json"), {"data_hash": "d", "files": files})
     with pytest.raises(UserError, match=r"expected item vectors at .*items\.npy, found"):
         vectors.load_vectors(path, num_items=3, data_hash="d")
+    for files in (1, ["items.npy"], "items.npy", {"items.npy": None}):
+        checksums.write_sealed(str(tmp_path / "items.json"), {"data_hash": "d", "files": files})
+        with pytest.raises(UserError, match=r"expected sizes and checksums .*; export"):
+            vectors.load_vectors(path, num_items=3, data_hash="d")
     for content in (b"", b"[]", b"{", b"\xe9", b"[" * 100_000):
         (tmp_path / "items.json").write_bytes(content)
         with pytest.raises(UserError, match=r"description of the item vectors .* at .*, found"):
