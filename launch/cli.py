@@ -81,11 +81,11 @@ def begin(
 
 def run(main: Callable[[], None]) -> None:
     """Runs a program that has begun; mistakes and signals end it in one line."""
-    signals.raise_from_now_on()
     with _ending():
+        signals.raise_from_now_on()
         main()
         sys.stdout.flush()
-    signals.raise_from_now_on(False)
+        signals.raise_from_now_on(False)
 
 
 def _log() -> None:
@@ -297,6 +297,9 @@ def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:
         watch.end_with(line_of(error), CANNOT_RUN)
     except signals.Stopped as stop:
         watch.end_with(str(stop), stop.code)
+    except SystemExit:  # Ctrl-C, of which all processes have saved: this one is not lost
+        watch.finish()
+        raise
     except Exception as error:
         # Most likely another process is gone, and the watch is about to say which.
         time.sleep(_PATIENCE_S)

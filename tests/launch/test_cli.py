@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import lcr_ser_defaults
-from core.errors import UserError
+from core.errors import Preempted, UserError
 from launch import cli
 from launch.data import resolve
 
@@ -107,6 +107,20 @@ def test_processes_are_not_numbered_without_a_coordinator(monkeypatch, given):
 
 def test_one_process_needs_no_coordinator(monkeypatch):
     assert job(monkeypatch, "--processes=1", "--process=0") == ["alone"]
+
+
+class Watch:
+    finished = False
+
+    def finish(self):
+        self.finished = True
+
+
+def test_a_stop_with_an_exit_code_is_no_lost_process():
+    watch = Watch()
+    with pytest.raises(SystemExit) as end:
+        cli.run_watched(watch, lambda: cli.stopped(Preempted("Ctrl-C: saved step 3", 130)))
+    assert end.value.code == 130 and watch.finished
 
 
 ROOT = CONFIGS.parent
