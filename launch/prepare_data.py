@@ -70,7 +70,7 @@ class _Bars:
     def __enter__(self) -> _Bars:
         if sys.stderr.isatty():
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeElapsedColumn(),
