@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from core.arms import Arm, arms_that_fit, available_bytes, device_of, run_arms
 from core.errors import UserError
+from core.files import writing
 from core.loop import NotFinite, run_stage, stage_directory
 from core.metric_writers import METRICS_FILE, read_lines, write_lines
 from core.workdir import Workdir, check_workdir, open_workdir
@@ -179,9 +180,10 @@ def _copy_stage(source: Workdir, target: Workdir, stage: str) -> None:
     kept = [line for line in read_lines(target.file(METRICS_FILE)) if line["stage"] != stage]
     write_lines(target, [*lines, *kept])
     events = target.file("events", stage)
-    if os.path.exists(source.file("events", stage)):
-        shutil.copytree(source.file("events", stage), events, dirs_exist_ok=True)
-    partial = f"{there}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(here, partial)
-    os.rename(partial, there)  # last: what is there is whole
+    with writing(target.path):
+        if os.path.exists(source.file("events", stage)):
+            shutil.copytree(source.file("events", stage), events, dirs_exist_ok=True)
+        partial = f"{there}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(here, partial)
+        os.rename(partial, there)  # last: what is there is whole
