@@ -7,10 +7,11 @@ what it lost and ends in the same state (bit for bit on CPU).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -380,15 +381,30 @@ def _train(
 
 
 def _evaluate(task: Task, state: State, step: int) -> dict[str, float]:
-    try:
+    # The loss of an update is finite where what it leaves behind is not.
+    with finite_scores(
+        f"after step {step} of stage {task.name}",
+        "lower the learning rate or look at the data of that step, and continue from the last "
+        "checkpoint",
+    ):
         return task.evaluate(state)
+
+
+@contextlib.contextmanager
+def finite_scores(where: str, remedy: str) -> Iterator[None]:
+    """Turns scores that are NaN in the body, a `FloatingPointError`, into one line.
+
+    Args:
+      where: they are, for the message: 'after step 3 of stage rl'.
+      remedy: what the user can do.
+
+    Raises:
+      NotFinite: there are such scores.
+    """
+    try:
+        yield
     except FloatingPointError as error:
-        # The loss of an update is finite where what it leaves behind is not.
-        raise NotFinite(
-            f"expected finite scores, found {error} after step {step} of stage {task.name}; lower "
-            "the learning rate or look at the data of that step, and continue from the last "
-            "checkpoint"
-        ) from error
+        raise NotFinite(f"expected finite scores, found {error} {where}; {remedy}") from error
 
 
 def steps_for(examples: int, batch_size: int) -> int:

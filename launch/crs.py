@@ -15,7 +15,7 @@ from core import distributed, metrics, seeds
 from core import trie as tries
 from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import make_mesh
-from core.termination import repeatable, stop_if_terminated
+from core.termination import stop_if_terminated
 from core.workdir import Workdir
 from crs_jax import decoder_checkpoints, lora, self_evolve, sharding
 from crs_jax.decoder import init_params
@@ -314,7 +314,7 @@ class CRSExperiment:
         for protocol in search_protocol.evaluated(self.config):
             if (stage, step, protocol) in done:
                 continue
-            with repeatable(f"the test of stage {stage}"):
+            with results.testing(stage, protocol):
                 sums = self.evaluate(state["params"], state["tables"], "test", protocol)
             details = self.details("test", protocol)
             details["more"]["algorithm"] = self._rl.algorithm if stage.startswith("rl_") else None

@@ -63,6 +63,7 @@ cli.begin(__name__, define_flags, check_flags)
 
 from ml_collections import config_dict
 
+from core.loop import finite_scores
 from launch import results
 from launch.restore import Restored
 
@@ -74,8 +75,15 @@ def evaluate(restored: Restored, split: str, protocol: str) -> dict:
 
     Args:
       protocol: one of the experiment's `columns`, such as 'neg99', or GenSAR's 'search/full'.
+
+    Raises:
+      UserError: no such protocol; scores are NaN.
     """
-    sums = restored.experiment.evaluate(restored.params, restored.tables, split, protocol)
+    with finite_scores(
+        f"in stage {restored.stage} against {protocol}",
+        "pass another --stage, or train again in another --workdir",
+    ):
+        sums = restored.experiment.evaluate(restored.params, restored.tables, split, protocol)
     return results.save(
         restored.workdir,
         sums,

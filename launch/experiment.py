@@ -16,9 +16,8 @@ from ml_collections import config_dict
 
 from core import metrics
 from core.errors import UserError
-from core.loop import LoopConfig, NotFinite, StageResult, run_stage
+from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import TABLE, Partition, make_mesh
-from core.termination import repeatable
 from core.workdir import Workdir
 from launch import results
 from launch.data import Data
@@ -260,15 +259,8 @@ class Evaluated:
         for protocol in self.data.possible("test", self.config.eval.protocols):
             if (stage, step, protocol) in done:
                 continue
-            try:
-                with repeatable(f"the test of stage {stage} against {protocol}"):
-                    sums = self.evaluate(params, tables, "test", protocol)
-            except FloatingPointError as error:
-                raise NotFinite(
-                    f"expected finite scores, found {error} in the test of stage {stage} against "
-                    f"{protocol}; lower the learning rate or look at the data, and train again in "
-                    "another --workdir"
-                ) from error
+            with results.testing(stage, protocol):
+                sums = self.evaluate(params, tables, "test", protocol)
             results.save(
                 workdir,
                 sums,

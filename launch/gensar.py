@@ -19,7 +19,6 @@ from core import trie as tries
 from core.errors import UserError
 from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
-from core.termination import repeatable
 from core.workdir import Workdir, open_workdir
 from gensar_jax import sharding
 from gensar_jax.identifiers import IdentifierTable, load_table
@@ -257,7 +256,7 @@ class GenSARExperiment:
         for task, protocol in self._tested():
             for column in self.columns(task, protocol):
                 if (JointTask.name, finished.best_step, column) not in done:
-                    with repeatable(f"the test of {column}"):
+                    with results.testing(JointTask.name, column):
                         sums = self.evaluate(state["params"], state["tables"], "test", column)
                     results.save(
                         workdir,

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,10 @@ from rich.text import Text
 from core import distributed, metrics
 from core.errors import UserError
 from core.files import write_atomically
+from core.loop import finite_scores
 from core.metric_writers import METRICS_FILE, read_lines
 from core.metrics import means_of_users
+from core.termination import repeatable
 from core.workdir import Workdir, commit_id
 from launch import drawing
 from launch.data import Data
@@ -81,6 +83,20 @@ def save(
     }
     workdir.write_result_row(row, {"user": users, **sums.per_example()})
     return row
+
+
+@contextlib.contextmanager
+def testing(stage: str, protocol: str) -> Iterator[None]:
+    """Runs one test of a run: a signal ends it, and it is repeated by the same command.
+
+    Raises:
+      core.errors.Preempted: SIGTERM or Ctrl-C has arrived.
+      core.loop.NotFinite: scores are NaN.
+    """
+    test = f"the test of stage {stage} against {protocol}"
+    remedy = "lower the learning rate or look at the data, and train again in another --workdir"
+    with repeatable(test), finite_scores(f"in {test}", remedy):
+        yield
 
 
 def counting(

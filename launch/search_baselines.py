@@ -119,7 +119,8 @@ class SearchBaselineExperiment:
         for protocol in self._tested():
             (column,) = self.columns("search", protocol)
             if ("fit", 0, column) not in done:
-                sums = self.evaluate(None, None, "test", column)
+                with results.testing("fit", column):
+                    sums = self.evaluate(None, None, "test", column)
                 details = self.details("test", column)
                 if column == search_protocol.PROTOCOL:
                     found, _ = self._chosen("test")

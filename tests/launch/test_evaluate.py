@@ -6,7 +6,8 @@ import pytest
 
 from configs import baseline, crs_sample, gensar_qilin, lcr_ser_kuaisar_small, matching, retrieval
 from core.errors import UserError
-from launch import evaluate
+from core.loop import NotFinite
+from launch import evaluate, results
 from launch.experiment import Evaluated
 
 
@@ -57,3 +58,19 @@ def test_named_protocols_are_taken_once_and_none_are_refused():
     config.eval.protocols = ()
     with pytest.raises(UserError, match="the run in W has none of recommendation in its config"):
         evaluate._columns(run, None, None)
+
+
+class Broken:
+    def evaluate(self, *_):
+        raise FloatingPointError("NaN scores in 1 of 2 examples")
+
+
+def test_scores_that_are_nan_are_told_in_one_line():
+    run = types.SimpleNamespace(experiment=Broken(), params={}, tables={}, stage="rl")
+    with pytest.raises(NotFinite, match=r"found NaN scores in 1 .* in stage rl against full; pass"):
+        evaluate.evaluate(run, "test", "full")
+    with (
+        pytest.raises(NotFinite, match=r"NaN scores .* in the test of stage rl_0 against search/"),
+        results.testing("rl_0", "search/catalogue"),
+    ):
+        Broken().evaluate()
