@@ -103,13 +103,20 @@ def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> No
             f"expected --config.data_dir=DIR with the files of {config.dataset}, found none; only "
             "configs with an `on_sample` block run on the embedded sample"
         )
-    replaced = config.on_sample.get("replaced", {})
+    if "replaced" not in config.on_sample:
+        return  # it was resolved before
+    replaced = config.on_sample.replaced.to_dict()
+
+    def untouched(section: str, key: str) -> bool:
+        # What was not noted has come to the overrides after the file: it is meant.
+        own, noted = config[section].get(key), replaced.get(section, {})
+        return noted.get(key, own) == own
+
     fitting = [
         (section, key, value)
         for section, values in config.on_sample.overrides.items()
         for key, value in values.items()
-        if f"{section}.{key}" not in given
-        and replaced.get(section, {}).get(key) == config[section].get(key)
+        if f"{section}.{key}" not in given and untouched(section, key)
     ]
     for section, key, value in fitting:
         config[section][key] = value

@@ -172,3 +172,8 @@ def test_a_value_set_by_hand_wins():
     assert resolve(config, {"pretrain.max_epochs"}).pretrain.max_epochs == base
     config.on_sample.overrides.pretrain.max_epochs = 2.0
     assert resolve(config).pretrain.max_epochs == 2.0
+    config.on_sample.overrides.loop = {"log_every": 7}  # which the file does not replace
+    config.pretrain.max_epochs = 1.0
+    found = resolve(config)
+    assert (found.loop.log_every, found.pretrain.max_epochs) == (7, 1.0)
+    assert resolve(found).to_dict() == found.to_dict()
