@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,16 +105,7 @@ def of_values(values: Iterable[Any], where: str, rows: Sequence[int] | None = No
     Raises:
       UserError: a value is no id; names its row.
     """
-    found = []
-    for number, value in enumerate(values):
-        try:
-            found.append(of_value(value))
-        except ValueError as error:
-            row = number + 1 if rows is None else rows[number]
-            raise UserError(
-                f"expected {_EXPECTED} in {where}, found {error} in row {row}; mend the file"
-            ) from None
-    return found
+    return _each(values, of_value, _EXPECTED, where, rows)
 
 
 def of_column(column: pa.Array | pa.ChunkedArray, where: str) -> list[str]:
@@ -173,14 +164,25 @@ def texts_of(values: Iterable[Any], where: str, rows: Sequence[int] | None = Non
     Raises:
       UserError: a value is no text; names its row.
     """
+    return _each(values, text_of, "text", where, rows)
+
+
+def _each(
+    values: Iterable[Any],
+    read: Callable[[Any], str],
+    expected: str,
+    where: str,
+    rows: Sequence[int] | None,
+) -> list[str]:
+    """Reads each value; a ValueError of `read` becomes one line that names the row."""
     found = []
     for number, value in enumerate(values):
         try:
-            found.append(text_of(value))
+            found.append(read(value))
         except ValueError as error:
             row = number + 1 if rows is None else rows[number]
             raise UserError(
-                f"expected text in {where}, found {error} in row {row}; mend the file"
+                f"expected {expected} in {where}, found {error} in row {row}; mend the file"
             ) from None
     return found
 

@@ -53,6 +53,7 @@ from rich.progress import (
 )
 
 from core.files import expanded
+from core.terminal_text import visible_line
 from input_pipelines import data_card, prepare, splits
 from input_pipelines.log import Log
 
@@ -91,7 +92,7 @@ class _Bars:
             if what != self._what:
                 if self._what:
                     self._progress.update(self._row, completed=1.0)
-                self._row = self._progress.add_task(what, total=1.0)
+                self._row = self._progress.add_task(visible_line(what), total=1.0)
             self._progress.update(self._row, completed=share)
         self._what = what
 
