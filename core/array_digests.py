@@ -97,11 +97,17 @@ def digest(values: np.ndarray, starts: Sequence[int] = ()) -> int:
     bits = _bits(values)
     corner = [*starts, *[0] * (bits.ndim - len(starts))]
     pieces = list(_pieces(bits, corner))
-    threads = min(_MOST_THREADS, len(pieces), len(os.sched_getaffinity(0)))
+    threads = min(_MOST_THREADS, len(pieces), _cores())
     if threads < 2:
         return total(_sum(*piece) for piece in pieces)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         return total(pool.map(lambda piece: _sum(*piece), pieces))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

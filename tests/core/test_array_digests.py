@@ -1,6 +1,7 @@
 """Digests of arrays: equal on every mesh, and another where any bit is."""
 
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -78,3 +79,10 @@ def test_keys_and_host_numbers_have_digests():
     )
     assert array_digests.first_copies(np.int64(3)) == array_digests.digest(np.array(3))
     assert array_digests.parts(np.zeros((2, 3)))["0:2,0:3"] == 0
+
+
+def test_a_system_that_knows_no_affinity_digests_alike(monkeypatch):
+    array = values((5, 7))
+    expected = array_digests.digest(array)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert array_digests.digest(array) == expected
