@@ -38,7 +38,8 @@ class RawHashes:
         if self._path and os.path.exists(self._path):
             # Whatever is wrong with it: all is hashed again, and it is written anew.
             with contextlib.suppress(UserError):
-                self._known = checksums.read_sealed(self._path, "hashes", "remove it")["files"]
+                files = checksums.read_sealed(self._path, "hashes", "remove it").get("files")
+                self._known = files if isinstance(files, dict) else {}
         self._new: dict[str, str] = {}
 
     def of(self, path: pathlib.Path) -> str:

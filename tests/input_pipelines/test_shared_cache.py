@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from core import checksums
 from core.errors import UserError
 from input_pipelines import candidates, prepare, prepared_log, sample
 from input_pipelines.raw_hashes import RawHashes
@@ -202,8 +203,11 @@ def test_a_hash_is_remembered_for_the_file_it_is_of(folder):
     path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert RawHashes(cache).of(path) != found
-    remembered.write_text("{")
     path.write_bytes(content)
+    for values in ({}, {"files": [key]}, {"files": {key: 3}}):
+        checksums.write_sealed(str(remembered), values)
+        assert RawHashes(cache).of(path) == found
+    remembered.write_text("{")
     assert RawHashes(cache).of(path) == found
 
 
