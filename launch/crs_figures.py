@@ -34,7 +34,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.errors import UserError
-from core.files import expanded, write_atomically
+from core.files import expanded, write_atomically, writing
 from core.workdir import Workdir, check_no_file
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from launch import drawing, strata
@@ -301,7 +301,8 @@ def write(runs: Runs, workdir: str, beside: Sequence[str], out: str) -> str:
             for row in rows
         },
     }
-    os.makedirs(out, exist_ok=True)
+    with writing(out):
+        os.makedirs(out, exist_ok=True)
     _draw_figure_2(runs, os.path.join(out, "figure2.png"))
     _draw_figure_3(rows, groups, os.path.join(out, "figure3.png"))
     write_atomically(os.path.join(out, "table.json"), json.dumps(values, indent=2) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
+from core import checksums
 from core.errors import UserError
 from core.files import read_json, write_atomically
 from core.workdir import Workdir, is_writer
@@ -90,6 +91,7 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
         if is_writer():
             write_atomically(path, text)
         return
+    checksums.check_readable(path)
     with open(path, "rb") as file:
         if file.read() != text.encode():
             raise UserError(
