@@ -42,6 +42,7 @@ from ml_collections import config_dict
 from core.arm_programs import Programs
 from core.arms import Arm, run_arms
 from core.errors import UserError
+from core.files import expanded
 from core.loop import LoopConfig, compile_step, run_stage
 from core.workdir import Workdir, check_no_file, commit_id
 from input_pipelines.batches import BatchShape
@@ -126,11 +127,12 @@ def training(
 
 def main() -> None:
     values = flags.FLAGS
-    if not values.folder or (os.path.isdir(values.folder) and os.listdir(values.folder)):
+    folder = expanded(values.folder, "--folder") if values.folder else ""
+    if not folder or (os.path.isdir(folder) and os.listdir(folder)):
         raise UserError(
             f"expected --folder=DIR of an empty folder, found {values.folder!r}; pass another"
         )
-    check_no_file(values.folder, "--folder")
+    check_no_file(folder, "--folder")
     require_lcr_ser(values.config)
     together = values.together or (1 if jax.default_backend() == "cpu" else values.arms)
     together = min(together, values.arms)
@@ -138,7 +140,7 @@ def main() -> None:
     measured = {
         "compiling, one run and the arms' program": compiling(values.config, values.arms, together),
         f"training for {values.steps} updates, one after another and side by side": training(
-            values.config, values.arms, values.steps, together, values.folder
+            values.config, values.arms, values.steps, together, folder
         ),
     }
     for name, (alone, side) in measured.items():
