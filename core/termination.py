@@ -198,7 +198,9 @@ def repeatable(what: str) -> Iterator[None]:
 
 
 def stop_if_terminated(due: str) -> None:
-    """To be asked inside `watched`, by all processes alike, before what takes long; else nothing.
+    """Raises where a signal has arrived inside `watched`; for before what takes long.
+
+    Of several processes all ask alike. Outside `watched` it does nothing.
 
     Args:
       due: what is about to begin; everything before it is saved.

@@ -228,7 +228,7 @@ class Data:
         )
 
     def beside(self, name: str) -> str:
-        """Where a file or folder that follows from the prepared log lies (`place_beside`)."""
+        """Returns the path of what follows from the prepared log, a file or folder."""
         return prepared_log.place_beside(name, self.directory, self.cache_dir)
 
     @functools.cached_property
@@ -526,7 +526,7 @@ class Data:
             )
 
     def sampled(self, split: str, protocol: str) -> Iterator[Batch]:
-        """Batches of a split against the saved lists of `protocol`, of those `counted`.
+        """Yields batches of a split against the saved lists of `protocol`, of those `counted`.
 
         Raises:
           UserError: it leaves out all of them.

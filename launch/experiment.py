@@ -228,13 +228,13 @@ class Evaluated:
         return (protocol,)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Further arguments of `results.save` for a row."""
+        """Makes further arguments of `results.save` for a row."""
         users, counted = self.data.split(split).user, self.data.counted(split, protocol)
         return results.counting(users, counted, {}, self.selection)
 
     @property
     def selection(self) -> str:
-        """The metric that decides on validation; of what is fitted at once nothing does."""
+        """Names the metric that decides on validation; of what is fitted at once nothing does."""
         return self.config.eval.selection
 
     def test_once(
@@ -430,7 +430,7 @@ class Experiment(Evaluated):
 
     @functools.cached_property
     def selection(self) -> str:
-        """The metric that decides; see `launch.data.Data.selection`."""
+        """Names the metric that decides; see `launch.data.Data.selection`."""
         return self.data.selection()
 
     @property
@@ -438,7 +438,7 @@ class Experiment(Evaluated):
         return self.selection.partition("/")[2]
 
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
-        """Metrics of the validation users under the protocol that decides."""
+        """Returns metrics of the validation users under the protocol that decides."""
         protocol = self._selecting
         means = self.evaluate(params, tables, "validation", protocol).means()
         return {metrics.full_name(name, protocol): value for name, value in means.items()}

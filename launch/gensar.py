@@ -210,7 +210,7 @@ class GenSARExperiment:
 
     @functools.cached_property
     def selection(self) -> str:
-        """The metric that decides; see `launch.data.Data.selection`."""
+        """Names the metric that decides; see `launch.data.Data.selection`."""
         _, _, column = self.config.eval.selection.partition("/")
         return self.data.selection("search" if column.startswith(_SEARCH) else "recommendation")
 

@@ -42,7 +42,7 @@ class Row:
 
     @property
     def per_example(self) -> np.ndarray:
-        """The metric float64 [E], averaged over the runs."""
+        """Averages the metric over the runs, float64 [E]."""
         return self.values.mean(0, dtype=np.float64)
 
     def per_user(
@@ -158,7 +158,7 @@ def listed(seeds: Sequence[int]) -> str:
 
 
 def examples_and_users(row: Row) -> str:
-    """What means and what tests are over, as a sentence."""
+    """Says in a sentence what means and what tests are over."""
     examples, users = len(row.users), len(np.unique(row.users))
     return (
         f"Means are over {examples:,} examples, differences and their tests over the means of "

@@ -182,7 +182,7 @@ def pattern(folder: str, task: str, split: str) -> str:
 
 
 def read(folder: str) -> Export:
-    """The description of a folder, whose identifiers and items are held to their checksums.
+    """Reads the description of a folder, whose identifiers and items are held to their checksums.
 
     Raises:
       UserError: no folder that `write` wrote, or one that has changed since.
@@ -211,7 +211,7 @@ def vocabulary(folder: str) -> Vocabulary:
 
 
 def identifiers(folder: str, kind: str) -> np.ndarray:
-    """int32 [V+1, L], tokens of the 'semantic' or 'collaborative' identifiers.
+    """Reads the tokens int32 [V+1, L] of the 'semantic' or 'collaborative' identifiers.
 
     Raises:
       UserError: as `read`, or there are none of the kind.
