@@ -12,7 +12,7 @@ from configs import datasets, defaults
 
 
 def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """What does not depend on the data set; sizes are the paper's where it gives them."""
+    """Sets what does not depend on the data set; sizes are the paper's where it gives them."""
     config.method = "crs"
     defaults.without(
         config,

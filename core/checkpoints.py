@@ -143,7 +143,7 @@ def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
 
 
 def newest_progress(directory: str) -> dict[str, Any] | None:
-    """The progress of the newest checkpoint that has a readable one; nothing is made or changed.
+    """Reads the progress of the newest checkpoint that has a readable one; writes nothing.
 
     Returns:
       None where there is no such checkpoint, or no such directory.
@@ -159,7 +159,7 @@ def newest_progress(directory: str) -> dict[str, Any] | None:
 
 
 class Checkpoints:
-    """The checkpoints of one stage under `directory`; created on the first save."""
+    """Saves and restores one stage under `directory`, which the first save creates."""
 
     def __init__(self, directory: str, keep: int = 2):
         self._directory = os.path.abspath(directory)

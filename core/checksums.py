@@ -108,7 +108,7 @@ def save(path: str, content: bytes) -> None:
 
 
 def is_saved(path: str) -> bool:
-    """Whether `save` has finished there."""
+    """Tells whether `save` has finished writing `path` and its checksum."""
     return os.path.exists(path + _BESIDE)
 
 

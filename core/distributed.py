@@ -148,7 +148,7 @@ def of_first(value: Any) -> Any:
 
 
 def of_all(value: Any) -> list[Any]:
-    """Every process's `value`, of what JSON holds, in the order of the processes."""
+    """Returns every process's `value`, of what JSON holds, in the order of the processes."""
     global _told
     if jax.process_count() == 1:
         return [value]

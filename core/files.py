@@ -41,7 +41,7 @@ _OWN_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\
 
 
 class WriteError(UserError, OSError):
-    """A file that cannot be written: ends a program in one line, and is caught as an `OSError`."""
+    """Names a file that cannot be written; ends a program in one line, is caught as `OSError`."""
 
     def __init__(self, path: str, error: OSError):
         super().__init__(

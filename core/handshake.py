@@ -38,7 +38,7 @@ _ACCEPTED, _OTHER_TOKEN, _TAKEN = b"ok", b"no token", b"no number"
 
 @dataclasses.dataclass(frozen=True)
 class Arrivals:
-    """Who has come until the deadline.
+    """Holds the connections of the processes that came before the deadline.
 
     Attributes:
       present: the connection of every process that is there, by number.

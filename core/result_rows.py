@@ -80,7 +80,7 @@ def check_row(row: Any, where: str, remedy: str) -> None:
 
 
 def is_a(value: Any, kind: type) -> bool:
-    """Whether a value of JSON is of a kind; true and false are no numbers, whole numbers floats."""
+    """Tells whether a value of JSON is of a kind; booleans are no numbers, integers are floats."""
     if isinstance(value, bool):
         return False
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)

@@ -17,7 +17,9 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 class Stopped(BaseException):
-    """SIGTERM or Ctrl-C, where nothing is left to save; no `Exception`, so that none swallow it.
+    """Ends a program on SIGTERM or Ctrl-C where nothing is left to save.
+
+    It is no `Exception`, so that no handler swallows it.
 
     Attributes:
       code: the exit code that the program ends with.

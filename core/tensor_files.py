@@ -24,7 +24,7 @@ _LOOKED_AT = 2**24
 
 
 class Tensors:
-    """The tensors of an open checkpoint.
+    """Reads the tensors of an open checkpoint by their names.
 
     Attributes:
       path: of the checkpoint, for messages.

@@ -43,7 +43,7 @@ class VisibleFormatter(logging.Formatter):
 
 
 class VisibleStream:
-    """A terminal's stream that shows the steering characters of whatever is written to it."""
+    """Wraps a terminal's stream, and shows the steering characters of what is written to it."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -45,7 +45,7 @@ class Termination:
         self._left = threading.Event()
 
     def arrived(self) -> bool:
-        """To be asked after every update and between stages, by all processes alike."""
+        """Tells whether a signal has arrived; all processes ask after the same updates."""
         if jax.process_count() > 1:
             # Without a collective: JAX's coordinator hears of a signal and names a later count.
             return multihost_utils.reached_preemption_sync_point(next(_updates))
@@ -196,7 +196,9 @@ def repeatable(what: str) -> Iterator[None]:
 
 
 def stop_if_terminated(due: str) -> None:
-    """To be asked inside `watched`, by all processes alike, before what takes long; else nothing.
+    """Raises Preempted if a signal has arrived inside `watched`; outside it does nothing.
+
+    It stands before what takes long. Of several processes all call it, or none does.
 
     Args:
       due: what is about to begin; everything before it is saved.

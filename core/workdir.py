@@ -107,7 +107,7 @@ def check_mounted(path: str, what: str) -> None:
 
 
 class Workdir:
-    """The folder of one run, opened by `open_workdir`.
+    """Reads and writes the folder of one run, opened by `open_workdir`.
 
     Raises:
       UserError: the path is an address, or begins with a `~` that is nobody's home.
@@ -373,7 +373,7 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
 
 
 def has_only_scaffolding(folder: str, *names: str) -> bool:
-    """Whether a folder holds nothing but locks, what killed writers left, and files of `names`."""
+    """Tells whether a folder has only locks, what killed writers left, and files of `names`."""
     ours = (_LOCK, PARTIAL)
     return all(name.startswith(ours) or name in names for name in os.listdir(folder))
 

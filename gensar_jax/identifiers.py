@@ -272,7 +272,7 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
 
 
 def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
-    """The table that `save_table` wrote, checked.
+    """Reads the table that `save_table` wrote, and checks it.
 
     Args:
       directory: the workdir of a run that wrote identifiers.

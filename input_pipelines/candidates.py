@@ -35,7 +35,7 @@ _VERSION = 2
 
 
 class TouchedItems:
-    """When each user first touched each item, in a recommendation or in a search.
+    """Tells when each user first touched each item, in a recommendation or in a search.
 
     Args:
       log: the log.
@@ -224,7 +224,7 @@ def evaluation_candidates(
     task: str = "recommendation",
     segmenter: str = "characters",
 ) -> np.ndarray:
-    """The saved candidate lists of a split; drawn once, shared by every model.
+    """Returns the saved candidate lists of a split; drawn once, shared by every model.
 
     Args:
       split: 'validation' or 'test'.
@@ -374,7 +374,7 @@ def ranked(lists: np.ndarray) -> np.ndarray:
 
 
 def who_lack(log: Log, users: np.ndarray, count: int) -> str:
-    """Names users to whom fewer than `count` items are left as negatives, the first few.
+    """Names the first few of the users to whom fewer than `count` items are left as negatives.
 
     Args:
       users: of the examples, [E]; a user may have several.

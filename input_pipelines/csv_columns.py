@@ -25,7 +25,7 @@ _ALL_COLUMNS = tuple(dict.fromkeys(name for names in COLUMNS.values() for name i
 
 
 def names_of(columns: str) -> dict[str, dict[str, str]]:
-    """Returns, by table, the file's name of each column of the schema; '' where there is none.
+    """Returns by table what its file calls each column of the schema; '' where there is none.
 
     Args:
       columns: the setting, such as 'user=user_id,searches.time=asked_at,session='.
@@ -72,7 +72,7 @@ def unreadable(path: pathlib.Path, error: Exception) -> UserError:
 def check_headers(
     paths: Mapping[str, pathlib.Path], names: Mapping[str, Mapping[str, str]]
 ) -> dict[str, list[str]]:
-    """Returns, by table, the columns of the schema that its file has.
+    """Returns by table the columns of the schema that its file has.
 
     Raises:
       UserError: a file without a header; columns that are missing, all of them in one message.

@@ -94,7 +94,7 @@ def _table_file(data_dir: str, name: str) -> pathlib.Path | None:
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """The files read. Raises UserError where one is missing."""
+    """Lists the files that are read. Raises UserError where one is missing."""
     found = [_table_file(data_dir, name) for name in COLUMNS]
     return [path for path in found if path is not None]
 

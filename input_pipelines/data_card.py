@@ -35,7 +35,7 @@ def _share_of_ties(when: np.ndarray, offsets: np.ndarray) -> float:
 
 
 def describe(log: Log) -> dict[str, Any]:
-    """The data card: counts, shares, quantiles of history lengths, and what the reader noted.
+    """Returns the data card: counts, shares, quantiles of history lengths, the reader's notes.
 
     `searched_items_without_click` is the share of the items clicked in searches, each time counted,
     that no click of the log has: ids written in another way show there.

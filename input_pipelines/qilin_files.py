@@ -102,7 +102,7 @@ def _optional_files(data_dir: str, name: str) -> list[pathlib.Path]:
 
 
 def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
-    """Title and content by id of the notes `wanted`, int64 ascending; None without a notes table.
+    """Reads title and content by id of notes `wanted`, int64 ascending; None without their table.
 
     Raises:
       UserError: a file cannot be read or lacks a column.
@@ -116,7 +116,7 @@ def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
 
 
 def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]] | None:
-    """What is known, of gender, platform, age and location, of the users `wanted`, int64 ascending.
+    """Reads gender, platform, age and location, where known, of users `wanted`, int64 ascending.
 
     By id as text; None without a table of users.
 

@@ -26,7 +26,7 @@ _PART = 2**20
 
 
 class RawHashes:
-    """Content hashes of raw files.
+    """Computes and remembers hashes of the content of raw files.
 
     Args:
       cache_dir: where they are remembered; '' remembers nothing.

@@ -261,7 +261,7 @@ def warn_of_told_targets(log: Log, splits: Splits) -> None:
 
 
 def describe(log: Log, splits: Splits) -> dict[str, Any]:
-    """The data card's part on a split: its sizes and the lengths of training histories."""
+    """Returns the data card's part on a split: its sizes and the lengths of training histories."""
     train = splits.train
     starts = (np.asarray(o)[train.user] for o in (log.rec_offsets, log.search_offsets))
     clicks, searches = (

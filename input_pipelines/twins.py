@@ -15,7 +15,7 @@ from input_pipelines.search_task import SearchExamples
 
 
 def twin_clicks(log: Log, most: int) -> np.ndarray:
-    """Which clicks some search of the same user and time holds too, bool [R].
+    """Tells which clicks some search of the same user and time holds too, bool [R].
 
     Args:
       most: clicked items of a search that count, the first.
@@ -36,7 +36,7 @@ def twin_clicks(log: Log, most: int) -> np.ndarray:
 
 
 def have_twins(log: Log, examples: SearchExamples) -> np.ndarray:
-    """Which examples are clicks of the log too, bool [E]."""
+    """Tells which examples are clicks of the log too, bool [E]."""
     of_clicks, begins, ends = _moments(log, examples.target_row, examples.item)
     of_clicks.sort()
     return np.searchsorted(of_clicks, begins, "left") < np.searchsorted(of_clicks, ends, "right")

@@ -306,5 +306,5 @@ def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:
 
 
 def line_of(error: UserError) -> str:
-    """What a user sees of their mistake."""
+    """Returns the line that a user sees of their mistake."""
     return visible_line(f"error: {' '.join(str(error).split())}")

@@ -303,7 +303,7 @@ def _short(path: str, others: Sequence[str]) -> str:
 def draw_trade_off(
     points: dict[str, tuple[float, float]], metric: str, against: str, path: str
 ) -> None:
-    """One point a row: what it reaches in `metric` across, in `against` upwards."""
+    """Draws a point for every row: what it reaches in `metric` across, in `against` upwards."""
     # Names below: beside the points they would lie on each other and run out of the picture.
     height = max(4.8, 3.6 + 0.2 * len(points))
     figure, axes = drawing.pyplot().subplots(figsize=(6.4, height), layout="constrained")

@@ -85,8 +85,10 @@ def _seeds_of(pair: Pair) -> str:
 
 
 def strata_to_markdown(rows: Sequence[Row], groups: dict[str, np.ndarray], metric: str) -> str:
-    """Every row's mean over every stratum's examples, and its users' mean gain over the first row
-    with a 95% interval.
+    """Returns means of every row over the examples of each stratum, as Markdown.
+
+    In brackets stands the mean gain of the stratum's users over the first row, with its 95%
+    interval.
 
     Args:
       groups: label -> bool [E].

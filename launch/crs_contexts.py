@@ -34,7 +34,7 @@ def age(milliseconds: int) -> str:
 
 
 class UserContexts:
-    """What users have done before their searches.
+    """Tells what users have done before their searches.
 
     A click that a search of its time holds is told there alone: the two are one interaction.
 
@@ -93,7 +93,7 @@ class UserContexts:
         now: int | None,
         place: str | None,
     ) -> UserContext:
-        """A user's latest events of both kinds before a query, at most `config.data.history`.
+        """Returns a user's events before a query: the latest `config.data.history` of both kinds.
 
         Args:
           rec_end, search_end: as of `splits.Examples`.
@@ -137,7 +137,7 @@ class UserContexts:
         return UserContext(query=query, profile=profile, events=events, time=asked, place=place)
 
     def time(self, now: int) -> str | None:
-        """The hour of a time of the log; None where its times are no dates or are not told."""
+        """Returns the hour of a time of the log; None where times are no dates or are not told."""
         return hour(self._milliseconds(now)) if self._dated else None
 
     def _age(self, difference: int) -> str | None:

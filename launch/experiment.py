@@ -190,7 +190,7 @@ def _with_batch(config: config_dict.ConfigDict, data: Data) -> config_dict.Confi
 
 
 class Evaluated:
-    """Evaluation by split and protocol of whatever has `config`, `data` and `evaluator`."""
+    """Evaluates by split and protocol whatever has `config`, `data` and `evaluator`."""
 
     config: config_dict.ConfigDict
     data: Data
@@ -229,13 +229,13 @@ class Evaluated:
         return (protocol,)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Further arguments of `results.save` for a row."""
+        """Returns further arguments of `results.save` for a row."""
         users, counted = self.data.split(split).user, self.data.counted(split, protocol)
         return results.counting(users, counted, {}, self.selection)
 
     @property
     def selection(self) -> str:
-        """The metric that decides on validation; of what is fitted at once nothing does."""
+        """Names the metric that decides on validation; of what is fitted at once nothing does."""
         return self.config.eval.selection
 
     def test_once(
@@ -288,7 +288,7 @@ def with_more(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 class Experiment(Evaluated):
-    """A `Ranker` trained by one stage, `pretrain`.
+    """Trains a `Ranker` by one stage, `pretrain`.
 
     Args:
       config: a resolved config (`launch.data.resolve`).
@@ -374,7 +374,7 @@ class Experiment(Evaluated):
         self.test_once(workdir, stage, finished.best_step, state["params"], state["tables"], more)
 
     def pretrain_task(self, name: str = "pretrain", initial: Any = None) -> PretrainTask:
-        """The training stage, or with `initial` one that goes on from there."""
+        """Returns the training stage, or with `initial` one that goes on from there."""
         config = self.config.pretrain
         batches, steps_per_epoch = self.training_batches(self.config.seed)
         first_step = 0 if initial is None else int(initial["step"])
@@ -430,7 +430,7 @@ class Experiment(Evaluated):
         )
 
     def example_batch(self) -> dict[str, np.ndarray]:
-        """A batch of the right ranks, for shapes only."""
+        """Returns a batch of the right ranks, for shapes only."""
         protocol = self._selecting
         if protocol == "full":
             return next(self.data.full("validation"))[0]
@@ -438,7 +438,7 @@ class Experiment(Evaluated):
 
     @functools.cached_property
     def selection(self) -> str:
-        """The metric that decides; see `launch.data.Data.selection`."""
+        """Names the metric that decides; see `launch.data.Data.selection`."""
         return self.data.selection()
 
     @property
@@ -446,7 +446,7 @@ class Experiment(Evaluated):
         return self.selection.partition("/")[2]
 
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
-        """Metrics of the validation users under the protocol that decides."""
+        """Measures the validation users under the protocol that decides."""
         protocol = self._selecting
         means = self.evaluate(params, tables, "validation", protocol).means()
         return {metrics.full_name(name, protocol): value for name, value in means.items()}

@@ -20,7 +20,7 @@ _FEWEST_RESAMPLED = 30
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method after one stage.
+    """Holds the results of one method after one stage.
 
     Attributes:
       name: with the stage where a method has several, and what sets it apart from its like.
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def per_example(self) -> np.ndarray:
-        """The metric float64 [E], averaged over the runs."""
+        """Returns the metric of every example float64 [E], averaged over the runs."""
         return self.values.mean(0, dtype=np.float64)
 
     def per_user(
@@ -60,7 +60,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Second row minus first: mean difference, 95% interval, t-test p, Holm's p.
+    """Compares two rows, second minus first: mean difference, 95% interval, t-test p, Holm's p.
 
     Attributes:
       seeds: over which both were averaged, those that both have.
@@ -79,7 +79,7 @@ class Pair:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; keeps the order of `p_values`."""
+    """Returns p after Holm's step-down correction, in the order of `p_values`."""
     order = np.argsort(p_values)
     corrected = np.zeros(len(p_values))
     highest = 0.0
@@ -158,7 +158,7 @@ def listed(seeds: Sequence[int]) -> str:
 
 
 def examples_and_users(row: Row) -> str:
-    """What means and what tests are over, as a sentence."""
+    """Returns a sentence on what means and what tests are over."""
     examples, users = len(row.users), len(np.unique(row.users))
     return (
         f"Means are over {examples:,} examples, differences and their tests over the means of "

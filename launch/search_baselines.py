@@ -43,7 +43,7 @@ def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.
 
 
 class SearchBaselineExperiment:
-    """Fitted whenever it is opened, from the training searches or the items' texts.
+    """Fits a floor of search whenever it is opened, by training searches or items' texts.
 
     Args:
       config: a resolved config of method 'search_baseline'.
@@ -156,7 +156,7 @@ class SearchBaselineExperiment:
         return (f"{_PREFIX}{protocol}",)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Further arguments of `results.save` for a row."""
+        """Returns further arguments of `results.save` for a row."""
         examples, _ = self._chosen(split)
         more = {"task": "search", "kind": self.config.model.kind}
         return results.counting(
@@ -176,7 +176,7 @@ class SearchBaselineExperiment:
         return found, places
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
-        """Metrics of one of `columns`; `params` and `tables` are not used."""
+        """Measures one of `columns`; `params` and `tables` are not used."""
         del params, tables
         name = protocol.removeprefix(_PREFIX)
         self.columns("search", name)

@@ -63,7 +63,7 @@ def held_out(config: config_dict.ConfigDict, data: Data, split: str) -> SearchEx
 
 
 def impressions(log: Log, examples: SearchExamples) -> np.ndarray:
-    """The items of each example's search int32 [E, N]: the target, those not clicked, padding 0.
+    """Returns each search's items int32 [E, N]: the target, those not clicked, padding 0.
 
     Other clicked items of a search are not among them, and each item is there once.
 

@@ -80,7 +80,7 @@ def _our_name(name: str) -> str | None:
 
 
 def load(folder: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.Array) -> Params:
-    """Parameters float32 of a folder of either kind.
+    """Reads parameters float32 of a folder of Hugging Face's or of T5X's kind.
 
     Args:
       folder: with Hugging Face's model.safetensors, in one file or shards with an index, and

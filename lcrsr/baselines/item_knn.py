@@ -34,7 +34,7 @@ class Settings:
 
 
 class ItemKNN:
-    """A fitted scorer.
+    """Scores items by their neighbours in the training clicks, as a fitted scorer.
 
     Args:
       clicks: training clicks, sparse [U+1, V+1], counts.
