@@ -94,7 +94,7 @@ def _repacked(found: jax.Array, leaf: Any) -> jax.Array:
 
 
 def _with_filling(leaf: Any, saved: tuple[int, ...] | None) -> Any:
-    """`leaf` with as many rows as were saved where those are more: the digest covers them."""
+    """Gives `leaf` as many rows as were saved where those are more: the digest covers them."""
     if (
         saved is None
         or not leaf.shape
@@ -106,19 +106,19 @@ def _with_filling(leaf: Any, saved: tuple[int, ...] | None) -> Any:
 
 
 def _named(state: Any) -> dict[str, Any]:
-    """Every array of `state` by its path."""
+    """Returns every array of `state` by its path."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def _digests(state: Any) -> dict[str, str]:
-    """The digest of every array of `state` by its path, 16 hex digits, over all processes."""
+    """Returns the digest, 16 hex digits, of every array by its path, over all processes."""
     own = {name: array_digests.first_copies(leaf) for name, leaf in _named(state).items()}
     every = distributed.of_all(own)
     return {name: f"{array_digests.total(one[name] for one in every):016x}" for name in own}
 
 
 def _read_progress(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The progress of a checkpoint and the digests of its arrays.
+    """Reads the progress of a checkpoint and the digests of its arrays.
 
     Raises:
       ValueError: one of them is not what was saved.
@@ -253,7 +253,7 @@ class Checkpoints:
         return None
 
     def _checked(self, step: int, abstract: Any) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
-        """This process's part of a checkpoint and ''; or None, and why this process cannot use it.
+        """Returns this process's part of a checkpoint and ''; or None and why it cannot use it.
 
         The reason is '' where another process has one.
         """
@@ -280,7 +280,7 @@ class Checkpoints:
         return (state, progress), ""
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any], dict[str, str]]:
-        """This process's part of a checkpoint, and the digests of the whole.
+        """Reads this process's part of a checkpoint, and the digests of the whole.
 
         The manager would wait for processes that cannot read theirs, or take their next attempt
         for this one.

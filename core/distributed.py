@@ -79,7 +79,7 @@ def start(
 
 
 def _bind_address(coordinator: str) -> str | None:
-    """Where JAX's own service listens: on the coordinator's interface, if that is found."""
+    """Returns where JAX's own service listens: the coordinator's interface, if that is found."""
     host, _, port = coordinator.rpartition(":")
     address = handshake.interface(host.strip("[]"))
     if address is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:

@@ -109,7 +109,7 @@ def writing(path: str) -> Iterator[None]:
 
 
 def _open_through(path: str) -> IO[bytes] | None:
-    """The open file at `path` where that is no regular file, which cannot be replaced."""
+    """Opens the file at `path` where that is no regular file, which cannot be replaced."""
     own = _OWN_DESCRIPTOR.fullmatch(os.path.abspath(path))
     if own:
         sys.stdout.flush()
@@ -360,7 +360,7 @@ def load_npz(
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["F", "C"], np.dtype]:
-    """(shape, order, dtype) of the .npy at the start of a file, which is left at its values.
+    """Reads (shape, order, dtype) of the .npy at the start of a file, and stops at its values.
 
     Raises:
       ValueError: no header of NumPy's, or one of objects.

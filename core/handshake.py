@@ -116,7 +116,7 @@ def gather(server: socket.socket, processes: int, token: str, deadline: float) -
 
 @dataclasses.dataclass
 class _Visitor:
-    """A connection within its handshake."""
+    """Holds a connection within its handshake."""
 
     connection: socket.socket
     challenge: str
@@ -238,7 +238,7 @@ class _Reception:
         self.present[number] = connection
 
     def _look_after(self, number: int) -> None:
-        """A process that hangs up has ended, and may be started again before all are there."""
+        """Forgets a process that hung up: it may be started again before all are there."""
         connection = self.present[number]
         try:
             gone = not connection.recv(1, socket.MSG_PEEK)
@@ -298,7 +298,7 @@ def connect(address: tuple[str, int], number: int, token: str, deadline: float) 
 
 
 def _introduced(connection: socket.socket, number: int, token: str, limit_s: float) -> bytes:
-    """Process 0's reply to this process, without its line's end; empty where it hangs up."""
+    """Returns process 0's reply, without its line's end; empty where it hangs up."""
     deadline = time.monotonic() + limit_s
     greeting = read_line(connection, deadline)
     if not greeting.startswith(_GREETING):

@@ -234,7 +234,7 @@ def best_of(
 
 
 def _still_improving(progress: StageProgress, config: LoopConfig) -> bool:
-    """Whether the best evaluation is the last, and not the only one."""
+    """Tells whether the best evaluation is the last, and not the only one."""
     return progress.best_step == progress.step > config.eval_every
 
 

@@ -71,7 +71,7 @@ class MetricWriter:
 
 
 class _Events:
-    """TensorBoard's events of one stage.
+    """Writes TensorBoard's events of one stage.
 
     Written in this thread: a `SummaryWriter` writes in another, which a full disk ends, and then
     waits for it for ever.
@@ -125,7 +125,7 @@ def write_lines(workdir: Workdir, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def _read(path: str) -> tuple[list[dict[str, Any]], str]:
-    """The lines that can be read, and what is wrong with others, '' where nothing is.
+    """Returns the lines that can be read, and what is wrong with others, '' for nothing.
 
     Only a last line may be cut: a run that is killed leaves such a one.
     """

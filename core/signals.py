@@ -31,7 +31,7 @@ class Stopped(BaseException):
 
 
 class _Endings:
-    """How the running program ends on a signal."""
+    """Knows how the running program ends on a signal."""
 
     continues = False
     raises = False

@@ -119,7 +119,7 @@ def opened(path: str | pathlib.Path) -> Iterator[Tensors]:
 
 
 def _index(folder: pathlib.Path) -> dict[str, str] | None:
-    """The shard of each tensor by an index; None where there is none."""
+    """Reads from an index which shard holds each tensor; None where there is no index."""
     path = folder / INDEX
     if not path.exists():
         return None

@@ -31,7 +31,10 @@ _NOTHING = "nothing was trained since the last checkpoint, if there is one"
 
 
 class _Abandoned(BaseException):
-    """A signal arrived in what can be repeated; no `Exception`, so that none swallow it."""
+    """Leaves what can be repeated on a signal.
+
+    It is no `Exception`, so that no handler swallows it.
+    """
 
 
 class Termination:

@@ -231,7 +231,7 @@ class Workdir:
             )
 
     def _log_hash(self) -> str | None:
-        """The log that the run was trained on; None where nothing has been trained."""
+        """Returns the hash of the log that the run was trained on; None before any training."""
         path = os.path.join(self.path, _LOG_FILE)
         if os.path.lexists(path):
             what = "the data that a run was trained on"

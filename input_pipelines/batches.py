@@ -326,7 +326,7 @@ class TrainBatches:
         return count, chosen, searches
 
     def _left(self, examples: Examples) -> np.ndarray:
-        """How many items [E] could be negatives of each example."""
+        """Counts the items that could be negatives of each example, [E]."""
         target, time = targets(self._log, examples)
         return self._touched.untouched(self._log.num_items, examples.user, time, target)
 

@@ -422,7 +422,7 @@ def other_clicks(log: Log, examples: Examples) -> np.ndarray:
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
-    """int32 [E, S]: the rows one below the other, at least one column, zeros after them."""
+    """Returns int32 [E, S]: the rows one below the other, zero-padded to one column at least."""
     width = max((len(items) for items in rows), default=0) or 1
     padded = np.zeros((len(rows), width), np.int32)
     for row, items in enumerate(rows):

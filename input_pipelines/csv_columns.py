@@ -114,13 +114,13 @@ def check_headers(
 
 
 def _hint(column: str, header: Sequence[str]) -> list[str]:
-    """What the file may call a column, '' for none where it can do without; [] of no idea."""
+    """Guesses what the file calls a column: '' where it can do without; [] of no idea."""
     likely = [name for name in header if column in name.lower()]
     return likely or [""] * (column in _LEFT_OUT)
 
 
 def _for_tables(hint: str, tables: Sequence[str]) -> str:
-    """'user=user_id' where all tables with the column need it, else 'clicks.user=user_id'."""
+    """Writes 'user=user_id' if all tables with the column need it, else 'clicks.user=user_id'."""
     column = hint.partition("=")[0]
     if tables == [table for table, names in COLUMNS.items() if column in names]:
         return hint

@@ -70,7 +70,7 @@ _Column: TypeAlias = "list[str] | pa.ChunkedArray"
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """A file and its columns by the names of the schema; those it has not are not there."""
+    """Holds a file and its columns by the schema's names; a column that it lacks is left out."""
 
     path: pathlib.Path
     columns: Mapping[str, _Column]

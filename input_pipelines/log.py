@@ -269,7 +269,7 @@ def _number(names: pd.Index, values: Sequence[str]) -> np.ndarray:
 
 
 def _names(*columns: Sequence[str]) -> pd.Index:
-    """The distinct names in the order of their characters' numbers."""
+    """Returns the distinct names in the order of their characters' numbers."""
     return pd.Index(sorted(set(itertools.chain(*columns))), dtype=object)
 
 
@@ -394,7 +394,7 @@ def laid_out_names(*names: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
 
 
 def _cut_words(name: str, events: RawEvents) -> list[list[str]]:
-    """The words of each search, none too long; says how many were cut, and where the first is."""
+    """Cuts words that are too long; says how many there were, and where the first is."""
     words, cut = [], []
     for row, one in enumerate(events.search_words):
         short = [segmenters.cut(word) for word in one]

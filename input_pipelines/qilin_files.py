@@ -138,7 +138,7 @@ def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]
 def _rows_of(
     data_dir: str, table: str, key: str, names: Sequence[str], wanted: np.ndarray
 ) -> Iterator[tuple[str, ...]]:
-    """(id, text, ...) of the rows of an optional table whose `key` is wanted; '' where absent."""
+    """Yields (id, text, ...) of an optional table's rows whose `key` is wanted; absent is ''."""
     for path in _optional_files(data_dir, table):
         first = 1
         try:

@@ -74,7 +74,7 @@ def segmenter(name: str) -> Callable[[str], list[str]]:
 
 
 def _with_jieba(text: str, split: Callable[[str], list[str]]) -> list[str]:
-    """Words of normal text; jieba, which knows ideographs and ASCII, would spell others out."""
+    """Splits normal text; jieba, which knows ideographs and ASCII, would spell others out."""
     words: list[str] = []
     start = 0
     for run in _SPACED.finditer(text):

@@ -77,7 +77,7 @@ def check_ranges(clicks: np.ndarray, searches: np.ndarray, what: str) -> None:
 
 
 def _mixed(kinds: list[np.ndarray]) -> bool:
-    """Whether all times are dates, of two units or more."""
+    """Tells whether all times are dates, of two units or more."""
     counts = []
     for unit in CLOCKS:
         first, last = dates(unit)

@@ -45,7 +45,7 @@ def have_twins(log: Log, examples: SearchExamples) -> np.ndarray:
 def _moments(
     log: Log, searches: np.ndarray, items: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A (user, item, time) as one int64: of every click, and of both ends of the pairs given.
+    """Numbers every (user, item, time) by one int64: of all clicks, and of the pairs' two ends.
 
     Args:
       searches, items: [N], rows of searches and an item of each.

@@ -109,7 +109,7 @@ def _flat(users: dict, name: str, path: pathlib.Path) -> tuple[np.ndarray, np.nd
 
 @dataclasses.dataclass(frozen=True)
 class _SessionLists:
-    """The sessions of all users as published, S of them.
+    """Holds the sessions of all users as published, S of them.
 
     Attributes:
       offsets: int64 [U+2], where each user's begin.

@@ -220,20 +220,20 @@ def _parse() -> None:
 
 
 def _meant(error: Exception, before: str = "") -> str:
-    """What a library takes a misspelt name for, as a question."""
+    """Returns a question: what a library takes a misspelt name for."""
     meant = _MEANT.search(" ".join(map(str, error.args)))
     return f" did you mean {before}{meant[1]}?" if meant else ""
 
 
 def _config_path() -> str:
-    """What --config names, without the choice after its colon."""
+    """Returns the file that --config names, without the choice after its colon."""
     words = [word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")]
     values = [word.removeprefix("config=") for word in words if word.startswith("config=")]
     return values[-1].partition(":")[0] if values else "--config"
 
 
 def _nearest(path: str) -> str:
-    """The config file whose name is most like that of a missing one, as a question."""
+    """Returns a question: the config file whose name is most like that of a missing one."""
     folder = pathlib.Path(path).parent
     names = [file.name for file in sorted(folder.glob("*.py"))]
     if not names:

@@ -263,7 +263,7 @@ def _label(
     stages: set[str],
     given: str | None,
 ) -> str:
-    """The method, its stage where there are several, and what sets it apart from its like.
+    """Names the method, its stage where there are several, and what sets it apart.
 
     Args:
       runs: a config and the folder of its first run, by what tells configs apart.
@@ -290,7 +290,7 @@ def _value(config: Any, setting: str) -> Any:
 
 
 def _short(path: str, others: Sequence[str]) -> str:
-    """As few of a path's last parts as tell it from the others; what is no path stays."""
+    """Keeps as few of a path's last parts as tell it from the others; what is no path stays."""
     parts = path.rstrip("/").split("/")
     for count in range(1, len(parts)):
         alike = [other.rstrip("/").split("/")[-count:] == parts[-count:] for other in others]

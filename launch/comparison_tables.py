@@ -66,7 +66,7 @@ def to_markdown(tables: Mapping[str, tuple[Sequence[Row], Sequence[Pair]]]) -> s
 
 
 def _mean_and_spread(row: Row, apart: bool) -> list[str]:
-    """A row's mean with its deviation over seeds, in two cells or one."""
+    """Returns a row's mean with its deviation over seeds, in two cells or one."""
     mean = f"{np.mean(row.means):.4f}"
     spread = f"{np.std(row.means, ddof=1):.4f}" if len(row.means) > 1 else ""
     if apart:

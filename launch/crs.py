@@ -384,7 +384,7 @@ class CRSExperiment:
         stage: str,
         iteration: int,
     ) -> list[Case]:
-        """What `choose` takes of the training corpus, or of the first `evolve.corpus` of it.
+        """Returns what `choose` takes of the training corpus, or of its first `evolve.corpus`.
 
         The corpus is answered in parts, each a subset of its own that is not made again after a
         kill.

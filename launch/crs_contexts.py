@@ -75,7 +75,7 @@ class UserContexts:
             )
 
     def _has_clock(self) -> bool:
-        """Whether all times are dates in the log's unit."""
+        """Tells whether all times are dates in the log's unit."""
         if self._unit is None:
             return False
         return times.unit_of(self._log.rec_times, self._log.search_times) == self._log.time_unit
@@ -144,7 +144,7 @@ class UserContexts:
         return None if self._unit is None else age(self._milliseconds(difference))
 
     def _milliseconds(self, time: int) -> int:
-        """Of a time in the log's unit."""
+        """Turns a time in the log's unit into milliseconds."""
         return time * (self._unit or 0) // times.CLOCKS["milliseconds"]
 
     def asked(self, line: str) -> tuple[str, UserContext]:

@@ -179,7 +179,7 @@ def batch_for(examples: int) -> int:
 
 
 def _with_batch(config: config_dict.ConfigDict, data: Data) -> config_dict.ConfigDict:
-    """The config with a batch, where it leaves that to the size of the log."""
+    """Sets the batch of a config that leaves it to the size of the log."""
     if config.pretrain.batch_size != 0:
         return config
     config = config_dict.ConfigDict(config.to_dict())

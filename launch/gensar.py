@@ -197,7 +197,7 @@ class GenSARExperiment:
         return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
 
     def _tested(self) -> list[tuple[str, str]]:
-        """(task, protocol) of the test split, of those that rank anyone.
+        """Returns (task, protocol) of the test split, of those that rank anyone.
 
         Raises:
           UserError: none of a task's protocols does.

@@ -140,7 +140,7 @@ def shared_seeds(first: Row, second: Row) -> tuple[int, ...]:
 
 
 def _interval(differences: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """The 95% interval of the mean of one difference a user, [U]; everything of one user."""
+    """Returns the 95% interval of the mean of every user's difference, [U]."""
     n, mean = len(differences), float(differences.mean())
     if n < 2:
         return -math.inf, math.inf

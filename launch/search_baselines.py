@@ -110,7 +110,7 @@ class SearchBaselineExperiment:
         self._tested()
 
     def _tested(self) -> tuple[str, ...]:
-        """The protocols of the test split, of those that rank anyone."""
+        """Returns the protocols of the test split, of those that rank anyone."""
         wanted = self.config.eval.search_protocols
         return self.data.possible("test", wanted, "search")
 
@@ -164,7 +164,7 @@ class SearchBaselineExperiment:
         )
 
     def _counted(self, split: str, protocol: str) -> np.ndarray:
-        """bool [E]: which of the chosen examples a column ranks."""
+        """Tells which of the chosen examples a column ranks, bool [E]."""
         examples, places = self._chosen(split)
         if protocol == search_protocol.IMPRESSIONS:
             return search_protocol.counted(self.data.log, examples, protocol)

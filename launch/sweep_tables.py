@@ -212,7 +212,7 @@ def to_markdown(
 
 
 def _cell(row: SweepRow, name: str) -> str:
-    """The mean of a metric that is not tested, which some seeds may lack."""
+    """Returns the mean of a metric that is not tested, which some seeds may lack."""
     values = row.metrics.get(name, ())
     if not values:
         return ""

@@ -268,7 +268,7 @@ def _msgpack_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _zarr_folder(folder: pathlib.Path, described: Mapping[str, Any]) -> pathlib.Path:
-    """Where an array lies. Raises ValueError where that is outside the checkpoint."""
+    """Returns where an array lies. Raises ValueError where that is outside the checkpoint."""
     # Paths are relative to the folder; older files keep them beside the store.
     place = (folder / (described["kvstore"].get("path") or described["path"])).resolve()
     if not place.is_relative_to(folder.resolve()):
