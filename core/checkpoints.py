@@ -266,7 +266,7 @@ class Checkpoints:
             parts = {name: array_digests.parts(leaf) for name, leaf in _named(state).items()}
         except Exception as error:  # Orbax and TensorStore raise many types for a cut file
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        # Whoever could not read has no parts, and says so next.
+        # A process that could not read has no parts; its reason is logged by the caller.
         every = distributed.of_all(parts)
         if reason or not all(every):
             return None, reason

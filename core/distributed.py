@@ -35,7 +35,7 @@ _HEARTBEAT_S = 60
 # them earlier where it ends.
 _ALONE_MS = 6 * 3600 * 1000
 _numbers = itertools.count()
-# This process's key of the last `of_all`.
+# The key under which this process stored its value in the last `of_all`.
 _told = ""
 
 
@@ -159,7 +159,7 @@ def of_all(value: Any) -> list[Any]:
         client.blocking_key_value_get(f"{key}/{process}", _ALONE_MS)
         for process in range(jax.process_count())
     ]
-    # All are here, so all have read what was told the time before: the store must not grow.
+    # All are here, so all have read the values of the call before: the store must not grow.
     if _told:
         client.key_value_delete(_told)
     _told = own

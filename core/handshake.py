@@ -246,7 +246,7 @@ class _Reception:
             return
         except OSError:
             gone = True
-        self._selector.unregister(connection)  # what it says is for whom it is handed to
+        self._selector.unregister(connection)  # its words are for the watch, which gets it
         if gone:
             del self.present[number]
             connection.close()

@@ -43,7 +43,7 @@ class Termination:
     def __init__(self) -> None:
         self._number: int | None = None
         self._interrupts = 0
-        # What goes on and can be repeated, by the words for it.
+        # Describes the body that goes on and can be repeated; None where none does.
         self._repeatable: str | None = None
         self._left = threading.Event()
 
@@ -153,7 +153,7 @@ class Termination:
             os._exit(self._code)
 
 
-# Of the outermost `watched` of this process.
+# What the outermost `watched` of this process notes with.
 _watching: Termination | None = None
 
 

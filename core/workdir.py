@@ -320,7 +320,7 @@ def check_out(path: str, flag: str, ending: str = "") -> None:
     Raises:
       UserError: another ending, its folder is not there, or it is a folder itself.
     """
-    # Of a link, where the file that it names is written.
+    # A link is written through: the folder is that of the file it leads to.
     folder = os.path.dirname(os.path.realpath(path))
     if not path.endswith(ending) or not os.path.isdir(folder) or os.path.isdir(path):
         raise UserError(

@@ -54,7 +54,7 @@ _FIELD_TABLES = {
 _AHEAD, _THREADS = 4, 2
 # Added to the seed for search examples, far from other seeds.
 _SEARCH_SEED = 2_000_003
-# Of the training examples that need not have as many negatives as the others.
+# The share of training examples that need not have as many negatives as the others.
 _MAY_LACK = 0.1
 
 

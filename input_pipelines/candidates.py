@@ -30,7 +30,7 @@ _DRAWN_ROWS = 16_384
 _RACE_CELLS = 4_000_000
 # Users that a warning names.
 _NAMED = 3
-# Of the lists' names; lists of before were drawn otherwise.
+# Stands in the lists' file names; lists drawn by older rules have another number or none.
 _VERSION = 2
 
 

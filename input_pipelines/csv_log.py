@@ -61,7 +61,7 @@ _LOG = logging.getLogger(__name__)
 INFER = "infer"
 _TIME = re.compile(r"-?[0-9]+")
 _BAD_ID = re.compile(r"^$|\s|^-\d")
-# Of the clicked items; more without a row in clicks or items are told.
+# The share of clicked items without a row in clicks or items above which a warning is logged.
 _MANY_UNMATCHED = 0.5
 
 # What a file holds of a column: text from CSV, an Arrow column from parquet.

@@ -25,7 +25,7 @@ from input_pipelines.names import Names, lay_out
 
 _LOG = logging.getLogger(__name__)
 
-# Of names: where each begins, and their UTF-8.
+# The fields that hold names: where each begins, and their UTF-8.
 NAME_ARRAYS = (
     ("user_id_offsets", "user_id_bytes"),
     ("item_id_offsets", "item_id_bytes"),

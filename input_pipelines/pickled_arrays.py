@@ -361,7 +361,7 @@ CALLED: dict[tuple[str, str], Any] = _named(
         "SingleBlockManager": (_MANAGERS, manager),
     }
 )
-# The same of classes that are made empty and then given a state.
+# Likewise the classes that are made empty and then given a state.
 MADE: dict[tuple[str, str], Any] = _named(
     {
         "DataFrame": (("pandas", "pandas.core.frame"), new_frame),

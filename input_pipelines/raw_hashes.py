@@ -20,7 +20,7 @@ from core.errors import UserError
 
 _FILE = "raw-hashes.json"
 _SETTLED_S = 2.0
-# Of the remembered files: the oldest are forgotten.
+# How many files are remembered; the oldest are forgotten.
 _MOST = 10_000
 _PART = 2**20
 

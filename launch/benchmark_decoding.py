@@ -15,7 +15,7 @@ from launch import cli
 
 
 def define_flags() -> None:
-    """The program's flags."""
+    """Defines the program's flags."""
     flags.DEFINE_string("size", "0.6b", "a size of crs_jax.decoder_config")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the computation")
     flags.DEFINE_integer("count", 8, "G, trajectories", lower_bound=1)

@@ -13,7 +13,7 @@ from launch import cli
 
 
 def define_flags() -> None:
-    """The program's flags."""
+    """Defines the program's flags."""
     flags.DEFINE_string("size", "t5-small", "a size of gensar_jax.t5.config")
     flags.DEFINE_list("items", ["12000", "1000000"], "catalogues to search")
     flags.DEFINE_integer("batch", 8, "users at once", lower_bound=1)

@@ -49,7 +49,7 @@ _WHY_NONE_IS_HELD_OUT = _WHY_NONE_TRAINS | {
     "leave_one_out": ": no user has enough clicks; bring users with at least 3",
     "published": ": that part of the source is empty; pass leave_one_out",
 }
-# Of the validation examples that a sampled protocol must rank to select.
+# The share of validation examples that a sampled protocol must rank to select a run.
 _ENOUGH = 0.5
 Batch = dict[str, np.ndarray]
 # Keys of config.data that say how raw files are read.

@@ -14,7 +14,7 @@ from core import metrics
 from core.errors import UserError
 
 _RESAMPLES = 2000
-# Of fewer users resampled means never leave the range of a handful of values.
+# Below this number of users Student's t replaces the bootstrap, which sees too few values.
 _FEWEST_RESAMPLED = 30
 
 
@@ -48,7 +48,7 @@ class Row:
     def per_user(
         self, chosen: np.ndarray | slice = slice(None), seeds: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Means [U] over every user's own examples, of all or of those chosen by a bool [E].
+        """Returns means [U] over every user's examples, all or those chosen by a bool [E].
 
         Args:
           seeds: whose runs are averaged; None for all.
