@@ -1,4 +1,4 @@
-"""Digests of sharded arrays that do not depend on how the arrays lie on devices.
+"""Digests sharded arrays, whatever way they lie on devices.
 
 An array's digest is the sum, modulo 2^64, of every element's bits times a weight of the element's
 place. So the parts of an array are digested wherever they lie and their digests add up, on any mesh

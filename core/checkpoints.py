@@ -1,4 +1,4 @@
-"""Checkpoints of one training stage: the whole state in one atomic, asynchronous Orbax save.
+"""Saves the whole state of a training stage in one atomic, asynchronous Orbax checkpoint.
 
 A checkpoint holds three items: `state` (every array of the run), `progress` (what the host knows:
 step, learning rate, early stopping) and `digests` (of every array and of the progress), to which

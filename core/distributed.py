@@ -1,4 +1,4 @@
-"""Joining the processes of one job, on many hosts or on one: a roll call, then JAX's own start.
+"""Joins the processes of one job, on many hosts or on one: a roll call, then JAX's own start.
 
 JAX waits for missing processes and then aborts without saying which; the roll call names them. It
 uses the coordinator's address before JAX does: every process tells process 0 its number

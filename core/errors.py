@@ -1,4 +1,4 @@
-"""What ends a program in one line: a mistake of the user's, or a request to stop."""
+"""Ends a program in one line: a mistake of the user's, or a request to stop."""
 
 
 class UserError(Exception):

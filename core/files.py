@@ -1,4 +1,4 @@
-"""Files of ours: written whole or not at all, read with bounds and without running anything.
+"""Writes files whole or not at all, and reads them with bounds and without running anything.
 
 What is read may have been cut, changed or made by a stranger. Every function that reads raises one
 `UserError` for whatever is wrong with a file, and allocates no more than the file itself justifies.

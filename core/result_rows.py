@@ -1,4 +1,4 @@
-"""Rows of results.json and the examples behind them, checked where they are read."""
+"""Checks rows of results.json and the examples behind them where they are read."""
 
 from __future__ import annotations
 

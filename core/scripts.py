@@ -1,4 +1,4 @@
-"""Scripts of the world in regular expressions, and one form for texts that read alike."""
+"""Tells scripts of the world apart in regular expressions, and gives like texts one form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program does on SIGTERM and on Ctrl-C: one line, an exit code, nothing half-written.
+"""Ends a program on SIGTERM and on Ctrl-C: one line, an exit code, nothing half-written.
 
 From its first imports on a program has these handlers. While it only imports, a signal ends it at
 once. Later a signal raises, so that files half-written go and locks are given back; a second one

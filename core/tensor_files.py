@@ -1,4 +1,4 @@
-"""Tensors of Hugging Face checkpoints: safetensors in one file, or in shards that an index names.
+"""Reads Hugging Face's checkpoints: safetensors in one file, or in shards that an index names.
 
 A checkpoint is data of others: what it holds is checked before anything is trained from it.
 """

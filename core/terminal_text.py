@@ -1,4 +1,4 @@
-"""Text of data made safe to print: what would steer a terminal is shown and not obeyed."""
+"""Makes text of data safe to print: what would steer a terminal is shown and not obeyed."""
 
 from __future__ import annotations
 

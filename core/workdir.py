@@ -1,4 +1,4 @@
-"""A run's folder: resolved config, results, and the rule that one run owns it.
+"""Keeps a run's folder: resolved config, results, and the rule that one run owns it.
 
 Layout: `config.json`, `log.json` (the data's hash), `metrics.jsonl`, TensorBoard events,
 `checkpoints/STAGE/`, `per_user/`, `results.json`, `summary.md` and the curves as PNG; beside them

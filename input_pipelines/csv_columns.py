@@ -1,4 +1,4 @@
-"""Columns of `csv_log`: what its files need, other names for it, and what is not there."""
+"""Finds the columns of `csv_log`: those its files need, other names for them, missing ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Anybody's own log, as CSV (with a header line, UTF-8) or parquet; other columns are not read.
+"""Reads your own log, as CSV (with a header line, UTF-8) or parquet; ignores other columns.
 
-    clicks.csv    user,item,time
+    clicks.csv    user,item,time,search_session   the last column is optional
     searches.csv  user,session,time,query,clicked_items
     items.csv     item,title       optional: items beyond those that occur in the log, their texts
 

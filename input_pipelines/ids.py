@@ -1,4 +1,4 @@
-"""Ids and texts of a source's cells: one rule for every reader.
+"""Turns a source's cells into ids and texts by one rule for every reader.
 
     text            as it is: no space is stripped, no case changed; '007' is not '7'
     binary          decoded as UTF-8

@@ -1,4 +1,4 @@
-"""Names of users, items, words and places as UTF-8 laid end to end: each costs its own bytes.
+"""Keeps names of users, items, words and places as UTF-8 laid end to end, without padding.
 
 An array of NumPy's text type gives every row the width of the longest one.
 """

@@ -1,4 +1,4 @@
-"""From raw files to a prepared log, once: later runs open what the first one saved.
+"""Turns raw files into a prepared log, once: later runs open what the first one saved.
 
 A prepared log is a folder: that of `launch.prepare_data --data_dir`, or DATASET-FINGERPRINT below
 the cache directory. The fingerprint covers the raw files' names and content, the reader's version,

@@ -1,4 +1,4 @@
-"""Hashes of raw files' content, remembered, so that gigabytes are not read again at every start.
+"""Remembers hashes of raw files' content, so that not every start reads gigabytes again.
 
 A remembered hash belongs to a file's device, inode, size, and times of modification and of change.
 No program sets the last one at will (`touch -d` sets the other), so whoever writes to a file or

@@ -1,4 +1,4 @@
-"""Units of times, found or told, and what cannot be one log: clicks in seconds, searches in ms."""
+"""Finds the unit of times, and refuses logs of two: clicks in seconds, searches in ms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interactions that a log holds twice: a click, and a search of its user that it came from.
+"""Finds interactions that a log holds twice: as a click, and in the search it came from.
 
 Sources whose purchases or click-outs answer searches give both faces (`amazon_beauty`, `trivago`,
 and `csv_log` where clicks name their search). The two are one where user and item are the same and

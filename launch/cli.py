@@ -1,4 +1,4 @@
-"""What every program shares: flags parsed before what is slow is imported, and how programs end.
+"""Begins and ends every program: parses flags before slow imports, ends errors in one line.
 
 A mistake of the user's ends in one line and exit code 2, a signal in one line (`core.signals`), and
 what nobody expected in one line that names a file with the traceback, and exit code 1.

@@ -1,4 +1,4 @@
-"""Compared rows, their tests and their strata as Markdown."""
+"""Writes compared rows, their tests and their strata as Markdown."""
 
 from __future__ import annotations
 

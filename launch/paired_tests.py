@@ -1,4 +1,4 @@
-"""Rows of runs that are compared, and their tests, paired over users."""
+"""Compares rows of runs by tests that are paired over users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of sweeps and runs: their tables, and their figures inside it.
+"""Writes one self-contained HTML page of sweeps and runs, with their tables and figures.
 
     python -m launch.report --workdirs=A,B,... --out=report.html
 

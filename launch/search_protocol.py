@@ -1,4 +1,4 @@
-"""How CRS and the methods beside it are evaluated: searches against the whole catalogue.
+"""Evaluates CRS and the methods beside it: searches against the whole catalogue.
 
 Items seen before stay in the ranking (`search/catalogue`), since a search may look for one again;
 `search/full`, which GenSAR is held to, is without them. Where the log has what a search showed,
