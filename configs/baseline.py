@@ -1,4 +1,4 @@
-"""Any baseline on any data set: configs/baseline.py:METHOD,DATASET.
+"""Configures any baseline on any data set: configs/baseline.py:METHOD,DATASET.
 
 Command: python -m launch.train --config=configs/baseline.py:unisar,kuaisar --config.data_dir=DIR
 METHOD is a file METHOD_qilin.py here, whose settings it takes; DATASET a function of datasets.py.

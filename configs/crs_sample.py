@@ -12,7 +12,7 @@ from configs import datasets, defaults
 
 
 def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """What does not depend on the data set; sizes are the paper's where it gives them."""
+    """Sets what does not depend on the data set; sizes are the paper's where it gives them."""
     config.method = "crs"
     defaults.without(
         config,
@@ -49,7 +49,7 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.vocabulary.size = 4000  # of a trained one
 
     config.prompts = config_dict.ConfigDict()
-    # Tokens; ours. The oldest events go first, then the ends of the longest texts.
+    # Tokens; ours. What does not fit is left out: the oldest events, then ends of long texts.
     config.prompts.max_prompt = 1024
     config.prompts.max_reasoning = 512  # </think> included; ours
     config.prompts.max_answer = 128  # of an item's context

@@ -18,7 +18,7 @@ def amazon_raw(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 
 def csv_log(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """clicks.csv, searches.csv and, for items nobody has clicked, items.csv in data_dir."""
+    """Takes clicks.csv, searches.csv and, for items nobody has clicked, items.csv in data_dir."""
     config.dataset = "csv_log"
     config.pretrain.batch_size = 0  # by the size of the log
     config.data.columns = ""  # other names of columns, such as "user=user_id,session="
@@ -27,7 +27,7 @@ def csv_log(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 
 def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """The published parquet folders in data_dir; without it the embedded sample."""
+    """Takes the published parquet folders in data_dir; without it the embedded sample."""
     config.dataset = "qilin"
     # What replaces the settings above where data_dir is empty.
     config.on_sample = config_dict.ConfigDict()

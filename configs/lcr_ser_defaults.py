@@ -1,4 +1,4 @@
-"""Every setting of LCR-SER beside the shared ones (defaults.py), with where its value comes from.
+"""Sets what LCR-SER has beside the shared settings (defaults.py), with each value's source.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
 "ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on.

@@ -1,4 +1,4 @@
-"""Digests of sharded arrays that do not depend on how the arrays lie on devices.
+"""Digests sharded arrays, whatever way they lie on devices.
 
 An array's digest is the sum, modulo 2^64, of every element's bits times a weight of the element's
 place. So the parts of an array are digested wherever they lie and their digests add up, on any mesh
@@ -111,7 +111,7 @@ def _cores() -> int:
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
-    """The bits of every element as whole numbers of 32 bits at most; 64 become two."""
+    """Returns the bits of every element as whole numbers of 32 bits at most; 64 become two."""
     shape, size = values.shape, values.dtype.itemsize
     values = np.ascontiguousarray(values).reshape(-1)
     if size > 4:
@@ -132,7 +132,7 @@ def _pieces(bits: np.ndarray, corner: list[int]) -> Iterator[tuple[np.ndarray, l
 
 
 def _sum(bits: np.ndarray, corner: list[int]) -> int:
-    """The digest of a piece whose last axis fits a chunk."""
+    """Returns the digest of a piece whose last axis fits a chunk."""
     sizes = zip(bits.shape, corner, strict=True)
     weights = [_weights(axis, start, start + n) for axis, (n, start) in enumerate(sizes)]
     # As many of the last axes as fit a chunk are one axis, and so are all before them.
@@ -150,12 +150,12 @@ def _sum(bits: np.ndarray, corner: list[int]) -> int:
 
 
 def _products(weights: list[np.ndarray]) -> np.ndarray:
-    """The weights of the elements of some axes, in their order, flat."""
+    """Returns the weights of the elements of some axes, in their order, flat."""
     return functools.reduce(np.multiply.outer, weights, np.ones((), np.uint64)).reshape(-1)
 
 
 def _weights(axis: int, start: int, stop: int) -> np.ndarray:
-    """Odd numbers uint64 [stop - start] for the places of an axis.
+    """Returns odd numbers uint64 [stop - start] for the places of an axis.
 
     Each is a number of the place within its block times a number of the block.
     """
@@ -178,7 +178,7 @@ def _high(axis: int, block: int) -> np.uint64:
 
 
 def _odd(numbers: np.ndarray) -> np.ndarray:
-    """Pseudo-random odd numbers of 64 bits, by SplitMix64."""
+    """Returns pseudo-random odd numbers of 64 bits, by SplitMix64."""
     mixed = numbers * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)

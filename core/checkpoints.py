@@ -1,4 +1,4 @@
-"""Checkpoints of one training stage: the whole state in one atomic, asynchronous Orbax save.
+"""Saves the whole state of a training stage in one atomic, asynchronous Orbax checkpoint.
 
 A checkpoint holds three items: `state` (every array of the run), `progress` (what the host knows:
 step, learning rate, early stopping) and `digests` (of every array and of the progress), to which
@@ -94,7 +94,7 @@ def _repacked(found: jax.Array, leaf: Any) -> jax.Array:
 
 
 def _with_filling(leaf: Any, saved: tuple[int, ...] | None) -> Any:
-    """`leaf` with as many rows as were saved where those are more: the digest covers them."""
+    """Gives `leaf` as many rows as were saved where those are more: the digest covers them."""
     if (
         saved is None
         or not leaf.shape
@@ -106,19 +106,19 @@ def _with_filling(leaf: Any, saved: tuple[int, ...] | None) -> Any:
 
 
 def _named(state: Any) -> dict[str, Any]:
-    """Every array of `state` by its path."""
+    """Returns every array of `state` by its path."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def _digests(state: Any) -> dict[str, str]:
-    """The digest of every array of `state` by its path, 16 hex digits, over all processes."""
+    """Returns the digest, 16 hex digits, of every array by its path, over all processes."""
     own = {name: array_digests.first_copies(leaf) for name, leaf in _named(state).items()}
     every = distributed.of_all(own)
     return {name: f"{array_digests.total(one[name] for one in every):016x}" for name in own}
 
 
 def _read_progress(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The progress of a checkpoint and the digests of its arrays.
+    """Reads the progress of a checkpoint and the digests of its arrays.
 
     Raises:
       ValueError: one of them is not what was saved.
@@ -145,7 +145,7 @@ def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
 
 
 def newest_progress(directory: str) -> dict[str, Any] | None:
-    """The progress of the newest checkpoint that has a readable one; nothing is made or changed.
+    """Reads the progress of the newest checkpoint that has a readable one; writes nothing.
 
     Returns:
       None where there is no such checkpoint, or no such directory.
@@ -161,7 +161,7 @@ def newest_progress(directory: str) -> dict[str, Any] | None:
 
 
 class Checkpoints:
-    """The checkpoints of one stage under `directory`; created on the first save."""
+    """Saves and restores one stage under `directory`, which the first save creates."""
 
     def __init__(self, directory: str, keep: int = 2):
         self._directory = os.path.abspath(directory)
@@ -255,7 +255,7 @@ class Checkpoints:
         return None
 
     def _checked(self, step: int, abstract: Any) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
-        """This process's part of a checkpoint and ''; or None, and why this process cannot use it.
+        """Returns this process's part of a checkpoint and ''; or None and why it cannot use it.
 
         The reason is '' where another process has one.
         """
@@ -268,7 +268,7 @@ class Checkpoints:
             parts = {name: array_digests.parts(leaf) for name, leaf in _named(state).items()}
         except Exception as error:  # Orbax and TensorStore raise many types for a cut file
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        # Whoever could not read has no parts, and says so next.
+        # A process that could not read has no parts; its reason is logged by the caller.
         every = distributed.of_all(parts)
         if reason or not all(every):
             return None, reason
@@ -282,7 +282,7 @@ class Checkpoints:
         return (state, progress), ""
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any], dict[str, str]]:
-        """This process's part of a checkpoint, and the digests of the whole.
+        """Reads this process's part of a checkpoint, and the digests of the whole.
 
         The manager would wait for processes that cannot read theirs, or take their next attempt
         for this one.

@@ -1,4 +1,4 @@
-"""Checksums of files of ours, so that nothing is computed with what a disk or a copy has changed.
+"""Checks our own files, so that nothing is computed with what a disk or a copy has changed.
 
 They are XXH3 of 64 bits, of a whole file: faster than any disk, and made against accidents, not
 against whoever writes a wrong file with its checksum. Small JSON files carry their own ("sealed").
@@ -108,7 +108,7 @@ def save(path: str, content: bytes) -> None:
 
 
 def is_saved(path: str) -> bool:
-    """Tells whether `save` has finished there."""
+    """Tells whether `save` has finished writing `path` and its checksum."""
     return os.path.exists(path + _BESIDE)
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# What is through by then needs no line.
+# A body that ends sooner is not announced.
 _SILENT_S = 2.0
 
 

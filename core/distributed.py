@@ -1,4 +1,4 @@
-"""Joining the processes of one job, on many hosts or on one: a roll call, then JAX's own start.
+"""Joins the processes of one job, on many hosts or on one: a roll call, then JAX's own start.
 
 JAX waits for missing processes and then aborts without saying which; the roll call names them. It
 uses the coordinator's address before JAX does: every process tells process 0 its number
@@ -35,7 +35,7 @@ _HEARTBEAT_S = 60
 # them earlier where it ends.
 _ALONE_MS = 6 * 3600 * 1000
 _numbers = itertools.count()
-# This process's key of the last `of_all`.
+# The key under which this process stored its value in the last `of_all`.
 _told = ""
 
 
@@ -79,7 +79,7 @@ def start(
 
 
 def _bind_address(coordinator: str) -> str | None:
-    """Where JAX's own service listens: on the coordinator's interface, if that is found."""
+    """Returns where JAX's own service listens: the coordinator's interface, if that is found."""
     host, _, port = coordinator.rpartition(":")
     address = handshake.interface(host.strip("[]"))
     if address is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
@@ -148,7 +148,7 @@ def of_first(value: Any) -> Any:
 
 
 def of_all(value: Any) -> list[Any]:
-    """Every process's `value`, of what JSON holds, in the order of the processes."""
+    """Returns every process's `value`, of what JSON holds, in the order of the processes."""
     global _told
     if jax.process_count() == 1:
         return [value]
@@ -159,7 +159,7 @@ def of_all(value: Any) -> list[Any]:
         client.blocking_key_value_get(f"{key}/{process}", _ALONE_MS)
         for process in range(jax.process_count())
     ]
-    # All are here, so all have read what was told the time before: the store must not grow.
+    # All are here, so all have read the values of the call before: the store must not grow.
     if _told:
         client.key_value_delete(_told)
     _told = own

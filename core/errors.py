@@ -1,4 +1,4 @@
-"""What ends a program in one line: a mistake of the user's, or a request to stop."""
+"""Ends a program in one line: a mistake of the user's, or a request to stop."""
 
 
 class UserError(Exception):
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Preempted(Exception):
-    """SIGTERM or Ctrl-C arrived; the state is saved and the same command continues it.
+    """Tells that SIGTERM or Ctrl-C arrived; the state is saved, the same command continues it.
 
     Attributes:
       code: the exit code that a program ends with.

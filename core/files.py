@@ -1,4 +1,4 @@
-"""Files of ours: written whole or not at all, read with bounds and without running anything.
+"""Writes files whole or not at all, and reads them with bounds and without running anything.
 
 What is read may have been cut, changed or made by a stranger. Every function that reads raises one
 `UserError` for whatever is wrong with a file, and allocates no more than the file itself justifies.
@@ -34,14 +34,14 @@ _JSON_BYTES = 256 * 2**20
 _ARCHIVE_BYTES = 2 * 2**30
 _HEADER_BYTES = 10_000
 _LONGEST_EMPTY_AXIS = 2**20
-# That an archive of any size may unpack to, and that each byte of it justifies.
+# Bytes that any archive may unpack to, and those that each of its own bytes justifies.
 _UNPACKED_BYTES, _UNPACKED_A_BYTE = 256 * 2**20, 100
 # Descriptors of this process by name; where the shell has led one to a file, it is not replaced.
 _OWN_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\d{1,4})")
 
 
 class WriteError(UserError, OSError):
-    """A file that cannot be written: ends a program in one line, and is caught as an `OSError`."""
+    """Names a file that cannot be written; ends a program in one line, is caught as `OSError`."""
 
     def __init__(self, path: str, error: OSError):
         super().__init__(
@@ -109,12 +109,12 @@ def writing(path: str) -> Iterator[None]:
 
 
 def _open_through(path: str) -> IO[bytes] | None:
-    """The open file at `path` where that is no regular file, which cannot be replaced."""
+    """Opens the file at `path` where that is no regular file, which cannot be replaced."""
     own = _OWN_DESCRIPTOR.fullmatch(os.path.abspath(path))
     if own:
         sys.stdout.flush()
         return os.fdopen(os.dup({"stdout": 1, "stderr": 2}.get(own[1]) or int(own[2])), "wb")
-    # Asked of the path itself: the real path of a link to a pipe is no path.
+    # The path itself is looked at: a link to a pipe has a real path that does not exist.
     if not os.path.exists(path) or stat.S_ISREG(os.stat(path).st_mode):
         return None
     return open(path, "wb")
@@ -360,7 +360,7 @@ def load_npz(
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["F", "C"], np.dtype]:
-    """(shape, order, dtype) of the .npy at the start of a file, which is left at its values.
+    """Reads (shape, order, dtype) of the .npy at the start of a file, and stops at its values.
 
     Raises:
       ValueError: no header of NumPy's, or one of objects.
@@ -374,7 +374,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["F", "C"], np
         raise ValueError(f"version {version} of the .npy format")
     try:
         shape, fortran, dtype = read[version](file, max_header_size=_HEADER_BYTES)
-    except (MemoryError, tokenize.TokenError):  # of nested and of open brackets
+    except (MemoryError, tokenize.TokenError):  # nested brackets, open brackets
         raise ValueError("a header that is no dict") from None
     if dtype.hasobject or not dtype.itemsize or any(size < 0 for size in shape):
         raise ValueError("an array of objects, of nothing or of negative size")

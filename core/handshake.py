@@ -38,7 +38,7 @@ _ACCEPTED, _OTHER_TOKEN, _TAKEN = b"ok", b"no token", b"no number"
 
 @dataclasses.dataclass(frozen=True)
 class Arrivals:
-    """Who has come until the deadline.
+    """Holds the connections of the processes that came before the deadline.
 
     Attributes:
       present: the connection of every process that is there, by number.
@@ -116,7 +116,7 @@ def gather(server: socket.socket, processes: int, token: str, deadline: float) -
 
 @dataclasses.dataclass
 class _Visitor:
-    """A connection within its handshake."""
+    """Holds a connection within its handshake."""
 
     connection: socket.socket
     challenge: str
@@ -238,7 +238,7 @@ class _Reception:
         self.present[number] = connection
 
     def _look_after(self, number: int) -> None:
-        """A process that hangs up has ended, and may be started again before all are there."""
+        """Forgets a process that hung up: it may be started again before all are there."""
         connection = self.present[number]
         try:
             gone = not connection.recv(1, socket.MSG_PEEK)
@@ -246,7 +246,7 @@ class _Reception:
             return
         except OSError:
             gone = True
-        self._selector.unregister(connection)  # what it says is for whom it is handed to
+        self._selector.unregister(connection)  # its words are for the watch, which gets it
         if gone:
             del self.present[number]
             connection.close()
@@ -298,7 +298,7 @@ def connect(address: tuple[str, int], number: int, token: str, deadline: float) 
 
 
 def _introduced(connection: socket.socket, number: int, token: str, limit_s: float) -> bytes:
-    """Process 0's reply to this process, without its line's end; empty where it hangs up."""
+    """Returns process 0's reply, without its line's end; empty where it hangs up."""
     deadline = time.monotonic() + limit_s
     greeting = read_line(connection, deadline)
     if not greeting.startswith(_GREETING):

@@ -89,7 +89,7 @@ class StageProgress:
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """A finished stage: the state of its best evaluation, and what led there.
+    """Holds what a finished stage leaves: the state of its best evaluation, and what led there.
 
     `learning_rate` is the rate in force at the best evaluation. `still_improving`: the last of
     several evaluations was the best, so that longer training may do better.
@@ -220,7 +220,7 @@ def start_or_restore(
 def best_of(
     checkpoints: Checkpoints, state: State, progress: StageProgress, config: LoopConfig
 ) -> StageResult:
-    """The result of a finished stage; `state` has the shapes and shardings wanted."""
+    """Returns the result of a finished stage; `state` has the shapes and shardings wanted."""
     assert progress.best_step is not None and progress.plateau.best is not None
     best = checkpoints.restore(state, progress.best_step)
     assert best is not None
@@ -235,7 +235,7 @@ def best_of(
 
 
 def _still_improving(progress: StageProgress, config: LoopConfig) -> bool:
-    """Whether the best evaluation is the last, and not the only one."""
+    """Tells whether the best evaluation is the last, and not the only one."""
     return progress.best_step == progress.step > config.eval_every
 
 
@@ -268,7 +268,7 @@ class Report(Protocol):
 
 
 class StageRun:
-    """What follows an update: statistics, evaluation, early stopping, checkpoints."""
+    """Does what follows an update: statistics, evaluation, early stopping, checkpoints."""
 
     def __init__(
         self,
@@ -294,7 +294,7 @@ class StageRun:
         Args:
           values: the update's statistics.
           state: gives the state after it; only asked where it is needed.
-          terminated: whether SIGTERM has arrived, so that a checkpoint is due.
+          terminated: whether SIGTERM or Ctrl-C has arrived, so that a checkpoint is due.
 
         Raises:
           NotFinite: a loss since the last look; nothing is saved.

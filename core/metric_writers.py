@@ -71,7 +71,7 @@ class MetricWriter:
 
 
 class _Events:
-    """TensorBoard's events of one stage.
+    """Writes TensorBoard's events of one stage.
 
     Written in this thread: a `SummaryWriter` writes in another, which a full disk ends, and then
     waits for it for ever.
@@ -125,7 +125,7 @@ def write_lines(workdir: Workdir, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def _read(path: str) -> tuple[list[dict[str, Any]], str]:
-    """The lines that can be read, and what is wrong with others, '' where nothing is.
+    """Returns the lines that can be read, and what is wrong with others, '' for nothing.
 
     Only a last line may be cut: a run that is killed leaves such a one.
     """
@@ -179,7 +179,7 @@ def _put_aside(path: str) -> str:
 
 
 class ProgressReport:
-    """A progress bar on a terminal, log lines elsewhere: step, loss, examples/s, time left.
+    """Shows step, loss, examples/s and time left: as a bar on a terminal, as log lines elsewhere.
 
     The rate is that of this process's own steps after the first that is shown, so that neither
     compiling nor what an earlier process did is taken for it; until the next there is none.
@@ -217,7 +217,7 @@ class ProgressReport:
             _LOG.info("%s step %d/%d %s", self._stage, step, self._last, text)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line of its own above the bar, or logs it where there is no bar."""
         if self._bar is not None:
             line = visible_line(f"{self._stage}: {text}")
             self._bar.console.print(line, highlight=False, markup=False)

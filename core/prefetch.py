@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def ahead(make: Callable[[int], T], start: int, *, count: int, threads: int) -> Iterator[T]:
-    """make(start), make(start + 1), ... without end, in this order.
+    """Yields make(start), make(start + 1), ... without end, in this order.
 
     Args:
       make: safe to call from several threads.

@@ -85,7 +85,7 @@ class ProcessWatch:
         self._exit(code)
 
     def finish(self) -> None:
-        """This process is through; closing connections mean nothing from now on."""
+        """Notes that this process is through; closing connections mean nothing from now on."""
         with self._lock:
             self._ending = True
         for connection in self._peers.values():

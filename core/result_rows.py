@@ -1,4 +1,4 @@
-"""Rows of results.json and the examples behind them, checked where they are read."""
+"""Checks rows of results.json and the examples behind them where they are read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_row(row: Any, where: str, remedy: str) -> None:
 
 
 def is_a(value: Any, kind: type) -> bool:
-    """Tells whether a value of JSON is of a kind; whole numbers are floats, true and false none."""
+    """Tells whether a value of JSON is of a kind; booleans are no numbers, integers are floats."""
     if isinstance(value, bool):
         return False
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)

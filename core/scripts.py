@@ -1,4 +1,4 @@
-"""Scripts of the world in regular expressions, and one form for texts that read alike."""
+"""Tells scripts of the world apart in regular expressions, and gives like texts one form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARKED_PLANES = (range(0x300, 0x1F000), range(0xE0000, 0xE0200))
 
 
 def _marks() -> str:
-    """Combining marks, categories Mn and Mc; the enclosing ones (Me) stand around symbols."""
+    """Lists combining marks, categories Mn and Mc; enclosing ones (Me) stand around symbols."""
     marks = [
         number
         for number in itertools.chain(*_MARKED_PLANES)

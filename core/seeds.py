@@ -1,4 +1,4 @@
-"""Random streams by name: one seed of a run, and as many independent streams as it has uses.
+"""Makes random streams by name: from one seed, as many independent ones as it has uses.
 
 Adding numbers to a seed does not make streams: iteration 1 of seed 0 would draw what iteration 0 of
 seed 1 draws, and seeds that stand for independent runs would share their noise.

@@ -1,4 +1,4 @@
-"""What a program does on SIGTERM and on Ctrl-C: one line, an exit code, nothing half-written.
+"""Ends a program on SIGTERM and on Ctrl-C: one line, an exit code, nothing half-written.
 
 From its first imports on a program has these handlers. While it only imports, a signal ends it at
 once. Later a signal raises, so that files half-written go and locks are given back; a second one
@@ -17,7 +17,9 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 class Stopped(BaseException):
-    """SIGTERM or Ctrl-C, where nothing is left to save; no `Exception`, so that none swallow it.
+    """Ends a program on SIGTERM or Ctrl-C where nothing is left to save.
+
+    It is no `Exception`, so that no handler swallows it.
 
     Attributes:
       code: the exit code that the program ends with.
@@ -29,7 +31,7 @@ class Stopped(BaseException):
 
 
 class _Endings:
-    """How the running program ends on a signal."""
+    """Knows how the running program ends on a signal."""
 
     continues = False
     raises = False

@@ -1,4 +1,4 @@
-"""Tensors of Hugging Face checkpoints: safetensors in one file, or in shards that an index names.
+"""Reads Hugging Face's checkpoints: safetensors in one file, or in shards that an index names.
 
 A checkpoint is data of others: what it holds is checked before anything is trained from it.
 """
@@ -24,7 +24,7 @@ _LOOKED_AT = 2**24
 
 
 class Tensors:
-    """The tensors of an open checkpoint.
+    """Reads the tensors of an open checkpoint by their names.
 
     Attributes:
       path: of the checkpoint, for messages.
@@ -119,7 +119,7 @@ def opened(path: str | pathlib.Path) -> Iterator[Tensors]:
 
 
 def _index(folder: pathlib.Path) -> dict[str, str] | None:
-    """The shard of each tensor by an index; None where there is none."""
+    """Reads from an index which shard holds each tensor; None where there is no index."""
     path = folder / INDEX
     if not path.exists():
         return None

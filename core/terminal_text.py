@@ -1,4 +1,4 @@
-"""Text of data made safe to print: what would steer a terminal is shown and not obeyed."""
+"""Makes text of data safe to print: what would steer a terminal is shown and not obeyed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class VisibleFormatter(logging.Formatter):
 
 
 class VisibleStream:
-    """A terminal's stream that shows the steering characters of whatever is written to it."""
+    """Wraps a terminal's stream, and shows the steering characters of what is written to it."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

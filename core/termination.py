@@ -31,7 +31,10 @@ _NOTHING = "nothing was trained since the last checkpoint, if there is one"
 
 
 class _Abandoned(BaseException):
-    """A signal arrived in what can be repeated; no `Exception`, so that none swallow it."""
+    """Leaves what can be repeated on a signal.
+
+    It is no `Exception`, so that no handler swallows it.
+    """
 
 
 class Termination:
@@ -40,12 +43,12 @@ class Termination:
     def __init__(self) -> None:
         self._number: int | None = None
         self._interrupts = 0
-        # What goes on and can be repeated, by the words for it.
+        # Describes the body that goes on and can be repeated; None where none does.
         self._repeatable: str | None = None
         self._left = threading.Event()
 
     def arrived(self) -> bool:
-        """To be asked after every update and between stages, by all processes alike."""
+        """Tells whether a signal has arrived; all processes ask after the same updates."""
         if jax.process_count() > 1:
             # Without a collective: JAX's coordinator hears of a signal and names a later count.
             return multihost_utils.reached_preemption_sync_point(next(_updates))
@@ -152,7 +155,7 @@ class Termination:
             os._exit(self._code)
 
 
-# Of the outermost `watched` of this process.
+# What the outermost `watched` of this process notes with.
 _watching: Termination | None = None
 
 
@@ -198,9 +201,9 @@ def repeatable(what: str) -> Iterator[None]:
 
 
 def stop_if_terminated(due: str) -> None:
-    """Raises where a signal has arrived inside `watched`; for before what takes long.
+    """Raises Preempted if a signal has arrived inside `watched`; outside it does nothing.
 
-    Of several processes all ask alike. Outside `watched` it does nothing.
+    It stands before what takes long. Of several processes all call it, or none does.
 
     Args:
       due: what is about to begin; everything before it is saved.

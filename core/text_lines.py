@@ -1,4 +1,4 @@
-"""Lines of text files that people or other programs have written."""
+"""Reads lines of text files that people or other programs have written."""
 
 from __future__ import annotations
 

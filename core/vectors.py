@@ -213,7 +213,7 @@ def read_description(path: str) -> dict[str, Any]:
 
 
 def load_vectors(path: str, *, num_items: int, data_hash: str) -> np.ndarray:
-    """Exported vectors: a .npy of float32 [V, D], and a .json of the same name beside it.
+    """Reads exported vectors: a .npy of float32 [V, D], and a .json of the same name beside it.
 
     The JSON's `data_hash` names the log they were trained on; they must not have seen another. It
     holds the checksum of the .npy, too; both files may have been renamed together.

@@ -1,4 +1,4 @@
-"""A run's folder: resolved config, results, and the rule that one run owns it.
+"""Keeps a run's folder: resolved config, results, and the rule that one run owns it.
 
 Layout: `config.json`, `log.json` (the data's hash), `metrics.jsonl`, TensorBoard events,
 `checkpoints/STAGE/`, `per_user/`, `results.json`, `summary.md` and the curves as PNG; beside them
@@ -107,7 +107,7 @@ def check_mounted(path: str, what: str) -> None:
 
 
 class Workdir:
-    """The folder of one run, opened by `open_workdir`.
+    """Reads and writes the folder of one run, opened by `open_workdir`.
 
     Raises:
       UserError: the path is an address, or begins with a `~` that is nobody's home.
@@ -231,7 +231,7 @@ class Workdir:
             )
 
     def _log_hash(self) -> str | None:
-        """The log that the run was trained on; None where nothing has been trained."""
+        """Returns the hash of the log that the run was trained on; None before any training."""
         path = os.path.join(self.path, _LOG_FILE)
         if os.path.lexists(path):
             what = "the data that a run was trained on"
@@ -320,7 +320,7 @@ def check_out(path: str, flag: str, ending: str = "") -> None:
     Raises:
       UserError: another ending, its folder is not there, or it is a folder itself.
     """
-    # Of a link, where the file that it names is written.
+    # A link is written through: the folder is that of the file it leads to.
     folder = os.path.dirname(os.path.realpath(path))
     if not path.endswith(ending) or not os.path.isdir(folder) or os.path.isdir(path):
         raise UserError(
@@ -373,7 +373,7 @@ def check_workdir(path: str, config: dict[str, Any]) -> None:
 
 
 def has_only_scaffolding(folder: str, *names: str) -> bool:
-    """Tells whether a folder holds only locks, what killed writers left, and files of `names`."""
+    """Tells whether a folder has only locks, what killed writers left, and files of `names`."""
     ours = (_LOCK, PARTIAL)
     return all(name.startswith(ours) or name in names for name in os.listdir(folder))
 

@@ -129,7 +129,7 @@ def user_parts(context: UserContext) -> tuple[str, list[str], str]:
 
 
 class Prompt(NamedTuple):
-    """A prompt's tokens, and whether texts of its context were cut to make it fit."""
+    """Holds a prompt's tokens, and whether texts of its context were cut to make it fit."""
 
     tokens: list[int]
     cut: bool

@@ -61,7 +61,7 @@ def _expected(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[i
 
 
 def checkpoint_rows(path: str | pathlib.Path) -> int:
-    """Rows of the embedding of a checkpoint.
+    """Counts the rows of a checkpoint's embedding.
 
     Raises:
       UserError: no such file, or it has no embedding of Qwen3's name.
@@ -92,7 +92,7 @@ def from_hugging_face(
     key: jax.Array,
     partition: Partition | None = None,
 ) -> Params:
-    """Parameters float32 of a safetensors file, or of a folder with one file or an index.
+    """Reads parameters float32 of a safetensors file, or of a folder with one file or an index.
 
     New rows are the mean of the text's rows plus a tenth of their standard deviation in each
     column, so that at first no id token is likelier than another; LoRA starts at no addition.

@@ -26,7 +26,7 @@ MISSED = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a network answered; E prompts, K items, R reasoning tokens.
+    """Holds what a network answered; E prompts, K items, R reasoning tokens.
 
     Attributes:
       items: int32 [E, K], best first; -1 in places that are left over.

@@ -270,7 +270,7 @@ def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "r
 
 
 class RLTask:
-    """A `core.task.Task` over the prompts of one subset.
+    """Trains by reinforcement on the prompts of one subset, as a `core.task.Task`.
 
     Args:
       name: of the stage; each stage draws its own order and its own rollouts.
@@ -320,7 +320,7 @@ class RLTask:
         return state | {"reference": jax.tree.map(jnp.copy, params["trained"])}
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]:
-        """Batches from a step on; each of several processes yields its part of the prompts."""
+        """Yields batches from a step on; each of several processes its part of the prompts."""
         count, size = len(self._data["prompts"]), self.batch_size
         step = start_step
         while True:

@@ -87,7 +87,7 @@ def _numbers_within(prefixes: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SemanticIds:
-    """The ids of a catalogue.
+    """Holds the semantic ids of a catalogue.
 
     Attributes:
       codes: int32 [V, L+1], of items 1..V; the last code tells apart items that share the others.
@@ -251,7 +251,7 @@ def write_list(folder: str, items: Iterable[str], codes: np.ndarray) -> None:
 
 
 def read_list(folder: str) -> Kept:
-    """What `write_list` has left in a folder.
+    """Reads the list of names and codes that `write_list` wrote to a folder.
 
     Raises:
       UserError: no such file, one that has changed since it was written, or a line of it that is
@@ -287,7 +287,7 @@ def read_list(folder: str) -> Kept:
 
 
 def load(folder: str) -> SemanticIds:
-    """The ids that `save` has left in a folder.
+    """Reads the ids that `save` wrote to a folder.
 
     Raises:
       UserError: none there that can be read.

@@ -121,7 +121,7 @@ def sft_step(network: Decoder, config: SFTConfig) -> Any:
 
 
 class SFTTask:
-    """A `core.task.Task` over examples in memory.
+    """Fine-tunes on examples in memory, as a `core.task.Task`.
 
     Args:
       name: of the stage; each stage draws its own order.

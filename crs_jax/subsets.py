@@ -48,7 +48,7 @@ def incorrect(
 
 
 def sampled(cases: list[Case], most: int, seed: int | np.random.SeedSequence) -> list[Case]:
-    """Sample(...) of Eq. 2: `most` of the cases in their order, chosen by `seed`; 0 for all."""
+    """Returns Sample(...) of Eq. 2: `most` of the cases in order, chosen by `seed`; 0 for all."""
     if not 0 < most < len(cases):
         return cases
     chosen = np.random.default_rng(seed).choice(len(cases), most, replace=False)
@@ -76,7 +76,7 @@ def _cases(answers: Answers, examples: np.ndarray, rows: np.ndarray, end_think: 
 
 
 class Subsets:
-    """A folder of subsets by name.
+    """Saves and reads the subsets of a folder by their names.
 
     Args:
       folder: made on the first save.

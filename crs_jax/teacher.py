@@ -72,7 +72,7 @@ def read_vocabulary(folder: str, config: DecoderConfig) -> Vocabulary:
 def prompt(
     vocabulary: Vocabulary, query: str, events: Sequence[str], title: str, *, limit: int
 ) -> list[int]:
-    """The tokens of a prompt, which ends in <think>:
+    """Returns the tokens of a prompt, which ends in <think>:
 
         <|im_start|>user
         Earlier this user searched for "pan" and chose "Iron pan"; chose "Blue tent".

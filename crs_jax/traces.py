@@ -38,7 +38,7 @@ class Trace(NamedTuple):
 
 
 def read_traces(path: str) -> list[Trace]:
-    """The traces of a file.
+    """Reads the traces of a file.
 
     Raises:
       UserError: no such file, or broken JSON, a missing key or no text: names the line.
@@ -73,7 +73,7 @@ def _trace(record: Mapping[str, Any]) -> Trace:
 
 
 def leaks(reasoning: str, text: str) -> bool:
-    """Whether a trace tells the target: an id, a control token, or words of its text in a row.
+    """Tells whether a trace has an id, a control token, or words of the target's text in a row.
 
     Sources join an item's title with what else they say of it, the title first. So a quoted title
     shows as the first three words of the text (all of a shorter one), a part of it as any four;
@@ -108,7 +108,7 @@ class TemplateTeacher:
     )
 
     def reasoning(self, query: str, earlier: Sequence[str], title: str, number: int) -> str:
-        """The trace of example `number`, which decides the wording.
+        """Returns the trace of example `number`, which decides the wording.
 
         Args:
           earlier: queries before, oldest first.

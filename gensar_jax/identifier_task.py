@@ -89,7 +89,7 @@ def explained(vectors: np.ndarray, errors: np.ndarray) -> float:
 
 
 class IdentifierTask:
-    """A `core.task.Task`.
+    """Trains the RQ-VAE of the identifiers, as a `core.task.Task`.
 
     Args:
       vectors: by source, float32 [V, D], scaled.

@@ -1,4 +1,4 @@
-"""Final identifiers of the catalogue: collisions, their resolution, and the table as an artefact.
+"""Makes the catalogue's final identifiers: collisions, their resolution, the table on disk.
 
 The collision rate is that of GenSAR (RecSys 2025) 4.4.2: 1 - unique identifiers / items. It is less
 than the share of items that collide, which counts every item of a shared identifier. Collisions are
@@ -272,7 +272,7 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
 
 
 def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
-    """The table that `save_table` wrote, checked.
+    """Reads the table that `save_table` wrote, and checks it.
 
     Args:
       directory: the workdir of a run that wrote identifiers.

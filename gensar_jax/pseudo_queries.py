@@ -35,7 +35,7 @@ def from_texts(texts: Sequence[str], split: Callable[[str], list[str]]) -> list[
 
 
 def read(path: str, numbers: Mapping[str, int]) -> list[tuple[int, str]]:
-    """Queries of a file: lines of an item's original id, TAB and a query, any number an item.
+    """Reads queries: lines of an item's original id, TAB and a query, any number an item.
 
     Args:
       numbers: item numbers by original id.

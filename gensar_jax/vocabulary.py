@@ -32,7 +32,7 @@ _MODEL_BYTES = 256 * 2**20
 
 
 def read_pieces(path: str | pathlib.Path) -> bytes:
-    """A SentencePiece model, such as T5's spiece.model or what `train_pieces` made.
+    """Reads a SentencePiece model, such as T5's spiece.model or what `train_pieces` made.
 
     Raises:
       UserError: no such file, no model, or one whose ids of padding and end are not 0 and 1.
@@ -91,7 +91,7 @@ def _parts(word: str) -> list[str]:
 
 
 def train_pieces(texts: Iterable[str], size: int) -> bytes:
-    """A SentencePiece unigram model trained on a catalogue's own text and queries.
+    """Trains a SentencePiece unigram model on a catalogue's own text and queries.
 
     Rare characters are spelt in bytes, so that no text is unknown.
 
@@ -134,7 +134,7 @@ def train_pieces(texts: Iterable[str], size: int) -> bytes:
 
 
 class Vocabulary:
-    """Text and codes as one range of ids.
+    """Turns text and codes into one range of ids, and back.
 
     Args:
       model: a SentencePiece model, from `read_pieces` or `train_pieces`.
@@ -273,7 +273,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> Vocabulary:
-        """What `save` wrote.
+        """Reads the vocabulary that `save` wrote.
 
         Raises:
           UserError: a file is missing or malformed, or there are no code tokens.

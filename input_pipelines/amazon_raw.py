@@ -36,7 +36,7 @@ from input_pipelines import ids, random_streams
 from input_pipelines.csv_blocks import Report, silent
 from input_pipelines.log import Log, RawEvents, build_log, tie_break
 
-# Of a Python literal, whose parse tree takes hundreds of bytes a character.
+# The longest Python literal that is parsed: its tree takes hundreds of bytes a character.
 _LITERAL_CHARACTERS = 2**20
 _LOG = logging.getLogger(__name__)
 

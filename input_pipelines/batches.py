@@ -54,7 +54,7 @@ _FIELD_TABLES = {
 _AHEAD, _THREADS = 4, 2
 # Added to the seed for search examples, far from other seeds.
 _SEARCH_SEED = 2_000_003
-# Of the training examples that need not have as many negatives as the others.
+# The share of training examples that need not have as many negatives as the others.
 _MAY_LACK = 0.1
 
 
@@ -326,7 +326,7 @@ class TrainBatches:
         return count, chosen, searches
 
     def _left(self, examples: Examples) -> np.ndarray:
-        """How many items [E] could be negatives of each example."""
+        """Counts the items that could be negatives of each example, [E]."""
         target, time = targets(self._log, examples)
         return self._touched.untouched(self._log.num_items, examples.user, time, target)
 

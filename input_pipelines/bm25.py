@@ -72,7 +72,7 @@ def nearest_negatives(
       int32 [E, count]; a row of zeros where fewer than `count` items are left.
     """
     rankings: dict[tuple[str, ...], np.ndarray] = {}
-    # No more of the nearest are ever looked at.
+    # This many of the nearest hold `count` that are not left out.
     most = count + 1 + max((len(out) for out in left_out), default=0)
     negatives = np.zeros((len(queries), count), np.int32)
     for row, (words, out) in enumerate(zip(queries, left_out, strict=True)):

@@ -30,12 +30,12 @@ _DRAWN_ROWS = 16_384
 _RACE_CELLS = 4_000_000
 # Users that a warning names.
 _NAMED = 3
-# Of the lists' names; lists of before were drawn otherwise.
+# Stands in the lists' file names; lists drawn by older rules have another number or none.
 _VERSION = 2
 
 
 class TouchedItems:
-    """When each user first touched each item, in a recommendation or in a search.
+    """Tells when each user first touched each item, in a recommendation or in a search.
 
     Args:
       log: the log.
@@ -224,7 +224,7 @@ def evaluation_candidates(
     task: str = "recommendation",
     segmenter: str = "characters",
 ) -> np.ndarray:
-    """The saved candidate lists of a split; drawn once, shared by every model.
+    """Returns the saved candidate lists of a split; drawn once, shared by every model.
 
     Args:
       split: 'validation' or 'test'.
@@ -374,7 +374,7 @@ def ranked(lists: np.ndarray) -> np.ndarray:
 
 
 def who_lack(log: Log, users: np.ndarray, count: int) -> str:
-    """Names users to whom fewer than `count` items are left as negatives, the first few.
+    """Names the first few of the users to whom fewer than `count` items are left as negatives.
 
     Args:
       users: of the examples, [E]; a user may have several.
@@ -422,7 +422,7 @@ def other_clicks(log: Log, examples: Examples) -> np.ndarray:
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
-    """int32 [E, S]: the rows one below the other, at least one column, zeros after them."""
+    """Returns int32 [E, S]: the rows one below the other, zero-padded to one column at least."""
     width = max((len(items) for items in rows), default=0) or 1
     padded = np.zeros((len(rows), width), np.int32)
     for row, items in enumerate(rows):

@@ -51,7 +51,7 @@ class Block:
 def read_blocks(
     path: pathlib.Path, columns: Mapping[str, pa.DataType], report: Report = silent
 ) -> Iterator[Block]:
-    """The named columns of a CSV file with a header; other columns are not converted.
+    """Yields the named columns of a CSV file with a header; other columns are not converted.
 
     Args:
       columns: name -> ID, TIME or TEXT.

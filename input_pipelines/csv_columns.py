@@ -1,4 +1,4 @@
-"""Columns of `csv_log`: what its files need, other names for it, and what is not there."""
+"""Finds the columns of `csv_log`: those its files need, other names for them, missing ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ALL_COLUMNS = tuple(dict.fromkeys(name for names in COLUMNS.values() for name i
 
 
 def names_of(columns: str) -> dict[str, dict[str, str]]:
-    """Returns, by table, the file's name of each column of the schema; '' where there is none.
+    """Returns by table what its file calls each column of the schema; '' where there is none.
 
     Args:
       columns: the setting, such as 'user=user_id,searches.time=asked_at,session='.
@@ -72,7 +72,7 @@ def unreadable(path: pathlib.Path, error: Exception) -> UserError:
 def check_headers(
     paths: Mapping[str, pathlib.Path], names: Mapping[str, Mapping[str, str]]
 ) -> dict[str, list[str]]:
-    """Returns, by table, the columns of the schema that its file has.
+    """Returns by table the columns of the schema that its file has.
 
     Raises:
       UserError: a file without a header; columns that are missing, all of them in one message.
@@ -114,13 +114,13 @@ def check_headers(
 
 
 def _hint(column: str, header: Sequence[str]) -> list[str]:
-    """What the file may call a column, '' for none where it can do without; [] of no idea."""
+    """Guesses what the file calls a column: '' where it can do without; [] of no idea."""
     likely = [name for name in header if column in name.lower()]
     return likely or [""] * (column in _LEFT_OUT)
 
 
 def _for_tables(hint: str, tables: Sequence[str]) -> str:
-    """'user=user_id' where all tables with the column need it, else 'clicks.user=user_id'."""
+    """Writes 'user=user_id' if all tables with the column need it, else 'clicks.user=user_id'."""
     column = hint.partition("=")[0]
     if tables == [table for table, names in COLUMNS.items() if column in names]:
         return hint

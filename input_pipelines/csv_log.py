@@ -1,6 +1,6 @@
-"""Anybody's own log, as CSV (with a header line, UTF-8) or parquet; other columns are not read.
+"""Reads your own log, as CSV (with a header line, UTF-8) or parquet; ignores other columns.
 
-    clicks.csv    user,item,time
+    clicks.csv    user,item,time,search_session   the last column is optional
     searches.csv  user,session,time,query,clicked_items
     items.csv     item,title       optional: items beyond those that occur in the log, their texts
 
@@ -61,7 +61,7 @@ _LOG = logging.getLogger(__name__)
 INFER = "infer"
 _TIME = re.compile(r"-?[0-9]+")
 _BAD_ID = re.compile(r"^$|\s|^-\d")
-# Of the clicked items; more without a row in clicks or items are told.
+# The share of clicked items without a row in clicks or items above which a warning is logged.
 _MANY_UNMATCHED = 0.5
 
 # What a file holds of a column: text from CSV, an Arrow column from parquet.
@@ -70,7 +70,7 @@ _Column: TypeAlias = "list[str] | pa.ChunkedArray"
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """A file and its columns by the names of the schema; those it has not are not there."""
+    """Holds a file and its columns by the schema's names; a column that it lacks is left out."""
 
     path: pathlib.Path
     columns: Mapping[str, _Column]
@@ -94,7 +94,7 @@ def _table_file(data_dir: str, name: str) -> pathlib.Path | None:
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """The files read. Raises UserError where one is missing."""
+    """Lists the files that are read. Raises UserError where one is missing."""
     found = [_table_file(data_dir, name) for name in COLUMNS]
     return [path for path in found if path is not None]
 

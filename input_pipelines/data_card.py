@@ -21,12 +21,12 @@ def spread(counts: np.ndarray) -> dict[str, float]:
 
 
 def _time_range(when: np.ndarray, unit: str) -> list[str]:
-    """The first and the last time; of none, nothing."""
+    """Returns the first and the last time; an empty list without times."""
     return [times.shown(int(f(when)), unit) for f in (np.min, np.max)] if len(when) else []
 
 
 def _share_of_ties(when: np.ndarray, offsets: np.ndarray) -> float:
-    """The share of events at the time of another event of their kind and user."""
+    """Returns the share of events at the time of another event of their kind and user."""
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     # Times ascend within a user: equal ones stand beside each other.
     tied = np.zeros(len(when) + 1, bool)
@@ -35,7 +35,7 @@ def _share_of_ties(when: np.ndarray, offsets: np.ndarray) -> float:
 
 
 def describe(log: Log) -> dict[str, Any]:
-    """The data card: counts, shares, quantiles of history lengths, and what the reader noted.
+    """Returns the data card: counts, shares, quantiles of history lengths, the reader's notes.
 
     `searched_items_without_click` is the share of the items clicked in searches, each time counted,
     that no click of the log has: ids written in another way show there.

@@ -1,4 +1,4 @@
-"""Searches with neither words nor clicks, which no log holds."""
+"""Leaves out searches with neither words nor clicks, which no log holds."""
 
 from __future__ import annotations
 

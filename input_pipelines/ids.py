@@ -1,4 +1,4 @@
-"""Ids and texts of a source's cells: one rule for every reader.
+"""Turns a source's cells into ids and texts by one rule for every reader.
 
     text            as it is: no space is stripped, no case changed; '007' is not '7'
     binary          decoded as UTF-8
@@ -200,7 +200,7 @@ def whole_text(text: str) -> str:
 
 
 def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One array without a dictionary."""
+    """Returns one array without a dictionary."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):  # no chunk, or too large for one
@@ -211,7 +211,7 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _python_values(column: pa.Array) -> list[Any]:
-    """As Python's; text whose bytes are no UTF-8 stays binary, so that it is refused by row."""
+    """Returns Python's values; text that is no UTF-8 stays binary, and is refused by row."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:

@@ -25,7 +25,7 @@ from input_pipelines.names import Names, lay_out
 
 _LOG = logging.getLogger(__name__)
 
-# Of names: where each begins, and their UTF-8.
+# The fields that hold names: where each begins, and their UTF-8.
 NAME_ARRAYS = (
     ("user_id_offsets", "user_id_bytes"),
     ("item_id_offsets", "item_id_bytes"),
@@ -62,7 +62,7 @@ OPTIONAL_ARRAYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """A data set's events; U users, V items, R clicks, S searches, P places.
+    """Holds a data set's events; U users, V items, R clicks, S searches, P places.
 
     Attributes:
       name: the data set's.
@@ -134,22 +134,22 @@ class Log:
 
     @functools.cached_property
     def user_ids(self) -> Names:
-        """The source's ids of users 0..U; that of 0, padding, is ''."""
+        """Reads the source's ids of users 0..U; that of 0, padding, is ''."""
         return Names(self.user_id_offsets, self.user_id_bytes)
 
     @functools.cached_property
     def item_ids(self) -> Names:
-        """The source's ids of items 0..V."""
+        """Reads the source's ids of items 0..V; that of 0, padding, is ''."""
         return Names(self.item_id_offsets, self.item_id_bytes)
 
     @functools.cached_property
     def words(self) -> Names:
-        """The words 0..W of queries."""
+        """Reads the words 0..W of queries; word 0, padding, is ''."""
         return Names(self.word_text_offsets, self.word_text_bytes)
 
     @functools.cached_property
     def places(self) -> Names | None:
-        """The places 0..P of searches; None where the source has none."""
+        """Reads the places 0..P of searches; None where the source has none."""
         if self.place_offsets is None or self.place_bytes is None:
             return None
         return Names(self.place_offsets, self.place_bytes)
@@ -167,7 +167,7 @@ class Log:
         return len(self.words) - 1
 
     def query(self, search: int) -> list[str]:
-        """The words of a search."""
+        """Returns the words of a search."""
         ids = self.word_ids[self.word_offsets[search] : self.word_offsets[search + 1]]
         return self.words[ids].tolist()
 
@@ -184,7 +184,7 @@ class Log:
         return int(asked[search])
 
     def place(self, search: int) -> str:
-        """The place of a search; empty where it is not known."""
+        """Returns the place of a search; empty where it is not known."""
         if self.places is None or self.search_places is None:
             return ""
         return self.places[self.search_places[search]]
@@ -222,7 +222,7 @@ def _json_at(offsets: np.ndarray | None, flat: np.ndarray | None, row: int) -> d
 
 @dataclasses.dataclass(frozen=True)
 class RawEvents:
-    """What a reader hands over: original names, any order.
+    """Holds what a reader hands over: original names, any order.
 
     Attributes:
       click_user, click_item: str [R]; click_time: int64 [R].
@@ -269,7 +269,7 @@ def _number(names: pd.Index, values: Sequence[str]) -> np.ndarray:
 
 
 def _names(*columns: Sequence[str]) -> pd.Index:
-    """The distinct names in the order of their characters' numbers."""
+    """Returns the distinct names in the order of their characters' numbers."""
     return pd.Index(sorted(set(itertools.chain(*columns))), dtype=object)
 
 
@@ -394,7 +394,7 @@ def laid_out_names(*names: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
 
 
 def _cut_words(name: str, events: RawEvents) -> list[list[str]]:
-    """The words of each search, none too long; says how many were cut, and where the first is."""
+    """Cuts words that are too long; says how many there were, and where the first is."""
     words, cut = [], []
     for row, one in enumerate(events.search_words):
         short = [segmenters.cut(word) for word in one]
@@ -425,8 +425,10 @@ def take_ragged(ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def content_hash(log: Log) -> str:
-    """16 hex digits over names, ids, times and the published split; places, what was shown, when
-    searches were asked and profiles count where a log has them."""
+    """Returns 16 hex digits over names, ids, times and the published split.
+
+    Places, what was shown, when searches were asked and profiles count where a log has them.
+    """
     digest = hashlib.sha256()
     for names in (log.user_ids, log.item_ids, log.words):
         for part in names.lines():

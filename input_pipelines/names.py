@@ -1,4 +1,4 @@
-"""Names of users, items, words and places as UTF-8 laid end to end: each costs its own bytes.
+"""Keeps names of users, items, words and places as UTF-8 laid end to end, without padding.
 
 An array of NumPy's text type gives every row the width of the longest one.
 """
@@ -17,7 +17,7 @@ _NEWLINE = 10
 
 
 class Names:
-    """Names by number, read where they lie; number 0 is padding and has the name ''.
+    """Reads names by number where they lie; number 0 is padding and has the name ''.
 
     `names[3]` is one name; a slice or an array of numbers gives an object array of them, and
     `np.asarray(names)` all of them.
@@ -74,11 +74,11 @@ class Names:
         return found if dtype is None else found.astype(dtype)
 
     def index(self, name: str) -> int:
-        """The first number of a name. Raises ValueError where there is none."""
+        """Returns the first number of a name. Raises ValueError where there is none."""
         return list(self).index(name)
 
     def tolist(self) -> list[str]:
-        """All names, '' of number 0 among them."""
+        """Returns all names, '' of number 0 among them."""
         return list(self)
 
     def lines(self) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ from input_pipelines.names import lay_out_numbers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NumberedEvents:
-    """Events with the source's own integers as names, in any order; R clicks, S searches.
+    """Holds events named by the source's own integers, in any order; R clicks, S searches.
 
     Attributes:
       click_user, click_item, click_time: int64 [R].
@@ -46,7 +46,7 @@ class NumberedEvents:
 
 
 def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = False) -> Log:
-    """The log of the events, by the rules of `log.build_log`.
+    """Builds the log of the events, by the rules of `log.build_log`.
 
     The same user, item and time twice is one click; a search with neither words nor clicks is
     dropped; equal times stand in the order of a hash, unrelated to id order.

@@ -38,7 +38,7 @@ class Marker(NamedTuple):
 
 
 class Unfinished:
-    """What a pickle has begun to make and finishes with a state that follows.
+    """Holds what a pickle has begun to make and finishes with a state that follows.
 
     Attributes:
       finish: of the state, the value.
@@ -53,7 +53,7 @@ class Unfinished:
 
 
 class Block(NamedTuple):
-    """Columns of a frame that share a dtype.
+    """Holds columns of a frame that share a dtype.
 
     Attributes:
       values: [columns, rows], or [rows] of a series.
@@ -65,7 +65,7 @@ class Block(NamedTuple):
 
 
 class Manager(NamedTuple):
-    """The blocks of a frame or series, and its axes: columns and rows, or rows alone."""
+    """Holds the blocks of a frame or series, and its axes: columns and rows, or rows alone."""
 
     blocks: tuple[Block, ...]
     axes: tuple[pd.Index, ...]
@@ -361,7 +361,7 @@ CALLED: dict[tuple[str, str], Any] = _named(
         "SingleBlockManager": (_MANAGERS, manager),
     }
 )
-# The same of classes that are made empty and then given a state.
+# Likewise the classes that are made empty and then given a state.
 MADE: dict[tuple[str, str], Any] = _named(
     {
         "DataFrame": (("pandas", "pandas.core.frame"), new_frame),

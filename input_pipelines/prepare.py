@@ -1,4 +1,4 @@
-"""From raw files to a prepared log, once: later runs open what the first one saved.
+"""Turns raw files into a prepared log, once: later runs open what the first one saved.
 
 A prepared log is a folder: that of `launch.prepare_data --data_dir`, or DATASET-FINGERPRINT below
 the cache directory. The fingerprint covers the raw files' names and content, the reader's version,
@@ -39,7 +39,7 @@ _NAMED_FILES = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reader:
-    """How one data set is read.
+    """Says how one data set is read.
 
     Attributes:
       files: data_dir -> the raw files; UserError where one is missing.
@@ -193,7 +193,7 @@ def prepare_log(
     options: Mapping[str, Any],
     report: Report = silent,
 ) -> tuple[Log, str]:
-    """The log of `dataset`, memory-mapped, and the folder that holds it.
+    """Returns the log of `dataset`, memory-mapped, and the folder that holds it.
 
     Nothing is written in `data_dir`; a run killed halfway leaves no folder under the final name.
 

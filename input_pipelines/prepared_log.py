@@ -1,4 +1,4 @@
-"""A prepared log: a folder of .npy files and meta.json, written whole, read memory-mapped.
+"""Saves a prepared log as .npy files and meta.json, written whole, and reads it memory-mapped.
 
 meta.json holds the size and the checksum of every array's file, and its own.
 """

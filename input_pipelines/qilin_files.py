@@ -102,7 +102,7 @@ def _optional_files(data_dir: str, name: str) -> list[pathlib.Path]:
 
 
 def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
-    """Title and content by id of the notes `wanted`, int64 ascending; None without a notes table.
+    """Reads title and content by id of notes `wanted`, int64 ascending; None without their table.
 
     Raises:
       UserError: a file cannot be read or lacks a column.
@@ -116,7 +116,7 @@ def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
 
 
 def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]] | None:
-    """What is known, of gender, platform, age and location, of the users `wanted`, int64 ascending.
+    """Reads gender, platform, age and location, where known, of users `wanted`, int64 ascending.
 
     By id as text; None without a table of users.
 
@@ -138,7 +138,7 @@ def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]
 def _rows_of(
     data_dir: str, table: str, key: str, names: Sequence[str], wanted: np.ndarray
 ) -> Iterator[tuple[str, ...]]:
-    """(id, text, ...) of the rows of an optional table whose `key` is wanted; '' where absent."""
+    """Yields (id, text, ...) of an optional table's rows whose `key` is wanted; absent is ''."""
     for path in _optional_files(data_dir, table):
         first = 1
         try:

@@ -1,4 +1,4 @@
-"""Hashes of raw files' content, remembered, so that gigabytes are not read again at every start.
+"""Remembers hashes of raw files' content, so that not every start reads gigabytes again.
 
 A remembered hash belongs to a file's device, inode, size, and times of modification and of change.
 No program sets the last one at will (`touch -d` sets the other), so whoever writes to a file or
@@ -20,13 +20,13 @@ from core.errors import UserError
 
 _FILE = "raw-hashes.json"
 _SETTLED_S = 2.0
-# Of the remembered files: the oldest are forgotten.
+# How many files are remembered; the oldest are forgotten.
 _MOST = 10_000
 _PART = 2**20
 
 
 class RawHashes:
-    """Content hashes of raw files.
+    """Computes and remembers hashes of the content of raw files.
 
     Args:
       cache_dir: where they are remembered; '' remembers nothing.

@@ -68,7 +68,7 @@ def _printable(text: str) -> str:
 
 
 class _Name:
-    """What a pickle has looked up: the key of `CALLED` and `MADE`."""
+    """Names what a pickle has looked up: the key of `CALLED` and `MADE`."""
 
     __slots__ = ("key",)
 

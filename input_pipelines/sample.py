@@ -237,7 +237,7 @@ def write_sample(
 def ensure_sample(
     cache_dir: str, *, num_users: int, seed: int, shuffle_searches: bool, hops: bool = False
 ) -> str:
-    """The folder of this sample below `cache_dir`, written on first use.
+    """Returns the folder of this sample below `cache_dir`; writes it on first use.
 
     Args:
       hops: that of `hops_sample`, whose searches cannot be shuffled.

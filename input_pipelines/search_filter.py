@@ -15,7 +15,7 @@ Batch = dict[str, np.ndarray]
 
 
 class SearchFilter:
-    """`filter(batch)`, with the vectors of `path` and one threshold.
+    """Filters the searches of a batch by the vectors of `path` and one threshold.
 
     Args:
       path: an npz with `item` [V+1, D] and `word` [W+1, D], row 0 padding.

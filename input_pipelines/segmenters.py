@@ -23,7 +23,7 @@ _HAS_LETTER = re.compile(r"[^\W_]")
 
 
 def characters(text: str) -> list[str]:
-    """Each ideograph is a word; so is each run of other letters and digits, in lower case.
+    """Splits text in lower case into words: each ideograph, each run of other letters and digits.
 
     Combining marks, such as the vowel signs of Hindi, are part of their word.
     """
@@ -46,7 +46,7 @@ def join(words: Sequence[str]) -> str:
 
 
 def segmenter(name: str) -> Callable[[str], list[str]]:
-    """The function from a query to its words; punctuation and emoji are no words.
+    """Returns the function from a query to its words; punctuation and emoji are no words.
 
     Args:
       name: 'characters', or 'jieba' (a dictionary of Chinese words).
@@ -74,7 +74,7 @@ def segmenter(name: str) -> Callable[[str], list[str]]:
 
 
 def _with_jieba(text: str, split: Callable[[str], list[str]]) -> list[str]:
-    """Words of normal text; jieba, which knows ideographs and ASCII, would spell others out."""
+    """Splits normal text; jieba, which knows ideographs and ASCII, would spell others out."""
     words: list[str] = []
     start = 0
     for run in _SPACED.finditer(text):

@@ -19,7 +19,7 @@ SPLITS = ("leave_one_out", "global_time", "by_user", "published")
 _CUTS = (0.8, 0.9)
 # Shares of the users with clicks that train, and that train or validate, under by_user.
 _USER_CUTS = (0.8, 0.9)
-# Of the test targets: more that stand in their latest earlier search are told.
+# The share of test targets in their latest earlier search above which a warning is logged.
 _MANY_TOLD = 0.5
 _PUBLISHED_FIELDS = ("target_row", "rec_end", "search_end")
 
@@ -261,7 +261,7 @@ def warn_of_told_targets(log: Log, splits: Splits) -> None:
 
 
 def describe(log: Log, splits: Splits) -> dict[str, Any]:
-    """The data card's part on a split: its sizes and the lengths of training histories."""
+    """Returns the data card's part on a split: its sizes and the lengths of training histories."""
     train = splits.train
     starts = (np.asarray(o)[train.user] for o in (log.rec_offsets, log.search_offsets))
     clicks, searches = (

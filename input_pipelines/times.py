@@ -1,4 +1,4 @@
-"""Units of times, found or told, and what cannot be one log: clicks in seconds, searches in ms."""
+"""Finds the unit of times, and refuses logs of two: clicks in seconds, searches in ms."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check_ranges(clicks: np.ndarray, searches: np.ndarray, what: str) -> None:
 
 
 def _mixed(kinds: list[np.ndarray]) -> bool:
-    """Whether all times are dates, of two units or more."""
+    """Tells whether all times are dates, of two units or more."""
     counts = []
     for unit in CLOCKS:
         first, last = dates(unit)

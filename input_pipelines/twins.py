@@ -1,4 +1,4 @@
-"""Interactions that a log holds twice: a click, and a search of its user that it came from.
+"""Finds interactions that a log holds twice: as a click, and in the search it came from.
 
 Sources whose purchases or click-outs answer searches give both faces (`amazon_beauty`, `trivago`,
 and `csv_log` where clicks name their search). The two are one where user and item are the same and
@@ -15,7 +15,7 @@ from input_pipelines.search_task import SearchExamples
 
 
 def twin_clicks(log: Log, most: int) -> np.ndarray:
-    """Which clicks some search of the same user and time holds too, bool [R].
+    """Tells which clicks some search of the same user and time holds too, bool [R].
 
     Args:
       most: clicked items of a search that count, the first.
@@ -36,7 +36,7 @@ def twin_clicks(log: Log, most: int) -> np.ndarray:
 
 
 def have_twins(log: Log, examples: SearchExamples) -> np.ndarray:
-    """Which examples are clicks of the log too, bool [E]."""
+    """Tells which examples are clicks of the log too, bool [E]."""
     of_clicks, begins, ends = _moments(log, examples.target_row, examples.item)
     of_clicks.sort()
     return np.searchsorted(of_clicks, begins, "left") < np.searchsorted(of_clicks, ends, "right")
@@ -45,7 +45,7 @@ def have_twins(log: Log, examples: SearchExamples) -> np.ndarray:
 def _moments(
     log: Log, searches: np.ndarray, items: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A (user, item, time) as one int64: of every click, and of both ends of the pairs given.
+    """Numbers every (user, item, time) by one int64: of all clicks, and of the pairs' two ends.
 
     Args:
       searches, items: [N], rows of searches and an item of each.

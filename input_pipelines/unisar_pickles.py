@@ -1,4 +1,4 @@
-"""UniSAR's published pickles (Shi et al., SIGIR 2024): KuaiSAR or Amazon, split already.
+"""Reads UniSAR's published pickles (Shi et al., SIGIR 2024): KuaiSAR or Amazon, split already.
 
     vocab/user_vocab.pkl            {user: {rec_his, rec_his_ts, src_session_his, ..._ts}}
     vocab/src_session_vocab_np.pkl  {keyword [n, 50], pos_items [n, 5]}; row 0 and value 0 pad
@@ -109,7 +109,7 @@ def _flat(users: dict, name: str, path: pathlib.Path) -> tuple[np.ndarray, np.nd
 
 @dataclasses.dataclass(frozen=True)
 class _SessionLists:
-    """The sessions of all users as published, S of them.
+    """Holds the sessions of all users as published, S of them.
 
     Attributes:
       offsets: int64 [U+2], where each user's begin.

@@ -93,7 +93,7 @@ def ablate(
 
     Raises:
       UserError: a mistake in the sweep, the config, the data or the workdir.
-      core.errors.Preempted: SIGTERM; every arm is saved.
+      core.errors.Preempted: SIGTERM or Ctrl-C; every arm is saved.
     """
     config = resolve(config, given)
     sweep = parse_sweep(sweep_text, config, given)

@@ -165,7 +165,7 @@ def _to_markdown(
 
 
 def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
-    """Calibrates, measures and writes; returns the Markdown.
+    """Calibrates steps for every user, measures them and writes the table, returned as Markdown.
 
     Raises:
       UserError: not a run of LCR-SER with steps, too few users, or a tolerance that is

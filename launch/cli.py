@@ -1,4 +1,4 @@
-"""What every program shares: flags parsed before what is slow is imported, and how programs end.
+"""Begins and ends every program: parses flags before slow imports, ends errors in one line.
 
 A mistake of the user's ends in one line and exit code 2, a signal in one line (`core.signals`), and
 what nobody expected in one line that names a file with the traceback, and exit code 1.
@@ -220,20 +220,20 @@ def _parse() -> None:
 
 
 def _meant(error: Exception, before: str = "") -> str:
-    """What a library takes a misspelt name for, as a question."""
+    """Returns a question: what a library takes a misspelt name for."""
     meant = _MEANT.search(" ".join(map(str, error.args)))
     return f" did you mean {before}{meant[1]}?" if meant else ""
 
 
 def _config_path() -> str:
-    """What --config names, without the choice after its colon."""
+    """Returns the file that --config names, without the choice after its colon."""
     words = [word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")]
     values = [word.removeprefix("config=") for word in words if word.startswith("config=")]
     return values[-1].partition(":")[0] if values else "--config"
 
 
 def _nearest(path: str) -> str:
-    """The config file whose name is most like that of a missing one, as a question."""
+    """Returns a question: the config file whose name is most like that of a missing one."""
     folder = pathlib.Path(path).parent
     names = [file.name for file in sorted(folder.glob("*.py"))]
     if not names:
@@ -309,5 +309,5 @@ def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:
 
 
 def line_of(error: UserError) -> str:
-    """What a user sees of their mistake."""
+    """Returns the line that a user sees of their mistake."""
     return visible_line(f"error: {' '.join(str(error).split())}")

@@ -263,7 +263,7 @@ def _label(
     stages: set[str],
     given: str | None,
 ) -> str:
-    """The method, its stage where there are several, and what sets it apart from its like.
+    """Names the method, its stage where there are several, and what sets it apart.
 
     Args:
       runs: a config and the folder of its first run, by what tells configs apart.
@@ -290,7 +290,7 @@ def _value(config: Any, setting: str) -> Any:
 
 
 def _short(path: str, others: Sequence[str]) -> str:
-    """As few of a path's last parts as tell it from the others; what is no path stays."""
+    """Keeps as few of a path's last parts as tell it from the others; what is no path stays."""
     parts = path.rstrip("/").split("/")
     for count in range(1, len(parts)):
         alike = [other.rstrip("/").split("/")[-count:] == parts[-count:] for other in others]
@@ -303,7 +303,7 @@ def _short(path: str, others: Sequence[str]) -> str:
 def draw_trade_off(
     points: dict[str, tuple[float, float]], metric: str, against: str, path: str
 ) -> None:
-    """One point a row: what it reaches in `metric` across, in `against` upwards."""
+    """Draws a point for every row: what it reaches in `metric` across, in `against` upwards."""
     # Names below: beside the points they would lie on each other and run out of the picture.
     height = max(4.8, 3.6 + 0.2 * len(points))
     figure, axes = drawing.pyplot().subplots(figsize=(6.4, height), layout="constrained")

@@ -1,4 +1,4 @@
-"""Compared rows, their tests and their strata as Markdown."""
+"""Writes compared rows, their tests and their strata as Markdown."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def to_markdown(tables: Mapping[str, tuple[Sequence[Row], Sequence[Pair]]]) -> s
 
 
 def _mean_and_spread(row: Row, apart: bool) -> list[str]:
-    """A row's mean with its deviation over seeds, in two cells or one."""
+    """Returns a row's mean with its deviation over seeds, in two cells or one."""
     mean = f"{np.mean(row.means):.4f}"
     spread = f"{np.std(row.means, ddof=1):.4f}" if len(row.means) > 1 else ""
     if apart:
@@ -85,9 +85,10 @@ def _seeds_of(pair: Pair) -> str:
 
 
 def strata_to_markdown(rows: Sequence[Row], groups: dict[str, np.ndarray], metric: str) -> str:
-    """Returns a table as Markdown of every row's mean over every stratum's examples.
+    """Returns means of every row over the examples of each stratum, as Markdown.
 
-    Beside it stands the mean gain of the stratum's users over the first row, with a 95% interval.
+    In brackets stands the mean gain of the stratum's users over the first row, with its 95%
+    interval.
 
     Args:
       groups: label -> bool [E].

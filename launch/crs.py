@@ -127,7 +127,7 @@ class CRSExperiment:
         return self._inference(params, prompts, lengths, width=self.config.eval.beam, reason=True)
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
-        """Metrics of a stage's parameters on the searches of a split (`launch.search_protocol`).
+        """Measures a stage's parameters on the searches of a split (`launch.search_protocol`).
 
         The aligned model answers at once, since nothing has told it to reason yet.
 
@@ -384,13 +384,13 @@ class CRSExperiment:
         stage: str,
         iteration: int,
     ) -> list[Case]:
-        """What `choose` takes of the training corpus, or of the first `evolve.corpus` of it.
+        """Returns what `choose` takes of the training corpus, or of its first `evolve.corpus`.
 
         The corpus is answered in parts, each a subset of its own that is not made again after a
         kill.
 
         Raises:
-          core.errors.Preempted: SIGTERM, between two parts.
+          core.errors.Preempted: SIGTERM or Ctrl-C, between two parts.
         """
         del iteration
         count, most = len(self.examples.train), self.config.evolve.corpus

@@ -59,7 +59,7 @@ def steps(
     batch_size: int | None = None,
     text_rows: int = QWEN3_ROWS,
 ) -> list[tuple[str, Any, tuple[Any, ...]]]:
-    """(name, jitted step, abstract arguments) of both steps.
+    """Returns (name, jitted step, abstract arguments) of both steps.
 
     Args:
       batch_size: packed rows, and prompts of a rollout; None takes the config's own.

@@ -34,7 +34,7 @@ def age(milliseconds: int) -> str:
 
 
 class UserContexts:
-    """What users have done before their searches.
+    """Tells what users have done before their searches.
 
     A click that a search of its time holds is told there alone: the two are one interaction.
 
@@ -75,7 +75,7 @@ class UserContexts:
             )
 
     def _has_clock(self) -> bool:
-        """Whether all times are dates in the log's unit."""
+        """Tells whether all times are dates in the log's unit."""
         if self._unit is None:
             return False
         return times.unit_of(self._log.rec_times, self._log.search_times) == self._log.time_unit
@@ -93,7 +93,7 @@ class UserContexts:
         now: int | None,
         place: str | None,
     ) -> UserContext:
-        """A user's latest events of both kinds before a query, at most `config.data.history`.
+        """Returns a user's events before a query: the latest `config.data.history` of both kinds.
 
         Args:
           rec_end, search_end: as of `splits.Examples`.
@@ -137,14 +137,14 @@ class UserContexts:
         return UserContext(query=query, profile=profile, events=events, time=asked, place=place)
 
     def time(self, now: int) -> str | None:
-        """The hour of a time of the log; None where its times are no dates or are not told."""
+        """Returns the hour of a time of the log; None where times are no dates or are not told."""
         return hour(self._milliseconds(now)) if self._dated else None
 
     def _age(self, difference: int) -> str | None:
         return None if self._unit is None else age(self._milliseconds(difference))
 
     def _milliseconds(self, time: int) -> int:
-        """Of a time in the log's unit."""
+        """Turns a time in the log's unit into milliseconds."""
         return time * (self._unit or 0) // times.CLOCKS["milliseconds"]
 
     def asked(self, line: str) -> tuple[str, UserContext]:

@@ -307,7 +307,7 @@ class CRSExamples:
         return kept
 
     def distilled(self) -> np.ndarray:
-        """The training examples that a teacher is asked about, int [E]."""
+        """Returns the training examples that a teacher is asked about, int [E]."""
         return self._chosen("distill", len(self.train), self._config.distill.examples)
 
     def usable(self, told: Iterable[tuple[int, str]]) -> list[tuple[int, list[int]]]:

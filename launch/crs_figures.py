@@ -81,7 +81,7 @@ class Runs:
 
 
 def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
-    """The runs' test results over the catalogue.
+    """Reads the runs' test results over the catalogue.
 
     Args:
       names: of the workdirs; empty: of their algorithms.

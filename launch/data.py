@@ -49,7 +49,7 @@ _WHY_NONE_IS_HELD_OUT = _WHY_NONE_TRAINS | {
     "leave_one_out": ": no user has enough clicks; bring users with at least 3",
     "published": ": that part of the source is empty; pass leave_one_out",
 }
-# Of the validation examples that a sampled protocol must rank to select.
+# The share of validation examples that a sampled protocol must rank to select a run.
 _ENOUGH = 0.5
 Batch = dict[str, np.ndarray]
 # Keys of config.data that say how raw files are read.
@@ -63,7 +63,7 @@ _PATHS = (
 
 
 def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> config_dict.ConfigDict:
-    """The config with whole paths, and `on_sample.overrides` where no `data_dir` is given.
+    """Returns the config with whole paths, and the sample's values without a `data_dir`.
 
     A value set by hand wins over these: it is one that differs from the config file's
     (`on_sample.replaced`), or is named in `given`.
@@ -154,7 +154,7 @@ def _part(batch: Batch, process: int, processes: int) -> Batch:
 
 
 class Data:
-    """Everything a task reads: `Data(resolve(config))` prepares it on first use.
+    """Holds everything a task reads: `Data(resolve(config))` prepares it on first use.
 
     Args:
       workdir: the run's folder, from which `config.data.search_filter` leads to its vectors.
@@ -228,7 +228,7 @@ class Data:
         )
 
     def beside(self, name: str) -> str:
-        """Returns the path of what follows from the prepared log, a file or folder."""
+        """Returns the path of what follows from the prepared log (`place_beside`)."""
         return prepared_log.place_beside(name, self.directory, self.cache_dir)
 
     @functools.cached_property
@@ -274,7 +274,7 @@ class Data:
         return set(self.log.words.tolist())
 
     def query_text(self, query: str) -> str:
-        """What a user types, written as the reader of the log writes its queries; '' without words.
+        """Writes what a user types as the reader of the log writes its queries; '' without words.
 
         Readers that split queries themselves do so here too. Others take a file's words as they
         are: so do we with words of the log, and bring the rest to the segmenter's form.
@@ -319,7 +319,7 @@ class Data:
         seed: int,
         tasks: tuple[str, ...] = ("recommendation",),
     ) -> tuple[Callable[[int], Iterator[Batch]], int]:
-        """(start_step -> endless batches, steps per epoch) of the training split.
+        """Returns (start_step -> endless batches, steps per epoch) of the training split.
 
         Of several processes each gets its own part of every batch.
 
@@ -438,7 +438,7 @@ class Data:
     def candidate_lists(
         self, split: str, protocol: str, task: str = "recommendation"
     ) -> np.ndarray:
-        """The saved candidate lists int32 [E, 100] of `examples`, the target in column 0."""
+        """Returns the saved candidate lists int32 [E, 100] of `examples`, with targets first."""
         key = (split, protocol, task)
         if key not in self._lists:
             with distributed.first_alone():
@@ -526,7 +526,7 @@ class Data:
             )
 
     def sampled(self, split: str, protocol: str) -> Iterator[Batch]:
-        """Yields batches of a split against the saved lists of `protocol`, of those `counted`.
+        """Yields batches of a split's `counted` examples against the saved lists of `protocol`.
 
         Raises:
           UserError: it leaves out all of them.

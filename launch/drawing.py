@@ -1,4 +1,4 @@
-"""Pictures without a display, written whole or not at all."""
+"""Draws pictures without a display, written whole or not at all."""
 
 from __future__ import annotations
 

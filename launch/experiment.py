@@ -178,7 +178,7 @@ def batch_for(examples: int) -> int:
 
 
 def _with_batch(config: config_dict.ConfigDict, data: Data) -> config_dict.ConfigDict:
-    """The config with a batch, where it leaves that to the size of the log."""
+    """Sets the batch of a config that leaves it to the size of the log."""
     if config.pretrain.batch_size != 0:
         return config
     config = config_dict.ConfigDict(config.to_dict())
@@ -189,7 +189,7 @@ def _with_batch(config: config_dict.ConfigDict, data: Data) -> config_dict.Confi
 
 
 class Evaluated:
-    """Evaluation by split and protocol of whatever has `config`, `data` and `evaluator`."""
+    """Evaluates by split and protocol whatever has `config`, `data` and `evaluator`."""
 
     config: config_dict.ConfigDict
     data: Data
@@ -228,7 +228,7 @@ class Evaluated:
         return (protocol,)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Makes further arguments of `results.save` for a row."""
+        """Returns further arguments of `results.save` for a row."""
         users, counted = self.data.split(split).user, self.data.counted(split, protocol)
         return results.counting(users, counted, {}, self.selection)
 
@@ -280,7 +280,7 @@ def with_more(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 class Experiment(Evaluated):
-    """A `Ranker` trained by one stage, `pretrain`.
+    """Trains a `Ranker` by one stage, `pretrain`.
 
     Args:
       config: a resolved config (`launch.data.resolve`).
@@ -366,7 +366,7 @@ class Experiment(Evaluated):
         self.test_once(workdir, stage, finished.best_step, state["params"], state["tables"], more)
 
     def pretrain_task(self, name: str = "pretrain", initial: Any = None) -> PretrainTask:
-        """The training stage, or with `initial` one that goes on from there."""
+        """Returns the training stage, or with `initial` one that goes on from there."""
         config = self.config.pretrain
         batches, steps_per_epoch = self.training_batches(self.config.seed)
         first_step = 0 if initial is None else int(initial["step"])
@@ -422,7 +422,7 @@ class Experiment(Evaluated):
         )
 
     def example_batch(self) -> dict[str, np.ndarray]:
-        """A batch of the right ranks, for shapes only."""
+        """Returns a batch of the right ranks, for shapes only."""
         protocol = self._selecting
         if protocol == "full":
             return next(self.data.full("validation"))[0]
@@ -438,7 +438,7 @@ class Experiment(Evaluated):
         return self.selection.partition("/")[2]
 
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
-        """Returns metrics of the validation users under the protocol that decides."""
+        """Measures the validation users under the protocol that decides."""
         protocol = self._selecting
         means = self.evaluate(params, tables, "validation", protocol).means()
         return {metrics.full_name(name, protocol): value for name, value in means.items()}

@@ -46,7 +46,7 @@ _UNSEEN = 20
 
 
 def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTable:
-    """The table of `config.identifiers`, or one made with the config's own settings.
+    """Returns the table of `config.identifiers`, or one made with the config's own settings.
 
     The latter is kept beside the prepared data, so that ablations share it.
 
@@ -83,7 +83,7 @@ def identifier_table(config: config_dict.ConfigDict, data: Data) -> IdentifierTa
 
 
 class GenSARExperiment:
-    """One stage, `joint`.
+    """Trains GenSAR in one stage, `joint`.
 
     Args:
       config: a resolved config (`launch.data.resolve`).
@@ -176,7 +176,7 @@ class GenSARExperiment:
             )
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
-        """The rows of results.json that a protocol gives: 'search/neg99/exact', for instance.
+        """Names the rows of results.json that a protocol gives: 'search/neg99/exact', for instance.
 
         Raises:
           UserError: no such task, or it has no such protocol.
@@ -196,7 +196,7 @@ class GenSARExperiment:
         return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
 
     def _tested(self) -> list[tuple[str, str]]:
-        """(task, protocol) of the test split, of those that rank anyone.
+        """Returns (task, protocol) of the test split, of those that rank anyone.
 
         Raises:
           UserError: none of a task's protocols does.
@@ -274,7 +274,7 @@ class GenSARExperiment:
                     )
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Further arguments of `results.save` for a row: who was evaluated, with what."""
+        """Returns further arguments of `results.save` for a row: who was evaluated, with what."""
         task, name, _ = self._parsed(protocol)
         initial = os.path.basename(self._checkpoint) or "from scratch"
         more = {"task": task, "identifiers": self.table_hash, "initial": initial}
@@ -321,7 +321,7 @@ class GenSARExperiment:
         return self.data.chosen(task, split, self.config.eval[f"{split}_users"])
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
-        """Metrics of one of `columns` on the saved users of a split.
+        """Measures one of `columns` on the saved users of a split.
 
         Raises:
           UserError: no such column, or the parameters were trained with another table.

@@ -149,7 +149,7 @@ class GenSARExamples:
             return vocabulary.read_pieces(settings.pieces_model)
         queries = sorted({histories.query_text(self._log, row) for row in self._queries.target_row})
         texts = [*self._texts, *queries, *phrasings.texts() * _TEMPLATE_COPIES]
-        # Pieces of before there was this limit had not seen longer texts.
+        # The limit is part of the name: pieces made before it existed had not seen longer texts.
         content = [str(vocabulary.MOST_LINE_BYTES), *texts]
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         path = data.beside(f"pieces-{settings.pieces}-{digest}.model")

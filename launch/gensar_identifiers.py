@@ -71,7 +71,7 @@ def _check_split(path: str, data: Data) -> None:
 
 
 class IdentifierExperiment:
-    """One stage, `identifiers`; a workdir with identifiers.npz and identifiers.json.
+    """Trains one stage, `identifiers`, which writes identifiers.npz and identifiers.json.
 
     Args:
       config: a resolved config (`launch.data.resolve`).

@@ -1,4 +1,4 @@
-"""Rows of runs that are compared, and their tests, paired over users."""
+"""Compares rows of runs by tests that are paired over users."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from core import metrics
 from core.errors import UserError
 
 _RESAMPLES = 2000
-# Of fewer users resampled means never leave the range of a handful of values.
+# Below this number of users Student's t replaces the bootstrap, which sees too few values.
 _FEWEST_RESAMPLED = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method after one stage.
+    """Holds the results of one method after one stage.
 
     Attributes:
       name: with the stage where a method has several, and what sets it apart from its like.
@@ -42,13 +42,13 @@ class Row:
 
     @property
     def per_example(self) -> np.ndarray:
-        """Averages the metric over the runs, float64 [E]."""
+        """Returns the metric of every example float64 [E], averaged over the runs."""
         return self.values.mean(0, dtype=np.float64)
 
     def per_user(
         self, chosen: np.ndarray | slice = slice(None), seeds: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Means [U] over every user's own examples, of all or of those chosen by a bool [E].
+        """Returns means [U] over every user's examples, all or those chosen by a bool [E].
 
         Args:
           seeds: whose runs are averaged; None for all.
@@ -60,7 +60,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Second row minus first: mean difference, 95% interval, t-test p, Holm's p.
+    """Compares two rows, second minus first: mean difference, 95% interval, t-test p, Holm's p.
 
     Attributes:
       seeds: over which both were averaged, those that both have.
@@ -79,7 +79,7 @@ class Pair:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; keeps the order of `p_values`."""
+    """Returns p after Holm's step-down correction, in the order of `p_values`."""
     order = np.argsort(p_values)
     corrected = np.zeros(len(p_values))
     highest = 0.0
@@ -140,7 +140,7 @@ def shared_seeds(first: Row, second: Row) -> tuple[int, ...]:
 
 
 def _interval(differences: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """The 95% interval of the mean of one difference a user, [U]; everything of one user."""
+    """Returns the 95% interval of the mean of every user's difference, [U]."""
     n, mean = len(differences), float(differences.mean())
     if n < 2:
         return -math.inf, math.inf
@@ -158,7 +158,7 @@ def listed(seeds: Sequence[int]) -> str:
 
 
 def examples_and_users(row: Row) -> str:
-    """Says in a sentence what means and what tests are over."""
+    """Returns a sentence on what means and what tests are over."""
     examples, users = len(row.users), len(np.unique(row.users))
     return (
         f"Means are over {examples:,} examples, differences and their tests over the means of "

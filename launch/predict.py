@@ -179,7 +179,7 @@ def _generated(
 
 
 def read_users(path: str) -> list[str]:
-    """The lines of a file that are not empty.
+    """Reads the lines of a file that are not empty.
 
     Raises:
       UserError: no such file, it is not UTF-8, or it has no lines.

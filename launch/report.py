@@ -1,4 +1,4 @@
-"""One self-contained HTML page of sweeps and runs: their tables, and their figures inside it.
+"""Writes one self-contained HTML page of sweeps and runs, with their tables and figures.
 
     python -m launch.report --workdirs=A,B,... --out=report.html
 
@@ -93,7 +93,7 @@ def report(workdirs: Sequence[str]) -> str:
 
 
 def _read(path: str) -> str:
-    """The text of a page. Raises UserError where it cannot be read."""
+    """Reads the text of a page. Raises UserError where it cannot be read."""
     try:
         with open(path, "rb") as file:
             content = file.read(_TEXT_BYTES + 1)
@@ -107,7 +107,7 @@ def _read(path: str) -> str:
 
 
 def _all_runs(paths: Sequence[str]) -> str:
-    """One table of all runs for every data, split and protocol; a line a run and stage."""
+    """Writes a table of all runs for every data, split and protocol; a line a run and stage."""
     groups: dict[str, dict[str, list[list[str]]]] = {}
     names: dict[tuple[str, str], list[str]] = {}
     for path in paths:
@@ -198,7 +198,7 @@ def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], right: Seque
 
 
 def _image(label: str, name: str, folder: str) -> str:
-    """A picture of the folder, as part of the page: a page of others names any file it likes."""
+    """Embeds a picture of the folder alone: a page of others may name any file."""
     path, whole = os.path.join(folder, name), os.path.realpath(folder)
     data = b""
     inside = os.path.commonpath([whole, os.path.realpath(path)]) == whole

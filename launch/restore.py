@@ -71,7 +71,7 @@ def settings_named(workdir: Workdir) -> Iterator[None]:
 
 
 class Restored:
-    """The best state of a run's stage with everything needed to score.
+    """Opens the best state of a run's stage with everything needed to score.
 
     Args:
       workdir: the folder of a run of launch.train.

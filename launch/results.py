@@ -295,7 +295,7 @@ def _draw_curves(workdir: Workdir, label: str) -> bool:
 
 
 def _half_intervals(workdir: Workdir, metric: str) -> dict[str, float]:
-    """By stage, half of the 95% interval of a metric's mean over test users."""
+    """Returns by stage half of the 95% interval of a metric's mean over test users."""
     halves = {}
     for row in workdir.read_results()["rows"]:
         if row["split"] == "test" and metric in row["metrics"] and "per_user" in row:

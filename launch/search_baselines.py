@@ -43,7 +43,7 @@ def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.
 
 
 class SearchBaselineExperiment:
-    """Fitted whenever it is opened, from the training searches or the items' texts.
+    """Fits a floor of search whenever it is opened, by training searches or items' texts.
 
     Args:
       config: a resolved config of method 'search_baseline'.
@@ -110,7 +110,7 @@ class SearchBaselineExperiment:
         self._tested()
 
     def _tested(self) -> tuple[str, ...]:
-        """The protocols of the test split, of those that rank anyone."""
+        """Returns the protocols of the test split, of those that rank anyone."""
         wanted = self.config.eval.search_protocols
         return self.data.possible("test", wanted, "search")
 
@@ -157,7 +157,7 @@ class SearchBaselineExperiment:
         return (f"{_PREFIX}{protocol}",)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Further arguments of `results.save` for a row."""
+        """Returns further arguments of `results.save` for a row."""
         examples, _ = self._chosen(split)
         more = {"task": "search", "kind": self.config.model.kind}
         return results.counting(
@@ -165,7 +165,7 @@ class SearchBaselineExperiment:
         )
 
     def _counted(self, split: str, protocol: str) -> np.ndarray:
-        """bool [E]: which of the chosen examples a column ranks."""
+        """Tells which of the chosen examples a column ranks, bool [E]."""
         examples, places = self._chosen(split)
         if protocol == search_protocol.IMPRESSIONS:
             return search_protocol.counted(self.data.log, examples, protocol)
@@ -177,7 +177,7 @@ class SearchBaselineExperiment:
         return found, places
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
-        """Metrics of one of `columns`; `params` and `tables` are not used."""
+        """Measures one of `columns`; `params` and `tables` are not used."""
         del params, tables
         name = protocol.removeprefix(_PREFIX)
         self.columns("search", name)

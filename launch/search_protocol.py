@@ -1,4 +1,4 @@
-"""How CRS and the methods beside it are evaluated: searches against the whole catalogue.
+"""Evaluates CRS and the methods beside it: searches against the whole catalogue.
 
 Items seen before stay in the ranking (`search/catalogue`), since a search may look for one again;
 `search/full`, which GenSAR is held to, is without them. Where the log has what a search showed,
@@ -63,7 +63,7 @@ def held_out(config: config_dict.ConfigDict, data: Data, split: str) -> SearchEx
 
 
 def impressions(log: Log, examples: SearchExamples) -> np.ndarray:
-    """The items of each example's search int32 [E, N]: the target, those not clicked, padding 0.
+    """Returns each search's items int32 [E, N]: the target, those not clicked, padding 0.
 
     Other clicked items of a search are not among them, and each item is there once.
 

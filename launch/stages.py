@@ -1,4 +1,4 @@
-"""What stages of training are called, and their order."""
+"""Names the stages of training, and orders them."""
 
 from __future__ import annotations
 

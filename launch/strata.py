@@ -21,7 +21,7 @@ _HEAD_SHARE = 0.2
 
 
 def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
-    """Examples by the share of noise in the searches before: label -> bool [E].
+    """Groups examples by the share of noise in the searches before: label -> bool [E].
 
     Raises:
       UserError: the run is not on sample data.
@@ -44,7 +44,7 @@ def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
 
 
 def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
-    """Examples by the links between their last search and the target: label -> bool [E].
+    """Groups examples by the links between last search and target: label -> bool [E].
 
     Raises:
       UserError: the run is not on the sample that has them.
@@ -63,7 +63,7 @@ def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
 
 
 def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
-    """Examples by their target's clicks in training: label -> bool [E].
+    """Groups examples by their target's clicks in training: label -> bool [E].
 
     The head is the fifth of the items that is clicked most, ties by number; the tail is the rest
     of those clicked at all.
@@ -82,7 +82,7 @@ def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
 
 
 def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndarray]:
-    """Searches by the queries that their users asked before: label -> bool [E] (CRS 4.5).
+    """Groups searches by the queries that users asked before: label -> bool [E] (CRS 4.5).
 
     Raises:
       UserError: a protocol of another task.
@@ -115,7 +115,7 @@ KINDS = ("noise", "popularity", "hops", "queries")
 
 
 def of(kind: str, workdir: str, split: str, protocol: str, examples: int) -> dict[str, np.ndarray]:
-    """The strata of one of `KINDS`, for results of so many examples.
+    """Returns the strata of one of `KINDS`, for results of so many examples.
 
     Raises:
       UserError: results of a part of the split or of another task, or as that kind.

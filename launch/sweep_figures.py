@@ -215,7 +215,7 @@ def distances(target: np.ndarray, states: np.ndarray) -> np.ndarray:
 
 
 def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
-    """Figure 4: histograms of d(e, h^(k)) by step, and t-SNE of the states and targets."""
+    """Draws Figure 4: histograms of d(e, h^(k)) by step, and t-SNE of the states and targets."""
     from sklearn.manifold import TSNE
 
     pyplot = drawing.pyplot()
@@ -288,7 +288,7 @@ def _summary(per_seed: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
-    """Figure 5: d(e, h^(K)) and d(e, h~^(K)) apart, with and without the contrastive loss."""
+    """Draws Figure 5: d(e, h^(K)) and d(e, h~^(K)), with and without the contrastive loss."""
     pyplot = drawing.pyplot()
     figure, axes = pyplot.subplots(
         len(_SIDES),

@@ -67,7 +67,7 @@ def read_sweep(
     metric: str,
     stopped: Collection[str] = (),
 ) -> list[SweepRow]:
-    """The rows of a sweep, stage by stage in the order of its settings.
+    """Reads the rows of a sweep, stage by stage in the order of its settings.
 
     Args:
       workdirs: the folders of a setting's runs, one a seed, by its label.
@@ -166,7 +166,7 @@ def origin(rows: Sequence[SweepRow]) -> tuple[list[str], list[str]]:
 def to_markdown(
     sweep: Sweep, rows: Sequence[SweepRow], metric: str, heading: str, stopped: Mapping[str, str]
 ) -> str:
-    """One table: per row the tested metric and its test, then every other metric.
+    """Returns one table: per row the tested metric and its test, then every other metric.
 
     Metrics are means over seeds with their deviation.
     """
@@ -212,7 +212,7 @@ def to_markdown(
 
 
 def _cell(row: SweepRow, name: str) -> str:
-    """The mean of a metric that is not tested, which some seeds may lack."""
+    """Returns the mean of a metric that is not tested, which some seeds may lack."""
     values = row.metrics.get(name, ())
     if not values:
         return ""
@@ -275,7 +275,7 @@ def draw(
     path: str,
     curves: Mapping[str, Sequence[tuple[float, float]]],
 ) -> None:
-    """One panel a metric: a line a stage over a numeric axis, bars where it has names.
+    """Draws a panel for each metric: a line a stage over a numeric axis, bars where it has names.
 
     Args:
       shown: full names of the metrics; the first is that of `curves`.

@@ -21,7 +21,7 @@ _SHARED = ("rec_length", "search_length", "words", "clicks", "use_search", "segm
 
 
 class Teacher:
-    """A run whose model is a `Ranker`, on one device.
+    """Scores with a run whose model is a `Ranker`, on one device.
 
     Args:
       workdir: its folder.

@@ -58,7 +58,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
 
     Raises:
       UserError: a mistake in the config, the data or the workdir.
-      core.errors.Preempted: SIGTERM; the state is saved.
+      core.errors.Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
     config = resolve(config, given)
     started = time.monotonic()

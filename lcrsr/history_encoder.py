@@ -125,7 +125,7 @@ def encode(
     block: str,
     dropout: Dropout,
 ) -> SideHistory:
-    """Eq. 1 over one side.
+    """Encodes one side's history by Eq. 1.
 
     Dropout falls on the input rows and on the outputs of MSA and FFN, as in UniSAR.
 

@@ -21,7 +21,7 @@ from lcrsr.pretrain import Evaluate, State, init_table_states, update_tables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforceConfig:
-    """The settings of Eq. 13-17.
+    """Holds the settings of Eq. 13-17.
 
     Attributes:
       trajectories: N, the first free of noise.
@@ -58,7 +58,7 @@ class ReinforceConfig:
 
 
 class ReinforceTask:
-    """A `core.task.Task`: GRPO from `initial`, a pre-training state (its best)."""
+    """Tunes `initial`, the best state of pre-training, by GRPO, as a `core.task.Task`."""
 
     name = "rl"
 

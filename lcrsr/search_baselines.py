@@ -1,4 +1,4 @@
-"""Floors of the search task: items ranked for a query without training by gradients.
+"""Ranks items for a query without training by gradients: floors of the search task.
 
 `query_popularity` and `query_knn` know what training users clicked after the same query; `tfidf`
 and `dense` compare the query with the items' texts, as BM25 does (`input_pipelines.bm25`), and are

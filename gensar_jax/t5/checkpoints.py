@@ -80,7 +80,7 @@ def _our_name(name: str) -> str | None:
 
 
 def load(folder: str | pathlib.Path, config: T5Config, text_rows: int, key: jax.Array) -> Params:
-    """Parameters float32 of a folder of either kind.
+    """Reads parameters float32 of a folder of Hugging Face's or of T5X's kind.
 
     Args:
       folder: with Hugging Face's model.safetensors, in one file or shards with an index, and
@@ -268,7 +268,7 @@ def _msgpack_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _zarr_folder(folder: pathlib.Path, described: Mapping[str, Any]) -> pathlib.Path:
-    """Where an array lies. Raises ValueError where that is outside the checkpoint."""
+    """Returns where an array lies. Raises ValueError where that is outside the checkpoint."""
     # Paths are relative to the folder; older files keep them beside the store.
     place = (folder / (described["kvstore"].get("path") or described["path"])).resolve()
     if not place.is_relative_to(folder.resolve()):

@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What T5X must know of a folder.
+    """Holds what T5X must know of an exported folder.
 
     Attributes:
       vocab_size: W.
@@ -182,7 +182,7 @@ def pattern(folder: str, task: str, split: str) -> str:
 
 
 def read(folder: str) -> Export:
-    """Reads the description of a folder, whose identifiers and items are held to their checksums.
+    """Reads a folder's description, and holds its identifiers and items to their checksums.
 
     Raises:
       UserError: no folder that `write` wrote, or one that has changed since.
@@ -225,7 +225,7 @@ def identifiers(folder: str, kind: str) -> np.ndarray:
 
 
 def items(folder: str) -> list[str]:
-    """Ids of the items 1..V. Raises UserError as `read`."""
+    """Reads the ids of the items 1..V. Raises UserError as `read`."""
     read(folder)
     path = os.path.join(folder, _ITEMS)
     try:

@@ -56,7 +56,7 @@ class Network(nn.Module):
 
 
 class BERT4Rec(DotProduct):
-    """A `Ranker`."""
+    """Ranks by BERT4Rec's vector of the history, as a `Ranker`."""
 
     needs_whole_tables = True
 

@@ -30,7 +30,7 @@ class Settings:
 
 
 class Network(nn.Module):
-    """Rows [B, L, D] of a history to the user's vector [B, D]."""
+    """Turns rows [B, L, D] of a history into the user's vector [B, D]."""
 
     settings: Settings
 

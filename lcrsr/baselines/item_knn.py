@@ -1,4 +1,4 @@
-"""Item-based nearest neighbours: cosine of items over users (Sarwar et al., WWW 2001).
+"""Ranks by item-based nearest neighbours: cosine over users (Sarwar et al., WWW 2001).
 
 A candidate's score is the sum of its similarities to the clicked items, the recent ones weighing
 more (`decay` to the power of how many clicks ago). With `history_power` a training user's clicks
@@ -34,7 +34,7 @@ class Settings:
 
 
 class ItemKNN:
-    """A fitted scorer.
+    """Scores items by their neighbours in the training clicks, as a fitted scorer.
 
     Args:
       clicks: training clicks, sparse [U+1, V+1], counts.
