@@ -15,6 +15,21 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def one_device():
+    """Returns the environment of a program on one device, which loads what others have compiled.
+
+    Programs on several devices compile for themselves: XLA's CPU collectives have waited for each
+    other for ever in a program that was loaded from JAX's compilation cache.
+    """
+    folder = os.environ.get("LCRSR_TEST_COMPILED")
+    if not folder:
+        return dict(os.environ)
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+
+
 class Process(subprocess.Popen):
     """Its output goes to a file: a pipe that nobody reads fills, and then the whole job waits."""
 

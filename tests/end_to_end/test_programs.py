@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import jobs
 import numpy as np
 import pytest
 
@@ -33,6 +34,7 @@ def run(module, *arguments):
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
+        env=jobs.one_device(),
         capture_output=True,
         text=True,
         timeout=300,

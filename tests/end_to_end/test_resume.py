@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import jobs
 import numpy as np
 import pytest
 from conftest import SMALL
@@ -26,6 +27,7 @@ def start(csv_folder, cache, workdir):
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", *flags],
         cwd=ROOT,
+        env=jobs.one_device(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -12,6 +12,7 @@ import time
 import types
 
 import jax
+import jobs
 import made_results
 import numpy as np
 import pytest
@@ -297,6 +298,7 @@ def start(folder, cache, workdir):
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", *flags],
         cwd=ROOT,
+        env=jobs.one_device(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
