@@ -27,6 +27,8 @@ _OBJECT_FLAGS, _UNICODE_FLAGS = 63, 8
 _MOST_DIMENSIONS = 8
 _MOST_COLUMNS = 10_000
 _LONGEST_EMPTY_AXIS = 2**20
+# Rows that a range of an index numbers: it holds none of them, but others make arrays of it.
+_LONGEST_RANGE = 2**27
 _LAST_CHARACTER = 0x10FFFF
 _OLD_STATE = "0.14.1"  # the key of the state that pandas wrote up to 1.2
 
@@ -225,6 +227,7 @@ def index(kind: Any, about: Any) -> pd.Index:
     if kind is RANGE_INDEX:
         bounds = [about.get("start"), about.get("stop"), about.get("step")]
         _expect(_are_whole(bounds) and all(abs(n) < 2**62 for n in bounds), "the range of an index")
+        _expect(bounds[2] != 0 and len(range(*bounds)) <= _LONGEST_RANGE, "the range of an index")
         return pd.RangeIndex(*bounds, name=name)
     _expect(kind is INDEX, "an index of pandas")
     values = about.get("data")

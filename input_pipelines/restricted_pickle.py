@@ -7,8 +7,9 @@ functions of `pickled_arrays`, which take plain values alone. Python's own unpic
 nothing but runs of numbers and flat lists of them, checked to be that and rebuilt, because it reads
 these fast; a name, a length or a reference never reaches it.
 
-Depth, number of values and memory are bounded: a length or a place in a table is only a number
-here, and what is shared counts as often as it occurs.
+Depth, number of values, memory and work are bounded: a length or a place in a table is only a
+number here, and what is shared counts as often as it occurs, and as often as something is made of
+it: a call takes a few bytes of the file, and copies an array of any size.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ _MOST_VALUES = 2**27
 # Lists, dicts, tuples and places of the memo made.
 _MOST_OBJECTS = 2**25
 _MOST_STEPS = 2**27
+# Values of the arguments of all calls; a frame of the published data is handed on some four times.
+_MOST_HANDED = 2**29
+# Bytes that all calls may make, of any file and for each byte of it.
+_FREE_MADE, _MADE_A_BYTE = 2**28, 8
 _DEPTH = 32
 _LONGEST_NAME = 100
 _TEXT_A_VALUE = 64  # so many characters or bytes count as one value
@@ -67,6 +72,15 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def _bytes_of(made: Any) -> int:
+    """The memory that a call may have taken for what it made."""
+    if isinstance(made, pd.DataFrame):
+        return int(made.memory_usage().sum())
+    if isinstance(made, np.ndarray | pd.Index | pd.Series):
+        return made.nbytes
+    return len(made) if type(made) is bytes else 0
+
+
 class _Name:
     """Names what a pickle has looked up: the key of `CALLED` and `MADE`."""
 
@@ -88,7 +102,8 @@ class _Machine:
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # what lay on the stack below each mark
         self._memo: dict[int, Any] = {}
-        self._objects = self._values_read = 0
+        self._objects = self._values_read = self._values_handed = 0
+        self._bytes_left = _FREE_MADE + _MADE_A_BYTE * len(content)
         # Containers that were fetched from the memo: to fill one further could close a circle.
         self._shared: set[int] = set()
         # By id, of what holds more than numbers: (itself, depth, values in it).
@@ -165,9 +180,18 @@ class _Machine:
             self._weigh(found, items, (1, 1))
         self._stack.append(found)
 
+    def _hand(self, source: Any) -> None:
+        """Counts what a call is handed, before it goes through it."""
+        self._values_handed += self._weight(source)[1]
+        if self._values_handed > _MOST_HANDED:
+            raise ValueError(f"calls with more than {_MOST_HANDED:,} values")
+
     def _push_made(self, value: Any, source: Any) -> None:
         """Pushes what was made of `source`, whose weight it has where it can hold objects."""
         self._count(1)
+        self._bytes_left -= _bytes_of(value)
+        if self._bytes_left < 0:
+            raise ValueError("values made of others that need far more memory than the file has")
         self._stack.append(value)
         if isinstance(value, _HOLDERS) or (isinstance(value, np.ndarray) and value.dtype.hasobject):
             self._weights[id(value)] = (value, *self._weight(source))
@@ -231,6 +255,7 @@ class _Machine:
             raise ValueError("a call of what is no function")
         if name.key not in functions:
             raise _Refused(".".join(name.key))
+        self._hand(arguments)
         self._push_made(functions[name.key](*arguments), arguments)
 
     # Operations, in the order of the table below.
@@ -360,6 +385,7 @@ class _Machine:
         state, begun = self._stack.pop(), self._stack.pop()
         if type(begun) is not Unfinished or begun.value is not None:
             raise ValueError("a state of what has none")
+        self._hand(state)
         begun.value = begun.finish(state)
         self._push_made(begun.value, state)
 

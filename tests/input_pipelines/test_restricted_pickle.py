@@ -419,6 +419,77 @@ def test_sharing_counts_each_time(tmp_path):
     refused(tmp_path, lists(50), "more than")
 
 
+def repeated(first, call, times):
+    """A tuple of what `call` makes each time of the values of `first`, which are in the memo."""
+    return b"\x80\x04(" + first + call * times + b"t."
+
+
+def remembered(value, place):
+    return pickle.dumps(value, 2)[2:-1] + b"q" + bytes([place])
+
+
+# Each call takes some 40 bytes of the file, and memory for all that it is given.
+CALLS = {
+    "arrays in another byte order": repeated(
+        b"B"
+        + struct.pack("<I", 2**22)
+        + bytes(2**22)
+        + b"q\xc8"
+        # The dtype, from the array of protocol 2, lies in the memo.
+        + b"cnumpy\ndtype\nX\x02\0\0\0i8\x89\x88\x87R(K\x03X\x01\0\0\0>NNN"
+        + b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tbq\xc9",
+        b"cnumpy.core.numeric\n_frombuffer\n(h\xc8h\xc9J\0\0\x08\0\x85X\x01\0\0\0CtR",
+        1000,
+    ),
+    "bytes of one text": repeated(
+        remembered("a" * 2**22, 200) + remembered("latin1", 201),
+        b"c_codecs\nencode\nh\xc8h\xc9\x86R",
+        1000,
+    ),
+    "ranges, each described with one array": repeated(
+        pickle.dumps(np.zeros(2**20, bool), 2)[2:-1] + b"q\xc8",
+        b"cpandas.core.indexes.base\n_new_Index\ncpandas\nRangeIndex\n"
+        b"}(X\x04\0\0\0datah\xc8X\x05\0\0\0startK\0X\x04\0\0\0stopK\0X\x04\0\0\0stepK\x01u\x86R",
+        1000,
+    ),
+    "frames of one array": repeated(
+        pickle.dumps(np.zeros((1, 2**19)), 2)[2:-1] + b"q\xc8",
+        b"".join(
+            [
+                b"cpandas.core.frame\nDataFrame\n)\x81}X\x04\0\0\0_mgr",
+                b"cpandas.core.internals.managers\nBlockManager\n",
+                b"cpandas._libs.internals\n_unpickle_block\n",
+                b"h\xc8cbuiltins\nslice\nK\0K\x01K\x01\x87RK\x02\x87R\x85",
+                b"cpandas.core.indexes.base\n_new_Index\ncpandas\nRangeIndex\n",
+                b"}(X\x05\0\0\0startK\0X\x04\0\0\0stopK\x01X\x04\0\0\0stepK\x01u\x86R",
+                b"cpandas.core.indexes.base\n_new_Index\ncpandas\nRangeIndex\n",
+                b"}(X\x05\0\0\0startK\0X\x04\0\0\0stopJ\0\0\x08\0X\x04\0\0\0stepK\x01u\x86R",
+                b"\x86\x86Rsb",
+            ]
+        ),
+        1000,
+    ),
+}
+
+
+@pytest.mark.parametrize("calls", CALLS)
+def test_calls_that_share_what_they_are_given_are_bounded_together(tmp_path, calls):
+    tracemalloc.start()
+    try:
+        refused(tmp_path, CALLS[calls], "far more memory than the file|calls with more than")
+        assert tracemalloc.get_traced_memory()[1] < 2**29
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_range_of_more_rows_than_memory_has_is_no_index(tmp_path):
+    content = (
+        b"\x80\x04}X\x01\0\0\0acpandas.core.indexes.base\n_new_Index\ncpandas\nRangeIndex\n"
+        b"}(X\x05\0\0\0startK\0X\x04\0\0\0stop\x8a\x06\0\0\0\0\0\x10X\x04\0\0\0stepK\x01u\x86Rs."
+    )
+    refused(tmp_path, content, "the range of an index")
+
+
 def test_names_in_messages_are_printable(tmp_path):
     refused(tmp_path, b"c\x1b[31mos\nsys\x07tem\n.", r"a call of \?\[31mos\.sys\?tem;")
     refused(tmp_path, b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.", "numpy.ndarray.dumps")
