@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ KUAISAR = {"users": 22_699, "items": 673_415}
 _VOCABULARIES = ("user_vocab", "src_session_vocab_np", "item_vocab_np")
 _PARTS = {"train": "train", "validation": "val", "test": "test"}
 _LISTS = ("rec_his", "rec_his_ts", "src_session_his", "src_session_his_ts")
+# Numbers of words; the log has a row for each up to the largest.
+_MOST_WORDS = 2**24
 _COLUMNS = ("user_id", "item_id", "neg_items", "rec_his", "src_session_his")
 
 
@@ -83,7 +86,9 @@ def read_unisar(data_dir: str, *, report: Report = silent) -> Log:
 
 
 def _wrong(path: pathlib.Path, expected: str, found: object) -> UserError:
-    text = " ".join(str(found).split())[:80]
+    # Of a list of millions the first few: its whole text takes more memory than it does.
+    long = isinstance(found, list | tuple | dict | np.ndarray)
+    text = " ".join((reprlib.repr(found) if long else str(found)).split())[:80]
     return UserError(f"expected {expected} in {path}, found {text}; use the file as published")
 
 
@@ -91,12 +96,27 @@ def _whole(values: Any, path: pathlib.Path, what: str) -> np.ndarray:
     """int64 of whole numbers stored in any numeric type."""
     try:
         array = np.asarray(values)
-        whole = array.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # NaN, which differs from what it becomes
+            whole = array.astype(np.int64)
         if array.size and (array.dtype.kind not in "iuf" or not np.array_equal(whole, array)):
             raise ValueError
     except (ValueError, TypeError, OverflowError):
         raise _wrong(path, f"whole numbers as {what}", values) from None
     return whole
+
+
+def _has_rows(values: Any) -> bool:
+    """Tells a list or array from the single values that a pickle may hold in its place."""
+    if isinstance(values, np.ndarray):
+        return values.ndim > 0
+    return isinstance(values, list | tuple | pd.Series)
+
+
+def _check_range(values: np.ndarray, most: int, path: pathlib.Path, what: str) -> None:
+    """Holds numbers, 0 for padding, to the log's 32 bits and to what they count."""
+    if values.size and (values.min() < 0 or values.max() > most):
+        worst = values.min() if values.min() < 0 else values.max()
+        raise _wrong(path, f"{what} from 0 to {most}", int(worst))
 
 
 def _flat(users: dict, name: str, path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -125,12 +145,16 @@ def _read_log(
 ) -> tuple[Log, _SessionLists]:
     users_path, sessions_path, items_path = paths[:3]
     if not isinstance(users, dict) or not all(
-        isinstance(user, dict) and set(_LISTS) <= set(user) for user in users.values()
+        isinstance(user, dict)
+        and set(_LISTS) <= set(user)
+        and all(_has_rows(user[name]) for name in _LISTS)
+        for user in users.values()
     ):
         raise _wrong(users_path, f"a dict of users with {', '.join(_LISTS)}", type(users).__name__)
-    if not isinstance(sessions, dict) or {"keyword", "pos_items"} - set(sessions):
+    tables = ("keyword", "pos_items")
+    if not isinstance(sessions, dict) or not all(_has_rows(sessions.get(name)) for name in tables):
         raise _wrong(sessions_path, "a dict with keyword and pos_items", type(sessions).__name__)
-    if not isinstance(items, dict) or not items:
+    if not isinstance(items, dict) or not items or not all(map(_has_rows, items.values())):
         raise _wrong(items_path, "a dict of columns", type(items).__name__)
     # The key of padding, where there is one, has empty lists.
     users = {name: user for name, user in users.items() if any(len(user[n]) for n in _LISTS)}
@@ -157,15 +181,18 @@ def _read_log(
     clicked = _whole(sessions["pos_items"], sessions_path, "pos_items")
     if len(rows) and (rows.min() < 0 or rows.max() >= min(len(words), len(clicked))):
         raise _wrong(sessions_path, f"sessions up to {rows.max()}", f"{len(words)} rows")
+    num_items = max(len(column) for column in items.values()) - 1
+    _check_range(words, _MOST_WORDS, sessions_path, "keyword")
+    _check_range(clicked, num_items, sessions_path, "pos_items")
+    if not len(rec_items):
+        raise _wrong(users_path, "clicks in rec_his", "none")
     kept = with_content(_unpadded(words, rows)[0], _unpadded(clicked, rows)[0])
     kept_before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
     word_offsets, word_ids = _unpadded(words, rows[kept])
     click_offsets, click_items = _unpadded(clicked, rows[kept])
-    num_items = max(len(column) for column in items.values()) - 1
     _check_counts({"users": len(users), "items": num_items}, users_path.parent.parent)
-    for values in (rec_items, click_items):
-        if len(values) and (values.min() < 1 or values.max() > num_items):
-            raise _wrong(users_path, f"items from 1 to {num_items}", int(values.max()))
+    if rec_items.min() < 1 or rec_items.max() > num_items:
+        raise _wrong(users_path, f"items from 1 to {num_items}", int(rec_items.max()))
     log = Log(
         name="unisar_pickles",
         is_sample=False,
@@ -222,8 +249,9 @@ def _read_part(
     if len(unknown):
         raise _wrong(path, "users of user_vocab.pkl", f"{user[unknown[0]]} in row {unknown[0] + 1}")
     number = place + 1
-    target_row = log.rec_offsets[number] + clicks
-    inside = (clicks >= 0) & (target_row < log.rec_offsets[number + 1])
+    # Compared before they are added: the sum of large ones is a small number.
+    inside = (clicks >= 0) & (clicks < (log.rec_offsets[number + 1] - log.rec_offsets[number]))
+    target_row = log.rec_offsets[number] + np.where(inside, clicks, 0)
     there = inside & (log.rec_items[np.where(inside, target_row, 0)] == item)
     if not there.all():
         row = int(np.flatnonzero(~there)[0])
@@ -232,9 +260,9 @@ def _read_part(
             f"item {item[row]} of row {row + 1} at place {clicks[row]} of its user's rec_his",
             log.rec_items[target_row[row]] if inside[row] else "a list that ends before",
         )
-    shown = lists.offsets[number] + searches
-    if (searches < 0).any() or (shown > lists.offsets[number + 1]).any():
+    if np.any((searches < 0) | (searches > lists.offsets[number + 1] - lists.offsets[number])):
         raise _wrong(path, "src_session_his within the user's list", "a longer prefix")
+    shown = lists.offsets[number] + searches
     earlier = history_ends(log, target_row)
     rec_end = np.minimum(target_row, earlier[0])
     shown = lists.kept_before[shown]

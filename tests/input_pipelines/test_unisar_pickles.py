@@ -289,3 +289,39 @@ def test_missing_and_truncated_files(folder):
     path.unlink()
     with pytest.raises(UserError, match=r"expected dataset/rec_val\.pkl in .* no such file"):
         unisar_pickles.raw_files(str(folder))
+
+
+def with_rows(table, **changed):
+    return {**table, **{name: np.asarray(rows) for name, rows in changed.items()}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        # 2^32 + 2 is item 2, and 2^32 + 4 word 4, in 32 bits.
+        (
+            {"src_session_vocab_np": with_rows(SESSIONS, pos_items=[[0], [2**32 + 2], [0]])},
+            "pos_items from 0 to 120 .*found 4294967298",
+        ),
+        (
+            {"src_session_vocab_np": with_rows(SESSIONS, keyword=[[0], [2**32 + 4], [3]])},
+            "keyword from 0 to 16777216 .*found 4294967300",
+        ),
+        ({"src_session_vocab_np": with_rows(SESSIONS, keyword=3)}, "a dict with keyword and"),
+        ({"user_vocab": {0: {**USERS[0], "rec_his": 3}}}, "a dict of users with rec_his"),
+        ({"item_vocab_np": {"caption": None}}, "a dict of columns"),
+        ({"user_vocab": {0: {name: [] for name in USERS[0]}}}, "clicks in rec_his .*found none"),
+        # Beside the place of a user who is not the first they have no 64 bits.
+        ({"rec_test": TEST.assign(rec_his=2**63 - 1)}, "place 9223372036854775807"),
+        ({"rec_test": TEST.assign(src_session_his=2**63 - 1)}, "src_session_his within"),
+    ],
+)
+def test_numbers_that_are_no_rows_of_the_log_are_refused(tmp_path, changed, found):
+    with pytest.raises(UserError, match=found):
+        unisar_pickles.read_unisar(str(write(tmp_path / "raw", **changed)))
+
+
+def test_a_message_shows_the_first_values_of_a_long_list(tmp_path):
+    users = {0: {**USERS[0], "rec_his": [*range(1000), None]}}
+    with pytest.raises(UserError, match=r"found \[0, 1, 2, 3, 4, 5, ...\];"):
+        unisar_pickles.read_unisar(str(write(tmp_path / "raw", user_vocab=users)))
