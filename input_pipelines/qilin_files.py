@@ -40,9 +40,11 @@ _LISTS = {
 _BATCH_ROWS = 8192
 
 # A cell prints as [{'click': 1, 'page_time': nan, ...} {...}], without commas between dicts.
-_STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-_PAIR = re.compile(rf"\s*'(\w+)':\s*({_STRING}|[^,'\"{{}}]+?)\s*(?:,|$)")
-_DICT = re.compile(rf"\{{((?:{_STRING}|[^{{}}'\"])*)\}}")
+# Nothing is tried twice (possessive, matched in place): made-up cells take no longer.
+_STRING = r"'(?:[^'\\]|\\.)*+'|\"(?:[^\"\\]|\\.)*+\""
+_PAIR = re.compile(rf"\s*+'(\w++)':\s*+({_STRING}|[^,'\"{{}}]++)\s*+(?:,\s*+|\Z)")
+_DICT = re.compile(rf"\{{((?:{_STRING}|[^{{}}'\"]++)*+)\}}")
+_BETWEEN = re.compile(r"[\s,]*+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,16 +273,12 @@ def parse_cell(cell: str | None, fields: list[str], where: str) -> list[dict[str
       UserError: the cell is not a printed list of flat dicts with these fields.
     """
     text = (cell or "").strip()
-    dicts = _DICT.findall(text)
-    rest = _DICT.sub("", text)
     impressions = []
     try:
-        if not (rest.startswith("[") and rest.endswith("]")) or rest[1:-1].strip(" \n\r\t,"):
+        if not (text.startswith("[") and text.endswith("]")):
             raise ValueError("no printed list of dicts")
-        for body in dicts:
-            pairs = dict(_PAIR.findall(body))
-            if _PAIR.sub("", body).strip():
-                raise ValueError(f"no printed dict: {body[:40]!r}")
+        for body in _in_turn(_DICT, text[1:-1], "list of dicts"):
+            pairs = {pair[1]: pair[2] for pair in _in_turn(_PAIR, body[1], "dict")}
             impressions.append({name: _number(pairs[name]) for name in fields})
     except (ValueError, KeyError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
@@ -291,8 +289,27 @@ def parse_cell(cell: str | None, fields: list[str], where: str) -> list[dict[str
     return impressions
 
 
+def _in_turn(pattern: re.Pattern[str], text: str, what: str) -> Iterator[re.Match[str]]:
+    """Yields the matches that make up a text, commas and spaces between them aside.
+
+    Raises:
+      ValueError: something else stands there.
+    """
+    place = 0
+    while True:
+        between = _BETWEEN.match(text, place)
+        place = between.end() if between else place
+        if place == len(text):
+            return
+        found = pattern.match(text, place)
+        if found is None:
+            raise ValueError(f"no printed {what}: {text[place : place + 40]!r}")
+        yield found
+        place = found.end()
+
+
 def _number(text: str) -> float:
-    return float("nan") if text == "None" else float(text)
+    return float("nan") if text.strip() == "None" else float(text)
 
 
 def _flatten(batch: pa.RecordBatch, path: pathlib.Path, kind: str) -> Rows:

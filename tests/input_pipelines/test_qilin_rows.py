@@ -5,6 +5,7 @@ import csv
 import itertools
 import pathlib
 import re
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ def test_a_printed_cell():
     assert first["note_idx"] == 3 and np.isnan(first["click"])
     assert second == {"click": 1.0, "note_idx": 1394014.0}
     assert qilin_files.parse_cell("[]", ["click"], "row 1") == []
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[{'click':" + " " * 20_000 + "'x' 'y'}]",
+        "[{" + " " * 1_000_000 + "}]",
+        "[" + "{\\'" * 200_000 + "]",
+        "[{" + "a" * 1_000_000 + "]",
+    ],
+)
+def test_made_up_cells_take_no_longer_than_others(cell):
+    started = time.process_time()
+    with pytest.raises(UserError, match=r"no printed|no field"):
+        qilin_files.parse_cell(cell, ["click"], "row 1")
+    assert time.process_time() - started < 2
 
 
 def toy_rows(name):
