@@ -52,6 +52,7 @@ _SEARCHES = ("search for destination", "search for poi", _ITEM_SEARCH, "filter s
 _ITEM_VIEWS = tuple(f"interaction item {what}" for what in ("image", "info", "rating", "deals"))
 _UNKNOWN = "unknown"
 _PRICE_STEP = 10
+_MOST_DIGITS = 18  # of 64 bits
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
@@ -205,7 +206,9 @@ def _is_id(value: str) -> bool:
 def _is_whole(value: object) -> bool:
     if isinstance(value, bool | np.bool_):
         return False
-    return isinstance(value, (int, np.integer)) or (isinstance(value, str) and _is_id(value))
+    if isinstance(value, str):
+        return _is_id(value) and len(value) <= _MOST_DIGITS
+    return isinstance(value, int | np.integer) and abs(int(value)) < 10**_MOST_DIGITS
 
 
 def _parts(value: object) -> Sequence[str]:

@@ -179,6 +179,8 @@ def first(**changes):
             "a whole number in column timestamp of .*, found 'noon' in row",
         ),
         (first(timestamp=None), "a whole number in column timestamp of .*, found 'nan' in row 1"),
+        (first(timestamp="9" * 19), "a whole number in column timestamp .*, found '9999"),
+        (first(timestamp="9" * 5000), "a whole number in column timestamp .*, found '9999"),
         (first(timestamp=1.5), "a whole number in column timestamp of .*, found '1.5' in row 1"),
         (first(impressions="5|Ritz"), "numbers separated by | in column impressions .*'5|Ritz'"),
         (first(prices="4|cheap"), "numbers separated by | in column prices of .*'4|cheap' in row"),
