@@ -65,7 +65,13 @@ def _read_queries(path: pathlib.Path) -> dict[int, list[str]]:
     queries = {}
     for number, line in enumerate(_lines(path), 1):
         name, text = _split_line(path, number, line, "query id TAB text")
-        queries[int(name)] = text.split()
+        try:
+            query = ids.number_of(name)
+        except ValueError:
+            raise _malformed(path, number, "a query id of at most 18 digits", line) from None
+        if query in queries:
+            raise _malformed(path, number, "one line a query", name)
+        queries[query] = text.split()
     return queries
 
 
@@ -99,12 +105,17 @@ def _read_items(
         try:
             record = json.loads(line)
             name = ids.number_of(record["item"])
-            query_ids = [ids.number_of(query) for query in record["query_ids"]]
+            listed = record["query_ids"]
+            if not isinstance(listed, list):  # the characters of "12" are no queries 1 and 2
+                raise TypeError
+            query_ids = [ids.number_of(query) for query in listed]
         except (ValueError, KeyError, TypeError, RecursionError):
             expected = 'a JSON object with "item" and "query_ids"'
             raise _malformed(path, number, expected, line) from None
         if name < 0:
             raise _malformed(path, number, "an item id of 0 or more", str(name))
+        if str(name) in items:
+            raise _malformed(path, number, "one line an item", str(name))
         unknown = [q for q in query_ids if q not in queries]
         if unknown:
             raise _malformed(path, number, "query ids of queries.tsv", str(unknown[0]))

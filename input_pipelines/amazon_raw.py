@@ -45,6 +45,11 @@ _TEXT_KEYS = ("title", "description")
 _QUERIES = ("query_text.txt.gz", "train.qrels.gz", "test.qrels.gz")
 # Of the choice among the queries of a (user, item).
 _QUERY_SEED = 0
+_MOST_DIGITS = 18
+# Lines, and characters, that a gz file of any size may unpack to, and that each byte of it
+# justifies: a kilobyte can hold a million empty lines.
+_FREE_LINES, _LINES_A_BYTE = 2**20, 1
+_FREE_CHARACTERS, _CHARACTERS_A_BYTE = 2**26, 50
 _REPORT_LINES = 10_000
 
 
@@ -88,7 +93,15 @@ def _lines(path: pathlib.Path, report: Report) -> Iterator[tuple[int, str]]:
             open(path, "rb") as packed,
             gzip.open(packed, "rt", encoding="utf-8", newline="\n") as file,
         ):
+            characters = _FREE_CHARACTERS + _CHARACTERS_A_BYTE * size
+            lines = _FREE_LINES + _LINES_A_BYTE * size
             for number, line in enumerate(lines_of(file), 1):
+                characters -= len(line)
+                if characters < 0 or number > lines:
+                    raise UserError(
+                        f"expected at most {lines:,} lines and {_CHARACTERS_A_BYTE} characters a "
+                        f"byte in {path}, of {size:,} bytes, found more; use the file as published"
+                    )
                 if number % _REPORT_LINES == 0:
                     report(path.name, packed.tell() / size)
                 yield number, line
@@ -180,9 +193,9 @@ def _qrels(paths: list[pathlib.Path], num_queries: int, report: Report) -> pd.Da
         for number, line in _lines(path, report):
             fields = line.split()
             user, _, query = fields[0].rpartition("_") if fields else ("", "", "")
-            if len(fields) != 4 or not user or not query.isdecimal():
+            if len(fields) != 4 or not user or not (query.isascii() and query.isdecimal()):
                 raise _malformed(path, number, "REVIEWER_QUERY 0 ASIN 1", line)
-            if int(query) >= num_queries:
+            if len(query) > _MOST_DIGITS or int(query) >= num_queries:
                 raise _malformed(path, number, f"a query number below {num_queries}", line)
             rows.append((user, fields[2], int(query)))
     return pd.DataFrame(rows, columns=["user", "item", "query"]).drop_duplicates()
@@ -214,10 +227,10 @@ def read_amazon_raw(data_dir: str, *, report: Report = silent) -> Log:
     queries = [line.split() for _, line in _lines(query_texts, report)]
     chosen = _choose(_qrels(qrels, len(queries), report))
     report("matching", 0.0)
-    searches = events.merge(chosen, on=["user", "item"])
-    both = set(searches["user"])
-    events = events[events["user"].isin(both)]
-    if not len(events):
+    if len(events) and len(chosen):  # pandas gives columns without a row another type
+        searches = events.merge(chosen, on=["user", "item"])
+        events = events[events["user"].isin(set(searches["user"]))]
+    if not (len(events) and len(chosen)):
         raise UserError(
             f"expected users with reviews and queries in {data_dir}, found none; the qrels are of "
             "another category"

@@ -147,6 +147,11 @@ def test_no_face_of_a_held_out_purchase_is_in_a_training_history(planted, name):
         ("items.jsonl", '{"item": 1}\n', '"query_ids" in line 1'),
         ("items.jsonl", '{"item": -1, "query_ids": []}\n', "item id of 0 or more in line 1"),
         ("items.jsonl", '{"item": 1, "query_ids": [8]}\n', "query ids of queries.tsv .* '8'"),
+        ("items.jsonl", '{"item": 1, "query_ids": "0"}\n', '"query_ids" in line 1'),
+        ("items.jsonl", '{"item": 1, "query_ids": {"0": 1}}\n', '"query_ids" in line 1'),
+        ("items.jsonl", '{"item": 1, "query_ids": [0]}\n' * 2, "one line an item in line 2"),
+        ("queries.tsv", "0\ta\n0\tb\n", "one line a query in line 2"),
+        ("queries.tsv", "9" * 5000 + "\ta\n", "a query id of at most 18 digits in line 1"),
         ("queries.tsv", "hair care\n", "query id TAB text in line 1 of .*queries.tsv"),
     ],
 )

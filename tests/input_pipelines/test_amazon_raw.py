@@ -190,6 +190,8 @@ def test_a_file_that_is_no_gz(folder):
         ("reviews_Toys_5.json", [json.dumps(review("A1", "B01", 1)), "["], "in line 2 of"),
         ("train.qrels", ["A1_0 0 B01 1", "A1 0 B01 1"], "REVIEWER_QUERY 0 ASIN 1 in line 2 of"),
         ("train.qrels", ["A1_7 0 B01 1"], "a query number below 3 in line 1"),
+        ("train.qrels", [f"A1_{'9' * 5000} 0 B01 1"], "a query number below 3 in line 1"),
+        ("query_text.txt", [""] * 2**21, "at most 1,0.* lines and 50 characters a byte in .*text"),
         ("train.qrels", ["A1_0 0 B01"], "found 'A1_0 0 B01'"),
     ],
 )
@@ -215,6 +217,12 @@ def test_files_that_do_not_belong_together(folder):
     (folder / "meta_Music.json.gz").unlink()
     with pytest.raises(UserError, match=r"expected query_text\.txt\.gz in"):
         amazon_raw.raw_files(str(folder))
+
+
+def test_reviews_without_a_line(folder):
+    pack(folder / "reviews_Toys_5.json.gz", [])
+    with pytest.raises(UserError, match=r"users with reviews and queries in .* found none"):
+        amazon_raw.read_amazon_raw(str(folder))
 
 
 def test_only_newlines_end_lines_and_ids_of_json_are_held_to_the_rule(tmp_path):
