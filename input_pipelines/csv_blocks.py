@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -120,6 +121,16 @@ def header_of(path: pathlib.Path) -> list[str]:
             return next(csv.reader([file.readline(_HEADER_CHARACTERS)]), [])
         except csv.Error:
             return []
+
+
+def first_row_is_longer(path: pathlib.Path) -> bool:
+    """Tells whether the first row has more fields than the header; False of what is no CSV."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
+            header, *rows = itertools.islice(filter(None, csv.reader(file)), 2)
+        except (csv.Error, ValueError):
+            return False
+    return bool(rows) and len(rows[0]) > len(header)
 
 
 def _check_header(path: pathlib.Path, columns: Iterable[str]) -> None:

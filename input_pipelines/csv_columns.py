@@ -21,6 +21,7 @@ OPTIONAL_TABLES = ("items",)
 OPTIONAL_COLUMNS = ("search_session",)
 # Columns that `columns` may say there are none of.
 _LEFT_OUT = ("session", "clicked_items", "title", "search_session")
+_MOST_COLUMNS = 10_000
 _ALL_COLUMNS = tuple(dict.fromkeys(name for names in COLUMNS.values() for name in names))
 
 
@@ -51,10 +52,12 @@ def names_of(columns: str) -> dict[str, dict[str, str]]:
 
 def _header(path: pathlib.Path) -> list[str]:
     if path.suffix == ".csv":
+        written = csv_blocks.header_of(path)
+        if len(written) > _MOST_COLUMNS:  # pandas takes minutes for a line of a million
+            raise ValueError(f"more than {_MOST_COLUMNS:,} columns")
         frame = pd.read_csv(path, dtype=str, nrows=0, encoding="utf-8")
         names = [str(name) for name in frame.columns]
         # pandas renames the second of two columns of one name; blank lines it skips.
-        written = csv_blocks.header_of(path)
         return written if len(written) == len(names) else names
     with open_parquet(path, []) as file:
         return list(file.schema_arrow.names)
@@ -100,7 +103,7 @@ def check_headers(
         if missing:
             s = "s" * (len(missing) > 1)
             listed = ", ".join(names[table][column] for column in missing)
-            wrong.append(f"column{s} {listed} in {path}, found {', '.join(header)}")
+            wrong.append(f"column{s} {listed} in {path}, found {', '.join(header)[:300]}")
             for column in missing:
                 if hint := _hint(column, header):
                     hints.setdefault(f"{column}={hint[0]}", []).append(table)

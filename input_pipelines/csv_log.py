@@ -44,7 +44,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from core.errors import UserError
-from input_pipelines import ids, segmenters, times
+from input_pipelines import csv_blocks, ids, segmenters, times
 from input_pipelines.csv_columns import (
     COLUMNS,
     OPTIONAL_COLUMNS,
@@ -60,6 +60,7 @@ _LOG = logging.getLogger(__name__)
 
 INFER = "infer"
 _TIME = re.compile(r"-?[0-9]+")
+_LARGEST_TIME = 2**62  # the difference of two has 64 bits
 _BAD_ID = re.compile(r"^$|\s|^-\d")
 # The share of clicked items without a row in clicks or items above which a warning is logged.
 _MANY_UNMATCHED = 0.5
@@ -105,6 +106,8 @@ def _read(path: pathlib.Path, names: Mapping[str, str], columns: Sequence[str]) 
     found: dict[str, _Column] = {}
     try:
         if path.suffix == ".csv":
+            if csv_blocks.first_row_is_longer(path):  # pandas takes gigabytes for what is too much
+                raise ValueError("rows have more fields than the header")
             # Text throughout: an id 007 is not 7, and times do not pass through floats.
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
             if not isinstance(frame.index, pd.RangeIndex):
@@ -225,11 +228,11 @@ def _times(table: _Table) -> tuple[np.ndarray, bool]:
         try:
             # int() takes 2_000 and spaces too
             time = times.from_iso(text) if dates else int(text) if _TIME.fullmatch(text) else None
-            if time is None:
+            if time is None or abs(time) >= _LARGEST_TIME:
                 raise ValueError(text)
             found[row] = time
-        except (ValueError, OverflowError):
-            wanted = "ISO 8601 dates, as the first row is," if dates else "whole numbers of 64 bits"
+        except ValueError:
+            wanted = "ISO 8601 dates, as the first row is," if dates else "whole numbers of 63 bits"
             raise UserError(
                 f"expected {wanted} as time of {table.path}, found {text[:40]!r} in row {row + 1}; "
                 "write times as integers, or all as dates such as 2024-11-03T14:30:00Z"

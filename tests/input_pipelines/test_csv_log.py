@@ -127,7 +127,11 @@ def test_large_times_are_exact(folder):
         ("clicks", "user,item,time\na,b c,1\n", "column item, .*found 'b c' in row 1"),
         ("clicks", "user,item,time\na,b,1\na,b,1.5\n", "found '1.5' in row 2"),
         ("clicks", "user,item,time\na,b,\n", "as time of .*clicks.csv, found '' in row 1"),
-        ("clicks", f"user,item,time\na,b,{2**63}\n", "whole numbers of 64 bits"),
+        ("clicks", f"user,item,time\na,b,{2**63}\n", "whole numbers of 63 bits"),
+        # The difference of the two has no 64 bits.
+        ("clicks", f"user,item,time\na,b,{-(2**62)}\na,c,{2**62}\n", "whole numbers of 63 bits"),
+        ("clicks", "user,item,time" + ",x" * 10_000 + "\n", "more than 10,000 columns"),
+        ("clicks", "user,item,time\na,b,1" + "," * 1_000_000 + "\n", "more fields than the header"),
         ("clicks", "user,item,time\n", "expected clicks in the log of csv_log, found none"),
         (
             "searches",
