@@ -69,6 +69,7 @@ def check(folder: str, described: Any, remedy: str) -> None:
         and {"bytes", "xxh3"} <= wanted.keys()
         and not os.path.isabs(name)
         and os.pardir not in name.split(os.sep)
+        and name.isprintable()  # no NUL and no half of a surrogate pair, which no path has
         for name, wanted in described.items()
     ):
         raise UserError(

@@ -343,7 +343,10 @@ def load_npz(
                     _check_size(count, dtype, member.file_size - file.tell())
                     content = file.read(member.file_size)
                 values = np.frombuffer(bytearray(content), dtype, count)
-                arrays[member.filename.removesuffix(".npy")] = values.reshape(shape, order=order)
+                name = member.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise ValueError(f"two arrays of the name {name!r}")
+                arrays[name] = values.reshape(shape, order=order)
     except (
         OSError,
         ValueError,
@@ -374,7 +377,8 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["F", "C"], np
         raise ValueError(f"version {version} of the .npy format")
     try:
         shape, fortran, dtype = read[version](file, max_header_size=_HEADER_BYTES)
-    except (MemoryError, tokenize.TokenError):  # nested brackets, open brackets
+    # Nested brackets, open brackets, a list as a key.
+    except (MemoryError, tokenize.TokenError, TypeError):
         raise ValueError("a header that is no dict") from None
     if dtype.hasobject or not dtype.itemsize or any(size < 0 for size in shape):
         raise ValueError("an array of objects, of nothing or of negative size")

@@ -69,3 +69,9 @@ def test_a_saved_file_stands_with_its_checksum(tmp_path):
     (tmp_path / "a.model").write_bytes(b"consent")
     with pytest.raises(UserError, match="has changed since it was saved; again"):
         checksums.verify(path, "again")
+
+
+@pytest.mark.parametrize("name", ["a\0", "\ud800"])
+def test_names_that_no_file_has_are_one_line(tmp_path, name):
+    with pytest.raises(UserError, match="expected sizes and checksums of the files"):
+        checksums.check(str(tmp_path), {name: {"bytes": 1, "xxh3": ""}}, "write it again")

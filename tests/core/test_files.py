@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 
 import numpy as np
@@ -205,3 +206,23 @@ def test_what_cannot_be_written_is_one_line_and_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError), open_atomically(str(tmp_path / "a")):
         open(tmp_path / "other")  # noqa: SIM115 - it is not there
     assert os.listdir(tmp_path) == ["full"]
+
+
+@pytest.mark.parametrize("second", ["a.npy", "a"])
+def test_an_archive_with_two_arrays_of_one_name_is_refused(tmp_path, second):
+    path = str(tmp_path / "x.npz")
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, count in (("a.npy", 3), (second, 4)):
+            content = io.BytesIO()
+            np.save(content, np.arange(count))
+            archive.writestr(name, content.getvalue())
+    with pytest.raises(UserError, match="two arrays of the name 'a'"):
+        load_npz(path, "vectors", "make them again")
+
+
+def test_a_npy_header_with_a_list_as_a_key_is_one_line(tmp_path):
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\0\x08\0{[]: 1}\n")
+    with pytest.raises(UserError, match="a header that is no dict"):
+        load_npy(str(path), "vectors", "make them again")
