@@ -1,6 +1,7 @@
 """Test-wide settings: eight fake CPU devices, so that sharding is tested without a pod."""
 
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -11,6 +12,9 @@ def pytest_configure(config):
         # Compiling is most of the default tests' work; the slow ones train for minutes.
         flags += " --xla_backend_optimization_level=0"
     os.environ.setdefault("XLA_FLAGS", flags)
+    # A shell has its background jobs ignore Ctrl-C, and so would what tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
