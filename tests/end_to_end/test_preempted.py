@@ -78,12 +78,15 @@ def test_while_a_program_still_imports(tmp_path, number, name, code):
     process = subprocess.Popen(
         command, cwd=jobs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    maps = pathlib.Path(f"/proc/{process.pid}/maps")
-    while "jaxlib" not in maps.read_text():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
-    output, error = process.communicate(timeout=60)
+    try:
+        maps = pathlib.Path(f"/proc/{process.pid}/maps")
+        while "jaxlib" not in maps.read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        output, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code and output == ""
     assert error == (
         f"{name}: nothing was trained since the last checkpoint, if there is one; the same "
