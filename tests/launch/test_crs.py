@@ -19,6 +19,7 @@ import pytest
 from ml_collections import config_dict
 
 from configs import crs_amazon_beauty
+from core import checksums
 from core.checkpoints import Checkpoints
 from core.errors import Preempted, UserError
 from core.workdir import Workdir
@@ -243,7 +244,7 @@ def test_a_whole_cycle_its_results_and_predictions(whole):
     assert row["algorithm"] == "r_grpo" and row["examples"] == 4
     assert set(row["metrics"]) >= {"hr@10/search/catalogue", "ndcg@10/search/catalogue"}
     assert sum(group["examples"] for group in row["user_groups"]) == 4
-    subsets = json.loads((whole / "subsets" / "rl_0.json").read_text())
+    subsets = checksums.read_sealed(str(whole / "subsets" / "rl_0.json"), "a subset", "")
     assert subsets == row["subset"] and 0 < subsets["rows"] <= 8
     assert (whole / "curves.png").exists()
     # Opened again the stage gives what the run saved.
