@@ -239,7 +239,7 @@ class Kept:
 
 
 def write_list(folder: str, items: Iterable[str], codes: np.ndarray) -> None:
-    """Writes a JSON object a line: an item's name and its codes, of those that have left too.
+    """Writes one JSON object a line: an item's name and its codes, for removed items as well.
 
     The checksum of the file is written beside it.
     """

@@ -23,7 +23,7 @@
 
 Other names are given as the setting `columns`: 'user=user_id,searches.time=asked_at' reads user
 from user_id in every file and the searches' time from asked_at. 'session=' and 'clicked_items=' say
-that there is no such column: then every row of searches is a session, and none lists clicks.
+that the file lacks this column: then every row of searches is a session, and none lists clicks.
 
 Each file may be NAME.parquet instead of NAME.csv. searches may hold a header only.
 tests/data/csv_log is an example of 20 rows.

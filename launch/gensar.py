@@ -196,7 +196,7 @@ class GenSARExperiment:
         return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
 
     def _tested(self) -> list[tuple[str, str]]:
-        """Returns (task, protocol) of the test split, of those that rank anyone.
+        """Returns each (task, protocol) that ranks at least one example of the test split.
 
         Raises:
           UserError: none of a task's protocols does.

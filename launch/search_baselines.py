@@ -110,7 +110,7 @@ class SearchBaselineExperiment:
         self._tested()
 
     def _tested(self) -> tuple[str, ...]:
-        """Returns the protocols of the test split, of those that rank anyone."""
+        """Returns the protocols that rank at least one example of the test split."""
         wanted = self.config.eval.search_protocols
         return self.data.possible("test", wanted, "search")
 
