@@ -359,7 +359,7 @@ def test_predictions_are_items_unseen_best_first(trained):
     (row,) = predict(restored, None, 1, "red tea kind2")
     assert row["user"] is None and row["item"] in set(log.item_ids.tolist())
     for arguments, message in (
-        ((["nobody"], 3), "found 'nobody' and 0 more"),
+        ((["nobody"], 3), "found 'nobody', which"),
         ((users, log.num_items + 1), "at most"),
         ((None, 3), "users or a query"),
     ):
