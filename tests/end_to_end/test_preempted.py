@@ -14,7 +14,6 @@ from configs import popularity_qilin
 from core.errors import Preempted
 from experiments.train import train
 from lcrsr.baselines.fitted import FittedEvaluator
-from studies.ablation import runs
 from studies.ablation.ablate import ablate
 
 
@@ -60,14 +59,13 @@ def test_between_the_protocols_of_the_test_split(small_config, tmp_path, monkeyp
     assert (workdir / "summary.md").exists()
 
 
-def test_between_the_stages_of_a_sweep(small_config, tmp_path, monkeypatch):
+def test_between_the_stages_of_a_sweep(small_config, tmp_path):
     def trained(arms):
         terminate()
         return {}
 
-    monkeypatch.setattr(runs, "run_arms", trained)
     with pytest.raises(Preempted, match="before stage pretrain"):
-        ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
+        ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"), train=trained)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="asks Linux what is imported")
