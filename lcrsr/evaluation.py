@@ -191,9 +191,7 @@ class Evaluator:
             return tuple(self._across(count, jax.lax.psum) for count in (above, tied, broken))
 
         target = batch["candidates"][:, :1]
-        above, tied, broken = self._on_catalogue(
-            rank, params, tables, batch, numbers, target, seen
-        )
+        above, tied, broken = self._on_catalogue(rank, params, tables, batch, numbers, target, seen)
         return above, tied, broken > 0
 
     def _rank_top(self, params, tables, batch, seen, numbers=None, *, k):

@@ -88,7 +88,7 @@ def _update_densely(tables, gradients, table_states, learning_rate, step):
 
 
 class PretrainTask:
-    """A `core.task.TracedTask`: training from scratch, or the control that goes on as long as RL runs.
+    """Trains from scratch, or as the control that goes on as long as RL: a `core.task.TracedTask`.
 
     Args:
       name: stage name, 'pretrain' or 'control'.
