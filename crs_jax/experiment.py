@@ -230,7 +230,7 @@ class CRSExperiment:
         return lora.split(params, shape.lora_rank > 0)
 
     def tables(self, stage: str) -> dict[str, np.ndarray]:
-        """Tells which ids a stage is trained with and whether it reasons, kept with its parameters."""
+        """Tells a stage's ids and whether it reasons, which is kept with its parameters."""
         ids = np.frombuffer(bytes.fromhex(self.examples.ids.hash), np.uint8)
         return {"identifiers": ids, "reasons": np.array([stage != ALIGN], np.uint8)}
 

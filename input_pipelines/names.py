@@ -86,7 +86,7 @@ class Names:
         return list(self)
 
     def lines(self, chunk: int = _CHUNK) -> Iterator[bytes]:
-        """Yields the UTF-8 of all names with newlines between them, for hashes, `chunk` at a time."""
+        """Yields the UTF-8 of all names with newlines between them, `chunk` names at a time."""
         for start in range(0, len(self), chunk):
             ends = np.asarray(self.offsets[start : start + chunk + 1])
             part = np.asarray(self.flat[ends[0] : ends[-1]])

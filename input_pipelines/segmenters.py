@@ -70,10 +70,10 @@ def segmenter(name: str) -> Callable[[str], list[str]]:
     import jieba
 
     jieba.setLogLevel(logging.WARNING)
-    return lambda text: _with_jieba(normal(text), jieba.lcut)
+    return lambda text: with_jieba(normal(text), jieba.lcut)
 
 
-def _with_jieba(text: str, split: Callable[[str], list[str]]) -> list[str]:
+def with_jieba(text: str, split: Callable[[str], list[str]]) -> list[str]:
     """Splits normal text; jieba, which knows ideographs and ASCII, would spell others out."""
     words: list[str] = []
     start = 0

@@ -1,7 +1,6 @@
 """The benchmark: operations counted by hand, a table and JSON, mistakes in one line."""
 
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -88,17 +87,13 @@ def test_an_unknown_suite_is_named():
 
 
 def test_all_suites_may_stand_beside_some():
-    assert program.chosen_suites(["train", "all"]) == list(program.SUITES)
+    assert program.chosen_suites(["train", "all"]) == list(SUITES)
     assert program.chosen_suites(["score", "train", "score"]) == ["score", "train"]
 
 
-def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(
-    tmp_path, monkeypatch
-):
-    given = types.SimpleNamespace(suite=["all"], json=str(tmp_path / "no" / "figures.json"))
-    monkeypatch.setattr(program.flags, "FLAGS", given)
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(tmp_path):
     with pytest.raises(UserError, match="--json=FILE in a folder that exists"):
-        program.main()
+        program.run(["all"], "full", "float32", None, str(tmp_path / "no" / "figures.json"))
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device():
     config = tiny()
     network = decoder_of(config, 64, 32)
     settings = SFTConfig(**config.sft.to_dict())
-    shapes = crs_pod_steps._state(network, settings, False)
+    shapes = crs_pod_steps.abstract_state(network, settings, False)
     rng = np.random.default_rng(0)
 
     def fill(leaf):

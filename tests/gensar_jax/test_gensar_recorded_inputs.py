@@ -143,10 +143,10 @@ def test_pieces_come_from_the_model_that_the_config_names(config, tmp_path):
     path = write_pieces(tmp_path / "mine.model", "green cup")
     given = changed(config, vocabulary__pieces_model=path)
     examples = GenSARExamples(resolve(given), *data_and_table(given))
-    pieces = vocabulary._processor(pathlib.Path(path).read_bytes(), path)
+    pieces = vocabulary.processor_of(pathlib.Path(path).read_bytes(), path)
     assert examples.vocabulary.text_rows == len(pieces) != own.vocabulary.text_rows
     # A query as its own model writes it, in a prompt.
-    searches = examples._searches
+    searches = examples.searches
     query = histories.query_text(Dataset(resolve(given)).log, int(searches.target_row[0]))
     assert holds(examples.training_example("nsip", 0, 0).inputs, pieces.EncodeAsIds(query))
     missing = changed(config, vocabulary__pieces_model=str(tmp_path / "none.model"))
@@ -169,7 +169,7 @@ def test_pseudo_queries_come_from_the_file_that_the_config_names(config, tmp_pat
     given = changed(config, prompts__pseudo_queries=str(path), mixture__pseudo_query=3)
     examples = GenSARExamples(resolve(given), data, table)
     assert examples.mixture.counts["pseudo_query"] == 3
-    assert len(examples._pseudo) == len(wanted)
+    assert len(examples.query_pairs) == len(wanted)
     for row, (item, query) in enumerate(wanted):
         example = examples.training_example("pseudo_query", row, 0)
         assert query in examples.vocabulary.text_of(example.inputs)
