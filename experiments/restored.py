@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +71,19 @@ def settings_named(workdir: Workdir) -> Iterator[None]:
         ) from error
 
 
+def _folder(workdir: Workdir, stage: str) -> str:
+    return os.path.join(workdir.path, "checkpoints", stage)
+
+
+def stage_to_open(workdir: Workdir, stages: Sequence[str]) -> str:
+    """Returns the first of `stages` with an evaluated checkpoint, and the first where none has."""
+    for stage in stages:
+        progress = newest_progress(_folder(workdir, stage))
+        if progress is not None and progress["best_step"] is not None:
+            return stage
+    return stages[0]
+
+
 class Restored:
     """Opens the best state of a run's stage with everything needed to score.
 
@@ -108,7 +121,7 @@ class Restored:
         if isinstance(self.experiment, GenSARExperiment):
             self.experiment.check_kept(self.workdir)
         stages = self.experiment.stages
-        self.stage = stage or next((s for s in stages if self._evaluated(s)), stages[0])
+        self.stage = stage or stage_to_open(self.workdir, stages)
         if self.stage not in stages:
             raise UserError(f"expected a stage of {', '.join(stages)}, found {self.stage!r}")
         self.step, self.params = 0, None
@@ -129,15 +142,8 @@ class Restored:
         self.step = progress.best_step
         self.params, self.tables = state["params"], state["tables"]
 
-    def _folder(self, stage: str) -> str:
-        return os.path.join(self.workdir.path, "checkpoints", stage)
-
-    def _evaluated(self, stage: str) -> bool:
-        progress = newest_progress(self._folder(stage))
-        return progress is not None and progress["best_step"] is not None
-
     def _check_trained(self, stage: str) -> None:
-        if not os.path.isdir(self._folder(stage)):
+        if not os.path.isdir(_folder(self.workdir, stage)):
             raise UserError(
                 f"expected checkpoints of stage {stage} in {self.workdir.path}, found none; run "
                 "launch.train with this --workdir first"

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import run as program
 from benchmarks.run import benchmark, print_table
+from benchmarks.suites import SUITES
 from benchmarks.timing import matmul_operations, measure
 from configs import lcr_ser_defaults, sasrec_qilin
 from core.errors import UserError

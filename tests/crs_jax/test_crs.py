@@ -397,7 +397,7 @@ def test_validation_rows_do_not_stand_for_the_test(monkeypatch):
     tested = []
     run = types.SimpleNamespace(
         config=config,
-        data=None,
+        data=types.SimpleNamespace(origin={}),
         _rl=types.SimpleNamespace(algorithm="r_grpo"),
         evaluate=lambda params, tables, split, protocol: tested.append((split, protocol)),
         details=lambda split, protocol: {"more": {}},

@@ -198,13 +198,18 @@ def test_killed_with_arms_at_different_steps_it_ends_the_same(together, devices,
     assert_equal_to_alone(arms, alone)
 
 
-def test_sigterm_saves_every_arm(alone, tmp_path, monkeypatch):
-    calls = iter([False] * 4 + [True] * 100)
-    monkeypatch.setattr("core.termination.Termination.arrived", lambda self: next(calls))
-    arms = arms_of(TASKS, tmp_path)
+def test_sigterm_saves_every_arm(alone, tmp_path):
+    class Signalled(Line):
+        def batches(self, start):
+            for step, batch in enumerate(super().batches(start), start):
+                if step == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    signalled = [Signalled(shrinkage=task.numbers["shrinkage"]) for task in TASKS]
     with pytest.raises(Preempted, match="saved step 5 of stage line of 4 arms"):
-        run_arms(arms, together=4, devices=jax.devices()[:1])
-    monkeypatch.undo()
+        run_arms(arms_of(signalled, tmp_path), together=4, devices=jax.devices()[:1])
+    arms = arms_of(TASKS, tmp_path)
     for arm in arms:
         kept = Checkpoints(arm.workdir.file("checkpoints", "line", ""))
         assert kept.steps()[-1] == 5
