@@ -15,12 +15,9 @@ from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
-from crs_jax import recorded_inputs
 from experiments import value_ranges
-from experiments.methods import open_experiment
-from gensar_jax.experiment import GenSARExperiment
+from experiments.methods import open_experiment, reopened
 from input_pipelines.dataset import Dataset
-from lcrsr.embedding import with_item_words
 
 # What every run's config has.
 _KINDS = {"method": str, "dataset": str, "seed": int, "data": dict, "eval": dict}
@@ -84,6 +81,28 @@ def stage_to_open(workdir: Workdir, stages: Sequence[str]) -> str:
     return stages[0]
 
 
+def open_run(workdir: Workdir, devices: int) -> Any:
+    """Opens the experiment of a run with its data, as far as config and data tell it.
+
+    Args:
+      devices: how many there are to open it on.
+
+    Raises:
+      UserError: no run there, or one of data (for GenSAR also item texts, tokens, identifiers) that
+        has changed since.
+    """
+    config = read_run_config(workdir)
+    with settings_named(workdir):
+        if config.get("mesh") is not None:
+            config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, devices))
+        config = reopened(config, workdir.path, training=False)
+        data = Dataset(config, workdir.path)
+        workdir.check_log(data.log.hash)
+        experiment = open_experiment(config, data)
+    experiment.check_recorded(workdir)
+    return experiment
+
+
 class Restored:
     """Opens the best state of a run's stage with everything needed to score.
 
@@ -91,6 +110,7 @@ class Restored:
       workdir: the folder of a run of launch.train.
       stage: 'pretrain', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
         has an evaluated checkpoint, else 'pretrain'.
+      devices: to open it on; None takes all.
 
     Attributes:
       experiment, data, stage, step, params, tables (the last two None for a fitted baseline).
@@ -101,25 +121,10 @@ class Restored:
         has changed since, or the stage has no evaluated checkpoint.
     """
 
-    def __init__(self, workdir: str, stage: str | None = None):
+    def __init__(self, workdir: str, stage: str | None = None, devices: int | None = None):
         self.workdir = Workdir(workdir)
-        config = read_run_config(self.workdir)
-        with settings_named(self.workdir):
-            if config.get("mesh") is not None:
-                config.mesh.update(
-                    mesh_here(config.mesh.data, config.mesh.table, jax.device_count())
-                )
-            if config.get("pretrain") is not None and config.pretrain.get("teacher"):
-                config.pretrain.teacher = ""  # what it has learnt from need not be there any more
-            if config.get("distill") is not None and config.distill.get("teacher"):
-                config.distill.teacher = ""
-            if config.get("method") == "crs":
-                recorded_inputs.reading(config, self.workdir.path)
-            self.data = Dataset(config, self.workdir.path)
-            self.workdir.check_log(self.data.log.hash)
-            self.experiment: Any = open_experiment(config, self.data)
-        if isinstance(self.experiment, GenSARExperiment):
-            self.experiment.check_kept(self.workdir)
+        self.experiment = open_run(self.workdir, devices or jax.device_count())
+        self.data: Dataset = self.experiment.data
         stages = self.experiment.stages
         self.stage = stage or stage_to_open(self.workdir, stages)
         if self.stage not in stages:
@@ -132,7 +137,7 @@ class Restored:
     @functools.cached_property
     def tables_with_words(self) -> Any:
         """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
-        return with_item_words(self.tables, getattr(self.experiment, "item_words", None))
+        return self.experiment.scoring_tables(self.tables)
 
     def _restore(self) -> None:
         like = self.experiment.abstract_state(self.stage)

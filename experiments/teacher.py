@@ -34,7 +34,7 @@ class Teacher:
 
     def __init__(self, run: Restored, config: config_dict.ConfigDict, data: Dataset):
         self.run, workdir = run, run.workdir.path
-        if run.params is None or getattr(run.experiment, "partition", None) is not None:
+        if run.params is None or run.experiment.partition is not None:
             raise UserError(
                 f"expected a trained ranker on one device in {workdir}, found another run; pass "
                 "the folder of one as --config.pretrain.teacher"

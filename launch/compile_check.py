@@ -43,8 +43,8 @@ from ml_collections import config_dict
 from benchmarks import crs_pod_steps
 from benchmarks.pod_compile import (
     HBM,
-    compiled_step,
     compile_steps,
+    compiled_step,
     partition_for,
     print_table,
     sizes_of,

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from core.errors import UserError
 from input_pipelines.sample import files, kuaisar_format
-from input_pipelines.sample import hops as hops_sample
+from input_pipelines.sample import hops as hops_world
 from input_pipelines.sample.files import User
 
 TOPICS = [
@@ -256,14 +256,14 @@ def ensure_sample(
         )
     name = f"sample-v{_VERSION}-{num_users}-{seed}" + ("-shuffled" if shuffle_searches else "")
     if hops:
-        name = f"sample-hops-v{hops_sample.VERSION}-{num_users}-{seed}"
+        name = f"sample-hops-v{hops_world.VERSION}-{num_users}-{seed}"
     out = os.path.join(cache_dir, name)
     if os.path.isdir(out):
         files.check(out)
         return out
     try:
         if hops:
-            hops_sample.write_hops(out, num_users=num_users, seed=seed)
+            hops_world.write_hops(out, num_users=num_users, seed=seed)
         else:
             write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
     except OSError as error:
@@ -299,7 +299,7 @@ def main() -> None:
     if given.scale:
         parser.error("expected --scale with --format=kuaisar only; drop it")
     if given.format == "hops":
-        hops_sample.write_hops(given.out, num_users=given.users, seed=given.seed)
+        hops_world.write_hops(given.out, num_users=given.users, seed=given.seed)
         return
     write_sample(
         given.out,

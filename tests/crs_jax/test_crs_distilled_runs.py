@@ -17,7 +17,7 @@ from crs_jax.decoder_config import DecoderConfig
 from crs_jax.examples import CRSExamples
 from crs_jax.subsets import Subsets
 from crs_jax.vocabulary import Vocabulary, train_tokenizer
-from experiments.restored import Restored
+from experiments.restored import Restored, open_run
 from experiments.train import train
 
 SIZES = {"width": 64, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_dim": 16}
@@ -213,15 +213,7 @@ def test_a_checkpoint_of_another_size_is_refused_before_the_workdir(data, tmp_pa
         opened(*data, **settings(path))
 
 
-@pytest.fixture
-def unrestored(monkeypatch):
-    """Runs are opened without what their stages have trained."""
-    monkeypatch.setattr(Restored, "_restore", lambda self: None)
-
-
-def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(
-    data, tmp_path, unrestored
-):
+def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(data, tmp_path):
     path = write_teacher(tmp_path / "t")
     sizes = {f"model.{name}": size for name, size in SIZES.items()}
     changes = {"model.checkpoint": path, **sizes}
@@ -232,7 +224,7 @@ def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(
     train_tokenizer(["quite other words"], 270).save(f"{path}/tokenizer.json")
     expected = trained.examples.vocabulary
     for _ in range(2):
-        run = Restored(workdir.path, "align").experiment
+        run = open_run(workdir, devices=1)
         assert run.examples.vocabulary.to_json() == expected.to_json()
         assert run.network.config == trained.network.config
         assert run.details("test", "search/catalogue")["more"]["initial"] == path
@@ -241,4 +233,4 @@ def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(
     (tmp_path / "w" / "tokenizer.json").unlink()
     (tmp_path / "w" / "text_rows.json").unlink()
     with pytest.raises(UserError, match=r"found no .*t"):
-        Restored(workdir.path, "align")
+        open_run(workdir, devices=1)
