@@ -224,13 +224,9 @@ class Dataset:
         Readers that split queries themselves do so here too. Others take a file's words as they
         are: so do we with words of the log, and bring the rest to the segmenter's form.
         """
+        splits = "segmenter" in prepare.READERS[self._config.dataset].settings
         split = segmenters.segmenter(self._config.data.segmenter)
-        if "segmenter" in prepare.READERS[self._config.dataset].settings:
-            kept = [split(query)]
-        else:
-            known = self._known_words
-            kept = [[word] if word in known else split(word) for word in query.split()]
-        return segmenters.join([segmenters.cut(word) for words in kept for word in words])
+        return segmenters.typed(query, split, None if splits else self._known_words)
 
     def item_words(self) -> np.ndarray | None:
         """Words [V+1, n] that are part of the items' vectors; None for none.
