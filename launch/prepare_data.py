@@ -39,7 +39,6 @@ def check_flags() -> None:
 cli.begin(__name__, define_flags, check_flags)
 
 import json
-import logging
 import sys
 
 from core.files import expanded
@@ -47,7 +46,6 @@ from core.progress import Bars
 from input_pipelines import data_card, prepare, splits
 from input_pipelines.log import Log
 
-_LOG = logging.getLogger(__name__)
 _CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
 
 

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.results import device
 from core.workdir import Workdir, commit_id
 from studies.ablation.sweeps import Setting, Sweep
-from studies.ablation.tables import draw, read_sweep, title, write
+from studies.ablation.tables import Found, draw, read_sweep, title, write
 from studies.statistics import holm
 
 SWEEP = Sweep("k", "k:0,2,3", "K", tuple(Setting(f"K = {k}", {}, value=k) for k in (0, 2, 3)))
