@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import glob
 import json
 import os
 
@@ -19,7 +20,6 @@ from experiments.predict import predict
 from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
-from gensar_jax import experiment
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifiers import IdentifierTable, save_table
 from gensar_jax.joint_task import JointTask, token_losses
@@ -174,11 +174,8 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     assert "config.eval.batch_size" in refused(changed(config, mesh__data=3), tmp_path)
 
 
-def test_mistakes_are_found_before_identifiers_are_trained(config, tmp_path, monkeypatch):
-    def train_identifiers(*_):
-        raise AssertionError("identifiers")
-
-    monkeypatch.setattr(experiment, "identifier_table", train_identifiers)
+def test_mistakes_are_found_before_identifiers_are_trained(config, data, tmp_path):
+    before = glob.glob(data.beside("identifiers-*"))
     none = {f"mixture__{name}": 0 for name in config.mixture}
     for changes, words in (
         ({"model__size": "huge"}, "a T5 size of tiny"),
@@ -191,6 +188,7 @@ def test_mistakes_are_found_before_identifiers_are_trained(config, tmp_path, mon
         (none, "a mixture of at least one task"),
     ):
         assert words in refused(changed(config, identifiers="", **changes), tmp_path)
+    assert glob.glob(data.beside("identifiers-*")) == before
 
 
 def test_validation_without_searches_is_found_before_training(config, tmp_path):
