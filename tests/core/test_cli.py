@@ -24,8 +24,10 @@ def parse(monkeypatch):
         values = flags.FlagValues()
         # A file loaded before in this process would lend its get_config.
         monkeypatch.delitem(sys.modules, "config_config", raising=False)
+        # Where ml_collections looks for --config.NAME.
+        monkeypatch.setattr(sys, "argv", ["program", *words])
         config_flags.DEFINE_config_file("config", None, "A file.", flag_values=values)
-        cli.parse(["program", *words], values)
+        cli.parse(sys.argv, values)
         return values.config
 
     return of
