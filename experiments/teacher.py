@@ -59,6 +59,11 @@ class Teacher:
 
         self._scores: Callable[..., jax.Array] = jax.jit(scores)
 
+    @property
+    def stage(self) -> str:
+        """Names the stage of the run that teaches."""
+        return self.run.stage
+
     def with_scores(self, batches: Batches) -> Batches:
         """The same batches with the teacher's logits float32 [B, N] in each."""
         params, tables = self.run.params, self.run.tables_with_words

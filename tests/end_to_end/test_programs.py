@@ -130,7 +130,7 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
     # What its RL stage keeps may be where it began, so the scores cannot tell the stage.
     student.pretrain.teacher_stage = "pretrain"
     taught.append(open_teacher(resolve(student), data))
-    assert [each.run.stage for each in taught] == ["rl", "pretrain"]
+    assert [each.stage for each in taught] == ["rl", "pretrain"]
     student.pretrain.teacher_stage = ""
     results = train(student, str(tmp_path / "student"))
     assert {row["stage"] for row in results["rows"]} == {"pretrain"}
