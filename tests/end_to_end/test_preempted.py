@@ -40,7 +40,7 @@ def unheard():
     signal.signal(signal.SIGTERM, before)
 
 
-def tested_once(config, path):
+def row_before_sigterm(config, path):
     """The row of the one protocol that is tested before SIGTERM arrives, of equal scores."""
     data = Dataset(config)
     workdir = open_workdir(path, config.to_dict(), data.log.hash)
@@ -67,7 +67,7 @@ def test_between_the_protocols_of_the_test_split(small_config, tmp_path):
     config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     config.eval.protocols = ("neg99", "full")
     path = str(tmp_path / "w")
-    row = tested_once(resolve(config), path)
+    row = row_before_sigterm(resolve(config), path)
     assert not (tmp_path / "w" / "summary.md").exists()
     gc.collect()  # the error may still hold the lock of the workdir
     rows = train(config, path)["rows"]
