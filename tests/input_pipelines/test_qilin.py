@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from input_pipelines import qilin, qilin_files, segmenters, splits
+from input_pipelines import segmenters, splits
 from input_pipelines.data_card import describe
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import load_log, save_log
+from input_pipelines.readers import qilin, qilin_files
 
 # Some moment of November 2024, in seconds.
 T = 1_732_600_000
@@ -171,7 +172,7 @@ def records_of(folder, out):
     command = importlib.import_module("tensorflow_datasets.scripts.cli.build")
     options = importlib.import_module("tensorflow_datasets.scripts.cli.cli_utils")
     paths = options.PathOptions(data_dir=pathlib.Path(out), manual_dir=pathlib.Path(folder))
-    file = importlib.util.find_spec("input_pipelines.qilin_builder").origin
+    file = importlib.util.find_spec("input_pipelines.readers.qilin_builder").origin
     command.Args(positional_datasets=[file], paths=paths).execute()
     builder = tfds.builder_from_directory(next(pathlib.Path(out).glob("qilin/*")))
     dataset = builder.as_dataset(split="users")
@@ -233,7 +234,8 @@ def test_tfds_build_ends_at_a_malformed_file_without_records(tmp_path):
 
 def test_reading_imports_no_tensorflow(folder):
     code = (
-        "import sys; from input_pipelines import prepare, qilin; "
+        "import sys; from input_pipelines import prepare; "
+        "from input_pipelines.readers import qilin; "
         f"qilin.read_qilin({folder!r}); assert 'tensorflow' not in sys.modules"
     )
     root = pathlib.Path(__file__).parents[2]
