@@ -1,7 +1,7 @@
 """The settings that every method shares, with where a value comes from; configs override these.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
-"ours" means that no paper gives the value; docs/CHOICES.md says what each rests on.
+"ours" means that no paper gives the value; docs/decisions.md says what each rests on.
 """
 
 from ml_collections import config_dict
@@ -37,7 +37,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.max_validation = 5000  # users
 
     config.pretrain = config_dict.ConfigDict()
-    # UniSAR; 0 leaves it to the size of the log: `batch_for` in launch/experiment.py.
+    # UniSAR; 0 leaves it to the size of the log: `batch_for` in lcrsr/ranker_experiment.py.
     config.pretrain.batch_size = 1024
     config.pretrain.max_epochs = 30.0
     config.pretrain.evals_per_epoch = 1.0

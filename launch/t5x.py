@@ -3,7 +3,7 @@
     python -m launch.t5x train --gin_file=gensar_jax/t5x_bridge/gin/train.gin ...
     python -m launch.t5x infer --gin_file=gensar_jax/t5x_bridge/gin/infer.gin ...
 
-All further arguments are T5X's (README, GenSAR).
+All further arguments are T5X's (docs/gensar.md).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from core import signals
+from core import cli, signals
 from core.errors import UserError
 from gensar_jax.t5x_bridge import installation
-from launch import cli
 
 _PROGRAMS = ("train", "infer")
 # Where the gin files' own paths begin.

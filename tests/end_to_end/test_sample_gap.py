@@ -1,15 +1,16 @@
 """What searches are worth on the sample, where the best possible ranking is known.
 
-One seed takes four trainings of some three minutes; --gap-seeds=3 is what README reports.
+One seed takes four trainings of some three minutes; --gap-seeds=3 is what docs/results.md reports.
 """
 
 import numpy as np
 import pytest
 
 from configs import lcr_ser_qilin
-from input_pipelines.sample_truth import Truth, bayes_scores, truth_metric
-from launch.data import Data, resolve
-from launch.train import train
+from experiments.resolve import resolve
+from experiments.train import train
+from input_pipelines.dataset import Dataset
+from input_pipelines.sample.truth import Truth, bayes_scores, truth_metric
 
 
 def config_of(cache, seed=0, **changes):
@@ -48,7 +49,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(trained):
     """NDCG@5 of the Bayes-optimal ranker, with and without searches, and who searches in vain."""
-    data = Data(resolve(config_of(trained.cache)))
+    data = Dataset(resolve(config_of(trained.cache)))
     known = Truth(data.raw_dir)
     lists, examples = data.candidate_lists("test", "neg99"), data.splits.test
     with_searches, blind = (
@@ -78,7 +79,7 @@ def test_recovers_most_of_what_searches_are_worth(trained, truth, seeds):
 
 @pytest.mark.slow
 def test_users_whose_searches_are_all_noise_lose_little(trained, truth, seeds):
-    """Against itself without searches only, which is below an item-kNN there (docs/RESULTS.md)."""
+    """Against itself without searches only, which is below an item-kNN there (docs/results.md)."""
     *_, all_noise = truth
     gains = np.mean([trained(seed) - trained(seed, **BLIND) for seed in seeds], 0)[all_noise]
     mean, half = interval(gains)
