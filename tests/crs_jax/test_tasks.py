@@ -273,7 +273,7 @@ def test_no_two_stages_or_seeds_share_their_order_or_rollouts():
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["r_grpo", "grpo"])
 def test_the_reward_rises(algorithm):
-    """At seed 0; docs/RESULTS.md has other seeds, where GRPO's first answers get no better."""
+    """At seed 0; docs/results.md has other seeds, where GRPO's first answers get no better."""
     (before, after), (first_before, first_after) = rewarded(algorithm, seed=0)
     print(
         f"{algorithm}: reward {before:.3f} -> {after:.3f}, first answers {first_before:.3f} -> "

@@ -113,7 +113,7 @@ def test_a_pair_is_over_the_seeds_that_both_have():
 
 
 def test_an_interval_of_few_users_holds_what_it_says():
-    # Five users of docs/RESULTS.md's noise table: 1.96 gave .180 around .214; Student's t of four
+    # Five users of docs/results.md's noise table: 1.96 gave .180 around .214; Student's t of four
     # degrees of freedom, 2.7764, gives .255, and zero is inside.
     gains = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
     gains = 0.214 + gains / gains.std(ddof=1) * 0.180 / 1.96 * np.sqrt(5)
