@@ -140,8 +140,7 @@ class CRSExamples:
         content += [config[name].to_json(sort_keys=True) for name in ("vectors", "semantic_ids")]
         source = vectors.source_hash(config.vectors.semantic)
         content += [source] if source else []
-        # Runs of before this setting have none.
-        before, names = config.semantic_ids.get("extend", ""), self.item_names()
+        before, names = config.semantic_ids.extend, self.item_names()
         sizes, last = tuple(config.semantic_ids.codes), config.semantic_ids.last_codes
         kept = semantic_ids.read_list(before) if before else None
         if kept is not None:

@@ -60,8 +60,7 @@ class CRSExperiment(Experiment):
         search_protocol.check(config)
         check_codes(config)
         self._mesh = make_mesh(config.mesh.data, config.mesh.table)
-        # Runs from before there was this setting have none.
-        if config.distill.get("teacher"):
+        if config.distill.teacher:
             distillation.check(config)
         rounds = range(config.evolve.iterations)
         evolved = [name for i in rounds for name in (rl_stage(i), sft_stage(i + 1))]

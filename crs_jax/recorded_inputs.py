@@ -29,6 +29,7 @@ def reopened(
     """Points the config of a run that is opened again to the ids and tokenizer that it keeps.
 
     So it is read with those that it was trained with, also where its checkpoint and cache are not.
+    A run that was stopped before it had written them takes them from where its config says.
 
     Args:
       folder: of the run; without one the config stays as it is.
@@ -54,7 +55,7 @@ def text_rows(config: config_dict.ConfigDict) -> int | None:
     Raises:
       UserError: as `decoder_checkpoints.checkpoint_rows`.
     """
-    kept = config.vocabulary.get("text_rows")  # only `reading` sets it
+    kept = config.vocabulary.get("text_rows")  # only `reopened` sets it
     if kept is not None or not config.model.checkpoint:
         return kept
     return decoder_checkpoints.checkpoint_rows(config.model.checkpoint)
@@ -77,7 +78,8 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
     """Writes what a new run is trained with; holds one that continues to what it has.
 
     Raises:
-      UserError: ids, tokenizer, training searches, or the items' texts or facts are others.
+      UserError: ids, tokenizer, training searches, or the items' texts or facts are others; or the
+        run has trained and its record of these is missing.
     """
     _hold_inputs(workdir, examples.inputs_hash())
     if os.path.exists(workdir.file(semantic_ids.FILE)):
@@ -104,6 +106,11 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
 def _hold_inputs(workdir: Workdir, found: str) -> None:
     path = workdir.file(_INPUTS)
     if not os.path.exists(path):
+        if workdir.has_trained():
+            raise UserError(
+                f"expected the record of the items that the run in {workdir.path} was trained with "
+                f"as {_INPUTS}, found none; {_MEND}"
+            )
         if is_writer():
             write_atomically(path, json.dumps({"items": found}) + "\n")
         return

@@ -55,8 +55,7 @@ class UserContexts:
         if settings.use_search:
             told = ~twins.twin_clicks(self._log, settings.clicks)
         self._clicks = np.flatnonzero(told)
-        # Runs of before there was this setting have none.
-        self._dated = bool(settings.get("query_time")) and self._has_clock()
+        self._dated = settings.query_time and self._has_clock()
 
     def _check(self, settings: config_dict.ConfigDict) -> None:
         if settings.times not in _TIMES:
@@ -67,7 +66,7 @@ class UserContexts:
         # Nanoseconds of the log's unit; None shows no times.
         told = settings.times == "log"
         self._unit = times.CLOCKS.get(self._log.time_unit) if told else None
-        self._most_unclicked = settings.get("unclicked", 0)  # runs of before there was one
+        self._most_unclicked = settings.unclicked
         if self._most_unclicked < 0:
             raise UserError(
                 f"expected config.data.unclicked of 0 or more, found {self._most_unclicked}; 0 "
@@ -132,8 +131,7 @@ class UserContexts:
                     place=log.place(row) or None,
                 )
             )
-        # Runs from before there was this setting have none.
-        profile = log.profile(user) if self._settings.get("profiles") else {}
+        profile = log.profile(user) if self._settings.profiles else {}
         return UserContext(query=query, profile=profile, events=events, time=asked, place=place)
 
     def time(self, now: int) -> str | None:

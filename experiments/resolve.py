@@ -41,7 +41,7 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
             "--config=configs/MODEL_DATASET.py or --config.dataset=NAME"
         )
     _make_absolute(config)
-    own_pieces = config.get("method") == "gensar" and config.model.get("checkpoint")
+    own_pieces = config.method == "gensar" and config.model.checkpoint
     if own_pieces and not config.vocabulary.pieces_model:
         config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
     if config.data_dir:

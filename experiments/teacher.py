@@ -33,7 +33,7 @@ class Teacher:
     """
 
     def __init__(self, workdir: str, config: config_dict.ConfigDict, data: Dataset):
-        self._run = Restored(workdir, config.pretrain.get("teacher_stage") or None)
+        self._run = Restored(workdir, config.pretrain.teacher_stage or None)
         if self._run.params is None or self._run.experiment.partition is not None:
             raise UserError(
                 f"expected a trained ranker on one device in {workdir}, found another run; pass "

@@ -180,7 +180,7 @@ class GenSARExperiment(Experiment):
 
     @property
     def _checkpoint(self) -> str:
-        return self.config.model.get("checkpoint", "")  # runs of before there was one
+        return self.config.model.checkpoint
 
     def _pretrained(self) -> Any:
         """The parameters of `config.model.checkpoint`, with rows for behaviours and codes."""

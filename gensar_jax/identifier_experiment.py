@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import vectors
+from core import results, vectors
 from core.errors import UserError
 from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, run_stage
@@ -67,8 +67,8 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
 
 
 def _check_split(path: str, data: Dataset) -> None:
-    found = vectors.read_description(path).get("training_split")
-    data.check_training_split(found, f"item vectors in {path}")
+    recorded = vectors.read_description(path).get("training_split")
+    data.check_training_split(recorded, f"item vectors in {path}")
 
 
 class IdentifierExperiment(Experiment):
@@ -199,6 +199,7 @@ class IdentifierExperiment(Experiment):
                 "data_hash": data.log.hash,
                 "data_split": self.config.data.split,
                 "identifiers": table.hash,
+                "device": results.device(),
                 **written,
             }
         )

@@ -183,7 +183,7 @@ class IdentifierTable:
     shared_levels: int
     num_codes: int
     data_hash: str
-    training_split: str | None = None
+    training_split: str
 
     @property
     def hash(self) -> str:
@@ -294,10 +294,13 @@ def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
             meta["shared_levels"],
             meta["codes"],
             meta["data_hash"],
-            meta.get("training_split"),
+            meta["training_split"],
         )
         written = meta["hash"]
-        numbers, names = (table.shared_levels, table.num_codes), (table.data_hash, written)
+        numbers, names = (
+            (table.shared_levels, table.num_codes),
+            (table.data_hash, table.training_split, written),
+        )
         if {*map(type, numbers)} != {int} or {*map(type, names)} != {str}:
             raise TypeError(f"expected whole numbers {numbers} and strings {names}")
         if any(array.dtype.kind not in "iu" for array in codes.values()):

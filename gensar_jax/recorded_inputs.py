@@ -7,13 +7,11 @@ import os
 
 from ml_collections import config_dict
 
-from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.files import read_json, write_atomically
 from core.workdir import Workdir, is_writer
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifiers import IdentifierTable, save_table
-from gensar_jax.joint_task import JointTask
 
 _FILE, _VOCABULARY, _IDENTIFIERS = "inputs.json", "vocabulary", "identifiers"
 # Only read in training.
@@ -42,17 +40,23 @@ def check(
 ) -> None:
     """Holds a run that is opened again to what it was trained with.
 
-    A workdir of before there was a record passes.
+    A run that has not trained yet may have no record: it was stopped before it wrote one.
 
     Args:
       table_hash: of the identifier table that `examples` were made with.
       training: whether it goes on training, so that pseudo-queries count.
 
     Raises:
-      UserError: texts, identifiers, vocabulary or pseudo-queries are others.
+      UserError: texts, identifiers, vocabulary or pseudo-queries are others; or the run has trained
+        and its record of these is missing.
     """
     path = os.path.join(workdir.path, _FILE)
     if not os.path.exists(path):
+        if workdir.has_trained():
+            raise UserError(
+                f"expected the record of what the run in {workdir.path} was trained with as "
+                f"{_FILE}, found none; {_MEND}"
+            )
         return
     before = read_json(path, "the record of what a run was trained with", _MEND)
     for name, found in _hashes(examples, table_hash).items():
@@ -67,14 +71,10 @@ def check(
 
 
 def keep(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable) -> None:
-    """Writes the record of a new run; holds one that continues to its own, as `check`.
-
-    A run of before there was a record gets none: nothing says what it has been trained with.
-    """
+    """Writes the record of a new run; holds one that continues to its own, as `check`."""
     check(workdir, examples, table.hash, training=True)
     path = workdir.file(_FILE)
-    trained = newest_progress(os.path.join(workdir.path, "checkpoints", JointTask.name))
-    if is_writer() and trained is None and not os.path.exists(path):
+    if is_writer() and not os.path.exists(path):
         examples.vocabulary.save(workdir.file(_VOCABULARY))
         save_table(workdir.file(_IDENTIFIERS, ""), table, {})
         write_atomically(path, json.dumps(_hashes(examples, table.hash), indent=2) + "\n")

@@ -58,8 +58,8 @@ def partition_of(
     Raises:
       UserError: the mesh does not fit the devices, or a batch size does not fit the mesh.
     """
-    mesh = config.get("mesh")
-    if mesh is None or ((mesh.data, mesh.table) == (1, 1) and jax.process_count() == 1):
+    mesh = config.mesh
+    if (mesh.data, mesh.table) == (1, 1) and jax.process_count() == 1:
         return None
     partition = Partition(make_mesh(mesh.data, mesh.table), PARTITION_RULES, table_width)
     if partition.size == 1:

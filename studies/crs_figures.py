@@ -96,11 +96,10 @@ def _origin(workdirs: Sequence[str]) -> str:
     every = [row for path in workdirs for row in Workdir(path).read_results()["rows"]]
     found = [row for row in every if (row["split"], row["protocol"]) == ("test", PROTOCOL)]
     commits, devices = (
-        ", ".join(dict.fromkeys(row[key] for row in found if key in row))
-        for key in ("commit", "device")
+        ", ".join(dict.fromkeys(row[key] for row in found)) for key in ("commit", "device")
     )
     split, examples = found[0]["data_split"], found[0]["examples"]
-    made = f"commit {commits}, {devices}" if devices else f"commit {commits}"
+    made = f"commit {commits}, {devices}"
     return f"{found[0]['data']}, test split ({split}), {examples} searches, {PROTOCOL}, {made}"
 
 

@@ -52,7 +52,9 @@ def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     from input_pipelines.sample.hops import hops
 
     config = read_run_config(Workdir(workdir))
-    if config.get("data_dir") or not (config.get("on_sample") or {}).get("hops", False):
+    with settings_named(Workdir(workdir)):
+        has_hops = not config.data_dir and config.on_sample.hops
+    if not has_hops:
         raise UserError(
             f"expected runs with --config.on_sample.hops=True for --strata=hops, found {workdir} "
             "without; elsewhere nobody knows the steps"

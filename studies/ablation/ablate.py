@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from core import run_schema
 from core.errors import UserError
 from core.files import read_json, write_atomically
 from core.termination import watched
@@ -81,7 +82,8 @@ def ablate(
     with workdir.alone("sweep"):
         _check_sweep_workdir(workdir, settled)  # another share may have begun it meanwhile
         if not os.path.lexists(os.path.join(workdir.path, _PLAN)):
-            write_atomically(workdir.file(_PLAN), json.dumps(settled, indent=2) + "\n")
+            text = json.dumps(run_schema.stamped(settled), indent=2) + "\n"
+            write_atomically(workdir.file(_PLAN), text)
     workdir.remove_abandoned()
     with watched():
         if experiments is None:
@@ -148,8 +150,9 @@ def _settled(config: config_dict.ConfigDict, sweep: Sweep, seeds: int) -> dict[s
 
 def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
     check_no_file(workdir.path)
-    if os.path.lexists(os.path.join(workdir.path, _PLAN)):
-        before = _read(workdir, _PLAN)
+    plan = os.path.join(workdir.path, _PLAN)
+    if os.path.lexists(plan):
+        before = run_schema.unstamped(_read(workdir, _PLAN), plan)
         for key in ("sweep", "seeds", "config"):
             if before.get(key) != settled[key]:
                 found = "another config" if key == "config" else repr(settled[key])

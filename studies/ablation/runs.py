@@ -63,8 +63,8 @@ def check_runs(runs: Sequence[Run], data: Dataset) -> list[LCRSERExperiment]:
     """
     experiments = []
     for run in runs:
-        mesh = run.config.get("mesh")
-        if mesh is not None and (mesh.data, mesh.table) != (1, 1):
+        mesh = run.config.mesh
+        if (mesh.data, mesh.table) != (1, 1):
             raise UserError(
                 f"expected config.mesh of 1 x 1 in a sweep, found {mesh.data} x {mesh.table}: its "
                 "arms lie on the devices; leave it out"

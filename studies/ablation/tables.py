@@ -46,7 +46,7 @@ class SweepRow:
       seeds: that have finished the stage, of `runs` that the setting has.
       metrics: every metric's values, one a seed.
       tested: what `launch.compare` tests: the sweep's metric by example, with their users.
-      commits, devices: that its runs were made by, each once; runs of before name no device.
+      commits, devices: that its runs were made by, each once.
       pair: the row against the first of its stage; None for that one, or where it is alone.
     """
 
@@ -124,8 +124,7 @@ def _row(
     of_seeds = np.stack([per_example[seed] for seed in seeds])
     tested = Row(setting.label, seeds, metrics[metric], of_seeds, first[1])
     commits, devices = (
-        tuple(dict.fromkeys(row[name] for _, row in rows if name in row))
-        for name in ("commit", "device")
+        tuple(dict.fromkeys(row[name] for _, row in rows)) for name in ("commit", "device")
     )
     return SweepRow(setting, stage, seeds, runs, metrics, tested, commits, devices)
 
