@@ -66,10 +66,10 @@ def main() -> None:
         lengths = jnp.full(1, f.length, jnp.int32)
         prompted = generation.read_prompts(network, params, prompts, lengths)
         # No token ends a trajectory: all are as long as asked.
-        found = generation.sample(
+        samples = generation.sample(
             network, params, prompted, key, f.count, Sampling(max_tokens=tokens), ()
         )
-        return found.log_probs
+        return samples.log_probs
 
     compiled = jax.jit(sampled, static_argnames="tokens")
     lengths = (1, f.tokens)

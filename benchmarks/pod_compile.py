@@ -104,15 +104,15 @@ def partition_for(config: config_dict.ConfigDict, devices: Any) -> Partition:
     )
 
 
-def sizes_of(config: config_dict.ConfigDict, **given: int | None) -> TableSizes:
+def sizes_of(config: config_dict.ConfigDict, **counts: int | None) -> TableSizes:
     """The published sizes of the config's data set, or those given.
 
     Raises:
       UserError: a size is neither known nor given.
     """
     known = SIZES.get(config.dataset)
-    named = {name: count for name, count in given.items() if count}
-    missing = sorted(given.keys() - named.keys())
+    named = {name: count for name, count in counts.items() if count}
+    missing = sorted(counts.keys() - named.keys())
     if known is None and missing:
         raise UserError(
             f"expected --{' and --'.join(missing)} for the data set {config.dataset!r}, found "
@@ -163,20 +163,20 @@ def compile_steps(
     batch = on_mesh(next(pretrain.batches(0)), "pretrain")
     shard = state["tables"]["item"]
     shard_shape = shard.sharding.shard_shape(shard.shape)
-    found = [_compiled("pretrain", compile_step(pretrain, state), shard_shape, state, batch, rate)]
+    steps = [_compiled("pretrain", compile_step(pretrain, state), shard_shape, state, batch, rate)]
     if config.rl.enabled:
         size = batch_size or config.rl.batch_size
         rl = tasks.reinforce(size, state, 1 + config.rl.negatives)
         rl_state = partition.abstract(jax.eval_shape(rl.state_from, state))
         rl_batch = on_mesh(next(rl.batches(0)), "rl")
         step = compile_step(rl, rl_state)
-        found.append(_compiled("rl", step, shard_shape, rl_state, rl_batch, rate))
+        steps.append(_compiled("rl", step, shard_shape, rl_state, rl_batch, rate))
     size = batch_size or config.eval.batch_size
     evaluator = Evaluator(tasks.ranker, ("ndcg@5",), sizes.items, partition)
     batch = on_mesh(tasks.batch(size, _EVALUATED), "eval")
     arguments = (state["params"], state["tables"], batch)
-    found.append(_compiled("evaluate", evaluator.rank_sampled, shard_shape, *arguments))
-    return found
+    steps.append(_compiled("evaluate", evaluator.rank_sampled, shard_shape, *arguments))
+    return steps
 
 
 def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: Any) -> Compiled:
@@ -196,8 +196,8 @@ def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: An
     _LOG.info("compiled the %s step in %.0f s: %.3f GB of temporaries", name, took, temporary)
     cost: Any = compiled.cost_analysis()
     text = program_of(compiled)
-    found = re.finditer(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text or "")
-    counts = collections.Counter(match[1] for match in found)
+    matches = re.finditer(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text or "")
+    counts = collections.Counter(match[1] for match in matches)
     return Compiled(
         name=name,
         arguments=memory.argument_size_in_bytes,
@@ -244,12 +244,12 @@ def copies_of(elements: int, program: str) -> int:
     )
 
 
-def print_table(found: list[Compiled], title: str, hbm: int) -> None:
+def print_table(steps: list[Compiled], title: str, hbm: int) -> None:
     table = Table(title=title)
     names = ("step", "arguments", "outputs", "temporaries", "peak", "of HBM", "GFLOP", "GB read")
     for name in (*names, "copies of a shard", "collectives"):
         table.add_column(name, justify="left" if name in ("step", "collectives") else "right")
-    for step in found:
+    for step in steps:
         sizes = (step.arguments, step.outputs, step.temporaries, step.peak)
         table.add_row(
             step.name,

@@ -116,15 +116,15 @@ def main() -> None:
 
 
 def _measure() -> None:
-    given = flags.FLAGS
-    if not given.folder or not os.path.isdir(given.folder):
+    values = flags.FLAGS
+    if not values.folder or not os.path.isdir(values.folder):
         raise UserError(
-            f"expected --folder=DIR of the disk to write to, found {given.folder}; pass a folder"
+            f"expected --folder=DIR of the disk to write to, found {values.folder}; pass a folder"
         )
-    require_lcr_ser(given.config)
-    found = measure(given.config, given.folder, given.items, given.batch, given.repeats)
+    require_lcr_ser(values.config)
+    measured = measure(values.config, values.folder, values.items, values.batch, values.repeats)
     if is_writer():
-        print(json.dumps(found, indent=2))
+        print(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":

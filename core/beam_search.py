@@ -104,8 +104,8 @@ def search(
         )
         candidates = jnp.where(below.valid, likelihood, -jnp.inf)
         fanout = candidates.shape[-1]
-        kept = min(width, trie.tokens[level].shape[-1], candidates.shape[1] * fanout)
-        scores, places = jax.lax.top_k(candidates.reshape(batch, -1), kept)
+        count = min(width, trie.tokens[level].shape[-1], candidates.shape[1] * fanout)
+        scores, places = jax.lax.top_k(candidates.reshape(batch, -1), count)
         parents = places // fanout
         nodes = jnp.take_along_axis(below.nodes.reshape(batch, -1), places, 1)
         read = jnp.take_along_axis(below.tokens.reshape(batch, -1), places, 1)

@@ -82,15 +82,15 @@ def _as_saved(leaf: Any, saved: tuple[int, ...] | None) -> Any:
     )
 
 
-def _repacked(found: jax.Array, leaf: Any) -> jax.Array:
+def _repacked(saved: jax.Array, leaf: Any) -> jax.Array:
     """A table as `_as_saved` read it, in the shape of `leaf`."""
-    if found.shape == leaf.shape:
-        return found
+    if saved.shape == leaf.shape:
+        return saved
     if not math.prod(leaf.shape):
         empty = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
         return jax.jit(empty, out_shardings=leaf.sharding)()
     rows, *rest = leaf.shape
-    return jax.jit(lambda a: a.reshape(-1, *rest)[:rows], out_shardings=leaf.sharding)(found)
+    return jax.jit(lambda a: a.reshape(-1, *rest)[:rows], out_shardings=leaf.sharding)(saved)
 
 
 def _with_filling(leaf: Any, saved: tuple[int, ...] | None) -> Any:
@@ -235,7 +235,7 @@ class Checkpoints:
         wanted = distributed.of_first([step] if step is not None else self.steps()[::-1])
         abstract = jax.tree.map(_placed, like)
         for candidate in wanted:
-            found, reason = self._checked(candidate, abstract)
+            read, reason = self._checked(candidate, abstract)
             failed = [n for n, ok in enumerate(distributed.of_all(not reason)) if not ok]
             if failed:
                 _LOG.warning(
@@ -245,8 +245,8 @@ class Checkpoints:
                     f" ({reason})" if reason else f" by process {failed[0]}",
                 )
                 continue
-            assert found is not None
-            return jax.tree.map(_repacked, found[0], abstract), found[1], candidate
+            assert read is not None
+            return jax.tree.map(_repacked, read[0], abstract), read[1], candidate
         if wanted:
             raise UserError(
                 f"expected a readable checkpoint in {self._directory}, found {len(wanted)} that "
@@ -276,8 +276,8 @@ class Checkpoints:
             whole: dict[str, int] = {}
             copies = [one[name].items() for one in every]
             alike = all(whole.setdefault(part, own) == own for held in copies for part, own in held)
-            found = f"{array_digests.total(iter(whole.values())):016x}"
-            if not alike or found != saved.get(name):
+            digest = f"{array_digests.total(iter(whole.values())):016x}"
+            if not alike or digest != saved.get(name):
                 return None, f"the values of {name} are not those that were saved"
         return (state, progress), ""
 
@@ -331,7 +331,7 @@ class Checkpoints:
         These are checkpoints after it, which could not be read, and parts of saves that a kill has
         left. For who holds the workdir's lock; a reader removes nothing.
         """
-        for later in [found for found in self.steps() if found > step]:
+        for later in [later for later in self.steps() if later > step]:
             self._manager.delete(later)
         if jax.process_index() == 0:
             for part in pathlib.Path(self._directory).glob("*.orbax-checkpoint-tmp"):

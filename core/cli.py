@@ -277,8 +277,8 @@ def run_job(alone: Callable[[], None], together: Callable[[], None]) -> None:
         return
     from core import distributed  # imports JAX
 
-    found = None if values.coordinator == "auto" else values.coordinator
-    watch = distributed.start(found, values.processes, values.process, values.start_timeout)
+    coordinator = None if values.coordinator == "auto" else values.coordinator
+    watch = distributed.start(coordinator, values.processes, values.process, values.start_timeout)
     run_watched(watch, together)
 
 

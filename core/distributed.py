@@ -155,7 +155,7 @@ def of_all(value: Any) -> list[Any]:
     client, key = _client(), f"lcrsr/values/{next(_numbers)}"
     own = f"{key}/{jax.process_index()}"
     client.key_value_set(own, json.dumps(value))
-    found = [
+    texts = [
         client.blocking_key_value_get(f"{key}/{process}", _ALONE_MS)
         for process in range(jax.process_count())
     ]
@@ -163,7 +163,7 @@ def of_all(value: Any) -> list[Any]:
     if _told:
         client.key_value_delete(_told)
     _told = own
-    return [json.loads(text) for text in found]
+    return [json.loads(text) for text in texts]
 
 
 def describe() -> str:

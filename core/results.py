@@ -118,8 +118,8 @@ def tested(workdir: Workdir) -> set[tuple[str, int, str]]:
     `launch.evaluate` may have added rows of validation beside them.
     """
     rows = workdir.read_results()["rows"]
-    found = [(r["stage"], r["step"], r["protocol"]) for r in rows if r["split"] == "test"]
-    return {(stage, step, protocol) for stage, step, protocol in distributed.of_first(found)}
+    keys = [(r["stage"], r["step"], r["protocol"]) for r in rows if r["split"] == "test"]
+    return {(stage, step, protocol) for stage, step, protocol in distributed.of_first(keys)}
 
 
 def grid(results: dict[str, Any], split: str) -> tuple[list[str], list[list[str]]]:

@@ -143,17 +143,17 @@ def update(
             own = _own_rows(ids, held)
             # Counted from 1, so that ids that stand for nothing are the padding of `touched`.
             packed = jnp.where(own < held, own // pack + 1, 0)
-            found = local_touched(packed, shard.shape[0] + 1)
-            u = found.ids.shape[0]
+            unique = local_touched(packed, shard.shape[0] + 1)
+            u = unique.ids.shape[0]
             width = received.shape[1]
             lanes = jnp.arange(pack * width) // width
             received = jnp.tile(received, (1, pack))
             received = jnp.where(lanes == (own % pack)[:, None], received, 0.0)
             summed = jnp.zeros((u, shard.shape[1]), received.dtype)
-            summed = summed.at[found.places].add(received)
-            named = jnp.zeros(u * pack, bool).at[found.places * pack + own % pack].set(True)
+            summed = summed.at[unique.places].add(received)
+            named = jnp.zeros(u * pack, bool).at[unique.places * pack + own % pack].set(True)
             return optimizer.update(
-                TouchedRows(found.ids - 1, found.places),
+                TouchedRows(unique.ids - 1, unique.places),
                 summed,
                 shard,
                 state,
@@ -248,8 +248,8 @@ def _spread_forward(values, places):
     return values[places], (values, places)
 
 
-def _spread_backward(kept, gradient):
-    values, places = kept
+def _spread_backward(residuals, gradient):
+    values, places = residuals
     flat = gradient.reshape(-1, gradient.shape[-1])
     return _add_rows(jnp.zeros_like(values), places.reshape(-1), flat), None
 

@@ -40,8 +40,8 @@ def source_hash(name: str) -> str:
         return ""
     paths = [name]
     if os.path.isdir(name):
-        found = (os.path.join(at, file) for at, _, files in os.walk(name) for file in files)
-        paths = sorted(found)
+        inside = (os.path.join(at, file) for at, _, files in os.walk(name) for file in files)
+        paths = sorted(inside)
     digest = hashlib.sha256()
     for path in paths:
         digest.update(os.path.relpath(path, name).encode())
@@ -99,19 +99,21 @@ def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
 
     width = min(config.width, *rows.shape)
     left, values, right = randomized_svd(rows, width, random_state=config.seed)
-    kept = left * values
+    reduced = left * values
     if not config.sketch_width:
-        return unit_rows(kept)
+        return unit_rows(reduced)
     rng = np.random.default_rng(config.seed)
     shape = (rows.shape[1], config.sketch_width)
     directions = rng.normal(size=shape) / np.sqrt(config.sketch_width)
     whole = rows @ directions
-    rest = whole - kept @ (right @ directions)
+    rest = whole - reduced @ (right @ directions)
     # Where nothing is left out the rest is rounding, which would tell equal rows apart.
     norms = [np.linalg.norm(part, axis=1) for part in (rest, whole)]
     rest = unit_rows(np.where((norms[0] > 1e-6 * norms[1])[:, None], rest, 0.0))
     share = config.sketch_share
-    return unit_rows(np.concatenate([(1 - share) ** 0.5 * unit_rows(kept), share**0.5 * rest], 1))
+    return unit_rows(
+        np.concatenate([(1 - share) ** 0.5 * unit_rows(reduced), share**0.5 * rest], 1)
+    )
 
 
 def from_text(
@@ -189,9 +191,9 @@ def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndar
     Args:
       clicks: [U+1, V+1], counts; row and column 0 are padding.
     """
-    seen = clicks[1:, 1:].sign().astype(np.float64)
-    users = np.maximum(np.asarray(seen.sum(1)).ravel(), 1.0) ** -0.5
-    rows = scipy.sparse.csr_array(seen.T) * users
+    clicked = clicks[1:, 1:].sign().astype(np.float64)
+    users = np.maximum(np.asarray(clicked.sum(1)).ravel(), 1.0) ** -0.5
+    rows = scipy.sparse.csr_array(clicked.T) * users
     norms = np.sqrt(np.maximum(np.asarray(rows.power(2).sum(1)).ravel(), 1e-12))
     rows = scipy.sparse.diags_array(1.0 / norms) @ rows
     return _factors(rows.tocsr(), config)
@@ -228,10 +230,10 @@ def load_vectors(path: str, *, num_items: int, data_hash: str) -> np.ndarray:
     described = files.items() if isinstance(files, dict) else ()
     own = [wanted for file, wanted in described if file.endswith(".npy")]
     checksums.check(folder, {name: own[0]} if own else None, again)
-    vectors, found = load_npy(path, "item vectors", again), description.get("data_hash")
-    if found != data_hash:
+    vectors, origin = load_npy(path, "item vectors", again), description.get("data_hash")
+    if origin != data_hash:
         raise UserError(
-            f"expected vectors of the log {data_hash} in {path}, found those of {found}; {again}"
+            f"expected vectors of the log {data_hash} in {path}, found those of {origin}; {again}"
         )
     if vectors.ndim != 2 or len(vectors) != num_items or vectors.dtype.kind != "f":
         raise UserError(

@@ -40,8 +40,8 @@ def search(step: Step, cache: Any, start: jax.Array, length: int, width: int) ->
         logits, cache = step(level, read, cache)
         words = logits.shape[-1]
         likelihood = scores[..., None] + jax.nn.log_softmax(logits.astype(jnp.float32), -1)
-        kept = min(width, likelihood.shape[1] * words)
-        scores, places = jax.lax.top_k(likelihood.reshape(batch, -1), kept)
+        count = min(width, likelihood.shape[1] * words)
+        scores, places = jax.lax.top_k(likelihood.reshape(batch, -1), count)
         parents, read = places // words, places % words
         written = jnp.concatenate([_select(written, parents), read[..., None]], -1)
         if level + 1 < length:

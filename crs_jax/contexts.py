@@ -173,14 +173,16 @@ def user_prompt(
             )
         first, last, _ = around(_shortened(context, length))
         return Prompt([*first, *last], True)
-    kept: list[list[int]] = []
+    latest: list[list[int]] = []
     for number, event in enumerate(reversed(events)):
         tokens = vocabulary.encode(event + ("," if number else ""))
         room -= len(tokens)
         if room < 0:
             break
-        kept.append(tokens)
-    return Prompt([*first, *(token for tokens in reversed(kept) for token in tokens), *last], False)
+        latest.append(tokens)
+    return Prompt(
+        [*first, *(token for tokens in reversed(latest) for token in tokens), *last], False
+    )
 
 
 def greatest_fitting(most: int, fits: Callable[[int], bool]) -> int:

@@ -143,11 +143,11 @@ class Attention(nn.Module):
         for segment in past:
             parts = segment.keys.shape[1]
             grouped = query.reshape(b, parts, n // parts, *query.shape[2:])
-            found = jnp.einsum("bmjqkre,bmske->bmjkrqs", grouped, segment.keys)
-            found = jnp.where(
-                segment.valid[:, :, None, None, None, None], found.astype(jnp.float32), _MASKED
+            scores = jnp.einsum("bmjqkre,bmske->bmjkrqs", grouped, segment.keys)
+            scores = jnp.where(
+                segment.valid[:, :, None, None, None, None], scores.astype(jnp.float32), _MASKED
             )
-            logits.append(found.reshape(b, n, *found.shape[3:]))
+            logits.append(scores.reshape(b, n, *scores.shape[3:]))
         weights = jax.nn.softmax(jnp.concatenate(logits, -1), -1).astype(x.dtype)
         ends = np.cumsum([part.shape[-1] for part in logits])[:-1]
         first, *others = jnp.split(weights, ends, -1)
@@ -203,8 +203,8 @@ class Embedder(nn.Module):
         c = self.config
         text = jnp.take(self.embedding, jnp.minimum(tokens, c.text_rows - 1), 0)
         new = jnp.take(self.new_embedding, jnp.maximum(tokens - c.text_rows, 0), 0, mode="clip")
-        found = jnp.where((tokens < c.text_rows)[..., None], text, new)
-        return found.astype(c.compute_dtype)
+        rows = jnp.where((tokens < c.text_rows)[..., None], text, new)
+        return rows.astype(c.compute_dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits float32 [..., W] of [..., D]."""

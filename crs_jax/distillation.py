@@ -96,24 +96,24 @@ def distilled(
         told = [examples.in_words(row) for row in rows]
         asked = [teacher.prompt(words, *one, limit=settings.max_prompt) for one in told]
         said = loaded()(asked, number)
-        kept = [(row, text) for row, text in zip(rows, said, strict=True) if text]
-        return [Case(row, tokens, 0) for row, tokens in examples.usable(kept)]
+        reasoning = [(row, text) for row, text in zip(rows, said, strict=True) if text]
+        return [Case(row, tokens, 0) for row, tokens in examples.usable(reasoning)]
 
     def every() -> list[Case]:
         rows = examples.distilled().tolist()
-        found: list[Case] = []
+        cases: list[Case] = []
         for number, start in enumerate(range(0, len(rows), _BATCHES * size)):
             chosen = rows[start : start + _BATCHES * size]
-            found += subsets.get(f"teacher_{number}", functools.partial(part, number, chosen))
+            cases += subsets.get(f"teacher_{number}", functools.partial(part, number, chosen))
             _LOG.info(
-                "teacher: %d of %d asked, %d kept", start + len(chosen), len(rows), len(found)
+                "teacher: %d of %d asked, %d kept", start + len(chosen), len(rows), len(cases)
             )
-        if not found:
+        if not cases:
             raise UserError(
                 f"expected reasoning that ends in </think> within {settings.max_reasoning} tokens "
                 f"and tells neither target nor id, found none of {len(rows)} from "
                 f"{config.distill.teacher}; raise config.prompts.max_reasoning or pass another"
             )
-        return found
+        return cases
 
     return subsets.get(stage, every)

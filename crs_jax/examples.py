@@ -19,7 +19,7 @@ from crs_jax.packing import Example
 from crs_jax.semantic_ids import SemanticIds
 from crs_jax.user_contexts import UserContexts
 from crs_jax.vocabulary import Vocabulary, code_name
-from input_pipelines import search_task, segmenters, twins
+from input_pipelines import repeated_interactions, search_task, segmenters
 from input_pipelines.dataset import Dataset
 from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
@@ -34,17 +34,17 @@ def fitted_prompts(
     users: Iterable[UserContext], words: Vocabulary, *, limit: int, reason: bool
 ) -> list[list[int]]:
     """Returns the tokens of `contexts.user_prompt`, and says how many contexts were cut to fit."""
-    found = [contexts.user_prompt(user, words, limit=limit, reason=reason) for user in users]
-    cut = sum(prompt.cut for prompt in found)
+    prompts = [contexts.user_prompt(user, words, limit=limit, reason=reason) for user in users]
+    cut = sum(prompt.cut for prompt in prompts)
     if cut:
         _LOG.warning(
             "%d of %d queries and profiles are longer than config.prompts.max_prompt=%d tokens: "
             "the ends of their longest texts are cut",
             cut,
-            len(found),
+            len(prompts),
             limit,
         )
-    return [prompt.tokens for prompt in found]
+    return [prompt.tokens for prompt in prompts]
 
 
 class CRSExamples:
@@ -70,8 +70,8 @@ class CRSExamples:
         self._config, self._data, self._log = config, data, data.log
         self._seed = config.seed
         self._titles: dict[str, str] | None = None
-        # Items of the ids before that the log has no more.
-        self._left: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.int32))
+        # Items that had an id in the run that is extended, and that the log has no more.
+        self._departed: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.int32))
         self.contexts = UserContexts(config.data, data, self.name)
         self._texts = ["", *data.log.item_texts()]
         every = search_task.training_searches(data.log, data.splits)
@@ -94,8 +94,8 @@ class CRSExamples:
     def _check_alike(self) -> None:
         """Raises UserError where processes have other data, ids or tokenizers than the first."""
         text = hashlib.sha256(self.vocabulary.to_json().encode()).hexdigest()
-        found = distributed.of_all([self._log.hash, len(self.train), self.ids.hash, text])
-        other = [process for process, one in enumerate(found) if one != found[0]]
+        of_processes = distributed.of_all([self._log.hash, len(self.train), self.ids.hash, text])
+        other = [process for process, one in enumerate(of_processes) if one != of_processes[0]]
         if other:
             raise UserError(
                 f"expected the same data, ids and tokenizer on all processes, found others on "
@@ -112,8 +112,8 @@ class CRSExamples:
         """How often each item was clicked in training, [V+1]; nothing of a held-out user or event
         counts, and a click that its search holds too counts once."""
         clicked = np.asarray(self._log.rec_items)[self._data.splits.training_rows]
-        # The twin of a training search's click is at its time, so it trains too.
-        only_searched = searches.item[~twins.have_twins(self._log, searches)]
+        # The same click on its own is at the time of its training search, so it trains too.
+        only_searched = searches.item[~repeated_interactions.also_clicked(self._log, searches)]
         items = np.concatenate([clicked, only_searched])
         return np.bincount(items, minlength=self._log.num_items + 1)
 
@@ -131,9 +131,9 @@ class CRSExamples:
         return vectors.from_text(texts, segmenters.segmenter(self._config.data.segmenter), factors)
 
     def _make_ids(self) -> SemanticIds:
-        """Made once for the same settings, and kept beside the prepared data.
+        """Makes ids once for the same settings, and stores them beside the prepared data.
 
-        Or those of `config.semantic_ids.extend`, which new items join where the log has any.
+        With `config.semantic_ids.extend`, returns the ids of that run, which new items join.
         """
         config = self._config
         content = [self._data.log.hash, str(config.seed), config.data.segmenter]
@@ -142,30 +142,30 @@ class CRSExamples:
         content += [source] if source else []
         before, names = config.semantic_ids.extend, self.item_names()
         sizes, last = tuple(config.semantic_ids.codes), config.semantic_ids.last_codes
-        kept = semantic_ids.read_list(before) if before else None
-        if kept is not None:
-            self._left = kept.left(names)
+        recorded = semantic_ids.read_list(before) if before else None
+        if recorded is not None:
+            self._departed = recorded.departed(names)
             own = semantic_ids.load(before)
-            same = list(kept.rows)[: len(names)] == names and len(own.codes) == len(names)
+            same = list(recorded.rows)[: len(names)] == names and len(own.codes) == len(names)
             if same and own.levels[:-1] == sizes and last in (0, own.levels[-1]):
                 return own
-            content.append(json.dumps([list(kept.rows), kept.codes.tolist()]))
+            content.append(json.dumps([list(recorded.rows), recorded.codes.tolist()]))
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         folder = self._data.beside(f"semantic-ids-{digest}")
         # A kill may leave the folder alone.
         if not os.path.exists(os.path.join(folder, semantic_ids.FILE)):
             points = self.item_vectors()
-            if kept is None:
-                found = semantic_ids.fit(points, sizes, last_codes=last, seed=config.seed)
+            if recorded is None:
+                ids = semantic_ids.fit(points, sizes, last_codes=last, seed=config.seed)
             else:
-                found = semantic_ids.extend(kept, names, points, sizes, last_codes=last)
+                ids = semantic_ids.extend(recorded, names, points, sizes, last_codes=last)
             os.makedirs(folder, exist_ok=True)
-            found.save(folder)
+            ids.save(folder)
         return semantic_ids.load(folder)
 
     def save_ids(self, folder: str) -> None:
         """Writes the ids, and a list of them by name that `semantic_ids.extend` reads."""
-        items, codes = self._left
+        items, codes = self._departed
         every = np.concatenate([self.ids.codes, codes]) if items else self.ids.codes
         self.ids.save(folder)
         # Last: whoever finds the list takes the ids for whole.
@@ -262,18 +262,18 @@ class CRSExamples:
     def alignment(self) -> list[Example]:
         """Item -> id, id -> item, context -> id (3.1.2); of items that training has shown."""
         words, settings = self.vocabulary, self._config.prompts
-        found = []
+        examples = []
         for item in np.flatnonzero(self._sales > 0).tolist():
             context = self.item_context(item)
             asked = contexts.item_prompt(context, words, limit=settings.max_prompt)
-            found.append(Example(asked, self.answer(item)))
+            examples.append(Example(asked, self.answer(item)))
             told = contexts.item_answer(context, words, limit=settings.max_answer - 1)
             name = words.encode(contexts.id_to_item_prompt(self.name(item)))
-            found.append(Example(name, [*told, words.end]))
+            examples.append(Example(name, [*told, words.end]))
         prompts = self.prompts(self.train, reason=False)
         for prompt, item in zip(prompts, self.train.item.tolist(), strict=True):
-            found.append(Example(prompt, self.answer(item)))
-        return found
+            examples.append(Example(prompt, self.answer(item)))
+        return examples
 
     def teacher_reasoning(self, row: int) -> str:
         """What the template teacher says about a training example."""
@@ -296,14 +296,16 @@ class CRSExamples:
             told = self._matched(traces.read_traces(path))
         else:
             told = [(row, self.teacher_reasoning(row)) for row in self.distilled().tolist()]
-        kept = self.usable(told)
-        _LOG.info("traces: %d of %d left without the target's title and ids", len(kept), len(told))
-        if not kept:
+        usable = self.usable(told)
+        _LOG.info(
+            "traces: %d of %d left without the target's title and ids", len(usable), len(told)
+        )
+        if not usable:
             raise UserError(
                 f"expected traces that do not tell the target, found none among {len(told)}; bring "
                 "others in config.distill.traces"
             )
-        return kept
+        return usable
 
     def distilled(self) -> np.ndarray:
         """Returns the training examples that a teacher is asked about, int [E]."""
@@ -331,14 +333,14 @@ class CRSExamples:
             events += [" and ".join(parts)] if parts else []
         return context.query, events, self._texts[int(self.train.item[row])]
 
-    def _matched(self, found: Sequence[traces.Trace]) -> list[tuple[int, str]]:
+    def _matched(self, read: Sequence[traces.Trace]) -> list[tuple[int, str]]:
         """(training example, reasoning) of traces; those of examples not chosen are left out."""
         rows: dict[tuple[str, str, str], int] = {}
         for row, key in enumerate(self._keys(self.train)):
             rows.setdefault(key, row)
         matched: list[tuple[int, str]] = []
         missing: list[traces.Trace] = []
-        for trace in found:
+        for trace in read:
             fitting = [rows[name] for name in self._keys_of(trace) if name in rows]
             if fitting:
                 matched.append((fitting[0], trace.reasoning))
@@ -354,7 +356,7 @@ class CRSExamples:
         if missing:
             _LOG.info(
                 "traces: %d of %d are of examples that config.data.train_examples leaves out",
-                *(len(missing), len(found)),
+                *(len(missing), len(read)),
             )
         return matched
 

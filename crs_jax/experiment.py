@@ -103,11 +103,11 @@ class CRSExperiment(Experiment):
         if self.config.model.checkpoint:
             decoder_checkpoints.check(self.config.model.checkpoint, self.network.config)
         for split in ("validation", "test"):
-            found = self.held_out(split)
+            searches = self.held_out(split)
             for reason in (False, True):
                 self._asked(split, reason)
             if search_protocol.IMPRESSIONS in search_protocol.evaluated(self.config):
-                search_protocol.impressions(self.data.log, found)
+                search_protocol.impressions(self.data.log, searches)
         self._asked("train", True)
         self.examples.check_room()
         distillation.check_data(self.config, self.examples)
@@ -146,12 +146,12 @@ class CRSExperiment(Experiment):
             scores = self._inference.scores(params, prompts, lengths, tokens, reason=reason)
             search_protocol.add_impressions(sums, scores, shown)
             return sums
-        found = self._inference(
+        answers = self._inference(
             params, prompts, lengths, width=self.config.eval.beam, reason=reason
         )
         examples = self.held_out(split)
         others = candidates.other_clicks(self.data.log, examples)
-        above, tied, broken = found.ranks(examples.item, others)
+        above, tied, broken = answers.ranks(examples.item, others)
         sums.add(above, tied, np.ones(len(above)), broken)
         return sums
 
@@ -206,12 +206,12 @@ class CRSExperiment(Experiment):
             [context for _, context in contexts_of], words, limit=limit, reason=reason
         )
         width = max(self.config.eval.beam, top_k)
-        found = self._inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
+        answers = self._inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
         for row, (user, context) in enumerate(contexts_of):
-            said = found.reasoning[row, : found.lengths[row]].tolist()
+            said = answers.reasoning[row, : answers.lengths[row]].tolist()
             if said and said[-1] in (words.end_think, words.end):
                 said = said[:-1]
-            ranked = zip(found.items[row].tolist(), found.scores[row].tolist(), strict=True)
+            ranked = zip(answers.items[row].tolist(), answers.scores[row].tolist(), strict=True)
             for rank, (item, score) in enumerate(list(ranked)[:top_k], start=1):
                 if item > 0:
                     yield {
@@ -346,7 +346,7 @@ class CRSExperiment(Experiment):
             len(self.examples.train),
         )
         with distributed.first_alone():
-            recorded_inputs.keep(workdir, self.examples)
+            recorded_inputs.record(workdir, self.examples)
         subsets = Subsets(workdir.file("subsets", ""), words.decode)
         # Before alignment, which what cannot be distilled would cost.
         told = distillation.distilled(config, self.examples, subsets, DISTILL, self._mesh)
@@ -405,16 +405,16 @@ class CRSExperiment(Experiment):
             )
 
         count = min(most, count) if most > 0 else count
-        found: list[Case] = []
+        cases: list[Case] = []
         for number, start in enumerate(range(0, count, size)):
             make = functools.partial(part, start, min(start + size, count))
-            found += subsets.get(f"{stage}_part_{number}", make)
-        return found
+            cases += subsets.get(f"{stage}_part_{number}", make)
+        return cases
 
     def _incorrect(self, subsets: Subsets, params: Any, stage: str, iteration: int) -> list[Case]:
-        found = self._collected(subsets, incorrect, params, stage, iteration)
+        cases = self._collected(subsets, incorrect, params, stage, iteration)
         chosen_by = seeds.stream(self.config.seed, "rl_sample", iteration)
-        return sampled(found, self.config.evolve.rl_sample, chosen_by)
+        return sampled(cases, self.config.evolve.rl_sample, chosen_by)
 
     def _fine_tune(
         self, workdir: Workdir, settings: Any, stage: str, iteration: int, cases: Any, params: Any

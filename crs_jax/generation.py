@@ -89,13 +89,13 @@ def read_prompts(network: Decoder, params: Any, tokens: jax.Array, lengths: jax.
 
 def _apply(network, params, tokens, positions, valid, past=()) -> tuple[jax.Array, KeysValues]:
     segments = valid.astype(jnp.int32)
-    found: Any = network.apply({"params": params}, tokens, positions, segments, past)
-    return found
+    output: Any = network.apply({"params": params}, tokens, positions, segments, past)
+    return output
 
 
 def _logits(network: Decoder, params: Any, states: jax.Array) -> jax.Array:
-    found: Any = network.apply({"params": params}, states, method="logits")
-    return found
+    logits: Any = network.apply({"params": params}, states, method="logits")
+    return logits
 
 
 def _draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -250,8 +250,8 @@ def _beam_step(network: Decoder, params: Any, place: Place) -> tuple[Any, Any]:
     return step, KeysValues(nothing, nothing)
 
 
-def _by_user(found: Any, shape: tuple[int, ...]) -> Any:
-    return jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), found)
+def _by_user(beams: Any, shape: tuple[int, ...]) -> Any:
+    return jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), beams)
 
 
 def constrained_answers(
@@ -259,8 +259,8 @@ def constrained_answers(
 ) -> Beams:
     """The likeliest items of a trie: Beams of [B, G, K] and [B, G, K, L]."""
     step, cache = _beam_step(network, params, place)
-    found = beam_search.search(step, cache, place.token.reshape(-1), trie, width)
-    return _by_user(found, place.token.shape)
+    beams = beam_search.search(step, cache, place.token.reshape(-1), trie, width)
+    return _by_user(beams, place.token.shape)
 
 
 def answer_log_probs(network: Decoder, params: Any, place: Place, answers: jax.Array) -> jax.Array:
@@ -285,8 +285,8 @@ def answer_log_probs(network: Decoder, params: Any, place: Place, answers: jax.A
 def free_answers(network: Decoder, params: Any, place: Place, length: int, width: int) -> FreeBeams:
     """The likeliest sequences of `length` tokens, whatever they mean: [B, G, K, L], [B, G, K]."""
     step, cache = _beam_step(network, params, place)
-    found = free_beams.search(step, cache, place.token.reshape(-1), length, width)
-    return _by_user(found, place.token.shape)
+    beams = free_beams.search(step, cache, place.token.reshape(-1), length, width)
+    return _by_user(beams, place.token.shape)
 
 
 def token_log_probs(
@@ -318,8 +318,8 @@ def token_log_probs(
         shape = (*array.shape[:2], chunks, size, *array.shape[3:])
         return jnp.moveaxis(array.reshape(shape), 2, 0)
 
-    found = jnp.moveaxis(jax.lax.map(of, (cut(states), cut(targets))), 0, 2)
-    return found.reshape(*targets.shape)[..., :count]
+    log_probs = jnp.moveaxis(jax.lax.map(of, (cut(states), cut(targets))), 0, 2)
+    return log_probs.reshape(*targets.shape)[..., :count]
 
 
 def teacher_forced(

@@ -60,9 +60,9 @@ class Answers:
         others &= (self.items[:, :, None] != left_out[:, None]).all(-1)
         above = (others & (self.scores > score)).sum(1)
         tied = (others & (self.scores == score)).sum(1)
-        found = own.any(1)
+        answered = own.any(1)
         broken = np.isnan(self.scores).any(1)
-        return np.where(found, above, MISSED), np.where(found, tied, 0), broken
+        return np.where(answered, above, MISSED), np.where(answered, tied, 0), broken
 
 
 class Inference:
@@ -90,11 +90,11 @@ class Inference:
         self._stops = (controls.end_think, controls.end)
         self._sampling = Sampling(max_tokens=max_reasoning, temperature=0.0)
         # Every process reads all that is found.
-        found = None if partition is None else partition.replicated
+        everywhere = None if partition is None else partition.replicated
         self._answer = jax.jit(
-            self._answers, static_argnames=("width", "reason"), out_shardings=found
+            self._answers, static_argnames=("width", "reason"), out_shardings=everywhere
         )
-        self._score = jax.jit(self._scores, static_argnames=("reason",), out_shardings=found)
+        self._score = jax.jit(self._scores, static_argnames=("reason",), out_shardings=everywhere)
 
     def _reasoned(self, whole, prompts, lengths, reason: bool) -> tuple[Place, Any, Any]:
         """Where the answers to prompts begin; the reasoning [B, R] before them, its lengths [B]."""
@@ -122,7 +122,7 @@ class Inference:
     def _batched(self, compute: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
         """The outputs of `compute` on all rows, `batch_size` of them at once."""
         size, count = self._batch_size, len(arrays[0])
-        found = []
+        outputs = []
         for start in range(0, count, size):
             rows = np.arange(start, start + size)
             real = rows < count
@@ -130,8 +130,8 @@ class Inference:
             batch = tuple(array[rows] for array in arrays)
             if self._partition is not None:
                 batch = self._partition.put_batch(batch)
-            found.append([np.asarray(part)[real] for part in compute(*batch)])
-        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+            outputs.append([np.asarray(part)[real] for part in compute(*batch)])
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
     def __call__(
         self, params: Any, prompts: np.ndarray, lengths: np.ndarray, *, width: int, reason: bool

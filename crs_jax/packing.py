@@ -74,7 +74,7 @@ def packed(
 
 def prompt_array(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens int32 [E, T] padded with 0, lengths int32 [E]) of prompts of at most `width`."""
-    found = np.zeros((len(prompts), width), np.int32)
+    tokens = np.zeros((len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
-        found[row, : len(prompt)] = prompt
-    return found, np.array([len(prompt) for prompt in prompts], np.int32)
+        tokens[row, : len(prompt)] = prompt
+    return tokens, np.array([len(prompt) for prompt in prompts], np.int32)

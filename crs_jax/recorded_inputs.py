@@ -55,9 +55,9 @@ def text_rows(config: config_dict.ConfigDict) -> int | None:
     Raises:
       UserError: as `decoder_checkpoints.checkpoint_rows`.
     """
-    kept = config.vocabulary.get("text_rows")  # only `reopened` sets it
-    if kept is not None or not config.model.checkpoint:
-        return kept
+    rows = config.vocabulary.get("text_rows")  # only `reopened` sets it
+    if rows is not None or not config.model.checkpoint:
+        return rows
     return decoder_checkpoints.checkpoint_rows(config.model.checkpoint)
 
 
@@ -74,7 +74,7 @@ def _check(examples: CRSExamples, trained: str) -> None:
         )
 
 
-def keep(workdir: Workdir, examples: CRSExamples) -> None:
+def record(workdir: Workdir, examples: CRSExamples) -> None:
     """Writes what a new run is trained with; holds one that continues to what it has.
 
     Raises:
@@ -103,7 +103,7 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
             )
 
 
-def _hold_inputs(workdir: Workdir, found: str) -> None:
+def _hold_inputs(workdir: Workdir, digest: str) -> None:
     path = workdir.file(_INPUTS)
     if not os.path.exists(path):
         if workdir.has_trained():
@@ -112,13 +112,13 @@ def _hold_inputs(workdir: Workdir, found: str) -> None:
                 f"as {_INPUTS}, found none; {_MEND}"
             )
         if is_writer():
-            write_atomically(path, json.dumps({"items": found}) + "\n")
+            write_atomically(path, json.dumps({"items": digest}) + "\n")
         return
     before = read_json(path, "the record of a run's items", _MEND).get("items")
-    if before != found:
+    if before != digest:
         raise UserError(
             f"expected the training searches, items' texts and facts {before} that the run in "
-            f"{workdir.path} was trained with, found {found}; bring the data with these back, or "
+            f"{workdir.path} was trained with, found {digest}; bring the data with these back, or "
             "train in another --workdir"
         )
 

@@ -73,7 +73,7 @@ def validity(trie: Trie, predicted: jax.Array) -> jax.Array:
 
 
 def total(
-    found: Reasoning,
+    reasoning: Reasoning,
     limit: int,
     accuracies: jax.Array,
     validities: jax.Array,
@@ -88,6 +88,6 @@ def total(
       accuracies, validities: float32 [..., K].
     """
     chex.assert_equal_shape([accuracies, validities])
-    complete = found.complete[..., None]
-    shared = (structure(found.complete) + length(found.length, limit))[..., None]
+    complete = reasoning.complete[..., None]
+    shared = (structure(reasoning.complete) + length(reasoning.length, limit))[..., None]
     return shared + jnp.where(complete, accuracies + validities, 0.0)

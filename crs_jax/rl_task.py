@@ -214,7 +214,7 @@ def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "r
     def step(state: State, batch: dict[str, Any], learning_rate: jax.Array) -> Any:
         params, trie = state["params"], batch["trie"]
         key = jax.random.fold_in(jax.random.key(batch["seed"], impl=impl), state["step"])
-        found = roll_out(network, lora.whole(params), batch, key, config, trie, controls)
+        rollout = roll_out(network, lora.whole(params), batch, key, config, trie, controls)
 
         def log_probs(trained):
             return jnp.moveaxis(
@@ -223,17 +223,17 @@ def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "r
                     lora.whole(params, trained),
                     batch["prompts"],
                     batch["lengths"],
-                    found.tokens,
-                    found.lengths,
+                    rollout.tokens,
+                    rollout.lengths,
                 ),
                 0,
                 1,
             )
 
         old, reference = log_probs(params["trained"]), log_probs(state["reference"])
-        counts = jnp.arange(found.tokens.shape[-1]) < found.lengths[..., None]
+        counts = jnp.arange(rollout.tokens.shape[-1]) < rollout.lengths[..., None]
         if config.mask_correct_when_negative:
-            counts &= ~(found.has_target & (found.advantages.T < 0))[..., None]
+            counts &= ~(rollout.has_target & (rollout.advantages.T < 0))[..., None]
         counts = jnp.moveaxis(counts, 0, 1)
 
         def loss_of(trained):
@@ -241,7 +241,7 @@ def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "r
                 log_probs(trained),
                 old,
                 reference,
-                found.advantages,
+                rollout.advantages,
                 counts,
                 batch["mask"],
                 clip_eps=config.clip_eps,
@@ -264,7 +264,7 @@ def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "r
             "step": state["step"] + 1,
             "params": {**params, "trained": trained},
             "optimizer": moments,
-        }, statistics | found.statistics
+        }, statistics | rollout.statistics
 
     return step
 

@@ -88,8 +88,8 @@ def answer_loss(network: Decoder, params: Any, batch: dict[str, jax.Array]) -> j
     A row's N is 1: [R, 1, T].
     """
     tokens, segments = batch["tokens"][:, None], batch["segments"][:, None]
-    given: Any = network.apply({"params": params}, tokens, batch["positions"][:, None], segments)
-    log_probs = token_log_probs(network, params, given[0][:, :, :-1], tokens[:, :, 1:])
+    output: Any = network.apply({"params": params}, tokens, batch["positions"][:, None], segments)
+    log_probs = token_log_probs(network, params, output[0][:, :, :-1], tokens[:, :, 1:])
     answers = batch["answers"][:, None, 1:]
     return -(log_probs * answers).sum() / jnp.maximum(answers.sum(), 1)
 

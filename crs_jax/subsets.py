@@ -66,13 +66,13 @@ def correct(
 
 
 def _cases(answers: Answers, examples: np.ndarray, rows: np.ndarray, end_think: int) -> list[Case]:
-    found = []
+    cases = []
     for row in rows.tolist():
         said = answers.reasoning[row, : answers.lengths[row]].tolist()
         if said and said[-1] == end_think:
             said = said[:-1]
-        found.append(Case(int(examples[row]), said, int(answers.items[row, 0])))
-    return found
+        cases.append(Case(int(examples[row]), said, int(answers.items[row, 0])))
+    return cases
 
 
 class Subsets:

@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from crs_jax.contexts import Event, UserContext
-from input_pipelines import histories, times, twins
+from input_pipelines import histories, repeated_interactions, times
 from input_pipelines.dataset import Dataset
 from input_pipelines.splits import Examples
 
@@ -53,7 +53,7 @@ class UserContexts:
         self._check(settings)
         told = np.ones(len(self._log.rec_items), bool)
         if settings.use_search:
-            told = ~twins.twin_clicks(self._log, settings.clicks)
+            told = ~repeated_interactions.repeated_clicks(self._log, settings.clicks)
         self._clicks = np.flatnonzero(told)
         self._dated = settings.query_time and self._has_clock()
 
@@ -170,9 +170,9 @@ class UserContexts:
                 return name, self._before(user, latest)
         words = self._data.query_text(query)
         if not words:
-            found = f"no word in {query[:40]!r}" if query.strip() else "none in the log"
+            what = f"no word in {query[:40]!r}" if query.strip() else "none in the log"
             raise UserError(
-                f"expected a query of user {name}, found {found}; write {name} TAB query"
+                f"expected a query of user {name}, found {what}; write {name} TAB query"
             )
         return name, self.context(user, rec_end, search_end, words, None, None)
 

@@ -56,17 +56,17 @@ def train_tokenizer(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
             f"expected a vocabulary of at least {256 + len(_CONTROLS)} tokens, found {size}; "
             "raise config.vocabulary.size"
         )
-    found = tokenizers.Tokenizer(tokenizers.models.BPE())
-    found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    found.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(_CONTROLS),
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    found.train_from_iterator(texts, trainer)
-    return found
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 class Vocabulary:
@@ -140,16 +140,16 @@ class Vocabulary:
         Raises:
           ValueError: a code beyond its level.
         """
-        found: list[int] = []
+        tokens: list[int] = []
         start = 0
         for match in _CODE.finditer(text):
-            found += self._text(text[start : match.start()])
+            tokens += self._text(text[start : match.start()])
             level, code = string.ascii_lowercase.index(match[1]), int(match[2])
             if level >= len(self.levels) or code >= self.levels[level]:
                 raise ValueError(f"expected codes of {self.levels}, found {match[0]}")
-            found.append(int(self._starts[level]) + code)
+            tokens.append(int(self._starts[level]) + code)
             start = match.end()
-        return found + self._text(text[start:])
+        return tokens + self._text(text[start:])
 
     def _text(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []

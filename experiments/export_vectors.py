@@ -27,10 +27,10 @@ def check_place(out: str) -> None:
     path = stem + ".json"
     if not os.path.lexists(path):
         return
-    found: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     with contextlib.suppress(UserError):
-        found = read_json(path, "a description of vectors", "")
-    if found.get("ids_file") != _ids_file(stem):
+        description = read_json(path, "a description of vectors", "")
+    if description.get("ids_file") != _ids_file(stem):
         raise UserError(
             f"expected {path} to be free for the vectors' description, found another file; pass "
             "another --out"

@@ -126,10 +126,10 @@ class GenSARExamples:
         split = segmenters.segmenter(config.data.segmenter)
         if settings.pseudo_queries:
             numbers = {str(name): i for i, name in enumerate(data.log.item_ids.tolist()) if i}
-            found = pseudo_queries.read(settings.pseudo_queries, numbers)
+            queries = pseudo_queries.read(settings.pseudo_queries, numbers)
         else:
-            found = pseudo_queries.from_texts(self._texts, split)
-        self._pseudo = [(item, query) for item, query in found if trained[item]]
+            queries = pseudo_queries.from_texts(self._texts, split)
+        self._pseudo = [(item, query) for item, query in queries if trained[item]]
         self.pseudo_queries_hash = _hash(self._pseudo)
         sizes = {
             "nrip": len(self._train),
@@ -173,11 +173,11 @@ class GenSARExamples:
 
     def stream(self, start: int, stop: int) -> list[Example]:
         """Training examples at places [start, stop) of the mixture's endless stream."""
-        found = self.mixture.at(np.arange(start, stop))
-        tasks = [self.mixture.tasks[number] for number in found.task.tolist()]
+        places = self.mixture.at(np.arange(start, stop))
+        tasks = [self.mixture.tasks[number] for number in places.task.tolist()]
         return [
             self.training_example(*each)
-            for each in zip(tasks, found.example.tolist(), found.phrasing.tolist(), strict=True)
+            for each in zip(tasks, places.example.tolist(), places.phrasing.tolist(), strict=True)
         ]
 
     def training_example(self, task: str, row: int, phrasing: int) -> Example:
@@ -211,8 +211,8 @@ class GenSARExamples:
     ) -> Example:
         """A search for `item` after the history of an example, without what the run is blind to."""
         history = [] if self._blind == "history" else self.history(examples, row)
-        seen = None if self._blind == "query" else query
-        return self.prompts.next_searched_item(history, seen, item, phrasing)
+        shown_query = None if self._blind == "query" else query
+        return self.prompts.next_searched_item(history, shown_query, item, phrasing)
 
     def evaluation_examples(self, examples: Examples) -> Iterator[Example]:
         """Prompts of the first phrasing with their targets."""
@@ -246,7 +246,7 @@ def _hash(values: Iterable[Any]) -> str:
 def padded(rows: Sequence[Sequence[int]], multiple: int = 32) -> np.ndarray:
     """int32 [E, T], T the longest row in steps of `multiple`."""
     width = -(-max(map(len, rows)) // multiple) * multiple
-    found: Any = np.zeros((len(rows), width), np.int32)
+    array: Any = np.zeros((len(rows), width), np.int32)
     for place, row in enumerate(rows):
-        found[place, : len(row)] = row
-    return found
+        array[place, : len(row)] = row
+    return array

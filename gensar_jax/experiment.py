@@ -305,7 +305,7 @@ class GenSARExperiment(Experiment):
             self._check_examples()
         assert self.table is not None
         with distributed.first_alone():
-            recorded_inputs.keep(workdir, self.examples, self.table)
+            recorded_inputs.record(workdir, self.examples, self.table)
         mixture = self.examples.mixture
         _LOG.info(
             "mixture of %d examples an epoch: %s; %d tokens, %d of them text",
@@ -342,11 +342,11 @@ class GenSARExperiment(Experiment):
 
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
         """Metrics of the saved validation users, the selection metric among them."""
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for column in self._validated():
             means = self.evaluate(params, tables, "validation", column).means()
-            found |= {metrics.full_name(name, column): value for name, value in means.items()}
-        return found
+            values |= {metrics.full_name(name, column): value for name, value in means.items()}
+        return values
 
     def _parsed(self, column: str) -> tuple[str, str, int | None]:
         """(task, protocol, width of the beam; None scores every candidate) of a column."""
@@ -432,31 +432,31 @@ class GenSARExperiment(Experiment):
         """
         target, _ = candidates.targets(self.data.log, examples)
         left_out = candidates.seen_items if unseen_only else candidates.other_clicks
-        seen = left_out(self.data.log, examples)
+        left_out_items = left_out(self.data.log, examples)
         config = self.config.eval
         # Long histories together, so that the wide beams which they need are few.
-        order = np.argsort((seen > 0).sum(1), kind="stable")
+        order = np.argsort((left_out_items > 0).sum(1), kind="stable")
         size = self._batch_size("full_batch_size", len(examples))
         params = self._ranker.place_params(params)
-        found: list[tuple[np.ndarray, ...]] = []
+        ranks_of_batches: list[tuple[np.ndarray, ...]] = []
         for start in range(0, len(examples), size):
             rows, mask = _rows(start, size, len(examples))
             rows = order[rows]
-            longest = int((seen[rows] > 0).sum(1).max())
+            longest = int((left_out_items[rows] > 0).sum(1).max())
             # In steps of the beam, so that few widths are compiled.
             needed = _UNSEEN + longest if unseen_only else config.beam
             width = -(-max(config.beam, needed) // config.beam) * config.beam
             removed = np.zeros((size, max(width, longest)), np.int32)
-            removed[:, :longest] = seen[rows, :longest]
+            removed[:, :longest] = left_out_items[rows, :longest]
             prompts, forced, targets, gone = self._ranker.place(
                 (inputs[rows], self._forced(task)(size), target[rows], removed)
             )
             ranks = self._ranker.full(
                 params, prompts, forced, self.trie(task), targets, gone, width=width
             )
-            kept = mask > 0
-            found.append(tuple(np.asarray(part)[kept] for part in ranks))
-        above, tied, broken = (np.concatenate(parts) for parts in zip(*found))
+            real = mask > 0
+            ranks_of_batches.append(tuple(np.asarray(part)[real] for part in ranks))
+        above, tied, broken = (np.concatenate(parts) for parts in zip(*ranks_of_batches))
         back = np.argsort(order)
         sums = metrics.Sums(tuple(config.metrics))
         sums.add(above[back], tied[back], np.ones(len(back)), broken[back])

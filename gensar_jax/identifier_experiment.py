@@ -39,21 +39,23 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
     factors = build(
         vectors.FactorConfig, settings.to_dict() | {"seed": config.seed}, section="vectors"
     )
-    found = {}
+    of_source = {}
     for source in config.model.sources:
         if source == "semantic" and settings.semantic == TFIDF:
             split = segmenters.segmenter(config.data.segmenter)
-            found[source] = vectors.from_text(log.item_texts(), split, factors)
+            of_source[source] = vectors.from_text(log.item_texts(), split, factors)
         elif source == "semantic":
-            found[source] = vectors.from_sentence_transformer(log.item_texts(), settings.semantic)
+            of_source[source] = vectors.from_sentence_transformer(
+                log.item_texts(), settings.semantic
+            )
         elif settings.collaborative == CLICKS:
-            found[source] = vectors.from_clicks(data.training_clicks(), factors)
+            of_source[source] = vectors.from_clicks(data.training_clicks(), factors)
         else:
-            found[source] = vectors.load_vectors(
+            of_source[source] = vectors.load_vectors(
                 settings.collaborative, num_items=log.num_items, data_hash=log.hash
             )
             _check_split(settings.collaborative, data)
-        missing = int((~found[source].any(1)).sum())
+        missing = int((~of_source[source].any(1)).sum())
         if missing:
             what = "text" if source == "semantic" else "training clicks"
             _LOG.info(
@@ -63,7 +65,7 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
                 what,
                 source,
             )
-    return found
+    return of_source
 
 
 def _check_split(path: str, data: Dataset) -> None:
@@ -156,7 +158,7 @@ class IdentifierExperiment(Experiment):
         model, data = self.task.model.config, self.data
         assignment = self.task.assign(finished.state["params"])
         resolved = self._resolve(assignment, finished.state["params"]["codebooks"])
-        codes = {source: found.codes for source, found in resolved.items()}
+        codes = {source: resolution.codes for source, resolution in resolved.items()}
         values = self.task.describe(assignment)
         for source in model.sources:
             values[f"collision_rate_after/{source}"] = identifiers.collision_rate(codes[source])
@@ -180,7 +182,9 @@ class IdentifierExperiment(Experiment):
             "step": finished.best_step,
             "sources": list(model.sources),
             "vectors": {source: vectors.content_hash(v) for source, v in self.vectors.items()},
-            "resolution_rounds": {source: found.rounds for source, found in resolved.items()},
+            "resolution_rounds": {
+                source: resolution.rounds for source, resolution in resolved.items()
+            },
         }
         # At once, because measuring takes minutes and a table can be used without; again with it.
         identifiers.save_table(workdir.path, table, {**report, "metrics": values, **written})

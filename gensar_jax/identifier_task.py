@@ -192,8 +192,8 @@ class IdentifierTask:
         config = self.model.config
         latents = self.model.encode(params["network"], vectors)
         levels = quantizer.quantize(latents, params["codebooks"], config.sources)
-        found = quantizer.quantized_latents(levels, config.sources)
-        decoded: Any = self.model.network.apply(params["network"], found, method="decode")
+        quantized = quantizer.quantized_latents(levels, config.sources)
+        decoded: Any = self.model.network.apply(params["network"], quantized, method="decode")
         errors = {s: jnp.square(vectors[s] - decoded[s]).mean(-1) for s in config.sources}
         last = {
             s: levels[s if config.specific_levels else SHARED].inputs[-1] for s in config.sources
@@ -215,20 +215,20 @@ class IdentifierTask:
 
     def describe(self, assignment: Assignment) -> dict[str, float]:
         config = self.model.config
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for source in config.sources:
             counts = quantizer.use_counts(jnp.asarray(assignment.codes[source]), config.codes)
             usage, perplexity = quantizer.usage(counts), quantizer.perplexity(counts)
             for level in range(config.levels):
                 part = SHARED if level < config.shared_levels else source
                 number = level + 1 if part == SHARED else level + 1 - config.shared_levels
-                found[f"usage_{number}/{part}"] = float(usage[level])
-                found[f"perplexity_{number}/{part}"] = float(perplexity[level])
+                values[f"usage_{number}/{part}"] = float(usage[level])
+                values[f"perplexity_{number}/{part}"] = float(perplexity[level])
             codes = assignment.codes[source]
-            found[f"collision_rate/{source}"] = identifiers.collision_rate(codes)
-            found[f"colliding_items/{source}"] = identifiers.colliding_items(codes)
-            found[f"explained/{source}"] = explained(
+            values[f"collision_rate/{source}"] = identifiers.collision_rate(codes)
+            values[f"colliding_items/{source}"] = identifiers.colliding_items(codes)
+            values[f"explained/{source}"] = explained(
                 self._vectors[source], assignment.errors[source]
             )
-        each = [found[f"explained/{source}"] for source in config.sources]
-        return found | {self.selection: float(np.mean(each))}
+        each = [values[f"explained/{source}"] for source in config.sources]
+        return values | {self.selection: float(np.mean(each))}

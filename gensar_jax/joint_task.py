@@ -232,8 +232,10 @@ class JointTask:
 
         def add(total, numbered):
             number, part = numbered
-            found = jax.value_and_grad(self.loss_sum)(params, part, jax.random.fold_in(key, number))
-            return jax.tree.map(jnp.add, total, found), None
+            loss_and_gradient = jax.value_and_grad(self.loss_sum)(
+                params, part, jax.random.fold_in(key, number)
+            )
+            return jax.tree.map(jnp.add, total, loss_and_gradient), None
 
         nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
         (loss, gradient), _ = jax.lax.scan(add, nothing, (jnp.arange(count), parts))

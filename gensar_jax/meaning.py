@@ -61,15 +61,15 @@ def neighbours_kept(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     count = min(NEIGHBOURS, len(chosen) - 1)
     queries = rng.choice(chosen, min(_QUERIES, len(chosen)), replace=False)
-    kept = []
+    shares = []
     chunk = max(1, _COSINES // len(vectors))
     for start in range(0, len(queries), chunk):
         rows = queries[start : start + chunk]
         cosines = unit[rows] @ unit[chosen].T
         cosines[rows[:, None] == chosen] = -np.inf
         nearest = chosen[np.argpartition(-cosines, count - 1, axis=1)[:, :count]]
-        kept.append((codes[nearest, 0] == codes[rows, :1]).mean(1))
-    return float(np.concatenate(kept).mean())
+        shares.append((codes[nearest, 0] == codes[rows, :1]).mean(1))
+    return float(np.concatenate(shares).mean())
 
 
 def residual_kmeans_codes(
@@ -92,11 +92,11 @@ def residual_kmeans_codes(
         np.concatenate(list(vectors.values()), 1), shared_levels, num_codes, seed
     )
     ends = np.cumsum([rows.shape[1] for rows in vectors.values()])[:-1]
-    found = {}
+    codes = {}
     for number, (source, rest) in enumerate(zip(vectors, np.split(residual, ends, axis=1))):
         own, _ = _levels(rest, specific_levels, num_codes, seed + 1 + number)
-        found[source] = np.stack([*parts, *own], 1).astype(np.int32)
-    return found
+        codes[source] = np.stack([*parts, *own], 1).astype(np.int32)
+    return codes
 
 
 def _levels(
@@ -119,12 +119,12 @@ def measure(codes: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]) 
 
     Of two sources also against the concatenation of both, which is what shared codes are of.
     """
-    found = {}
+    values = {}
     for source, rows in vectors.items():
-        found[f"prefix_correlation/{source}"] = prefix_correlation(codes[source], rows)
-        found[f"neighbours_kept/{source}"] = neighbours_kept(codes[source], rows)
+        values[f"prefix_correlation/{source}"] = prefix_correlation(codes[source], rows)
+        values[f"neighbours_kept/{source}"] = neighbours_kept(codes[source], rows)
     if len(vectors) > 1:
         both, first = np.concatenate(list(vectors.values()), 1), next(iter(vectors))
-        found[f"prefix_correlation/{SHARED}"] = prefix_correlation(codes[first], both)
-        found[f"neighbours_kept/{SHARED}"] = neighbours_kept(codes[first], both)
-    return found
+        values[f"prefix_correlation/{SHARED}"] = prefix_correlation(codes[first], both)
+        values[f"neighbours_kept/{SHARED}"] = neighbours_kept(codes[first], both)
+    return values

@@ -239,16 +239,16 @@ class Prompts:
     def _latest(self, history: Sequence[Event], room: int) -> list[int]:
         """The latest events that fit, separated, in order of time."""
         separator = self.vocabulary.separator()
-        kept: list[int] = []
+        latest: list[int] = []
         for behaviour, what in reversed(history):
             tokens = self.event(behaviour, what)
             if isinstance(what, str):
                 tokens = tokens[: self.max_inputs // _LONG_SHARE]
-            joined = [*tokens, *separator, *kept] if kept else tokens
+            joined = [*tokens, *separator, *latest] if latest else tokens
             if len(joined) > room:
                 break
-            kept = joined
-        return kept
+            latest = joined
+        return latest
 
 
 def to_batch(examples: Sequence[Example], max_inputs: int, max_targets: int) -> dict:

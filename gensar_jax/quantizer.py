@@ -186,9 +186,9 @@ def rq_loss(levels: Mapping[str, Levels], *, alpha: float, reduction: str = "mea
     reduce = jnp.sum if reduction == "sum" else jnp.mean
     losses = []
     for part in levels.values():
-        for given, chosen in zip(part.inputs, part.chosen, strict=True):
-            code_term = jnp.square(jax.lax.stop_gradient(given) - chosen)
-            commitment = jnp.square(given - jax.lax.stop_gradient(chosen))
+        for latent, chosen in zip(part.inputs, part.chosen, strict=True):
+            code_term = jnp.square(jax.lax.stop_gradient(latent) - chosen)
+            commitment = jnp.square(latent - jax.lax.stop_gradient(chosen))
             losses.append(reduce(code_term + alpha * commitment, axis=-1).mean())
     return reduce(jnp.stack(losses)) if losses else jnp.zeros(())
 

@@ -38,12 +38,12 @@ def ranks_of(beams: Beams, target: jax.Array, removed: jax.Array) -> Ranks:
     counts = (beams.items >= 0) & ~own
     counts &= (beams.items[:, :, None] != removed[:, None]).all(-1)
     score = jnp.where(own, beams.scores, -jnp.inf).max(-1, keepdims=True)
-    found = own.any(-1)
+    reached = own.any(-1)
     above = (counts & (beams.scores > score)).sum(-1)
     tied = (counts & (beams.scores == score)).sum(-1)
     return Ranks(
-        jnp.where(found, above, MISSED).astype(jnp.int32),
-        jnp.where(found, tied, 0).astype(jnp.int32),
+        jnp.where(reached, above, MISSED).astype(jnp.int32),
+        jnp.where(reached, tied, 0).astype(jnp.int32),
         jnp.isnan(beams.scores).any(-1),
     )
 

@@ -59,18 +59,18 @@ def check(
             )
         return
     before = read_json(path, "the record of what a run was trained with", _MEND)
-    for name, found in _hashes(examples, table_hash).items():
+    for name, own_hash in _hashes(examples, table_hash).items():
         if not isinstance(before.get(name), str):
             raise UserError(f"expected the hash of the {name} in {path}, found none; {_MEND}")
-        if before[name] != found and (training or name != _PSEUDO_QUERIES):
+        if before[name] != own_hash and (training or name != _PSEUDO_QUERIES):
             raise UserError(
                 f"expected the {name} {before[name]} that the run in {workdir.path} was trained "
-                f"with, found {found}; bring {_BRING_BACK[name]} back, or train in another "
+                f"with, found {own_hash}; bring {_BRING_BACK[name]} back, or train in another "
                 "--workdir"
             )
 
 
-def keep(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable) -> None:
+def record(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable) -> None:
     """Writes the record of a new run; holds one that continues to its own, as `check`."""
     check(workdir, examples, table.hash, training=True)
     path = workdir.file(_FILE)

@@ -135,8 +135,8 @@ def reconstruction_loss(
     """Eq. 8, the mean over the batch: over a vector's dimensions 'sum' (printed) or 'mean'."""
     reduce = jnp.sum if reduction == "sum" else jnp.mean
     errors = [
-        reduce(jnp.square(vectors[source] - found), axis=-1).mean()
-        for source, found in reconstructed.items()
+        reduce(jnp.square(vectors[source] - decoded), axis=-1).mean()
+        for source, decoded in reconstructed.items()
     ]
     return jnp.stack(errors).sum()
 
@@ -178,8 +178,8 @@ class RQVAE:
             residual_gradient=config.residual_gradient,
             balance_last=config.balance if balanced else None,
         )
-        found = quantizer.quantized_latents(levels, config.sources)
-        passed = latents + jax.lax.stop_gradient(found - latents)
+        quantized = quantizer.quantized_latents(levels, config.sources)
+        passed = latents + jax.lax.stop_gradient(quantized - latents)
         decoded: Any = self.network.apply(params["network"], passed, method="decode")
         reconstruction = reconstruction_loss(vectors, decoded, config.reduction)
         rq = quantizer.rq_loss(levels, alpha=config.alpha, reduction=config.reduction)

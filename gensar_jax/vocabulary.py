@@ -58,11 +58,11 @@ def _processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcesso
         raise UserError(
             f"expected a SentencePiece model, found {source}, which is none; pass another file"
         ) from None
-    found = processor.pad_id(), processor.eos_id()
-    if found != (PADDING, END):
+    special_ids = processor.pad_id(), processor.eos_id()
+    if special_ids != (PADDING, END):
         raise UserError(
-            f"expected a SentencePiece model with padding 0 and end 1, found {found[0]} and "
-            f"{found[1]} in {source}; train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
+            f"expected a SentencePiece model with padding 0 and end 1, found {special_ids[0]} and "
+            f"{special_ids[1]} in {source}; train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
         )
     return processor
 
@@ -279,11 +279,11 @@ class Vocabulary:
           UserError: a file is missing or malformed, or there are no code tokens.
         """
         file, again = pathlib.Path(folder) / _CODES, "save the vocabulary again"
-        kept = checksums.read_sealed(str(file), "code tokens beside the pieces", again)
-        checksums.check(str(folder), kept.get("files"), again)
+        described = checksums.read_sealed(str(file), "code tokens beside the pieces", again)
+        checksums.check(str(folder), described.get("files"), again)
         model = read_pieces(pathlib.Path(folder) / _MODEL)
         try:
-            sizes = kept["sizes"]
+            sizes = described["sizes"]
             shared, semantic, collaborative = ([int(n) for n in sizes[c]] for c in "MSR")
         except (ValueError, KeyError, TypeError, OverflowError):
             raise UserError(

@@ -31,8 +31,8 @@ from studies.adaptive import adapt
 
 
 def main() -> None:
-    found = flags.FLAGS
-    print(adapt(found.workdir, found.stage, found.metric, found.tolerance))
+    values = flags.FLAGS
+    print(adapt(values.workdir, values.stage, values.metric, values.tolerance))
 
 
 if __name__ == "__main__":

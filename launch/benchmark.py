@@ -46,10 +46,10 @@ def main() -> None:
     if path:
         check_out(path, "--json")
     values = flags.FLAGS
-    found = benchmark(values.suite, values.scale, values.dtype, values.config)
-    print_table(found)
+    results = benchmark(values.suite, values.scale, values.dtype, values.config)
+    print_table(results)
     if path:
-        write_atomically(path, json.dumps(found, indent=2) + "\n")
+        write_atomically(path, json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ from studies.crs_figures import read, write
 
 
 def main() -> None:
-    found = flags.FLAGS
-    if not found.workdirs:
+    values = flags.FLAGS
+    if not values.workdirs:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of runs of CRS")
-    out = expanded(found.out, "--out")
+    out = expanded(values.out, "--out")
     check_no_file(out, "--out")
-    print(write(read(found.workdirs, found.names), found.workdirs[0], found.beside, out))
+    print(write(read(values.workdirs, values.names), values.workdirs[0], values.beside, out))
 
 
 if __name__ == "__main__":

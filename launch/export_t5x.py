@@ -39,9 +39,9 @@ def main() -> None:
     values = flags.FLAGS
     holder: Any = values["config"]
     given = config_flags.get_override_values(holder)
-    found = export(values.config, values.out, values.epochs, given)
-    print(f"{values.out}: {found.data}")
-    for task, sizes in found.sizes.items():
+    exported = export(values.config, values.out, values.epochs, given)
+    print(f"{values.out}: {exported.data}")
+    for task, sizes in exported.sizes.items():
         print(f"{task}: {', '.join(f'{split} {size}' for split, size in sizes.items())}")
 
 

@@ -28,8 +28,8 @@ _SHARED = ("fitted", "sequence", "two_histories")
 
 def names() -> list[str]:
     """The baselines that there are."""
-    found = (module.name for module in pkgutil.iter_modules(lcrsr.baselines.__path__))
-    return sorted(set(found) - set(_SHARED))
+    modules = (module.name for module in pkgutil.iter_modules(lcrsr.baselines.__path__))
+    return sorted(set(modules) - set(_SHARED))
 
 
 class FittedExperiment(RecommendationExperiment):

@@ -106,11 +106,11 @@ def touched_rows(
     """Per table, the distinct rows that the batch names, and their values [u, D]."""
     if partition is not None:
         mesh, pack = partition.mesh, partition.rows_together
-        found = {
+        touched = {
             name: sharded_tables.touched(_ids_by_example(batch, name), table, mesh, pack)
             for name, table in tables.items()
         }
-        return {n: f[0] for n, f in found.items()}, {n: f[1] for n, f in found.items()}
+        return {n: f[0] for n, f in touched.items()}, {n: f[1] for n, f in touched.items()}
     ids = flat_ids(batch, tables)
     rows = {name: table_lib.touched(ids[name], table.shape[0]) for name, table in tables.items()}
     return rows, {name: table_lib.gather_touched(tables[name], rows[name]) for name in tables}

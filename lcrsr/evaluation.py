@@ -178,8 +178,8 @@ class Evaluator:
             start = jnp.minimum(number * chunk, num_rows - chunk)
             part = jax.lax.dynamic_slice(table, (start, 0), (chunk, width))
             part = part.reshape(chunk * self._pack, -1)
-            found = self._ranker.score_catalogue(params, users, rows, part).astype(jnp.float32)
-            return jax.lax.dynamic_update_slice(scores, found, (0, start * self._pack))
+            of_chunk = self._ranker.score_catalogue(params, users, rows, part).astype(jnp.float32)
+            return jax.lax.dynamic_update_slice(scores, of_chunk, (0, start * self._pack))
 
         count = rows["candidates"].shape[0]
         empty = jnp.zeros((count, num_rows * self._pack), jnp.float32)

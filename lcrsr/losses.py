@@ -37,11 +37,11 @@ def distillation(logits: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.
       mask: [B], 0 for rows that are no users.
     """
     chex.assert_equal_shape([logits, teacher])
-    found, wanted = (
+    ours, wanted = (
         jax.nn.log_softmax(scores.astype(jnp.float32))
         for scores in (logits, jax.lax.stop_gradient(teacher))
     )
-    divergence = optax.losses.kl_divergence_with_log_targets(found, wanted)
+    divergence = optax.losses.kl_divergence_with_log_targets(ours, wanted)
     return (divergence * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
 

@@ -81,8 +81,8 @@ def trajectories(
     """Scores of every candidate on every trajectory, logits [G, B, N].
 
     The histories are encoded once, by the caller; reasoning and scoring are mapped over G. Where a
-    device has many users they take turns, and a gradient scores them anew instead of keeping the
-    scorer's layers for all of them.
+    device has many users they are scored in chunks, and a gradient scores each chunk anew instead
+    of keeping the scorer's layers for all of them.
 
     Args:
       partition: the mesh over which the users are cut.
@@ -113,25 +113,25 @@ def trajectories(
 
     candidates = rows["candidates"]
     users, scored = candidates.shape[0], noise.rec.shape[0] * candidates.shape[1]
-    turns = _turns(users // (partition.size if partition else 1), scored)
-    if turns == 1:
+    chunks = _chunk_count(users // (partition.size if partition else 1), scored)
+    if chunks == 1:
         return of_users(histories, noise, rows["user"], candidates)
 
-    def turn(part):
+    def score_chunk(part):
         histories, noise, *rest = part
-        found = of_users(histories, Noise(*(jnp.moveaxis(n, 1, 0) for n in noise)), *rest)
-        return jnp.moveaxis(found, 0, 1)
+        scores = of_users(histories, Noise(*(jnp.moveaxis(n, 1, 0) for n in noise)), *rest)
+        return jnp.moveaxis(scores, 0, 1)
 
     by_user = (histories, Noise(*(jnp.moveaxis(n, 0, 1) for n in noise)), rows["user"], candidates)
-    cut = jax.tree.map(lambda values: _in_turns(values, turns, partition), by_user)
-    # A scan keeps no value of a turn by itself, so that nothing need be hidden from the compiler.
-    found = jax.lax.map(jax.checkpoint(turn, prevent_cse=False), cut)
-    found = _out_of_turns(found, partition)
-    return jnp.moveaxis(found, 1, 0)
+    cut = jax.tree.map(lambda values: _in_chunks(values, chunks, partition), by_user)
+    # A scan keeps no value of a chunk by itself, so that nothing need be hidden from the compiler.
+    of_all = jax.lax.map(jax.checkpoint(score_chunk, prevent_cse=False), cut)
+    of_all = _out_of_chunks(of_all, partition)
+    return jnp.moveaxis(of_all, 1, 0)
 
 
-def _turns(users: int, scored: int) -> int:
-    """Into how many equal parts a device's users go, of `scored` candidates each."""
+def _chunk_count(users: int, scored: int) -> int:
+    """Returns into how many equal chunks a device's users go, of `scored` candidates each."""
     return next(
         n
         for n in range(1, users + 1)
@@ -139,18 +139,18 @@ def _turns(users: int, scored: int) -> int:
     )
 
 
-def _in_turns(values: jax.Array, turns: int, partition: Partition | None) -> jax.Array:
-    """[B, ...] as [turns, B / turns, ...]; every device's users are in every turn."""
+def _in_chunks(values: jax.Array, chunks: int, partition: Partition | None) -> jax.Array:
+    """Cuts [B, ...] into [chunks, B / chunks, ...]; every device's users are in every chunk."""
     devices = partition.size if partition else 1
-    values = values.reshape(devices, turns, -1, *values.shape[1:])
-    values = jnp.moveaxis(values, 1, 0).reshape(turns, -1, *values.shape[3:])
+    values = values.reshape(devices, chunks, -1, *values.shape[1:])
+    values = jnp.moveaxis(values, 1, 0).reshape(chunks, -1, *values.shape[3:])
     return _cut_over_devices(values, partition)
 
 
-def _out_of_turns(values: jax.Array, partition: Partition | None) -> jax.Array:
-    """[B, ...] again from what `_in_turns` gave."""
-    devices, (turns, _, *rest) = partition.size if partition else 1, values.shape
-    values = _cut_over_devices(values, partition).reshape(turns, devices, -1, *rest)
+def _out_of_chunks(values: jax.Array, partition: Partition | None) -> jax.Array:
+    """Joins what `_in_chunks` has cut to [B, ...] again."""
+    devices, (chunks, _, *rest) = partition.size if partition else 1, values.shape
+    values = _cut_over_devices(values, partition).reshape(chunks, devices, -1, *rest)
     return jnp.moveaxis(values, 0, 1).reshape(-1, *rest)
 
 

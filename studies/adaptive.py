@@ -36,11 +36,11 @@ def _of_every_k(run: Restored, scorer: AdaptiveScorer, split: str, name: str) ->
         above, tied = jax.vmap(metrics.target_ranks)(logits)
         return x, ranking_losses(logits).T, metric(above, tied).T
 
-    found = []
+    outputs_of = []
     for batch in run.data.sampled(split, "neg99"):
         outputs = jax.device_get(of_batch(run.params, run.tables_with_words, batch))
-        found.append([array[batch["mask"] > 0] for array in outputs])
-    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+        outputs_of.append([array[batch["mask"] > 0] for array in outputs])
+    return [np.concatenate(arrays) for arrays in zip(*outputs_of, strict=True)]
 
 
 def _large_batch(run: Restored) -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def _heading(origin: dict[str, Any]) -> str:
 def _to_markdown(
     name: str,
     table: dict[str, dict[str, float]],
-    found: Calibration,
+    calibration: Calibration,
     difference: list[float | None],
     heading: str,
 ) -> str:
@@ -131,10 +131,10 @@ def _to_markdown(
     saved = 1 - base["seconds"] / fixed
     lines += [
         "",
-        f"Adaptive minus the best fixed K on validation ({found.best_fixed}), on test: "
+        f"Adaptive minus the best fixed K on validation ({calibration.best_fixed}), on test: "
         f"{mean:+.4f} {interval}. Against K = {most}: {most - base['steps']:.2f} of {most} "
         f"steps saved, and {100 * saved:.0f}% of the time of the faster of its two rows. Price of "
-        f"a step: {found.price:.2g} nats.",
+        f"a step: {calibration.price:.2g} nats.",
         "",
     ]
     return "\n".join(lines)
@@ -172,10 +172,10 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     x, losses, values = _of_every_k(run, scorer, "validation", name)
     try:
         users = _users(run, "validation")
-        head, found = calibrate(x, losses, values, users, tolerance)
+        head, calibration = calibrate(x, losses, values, users, tolerance)
     except ValueError as error:
         raise UserError(f"{error} in {run.data.label}; bring more data") from None
-    price = jnp.float32(found.price)
+    price = jnp.float32(calibration.price)
     test_x, _, test = _of_every_k(run, scorer, "test", name)
     own = np.asarray(head.steps(jnp.asarray(test_x), price))
     reached = test[np.arange(len(own)), own]
@@ -190,25 +190,25 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
         for k in range(test.shape[1])
     }
     table["adaptive"] = {
-        "validation": found.metric,
+        "validation": calibration.metric,
         "test": float(reached.mean()),
         "steps": float(own.mean()),
         "seconds": seconds["adaptive"],
     }
     blocks = f"{test.shape[1] - 1} in blocks"
     table[blocks] = {"seconds": seconds[blocks]}
-    gains = reached - test[:, found.best_fixed]
+    gains = reached - test[:, calibration.best_fixed]
     gain = metrics.means_of_users(gains, _users(run, "test"))
     half = metrics.half_interval(gain) if len(gain) > 1 else None
     difference = [float(gain.mean()), half]
     origin = _origin(run)
-    text = _to_markdown(name, table, found, difference, _heading(origin))
+    text = _to_markdown(name, table, calibration, difference, _heading(origin))
     values_out = {
         **origin,
         "metric": name,
         "tolerance": tolerance,
-        "price": found.price,
-        "best_fixed": found.best_fixed,
+        "price": calibration.price,
+        "best_fixed": calibration.best_fixed,
         "difference": difference,
         "users_by_steps": np.bincount(own, minlength=test.shape[1]).tolist(),
         "rows": table,

@@ -39,8 +39,8 @@ _SEARCH = "search/"  # how protocols of searches begin
 
 def _settings(config: dict[str, Any]) -> dict[str, str]:
     """What sets runs apart, as 'section.key': JSON."""
-    found = settings(config)
-    return {name: json.dumps(value) for name, value in found.items() if name not in _FREE_KEYS}
+    values = settings(config)
+    return {name: json.dumps(value) for name, value in values.items() if name not in _FREE_KEYS}
 
 
 def _config_key(config: dict[str, Any]) -> str:
@@ -85,8 +85,8 @@ def read_rows(
         workdir = Workdir(path)
         config = workdir.read_config()
         rows = workdir.read_results()["rows"]
-        found = [row for row in rows if row["split"] == split and metric in row["metrics"]]
-        if not found:
+        fitting = [row for row in rows if row["split"] == split and metric in row["metrics"]]
+        if not fitting:
             raise _missing(path, config, rows, metric, split)
         if not isinstance(config.get("method"), str):
             raise UserError(
@@ -98,7 +98,7 @@ def read_rows(
         if names:
             _check_name(named, key, names[place], path)
             named[key] = names[place]
-        for row in sorted(found, key=lambda row: stage_order(row["stage"])):
+        for row in sorted(fitting, key=lambda row: stage_order(row["stage"])):
             users, values = workdir.read_per_user(row, name)
             if first is None:
                 first = (path, row, users)
@@ -220,7 +220,7 @@ def _label(
     key: str,
     stage: str,
     stages: set[str],
-    given: str | None,
+    own_name: str | None,
 ) -> str:
     """Names the method, its stage where there are several, and what sets it apart.
 
@@ -228,9 +228,9 @@ def _label(
       runs: a config and the folder of its first run, by what tells configs apart.
     """
     config, path = runs[key]
-    name = (given or config["method"]) + (f" ({stage})" if len(stages) > 1 else "")
+    name = (own_name or config["method"]) + (f" ({stage})" if len(stages) > 1 else "")
     like = {k: run for k, run in runs.items() if run[0]["method"] == config["method"]}
-    if given or len(like) == 1:
+    if own_name or len(like) == 1:
         return name
     settings_apart = _differing([other for other, _ in like.values()])
     if len(settings_apart) > _MOST_SETTINGS:

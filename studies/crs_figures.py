@@ -52,8 +52,8 @@ class Runs:
 
     def last(self, name: str) -> Row:
         """hr@10 after the last stage of the loop that all seeds of a name have."""
-        found = [self.rows.get((_GROUPED, name, stage)) for stage in self.stages()]
-        there = [row for row in found if row is not None]
+        of_stages = [self.rows.get((_GROUPED, name, stage)) for stage in self.stages()]
+        there = [row for row in of_stages if row is not None]
         return [row for row in there if len(row.seeds) == len(there[0].seeds)][-1]
 
 
@@ -94,13 +94,13 @@ def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
 
 def _origin(workdirs: Sequence[str]) -> str:
     every = [row for path in workdirs for row in Workdir(path).read_results()["rows"]]
-    found = [row for row in every if (row["split"], row["protocol"]) == ("test", PROTOCOL)]
+    tested = [row for row in every if (row["split"], row["protocol"]) == ("test", PROTOCOL)]
     commits, devices = (
-        ", ".join(dict.fromkeys(row[key] for row in found)) for key in ("commit", "device")
+        ", ".join(dict.fromkeys(row[key] for row in tested)) for key in ("commit", "device")
     )
-    split, examples = found[0]["data_split"], found[0]["examples"]
+    split, examples = tested[0]["data_split"], tested[0]["examples"]
     made = f"commit {commits}, {devices}"
-    return f"{found[0]['data']}, test split ({split}), {examples} searches, {PROTOCOL}, {made}"
+    return f"{tested[0]['data']}, test split ({split}), {examples} searches, {PROTOCOL}, {made}"
 
 
 def figure_2(runs: Runs) -> list[str]:
@@ -109,8 +109,8 @@ def figure_2(runs: Runs) -> list[str]:
     lines = [f"| run | stage | seeds | {header} |", "|---|---|---|" + "---:|" * len(_SHOWN)]
     for name in runs.names:
         for stage in (*runs.stages(), *_alone(runs)[1:]):
-            found = [runs.rows.get((metric, name, stage)) for metric in _SHOWN]
-            present = [row for row in found if row is not None]
+            of_metrics = [runs.rows.get((metric, name, stage)) for metric in _SHOWN]
+            present = [row for row in of_metrics if row is not None]
             if present:
                 cells = " | ".join(mean_text(row.means) for row in present)
                 seeds = ", ".join(map(str, present[0].seeds))
@@ -152,13 +152,13 @@ def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
             if (_TESTED, name, stage) not in runs.rows:
                 continue
             row = runs.rows[_TESTED, name, stage]
-            found = [mean_text(runs.rows[metric, name, stage].means) for metric in _TABLE]
+            means = [mean_text(runs.rows[metric, name, stage].means) for metric in _TABLE]
             pair, test = cells.get((stage, row.name)), ["", ""]
             if pair is not None:
                 between = f"[{pair.low:+.4f}, {pair.high:+.4f}]"
                 test = [f"{pair.difference:+.4f} {between}", f"{pair.p_holm:.2g}"]
             seeds = ", ".join(map(str, row.seeds))
-            lines.append(f"| {stage} | {name} | {seeds} | {' | '.join([*found, *test])} |")
+            lines.append(f"| {stage} | {name} | {seeds} | {' | '.join([*means, *test])} |")
     return lines, tested
 
 
@@ -173,17 +173,17 @@ def _draw_figure_2(runs: Runs, path: str) -> None:
                 ({stage: i for i, stage in enumerate(loop)}, "o-", name),
                 (places, "s--", f"{name}, without RL"),
             ):
-                found = [
+                points = [
                     (place, runs.rows[metric, name, stage])
                     for stage, place in stages.items()
                     if (metric, name, stage) in runs.rows
                 ]
-                if style == "s--" and len(found) < 2:
+                if style == "s--" and len(points) < 2:
                     continue
-                means = [np.mean(row.means) for _, row in found]
-                spreads = [np.std(r.means, ddof=1) if len(r.means) > 1 else 0 for _, r in found]
+                means = [np.mean(row.means) for _, row in points]
+                spreads = [np.std(r.means, ddof=1) if len(r.means) > 1 else 0 for _, r in points]
                 axis.errorbar(
-                    [place for place, _ in found],
+                    [place for place, _ in points],
                     means,
                     yerr=spreads,
                     fmt=style,

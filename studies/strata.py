@@ -60,8 +60,8 @@ def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
             "without; elsewhere nobody knows the steps"
         )
     data = _data(config, workdir)
-    found = hops(data.log, data.split(split))
-    return {f"{n} hops": found == n for n in np.unique(found).tolist()}
+    steps = hops(data.log, data.split(split))
+    return {f"{n} hops": steps == n for n in np.unique(steps).tolist()}
 
 
 def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
@@ -78,8 +78,12 @@ def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     head = np.zeros(len(clicks), bool)
     head[order[: round(_HEAD_SHARE * data.log.num_items)]] = True
     targets = np.asarray(data.log.rec_items)[data.split(split).target_row]
-    seen = clicks[targets] > 0
-    strata = {"head": head[targets] & seen, "tail": ~head[targets] & seen, "never clicked": ~seen}
+    clicked = clicks[targets] > 0
+    strata = {
+        "head": head[targets] & clicked,
+        "tail": ~head[targets] & clicked,
+        "never clicked": ~clicked,
+    }
     return {label: chosen for label, chosen in strata.items() if chosen.any()}
 
 
@@ -123,15 +127,15 @@ def of(kind: str, workdir: str, split: str, protocol: str, examples: int) -> dic
       UserError: results of a part of the split or of another task, or as that kind.
     """
     if kind == "queries":
-        found = queries_strata(workdir, split, protocol)
+        strata = queries_strata(workdir, split, protocol)
     else:
         of_split = {"noise": noise_strata, "popularity": popularity_strata, "hops": hops_strata}
-        found = of_split[kind](workdir, split)
-    known = len(next(iter(found.values())))
+        strata = of_split[kind](workdir, split)
+    known = len(next(iter(strata.values())))
     if examples != known:
         raise UserError(
             f"expected results of {known} examples for --strata={kind}, found {examples}; evaluate "
             f"with config.eval.{split}_users=0, and see that the metric is of the same task and "
             "its protocol leaves nobody out"
         )
-    return found
+    return strata

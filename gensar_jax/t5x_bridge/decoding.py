@@ -126,26 +126,26 @@ def raw(
         def narrowed(array):
             return array.reshape(batch, num_decodes, *array.shape[1:])[:, :beams]
 
-        found = traverse_util.flatten_dict(dict(after))
-        return narrowed(logits), {path: narrowed(found[path]) for path in rows}
+        cache = traverse_util.flatten_dict(dict(after))
+        return narrowed(logits), {path: narrowed(cache[path]) for path in rows}
 
     start = (0, *forced)
     for read, token in enumerate(start[:-1]):
         _, own = step(read, jnp.full((batch, 1), token, jnp.int32), own)
-    found = beam_search.search(
+    best = beam_search.search(
         lambda level, tokens, rows: step(len(forced) + level, tokens, rows),
         own,
         jnp.full(batch, start[-1], jnp.int32),
         trie,
         num_decodes,
     )
-    valid = (found.items >= 0)[..., None]
+    valid = (best.items >= 0)[..., None]
     prefix = jnp.broadcast_to(jnp.array(forced, jnp.int32), (*valid.shape[:2], len(forced)))
     end = jnp.full_like(prefix, eos_id, shape=valid.shape)
-    whole = jnp.where(valid, jnp.concatenate([prefix, found.tokens, end], -1), 0)
+    whole = jnp.where(valid, jnp.concatenate([prefix, best.tokens, end], -1), 0)
     missing = num_decodes - whole.shape[1]
     whole = jnp.pad(whole, ((0, 0), (0, missing), (0, length - whole.shape[2])))
-    scores = jnp.pad(found.scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    scores = jnp.pad(best.scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
     return whole[:, ::-1], scores[:, ::-1]
 
 

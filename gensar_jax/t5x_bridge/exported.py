@@ -123,17 +123,17 @@ def write(
         sizes = _write_records(partial, records, splits)
         save_npz(os.path.join(partial, _IDENTIFIERS), identifiers)
         write_atomically(os.path.join(partial, _ITEMS), "".join(f"{item}\n" for item in items))
-        found = Export(
+        export = Export(
             vocab_size=vocabulary.size,
             sizes=sizes,
             files=checksums.describe(partial, [_IDENTIFIERS, _ITEMS]),
             **description,
         )
-        checksums.write_sealed(os.path.join(partial, _DESCRIPTION), dataclasses.asdict(found))
+        checksums.write_sealed(os.path.join(partial, _DESCRIPTION), dataclasses.asdict(export))
         if os.path.isdir(folder):
             os.rmdir(folder)
         os.rename(partial, folder)
-    return found
+    return export
 
 
 def _write_records(

@@ -122,18 +122,18 @@ class Network(nn.Module):
         x, history = self._through(x, [None] * s.layers, mask, dropout.at(1))
         states = [last_valid(self.last_norm(x), valid)]
         # Reasoning rows are seen by all that follow; of an empty history its first row is.
-        seen = valid | (~valid.any(-1, keepdims=True) & (jnp.arange(length) == 0))
+        attended = valid | (~valid.any(-1, keepdims=True) & (jnp.arange(length) == 0))
         plain, other = history, history
         after_noise = []
         for step in range(s.reasoning_steps):
-            seen = jnp.pad(seen, ((0, 0), (0, 1)), constant_values=True)
+            attended = jnp.pad(attended, ((0, 0), (0, 1)), constant_values=True)
             start = (states[-1] + self.steps[step])[:, None]
             drop = dropout.at(2 + step)
-            x, plain = self._through(start, plain, seen, drop.at(0))
+            x, plain = self._through(start, plain, attended, drop.at(0))
             states.append(self.last_norm(x)[:, 0])
             if noised:
                 noise = s.noise * jax.random.normal(self.make_rng("noise"), start.shape)
-                x, other = self._through(start + noise, other, seen, drop.at(1))
+                x, other = self._through(start + noise, other, attended, drop.at(1))
                 after_noise.append(self.last_norm(x)[:, 0])
         if noised:
             return jnp.stack(states, 1), jnp.stack(after_noise, 1)
@@ -142,8 +142,8 @@ class Network(nn.Module):
     def _through(self, x, before, mask, dropout):
         rows = []
         for number, (block, earlier) in enumerate(zip(self.blocks, before, strict=True)):
-            x, kept = block(x, earlier, mask, dropout.at(number))
-            rows.append(kept)
+            x, appended = block(x, earlier, mask, dropout.at(number))
+            rows.append(appended)
         return x, rows
 
 
@@ -204,7 +204,7 @@ class ReaRec(SequentialRanker):
         s = self.settings
         progressive = s.variant == "prl"
         noise_key, dropout_key = jax.random.split(key)
-        found: Any = self.network.apply(
+        output: Any = self.network.apply(
             {"params": params},
             *self.history(batch, rows),
             deterministic=False,
@@ -223,7 +223,7 @@ class ReaRec(SequentialRanker):
         def mean(each):
             return (each * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
 
-        states = found[0] if progressive else found
+        states = output[0] if progressive else output
         click = mean(cross_entropy(logits_of(self.user(states), s.temperature)))
         if not progressive:
             apart = mean(pushed_apart(logits_of(states, s.temperature)))
@@ -234,7 +234,7 @@ class ReaRec(SequentialRanker):
             for k, decay in enumerate(s.temperature_decay ** (steps - k) for k in range(steps))
         ]
         progressive_loss = jnp.stack(taught).mean()
-        contrast = mean(contrasted(states[:, 1:], found[1] / s.temperature, batch["mask"]))
+        contrast = mean(contrasted(states[:, 1:], output[1] / s.temperature, batch["mask"]))
         total = click + s.progressive_weight * progressive_loss + s.contrastive_weight * contrast
         return total, {
             "cross_entropy": click,

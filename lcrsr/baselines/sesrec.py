@@ -169,10 +169,10 @@ class Network(nn.Module):
     def recommend(self, users: Encoded, items: jax.Array, dropout: Dropout) -> jax.Array:
         """Logits [B, N] of items [B or 1, N, T]."""
         items = self.features.items(items)
-        seen: list[jax.Array] = []
+        pooled: list[jax.Array] = []
         for pool, part in ((self.pool_rec, users.rec), (self.pool_search, users.search)):
-            seen += pool(part.rows, (part.mask, part.similar, part.dissimilar), items)
-        hidden = nn.relu(self.first(jnp.concatenate(seen, -1), items, users.inputs.user))
+            pooled += pool(part.rows, (part.mask, part.similar, part.dissimilar), items)
+        hidden = nn.relu(self.first(jnp.concatenate(pooled, -1), items, users.inputs.user))
         return self.logit(self.tower(dropout.at(0)(hidden), dropout.at(1)))[..., 0]
 
     def losses(

@@ -159,9 +159,9 @@ class SearchBaselineExperiment(Experiment):
         return self.data.counted(split, protocol.removeprefix(_PREFIX), "search")[places]
 
     def _chosen(self, split: str) -> tuple[SearchExamples, np.ndarray]:
-        found, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
-        assert isinstance(found, SearchExamples)
-        return found, places
+        searches, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
+        assert isinstance(searches, SearchExamples)
+        return searches, places
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         """Measures one of `columns`; `params` and `tables` are not used."""

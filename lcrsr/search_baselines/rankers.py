@@ -168,5 +168,5 @@ class ByQuery:
 
     def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
         del histories
-        found = {query: self._score(query) for query in set(queries)}
-        return np.pad(np.stack([found[q] for q in queries]), ((0, 0), (1, 0))).astype(np.float32)
+        of_query = {query: self._score(query) for query in set(queries)}
+        return np.pad(np.stack([of_query[q] for q in queries]), ((0, 0), (1, 0))).astype(np.float32)

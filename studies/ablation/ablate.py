@@ -104,7 +104,7 @@ def ablate(
     paths = {label: [run.path for run in of_one] for label, of_one in runs.items()}
     broken = {run.path for run in every if run.name in stopped}
     rows = tables.read_sweep(sweep, paths, metric, broken)
-    finished = {label: [p for p in found if p not in broken] for label, found in paths.items()}
+    finished = {label: [p for p in folders if p not in broken] for label, folders in paths.items()}
     heading = tables.title(config, data, rows)
     beside = figures.beside(sweep, finished, workdir, config, data, metric)
     return tables.write(workdir, sweep, rows, metric, heading, stopped, beside)
@@ -155,10 +155,10 @@ def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
         before = run_schema.unstamped(_read(workdir, _PLAN), plan)
         for key in ("sweep", "seeds", "config"):
             if before.get(key) != settled[key]:
-                found = "another config" if key == "config" else repr(settled[key])
+                what = "another config" if key == "config" else repr(settled[key])
                 held = "its own" if key == "config" else repr(before.get(key))
                 raise UserError(
-                    f"expected the sweep of {workdir.path} with {key} {held}, found {found}; pass "
+                    f"expected the sweep of {workdir.path} with {key} {held}, found {what}; pass "
                     "another --workdir"
                 )
     elif os.path.isdir(workdir.path) and not has_only_scaffolding(workdir.path):

@@ -176,8 +176,8 @@ class _ArmRun:
         stack.callback(self._checkpoints.close)
         self.state: State | None
         with jax.default_device(device):
-            found = start_or_restore(arm.task, arm.config, self._checkpoints)
-        state, self.progress, restored = found
+            started = start_or_restore(arm.task, arm.config, self._checkpoints)
+        state, self.progress, restored = started
         # Held to it: what is made there alone would go back to the first.
         self.state = jax.device_put(state, device)
         if self.progress.finished:

@@ -28,7 +28,7 @@ from lcrsr.experiment import LCRSERExperiment
 from lcrsr.losses import distance
 from lcrsr.model import LCRSER
 from studies.ablation.sweeps import Sweep
-from studies.ablation.tables import Found, mean_text
+from studies.ablation.tables import Supplement, mean_text
 
 _REPEATS = 5
 _SIDES = {"rec": "recommendation", "search": "search"}
@@ -45,7 +45,7 @@ def beside(
     config: config_dict.ConfigDict,
     data: Dataset,
     metric: str,
-) -> Found | None:
+) -> Supplement | None:
     """What a sweep has beside its table; None for most.
 
     Args:
@@ -64,11 +64,11 @@ def beside(
     if sweep.name == "figure6" and not metric.endswith("/full"):
         stages = ("pretrain", "rl") if config.rl.enabled else ("pretrain",)
         largest = max(sweep.settings, key=lambda s: s.value or 0).label
-        found = [every_k(runs[largest], stage, metric) for stage in stages if largest in runs]
-        return Found(
-            [line for one in found for line in one.lines],
-            {"every_k": [one.values for one in found]},
-            {name: curve for one in found for name, curve in one.curves.items()},
+        of_stages = [every_k(runs[largest], stage, metric) for stage in stages if largest in runs]
+        return Supplement(
+            [line for one in of_stages for line in one.lines],
+            {"every_k": [one.values for one in of_stages]},
+            {name: curve for one in of_stages for name, curve in one.curves.items()},
         )
     return None
 
@@ -81,22 +81,22 @@ def check_users(sweep: Sweep, data: Dataset) -> None:
     """
     if sweep.name not in ("figure4", "figure5"):
         return
-    found = 0
+    users = 0
     for batch in data.sampled("test", "neg99"):
         words, clicks = (batch[name].any((1, 2)) for name in ("query_words", "clicked_items"))
         both = batch["rec_items"].any(1) & (words | clicks)
-        found += int((both & (batch["mask"] > 0)).sum())
-        if found >= _FEWEST_USERS:
+        users += int((both & (batch["mask"] > 0)).sum())
+        if users >= _FEWEST_USERS:
             return
     raise UserError(
         f"expected at least {_FEWEST_USERS} test users with clicks and searches for {sweep.name}, "
-        f"found {found} in {data.label}; bring more data or longer histories"
+        f"found {users} in {data.label}; bring more data or longer histories"
     )
 
 
 def inference_times(
     config: config_dict.ConfigDict, data: Dataset, ks: Sequence[int], path: str
-) -> Found:
+) -> Supplement:
     """Table 4: seconds to score the test split's 100 candidates with networks of K steps.
 
     Every K is a network of that many steps, with random parameters: time does not depend on them.
@@ -135,7 +135,7 @@ def inference_times(
         "| time (s) | " + " | ".join(f"{one:.3f}" for one in medians) + " |",
         "| increase (%) | " + " | ".join(f"{one:+.1f}" for one in increases) + " |",
     ]
-    return Found(lines, {"steps": list(ks), "seconds": taken, "increase_percent": increases})
+    return Supplement(lines, {"steps": list(ks), "seconds": taken, "increase_percent": increases})
 
 
 def _draw_times(ks: Sequence[int], taken: Sequence[Sequence[float]], title: str, path: str) -> None:
@@ -213,7 +213,7 @@ def distances(target: np.ndarray, states: np.ndarray) -> np.ndarray:
     return np.asarray(distance(jnp.asarray(target[:, None]), jnp.asarray(states), "cosine"))
 
 
-def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
+def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Supplement:
     """Draws Figure 4: histograms of d(e, h^(k)) by step, and t-SNE of the states and targets."""
     from sklearn.manifold import TSNE
 
@@ -222,16 +222,16 @@ def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
     figure, axes = pyplot.subplots(2, 2, figsize=(9.2, 7.2), constrained_layout=True)
     lines = ["", "![](figure4.png)", "", *_seeds_line(runs, "; t-SNE shows the first")]
     lines += ["| mean distance to the target | recommendation | search |", "|---|---:|---:|"]
-    found = {side: np.concatenate(per_seed) for side, per_seed in cross.items()}
-    steps = found["rec"].shape[1]
+    distances = {side: np.concatenate(per_seed) for side, per_seed in cross.items()}
+    steps = distances["rec"].shape[1]
     for k in range(steps):
-        means = [mean_text([one[:, k].mean() for one in cross[side]]) for side in found]
+        means = [mean_text([one[:, k].mean() for one in cross[side]]) for side in distances]
         lines.append(f"| step {k} | {' | '.join(means)} |")
     chosen = np.random.default_rng(0).permutation(len(hidden.target))[:_DRAWN_USERS]
     for column, (side, states) in enumerate(hidden.cross.items()):
         for k in range(steps):
             axes[0, column].hist(
-                found[side][:, k], _BINS, histtype="step", density=True, label=f"step {k}"
+                distances[side][:, k], _BINS, histtype="step", density=True, label=f"step {k}"
             )
         axes[0, column].set_xlabel(f"cosine distance to the target, {_SIDES[side]}")
         axes[0, column].legend(fontsize=8)
@@ -247,7 +247,7 @@ def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
         axes[1, column].legend(fontsize=8)
     drawing.save(figure, path, dpi=120)
     values = {side: _summary(per_seed) for side, per_seed in cross.items()}
-    return Found(lines, {"users": len(hidden.target), "distances": values})
+    return Supplement(lines, {"users": len(hidden.target), "distances": values})
 
 
 _OfSides = dict[str, list[np.ndarray]]
@@ -286,7 +286,7 @@ def _summary(per_seed: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
+def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Supplement:
     """Draws Figure 5: d(e, h^(K)) and d(e, h~^(K)), with and without the contrastive loss."""
     pyplot = drawing.pyplot()
     figure, axes = pyplot.subplots(
@@ -317,10 +317,10 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
             values.setdefault(label, {})[side] = _summary(per_seed)
         axes[-1, column].set_xlabel("cosine distance to the target")
     drawing.save(figure, path, dpi=120)
-    return Found(lines, {"distances": values})
+    return Supplement(lines, {"distances": values})
 
 
-def every_k(paths: Sequence[str], stage: str, metric: str) -> Found:
+def every_k(paths: Sequence[str], stage: str, metric: str) -> Supplement:
     """Figure 6's other curve: scores of 0..K active steps from the model of the largest K.
 
     Args:
@@ -365,4 +365,6 @@ def every_k(paths: Sequence[str], stage: str, metric: str) -> Found:
     ]
     curve = [(float(k), float(mean)) for k, mean in enumerate(means)]
     name = f"one model of the largest K ({stage})"
-    return Found(lines, {"stage": stage, "metric": metric, "per_seed": per_seed}, {name: curve})
+    return Supplement(
+        lines, {"stage": stage, "metric": metric, "per_seed": per_seed}, {name: curve}
+    )

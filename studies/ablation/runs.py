@@ -93,7 +93,7 @@ def run_all(
     for run, experiment in zip(runs, experiments, strict=True):
         groups.setdefault(_structure(run.config), []).append((run, experiment))
     firsts: dict[str, Run] = {}
-    twins = {run.name: firsts.setdefault(_start(run.config), run) for run in runs}
+    pretrained_by = {run.name: firsts.setdefault(_start(run.config), run) for run in runs}
     stopped: dict[str, str] = {}
     for group in groups.values():
         # One set of compiled programs evaluates all of a group.
@@ -106,21 +106,21 @@ def run_all(
             memory = f"{devices} x {free / 1e9:.1f} GB"
             _LOG.info("%d of %d arms fit in %s: in groups", fit, len(group), memory)
         for start in range(0, len(group), fit):
-            _run_together(group[start : start + fit], data, twins, stopped)
+            _run_together(group[start : start + fit], data, pretrained_by, stopped)
     return stopped
 
 
 def _run_together(
     group: Sequence[tuple[Run, LCRSERExperiment]],
     data: Dataset,
-    twins: dict[str, Run],
+    pretrained_by: dict[str, Run],
     stopped: dict[str, str],
 ) -> None:
     """Takes all runs through their stages in step with each other.
 
     Args:
-      twins: by name, the first run with the same pre-training and control, maybe the run itself:
-        these are trained there and copied.
+      pretrained_by: by name, the first run with the same pre-training and control, maybe the run
+        itself: these are trained there and copied.
       stopped: gets what stopped a run, by name.
     """
     workdirs = {
@@ -136,7 +136,7 @@ def _run_together(
     while due:
         arms = [Arm(name, task, loop, workdirs[name]) for name, (task, loop) in due.items()]
         stage = arms[0].task.name
-        copied = {} if stage == "rl" else _to_copy(due, twins, stage, stopped)
+        copied = {} if stage == "rl" else _to_copy(due, pretrained_by, stage, stopped)
         trained = [arm for arm in arms if arm.name not in copied]
         failures = run_arms(trained) if trained else {}
         for name, first in copied.items():
@@ -160,16 +160,16 @@ def _run_together(
 
 
 def _to_copy(
-    due: Collection[str], twins: dict[str, Run], stage: str, stopped: Collection[str]
+    due: Collection[str], pretrained_by: dict[str, Run], stage: str, stopped: Collection[str]
 ) -> dict[str, Run]:
-    """Of the runs due, those whose twin trains this stage beside them or has trained it."""
-    found = {}
+    """Of the runs due, those whose first run trains this stage beside them or has trained it."""
+    to_copy = {}
     for name in due:
-        first = twins[name]
+        first = pretrained_by[name]
         trained = os.path.isdir(stage_directory(Workdir(first.path), stage))
         if first.name != name and (first.name in due or (trained and first.name not in stopped)):
-            found[name] = first
-    return found
+            to_copy[name] = first
+    return to_copy
 
 
 def _copy_stage(source: Workdir, target: Workdir, stage: str) -> None:
@@ -178,8 +178,8 @@ def _copy_stage(source: Workdir, target: Workdir, stage: str) -> None:
     if os.path.exists(there):
         return
     lines = [line for line in read_lines(source.file(METRICS_FILE)) if line["stage"] == stage]
-    kept = [line for line in read_lines(target.file(METRICS_FILE)) if line["stage"] != stage]
-    write_lines(target, [*lines, *kept])
+    others = [line for line in read_lines(target.file(METRICS_FILE)) if line["stage"] != stage]
+    write_lines(target, [*lines, *others])
     events = target.file("events", stage)
     with writing(target.path):
         if os.path.exists(source.file("events", stage)):

@@ -24,7 +24,7 @@ _PANEL_WIDTH = 4.6  # inches
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Supplement:
     """What a sweep shows beside its table (`studies.ablation.figures`).
 
     Attributes:
@@ -76,7 +76,7 @@ def read_sweep(
     Raises:
       UserError: a finished run without the metric.
     """
-    found: dict[str, list[SweepRow]] = {}
+    groups: dict[str, list[SweepRow]] = {}
     for setting in sweep.settings:
         by_stage: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         paths = workdirs.get(setting.label, ())
@@ -91,8 +91,8 @@ def read_sweep(
         for stage, rows in by_stage.items():
             # Rows of a table that adds modules are compared whatever their stages.
             group = "" if setting.stage else stage
-            found.setdefault(group, []).append(_row(setting, stage, rows, metric, len(paths)))
-    of_stages = sorted(found.items(), key=lambda item: stage_order(item[0]))
+            groups.setdefault(group, []).append(_row(setting, stage, rows, metric, len(paths)))
+    of_stages = sorted(groups.items(), key=lambda item: stage_order(item[0]))
     return [row for _, rows in of_stages for row in _tested(rows)]
 
 
@@ -156,7 +156,7 @@ def origin(rows: Sequence[SweepRow]) -> tuple[list[str], list[str]]:
     if not rows:
         return [commit_id()], [device()]
     commits, devices = (
-        dict.fromkeys(found for row in rows for found in getattr(row, name))
+        dict.fromkeys(made_by for row in rows for made_by in getattr(row, name))
         for name in ("commits", "devices")
     )
     return list(commits), list(devices)
@@ -225,16 +225,16 @@ def _shared_stages(rows: Sequence[SweepRow]) -> set[str]:
         by_stage.setdefault(row.stage, []).append(row)
     return {
         stage
-        for stage, found in by_stage.items()
-        if len(found) > 1 and all(row.metrics == found[0].metrics for row in found)
+        for stage, of_stage in by_stage.items()
+        if len(of_stage) > 1 and all(row.metrics == of_stage[0].metrics for row in of_stage)
     }
 
 
 def _stopped_lines(stopped: Mapping[str, str]) -> list[str]:
     if not stopped:
         return []
-    found = [f"- {name}: {message}" for name, message in stopped.items()]
-    return ["", "Stopped; of stages that they had finished they have rows:", "", *found]
+    lines = [f"- {name}: {message}" for name, message in stopped.items()]
+    return ["", "Stopped; of stages that they had finished they have rows:", "", *lines]
 
 
 def to_json(
@@ -350,10 +350,10 @@ def write(
     metric: str,
     heading: str,
     stopped: Mapping[str, str],
-    beside: Found | None = None,
+    beside: Supplement | None = None,
 ) -> str:
     """Writes table.md, table.json and table.png; returns the Markdown."""
-    beside = beside or Found([], {})
+    beside = beside or Supplement([], {})
     text = to_markdown(sweep, rows, metric, heading, stopped)
     values = to_json(sweep, rows, metric, heading, stopped)
     if rows:

@@ -131,7 +131,7 @@ def test_a_trained_run_without_its_record_is_refused(config, tmp_path):
     recorded_inputs.check(workdir, experiment.examples, experiment.table_hash)  # not trained yet
     (tmp_path / "w" / "checkpoints" / "joint" / "1").mkdir()
     for read, table in (
-        (recorded_inputs.keep, experiment.table),
+        (recorded_inputs.record, experiment.table),
         (recorded_inputs.check, experiment.table_hash),
     ):
         message = refused(read, workdir, experiment.examples, table)

@@ -1,4 +1,4 @@
-"""Users that take turns in a rollout: cut without moving between devices, the same gradients."""
+"""Users that a rollout scores in chunks: cut without moving between devices, the same gradients."""
 
 import sys
 from pathlib import Path
@@ -16,35 +16,35 @@ from lcrsr import rollout
 from lcrsr.embedding import PARTITION_RULES, look_up
 
 
-def test_as_few_turns_as_the_limit_allows(monkeypatch):
+def test_as_few_chunks_as_the_limit_allows(monkeypatch):
     monkeypatch.setattr(rollout, "_MOST_SCORED", 800)
-    assert rollout._turns(8, 100) == 1
-    assert rollout._turns(9, 100) == 3  # of 3 users: 2 turns would not be equal
-    assert rollout._turns(512, 100) == 64
-    assert rollout._turns(7, 1000) == 7  # one user is over the limit already
+    assert rollout._chunk_count(8, 100) == 1
+    assert rollout._chunk_count(9, 100) == 3  # of 3 users: 2 chunks would not be equal
+    assert rollout._chunk_count(512, 100) == 64
+    assert rollout._chunk_count(7, 1000) == 7  # one user is over the limit already
 
 
-def test_every_devices_users_are_in_every_turn_and_stay_there():
+def test_every_devices_users_are_in_every_chunk_and_stay_there():
     partition = Partition(make_mesh(2, 4), PARTITION_RULES)
     cut = jax.jit(
-        lambda values: rollout._in_turns(values, 2, partition),
+        lambda values: rollout._in_chunks(values, 2, partition),
         in_shardings=partition.batch_sharding,
     )
-    whole = jax.jit(lambda values: rollout._out_of_turns(values, partition))
+    whole = jax.jit(lambda values: rollout._out_of_chunks(values, partition))
     users = jnp.arange(32)
     # Device d holds users 4d to 4d + 3: the first two of them go first.
     first = [4 * device + i for device in range(8) for i in (0, 1)]
     np.testing.assert_array_equal(cut(users), [first, [user + 2 for user in first]])
     np.testing.assert_array_equal(whole(cut(users)), users)
     # Alone, users go in their order.
-    np.testing.assert_array_equal(rollout._in_turns(users, 4, None), np.arange(32).reshape(4, 8))
+    np.testing.assert_array_equal(rollout._in_chunks(users, 4, None), np.arange(32).reshape(4, 8))
     for program, of in ((cut, users), (whole, cut(users))):
         text = program.lower(of).compile().as_text()
         assert "all-" not in text and "collective" not in text
 
 
 @pytest.mark.slow
-def test_turns_give_the_same_loss_and_gradients(monkeypatch):
+def test_chunks_give_the_same_loss_and_gradients(monkeypatch):
     batch = ragged_batch(candidates=6)
     model, params, tables = setup(config(), batch)
     reference = rollout.Policy(jax.tree.map(lambda p: 1.1 * p, params), tables)
