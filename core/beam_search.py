@@ -23,7 +23,7 @@ Step = Callable[[int, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 class Beams(NamedTuple):
-    """The best identifiers, best first; K is the width, or all items where these are fewer.
+    """Holds the best identifiers, best first; K is the width, or all items where these are fewer.
 
     Attributes:
       items: int32 [B, K]; -1 in places that are left over (a trie of fewer items).
@@ -63,7 +63,7 @@ def search(
     *,
     renormalise: bool = False,
 ) -> Beams:
-    """The items of highest log-likelihood that a beam of `width` finds; runs inside jit.
+    """Returns the items of highest log-likelihood that a beam of `width` finds; runs inside jit.
 
     Args:
       step: reads a token of each beam and gives the logits [B, K, W] of the next one, over the
@@ -77,8 +77,8 @@ def search(
       trie: for all users, or one a user.
       width: beams a user.
       renormalise: False scores a code by its probability among all tokens (raw), so that a score
-        is the log-likelihood of the identifier; True by its probability among those that the trie
-        allows.
+        is the log-likelihood of the identifier; True by its probability among the tokens that the
+        trie allows.
 
     Returns:
       min(width, leaves) beams. With `width` at least the number of items these are all items.

@@ -218,9 +218,9 @@ class Checkpoints:
         """Reads `step`, or the newest checkpoint that can be read.
 
         Args:
-          like: a state with the shapes, dtypes and shardings wanted back; what has none comes
-            back on one device. The mesh need not be the one that saved: every process reads the
-            parts of its own devices. Rows that are only there to fill up a table to a multiple
+          like: a state with the shapes, dtypes and shardings wanted back; an array without a
+            sharding comes back on one device. The mesh need not be the one that saved: every
+            process reads the parts of its own devices. Rows that only fill up a table to a multiple
             of `ROW_MULTIPLE` are dropped or added as wanted, and tables are packed as wanted.
           step: one step to read; None means the newest readable.
 
@@ -228,8 +228,8 @@ class Checkpoints:
           (state, progress, step), or None where there is no checkpoint at all.
 
         Raises:
-          UserError: checkpoints exist and none of those asked for can be read. One whose values are
-            not those that were saved cannot.
+          UserError: checkpoints exist and none that was asked for can be read. A checkpoint whose
+            values have changed since they were saved cannot be read.
         """
         # Of several processes all read the same steps, and all take one or none of them does.
         wanted = distributed.of_first([step] if step is not None else self.steps()[::-1])

@@ -211,7 +211,7 @@ def _parse() -> None:
                 "take; leave the colon and the choice out"
             ) from None
         if choices := _CHOICES.search(str(error)):
-            raise UserError(f"{choices[1]}; pass one that there is") from None
+            raise UserError(f"{choices[1]}; pass one of them") from None
         raise UserError(
             f"expected known flags with fitting values, found: {_words(error)}; see --help"
         ) from None
@@ -250,7 +250,7 @@ def _words(error: Exception) -> str:
 
 
 def define_job_flags() -> None:
-    """The flags of a program that several processes run together."""
+    """Defines the flags of a program that several processes run together."""
     flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of process 0 of several; auto on Cloud TPU and SLURM."
     )

@@ -51,7 +51,7 @@ def start(
       timeout_s: seconds to wait for the others.
 
     Returns:
-      The watch over the other processes; None where there are none.
+      The watch over the other processes; None for a process alone.
 
     Raises:
       UserError: a process is missing when time is up, or the numbers make no sense.
@@ -167,7 +167,7 @@ def of_all(value: Any) -> list[Any]:
 
 
 def describe() -> str:
-    """'process 1 of 4, 2 of 8 devices' of this process."""
+    """Describes this process in a line: 'process 1 of 4, 2 of 8 devices'."""
     return (
         f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of "
         f"{jax.device_count()} devices"

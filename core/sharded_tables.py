@@ -31,7 +31,7 @@ _MOST_SCATTERED = 2**14
 
 
 class ShardedRows(NamedTuple):
-    """The distinct rows that a batch's ids name, by device; u places on each of P devices.
+    """Holds the distinct rows that a batch's ids name, by device; u places on each of P devices.
 
     Attributes:
       ids: int32 [P * u]; the first of each device is padding's, the number of rows of the table
@@ -98,7 +98,7 @@ def touched(
 
 
 def spread(values: jax.Array, rows: ShardedRows, mesh: Mesh) -> jax.Array:
-    """The vectors [B, m, D] of a batch's ids from the values [P * u, D] of its distinct rows."""
+    """Returns vectors [B, m, D] of a batch's ids from values [P * u, D] of its distinct rows."""
     return jax.shard_map(
         _spread_on_device,
         mesh=mesh,
@@ -118,7 +118,7 @@ def update(
     step: jax.Array,
     mesh: Mesh,
 ) -> tuple[jax.Array, Any]:
-    """`optimizer.update` on the owners of the touched rows.
+    """Runs `optimizer.update` on the owners of the touched rows.
 
     Args:
       table, state: [V/p, p*D], packed as for `touched`.

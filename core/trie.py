@@ -43,12 +43,12 @@ class Trie:
 
     @property
     def length(self) -> int:
-        """L, tokens of an identifier."""
+        """Returns L, the tokens of an identifier."""
         return len(self.tokens)
 
     @property
     def per_user(self) -> bool:
-        """Whether each user has a trie of their own."""
+        """Tells whether each user has a trie of their own."""
         return self.items.ndim == 2
 
     @property
@@ -58,7 +58,7 @@ class Trie:
 
 
 class Children(NamedTuple):
-    """The children of nodes [B, K], in order of token, padded to F = fanout.
+    """Holds the children of nodes [B, K], in order of token, padded to F = fanout.
 
     Attributes:
       nodes: int32 [B, K, F], numbers among the nodes of the next depth; -1 is padding.
@@ -95,7 +95,7 @@ def _layers(rows: jax.Array, items: jax.Array, valid: jax.Array) -> tuple[Trie, 
 
 
 def build(identifiers: np.ndarray, items: np.ndarray | None = None) -> Trie:
-    """The trie of a catalogue.
+    """Builds the trie of a catalogue.
 
     Args:
       identifiers: integers [V, L], the tokens of each item, at least 0.
@@ -144,7 +144,7 @@ def _refuse_duplicates(identifiers: np.ndarray, items: np.ndarray) -> None:
 
 
 def of_candidates(identifiers: jax.Array, candidates: jax.Array, valid: jax.Array) -> Trie:
-    """A trie for each user's candidates; runs inside jit.
+    """Builds a trie of each user's candidates; runs inside jit.
 
     A candidate listed twice is in the trie once.
 
@@ -168,7 +168,7 @@ def _read(array: jax.Array, places: jax.Array, per_user: bool) -> jax.Array:
 
 
 def children(trie: Trie, depth: int, nodes: jax.Array) -> Children:
-    """What may follow the prefixes that `nodes` stand for.
+    """Returns what may follow the prefixes that `nodes` stand for.
 
     Args:
       trie: of L tokens.
@@ -184,12 +184,12 @@ def children(trie: Trie, depth: int, nodes: jax.Array) -> Children:
 
 
 def leaf_items(trie: Trie, leaves: jax.Array) -> jax.Array:
-    """The items int32 [B, K] of leaves [B, K]; -1 where the leaf is -1."""
+    """Returns the items int32 [B, K] of leaves [B, K]; -1 where the leaf is -1."""
     return jnp.where(leaves >= 0, _read(trie.items, leaves, trie.per_user), -1)
 
 
 def find(trie: Trie, tokens: jax.Array) -> jax.Array:
-    """The items int32 [B, K] of whole identifiers [B, K, L]; -1 where no item has one."""
+    """Returns the items int32 [B, K] of whole identifiers [B, K, L]; -1 where no item has one."""
     chex.assert_axis_dimension(tokens, 2, trie.length)
     nodes = jnp.zeros(tokens.shape[:2], jnp.int32)
     for depth in range(trie.length):

@@ -26,13 +26,13 @@ _EXPORT_AGAIN = "export them again with launch.export_vectors from a model of th
 
 
 def content_hash(vectors: np.ndarray) -> str:
-    """16 hex digits over the shape and the float32 values."""
+    """Returns 16 hex digits over the shape and the float32 values."""
     values = np.ascontiguousarray(vectors, np.float32)
     return hashlib.sha256(json.dumps(values.shape).encode() + values.tobytes()).hexdigest()[:16]
 
 
 def source_hash(name: str) -> str:
-    """16 hex digits over a file, or over a folder's files and their names; '' of any other name.
+    """Returns 16 hex digits over a file, or a folder's files and their names; '' of any other name.
 
     What is kept under a setting that names a path must not outlive what lies there.
     """
@@ -67,7 +67,7 @@ def _check_texts(texts: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FactorConfig:
-    """How sparse rows become dense ones.
+    """Says how sparse rows become dense ones.
 
     Attributes:
       width: singular vectors kept; fewer where there are fewer rows or columns.
@@ -119,7 +119,7 @@ def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
 def from_text(
     texts: Sequence[str], split: Callable[[str], list[str]], config: FactorConfig
 ) -> np.ndarray:
-    """TF-IDF (1 + log tf, smooth idf, rows of length 1) as singular vectors and a sketch.
+    """Returns TF-IDF (1 + log tf, smooth idf, rows of length 1) as singular vectors and a sketch.
 
     Args:
       split: a text's words.
@@ -137,7 +137,7 @@ def from_text(
 def sentence_encoder(
     name: str, *, key: str = "vectors.semantic"
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """A sentence-transformers model, by its name or folder, loaded once.
+    """Loads a sentence-transformers model, by its name or folder.
 
     Args:
       key: of the config, which names the model; for messages.
@@ -183,7 +183,7 @@ def from_sentence_transformer(texts: Sequence[str], name: str) -> np.ndarray:
 
 
 def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
-    """The training clicks of each item as singular vectors and a sketch.
+    """Returns the training clicks of each item as singular vectors and a sketch.
 
     A row holds an item's users, each weighing 1 / sqrt(the user's items) so that the active do not
     decide alone, brought to length 1.

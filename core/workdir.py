@@ -40,12 +40,12 @@ _RESTORE = "restore the file, or train again in another --workdir"
 
 
 def is_writer() -> bool:
-    """Whether this process writes what a run has once, whatever the number of processes."""
+    """Tells whether this process writes what a run has once, whatever the number of processes."""
     return jax.process_index() == 0
 
 
 def commit_id() -> str:
-    """The library's git commit, `-dirty` where the tree has changes, `unknown` outside git."""
+    """Returns the library's git commit, `-dirty` if the tree has changes, `unknown` outside git."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         head = subprocess.run(
@@ -109,7 +109,7 @@ class Workdir:
         self._locks: list[TextIO] = []
 
     def file(self, *parts: str) -> str:
-        """A path inside the workdir; its folder is made.
+        """Returns a path inside the workdir, whose folder is made.
 
         Raises:
           UserError: it cannot be made.
@@ -262,9 +262,9 @@ class Workdir:
     def change_results(
         self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
     ) -> None:
-        """Puts the rows that `change` returns, given those of now, in their place.
+        """Replaces the rows by what `change` returns for the current rows.
 
-        Nobody else can change them meanwhile. Only the writing process does anything.
+        No other process can change them meanwhile. Only the writing process does anything.
         """
         if not is_writer():
             return
@@ -374,7 +374,7 @@ def open_workdir(path: str, config: dict[str, Any], log_hash: str | None = None)
     Of several processes the first checks, locks and writes; the others go on once it is through.
 
     Args:
-      log_hash: of the data that the run trains on; None where it has none.
+      log_hash: of the data that the run trains on; None for a run without data.
 
     Raises:
       UserError: as `check_workdir` and `Workdir.check_log`; or another running process has it.

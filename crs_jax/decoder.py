@@ -114,7 +114,7 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """New tokens attend to those of the segments and, causally, to themselves."""
+    """Lets new tokens attend to the segments' tokens and, causally, to themselves."""
 
     config: DecoderConfig
 
@@ -190,7 +190,7 @@ class Layer(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Rows of the vocabulary, those of a checkpoint and the new ones, and the output layer."""
+    """Embeds tokens with a checkpoint's rows and new ones, and is the output layer."""
 
     config: DecoderConfig
 

@@ -24,7 +24,7 @@ _BATCHES = 4
 
 
 def check(config: config_dict.ConfigDict) -> None:
-    """Finds what is wrong with `config.distill.teacher` before a run begins.
+    """Validates the inputs of distillation up front, so that no alignment is trained in vain.
 
     Raises:
       UserError: no folder of a Qwen3 checkpoint, tensors of another size than its config.json

@@ -174,7 +174,7 @@ class CRSExamples:
     def inputs_hash(self) -> str:
         """Returns 16 hex digits over the training searches and the items' texts and facts.
 
-        The log's hash has none of these. Subsets name searches by their place among them.
+        The log's hash covers neither. Subsets name searches by their place among them.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.train.target_row, np.int64).tobytes())
         for item in range(1, len(self._texts)):

@@ -136,12 +136,12 @@ class Inference:
     def __call__(
         self, params: Any, prompts: np.ndarray, lengths: np.ndarray, *, width: int, reason: bool
     ) -> Answers:
-        """Answers to prompts int32 [E, T] of lengths [E].
+        """Returns answers to prompts int32 [E, T] of lengths [E].
 
         Args:
           params: as a stage holds them.
           width: of the beam.
-          reason: the prompts end in <think>; False for those that ask for the id at once.
+          reason: the prompts end in <think>; False for prompts that ask for the id at once.
         """
         compute = functools.partial(self._answer, params, self._trie, width=width, reason=reason)
         return Answers(*self._batched(compute, prompts, lengths))

@@ -28,8 +28,8 @@ def reopened(
 ) -> config_dict.ConfigDict:
     """Points the config of a run that is opened again to the ids and tokenizer that it keeps.
 
-    So it is read with those that it was trained with, also where its checkpoint and cache are not.
-    A run that was stopped before it had written them takes them from where its config says.
+    So it is read with its own ids and tokenizer, even if its checkpoint and cache are gone. A run
+    that was stopped before it had written them takes them from where its config says.
 
     Args:
       folder: of the run; without one the config stays as it is.

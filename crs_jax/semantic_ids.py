@@ -220,7 +220,7 @@ def extend(
 
 @dataclasses.dataclass(frozen=True)
 class RecordedIds:
-    """The ids of an earlier catalogue, as `write_list` has recorded them.
+    """Holds the ids of an earlier catalogue, as `write_list` has recorded them.
 
     Attributes:
       path: of the file.

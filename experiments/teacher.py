@@ -65,7 +65,7 @@ class Teacher:
         return self._run.stage
 
     def with_scores(self, batches: Batches) -> Batches:
-        """The same batches with the teacher's logits float32 [B, N] in each."""
+        """Adds the teacher's logits float32 [B, N] to each batch."""
         params, tables = self._run.params, self._run.tables_with_words
 
         def scored(start: int) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
     python -m launch.crs_figures --workdirs=A,B --names=R-GRPO,GRPO --out=DIR [--beside=C,D]
 
-A, B are runs of CRS; those of one name are its seeds (without --names a run is called by its
+A, B are runs of CRS; runs of one name are its seeds (without --names a run is called by its
 `rl.algorithm`). Figure 2: two metrics after every stage of the self-evolving loop, dashed the
 variant without RL. Table 3: after each RL stage every name's metrics, and each name's difference
 from the last of them, paired over users. Figure 3: hr@10 by how many queries a user asked before,

@@ -3,8 +3,8 @@
     python -m launch.evaluate --workdir=W [--split=test] [--stage=rl] [--protocols=neg99,full]
     python -m launch.evaluate --workdir=W --task=search --protocol=bm25_99       # GenSAR
 
-Without --protocols it is against those that the run itself is tested on, its config.eval.protocols;
-for --task=search, and runs that answer searches alone, its config.eval.search_protocols.
+By default, uses the protocols of the run's own config.eval: `protocols`, or for --task=search and
+runs that answer searches alone `search_protocols`.
 In a notebook: `Restored(workdir)` from `experiments.restored`, then `evaluate(restored, "test",
 "full")` from `experiments.evaluate`.
 """

@@ -2,9 +2,9 @@
 
     python -m launch.export_t5x --config=configs/gensar_amazon_beauty.py --out=E [--epochs=1]
 
-Training examples are those of the first epochs of the stream that launch.train reads, with their
-phrasings, by task; of validation and test, the users that the config evaluates. launch.t5x trains
-from the folder E.
+Training examples come from the first epochs of the stream that launch.train reads, with their
+phrasings, by task; examples of validation and test are of the users that the config evaluates.
+launch.t5x trains from the folder E.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ ATTENTIONS = ("bilinear", "scaled_dot", "mean")
 
 
 class ScorerWeights(NamedTuple):
-    """Eq. 8's W a side [D, D], and the MLP of Eq. 10.
+    """Holds Eq. 8's W a side [D, D], and the MLP of Eq. 10.
 
     `user`, `search`, `rec`, `item` [D, F1] are the blocks of its first kernel for e_u, w_s, w_r,
     e_v; `rest` holds the further layers as (kernel, bias), ending in width 1.
@@ -97,7 +97,7 @@ class Scorer(nn.Module):
 def weights_of_rows(
     side: Side, bilinear: jax.Array, candidates: jax.Array, attention: str
 ) -> jax.Array:
-    """Attention of candidates over a side's rows, Eq. 8, in float32.
+    """Computes the attention of candidates over a side's rows, Eq. 8, in float32.
 
     Args:
       candidates: [B, N, D], or [N, D] shared by all users.
@@ -178,7 +178,7 @@ def score_every_k(
     candidates: jax.Array,
     attention: str,
 ) -> jax.Array:
-    """The logits of `score` for 0, 1, .., K reasoning rows, from one pass.
+    """Returns the logits of `score` for 0, 1, .., K reasoning rows, from one pass.
 
     A further row k moves Eq. 8's sum c by a_k (h_k - c), a_k its weight among the rows so far, so
     that the histories are aggregated once and a step costs the MLP's further layers.

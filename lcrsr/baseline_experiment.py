@@ -27,7 +27,7 @@ _SHARED = ("fitted", "sequence", "two_histories")
 
 
 def names() -> list[str]:
-    """The baselines that there are."""
+    """Returns the names of the baselines, sorted."""
     modules = (module.name for module in pkgutil.iter_modules(lcrsr.baselines.__path__))
     return sorted(set(modules) - set(_SHARED))
 

@@ -48,7 +48,7 @@ def init_tables(
     scale: float,
     partition: Partition | None = None,
 ) -> Tables:
-    """Normal rows of standard deviation `scale`; row 0 (padding) is zero.
+    """Draws normal rows of standard deviation `scale`; row 0 (padding) is zero.
 
     Args:
       partition: the mesh that the tables are for. It may ask for rows that no id names, and for
@@ -74,7 +74,7 @@ def init_tables(
 
 
 def with_item_words(tables: Tables, item_words: np.ndarray | None) -> Tables:
-    """The tables with every item's row plus the mean of its words' rows.
+    """Returns the tables with every item's row plus the mean of its words' rows.
 
     Gradients reach the words through whole tables, so that training needs dense table updates.
 
@@ -89,7 +89,7 @@ def with_item_words(tables: Tables, item_words: np.ndarray | None) -> Tables:
 
 
 def flat_ids(batch: dict[str, Any], tables: Iterable[str]) -> dict[str, jax.Array]:
-    """Per table, the ids of all its fields in one int32 vector [n], padding included."""
+    """Returns per table the ids of all its fields in one int32 vector [n], padding included."""
     return {
         table: jnp.concatenate([jnp.ravel(batch[field]) for field in _fields(table, batch)])
         for table in tables
@@ -103,7 +103,7 @@ def _fields(table: str, batch: dict[str, Any]) -> list[str]:
 def touched_rows(
     tables: Tables, batch: dict[str, Any], partition: Partition | None = None
 ) -> tuple[dict[str, Rows], dict[str, jax.Array]]:
-    """Per table, the distinct rows that the batch names, and their values [u, D]."""
+    """Returns per table the distinct rows that the batch names, and their values [u, D]."""
     if partition is not None:
         mesh, pack = partition.mesh, partition.rows_together
         touched = {
@@ -122,7 +122,9 @@ def fields_of(
     batch: dict[str, Any],
     partition: Partition | None = None,
 ) -> dict[str, jax.Array]:
-    """The fields `user` [B, D], `rec_items` [B, L, D] and so on from the touched rows' values."""
+    """Returns the fields `user` [B, D], `rec_items` [B, L, D] and so on from the touched rows'
+    values.
+    """
     if partition is None:
         return _cut({name: values[name][rows[name].places] for name in values}, batch)
     fields = {}
@@ -140,8 +142,9 @@ def fields_of(
 
 
 def counted_once(values: dict[str, jax.Array], rows: dict[str, Rows]) -> list[jax.Array]:
-    """The touched rows [u, D] of every table, scaled so that their squares add up to each row's
-    square once, however many devices hold it."""
+    """Scales the touched rows [u, D] of every table, so that their squares add up to each row's
+    square once, however many devices hold it.
+    """
     return [
         value if isinstance(held, table_lib.TouchedRows) else value * jnp.sqrt(held.share)[:, None]
         for value, held in ((values[name], rows[name]) for name in values)
@@ -173,7 +176,9 @@ def _cut(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Arr
 
 
 def zero_fields(tables: Iterable[str], batch: dict[str, Any], width: int) -> dict[str, jax.Array]:
-    """What `look_up` gives for these tables' fields, all zero: for what depends on shapes only."""
+    """Returns what `look_up` gives for these tables' fields, all zero: for what depends on shapes
+    only.
+    """
     fields = [field for table in tables for field in _fields(table, batch)]
     return {field: jnp.zeros((*jnp.shape(batch[field]), width)) for field in fields}
 
@@ -181,7 +186,7 @@ def zero_fields(tables: Iterable[str], batch: dict[str, Any], width: int) -> dic
 def look_up(
     tables: Tables, batch: dict[str, Any], partition: Partition | None = None
 ) -> dict[str, jax.Array]:
-    """The batch's id fields as vectors, without gradients in mind (evaluation, rollouts)."""
+    """Returns the batch's id fields as vectors, without gradients (evaluation, rollouts)."""
     if partition is not None:
         rows, values = touched_rows(tables, batch, partition)
         return fields_of(values, rows, batch, partition)

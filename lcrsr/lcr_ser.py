@@ -20,7 +20,7 @@ TEACHER = "teacher"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The settings of Eq. 9 and 11.
+    """Holds the settings of Eq. 9 and 11.
 
     Attributes:
       recommendation: 'bce' (Eq. 11), or 'cross_entropy', the softmax over the candidates.
@@ -59,7 +59,7 @@ class Reasoned(NamedTuple):
 
 
 class LCRSERRanker:
-    """A `Ranker` around the network.
+    """Ranks with LCR-SER's network: a `Ranker`.
 
     Attributes:
       numbers: what of the loss's settings is arithmetic alone, `active_steps`, `lambda_tcl` and
@@ -80,7 +80,7 @@ class LCRSERRanker:
         }
 
     def with_numbers(self, numbers: dict[str, Any]) -> LCRSERRanker:
-        """The same ranker with other values, traced or not, of what `numbers` names."""
+        """Returns the same ranker with other values, traced or not, of what `numbers` names."""
         changed = copy.copy(self)
         changed.numbers = self.numbers | numbers
         return changed

@@ -81,7 +81,7 @@ class ModelConfig:
 
 @flax.struct.dataclass
 class Histories:
-    """Both sides' encoded histories."""
+    """Holds both sides' encoded histories."""
 
     rec: SideHistory
     search: SideHistory
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
 
 
 class LCRSER(nn.Module):
-    """The network; every method takes `Rows` gathered from the tables for its `Batch`.
+    """Computes the network; every method takes `Rows` gathered from the tables for its `Batch`.
 
     `active_steps` is a traced int32 in [0, max_steps]: one compilation serves every K.
     """
@@ -135,7 +135,7 @@ class LCRSER(nn.Module):
     def __call__(
         self, batch: Batch, rows: Rows, active_steps: jax.Array, *, deterministic: bool
     ) -> Outputs:
-        """Everything that training needs, Eq. 1-8 and 10.
+        """Computes everything that training needs, Eq. 1-8 and 10.
 
         Raises:
           AssertionError: `rows` and `batch` disagree in shape.
@@ -148,7 +148,7 @@ class LCRSER(nn.Module):
         return Outputs(logits, cross, plain, histories)
 
     def encode(self, batch: Batch, rows: Rows, *, deterministic: bool) -> Histories:
-        """3.2.1 and Eq. 1: embedded histories, and their encoders."""
+        """Embeds and encodes both histories, 3.2.1 and Eq. 1."""
         d = self.config.width
         chex.assert_shape(rows["rec_items"], (*batch["rec_items"].shape, d))
         chex.assert_shape(rows["query_words"], (*batch["query_words"].shape, d))
@@ -175,7 +175,7 @@ class LCRSER(nn.Module):
         deterministic: bool,
         steps: int | None = None,
     ) -> States:
-        """Eq. 2-6 from given starts h^(0) [B, D]; `cross=False` leaves MCA out (Eq. 9).
+        """Computes Eq. 2-6 from given starts h^(0) [B, D]; `cross=False` leaves MCA out (Eq. 9).
 
         `steps` takes the first so many alone: h^(k) does not depend on how many follow.
         """

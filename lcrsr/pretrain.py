@@ -53,7 +53,7 @@ _DENSE = table_lib.dense("adam")
 
 
 def init_table_states(tables: embedding.Tables) -> dict[str, Any]:
-    """Adam moments of every table; the same for touched rows and dense."""
+    """Returns Adam moments of every table; the same for touched rows and dense."""
     return {name: _TOUCHED.init(table) for name, table in tables.items()}
 
 
@@ -66,7 +66,7 @@ def update_tables(
     step: jax.Array,
     partition: Partition | None = None,
 ) -> tuple[embedding.Tables, dict[str, Any]]:
-    """One update of every table from the gradients [u, D] of its touched rows."""
+    """Updates every table once from the gradients [u, D] of its touched rows."""
     new_tables, new_states = {}, {}
     for name, table in tables.items():
         arguments = (rows[name], gradients[name], table, table_states[name], learning_rate, step)
@@ -89,7 +89,7 @@ def _update_densely(tables, gradients, table_states, learning_rate, step):
 
 
 class PretrainTask:
-    """A `core.task.Task`: training from scratch, or the control that goes on as long as RL runs.
+    """Trains from scratch, or as the control that goes on as long as RL runs: a `core.task.Task`.
 
     Args:
       name: stage name, 'pretrain' or 'control'.
@@ -163,7 +163,7 @@ class PretrainTask:
         return jax.jit(self.random_state, out_shardings=shardings)()
 
     def random_state(self) -> State:
-        """The state of a first update: parameters, tables, optimizer moments, step 0."""
+        """Returns the state of a first update: parameters, tables, optimizer moments, step 0."""
         network_key, table_key = jax.random.split(jax.random.key(self._seed))
         every = embedding.init_tables(
             table_key,

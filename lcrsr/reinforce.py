@@ -107,7 +107,7 @@ class ReinforceTask:
         return jax.jit(self.state_from, out_shardings=shardings)(self._initial)
 
     def state_from(self, initial: State) -> State:
-        """The state before the first update, from a pre-training state."""
+        """Returns the state before the first update, from a pre-training state."""
         params, tables = initial["params"], initial["tables"]
         # Copies: the state is donated to the train step, and the pre-trained one is still needed.
         state = {

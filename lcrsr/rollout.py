@@ -37,7 +37,7 @@ class Noise(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What scores: the network's parameters and the tables it reads."""
+    """Holds what scores: the network's parameters and the tables it reads."""
 
     params: Any
     tables: Tables
@@ -46,7 +46,7 @@ class Policy(NamedTuple):
 def draw_noise(
     key: jax.Array, histories: Histories, *, trajectories: int, gamma: float | jax.Array
 ) -> Noise:
-    """gamma * rms(h^(0)) * eps with eps ~ N(0, 1), none on the first trajectory, Eq. 14.
+    """Draws gamma * rms(h^(0)) * eps with eps ~ N(0, 1), none on the first trajectory, Eq. 14.
 
     The RMS is taken over D of each user's h^(0), a side, of the policy that rolls out: gamma is
     relative to the state it perturbs.
@@ -78,7 +78,7 @@ def trajectories(
     active_steps: jax.Array,
     partition: Partition | None = None,
 ) -> jax.Array:
-    """Scores of every candidate on every trajectory, logits [G, B, N].
+    """Returns the scores of every candidate on every trajectory, logits [G, B, N].
 
     The histories are encoded once, by the caller; reasoning and scoring are mapped over G. Where a
     device has many users they are scored in chunks, and a gradient scores each chunk anew instead
@@ -162,7 +162,7 @@ def _cut_over_devices(values: jax.Array, partition: Partition | None) -> jax.Arr
 
 
 def target_log_prob(logits: jax.Array, policy: str) -> jax.Array:
-    """log pi(v_{L+1} | T_i), the target being column 0 of logits [..., N].
+    """Returns log pi(v_{L+1} | T_i), the target being column 0 of logits [..., N].
 
     'softmax' over the candidates; 'sigmoid' is Eq. 10 read as a probability.
     """
@@ -193,7 +193,7 @@ def grpo_loss(
     advantage_fn: Callable[[jax.Array], jax.Array] = grpo.advantages,
     partition: Partition | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-J of Eq. 15 on a batch whose target is column 0 of its candidates.
+    """Returns -J of Eq. 15 on a batch whose target is column 0 of its candidates.
 
     Args:
       current: the policy trained; gradients reach `current.params` and `rows`.
@@ -255,10 +255,10 @@ def grpo_loss(
 
 
 def trainable_mask(params: Any, which: str) -> Any:
-    """A tree of Python booleans: which parameters of the network RL updates.
+    """Returns a tree of Python booleans: which parameters of the network RL updates.
 
-    'all' and 'dense' take every parameter ('all' also updates the tables, elsewhere); 'reasoning'
-    those that only the reasoning steps use: cross-attention, its norm, the steps' positions.
+    'all' and 'dense' take every parameter ('all' also updates the tables, elsewhere). 'reasoning'
+    takes the parameters of reasoning steps alone: cross-attention, its norm, the steps' positions.
     """
     if which not in TRAINABLE:
         raise ValueError(f"expected trainable in {TRAINABLE}, found {which!r}")

@@ -79,7 +79,7 @@ def _users(run: Restored, split: str) -> np.ndarray:
 
 
 def _origin(run: Restored) -> dict[str, Any]:
-    """Where the numbers come from; `commit` and `device` are those that measure."""
+    """Says where the numbers come from; `commit` and `device` are of the measurement."""
     config = run.experiment.config
     rows = run.workdir.read_results()["rows"]
     return {

@@ -65,7 +65,8 @@ def read_rows(
 
     Raises:
       UserError: a workdir without that metric; runs on different data, splits or users; a run
-        twice; one name for runs that differ in more than their seed, or two for those that do not.
+        twice; one name for runs that differ in more than their seed, or two names for seeds of one
+        config.
     """
     _check_once(workdirs)
     if names and len(names) != len(workdirs):
@@ -129,10 +130,10 @@ def read_rows(
 
 
 def shared_metrics(workdirs: Sequence[str], split: str) -> tuple[list[str], list[str]]:
-    """Returns the metrics of a split that all runs have, and those that only some have.
+    """Returns the metrics of a split that all runs have, and the metrics that only some have.
 
-    Both are in the order of the first run that has them. Metrics without examples behind them,
-    such as those of identifiers, are left out.
+    Both are in the order of the first run that has them. Metrics without per-example values, such
+    as the metrics of identifiers, are left out.
 
     Raises:
       UserError: the runs have none in common.
@@ -165,7 +166,7 @@ def _check_once(workdirs: Sequence[str]) -> None:
 
 
 def _check_name(named: dict[str, str], key: str, name: str, path: str) -> None:
-    """Refuses a name of the run in `path` that does not go with those of the runs before it."""
+    """Refuses a name of the run in `path` that contradicts the names of the runs before it."""
     if named.get(key, name) != name:
         raise UserError(
             f"expected one name for runs that differ in their seed alone, found {named[key]} and, "
@@ -181,10 +182,10 @@ def _check_name(named: dict[str, str], key: str, name: str, path: str) -> None:
 def _missing(
     path: str, config: dict[str, Any], rows: list[dict[str, Any]], metric: str, split: str
 ) -> UserError:
-    """That none of a run's rows has the metric on a split, with what helps."""
+    """Makes the error that none of a run's rows has the metric on a split, with what helps."""
     name, _, protocol = metric.partition("/")
     of_task = [r for r in rows if r["protocol"].startswith(_SEARCH) == protocol.startswith(_SEARCH)]
-    # All that there is, where the run is of another task.
+    # All rows, where the run is of another task.
     alike = [r for r in of_task if r["protocol"] == protocol] if of_task else rows
     there = [known for r in alike if r["split"] == split for known in r["metrics"]]
     computed = _value(config, "eval.metrics")

@@ -236,7 +236,7 @@ def write(runs: Runs, workdir: str, beside: Sequence[str], out: str) -> str:
     """
     metric = f"{_GROUPED}/{PROTOCOL}"
     last = [_titled(runs.last(name)) for name in runs.names]
-    # Read beside one of CRS, which refuses those that were tested on other searches.
+    # Read beside a run of CRS: runs that were tested on other searches are refused.
     others = read_rows([workdir, *beside], metric, "test") if beside else []
     rows = [*last, *(row for row in others if row.method != "crs")]
     groups = strata.of("queries", workdir, "test", PROTOCOL, len(rows[0].users))

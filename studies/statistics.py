@@ -28,7 +28,7 @@ class Row:
       values: the metric [S, E] of every seed's run, in the order of `seeds`.
       users: of the examples, [E]; a user may have several.
       method, stage: that it is of.
-      config: what tells its config from those of other rows.
+      config: what tells its config from the configs of other rows.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Pair:
     """Compares two rows, second minus first: mean difference, 95% interval, t-test p, Holm's p.
 
     Attributes:
-      seeds: over which both were averaged, those that both have.
+      seeds: that both rows have, over which both were averaged.
       left_out: seeds that only one of them has.
     """
 

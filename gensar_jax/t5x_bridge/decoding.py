@@ -65,7 +65,7 @@ def catalogue(folder: str, task: str) -> tuple[Trie, tuple[int, ...]]:
 
 
 def items_of(sequences: jax.Array, trie: Trie, forced: int) -> jax.Array:
-    """The items int32 [B, K] of decoded sequences [B, K, S]; -1 where there is none."""
+    """Returns the items int32 [B, K] of decoded sequences [B, K, S]; -1 where no item fits."""
     return tries.find(trie, sequences[:, :, forced : forced + trie.length])
 
 

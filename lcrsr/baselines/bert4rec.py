@@ -22,7 +22,7 @@ from lcrsr.ranker import Batch, Params, Rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes, dropout, and the share of items that the cloze task hides."""
+    """Holds sizes, dropout, and the share of items that the cloze task hides."""
 
     width: int
     layers: int

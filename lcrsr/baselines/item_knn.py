@@ -20,7 +20,7 @@ from lcrsr.ranker import Batch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Recency decay in (0, 1], and the power of the history's length, at least 0."""
+    """Holds the recency decay in (0, 1], and the power of the history's length, at least 0."""
 
     decay: float
     history_power: float

@@ -70,7 +70,7 @@ class Settings:
 
 
 class Block(nn.Module):
-    """A pre-LN Transformer block over rows that follow earlier ones."""
+    """Applies a pre-LN Transformer block over rows that follow earlier ones."""
 
     heads: int
 
@@ -78,7 +78,7 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, before: jax.Array | None, mask: jax.Array, dropout: Dropout
     ) -> tuple[jax.Array, jax.Array]:
-        """x [B, Q, D] attends to the normalised rows `before` [B, L, D] and to itself.
+        """Lets x [B, Q, D] attend to the normalised rows `before` [B, L, D] and to itself.
 
         Args:
           mask: bool [B, L + Q] or [B, Q, L + Q].
@@ -148,7 +148,8 @@ class Network(nn.Module):
 
 
 def pushed_apart(logits: jax.Array) -> jax.Array:
-    """ERL's regulariser [B]: the mean over ordered pairs of steps of KL(p_i || p_j), p_j fixed.
+    """Returns ERL's regulariser [B]: the mean over ordered pairs of steps of KL(p_i || p_j), p_j
+    fixed.
 
     Args:
       logits: [B, T, V] of every step; minus infinity for padding.
@@ -165,7 +166,7 @@ def pushed_apart(logits: jax.Array) -> jax.Array:
 
 
 def contrasted(states: jax.Array, noised: jax.Array, mask: jax.Array) -> jax.Array:
-    """PRL's contrastive loss [B]: each noised state against the clean ones of all users.
+    """Returns PRL's contrastive loss [B]: each noised state against the clean ones of all users.
 
     Args:
       states, noised: [B, K, D], the latter already divided by the temperature.
@@ -179,7 +180,7 @@ def contrasted(states: jax.Array, noised: jax.Array, mask: jax.Array) -> jax.Arr
 
 
 class ReaRec(SequentialRanker):
-    """A `Ranker`."""
+    """Ranks by reasoning states over a history: a `Ranker`."""
 
     def __init__(self, settings: Settings):
         super().__init__(
@@ -195,7 +196,7 @@ class ReaRec(SequentialRanker):
         return jax.jit(init)({"params": key}, *self.history(batch, rows))["params"]
 
     def user(self, states: jax.Array) -> jax.Array:
-        """The vector [B, D] to rank with, of the states [B, K + 1, D]."""
+        """Returns the vector [B, D] to rank with, of the states [B, K + 1, D]."""
         return states.mean(1) if self.settings.variant == "erl" else states[:, -1]
 
     def loss(

@@ -105,7 +105,8 @@ class OrPopular:
 
 
 class TextSimilarity:
-    """Cosine of a query's TF-IDF vector with the items', or of their singular vectors (LSA).
+    """Scores by the cosine of a query's TF-IDF vector with the items', or of their singular vectors
+    (LSA).
 
     Args:
       texts: of items 1..V.
@@ -157,7 +158,7 @@ class TextSimilarity:
 
 
 class ByQuery:
-    """Any function of the query alone, asked once for each different query of a batch.
+    """Scores by any function of the query alone, asked once for each different query of a batch.
 
     Args:
       score: from the words of a query to float32 [V].

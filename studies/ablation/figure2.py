@@ -38,7 +38,7 @@ def check_runs(runs: Sequence[Run], data: Dataset) -> None:
 def run_all(runs: Sequence[Run], data: Dataset, workdir: Workdir) -> dict[str, str]:
     """Trains and tests one run after another; returns by name what stopped one.
 
-    Vectors are those of the first run with all searches that ends, whatever its seed.
+    Vectors come from the first run with all searches that ends, whatever its seed.
     """
     stopped = {}
     for run in runs:

@@ -78,7 +78,7 @@ def check_runs(runs: Sequence[Run], data: Dataset) -> list[LCRSERExperiment]:
 def run_all(
     runs: Sequence[Run], data: Dataset, experiments: Sequence[LCRSERExperiment]
 ) -> dict[str, str]:
-    """Trains and tests every run, those of one structure side by side as far as memory holds them.
+    """Trains and tests every run; runs of one structure go side by side as far as memory allows.
 
     Args:
       experiments: as `check_runs` returns them.

@@ -71,7 +71,7 @@ def read_sweep(
 
     Args:
       workdirs: the folders of a setting's runs, one a seed, by its label.
-      stopped: those of them that ended before their last stage: what they have counts.
+      stopped: folders of runs that ended before their last stage; their finished stages count.
 
     Raises:
       UserError: a finished run without the metric.
@@ -152,7 +152,7 @@ def title(config: config_dict.ConfigDict, data: Dataset, rows: Sequence[SweepRow
 
 
 def origin(rows: Sequence[SweepRow]) -> tuple[list[str], list[str]]:
-    """The commits and devices that made the rows; those of now where there are none."""
+    """Returns the commits and devices that made the rows; without rows, the current ones."""
     if not rows:
         return [commit_id()], [device()]
     commits, devices = (
