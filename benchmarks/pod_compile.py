@@ -44,7 +44,7 @@ _COLLECTIVES = ("all-to-all", "all-reduce", "all-gather", "reduce-scatter", "col
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One step compiled for a chip of the topology; sizes in bytes, a chip.
+    """Describes one step compiled for a chip of the topology; sizes in bytes, a chip.
 
     Attributes:
       name: 'pretrain', 'rl' or 'evaluate'.
@@ -68,7 +68,7 @@ class Compiled:
 
 
 def topology_devices(name: str) -> Any:
-    """The devices of a topology such as 'v5e:16x16'.
+    """Returns the devices of a topology such as 'v5e:16x16'.
 
     Raises:
       UserError: libtpu is not installed, or it knows no such topology.
@@ -105,7 +105,7 @@ def partition_for(config: config_dict.ConfigDict, devices: Any) -> Partition:
 
 
 def sizes_of(config: config_dict.ConfigDict, **counts: int | None) -> TableSizes:
-    """The published sizes of the config's data set, or those given.
+    """Returns the published sizes of the config's data set, or the given ones.
 
     Raises:
       UserError: a size is neither known nor given.
@@ -216,7 +216,7 @@ def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: An
 
 
 def program_of(compiled: Any) -> str | None:
-    """The compiled program as text; None where this jaxlib cannot read a newer libtpu's."""
+    """Returns the compiled program as text; None where this jaxlib cannot read a newer libtpu's."""
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -233,7 +233,8 @@ _MADE = re.compile(
 
 
 def copies_of(elements: int, program: str) -> int:
-    """How many instructions of a compiled program copy or make float32 arrays of this size in HBM.
+    """Counts the instructions of a compiled program that copy or make float32 arrays of this size
+    in HBM.
 
     Moves to and from the chip's scratch memory, space 1 of a layout, take no room there.
     """

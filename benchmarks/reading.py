@@ -5,7 +5,7 @@
 Batches of 1024 examples with 30 clicks and 30 searches of 5 words and 5 clicks, a target and 4
 negatives, through tf.data where TensorFlow is installed. The start is counted from before the
 prepared folder is opened to the first batch, splitting, the leakage check and importing
-TensorFlow included. CPU seconds are those of all threads: on a shared machine they say what the
+TensorFlow included. CPU seconds count all threads: on a shared machine they say what the
 clock on the wall cannot.
 """
 

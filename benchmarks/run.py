@@ -17,7 +17,7 @@ from core.workdir import commit_id
 
 
 def chosen_suites(suites: list[str]) -> list[str]:
-    """The suites that --suite names, each once; all of them where 'all' is among them.
+    """Returns the suites that --suite names, each once; all of them where 'all' is among them.
 
     Raises:
       UserError: none, or an unknown one.

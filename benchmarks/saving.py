@@ -102,7 +102,7 @@ def measure(config: Any, folder: str, items: int, batch_size: int, repeats: int)
 
 @contextlib.contextmanager
 def _shared_folder(parent: str) -> Iterator[str]:
-    """A new folder for all processes; process 0 makes it and removes it."""
+    """Makes a new folder for all processes; process 0 makes it and removes it."""
     made = tempfile.mkdtemp(dir=parent, prefix="saves-") if is_writer() else None
     try:
         yield distributed.of_first(made)

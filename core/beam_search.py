@@ -43,7 +43,7 @@ def _select(array: jax.Array, parents: jax.Array) -> jax.Array:
 
 
 def _log_probabilities(logits: jax.Array, below: tries.Children, renormalise: bool) -> jax.Array:
-    """log p float32 [B, K, F] of each child; meaningless where there is no child."""
+    """Returns log p float32 [B, K, F] of each child; meaningless where there is no child."""
     logits = logits.astype(jnp.float32)
     # A token beyond the vocabulary scores NaN instead of another token's probability.
     chosen = jnp.take_along_axis(logits, below.tokens, -1, mode="fill", fill_value=jnp.nan)

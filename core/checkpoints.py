@@ -42,7 +42,7 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
 
 
 def _placed(leaf: Any) -> Any:
-    """Shape, dtype and sharding of a leaf; the first device where it says none."""
+    """Returns shape, dtype and sharding of a leaf; the first device where it says none."""
     struct = ocp.utils.to_shape_dtype_struct(leaf)
     if getattr(struct, "sharding", None) is not None:
         return struct
@@ -61,7 +61,7 @@ def _undivided(sharding: Any) -> Any:
 
 
 def _storable(leaf: Any) -> Any:
-    """One zero for an array without elements, which Orbax refuses, else `leaf`."""
+    """Returns one zero for an array without elements, which Orbax refuses, else `leaf`."""
     if leaf.size:
         return leaf
     zero = functools.partial(jnp.zeros, 1, leaf.dtype)
@@ -69,7 +69,9 @@ def _storable(leaf: Any) -> Any:
 
 
 def _as_saved(leaf: Any, saved: tuple[int, ...] | None) -> Any:
-    """What to read for a table that was saved packed otherwise (`core.tables`), else `leaf`."""
+    """Returns what to read for a table that was saved packed otherwise (`core.tables`), else
+    `leaf`.
+    """
     if not math.prod(leaf.shape):
         return jax.ShapeDtypeStruct((1,), leaf.dtype, sharding=_undivided(leaf.sharding))
     if saved is None or len(saved) != 2 or len(leaf.shape) != 2 or saved[1] == leaf.shape[1]:
@@ -83,7 +85,7 @@ def _as_saved(leaf: Any, saved: tuple[int, ...] | None) -> Any:
 
 
 def _repacked(saved: jax.Array, leaf: Any) -> jax.Array:
-    """A table as `_as_saved` read it, in the shape of `leaf`."""
+    """Brings a table as `_as_saved` read it into the shape of `leaf`."""
     if saved.shape == leaf.shape:
         return saved
     if not math.prod(leaf.shape):
@@ -139,7 +141,7 @@ def _read_progress(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of `state` by its path."""
+    """Returns the shape of every array of `state` by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {path_name(path): leaf.shape for path, leaf in leaves}
 
@@ -309,7 +311,7 @@ class Checkpoints:
         )
 
     def _differs_in_filling(self, step: int, abstract: Any) -> bool:
-        """Whether shapes differ from those saved, and only by rows that fill up tables."""
+        """Tells whether shapes differ from the saved ones only by rows that fill up tables."""
         wanted, saved = _shapes(abstract), self._saved_shapes(step)
         read = _shapes(self._as_saved(step, abstract))
 

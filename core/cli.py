@@ -156,7 +156,7 @@ def unexpected(error: Exception) -> str:
 
 
 def _help(names: Sequence[str]) -> str:
-    """The running module's docstring, and the flags of these names with their defaults."""
+    """Writes the running module's docstring, and the flags of these names with their defaults."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for name in names:
         flag = flags.FLAGS[name]

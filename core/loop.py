@@ -133,7 +133,7 @@ class StageResult:
 
 
 class _Statistics:
-    """Training statistics since the last look, kept on the device until then."""
+    """Sums training statistics since the last look, on the device until then."""
 
     def __init__(self, stage: str):
         self._stage = stage

@@ -174,14 +174,14 @@ def update(
 
 
 class _Round(NamedTuple):
-    """What a device asks each owner in one round: int32 [S, C], padded with -1 and with u."""
+    """Holds what a device asks each owner in one round: int32 [S, C], padded with -1 and with u."""
 
     ids: jax.Array
     places: jax.Array
 
 
 def _distinct(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
-    """Distinct ids [min(n, V) + 1], 0 first whether named or not, and places [n].
+    """Returns distinct ids [min(n, V) + 1], 0 first whether named or not, and places [n].
 
     By hashing with linear probing: a slot for every row, as on one device, would not fit where
     tables are cut for their size, and compilers for TPUs take minutes over long sorts. Equal ids
@@ -222,7 +222,7 @@ def _running_sum(flags: jax.Array) -> jax.Array:
 
 
 def _put(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
-    """`values` [n, ...] at places [n] that differ wherever they lie within `target`."""
+    """Puts `values` [n, ...] at places [n] that differ wherever they lie within `target`."""
     places = distinct_beyond(places, target.shape[0])
     return target.at[places].set(values, mode="drop", unique_indices=True)
 
@@ -234,7 +234,7 @@ def _own_rows(ids: jax.Array, held: int) -> jax.Array:
 
 
 def _part(packed: jax.Array, part: jax.Array, pack: int) -> jax.Array:
-    """The rows [..., D] that lie at `part` [...] of packed rows [..., p*D]."""
+    """Returns the rows [..., D] that lie at `part` [...] of packed rows [..., p*D]."""
     parts = jnp.split(packed, pack, -1)
     return jax.lax.select_n(jnp.broadcast_to(part[..., None], parts[0].shape), *parts)
 
@@ -258,7 +258,7 @@ _spread_on_device.defvjp(_spread_forward, _spread_backward)
 
 
 def _add_rows(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
-    """`target` [u, D] with `values` [n, D] added at `places` [n] < u, a chunk at a time."""
+    """Adds `values` [n, D] to `target` [u, D] at `places` [n] < u, a chunk at a time."""
     n = places.shape[0]
     chunk = min(n, _MOST_SCATTERED)
     if chunk == n:

@@ -92,7 +92,9 @@ class TableOptimizer(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """An optimizer on rows: number of moments, and (g, moments, lr, step) -> (delta, moments)."""
+    """Describes an optimizer on rows: number of moments, and (g, moments, lr, step) -> (delta,
+    moments).
+    """
 
     moments: int
     start: float

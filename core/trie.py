@@ -30,8 +30,8 @@ class Trie:
 
     Attributes:
       tokens: at place l, int32 [N_(l+1)]: the last token of each node of depth l + 1.
-      first: at place l, int32 [N_l + 1]: the first child of each node of depth l among those of
-        depth l + 1; the children of node n end where those of n + 1 start.
+      first: at place l, int32 [N_l + 1]: the first child of each node of depth l among nodes of
+        depth l + 1; the children of node n end where the children of n + 1 start.
       items: int32 [N_L], the item of each leaf.
       fanout: at place l, the most children that a node of depth l has.
     """
@@ -72,7 +72,9 @@ class Children(NamedTuple):
 
 
 def _layers(rows: jax.Array, items: jax.Array, valid: jax.Array) -> tuple[Trie, jax.Array]:
-    """A trie of V identifiers [V, L] in arrays of V nodes a depth, and its node counts [L]."""
+    """Lays out a trie of V identifiers [V, L] in arrays of V nodes a depth, with node counts
+    [L].
+    """
     count, length = rows.shape
     # The last key is the primary one: rows that do not count go to the end.
     order = jnp.lexsort((*(rows[:, i] for i in reversed(range(length))), ~valid))
@@ -160,7 +162,7 @@ def of_candidates(identifiers: jax.Array, candidates: jax.Array, valid: jax.Arra
 
 
 def _read(array: jax.Array, places: jax.Array, per_user: bool) -> jax.Array:
-    """`array` [N], or [B, N] where `per_user`, at `places` [B, ...]."""
+    """Reads `array` [N], or [B, N] where `per_user`, at `places` [B, ...]."""
     if not per_user:
         return jnp.take(array, places, mode="clip")
     flat = places.reshape(places.shape[0], -1)

@@ -90,7 +90,7 @@ class FactorConfig:
 
 
 def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
-    """The first singular vectors of the rows, beside a random projection of what they leave out.
+    """Returns the first singular vectors of the rows, beside a random projection of the rest.
 
     A truncated SVD gives rows that differ in rare columns alone nearly the same vector, and with it
     the same identifier; the projection (Johnson and Lindenstrauss 1984) keeps them apart.

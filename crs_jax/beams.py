@@ -11,7 +11,7 @@ from core.beam_search import Step
 
 
 class FreeBeams(NamedTuple):
-    """The best token sequences, best first.
+    """Holds the best token sequences, best first.
 
     Attributes:
       tokens: int32 [B, K, L].
@@ -27,7 +27,8 @@ def _select(array: jax.Array, parents: jax.Array) -> jax.Array:
 
 
 def search(step: Step, cache: Any, start: jax.Array, length: int, width: int) -> FreeBeams:
-    """The likeliest sequences of `length` tokens that a beam of `width` finds; runs inside jit.
+    """Returns the likeliest sequences of `length` tokens that a beam of `width` finds; runs inside
+    jit.
 
     Args:
       step, cache, start: as in `core.beam_search.search`.

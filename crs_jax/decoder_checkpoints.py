@@ -46,7 +46,7 @@ _SPREAD = 0.1
 
 
 def _expected(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
-    """(our name, layer, shape in the file) of each tensor, in the network's order."""
+    """Returns (our name, layer, shape in the file) of each tensor, in the network's order."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     ours = {n: leaf.shape for n, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
     names: dict[str, tuple[str, int | None, tuple[int, ...]]] = {}
@@ -141,7 +141,7 @@ def _put(partition: Partition | None, name: str, array: Any) -> jax.Array:
 
 
 def _new_parameters(config: DecoderConfig, key: jax.Array) -> dict[str, jax.Array]:
-    """LoRA's parameters, which no checkpoint has: a random, b zero."""
+    """Draws LoRA's parameters, which no checkpoint has: a random, b zero."""
     if not config.lora_rank:
         return {}
     shapes = jax.eval_shape(lambda: init_params(config, key))
@@ -184,7 +184,7 @@ def _check(config: DecoderConfig, expected: Any, tensors: Tensors, path: Any) ->
 
 
 def _repeated(tensors: Tensors) -> bool:
-    """Whether the output layer of a file is its embedding once more."""
+    """Tells whether the output layer of a file is its embedding once more."""
     ours, theirs = (tensors.part(name) for name in (_EMBEDDING, _OUTPUT))
     if ours.get_shape() != theirs.get_shape():
         return False

@@ -63,7 +63,7 @@ def distilled(
     stage: str,
     mesh: Mesh,
 ) -> list[Case]:
-    """The subset that `stage` distils: what a teacher, a file or templates say of searches.
+    """Returns the subset that `stage` distils: what a teacher, a file or templates say of searches.
 
     A teacher says it in parts, `teacher_0` and so on, each a subset of its own that is not made
     again after a kill. What has no </think> or no words, names the target or has an id is dropped.

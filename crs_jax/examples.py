@@ -109,8 +109,9 @@ class CRSExamples:
         return np.sort(rng.choice(count, most, replace=False))
 
     def _count_sales(self, searches: SearchExamples) -> np.ndarray:
-        """How often each item was clicked in training, [V+1]; nothing of a held-out user or event
-        counts, and a click that its search holds too counts once."""
+        """Counts how often each item was clicked in training, [V+1]; nothing of a held-out user
+        or event counts, and a click that its search holds too counts once.
+        """
         clicked = np.asarray(self._log.rec_items)[self._data.splits.training_rows]
         # The same click on its own is at the time of its training search, so it trains too.
         only_searched = searches.item[~repeated_interactions.also_clicked(self._log, searches)]
@@ -118,7 +119,7 @@ class CRSExamples:
         return np.bincount(items, minlength=self._log.num_items + 1)
 
     def item_vectors(self) -> np.ndarray:
-        """Text vectors float32 [V, D] of the items, by `config.vectors`."""
+        """Makes text vectors float32 [V, D] of the items, by `config.vectors`."""
         settings, texts = self._config.vectors, self._texts[1:]
         if settings.semantic != TFIDF:
             return vectors.from_sentence_transformer(texts, settings.semantic)
@@ -197,7 +198,9 @@ class CRSExamples:
             yield "".join(code_name(level, code) for level, code in enumerate(codes))
 
     def _tokenizer(self):
-        """Given by path, or the checkpoint's; or trained on catalogue and training queries once."""
+        """Reads the tokenizer by its path, or the checkpoint's; or trains one on catalogue and
+        training queries once.
+        """
         settings, checkpoint = self._config.vocabulary, self._config.model.checkpoint
         if settings.tokenizer:
             return vocabulary.read_tokenizer(settings.tokenizer)
@@ -223,24 +226,24 @@ class CRSExamples:
         return [*self._texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES, *told]
 
     def query(self, search: int) -> str:
-        """The text of a search."""
+        """Returns the text of a search."""
         return self.contexts.query(search)
 
     def item_context(self, item: int) -> ItemContext:
-        """What the log knows of an item; its text stands in where no fact tells its title."""
+        """Returns what the log knows of an item; its text stands in for a missing title."""
         facts = {"title": self._texts[item]} | self._log.facts(item)
         return ItemContext(**facts, sales=int(self._sales[item]))
 
     def name(self, item: int) -> str:
-        """The id of an item as text."""
+        """Returns the id of an item as text."""
         return self._names[item]
 
     def asked(self, line: str) -> tuple[str, UserContext]:
-        """As `UserContexts.asked`."""
+        """Reads a line as `UserContexts.asked` does."""
         return self.contexts.asked(line)
 
     def context_of(self, examples: Examples, row: int) -> UserContext:
-        """As `UserContexts.context_of`."""
+        """Returns the context of an example, as `UserContexts.context_of`."""
         return self.contexts.context_of(examples, row)
 
     def prompts(self, examples: Examples, *, reason: bool) -> list[list[int]]:
@@ -254,13 +257,15 @@ class CRSExamples:
         return fitted_prompts(contexts_of, self.vocabulary, limit=limit, reason=reason)
 
     def answer(self, item: int, reasoning: Sequence[int] | None = None) -> list[int]:
-        """The tokens after a prompt: the reasoning and its end where there is one, id and end."""
+        """Returns the tokens after a prompt: with reasoning also that and its end, then id and
+        end.
+        """
         words = self.vocabulary
         said = [] if reasoning is None else [*reasoning, words.end_think]
         return [*said, *self.item_tokens[item].tolist(), words.end]
 
     def alignment(self) -> list[Example]:
-        """Item -> id, id -> item, context -> id (3.1.2); of items that training has shown."""
+        """Makes item -> id, id -> item, context -> id (3.1.2), of items that training has shown."""
         words, settings = self.vocabulary, self._config.prompts
         examples = []
         for item in np.flatnonzero(self._sales > 0).tolist():
@@ -276,7 +281,7 @@ class CRSExamples:
         return examples
 
     def teacher_reasoning(self, row: int) -> str:
-        """What the template teacher says about a training example."""
+        """Writes what the template teacher says about a training example."""
         examples = self.train
         earlier = [event.query for event in self.context_of(examples, row).events if event.query]
         title = self._texts[int(examples.item[row])]
@@ -284,7 +289,7 @@ class CRSExamples:
         return traces.TemplateTeacher().reasoning(query, earlier, title, row)
 
     def distillation(self) -> list[tuple[int, list[int]]]:
-        """(training example, tokens of its reasoning) of the teacher of `config.distill`.
+        """Returns (training example, tokens of its reasoning) of the teacher of `config.distill`.
 
         Traces that hold the target's title or an id are left out.
 
@@ -312,7 +317,9 @@ class CRSExamples:
         return self._chosen("distill", len(self.train), self._config.distill.examples)
 
     def usable(self, told: Iterable[tuple[int, str]]) -> list[tuple[int, list[int]]]:
-        """(training example, tokens) of traces that hold neither the target's title nor an id."""
+        """Returns (training example, tokens) of traces that hold neither the target's title nor
+        an id.
+        """
         most = self._config.prompts.max_reasoning - 1
         return [
             (row, self.vocabulary.encode(text)[:most])
@@ -321,7 +328,9 @@ class CRSExamples:
         ]
 
     def in_words(self, row: int) -> tuple[str, list[str], str]:
-        """(query, what the user did before, oldest first, the target's title) of an example."""
+        """Tells (query, what the user did before, oldest first, the target's title) of an
+        example.
+        """
         if self._titles is None:
             self._titles = dict(zip(self._names, self._texts, strict=True))
         titles, context = self._titles, self.context_of(self.train, row)
@@ -334,7 +343,9 @@ class CRSExamples:
         return context.query, events, self._texts[int(self.train.item[row])]
 
     def _matched(self, read: Sequence[traces.Trace]) -> list[tuple[int, str]]:
-        """(training example, reasoning) of traces; those of examples not chosen are left out."""
+        """Returns (training example, reasoning) of traces; examples that are not chosen are
+        skipped.
+        """
         rows: dict[tuple[str, str, str], int] = {}
         for row, key in enumerate(self._keys(self.train)):
             rows.setdefault(key, row)
@@ -361,7 +372,7 @@ class CRSExamples:
         return matched
 
     def _keys(self, examples: SearchExamples) -> Iterator[tuple[str, str, str]]:
-        """User, query and item of examples, by the source's names."""
+        """Returns user, query and item of examples, by the source's names."""
         log = self._log
         for row in range(len(examples)):
             yield (
@@ -371,6 +382,6 @@ class CRSExamples:
             )
 
     def _keys_of(self, trace: traces.Trace) -> list[tuple[str, str, str]]:
-        """A trace's key with its query as it stands, and as the log would write it."""
+        """Returns a trace's key with its query as it stands, and as the log would write it."""
         queries = (trace.query, self._data.query_text(trace.query))
         return [(trace.user, query, trace.item) for query in queries]

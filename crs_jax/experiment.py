@@ -91,7 +91,7 @@ class CRSExperiment(Experiment):
         self._prompts: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]] = {}
 
     def held_out(self, split: str) -> SearchExamples:
-        """The searches of a split that are evaluated."""
+        """Returns the searches of a split that are evaluated."""
         return search_protocol.held_out(self.config, self.data, split)
 
     def check_data(self) -> None:
@@ -121,7 +121,7 @@ class CRSExperiment(Experiment):
         return self._prompts[split, reason]
 
     def answers(self, params: Any, split: str, rows: np.ndarray | None = None) -> Answers:
-        """Two-step inference on a split, or on some rows of it."""
+        """Runs two-step inference on a split, or on some rows of it."""
         prompts, lengths = self._asked(split, True)
         if rows is not None:
             prompts, lengths = prompts[rows], lengths[rows]
@@ -159,7 +159,7 @@ class CRSExperiment(Experiment):
         return search_protocol.columns(task, protocol)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Further arguments of `results.save` for a row."""
+        """Returns further arguments of `results.save` for a row."""
         initial = self.config.model.checkpoint or "from scratch"
         more = {"task": "search", "identifiers": self.examples.ids.hash, "initial": initial}
         users = search_protocol.users(self.data.log, self.held_out(split), protocol)
@@ -225,7 +225,7 @@ class CRSExperiment(Experiment):
                     }
 
     def abstract_state(self, stage: str) -> Any:
-        """Shapes, dtypes and places of a stage's state, to restore a checkpoint into."""
+        """Returns shapes, dtypes and places of a stage's state, to restore a checkpoint into."""
         state = jax.eval_shape(lambda: self._any_task(stage).init())
         return state if self.partition is None else self.partition.abstract(state)
 
@@ -252,7 +252,9 @@ class CRSExperiment(Experiment):
         return lora.split(params, shape.lora_rank > 0)
 
     def _tables(self, stage: str) -> dict[str, np.ndarray]:
-        """Kept with a stage's parameters: which ids it was trained with, and whether it reasons."""
+        """Returns what is stored with a stage's parameters: which ids it was trained with, and
+        whether it reasons.
+        """
         ids = np.frombuffer(bytes.fromhex(self.examples.ids.hash), np.uint8)
         return {"identifiers": ids, "reasons": np.array([stage != ALIGN], np.uint8)}
 
@@ -443,5 +445,5 @@ class CRSExperiment(Experiment):
 
 
 def _reasons(tables: Any) -> bool:
-    """Whether a stage's model has been told to reason."""
+    """Tells whether a stage's model has been told to reason."""
     return bool(np.asarray(tables["reasons"])[0])

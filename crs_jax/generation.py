@@ -26,7 +26,7 @@ _CHUNK = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How reasoning is drawn.
+    """Says how reasoning is drawn.
 
     Attributes:
       max_tokens: R, the end token included.
@@ -178,7 +178,7 @@ def sample(
 
 
 class Place(NamedTuple):
-    """Where answers begin.
+    """Says where answers begin.
 
     Attributes:
       past: what was read before `token`.
@@ -192,7 +192,7 @@ class Place(NamedTuple):
 
 
 def after_reasoning(prompted: Prompted, samples: Samples, stops: tuple[int, ...]) -> Place:
-    """After the reasoning of samples and `stops[0]`, </think>.
+    """Returns the place after the reasoning of samples and `stops[0]`, </think>.
 
     A trajectory that has not ended, or ended otherwise, is ended by </think> too.
     """
@@ -204,7 +204,9 @@ def after_reasoning(prompted: Prompted, samples: Samples, stops: tuple[int, ...]
 
 
 def after_prompt(prompted: Prompted, tokens: jax.Array) -> Place:
-    """At once after prompts int32 [B, T], whose last token is read again; G is 1."""
+    """Returns the place at once after prompts int32 [B, T], whose last token is read again; G is
+    1.
+    """
     last = prompted.lengths[:, None] - 1
     valid = prompted.segment.valid & (jnp.arange(tokens.shape[1]) < last[..., None])
     token = jnp.take_along_axis(tokens, last, 1)
@@ -212,7 +214,7 @@ def after_prompt(prompted: Prompted, tokens: jax.Array) -> Place:
 
 
 def _beam_step(network: Decoder, params: Any, place: Place) -> tuple[Any, Any]:
-    """(step, cache) of `core.beam_search`, its users being all trajectories B*G."""
+    """Returns (step, cache) of `core.beam_search`, its users being all trajectories B*G."""
     c = network.config
     batch, count = place.token.shape
 
@@ -257,14 +259,14 @@ def _by_user(beams: Any, shape: tuple[int, ...]) -> Any:
 def constrained_answers(
     network: Decoder, params: Any, place: Place, trie: Trie, width: int
 ) -> Beams:
-    """The likeliest items of a trie: Beams of [B, G, K] and [B, G, K, L]."""
+    """Returns the likeliest items of a trie: Beams of [B, G, K] and [B, G, K, L]."""
     step, cache = _beam_step(network, params, place)
     beams = beam_search.search(step, cache, place.token.reshape(-1), trie, width)
     return _by_user(beams, place.token.shape)
 
 
 def answer_log_probs(network: Decoder, params: Any, place: Place, answers: jax.Array) -> jax.Array:
-    """log p of given answers int32 [B, N, L] in nats, float32 [B, N]; all words compete.
+    """Returns log p of given answers int32 [B, N, L] in nats, float32 [B, N]; all words compete.
 
     Each answer sees what was read before and its own tokens alone.
 
@@ -283,7 +285,9 @@ def answer_log_probs(network: Decoder, params: Any, place: Place, answers: jax.A
 
 
 def free_answers(network: Decoder, params: Any, place: Place, length: int, width: int) -> FreeBeams:
-    """The likeliest sequences of `length` tokens, whatever they mean: [B, G, K, L], [B, G, K]."""
+    """Returns the likeliest sequences of `length` tokens, whatever they mean: [B, G, K, L], [B,
+    G, K].
+    """
     step, cache = _beam_step(network, params, place)
     beams = free_beams.search(step, cache, place.token.reshape(-1), length, width)
     return _by_user(beams, place.token.shape)
@@ -292,7 +296,7 @@ def free_answers(network: Decoder, params: Any, place: Place, length: int, width
 def token_log_probs(
     network: Decoder, params: Any, states: jax.Array, targets: jax.Array
 ) -> jax.Array:
-    """log p of targets int32 [B, N, A] from the states [B, N, A, D] before them, float32.
+    """Returns log p of targets int32 [B, N, A] from the states [B, N, A, D] before them, float32.
 
     In chunks of tokens that are computed again in the backward pass: logits of a whole batch over
     150,000 words would be most of a chip.
@@ -330,7 +334,8 @@ def teacher_forced(
     answers: jax.Array,
     answer_lengths: jax.Array,
 ) -> jax.Array:
-    """log p of each token of trajectories after their prompts, float32 [B, G, A]; 0 at padding.
+    """Returns log p of each token of trajectories after their prompts, float32 [B, G, A]; 0 at
+    padding.
 
     The prompt is read once for all trajectories.
 

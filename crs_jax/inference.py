@@ -97,7 +97,9 @@ class Inference:
         self._score = jax.jit(self._scores, static_argnames=("reason",), out_shardings=everywhere)
 
     def _reasoned(self, whole, prompts, lengths, reason: bool) -> tuple[Place, Any, Any]:
-        """Where the answers to prompts begin; the reasoning [B, R] before them, its lengths [B]."""
+        """Returns where the answers to prompts begin; the reasoning [B, R] before them, its
+        lengths [B].
+        """
         prompted = generation.read_prompts(self._network, whole, prompts, lengths)
         if not reason:
             return generation.after_prompt(prompted, prompts), prompts[:, :0], lengths * 0
@@ -120,7 +122,7 @@ class Inference:
         return (generation.answer_log_probs(self._network, whole, place, answers),)
 
     def _batched(self, compute: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
-        """The outputs of `compute` on all rows, `batch_size` of them at once."""
+        """Returns the outputs of `compute` on all rows, `batch_size` of them at once."""
         size, count = self._batch_size, len(arrays[0])
         outputs = []
         for start in range(0, count, size):
@@ -155,7 +157,7 @@ class Inference:
         *,
         reason: bool,
     ) -> np.ndarray:
-        """Log-likelihoods float32 [E, N] in nats of answers int32 [E, N, L] to prompts.
+        """Returns log-likelihoods float32 [E, N] in nats of answers int32 [E, N, L] to prompts.
 
         The ids of the items that a beam has found get the beam's own scores.
 

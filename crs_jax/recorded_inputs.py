@@ -50,7 +50,7 @@ def reopened(
 
 
 def text_rows(config: config_dict.ConfigDict) -> int | None:
-    """Rows of text of a run's embedding; None for as many as its tokenizer has tokens.
+    """Returns the rows of text of a run's embedding; None for as many as its tokenizer has tokens.
 
     Raises:
       UserError: as `decoder_checkpoints.checkpoint_rows`.

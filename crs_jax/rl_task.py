@@ -30,7 +30,7 @@ State = dict[str, Any]
 
 
 class Tokens(NamedTuple):
-    """Control tokens of a vocabulary."""
+    """Holds the control tokens of a vocabulary."""
 
     think: int
     end_think: int
@@ -39,7 +39,7 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RLConfig:
-    """How a stage of reinforcement learning trains.
+    """Says how a stage of reinforcement learning trains.
 
     Attributes:
       algorithm: 'r_grpo' (Eq. 7) or 'grpo'.
@@ -124,7 +124,8 @@ class Rollouts(NamedTuple):
 def trajectory(
     reasoning: jax.Array, lengths: jax.Array, complete: jax.Array, answer: jax.Array, end: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(tokens int32 [B, G, R+L+1], |o*| [B, G]) of reasoning with an answer and the end token.
+    """Returns (tokens int32 [B, G, R+L+1], |o*| [B, G]) of reasoning with an answer and the end
+    token.
 
     Args:
       reasoning: int32 [B, G, R], </think> its last token where `complete` [B, G].
@@ -150,7 +151,7 @@ def roll_out(
     trie: Trie,
     controls: Tokens,
 ) -> Rollouts:
-    """Both stages of a rollout and its rewards, Eq. 3-7."""
+    """Draws both stages of a rollout and computes its rewards, Eq. 3-7."""
     stops = (controls.end_think, controls.end)
     prompted = generation.read_prompts(network, params, batch["prompts"], batch["lengths"])
     samples = generation.sample(
@@ -203,8 +204,8 @@ def roll_out(
 
 @functools.lru_cache
 def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "rbg") -> Any:
-    """(state, batch, rate) -> (state, statistics); one function, and so one compilation, for all
-    stages and seeds.
+    """Makes (state, batch, rate) -> (state, statistics); one function, and so one compilation,
+    serves all stages and seeds.
 
     Args:
       impl: of the random bits, `core.partitioning.random_bits_impl`.

@@ -27,7 +27,7 @@ _CHUNK = 2**24
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(code int [V], squared distance [V]) of the nearest centre, the first of equals."""
+    """Returns (code int [V], squared distance [V]) of the nearest centre, the first of equals."""
     codes, distances = np.empty(len(points), np.int64), np.empty(len(points))
     squares = np.square(centres).sum(1)
     step = max(1, _CHUNK // len(centres))
@@ -47,7 +47,7 @@ def _too_few(size: int, level: int, there: str) -> UserError:
 
 
 def _level(points: np.ndarray, size: int, seed: int, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """(centres [N, D], codes [V]) of one level, every code used."""
+    """Fits (centres [N, D], codes [V]) of one level, every code used."""
     from sklearn.cluster import KMeans  # slow to import
 
     distinct = len(np.unique(points, axis=0))
@@ -74,7 +74,7 @@ def _level(points: np.ndarray, size: int, seed: int, level: int) -> tuple[np.nda
 
 
 def _numbers_within(prefixes: np.ndarray) -> np.ndarray:
-    """0, 1, ... for the rows of each distinct prefix, in the order of the rows."""
+    """Numbers the rows of each distinct prefix 0, 1, ..., in the order of the rows."""
     _, group = np.unique(prefixes, axis=0, return_inverse=True)
     group = group.ravel()
     order = np.argsort(group, kind="stable")
@@ -106,7 +106,7 @@ class SemanticIds:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over the codes and the levels."""
+        """Returns 16 hex digits over the codes and the levels."""
         content = json.dumps(self.levels).encode() + np.ascontiguousarray(self.codes).tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -120,7 +120,7 @@ class SemanticIds:
 def _with_last(
     prefixes: np.ndarray, last: np.ndarray, codebooks: tuple[np.ndarray, ...], size: int
 ) -> SemanticIds:
-    """The ids of prefixes [V, L] and their last codes [V]; `size` 0 takes as many as there are."""
+    """Makes the ids of prefixes [V, L] and last codes [V]; `size` 0 takes as many as there are."""
     needed = int(last.max()) + 1
     size = size or needed
     if needed > size:
@@ -224,7 +224,7 @@ class RecordedIds:
 
     Attributes:
       path: of the file.
-      rows: of `codes`, by the items' names, in order: the catalogue's, then those that have left.
+      rows: of `codes`, by the items' names, in order: the catalogue's, then the departed items'.
       codes: int32 [V, L+1].
     """
 

@@ -20,7 +20,7 @@ _AGAIN = "remove it and the file of the same name beside it, and run again"
 
 
 class Case(NamedTuple):
-    """One training example and what the model made of it.
+    """Holds one training example and what the model made of it.
 
     Attributes:
       example: its place among the training examples.
@@ -36,7 +36,7 @@ class Case(NamedTuple):
 def incorrect(
     answers: Answers, targets: np.ndarray, examples: np.ndarray, end_think: int
 ) -> list[Case]:
-    """Incorrect(D, M) of Eq. 2: the first answer is not the target.
+    """Returns Incorrect(D, M) of Eq. 2: the first answer is not the target.
 
     Args:
       answers: to the prompts of `examples` int [E], places among the training examples.
@@ -58,7 +58,9 @@ def sampled(cases: list[Case], most: int, seed: int | np.random.SeedSequence) ->
 def correct(
     answers: Answers, targets: np.ndarray, examples: np.ndarray, end_think: int
 ) -> list[Case]:
-    """Correct(D, M) of Eq. 2: the first answer is the target, and the reasoning has an end."""
+    """Returns Correct(D, M) of Eq. 2: the first answer is the target, and the reasoning has an
+    end.
+    """
     last = np.maximum(answers.lengths - 1, 0)[:, None]
     ended = np.take_along_axis(answers.reasoning, last, 1)[:, 0] == end_think
     right = np.flatnonzero((answers.items[:, 0] == targets) & ended & (answers.lengths > 0))
@@ -87,7 +89,7 @@ class Subsets:
         self._folder, self._decode = folder, decode
 
     def get(self, name: str, make: Callable[[], list[Case]]) -> list[Case]:
-        """The subset of that name, made and saved on first use.
+        """Returns the subset of that name, which is made and saved on first use.
 
         Of several processes, which share the folder, all make it and the first saves it.
 
@@ -102,7 +104,7 @@ class Subsets:
         return self._load(name)
 
     def hashes(self) -> dict[str, dict[str, object]]:
-        """{'rows', 'sha256'} of each subset."""
+        """Returns {'rows', 'sha256'} of each subset."""
         if not os.path.isdir(self._folder):
             return {}
         names = sorted(

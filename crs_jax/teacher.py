@@ -41,7 +41,7 @@ _ASK = "Explain in a sentence or two which need leads to this choice. Do not nam
 
 
 def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
-    """The network of a checkpoint's folder; one new row, since there is no network without.
+    """Reads the network of a checkpoint's folder; it gets one new row, since none has fewer.
 
     Raises:
       UserError: no config.json, or not that of a Qwen3 whose output layer is its embedding.
@@ -65,7 +65,7 @@ def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
 
 
 def read_vocabulary(folder: str, config: DecoderConfig) -> Vocabulary:
-    """The teacher's own tokens. Raises UserError as `read_tokenizer` and `Vocabulary`."""
+    """Reads the teacher's own tokens. Raises UserError as `read_tokenizer` and `Vocabulary`."""
     return Vocabulary(read_tokenizer(folder), (1,), config.text_rows)
 
 
@@ -119,7 +119,7 @@ def prompt(
 
 
 def quoted(text: str) -> str:
-    """A text in quotation marks, without the marks and the < that it has."""
+    """Puts a text in quotation marks, without the marks and the < that it has."""
     return '"' + text.replace('"', "'").replace("<", "(") + '"'
 
 
@@ -172,7 +172,7 @@ class Teacher:
         self._draw = functools.partial(draw, self._params)
 
     def __call__(self, prompts: Sequence[Sequence[int]], number: int) -> list[str | None]:
-        """What the teacher thinks of each prompt; None where </think> never came.
+        """Returns what the teacher thinks of each prompt; None where </think> never came.
 
         Args:
           prompts: token ids, at most T each.

@@ -29,7 +29,7 @@ _START, _RUN = 6, 8
 
 
 class Trace(NamedTuple):
-    """The reasoning of a teacher about one training example; names are the source's."""
+    """Holds the reasoning of a teacher about one training example; names are the source's."""
 
     user: str
     query: str

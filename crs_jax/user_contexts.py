@@ -21,12 +21,12 @@ _TIMES = ("log", "none")
 
 
 def hour(milliseconds: int) -> str:
-    """'2024-11-03 14h' of a time since 1970, in UTC; minutes are left out."""
+    """Writes '2024-11-03 14h' for a time since 1970, in UTC; minutes are left out."""
     return f"{datetime.datetime.fromtimestamp(milliseconds // 1000, datetime.UTC):%Y-%m-%d %Hh}"
 
 
 def age(milliseconds: int) -> str:
-    """'3h' of three hours and a bit, '0m' of seconds."""
+    """Writes '3h' for three hours and a bit, '0m' for seconds."""
     for length, letter in _AGES:
         if milliseconds >= length:
             return f"{milliseconds // length}{letter}"
@@ -80,7 +80,7 @@ class UserContexts:
         return times.unit_of(self._log.rec_times, self._log.search_times) == self._log.time_unit
 
     def query(self, search: int) -> str:
-        """The text of a search."""
+        """Returns the text of a search."""
         return histories.query_text(self._log, search)
 
     def context(
@@ -146,7 +146,7 @@ class UserContexts:
         return time * (self._unit or 0) // times.CLOCKS["milliseconds"]
 
     def asked(self, line: str) -> tuple[str, UserContext]:
-        """The user's name and the context of 'USER TAB QUERY', or of 'USER' and the latest query.
+        """Returns user and context of 'USER TAB QUERY', or of 'USER' and the latest query.
 
         Raises:
           UserError: an unknown user, or one without a query.
@@ -177,7 +177,9 @@ class UserContexts:
         return name, self.context(user, rec_end, search_end, words, None, None)
 
     def _before(self, user: int, search: int) -> UserContext:
-        """The context of a search of the log: what came after it, its clicks too, is not there."""
+        """Returns the context of a search of the log, without its clicks and all that came after
+        it.
+        """
         log = self._log
         time = log.asked_at(search)
         rec_end, search_end = (
@@ -194,7 +196,7 @@ class UserContexts:
         return self.context(user, rec_end, search_end, self.query(search), now, place)
 
     def context_of(self, examples: Examples, row: int) -> UserContext:
-        """The context of a search example."""
+        """Returns the context of a search example."""
         return self._of_search(
             int(examples.user[row]),
             int(examples.rec_end[row]),

@@ -42,7 +42,7 @@ def _ids_file(stem: str) -> str:
 
 
 def content_hash(rows: np.ndarray, names: list[str]) -> str:
-    """16 hex digits over the vectors' bytes and the names, one a line."""
+    """Returns 16 hex digits over the vectors' bytes and the names, one a line."""
     digest = hashlib.sha256(np.ascontiguousarray(rows).data)
     digest.update("".join(f"{name}\n" for name in names).encode())
     return digest.hexdigest()[:16]

@@ -81,7 +81,7 @@ def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> No
 
 
 def _make_absolute(config: config_dict.ConfigDict) -> None:
-    """So that a run belongs to a file or folder, however and from wherever it is called."""
+    """Makes paths whole, so that a run belongs to a file however and wherever it is called."""
     for key in _PATHS:
         section, _, name = key.rpartition(".")
         place = config.get(section) if section else config
@@ -90,7 +90,9 @@ def _make_absolute(config: config_dict.ConfigDict) -> None:
 
 
 def _pieces_of(checkpoint: str) -> str:
-    """The SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with another."""
+    """Returns the SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with
+    another.
+    """
     path = os.path.join(checkpoint, "spiece.model")
     if not os.path.isfile(path):
         raise UserError(

@@ -24,7 +24,7 @@ _KINDS = {"method": str, "dataset": str, "seed": int, "data": dict, "eval": dict
 
 
 def mesh_here(data: int, table: int, devices: int) -> dict[str, int]:
-    """The mesh that a run is opened on, which was trained on data x table devices; -1 was the rest.
+    """Returns the mesh to open a run on that was trained on data x table devices; -1 was the rest.
 
     The rest is a power of two here, since batches and tables are cut into parts of one size; and
     one device serves where there are fewer than the mesh asks for.
@@ -89,10 +89,7 @@ class Restored:
         self.workdir = Workdir(workdir)
         config = read_run_config(self.workdir)
         with settings_named(self.workdir):
-            if config.get("mesh") is not None:
-                config.mesh.update(
-                    mesh_here(config.mesh.data, config.mesh.table, jax.device_count())
-                )
+            config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, jax.device_count()))
             config = reopened(config, self.workdir.path, training=False)
             self.data = Dataset(config, self.workdir.path)
             self.workdir.check_log(self.data.log.hash)
@@ -109,7 +106,9 @@ class Restored:
 
     @functools.cached_property
     def tables_with_words(self) -> Any:
-        """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
+        """Returns the tables to score with where no `Evaluator` does: items with
+        `data.item_words`.
+        """
         return self.experiment.scoring_tables(self.tables)
 
     def _restore(self) -> None:

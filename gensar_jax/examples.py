@@ -55,7 +55,9 @@ def check_settings(config: config_dict.ConfigDict) -> None:
 
 
 def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarray], int]:
-    """(codes [V, L] of both kinds, shared levels): 'both' as they are, or one kind for both."""
+    """Returns (codes [V, L] of both kinds, shared levels): 'both' as they are, or one kind for
+    both.
+    """
     if kinds == "both":
         return table.codes, table.shared_levels
     codes = table.codes[kinds]
@@ -144,7 +146,7 @@ class GenSARExamples:
         )
 
     def _pieces(self, settings: config_dict.ConfigDict, data: Dataset) -> bytes:
-        """The SentencePiece model: given, or trained on catalogue and training queries once."""
+        """Reads the SentencePiece model, or trains one on catalogue and training queries once."""
         if settings.pieces_model:
             return vocabulary.read_pieces(settings.pieces_model)
         queries = sorted({histories.query_text(self._log, row) for row in self._queries.target_row})
@@ -172,7 +174,7 @@ class GenSARExamples:
         return [(_BEHAVIOURS[kind], what) for kind, what in events]
 
     def stream(self, start: int, stop: int) -> list[Example]:
-        """Training examples at places [start, stop) of the mixture's endless stream."""
+        """Returns the training examples at places [start, stop) of the mixture's endless stream."""
         places = self.mixture.at(np.arange(start, stop))
         tasks = [self.mixture.tasks[number] for number in places.task.tolist()]
         return [
@@ -181,7 +183,7 @@ class GenSARExamples:
         ]
 
     def training_example(self, task: str, row: int, phrasing: int) -> Example:
-        """One example of a task of the mixture."""
+        """Returns one example of a task of the mixture."""
         prompts = self.prompts
         if task == "nrip":
             item = int(self._log.rec_items[self._train.target_row[row]])
@@ -209,7 +211,9 @@ class GenSARExamples:
     def search(
         self, examples: Examples, row: int, query: str, item: int, phrasing: int = 0
     ) -> Example:
-        """A search for `item` after the history of an example, without what the run is blind to."""
+        """Writes a search for `item` after an example's history, without what the run is blind
+        to.
+        """
         history = [] if self._blind == "history" else self.history(examples, row)
         shown_query = None if self._blind == "query" else query
         return self.prompts.next_searched_item(history, shown_query, item, phrasing)
@@ -228,11 +232,11 @@ class GenSARExamples:
         return padded([example.inputs for example in self.evaluation_examples(examples)])
 
     def forced(self, task: str) -> list[int]:
-        """The decoder's first tokens for 'recommendation' or 'search'."""
+        """Returns the decoder's first tokens for 'recommendation' or 'search'."""
         return self.prompts.forced("<S_I>" if task == "search" else "<R_I>")
 
     def tokens_of(self, task: str) -> np.ndarray:
-        """int32 [V+1, L], the identifiers that a task decodes."""
+        """Returns int32 [V+1, L], the identifiers that a task decodes."""
         return self.identifiers["semantic" if task == "search" else "collaborative"]
 
 
@@ -244,7 +248,7 @@ def _hash(values: Iterable[Any]) -> str:
 
 
 def padded(rows: Sequence[Sequence[int]], multiple: int = 32) -> np.ndarray:
-    """int32 [E, T], T the longest row in steps of `multiple`."""
+    """Returns int32 [E, T], T the longest row in steps of `multiple`."""
     width = -(-max(map(len, rows)) // multiple) * multiple
     array: Any = np.zeros((len(rows), width), np.int32)
     for place, row in enumerate(rows):

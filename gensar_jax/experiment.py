@@ -66,7 +66,7 @@ def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
 
 
 def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTable:
-    """Trains identifiers with the config's own settings, or returns those that it has.
+    """Trains identifiers with the config's own settings, or returns the ones it has.
 
     They are kept beside the prepared data, so that ablations share them.
 
@@ -183,7 +183,7 @@ class GenSARExperiment(Experiment):
         return self.config.model.checkpoint
 
     def _pretrained(self) -> Any:
-        """The parameters of `config.model.checkpoint`, with rows for behaviours and codes."""
+        """Loads the parameters of `config.model.checkpoint`, with rows for behaviours and codes."""
         key, text_rows = jax.random.key(self.config.seed), self.examples.vocabulary.text_rows
         return checkpoints.load(self._checkpoint, self.network.config, text_rows, key)
 
@@ -341,7 +341,7 @@ class GenSARExperiment(Experiment):
         )
 
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
-        """Metrics of the saved validation users, the selection metric among them."""
+        """Returns metrics of the saved validation users, the selection metric among them."""
         values: dict[str, float] = {}
         for column in self._validated():
             means = self.evaluate(params, tables, "validation", column).means()
@@ -349,7 +349,7 @@ class GenSARExperiment(Experiment):
         return values
 
     def _parsed(self, column: str) -> tuple[str, str, int | None]:
-        """(task, protocol, width of the beam; None scores every candidate) of a column."""
+        """Splits a column into (task, protocol, width of the beam; None scores every candidate)."""
         task = "search" if column.startswith(_SEARCH) else "recommendation"
         protocol, _, how = column.removeprefix(_SEARCH).partition("/")
         known = {c for p in _protocols(task) for c in self.columns(task, p)}
@@ -360,7 +360,7 @@ class GenSARExperiment(Experiment):
         return task, protocol, None if how == "exact" else self.config.eval.beam
 
     def evaluated(self, task: str, split: str) -> tuple[Examples, np.ndarray]:
-        """The examples that are evaluated, and their places among all of the split."""
+        """Returns the examples that are evaluated, and their places among all of the split."""
         return self.data.chosen(task, split, self.config.eval[f"{split}_users"])
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
@@ -407,7 +407,7 @@ class GenSARExperiment(Experiment):
         return sums
 
     def _batch_size(self, name: str, examples: int) -> int:
-        """The config's, or as few as hold all examples and fit the mesh."""
+        """Returns the config's batch size, or as few as hold all examples and fit the mesh."""
         devices = 1 if self.partition is None else self.partition.size
         return min(self.config.eval[name], -(-examples // devices) * devices)
 
@@ -416,7 +416,7 @@ class GenSARExperiment(Experiment):
         return lambda size: np.broadcast_to(np.array(tokens, np.int32), (size, len(tokens)))
 
     def trie(self, task: str) -> tries.Trie:
-        """Of the whole catalogue's identifiers for 'recommendation' or 'search'."""
+        """Builds the trie of the whole catalogue's identifiers for 'recommendation' or 'search'."""
         if task not in self._tries:
             tokens = self.examples.tokens_of(task)
             self._tries[task] = tries.build(tokens[1:], np.arange(1, len(tokens)))
@@ -512,7 +512,7 @@ class GenSARExperiment(Experiment):
 
 
 def _shape(model: config_dict.ConfigDict) -> T5Config:
-    """The network of `config.model`, its vocabulary's size left open.
+    """Makes the network of `config.model`, its vocabulary's size left open.
 
     Raises:
       UserError: a setting that does not exist or fit.
@@ -525,14 +525,14 @@ def _shape(model: config_dict.ConfigDict) -> T5Config:
 
 
 def _protocols(task: str) -> tuple[str, ...]:
-    """What a task can be evaluated against."""
+    """Returns what a task can be evaluated against."""
     if task == "search":
         return (*WHOLE, *SAMPLED)
     return ("full", *(p for p in SAMPLED if p != candidates.BM25))
 
 
 def _rows(start: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of a batch, the last one filled up with row 0 under a mask of 0."""
+    """Returns the row numbers of a batch, the last one filled up with row 0 under a mask of 0."""
     rows = np.arange(start, start + size)
     real = rows < count
     return np.where(real, rows, 0), real.astype(np.float32)

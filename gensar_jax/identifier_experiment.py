@@ -210,7 +210,9 @@ class IdentifierExperiment(Experiment):
         _LOG.info("identifier table %s in %s", table.hash, os.path.join(workdir.path, ""))
 
     def _meaning(self, codes: dict[str, np.ndarray]) -> dict[str, float]:
-        """What the codes keep of the vectors, beside residual k-means of the same vectors."""
+        """Measures what the codes keep of the vectors, beside residual k-means of the same
+        vectors.
+        """
         model = self.task.model.config
         _LOG.info("measuring the codes' meaning against residual k-means of the same vectors")
         values = meaning.measure(codes, self.vectors)

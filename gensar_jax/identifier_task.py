@@ -24,7 +24,7 @@ _CHUNK = 4_096
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the RQ-VAE is trained.
+    """Says how the RQ-VAE is trained.
 
     Attributes:
       batch_size: items a step; at most the catalogue.
@@ -51,7 +51,7 @@ class TrainingConfig:
 
 
 class Assignment(NamedTuple):
-    """The nearest codes of a catalogue, by source.
+    """Holds the nearest codes of a catalogue, by source.
 
     Attributes:
       codes: int32 [V, L_m + L_n].
@@ -201,7 +201,7 @@ class IdentifierTask:
         return quantizer.identifiers(levels, config.sources), last, errors
 
     def assign(self, params: Params) -> Assignment:
-        """Nearest codes of every item; no Sinkhorn."""
+        """Returns the nearest codes of every item; no Sinkhorn."""
         parts = []
         for start in range(0, self.num_items, _CHUNK):
             rows = {s: v[start : start + _CHUNK] for s, v in self._vectors.items()}

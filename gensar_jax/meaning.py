@@ -27,12 +27,13 @@ def _unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shared_prefix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How many codes agree from the first on, int [P], of identifiers [P, L] and [P, L]."""
+    """Counts how many codes agree from the first on, int [P], of identifiers [P, L] and [P, L]."""
     return np.cumprod(first == second, axis=1).sum(1)
 
 
 def prefix_correlation(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) -> float:
-    """Spearman correlation of shared-prefix length with cosine over 200,000 random pairs of items.
+    """Returns the Spearman correlation of shared-prefix length with cosine over 200,000 random
+    pairs of items.
 
     Args:
       codes: int [V, L].
@@ -53,7 +54,7 @@ def prefix_correlation(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0)
 
 
 def neighbours_kept(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) -> float:
-    """Share of the 10 nearest neighbours by cosine that have an item's first code.
+    """Returns the share of the 10 nearest neighbours by cosine that have an item's first code.
 
     Over 5,000 random items, or all where there are fewer; items whose row is 0 are left out.
     """
@@ -115,7 +116,7 @@ def _levels(
 
 
 def measure(codes: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Both measures of each source's identifiers against that source's vectors, by full name.
+    """Takes both measures of each source's identifiers against that source's vectors, by full name.
 
     Of two sources also against the concatenation of both, which is what shared codes are of.
     """

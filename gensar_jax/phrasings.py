@@ -98,7 +98,7 @@ TASKS = tuple(_ALL)
 
 
 def phrasings(task: str) -> tuple[str, ...]:
-    """The ten templates of a task.
+    """Returns the ten templates of a task.
 
     Raises:
       UserError: no task has that name.
@@ -111,7 +111,7 @@ def phrasings(task: str) -> tuple[str, ...]:
 
 
 def texts() -> list[str]:
-    """All templates without their places, for training pieces that know their words.
+    """Returns all templates without their places, for training pieces that know their words.
 
     Give as many copies as make their words frequent: beside the 12,101 titles of Amazon Beauty and
     with 4,000 pieces, a template takes 18.1 tokens on average with one copy, 14.1 with 50.

@@ -15,7 +15,8 @@ _WORDS = 3
 
 
 def from_texts(texts: Sequence[str], split: Callable[[str], list[str]]) -> list[tuple[int, str]]:
-    """One query an item: the three words of its text that the fewest texts have, in their order.
+    """Makes one query an item: the three words of its text that the fewest texts have, in their
+    order.
 
     Args:
       texts: of items 1..V.

@@ -26,7 +26,7 @@ _BRING_BACK = {
 
 
 def _hashes(examples: GenSARExamples, table_hash: str) -> dict[str, str]:
-    """By name; what others follow from comes first."""
+    """Returns the inputs' hashes by name; what others follow from comes first."""
     return {
         "item texts": examples.texts_hash,
         "identifier table": table_hash,

@@ -172,11 +172,11 @@ class Vocabulary:
 
     @property
     def digest(self) -> str:
-        """Equal where every token is."""
+        """Returns a digest that is equal where every token is."""
         return hashlib.sha256(self._model + json.dumps(self._sizes).encode()).hexdigest()
 
     def code_token(self, letter: str, level: int, code: int) -> int:
-        """The id of <M1_k>: letter 'M', 'S' or 'R', level from 1."""
+        """Returns the id of <M1_k>: letter 'M', 'S' or 'R', level from 1."""
         if not 0 <= code < self._sizes[letter][level - 1]:
             raise IndexError(f"expected a code below {self._sizes[letter][level - 1]}: {code}")
         return self._starts[letter][level - 1] + code
@@ -229,12 +229,12 @@ class Vocabulary:
             )
 
     def separator(self) -> list[int]:
-        """What stands between two events of a history: ';'."""
+        """Returns what stands between two events of a history: ';'."""
         piece = self._pieces.PieceToId(";")
         return [piece] if piece != self._pieces.unk_id() else self.encode_text(";")
 
     def text_of(self, tokens: Iterable[int]) -> str:
-        """The text up to the end; behaviour and code tokens appear by name."""
+        """Returns the text up to the end; behaviour and code tokens appear by name."""
         words: list[str] = []
         run: list[int] = []
         for token in (*itertools.takewhile(lambda t: t != END, map(int, tokens)), -1):
@@ -249,7 +249,7 @@ class Vocabulary:
         return " ".join(words)
 
     def name(self, token: int) -> str:
-        """The piece, '<R_I>' or '<M1_k>' of an id in [0, size)."""
+        """Returns the piece, '<R_I>' or '<M1_k>' of an id in [0, size)."""
         if token < self.text_rows:
             return self._pieces.IdToPiece(token)
         for behaviour, number in self.behaviours.items():

@@ -33,7 +33,7 @@ def define_flags() -> None:
         "Of recommendation any of neg99, neg99pop, published99, full; of searches full, catalogue, "
         "neg99, neg99pop, bm25_99, impressions, as far as the method and the data "
         "have them; "
-        "default those of the run's config.",
+        "by default the protocols of the run's config.",
     )
 
 
@@ -56,7 +56,7 @@ def check_flags() -> None:
     if given is not None and not any(given):
         raise UserError(
             "expected protocols after --protocols=, found none; name some, or leave the flag out "
-            "for those of the run's config"
+            "for the protocols of the run's config"
         )
 
 

@@ -62,7 +62,7 @@ _CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
 
 
 class _Bars:
-    """A bar for each thing done on a terminal, a log line when it begins elsewhere."""
+    """Shows a bar for each thing done on a terminal, elsewhere a log line when it begins."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

@@ -49,7 +49,7 @@ def _identity(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def _start_on_differences(item_scale: float) -> Callable[..., jax.Array]:
-    """Xavier for e_u, w_s and w_r; the block of e_v undoes those of w_s and w_r.
+    """Starts with Xavier for e_u, w_s and w_r, and with a block of e_v that undoes w_s's and w_r's.
 
     The MLP of a concatenation has to find by itself that nearness of e_v to w_s and w_r matters,
     and training stood still for hundreds of updates until it did (docs/CHOICES.md). Here it starts
@@ -117,14 +117,14 @@ def weights_of_rows(
 def _logits_of_rows(
     rows: jax.Array, bilinear: jax.Array, candidates: jax.Array, attention: str
 ) -> jax.Array:
-    """What `weights_of_rows` takes the softmax of, [B, N, R]."""
+    """Returns what `weights_of_rows` takes the softmax of, [B, N, R]."""
     keys = rows @ bilinear.T if attention == "bilinear" else rows * rows.shape[-1] ** -0.5
     axes = "bnd,brd->bnr" if candidates.ndim == 3 else "nd,brd->bnr"
     return jnp.einsum(axes, candidates, keys)
 
 
 def _finish(weights: ScorerWeights, first: jax.Array) -> jax.Array:
-    """The MLP after its first layer's sum [..., F1]; logits float32 [...]."""
+    """Applies the MLP after its first layer's sum [..., F1]; logits float32 [...]."""
     x = first
     for kernel, bias in weights.rest:
         x = jax.nn.relu(x) @ kernel + bias

@@ -33,7 +33,7 @@ def names() -> list[str]:
 
 
 class FittedExperiment(RecommendationExperiment):
-    """A baseline without training: fitted whenever it is opened, from the training clicks."""
+    """Fits a baseline without training whenever it is opened, from the training clicks."""
 
     stages: tuple[str, ...] = ("fit",)
 
@@ -49,7 +49,7 @@ class FittedExperiment(RecommendationExperiment):
 
 
 def open_baseline(config: config_dict.ConfigDict, data: Dataset) -> Experiment:
-    """The experiment of `config.method`.
+    """Opens the experiment of `config.method`.
 
     Raises:
       UserError: no such baseline, or settings it refuses.

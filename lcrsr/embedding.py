@@ -152,7 +152,9 @@ def counted_once(values: dict[str, jax.Array], rows: dict[str, Rows]) -> list[ja
 
 
 def _ids_by_example(batch: dict[str, Any], table: str) -> jax.Array:
-    """The ids of a table's fields, int32 [B, m], so that a part of the batch has its own."""
+    """Returns the ids of a table's fields, int32 [B, m], so that a part of the batch has its
+    own.
+    """
     examples = jnp.shape(batch["user"])[0]
 
     def whole(field):

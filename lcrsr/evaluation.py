@@ -134,7 +134,7 @@ class Evaluator:
         return above, tied, jnp.isnan(scores).any(-1)
 
     def _on_catalogue(self, function, params, tables, batch, *extra):
-        """`function(scores, first, *extra)` of every device's rows of the catalogue.
+        """Runs `function(scores, first, *extra)` on every device's rows of the catalogue.
 
         Args:
           function: gets scores [B', V'] with B' the users of its copy of the tables, the id of

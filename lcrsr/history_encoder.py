@@ -49,7 +49,7 @@ class SideHistory:
 
 
 def _random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint16 [shape]; mapped over keys, each draws the bits that it draws alone.
+    """Returns uint16 [shape]; mapped over keys, each draws the bits that it draws alone.
 
     JAX's own rule for the generator of accelerators draws them all from the first key.
     """

@@ -276,6 +276,8 @@ class LCRSER(nn.Module):
 
 
 def _mean_of_valid(rows: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean over the second last axis of rows [..., W, D] where valid [..., W]; zero if none is."""
+    """Returns the mean over the second last axis of rows [..., W, D] where valid [..., W]; zero
+    if none is.
+    """
     count = jnp.maximum(valid.sum(-1), 1)[..., None].astype(rows.dtype)
     return jnp.where(valid[..., None], rows, 0.0).sum(-2) / count

@@ -135,7 +135,9 @@ class PretrainTask:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """What arms that train side by side may differ in (`studies.ablation.arms`), by name."""
+        """Returns what arms that train side by side may differ in (`studies.ablation.arms`), by
+        name.
+        """
         return {"seed": self._seed, **getattr(self._ranker, "numbers", {})}
 
     @property
@@ -144,7 +146,7 @@ class PretrainTask:
         return self._seed, 0 if self._initial is None else int(self._initial["step"])
 
     def with_numbers(self, numbers: dict[str, Any]) -> PretrainTask:
-        """The same task with other values, traced or not, of everything in `numbers`."""
+        """Returns the same task with other values, traced or not, of everything in `numbers`."""
         changed, rest = copy.copy(self), dict(numbers)
         changed._seed = rest.pop("seed")
         if rest:

@@ -95,7 +95,7 @@ class ReinforceTask:
         return self.numbers["seed"]
 
     def with_numbers(self, numbers: dict[str, Any]) -> ReinforceTask:
-        """The same task with other values, traced or not, of everything in `numbers`."""
+        """Returns the same task with other values, traced or not, of everything in `numbers`."""
         changed = copy.copy(self)
         changed.numbers = self.numbers | numbers
         return changed

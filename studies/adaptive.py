@@ -44,7 +44,7 @@ def _of_every_k(run: Restored, scorer: AdaptiveScorer, split: str, name: str) ->
 
 
 def _large_batch(run: Restored) -> dict[str, np.ndarray]:
-    """1,024 test users, the same ones again where there are fewer."""
+    """Makes a batch of 1,024 test users, the same ones again where there are fewer."""
     batches = list(run.data.sampled("test", "neg99"))
     whole = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
     places = np.resize(np.flatnonzero(whole["mask"] > 0), _BATCH)

@@ -38,7 +38,7 @@ _SEARCH = "search/"  # how protocols of searches begin
 
 
 def _settings(config: dict[str, Any]) -> dict[str, str]:
-    """What sets runs apart, as 'section.key': JSON."""
+    """Returns what sets runs apart, as 'section.key': JSON."""
     values = settings(config)
     return {name: json.dumps(value) for name, value in values.items() if name not in _FREE_KEYS}
 
@@ -48,7 +48,7 @@ def _config_key(config: dict[str, Any]) -> str:
 
 
 def _differing(configs: list[dict[str, Any]]) -> list[str]:
-    """Which settings tell configs of one method apart."""
+    """Returns the settings that tell configs of one method apart."""
     every = [_settings(config) for config in configs]
     names = sorted(set().union(*every))
     return [name for name in names if len({one.get(name) for one in every}) > 1]

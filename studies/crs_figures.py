@@ -45,13 +45,13 @@ class Runs:
     origin: str
 
     def stages(self) -> list[str]:
-        """Of Figure 2: M_sft^0, M_rl^0, M_sft^1, ..."""
+        """Returns the stages of Figure 2: M_sft^0, M_rl^0, M_sft^1, ..."""
         rounds = range(self.iterations)
         later = [stage for i in rounds for stage in (rl_stage(i), sft_stage(i + 1))]
         return [sft_stage(0), *later]
 
     def last(self, name: str) -> Row:
-        """hr@10 after the last stage of the loop that all seeds of a name have."""
+        """Returns hr@10 after the last stage of the loop that all seeds of a name have."""
         of_stages = [self.rows.get((_GROUPED, name, stage)) for stage in self.stages()]
         there = [row for row in of_stages if row is not None]
         return [row for row in there if len(row.seeds) == len(there[0].seeds)][-1]
@@ -104,7 +104,9 @@ def _origin(workdirs: Sequence[str]) -> str:
 
 
 def figure_2(runs: Runs) -> list[str]:
-    """The stages as a Markdown table: a line a name and stage, that without RL below."""
+    """Writes the stages as a Markdown table: a line a name and stage, the stages without RL
+    below.
+    """
     header = " | ".join(_SHOWN)
     lines = [f"| run | stage | seeds | {header} |", "|---|---|---|" + "---:|" * len(_SHOWN)]
     for name in runs.names:
@@ -119,12 +121,13 @@ def figure_2(runs: Runs) -> list[str]:
 
 
 def _alone(runs: Runs) -> list[str]:
-    """The stages of the variant without RL, which starts as the loop does."""
+    """Returns the stages of the variant without RL, which starts as the loop does."""
     return [sft_stage(0), *(sft_only_stage(i + 1) for i in range(runs.iterations))]
 
 
 def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
-    """Each RL stage's metrics by name as Markdown, and the tests behind its last column.
+    """Writes each RL stage's metrics by name as Markdown; returns also the tests behind its last
+    column.
 
     A name is tested against the last one, as R-GRPO is against GRPO in the paper, where both have
     the same seeds; p is corrected over the whole table.
@@ -219,7 +222,7 @@ def _draw_figure_3(rows: Sequence[Row], groups: dict[str, np.ndarray], path: str
 
 
 def _titled(row: Row) -> Row:
-    """A row under its method, stage and seeds."""
+    """Names a row by its method, stage and seeds."""
     seeds = f"seeds {', '.join(map(str, row.seeds))}" if len(row.seeds) > 1 else "one seed"
     return dataclasses.replace(row, name=f"{row.method}, {row.stage}, {seeds}")
 

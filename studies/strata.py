@@ -110,7 +110,7 @@ def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndar
 
 
 def _data(config: config_dict.ConfigDict, workdir: str) -> Dataset:
-    """The data of a run. Raises UserError where they are not what it was trained on."""
+    """Opens the data of a run. Raises UserError where they are not what it was trained on."""
     with settings_named(Workdir(workdir)):
         data = Dataset(config)
     Workdir(workdir).check_log(data.log.hash)

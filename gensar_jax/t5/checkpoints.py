@@ -33,7 +33,7 @@ _OUTPUT = "decoder/logits_dense/kernel"
 _MSGPACK, _ORBAX = "checkpoint", "state"
 _SETTINGS = "config.json"
 _SHOWN = 100  # characters of a name in a message
-# Bytes that arrays of a checkpoint may have, beside those that each byte of its files justifies.
+# Bytes that arrays of a checkpoint may have, beside what each byte of its files justifies.
 _FREE_BYTES, _UNPACKED_A_BYTE = 2**26, 100
 _HF_DEFAULTS = {
     "feed_forward_proj": "relu",
@@ -57,7 +57,7 @@ _HF_KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 
 
 def _our_name(name: str) -> str | None:
-    """T5X's path of a Hugging Face parameter; None if there is none."""
+    """Returns T5X's path of a Hugging Face parameter; None if it has none."""
     whole = {
         "shared.weight": _EMBEDDING,
         "lm_head.weight": _OUTPUT,
@@ -301,7 +301,7 @@ def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
 def _fitted(
     arrays: dict[str, np.ndarray], config: T5Config, text_rows: int, key: jax.Array, source: str
 ) -> Params:
-    """The tree of `arrays`, its vocabulary extended, after a check of names and shapes."""
+    """Returns the tree of `arrays`, its vocabulary extended, after a check of names and shapes."""
     expected = _shapes(config)
     for name in sorted(expected.keys() ^ arrays.keys()):
         wanted, unwanted = (
@@ -334,7 +334,7 @@ def _fitted(
 
 
 def extend_vocabulary(table: np.ndarray, rows: int, key: jax.Array) -> np.ndarray:
-    """`table` float32 [V, D] with new rows, [rows, D].
+    """Adds new rows to `table` float32 [V, D], giving [rows, D].
 
     A new row is the mean of the old ones plus a tenth of their standard deviation in each column.
     """

@@ -36,7 +36,7 @@ _SHARED = ("cache_index", "cached_bias")
 
 
 def constrained(folder: str, task: str, renormalise: bool = False) -> DecodeFn:
-    """The decoding of a task over the whole catalogue of a folder of launch.export_t5x.
+    """Makes the decoding of a task over the whole catalogue of a folder of launch.export_t5x.
 
     Args:
       folder: with the identifiers.
@@ -56,7 +56,9 @@ def constrained(folder: str, task: str, renormalise: bool = False) -> DecodeFn:
 
 
 def catalogue(folder: str, task: str) -> tuple[Trie, tuple[int, ...]]:
-    """(trie of all items 1..V, tokens forced before their identifiers); see `constrained`."""
+    """Returns (trie of all items 1..V, tokens forced before their identifiers); see
+    `constrained`.
+    """
     if task not in _KINDS:
         raise UserError(f"expected task {' or '.join(_KINDS)}, found {task!r}; pass one of them")
     tokens = exported.identifiers(folder, _KINDS[task])
@@ -80,7 +82,7 @@ def raw(
     forced: tuple[int, ...],
     **ignored: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """`core.beam_search.search` with T5X's network.
+    """Runs `core.beam_search.search` with T5X's network.
 
     Args:
       inputs: [B, S], for its shape; its tokens are not read.
@@ -160,7 +162,7 @@ def renormalised(
     forced: tuple[int, ...],
     **more: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """T5X's beam search with the logits of what the trie does not allow masked.
+    """Runs T5X's beam search with the logits of what the trie does not allow masked.
 
     Args, returns: as `raw`, but for the scores; **more goes to T5X. Its length penalty is off,
     since identifiers are equally long.
@@ -183,7 +185,7 @@ def renormalised(
 
 
 def _allowed(state: Any, trie: Trie, forced: int, vocab_size: int, num_decodes: int) -> jax.Array:
-    """bool [B K, W]: which tokens may follow the live sequences."""
+    """Tells which tokens may follow the live sequences, bool [B K, W]."""
     rows = state.sequences.shape[0]
     # sequences start with 0: the codes read so far are those after the forced tokens.
     codes = jax.lax.dynamic_slice_in_dim(state.sequences, 1 + forced, trie.length, 1)

@@ -35,7 +35,7 @@ _FILES = 16
 
 
 class Record(NamedTuple):
-    """An example of a split.
+    """Holds an example of a split.
 
     Attributes:
       task, split: 'nrip' and 'train', for instance.
@@ -177,7 +177,7 @@ def _paths(folder: str, task: str, split: str) -> Iterator[str]:
 
 
 def pattern(folder: str, task: str, split: str) -> str:
-    """What matches the files of a task's split."""
+    """Returns what matches the files of a task's split."""
     return os.path.join(folder, f"{task}-{split}.tfrecord-*")
 
 
@@ -206,7 +206,7 @@ def read(folder: str) -> Export:
 
 
 def vocabulary(folder: str) -> Vocabulary:
-    """The tokens of a folder."""
+    """Reads the tokens of a folder."""
     return Vocabulary.load(os.path.join(folder, _VOCABULARY))
 
 

@@ -23,7 +23,7 @@ def write_items(
     task: str,
     top_k: int,
 ) -> None:
-    """A `write_fn` of t5x.infer: JSON lines {"user", "rank", "item", "score", "target"}.
+    """Writes JSON lines {"user", "rank", "item", "score", "target"}: a `write_fn` of t5x.infer.
 
     Items that the user had seen are left out, the target never; the score is that of the
     `decode_fn`, in nats.

@@ -17,7 +17,7 @@ _SUFFIXES = ("", "_segment_ids", "_positions")
 
 
 class PackingConverter(seqio.EncDecFeatureConverter):
-    """T5's features, rows filled by first-fit, longest prompts first.
+    """Makes T5's features, rows filled by first-fit, longest prompts first.
 
     SeqIO fills rows in the order of the examples, which leaves more of them empty.
     """

@@ -61,7 +61,7 @@ def total_steps(folder: str, epochs: float, examples_per_step: float) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _register(folder: str) -> dict[str, str]:
-    """The registered name of each task."""
+    """Registers the tasks; returns each one's registered name."""
     export, vocabulary = exported.read(folder), GenSARVocabulary(folder)
     # Prompts and targets have their end already.
     feature = seqio.Feature(vocabulary, add_eos=False)

@@ -258,7 +258,7 @@ def clicked_pairs(inputs: Inputs, negative_items: jax.Array, batch: Batch, most:
 
 
 def _signature(words: jax.Array) -> jax.Array:
-    """A hash of the words [..., W], uint32 [...]: equal queries have equal ones."""
+    """Hashes the words [..., W], uint32 [...]: equal queries have equal hashes."""
     signs = jnp.zeros(words.shape[:-1], jnp.uint32)
     for place in range(words.shape[-1]):
         signs = (signs ^ words[..., place].astype(jnp.uint32)) * jnp.uint32(16777619)
@@ -288,7 +288,7 @@ class QueryItemAlignment(nn.Module):
 
 
 def _info_nce(positive: jax.Array, negative: jax.Array, allowed: jax.Array, scale: jax.Array):
-    """-log softmax of the positive [P] among itself and the allowed negatives [P, M]."""
+    """Returns -log softmax of the positive [P] among itself and the allowed negatives [P, M]."""
     logits = jnp.where(allowed, negative * scale, MASKED)
     total = jnp.logaddexp(positive * scale, jax.nn.logsumexp(logits, -1))
     return total - positive * scale

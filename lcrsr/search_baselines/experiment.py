@@ -126,7 +126,7 @@ class SearchBaselineExperiment(Experiment):
         return {"user_groups": search_protocol.user_groups(self.data, examples, sums)}
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
-        """The row of results.json that a protocol gives: 'search/full', for instance.
+        """Names the row of results.json that a protocol gives: 'search/full', for instance.
 
         Raises:
           UserError: another task than search, or no such protocol.

@@ -113,7 +113,7 @@ def ablate(
 def _runs(
     config: config_dict.ConfigDict, sweep: Sweep, seeds: int, workdir: Workdir
 ) -> dict[str, list[Run]]:
-    """The runs of every setting, one a seed; settings with the same keys share theirs."""
+    """Makes the runs of every setting, one a seed; settings with the same keys share theirs."""
     made: dict[str, list[Run]] = {}
     by_changes: dict[str, list[Run]] = {}
     for setting in sweep.settings:
@@ -142,7 +142,7 @@ def _run(config: config_dict.ConfigDict, setting: Setting, seed: int, workdir: W
 
 
 def _settled(config: config_dict.ConfigDict, sweep: Sweep, seeds: int) -> dict[str, Any]:
-    """What a workdir's sweep is, beside where things lie."""
+    """Returns what a workdir's sweep is, beside where things lie."""
     values = config.to_dict()
     values.pop("cache_dir", None)
     return json.loads(json.dumps({"sweep": sweep.text, "seeds": seeds, "config": values}))
@@ -169,7 +169,7 @@ def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
 
 
 def _share(text: str, sweep: Sweep) -> tuple[int, int] | None:
-    """(I, N) of 'I/N'; None where all is one process's.
+    """Parses 'I/N' to (I, N); None where all is one process's.
 
     Raises:
       UserError: another form, or a sweep that has no arms to share.
@@ -192,7 +192,7 @@ def _share(text: str, sweep: Sweep) -> tuple[int, int] | None:
 
 
 def _done(workdir: Workdir) -> dict[str, Any]:
-    """By name, the arms that are through in any share, and what stopped them, or None."""
+    """Returns by name the arms that are through in any share, and what stopped them, or None."""
     names = glob.glob("arms*.json", root_dir=workdir.path)
     done = {name: stop for file in sorted(names) for name, stop in _read(workdir, file).items()}
     wrong = [stop for stop in done.values() if stop is not None and not isinstance(stop, str)]

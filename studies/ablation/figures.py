@@ -46,7 +46,7 @@ def beside(
     data: Dataset,
     metric: str,
 ) -> Supplement | None:
-    """What a sweep has beside its table; None for most.
+    """Makes what a sweep has beside its table; None for most.
 
     Args:
       runs: the folders of a setting's finished runs, one a seed, by its label.
@@ -97,7 +97,7 @@ def check_users(sweep: Sweep, data: Dataset) -> None:
 def inference_times(
     config: config_dict.ConfigDict, data: Dataset, ks: Sequence[int], path: str
 ) -> Supplement:
-    """Table 4: seconds to score the test split's 100 candidates with networks of K steps.
+    """Measures Table 4: seconds to score the test split's 100 candidates with networks of K steps.
 
     Every K is a network of that many steps, with random parameters: time does not depend on them.
     Passes over the split take turns, after one that compiles; their median counts.
@@ -209,7 +209,7 @@ def hidden_states(run: Restored) -> Hidden:
 
 
 def distances(target: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Cosine distances [U, K+1] of targets [U, D] to states [U, K+1, D]."""
+    """Returns cosine distances [U, K+1] of targets [U, D] to states [U, K+1, D]."""
     return np.asarray(distance(jnp.asarray(target[:, None]), jnp.asarray(states), "cosine"))
 
 
@@ -254,7 +254,9 @@ _OfSides = dict[str, list[np.ndarray]]
 
 
 def _of_seeds(paths: Sequence[str]) -> tuple[Hidden, _OfSides, _OfSides]:
-    """The first run's states, and every run's distances [U, K+1] with and without MCA by side."""
+    """Returns the first run's states, and every run's distances [U, K+1] with and without MCA by
+    side.
+    """
     first: Hidden | None = None
     cross: _OfSides = {side: [] for side in _SIDES}
     plain: _OfSides = {side: [] for side in _SIDES}
@@ -321,7 +323,7 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Supplement:
 
 
 def every_k(paths: Sequence[str], stage: str, metric: str) -> Supplement:
-    """Figure 6's other curve: scores of 0..K active steps from the model of the largest K.
+    """Makes Figure 6's other curve: scores of 0..K active steps from the model of the largest K.
 
     Args:
       paths: that model's runs, one a seed.

@@ -30,7 +30,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One arm: its name in messages, its resolved config, and its folder, a normal workdir."""
+    """Describes one arm: its name in messages, its resolved config, and its folder, a normal
+    workdir.
+    """
 
     name: str
     config: config_dict.ConfigDict
@@ -38,7 +40,7 @@ class Run:
 
 
 def _structure(config: config_dict.ConfigDict) -> str:
-    """What programs depend on: the config without its numbers."""
+    """Returns what programs depend on: the config without its numbers."""
     copy = config_dict.ConfigDict(config.to_dict())
     for key in NUMBERS:
         section, _, name = key.rpartition(".")
@@ -49,7 +51,9 @@ def _structure(config: config_dict.ConfigDict) -> str:
 
 
 def _start(config: config_dict.ConfigDict) -> str:
-    """What pre-training and the control depend on: of RL's settings only how long that is."""
+    """Returns what pre-training and the control depend on: of RL's settings only how long that
+    is.
+    """
     values = config.to_dict()
     values["rl"] = {name: values["rl"][name] for name in ("examples", "evals")}
     return json.dumps(values, sort_keys=True)
@@ -162,7 +166,7 @@ def _run_together(
 def _to_copy(
     due: Collection[str], pretrained_by: dict[str, Run], stage: str, stopped: Collection[str]
 ) -> dict[str, Run]:
-    """Of the runs due, those whose first run trains this stage beside them or has trained it."""
+    """Returns the due runs whose first run trains this stage beside them or has trained it."""
     to_copy = {}
     for name in due:
         first = pretrained_by[name]

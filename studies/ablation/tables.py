@@ -25,7 +25,7 @@ _PANEL_WIDTH = 4.6  # inches
 
 @dataclasses.dataclass(frozen=True)
 class Supplement:
-    """What a sweep shows beside its table (`studies.ablation.figures`).
+    """Holds what a sweep shows beside its table (`studies.ablation.figures`).
 
     Attributes:
       lines: of Markdown.
@@ -40,7 +40,7 @@ class Supplement:
 
 @dataclasses.dataclass(frozen=True)
 class SweepRow:
-    """One setting after one stage.
+    """Holds one setting after one stage.
 
     Attributes:
       seeds: that have finished the stage, of `runs` that the setting has.
@@ -136,13 +136,13 @@ def _tested(rows: list[SweepRow]) -> list[SweepRow]:
 
 
 def mean_text(values: Sequence[float], form: str = ".4f") -> str:
-    """The mean over seeds, with their deviation where there are several."""
+    """Writes the mean over seeds, with their deviation where there are several."""
     text = f"{np.mean(values):{form}}"
     return text + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def title(config: config_dict.ConfigDict, data: Dataset, rows: Sequence[SweepRow]) -> str:
-    """Where a sweep's numbers come from, in a line."""
+    """Says where a sweep's numbers come from, in a line."""
     commits, devices = origin(rows)
     made = [f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}", *devices]
     return (
@@ -240,7 +240,7 @@ def _stopped_lines(stopped: Mapping[str, str]) -> list[str]:
 def to_json(
     sweep: Sweep, rows: Sequence[SweepRow], metric: str, heading: str, stopped: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the table shows, unrounded."""
+    """Returns what the table shows, unrounded."""
 
     def entry(row: SweepRow) -> dict[str, Any]:
         return {

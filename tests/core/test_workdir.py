@@ -70,7 +70,7 @@ def test_no_row_of_several_writers_is_lost(tmp_path):
 
 
 def test_a_row_that_is_changed_is_the_one_of_now(tmp_path):
-    # What crs_kept.note does while launch.evaluate adds a row.
+    # What crs_jax.recorded_inputs.note does while launch.evaluate adds a row.
     workdir = Workdir(str(tmp_path))
     workdir.write_result_row(row(stage="a"))
     before = workdir.read_results()["rows"]
