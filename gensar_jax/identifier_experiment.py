@@ -114,10 +114,10 @@ class IdentifierExperiment(Experiment):
                 f"expected config.eval.selection {IdentifierTask.selection!r}, found "
                 f"{config.eval.selection!r}"
             )
-        self.vectors = item_vectors(config, data)
-        widths = tuple(self.vectors[source].shape[1] for source in model.sources)
+        self.item_vectors = item_vectors(config, data)
+        widths = tuple(self.item_vectors[source].shape[1] for source in model.sources)
         self.task = IdentifierTask(
-            RQVAE(model, widths), training, scaled(self.vectors), seed=config.seed
+            RQVAE(model, widths), training, scaled(self.item_vectors), seed=config.seed
         )
 
     def run(self, workdir: Workdir) -> None:
@@ -181,7 +181,7 @@ class IdentifierExperiment(Experiment):
             "data": data.label,
             "step": finished.best_step,
             "sources": list(model.sources),
-            "vectors": {source: vectors.content_hash(v) for source, v in self.vectors.items()},
+            "vectors": {source: vectors.content_hash(v) for source, v in self.item_vectors.items()},
             "resolution_rounds": {
                 source: resolution.rounds for source, resolution in resolved.items()
             },
@@ -215,15 +215,15 @@ class IdentifierExperiment(Experiment):
         """
         model = self.task.model.config
         _LOG.info("measuring the codes' meaning against residual k-means of the same vectors")
-        values = meaning.measure(codes, self.vectors)
+        values = meaning.measure(codes, self.item_vectors)
         baseline = meaning.residual_kmeans_codes(
-            self.vectors,
+            self.item_vectors,
             shared_levels=model.shared_levels,
             specific_levels=model.specific_levels,
             num_codes=model.codes,
             seed=self.config.seed,
         )
-        for name, value in meaning.measure(baseline, self.vectors).items():
+        for name, value in meaning.measure(baseline, self.item_vectors).items():
             values[f"kmeans_{name}"] = value
         for source in model.sources:
             rate = identifiers.collision_rate(baseline[source])

@@ -172,7 +172,7 @@ def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config
     assert "found no record of them; make them again with" in refused(given)
     describe(data_hash=data.log.hash, training_split=data.training_split)
     experiment = open_experiment(resolve(given), data)
-    used = experiment.vectors["collaborative"]
+    used = experiment.item_vectors["collaborative"]
     np.testing.assert_allclose(used, rows / np.linalg.norm(rows, axis=1)[:, None], rtol=1e-5)
 
 
@@ -191,7 +191,7 @@ def test_vectors_of_a_trained_recommender_become_collaborative_vectors(config, t
     rows = np.load(path)
     assert rows.shape == (120, 8)
     expected = rows / np.linalg.norm(rows, axis=1)[:, None]
-    np.testing.assert_allclose(experiment.vectors["collaborative"], expected, rtol=1e-5)
+    np.testing.assert_allclose(experiment.item_vectors["collaborative"], expected, rtol=1e-5)
     # SASRec has seen clicks that another split holds out.
     other = changed(given, data__split="by_user")
     assert "of the training clicks of by_user-" in refused(other)
