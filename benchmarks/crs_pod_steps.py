@@ -1,4 +1,5 @@
-"""What `launch.compile_check` compiles of a CRS config: the SFT step and the RL step of its size.
+"""Makes what `launch.compile_check` compiles of a CRS config: the SFT step and the RL step of its
+size.
 
 Parameters and moments are cut over the chips by their logical axes (`crs_jax.sharding`), batches by
 rows. A mesh of one device becomes FSDP over every chip.

@@ -1,4 +1,4 @@
-"""GenSAR's suites of `launch.benchmark`: training steps of the RQ-VAE and of the joint network."""
+"""Measures GenSAR for `launch.benchmark`: training steps of the RQ-VAE and of the joint network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Random batches and tasks at given shapes, for benchmarks and compile checks without data."""
+"""Makes random batches and tasks at given shapes, for benchmarks and compile checks without
+data.
+"""
 
 from __future__ import annotations
 

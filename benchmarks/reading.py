@@ -1,4 +1,4 @@
-"""How soon a prepared folder can be read, and how many training examples a second follow.
+"""Measures how soon a prepared folder can be read, and how many training examples a second follow.
 
     python -m benchmarks.reading --data_dir=D [--split=global_time] [--batches=500]
 

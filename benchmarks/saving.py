@@ -1,4 +1,4 @@
-"""How long a save holds up training, beside the time of one step, on random data.
+"""Measures how long a save holds up training, beside the time of one step, on random data.
 
     python -m benchmarks.saving --folder=DIR [--config=C] [--items=673000] [--batch=1024]
 

@@ -1,4 +1,4 @@
-"""The suites of `launch.benchmark`: what is timed, at which shapes, against which marks."""
+"""Defines the suites of `launch.benchmark`: what is timed, at which shapes, against which marks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timing of compiled functions: compilation apart, medians, operations counted, memory planned."""
+"""Times compiled functions: compilation apart, medians, operations counted, memory planned."""
 
 from __future__ import annotations
 

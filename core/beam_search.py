@@ -1,4 +1,4 @@
-"""Beam search over the identifiers of a trie, compiled whole.
+"""Searches the identifiers of a trie by beams, compiled whole.
 
 The levels of an identifier are few, so they are unrolled: a level has as many beams as there are
 prefixes up to the beam's width, the first one a single beam, and after the last code nothing is

@@ -1,4 +1,4 @@
-"""The protocol between programs and the methods that they train, evaluate and ask.
+"""Defines the protocol between programs and the methods that they train, evaluate and ask.
 
 A program that would have to know which method it has in hand shows that something is missing here.
 """

@@ -1,4 +1,4 @@
-"""Group relative policy optimization: Eq. 15-17 of LCR-SER, for any policy.
+"""Computes group relative policy optimization, Eq. 15-17 of LCR-SER, for any policy.
 
 A group is the G trajectories of one example; axes are [G, B].
 """

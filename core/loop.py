@@ -1,4 +1,4 @@
-"""The training loop of every system and stage: steps, evaluation, early stopping, checkpoints.
+"""Trains every stage of every system: steps, evaluation, early stopping, checkpoints.
 
 A stage is a pure function of its config and data: the order of examples, the random numbers and
 the evaluations depend on the step alone, so a killed run that restores its last checkpoint repeats

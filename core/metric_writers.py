@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard events, and the terminal."""
+"""Writes a run's numbers to metrics.jsonl, TensorBoard events and the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranking metrics of one relevant item among candidates, with ties taken in expectation.
+"""Computes ranking metrics of one relevant item among candidates, with ties taken in expectation.
 
 A metric is a function of two counts: how many candidates score above the target, and how many tie
 with it. Tied candidates come in a random order, so a constant scorer over 100 candidates gets

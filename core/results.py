@@ -1,4 +1,6 @@
-"""A run's results: rows of results.json, per-user metrics, the table, the summary with curves."""
+"""Saves and shows a run's results: rows of results.json, per-user metrics, table, summary with
+curves.
+"""
 
 from __future__ import annotations
 

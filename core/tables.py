@@ -1,4 +1,4 @@
-"""Large embedding tables: rows are gathered, and only the rows a batch touched are updated.
+"""Reads and updates large embedding tables: rows are gathered, and only touched rows are updated.
 
 A step never forms a gradient of a table's size: the distinct rows that a batch names are gathered
 once [u, D], the batch's fields index into them, gradients are taken with respect to them, and the

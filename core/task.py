@@ -1,4 +1,4 @@
-"""What the training loop asks of a system: the `Task` protocol."""
+"""Defines what the training loop asks of a system: the `Task` protocol."""
 
 from __future__ import annotations
 

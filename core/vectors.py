@@ -1,4 +1,4 @@
-"""Item vectors that identifiers are learnt from: GenSAR (RecSys 2025) 3.2.1, CRS 3.1.1.
+"""Makes the item vectors that identifiers are learnt from: GenSAR (RecSys 2025) 3.2.1, CRS 3.1.1.
 
 Semantic: any sentence-transformers model, or TF-IDF factors, which need no download. Collaborative:
 vectors exported from a trained recommender, or factors of the training clicks. All are float32

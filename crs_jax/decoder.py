@@ -1,4 +1,4 @@
-"""The decoder of CRS: Qwen3 (arXiv 2505.09388) in Flax linen.
+"""Defines the decoder of CRS: Qwen3 (arXiv 2505.09388) in Flax linen.
 
 Grouped-query attention with normalised queries and keys, rotary positions, SwiGLU, and logits from
 the embedding. Layers are scanned: a layer's parameters are stacked along a leading axis.

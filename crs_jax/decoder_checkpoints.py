@@ -1,4 +1,4 @@
-"""The decoder's parameters from Hugging Face safetensors of Qwen3, in one file or several."""
+"""Reads the decoder's parameters from Hugging Face safetensors of Qwen3, in one file or several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is distilled: what a teacher's checkpoint, a file or templates say of training searches.
+"""Makes what is distilled: what a teacher's checkpoint, a file or templates say of training
+searches.
 
 All of it is kept as subsets of a run, so that one that continues reads what it began with.
 """

@@ -1,4 +1,4 @@
-"""CRS's examples from a log: ids, vocabulary, contexts, prompts and answers."""
+"""Makes CRS's examples from a log: ids, vocabulary, contexts, prompts and answers."""
 
 from __future__ import annotations
 

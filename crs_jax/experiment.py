@@ -1,4 +1,6 @@
-"""CRS from a config: alignment, distillation, the self-evolving loop, evaluation of every stage."""
+"""Runs CRS from a config: alignment, distillation, the self-evolving loop, evaluation of every
+stage.
+"""
 
 from __future__ import annotations
 

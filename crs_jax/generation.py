@@ -1,4 +1,4 @@
-"""Reasoning by sampling, answers by beams, and the log-probabilities of both, under one cache.
+"""Draws reasoning, answers by beams, and scores both, under one cache.
 
 All functions run inside jit. Axis letters: B users, T prompt tokens, G trajectories a user, R
 reasoning tokens, A tokens of a trajectory, K answers, L levels of an identifier, W words.

@@ -1,4 +1,4 @@
-"""Two-step inference, 3.4 of CRS: greedy reasoning, then a beam held to the catalogue's trie.
+"""Answers in two steps, 3.4 of CRS: greedy reasoning, then a beam held to the catalogue's trie.
 
 Or, after the same reasoning, the scores of given items.
 """

@@ -1,4 +1,4 @@
-"""Which parameters are trained: all, or with LoRA its own and the id tokens' rows.
+"""Chooses which parameters are trained: all, or with LoRA its own and the id tokens' rows.
 
 A stage's parameters are {'trained': ..., 'kept': ...}, each flat by path; without LoRA nothing is
 kept.

@@ -1,4 +1,4 @@
-"""R-GRPO, Eq. 7-8 of CRS, and plain GRPO behind the same functions.
+"""Computes R-GRPO, Eq. 7-8 of CRS, and plain GRPO behind the same functions.
 
 Axis letters: G trajectories of one user, B users, K answers of one trajectory, T tokens.
 """

@@ -1,4 +1,6 @@
-"""What a run of CRS keeps beside its checkpoints: ids, tokenizer, notes on its stages."""
+"""Records what a run of CRS is trained with beside its checkpoints: ids, tokenizer, notes on
+stages.
+"""
 
 from __future__ import annotations
 

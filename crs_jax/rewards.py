@@ -1,4 +1,4 @@
-"""The rewards of CRS, Eq. 3-6, as pure functions.
+"""Computes the rewards of CRS, Eq. 3-6, as pure functions.
 
 Axis letters: G trajectories of one user, B users, K answers of one trajectory, L levels of an
 identifier, T tokens; a leading ... is any of them.

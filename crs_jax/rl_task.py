@@ -1,4 +1,4 @@
-"""Reinforcement learning of the decoder as a `core.task.Task`: R-GRPO or GRPO, 3.3 of CRS.
+"""Trains the decoder by reinforcement as a `core.task.Task`: R-GRPO or GRPO, 3.3 of CRS.
 
 A step draws G reasonings a prompt, lets a beam of K answers follow each, and updates on these
 rollouts `updates_per_rollout` times. Axis letters: B prompts, G trajectories, K answers, L codes of

@@ -1,4 +1,4 @@
-"""The self-evolving loop of CRS, 3.2 and Eq. 2, over stages that can each be resumed."""
+"""Runs the self-evolving loop of CRS, 3.2 and Eq. 2, over stages that can each be resumed."""
 
 from __future__ import annotations
 

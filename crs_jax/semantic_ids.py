@@ -1,4 +1,4 @@
-"""Semantic ids of items: residual k-means, Eq. 1 of CRS, and a de-duplication level.
+"""Makes semantic ids of items: residual k-means, Eq. 1 of CRS, and a de-duplication level.
 
 Axis letters: V items, L levels of k-means (an id has L + 1 codes), N codes of a level, D width.
 """

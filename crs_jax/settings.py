@@ -1,4 +1,4 @@
-"""What a CRS config asks of its decoder and its stages, checked before anything is trained."""
+"""Checks what a CRS config asks of its decoder and its stages, before anything is trained."""
 
 from __future__ import annotations
 

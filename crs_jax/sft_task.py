@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the decoder as a `core.task.Task`: alignment, distillation, Eq. 2."""
+"""Fine-tunes the decoder as a `core.task.Task`: alignment, distillation, Eq. 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a stage's arrays lie on a mesh: FSDP over `data`, tensor parallel over `table`.
+"""Lays a stage's arrays on a mesh: FSDP over `data`, tensor parallel over `table`.
 
 The mesh is `core.partitioning`'s: batches are cut over both axes, and its second axis, which cuts
 the tables of other systems, cuts vocabulary, heads and hidden units here.

@@ -1,4 +1,4 @@
-"""The training subsets of Eq. 2 on disk, whole or not at all, each with its hash."""
+"""Keeps the training subsets of Eq. 2 on disk, whole or not at all, each with its hash."""
 
 from __future__ import annotations
 

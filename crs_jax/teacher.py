@@ -1,4 +1,4 @@
-"""A teacher from a Qwen3 checkpoint: why a user chose what training shows (CRS 3.2).
+"""Asks a Qwen3 checkpoint, the teacher, why a user chose what training shows (CRS 3.2).
 
 A folder as Hugging Face has it: config.json, tokenizer.json and safetensors. The teacher is told
 the target's title, which no student is at inference; what names it is dropped (`traces.leaks`).

@@ -1,4 +1,4 @@
-"""Reasoning to distil from: a file of traces, or the offline template teacher (CRS 3.2).
+"""Reads reasoning to distil from: a file of traces, or the offline template teacher (CRS 3.2).
 
 A file has one JSON object a line: {"user": ..., "query": ..., "item": ..., "reasoning": ...}, with
 the names of the source. What tells the target's title or an id is dropped: such reasoning cannot be

@@ -1,4 +1,4 @@
-"""The tokens of CRS: a tokenizer's own, then one token for each code of each level.
+"""Defines the tokens of CRS: a tokenizer's own, then one token for each code of each level.
 
 <a_0> <a_1> ... are the first level's codes, <b_0> ... the second's, and so on (paper, 3.1.1); their
 ids follow the rows that a checkpoint has.

@@ -1,4 +1,4 @@
-"""A finished or running workdir, opened again: for evaluation, prediction and notebooks."""
+"""Opens a finished or running workdir again: for evaluation, prediction and notebooks."""
 
 from __future__ import annotations
 

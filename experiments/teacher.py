@@ -1,4 +1,4 @@
-"""A finished run as a teacher: its scores of the candidates that another run trains on."""
+"""Makes a teacher of a finished run: its scores of the candidates that another run trains on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""GenSAR's examples from a log: its vocabulary, the training mixture, and prompts to evaluate."""
+"""Makes GenSAR's examples from a log: its vocabulary, the training mixture, and prompts to
+evaluate.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""GenSAR from a config: identifiers, joint training of all tasks, evaluation by beam search."""
+"""Runs GenSAR from a config: identifiers, joint training of all tasks, evaluation by beam
+search.
+"""
 
 from __future__ import annotations
 

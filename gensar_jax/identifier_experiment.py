@@ -1,4 +1,6 @@
-"""GenSAR's identifiers from a config: item vectors, the joint RQ-VAE, and the identifier table."""
+"""Makes GenSAR's identifiers from a config: item vectors, the joint RQ-VAE, and the identifier
+table.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the joint RQ-VAE as a `core.task.Task`, and the assignment of a whole catalogue."""
+"""Trains the joint RQ-VAE as a `core.task.Task`, and assigns codes to a whole catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joint training of GenSAR (paper, 3.3 and Eq. 12) as a `core.task.Task`."""
+"""Trains GenSAR jointly (paper, 3.3 and Eq. 12) as a `core.task.Task`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""k-means, where codebooks start: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd.
+"""Fits k-means, where codebooks start: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd.
 
 Axis letters: P points, K centres, D width.
 """

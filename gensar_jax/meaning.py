@@ -1,4 +1,5 @@
-"""Do codes mean something? Random unique codes never collide, so collisions alone say little.
+"""Measures whether codes mean something: random unique codes never collide, so collisions say
+little.
 
 Two measures against item vectors, and residual k-means of the same vectors to hold them against.
 Axis letters: V items, L levels, K codes, D width.

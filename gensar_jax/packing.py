@@ -1,4 +1,4 @@
-"""Several examples in one row, so that little of a batch is padding.
+"""Packs several examples in one row, so that little of a batch is padding.
 
 A row holds examples one after the other; segment ids keep them from seeing each other (the
 network's masks), and relative positions need no correction: only differences within an example

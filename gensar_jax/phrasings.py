@@ -1,4 +1,5 @@
-"""Ten phrasings of each of GenSAR's six tasks; the first of a task is the paper's (3.3), if any.
+"""Holds ten phrasings of each of GenSAR's six tasks; the first of a task is the paper's (3.3), if
+any.
 
 {history}, {query}, {text} and {identifier} are places; a query's place holds <S_Q> and its words.
 """

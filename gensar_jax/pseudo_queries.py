@@ -1,4 +1,5 @@
-"""Pseudo-queries of items: from a file (Doc2query's, for instance), or the text's rarest words.
+"""Makes pseudo-queries of items: from a file (Doc2query's, for instance), or the text's rarest
+words.
 
 A pseudo-query alone is to give the item's semantic identifier (READINGS, sixth task).
 """

@@ -1,4 +1,4 @@
-"""Residual quantisation over shared and specific codebooks: GenSAR (RecSys 2025) 3.2.2, Eq. 3-6, 9.
+"""Quantizes residuals over shared and specific codebooks: GenSAR (RecSys 2025) 3.2.2, Eq. 3-6, 9.
 
 Axis letters: B items, L levels, K codes, D width of a level, d width of one source's latents, N
 sources.

@@ -1,4 +1,6 @@
-"""What a run of GenSAR keeps beside its checkpoints: its inputs that no hash of the log covers."""
+"""Records what a run of GenSAR is trained with beside its checkpoints: inputs that no log's hash
+covers.
+"""
 
 from __future__ import annotations
 

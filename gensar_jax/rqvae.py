@@ -1,4 +1,5 @@
-"""The joint RQ-VAE of GenSAR (RecSys 2025) 3.2: encoders, quantiser, decoders, Eq. 2 and 7-10.
+"""Defines the joint RQ-VAE of GenSAR (RecSys 2025) 3.2: encoders, quantiser, decoders, Eq. 2 and
+7-10.
 
 With one source it is the ordinary RQ-VAE of L_m + L_n levels, for "Only Semantic" and "Only
 Collaborative" of Figures 4 and 5. Axis letters as in `gensar_jax.quantizer`.

@@ -1,4 +1,4 @@
-"""Where T5's arrays lie on a mesh: the network names its axes, one table maps the names.
+"""Lays T5's arrays on a mesh: the network names its axes, one table maps the names.
 
 The mesh is `core.partitioning`'s: batches are cut over both axes, and its second axis, which cuts
 the tables of other systems, cuts the network here (model parallelism): vocabulary, heads and hidden

@@ -1,4 +1,4 @@
-"""The tokens of GenSAR: SentencePiece pieces, then behaviour tokens, then code tokens.
+"""Defines the tokens of GenSAR: SentencePiece pieces, then behaviour tokens, then code tokens.
 
 Ids: 0 padding (also the decoder's start), 1 end, 2 unknown and further text pieces up to P; then
 <R_I>, <S_Q>, <S_I>; then <M1_0>, <M1_1>, ..., <M2_0>, ..., <S1_0>, ..., <R1_0>, .... The ids of a

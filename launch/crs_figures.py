@@ -1,4 +1,4 @@
-"""CRS's Figure 2, Table 3 and Figure 3 from finished runs.
+"""Makes CRS's Figure 2, Table 3 and Figure 3 from finished runs.
 
     python -m launch.crs_figures --workdirs=A,B --names=R-GRPO,GRPO --out=DIR [--beside=C,D]
 

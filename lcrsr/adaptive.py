@@ -1,4 +1,4 @@
-"""How many reasoning steps a user gets, told before the first one (LCR-SER, open question 1).
+"""Chooses how many reasoning steps a user gets, before the first one (LCR-SER, open question 1).
 
 A linear head reads a user's encoded histories and predicts the ranking loss under every number of
 steps; a user gets the number whose predicted loss and price together are least. One price of a step

@@ -1,4 +1,4 @@
-"""Target-aware aggregation (Eq. 8) and the prediction MLP (Eq. 10).
+"""Computes target-aware aggregation (Eq. 8) and the prediction MLP (Eq. 10).
 
 The first MLP layer is a sum over its four inputs, so it is kept as four blocks: the user's part is
 computed once a user, the item's once an item, and for a whole catalogue the histories' parts move

@@ -1,4 +1,5 @@
-"""Attention, feed-forward and normalisation weights of one side, and the functions that use them.
+"""Holds one side's attention, feed-forward and normalisation weights, and the functions that use
+them.
 
 Modules here only hold parameters; the arithmetic is in plain functions over arrays, so that the
 encoder and the reasoning steps (inside `jax.lax.scan`) share it.

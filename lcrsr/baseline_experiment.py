@@ -1,4 +1,4 @@
-"""A baseline from a config: any module of `lcrsr.baselines`, named by `config.method`.
+"""Opens a baseline from a config: any module of `lcrsr.baselines`, named by `config.method`.
 
 A module that trains by gradients has `Settings` and `ranker(settings) -> Ranker`; one that is
 fitted at once has `Settings` and `fit(settings, clicks)`. Adding one touches its own file and its

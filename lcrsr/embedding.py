@@ -1,4 +1,4 @@
-"""The embedding tables of 3.2.1 and how a batch reads them.
+"""Reads the embedding tables of 3.2.1 for a batch.
 
 Tables stay outside the network's parameters: a step gathers the rows that its batch names, takes
 gradients with respect to those rows only, and updates only them (`core.tables`). With a partition

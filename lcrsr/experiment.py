@@ -1,4 +1,6 @@
-"""LCR-SER from a config: pre-training, GRPO, and the control that trains as long without it."""
+"""Runs LCR-SER from a config: pre-training, GRPO, and the control that trains as long without
+it.
+"""
 
 from __future__ import annotations
 

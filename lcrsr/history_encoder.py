@@ -1,4 +1,6 @@
-"""The history encoders of 3.2.2, Eq. 1: one a side, whose layers the reasoning steps share."""
+"""Encodes the histories, 3.2.2 and Eq. 1: one encoder a side, whose layers the reasoning steps
+share.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latent cross reasoning, Eq. 2-7: a `jax.lax.scan` over steps, both sides at once.
+"""Reasons latently across both sides, Eq. 2-7: a `jax.lax.scan` over steps, both sides at once.
 
 The histories' rows stay outside the scan; the carry holds only the K new rows of each side and
 layer, zero until their step.

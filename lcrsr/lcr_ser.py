@@ -1,4 +1,6 @@
-"""LCR-SER as a `Ranker`: its pre-training loss (Eq. 9, 11), and scores with K active steps."""
+"""Wraps LCR-SER as a `Ranker`: its pre-training loss (Eq. 9, 11), and scores with K active
+steps.
+"""
 
 from __future__ import annotations
 

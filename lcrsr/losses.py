@@ -1,4 +1,4 @@
-"""The losses of pre-training: Eq. 9, 11 and 12."""
+"""Computes the losses of pre-training: Eq. 9, 11 and 12."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LCR-SER's network: Eq. 1-8 and 10 over embedded rows.
+"""Defines LCR-SER's network: Eq. 1-8 and 10 over embedded rows.
 
 The embedding tables are not parameters of the network (`lcrsr.embedding`): it sees vectors and the
 batch's ids, the latter for masks alone.

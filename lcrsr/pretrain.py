@@ -1,4 +1,4 @@
-"""Supervised training of a `Ranker`: its loss and L2 over batches of a positive and negatives.
+"""Trains a `Ranker` under supervision: its loss and L2 over batches of a positive and negatives.
 
 For LCR-SER this is 3.3's pre-training, Eq. 12.
 """

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of a model that ranks items: the `Ranker` protocol."""
+"""Defines what training and evaluation ask of a model that ranks items: the `Ranker` protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A config's model with its data: makes the training task, evaluates states, runs the stages."""
+"""Joins a config's model with its data: makes the training task, evaluates states, runs the
+stages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reinforcement learning (3.4): the task that tunes a pre-trained LCR-SER with GRPO."""
+"""Tunes a pre-trained LCR-SER with GRPO (3.4), as a `core.task.Task`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noised reasoning trajectories and their GRPO loss: Eq. 13-17 on LCR-SER.
+"""Draws noised reasoning trajectories and computes their GRPO loss: Eq. 13-17 on LCR-SER.
 
 The noise is part of a trajectory: every policy (current, old, reference) encodes the histories
 with its own parameters and adds the same perturbation to its own h^(0). No dropout anywhere, so

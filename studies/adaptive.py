@@ -1,4 +1,4 @@
-"""A number of reasoning steps for every user: calibrated on validation, measured on test."""
+"""Gives every user a number of reasoning steps: calibrated on validation, measured on test."""
 
 from __future__ import annotations
 

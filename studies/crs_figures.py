@@ -1,4 +1,4 @@
-"""CRS's Figure 2, Table 3 and Figure 3 from finished runs."""
+"""Makes CRS's Figure 2, Table 3 and Figure 3 from finished runs."""
 
 from __future__ import annotations
 

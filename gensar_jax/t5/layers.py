@@ -1,4 +1,5 @@
-"""Layers of T5 with the names, shapes, initialisers and logical axes of T5X's minimal network.
+"""Defines T5's layers with the names, shapes, initialisers and logical axes of T5X's minimal
+network.
 
 Axis letters: B batch, Q and T query and key positions, K beams, D width, H heads, E width of a
 head, F hidden width of the feed-forward block, W words.

@@ -1,4 +1,4 @@
-"""The encoder-decoder, T5 1.0 and 1.1.
+"""Defines the encoder-decoder, T5 1.0 and 1.1.
 
 Source: Raffel et al., JMLR 2020; parameters as in T5X's minimal network (`Transformer`): names,
 shapes, initialisers, and logical axes in the collection `params_axes`.

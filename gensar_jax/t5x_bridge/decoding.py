@@ -1,4 +1,4 @@
-"""Beam search over the identifiers of a trie as T5X's `decode_fn`.
+"""Searches the identifiers of a trie by beams as T5X's `decode_fn`.
 
 Two forms. `raw` is the search of `core.beam_search`, whose scores are log-likelihoods over the
 whole vocabulary (READINGS: the default), with T5X's network and cache. `renormalised` is T5X's own

@@ -1,4 +1,5 @@
-"""The folder in which GenSAR's examples go to T5X: written by launch.export_t5x, read by SeqIO.
+"""Defines the folder in which GenSAR's examples go to T5X: written by launch.export_t5x, read by
+SeqIO.
 
 export.json                     sizes, lengths and rates (`Export`)
 vocabulary/                     of `gensar_jax.vocabulary.Vocabulary.save`

@@ -1,4 +1,4 @@
-"""What t5x.infer writes for GenSAR: items instead of tokens."""
+"""Writes what t5x.infer writes for GenSAR: items instead of tokens."""
 
 from __future__ import annotations
 

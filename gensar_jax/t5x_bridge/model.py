@@ -1,4 +1,4 @@
-"""GenSAR's network and optimizer as T5X's, for gin files."""
+"""Wraps GenSAR's network and optimizer as T5X's, for gin files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed rows as `gensar_jax.packing` makes them, in SeqIO's place for packing."""
+"""Packs rows as `gensar_jax.packing` makes them, in place of SeqIO's packing."""
 
 from __future__ import annotations
 

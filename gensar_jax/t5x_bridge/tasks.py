@@ -1,4 +1,6 @@
-"""GenSAR's tasks and their mixture for SeqIO (paper, 3.3), from a folder of launch.export_t5x."""
+"""Registers GenSAR's tasks and their mixture with SeqIO (paper, 3.3), from a folder of
+launch.export_t5x.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GenSAR's tokens as a SeqIO vocabulary."""
+"""Wraps GenSAR's tokens as a SeqIO vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What sequential recommenders share: a Transformer over the clicked items, and dot-product scores.
+"""Holds what sequential recommenders share: a Transformer over clicked items, and dot-product
+scores.
 
 A sequential baseline reads `rec_items` alone, represents a user as one vector [B, D] and scores an
 item by its dot product with the item's row.

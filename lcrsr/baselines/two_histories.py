@@ -1,4 +1,4 @@
-"""What baselines that read both histories share: inputs, encoder layers, pooling, alignment.
+"""Holds what baselines that read both histories share: inputs, encoder layers, pooling, alignment.
 
 UniSAR (Shi et al., SIGIR 2024) and SESRec (Si et al., SIGIR 2023) have these in common. Axes: B
 batch, L history, W words, C clicks, N candidates, T the tables' width, D the network's width, H

@@ -1,4 +1,4 @@
-"""A floor of the search task from a config: `config.model.kind` names a scorer."""
+"""Runs a floor of the search task from a config: `config.model.kind` names a scorer."""
 
 from __future__ import annotations
 

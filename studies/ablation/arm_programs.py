@@ -1,4 +1,4 @@
-"""The compiled steps of arms (`studies.ablation.arms`), and how their states lie on devices."""
+"""Compiles the steps of arms (`studies.ablation.arms`), and lays their states on devices."""
 
 from __future__ import annotations
 

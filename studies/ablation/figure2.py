@@ -1,4 +1,4 @@
-"""Figure 2 of LCR-SER: UniSAR trained anew on the searches near the clicks, by threshold.
+"""Makes Figure 2 of LCR-SER: UniSAR trained anew on the searches near the clicks, by threshold.
 
 The first run keeps all searches; its item and word vectors, fixed from then on, say which searches
 the others keep (`input_pipelines.search_filter`).

@@ -1,4 +1,4 @@
-"""What a sweep shows beside its table: inference times, hidden states, the scores of every K.
+"""Makes what a sweep shows beside its table: inference times, hidden states, the scores of every K.
 
 Table 4, figures 4 and 5, and the second curve of figure 6 of LCR-SER. Each function takes the
 finished runs by label and gives Markdown lines and values for the JSON.

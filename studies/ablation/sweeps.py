@@ -1,4 +1,4 @@
-"""What `launch.ablate --sweep=...` can sweep: names, values, and the settings they stand for."""
+"""Names what `launch.ablate --sweep=...` can sweep: values, and the settings they stand for."""
 
 from __future__ import annotations
 

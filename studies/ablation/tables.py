@@ -1,4 +1,6 @@
-"""A sweep's results: rows of means over seeds, tests against the first row, Markdown, JSON, PNG."""
+"""Tables a sweep's results: rows of means over seeds, tests against the first row, Markdown,
+JSON, PNG.
+"""
 
 from __future__ import annotations
 
