@@ -1,4 +1,4 @@
-"""Draws noised reasoning trajectories and computes their GRPO loss: Eq. 13-17 on LCR-SER.
+"""Noised reasoning trajectories and their GRPO loss: Eq. 13-17 on LCR-SER.
 
 The noise is part of a trajectory: every policy (current, old, reference) encodes the histories
 with its own parameters and adds the same perturbation to its own h^(0). No dropout anywhere, so
@@ -24,7 +24,7 @@ POLICIES = ("softmax", "sigmoid")
 TRAINABLE = ("all", "dense", "reasoning")
 # Candidates that a device scores at once, over its users and their trajectories: one hidden layer
 # of 200 for them takes 105 MB, and a gradient keeps several.
-_MOST_SCORED = 2**17
+MOST_SCORED = 2**17
 # Parameters that only the reasoning steps use.
 _REASONING_NAMES = ("mca", "mca_norm", "step_positions")
 
@@ -77,8 +77,9 @@ def trajectories(
     rows: dict[str, jax.Array],
     active_steps: jax.Array,
     partition: Partition | None = None,
+    most_scored: int = MOST_SCORED,
 ) -> jax.Array:
-    """Returns the scores of every candidate on every trajectory, logits [G, B, N].
+    """Scores of every candidate on every trajectory, logits [G, B, N].
 
     The histories are encoded once, by the caller; reasoning and scoring are mapped over G. Where a
     device has many users they are scored in chunks, and a gradient scores each chunk anew instead
@@ -86,6 +87,7 @@ def trajectories(
 
     Args:
       partition: the mesh over which the users are cut.
+      most_scored: candidates that a device scores at once.
     """
 
     def of_users(histories, noise, user, candidates):
@@ -113,7 +115,7 @@ def trajectories(
 
     candidates = rows["candidates"]
     users, scored = candidates.shape[0], noise.rec.shape[0] * candidates.shape[1]
-    chunks = _chunk_count(users // (partition.size if partition else 1), scored)
+    chunks = chunk_count(users // (partition.size if partition else 1), scored, most_scored)
     if chunks == 1:
         return of_users(histories, noise, rows["user"], candidates)
 
@@ -123,23 +125,26 @@ def trajectories(
         return jnp.moveaxis(scores, 0, 1)
 
     by_user = (histories, Noise(*(jnp.moveaxis(n, 0, 1) for n in noise)), rows["user"], candidates)
-    cut = jax.tree.map(lambda values: _in_chunks(values, chunks, partition), by_user)
+    cut = jax.tree.map(lambda values: in_chunks(values, chunks, partition), by_user)
     # A scan keeps no value of a chunk by itself, so that nothing need be hidden from the compiler.
     of_all = jax.lax.map(jax.checkpoint(score_chunk, prevent_cse=False), cut)
-    of_all = _out_of_chunks(of_all, partition)
+    of_all = out_of_chunks(of_all, partition)
     return jnp.moveaxis(of_all, 1, 0)
 
 
-def _chunk_count(users: int, scored: int) -> int:
-    """Returns into how many equal chunks a device's users go, of `scored` candidates each."""
+def chunk_count(users: int, scored: int, most_scored: int) -> int:
+    """Returns into how many equal chunks a device's users go, of `scored` candidates each.
+
+    A chunk has `most_scored` candidates at most, or a single user.
+    """
     return next(
         n
         for n in range(1, users + 1)
-        if users % n == 0 and (users // n * scored <= _MOST_SCORED or n == users)
+        if users % n == 0 and (users // n * scored <= most_scored or n == users)
     )
 
 
-def _in_chunks(values: jax.Array, chunks: int, partition: Partition | None) -> jax.Array:
+def in_chunks(values: jax.Array, chunks: int, partition: Partition | None) -> jax.Array:
     """Cuts [B, ...] into [chunks, B / chunks, ...]; every device's users are in every chunk."""
     devices = partition.size if partition else 1
     values = values.reshape(devices, chunks, -1, *values.shape[1:])
@@ -147,8 +152,8 @@ def _in_chunks(values: jax.Array, chunks: int, partition: Partition | None) -> j
     return _cut_over_devices(values, partition)
 
 
-def _out_of_chunks(values: jax.Array, partition: Partition | None) -> jax.Array:
-    """Joins what `_in_chunks` has cut to [B, ...] again."""
+def out_of_chunks(values: jax.Array, partition: Partition | None) -> jax.Array:
+    """Returns [B, ...] again from what `in_chunks` gave."""
     devices, (chunks, _, *rest) = partition.size if partition else 1, values.shape
     values = _cut_over_devices(values, partition).reshape(chunks, devices, -1, *rest)
     return jnp.moveaxis(values, 0, 1).reshape(-1, *rest)
@@ -192,6 +197,7 @@ def grpo_loss(
     clip_eps: float | None,
     advantage_fn: Callable[[jax.Array], jax.Array] = grpo.advantages,
     partition: Partition | None = None,
+    most_scored: int = MOST_SCORED,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns -J of Eq. 15 on a batch whose target is column 0 of its candidates.
 
@@ -205,18 +211,22 @@ def grpo_loss(
       reward: a metric's name, over the candidates.
       advantage_fn: rewards [G, B] -> advantages [G, B].
       partition: the mesh over which the tables are cut.
+      most_scored: candidates that a device scores at once.
 
     Returns:
       (loss, statistics).
     """
     chex.assert_rank([batch["candidates"], batch["mask"]], [2, 1])
 
+    def score(params, histories, noise, rows) -> jax.Array:
+        return trajectories(
+            model, params, histories, noise, rows, active_steps, partition, most_scored
+        )
+
     def log_prob_of(other: Policy, noise: Noise) -> tuple[jax.Array, jax.Array]:
         other_rows = look_up(other.tables, batch, partition)
         histories = encode(model, other.params, batch, other_rows)
-        logits = trajectories(
-            model, other.params, histories, noise, other_rows, active_steps, partition
-        )
+        logits = score(other.params, histories, noise, other_rows)
         return target_log_prob(logits, policy), logits
 
     histories = encode(model, current.params, batch, rows)
@@ -225,7 +235,7 @@ def grpo_loss(
     else:
         start = encode(model, old.params, batch, look_up(old.tables, batch, partition))
     noise = draw_noise(key, start, trajectories=num_trajectories, gamma=gamma)
-    logits = trajectories(model, current.params, histories, noise, rows, active_steps, partition)
+    logits = score(current.params, histories, noise, rows)
     log_prob = target_log_prob(logits, policy)
     if old is None:
         old_log_prob, rollout_logits = jax.lax.stop_gradient((log_prob, logits))
@@ -257,8 +267,8 @@ def grpo_loss(
 def trainable_mask(params: Any, which: str) -> Any:
     """Returns a tree of Python booleans: which parameters of the network RL updates.
 
-    'all' and 'dense' take every parameter ('all' also updates the tables, elsewhere). 'reasoning'
-    takes the parameters of reasoning steps alone: cross-attention, its norm, the steps' positions.
+    'all' and 'dense' take every parameter ('all' also updates the tables, elsewhere); 'reasoning'
+    those that only the reasoning steps use: cross-attention, its norm, the steps' positions.
     """
     if which not in TRAINABLE:
         raise ValueError(f"expected trainable in {TRAINABLE}, found {which!r}")

@@ -98,7 +98,7 @@ class SearchBaselineExperiment(Experiment):
         return [tuple(self.data.log.query(int(row))) for row in examples.target_row]
 
     def _histories(self, examples: SearchExamples) -> np.ndarray:
-        """The last clicks before each example, int32 [E, L], right-padded."""
+        """Returns the last clicks before each example, int32 [E, L], right-padded."""
         log, length = self.data.log, self.config.data.rec_length
         first = np.maximum(log.rec_offsets[examples.user], examples.rec_end - length)
         places = first[:, None] + np.arange(length)
