@@ -156,7 +156,7 @@ def unexpected(error: Exception) -> str:
 
 
 def _help(names: Sequence[str]) -> str:
-    """The running module's docstring, and the flags of these names with their defaults."""
+    """Writes the running module's docstring, and the flags of these names with their defaults."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for name in names:
         flag = flags.FLAGS[name]
@@ -215,7 +215,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
                 "take; leave the colon and the choice out"
             ) from None
         if choices := _CHOICES.search(str(error)):
-            raise UserError(f"{choices[1]}; pass one that there is") from None
+            raise UserError(f"{choices[1]}; pass one of them") from None
         raise UserError(
             f"expected known flags with fitting values, found: {_words(error)}; see --help"
         ) from None
@@ -289,8 +289,8 @@ def run_job(
         return
     from core import distributed  # imports JAX
 
-    found = None if values.coordinator == "auto" else values.coordinator
-    watch = distributed.start(found, values.processes, values.process, values.start_timeout)
+    coordinator = None if values.coordinator == "auto" else values.coordinator
+    watch = distributed.start(coordinator, values.processes, values.process, values.start_timeout)
     run_watched(watch, together)
 
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 
 
 def rate_at(step: jax.Array, max_steps: int, warmup: float) -> jax.Array:
-    """Factor of the learning rate: a linear rise over `warmup` of the updates, then a cosine."""
+    """Returns the learning rate's factor: a linear rise over `warmup` of the updates, then a
+    cosine.
+    """
     rising = max(1.0, warmup * max_steps)
     progress = jnp.clip((step + 1 - rising) / max(1.0, max_steps - rising), 0.0, 1.0)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))

@@ -62,7 +62,9 @@ def _describe(config: Any) -> None:
 
 
 def default_name(config_file: str) -> str:
-    """'baseline_unisar_kuaisar' of 'configs/baseline.py:unisar,kuaisar': a run's default folder."""
+    """Names a run's default folder: 'baseline_unisar_kuaisar' of
+    'configs/baseline.py:unisar,kuaisar'.
+    """
     path, _, choice = config_file.partition(":")
     name = os.path.splitext(os.path.basename(path))[0]
     return "_".join([name, *choice.split(",")]) if choice else name

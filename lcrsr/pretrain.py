@@ -1,4 +1,4 @@
-"""Supervised training of a `Ranker`: its loss and L2 over batches of a positive and negatives.
+"""Trains a `Ranker` under supervision: its loss and L2 over batches of a positive and negatives.
 
 For LCR-SER this is 3.3's pre-training, Eq. 12.
 """
@@ -52,7 +52,7 @@ _DENSE = table_lib.dense("adam")
 
 
 def init_table_states(tables: embedding.Tables) -> dict[str, Any]:
-    """Adam moments of every table; the same for touched rows and dense."""
+    """Returns Adam moments of every table; the same for touched rows and dense."""
     return {name: _TOUCHED.init(table) for name, table in tables.items()}
 
 
@@ -65,7 +65,7 @@ def update_tables(
     step: jax.Array,
     partition: Partition | None = None,
 ) -> tuple[embedding.Tables, dict[str, Any]]:
-    """One update of every table from the gradients [u, D] of its touched rows."""
+    """Updates every table once from the gradients [u, D] of its touched rows."""
     new_tables, new_states = {}, {}
     for name, table in tables.items():
         arguments = (rows[name], gradients[name], table, table_states[name], learning_rate, step)
@@ -149,7 +149,7 @@ class PretrainTask:
         return jax.jit(self.random_state, out_shardings=shardings)()
 
     def random_state(self) -> State:
-        """The state of a first update: parameters, tables, optimizer moments, step 0."""
+        """Returns the state of a first update: parameters, tables, optimizer moments, step 0."""
         network_key, table_key = jax.random.split(jax.random.key(self._seed))
         every = embedding.init_tables(
             table_key,

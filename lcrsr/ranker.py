@@ -1,4 +1,4 @@
-"""What training and evaluation ask of a model that ranks items: the `Ranker` protocol."""
+"""Defines what training and evaluation ask of a model that ranks items: the `Ranker` protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def numbers_of(ranker: Ranker) -> dict[str, Any]:
 
 
 class Ranker(Protocol):
-    """LCR-SER or a baseline: pure functions over parameters, and embedding rows of a batch.
+    """Describes LCR-SER or a baseline: pure functions over parameters, and embedding rows of a
+    batch.
 
     Attributes:
       tables: the embedding tables it reads, of 'user', 'item', 'word' (`lcrsr.embedding`).
@@ -40,13 +41,13 @@ class Ranker(Protocol):
     needs_whole_tables: bool
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        """Random parameters of the network, the tables apart."""
+        """Returns random parameters of the network, the tables apart."""
         ...
 
     def loss(
         self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The training loss without L2, and scalars to log.
+        """Returns the training loss without L2, and scalars to log.
 
         Args:
           rows: the batch's fields as vectors, `user` [B, D], `rec_items` [B, Lr, D] and so on.
@@ -56,7 +57,7 @@ class Ranker(Protocol):
         ...
 
     def represent(self, params: Params, batch: Batch, rows: Rows) -> Any:
-        """What scoring needs of a batch's users, without dropout."""
+        """Returns what scoring needs of a batch's users, without dropout."""
         ...
 
     def score(self, params: Params, users: Any, rows: Rows) -> jax.Array:

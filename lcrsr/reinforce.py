@@ -1,4 +1,4 @@
-"""Reinforcement learning (3.4): the task that tunes a pre-trained LCR-SER with GRPO."""
+"""Tunes a pre-trained LCR-SER with GRPO (3.4), as a `core.task.Task`."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class ReinforceTask:
         return jax.jit(self.state_from, out_shardings=shardings)(self._initial)
 
     def state_from(self, initial: State) -> State:
-        """The state before the first update, from a pre-training state."""
+        """Returns the state before the first update, from a pre-training state."""
         params, tables = initial["params"], initial["tables"]
         # Copies: the state is donated to the train step, and the pre-trained one is still needed.
         state = {

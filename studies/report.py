@@ -48,8 +48,8 @@ def report(workdirs: Sequence[str]) -> str:
         than its head, with a figure that is not there or no PNG in it, or results that are broken.
     """
     sections, links, runs = [], [], []
-    for number, given in enumerate(workdirs):
-        path = expanded(given, "--workdirs")
+    for number, folder in enumerate(workdirs):
+        path = expanded(folder, "--workdirs")
         pages = [p for p in (*_PAGES, _MORE) if os.path.isfile(os.path.join(path, p))]
         if not pages or pages == [_MORE]:
             raise UserError(
@@ -131,21 +131,21 @@ def to_html(text: str, folder: str) -> str:
     Raises:
       UserError: as `report`.
     """
-    found = []
+    parts = []
     for block in re.split(r"\n{2,}", text.strip()):
         lines = block.split("\n")
         if lines[0].startswith("#"):
-            found.append(f"<h2>{html.escape(lines[0].lstrip('# '))}</h2>")
+            parts.append(f"<h2>{html.escape(lines[0].lstrip('# '))}</h2>")
         elif lines[0].startswith("|"):
-            found.append(_table(lines, folder))
+            parts.append(_table(lines, folder))
         elif lines[0].startswith("- "):
             items = "".join(f"<li>{html.escape(line[2:])}</li>" for line in lines)
-            found.append(f"<ul>{items}</ul>")
+            parts.append(f"<ul>{items}</ul>")
         elif image := re.fullmatch(r"!\[(.*)\]\((.+)\)", block):
-            found.append(_image(image[1], image[2], folder))
+            parts.append(_image(image[1], image[2], folder))
         else:
-            found.append(f"<p>{html.escape(' '.join(lines))}</p>")
-    return "".join(f"{part}\n" for part in found)
+            parts.append(f"<p>{html.escape(' '.join(lines))}</p>")
+    return "".join(f"{part}\n" for part in parts)
 
 
 def _cells(line: str) -> list[str]:

@@ -22,7 +22,7 @@ from lcrsr.ranker import Batch, Params, Rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes, dropout, and the share of items that the cloze task hides."""
+    """Holds sizes, dropout, and the share of items that the cloze task hides."""
 
     width: int
     layers: int
@@ -71,7 +71,7 @@ class BERT4Rec(DotProduct):
         ]
 
     def _appended(self, batch: Batch, rows: Rows):
-        """History and target as one sequence: rows, ids, valid, where the target is."""
+        """Joins history and target in one sequence: rows, ids, valid, where the target is."""
         ids = jnp.pad(batch["rec_items"], ((0, 0), (0, 1)))
         places = jnp.arange(ids.shape[1])
         after_last = jnp.where(ids != 0, places + 1, 0).max(1)

@@ -54,7 +54,8 @@ def config(tmp_path_factory):
         overrides.prompts = {"max_inputs": INPUTS, "max_targets": 16}
         overrides.train.update({"row_inputs": INPUTS, "row_targets": TARGETS})
         overrides.eval.update({"validation_users": 8, "test_users": 10})
-    log = Dataset(resolve(found)).log
+    data = Dataset(resolve(found))
+    log = data.log
     rng = np.random.default_rng(0)
     shared = rng.integers(0, 16, (log.num_items, 1))
     codes = {}
@@ -62,7 +63,8 @@ def config(tmp_path_factory):
         own = np.stack(np.divmod(rng.permutation(1024)[: log.num_items], 32), 1)
         codes[kind] = np.concatenate([shared, own], 1).astype(np.int32)
     found.identifiers = str(tmp_path_factory.mktemp("table"))
-    save_table(found.identifiers, IdentifierTable(codes, 1, 32, log.hash), {})
+    table = IdentifierTable(codes, 1, 32, log.hash, data.training_split)
+    save_table(found.identifiers, table, {})
     return found
 
 
