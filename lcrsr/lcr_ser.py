@@ -90,9 +90,10 @@ class LCRSERRanker:
         return jnp.int32(self.numbers["active_steps"])
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        return self.model.init({"params": key}, batch, rows, jnp.int32(0), deterministic=True)[
-            "params"
-        ]
+        # Lazily: what the network computes from the batch is not wanted, and without a `jit` around
+        # would be compiled operation by operation.
+        shapes = jax.eval_shape(lambda *inputs: inputs, batch, rows, jnp.int32(0))
+        return self.model.lazy_init({"params": key}, *shapes, deterministic=True)["params"]
 
     def loss(
         self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array

@@ -3,6 +3,8 @@
 import os
 import signal
 
+from core import memory
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
@@ -12,6 +14,7 @@ def pytest_configure(config):
         # Compiling is most of the default tests' work; the slow ones train for minutes.
         flags += " --xla_backend_optimization_level=0"
     os.environ.setdefault("XLA_FLAGS", flags)
+    memory.keep_freed_memory()  # as every program does
     # A shell has its background jobs ignore Ctrl-C, and so would what tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
