@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lcrsr import losses
 from lcrsr.latent_reasoning import States
 from lcrsr.model import LCRSER, Histories
-from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 # In a batch: the logits float32 [B, N] of a teacher for its candidates.
 TEACHER = "teacher"
@@ -90,10 +90,7 @@ class LCRSERRanker:
         return jnp.int32(self.numbers["active_steps"])
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        # Lazily: what the network computes from the batch is not wanted, and without a `jit` around
-        # would be compiled operation by operation.
-        shapes = jax.eval_shape(lambda *inputs: inputs, batch, rows, jnp.int32(0))
-        return self.model.lazy_init({"params": key}, *shapes, deterministic=True)["params"]
+        return drawn_parameters(self.model, key, batch, rows, jnp.int32(0))
 
     def loss(
         self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array

@@ -275,6 +275,7 @@ def trained(config, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_a_run_gives_every_row_and_evaluate_the_same(trained):
     workdir, found = trained
     rows = {row["protocol"]: row for row in found["rows"]}
@@ -311,6 +312,7 @@ def test_a_run_gives_every_row_and_evaluate_the_same(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
     found = train(changed(config, mesh__data=2, mesh__table=2), str(tmp_path / "w"))
     for ours, theirs in zip(found["rows"], trained[1]["rows"], strict=True):
@@ -329,6 +331,7 @@ def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_predictions_are_items_unseen_best_first(trained):
     restored = Restored(str(trained[0]))
     experiment, log = restored.experiment, restored.data.log
@@ -396,6 +399,7 @@ def teacher_forced(restored, user, task, query):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_path, monkeypatch):
     workdir, expected = trained
     experiment = open_experiment(resolve(config), Dataset(resolve(config)))
