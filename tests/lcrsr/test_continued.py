@@ -61,11 +61,3 @@ def test_the_control_goes_on_by_the_program_of_pre_training(tmp_path):
     assert int(second.state["step"]) == 4
     moved = np.abs(second.state["params"]["kernel"] - first.state["params"]["kernel"])
     assert moved.max() > 1e-3
-
-
-def test_other_numbers_are_another_program():
-    task = pretrain_task(None)
-    other = task.continued("control", task.init()).with_numbers({"seed": 1})
-    assert other.train_step != task.train_step and other.numbers == {"seed": 1}
-    assert task.continued("control", task.init()).train_step == task.train_step
-    assert task.numbers == {"seed": 0}
