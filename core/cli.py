@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from absl import flags
 
-from core import signals
+from core import memory, signals
 from core.errors import Preempted, UserError
 from core.terminal_text import VisibleFormatter, VisibleStream, visible_line
 
@@ -66,6 +66,7 @@ def begin(
     if name != "__main__":
         return
     signals.install(continues=continues)
+    memory.keep_freed_memory()
     sys.excepthook = _last_resort
     _log()
     of_libraries = set(flags.FLAGS)

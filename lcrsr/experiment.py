@@ -107,7 +107,7 @@ class LCRSERExperiment(RankerExperiment):
         self.test_stage(workdir, "rl", reinforced)
         # The control goes on at the rate of the state it starts from.
         control = yield (
-            self.pretrain_task("control", pretrained.state),
+            task.continued("control", pretrained.state),
             self._further(self.config.pretrain.batch_size, pretrained.learning_rate),
         )
         self.test_stage(workdir, "control", control)

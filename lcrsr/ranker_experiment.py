@@ -307,25 +307,22 @@ class RankerExperiment(RecommendationExperiment):
             workdir, stage, finished.best_step, state["params"], state["tables"], more
         )
 
-    def pretrain_task(self, name: str = "pretrain", initial: Any = None) -> PretrainTask:
-        """Returns the training stage, or with `initial` one that goes on from there."""
+    def pretrain_task(self) -> PretrainTask:
+        """Returns the training stage."""
         config = self.config.pretrain
         batches, steps_per_epoch = self.training_batches(self.config.seed)
-        first_step = 0 if initial is None else int(initial["step"])
         return PretrainTask(
-            name=name,
+            name="pretrain",
             ranker=self.ranker,
             config=self._pretrain_config,
             table_sizes=self.data.table_sizes,
             example_batch=self.example_batch(),
-            # What goes on takes the batch after the state it starts from.
-            batches=lambda start: batches(first_step + start),
+            batches=batches,
             steps_per_epoch=steps_per_epoch,
             batch_size=config.batch_size,
             evaluate=self.validate,
             selection=self.selection,
             seed=self.config.seed,
-            initial=initial,
             item_words=self.item_words,
             partition=self.partition,
         )

@@ -94,9 +94,10 @@ class ReinforceTask:
         return self.numbers["seed"]
 
     def init(self) -> State:
-        if self.partition is None:
-            return self.state_from(self._initial)
-        shardings = self.partition.shardings(jax.eval_shape(self.state_from, self._initial))
+        # Compiled whole: copies one by one are a program each.
+        shardings = None
+        if self.partition is not None:
+            shardings = self.partition.shardings(jax.eval_shape(self.state_from, self._initial))
         return jax.jit(self.state_from, out_shardings=shardings)(self._initial)
 
     def state_from(self, initial: State) -> State:

@@ -258,6 +258,7 @@ def trained(config, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_a_run_gives_every_row_and_evaluate_the_same(trained):
     workdir, found = trained
     rows = {row["protocol"]: row for row in found["rows"]}
@@ -294,6 +295,7 @@ def test_a_run_gives_every_row_and_evaluate_the_same(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
     found = train(changed(config, mesh__data=2, mesh__table=2), str(tmp_path / "w"))
     for ours, theirs in zip(found["rows"], trained[1]["rows"], strict=True):
@@ -312,6 +314,7 @@ def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_predictions_are_items_unseen_best_first(trained):
     restored = Restored(str(trained[0]))
     experiment, log = restored.experiment, restored.data.log
@@ -379,6 +382,7 @@ def teacher_forced(restored, user, task, query):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_path):
     workdir, expected = trained
     experiment = open_experiment(resolve(config), Dataset(resolve(config)))
