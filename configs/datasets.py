@@ -1,6 +1,19 @@
 """What depends on the data set alone; every method's config for it starts here."""
 
+from typing import Any
+
 from ml_collections import config_dict
+
+# The data sets that every method which ranks items takes; a file adds what one changes for it.
+EVERY: dict[str, dict[str, Any]] = {
+    "amazon_beauty": {},
+    "amazon_raw": {},
+    "csv_log": {},
+    "kuaisar": {},
+    "qilin": {},
+    "trivago": {},
+    "unisar_pickles": {},
+}
 
 
 def amazon_beauty(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
@@ -17,10 +30,14 @@ def amazon_raw(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
+def amazon_electronics(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Takes the files of amazon_raw, those of the category Electronics."""
+    return amazon_raw(config)
+
+
 def csv_log(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """Takes clicks.csv, searches.csv and, for items nobody has clicked, items.csv in data_dir."""
     config.dataset = "csv_log"
-    config.pretrain.batch_size = 0  # by the size of the log
     config.data.columns = ""  # other names of columns, such as "user=user_id,session="
     config.data.time_unit = "infer"  # or "seconds", "milliseconds", ..., "positions"
     return config
@@ -81,3 +98,8 @@ def kuaisar(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     # One target in ten of millions ranked against millions of items is days; the paper's 99 do.
     config.eval.protocols = ("neg99",)
     return config
+
+
+def kuaisar_large(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Takes the files of kuaisar, those of its 19 days."""
+    return kuaisar(config)

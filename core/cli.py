@@ -233,15 +233,22 @@ def _config_path() -> str:
 
 
 def _nearest(path: str) -> str:
-    """Returns a question: the config file whose name is most like that of a missing one."""
+    """Returns a question: the config files whose names are most like that of a missing one.
+
+    METHOD_DATASET.py may mean METHOD.py:DATASET, where there is that method.
+    """
     folder = pathlib.Path(path).parent
     names = [file.name for file in sorted(folder.glob("*.py"))]
     if not names:
         folder = pathlib.Path(os.path.relpath(_CONFIGS))
         names = [file.name for file in sorted(_CONFIGS.glob("*.py"))]
-    name = pathlib.Path(path).name
-    like = difflib.get_close_matches(name if name.endswith(".py") else f"{name}.py", names, 1)
-    return f" did you mean {folder / like[0]}?" if like else ""
+    stem = pathlib.Path(path).name.removesuffix(".py")
+    stems = [name.removesuffix(".py") for name in names]
+    methods = [method for method in stems if stem.startswith(f"{method}_")]
+    method = max(methods, key=len, default="")
+    like = [f"{method}.py:{stem[len(method) + 1 :]}"] if method else []
+    like += difflib.get_close_matches(f"{stem}.py", names, 1)
+    return f" did you mean {' or '.join(str(folder / name) for name in like)}?" if like else ""
 
 
 def _words(error: Exception) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import lcr_ser_defaults, unisar_qilin
+from configs import lcr_ser, unisar
 from core.errors import UserError
 from core.loop import NotFinite
 from core.metrics import Sums
@@ -355,7 +355,7 @@ def test_too_few_users_with_both_histories_are_found_before_training(csv_folder,
     shutil.copytree(csv_folder, folder)
     one = [line for line in lines if line.startswith(("user,", "u20,"))]
     (folder / "searches.csv").write_text("".join(one))
-    config = lcr_ser_defaults.get_config()
+    config = lcr_ser.method()
     config.dataset, config.data_dir = "csv_log", str(folder)
     config.cache_dir = str(tmp_path / "cache")
     with pytest.raises(UserError, match="2 test users with clicks and searches for figure4, found"):
@@ -372,7 +372,7 @@ def test_distances_by_hand():
 
 @pytest.mark.slow
 def test_thresholds_retrain_on_fewer_searches(csv_folder, small_config, tmp_path):
-    config = unisar_qilin.get_config()
+    config = unisar.get_config()
     config.dataset, config.data_dir = "csv_log", str(csv_folder)
     config.cache_dir = small_config.cache_dir
     sizes = {"width": 8, "hidden": 8, "experts": 1, "expert_width": 8, "tower_widths": (8,)}

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from configs import popularity_qilin, sasrec_qilin
+from configs import popularity, sasrec
 from core import checksums
 from core.errors import UserError
 from core.workdir import Workdir
@@ -42,7 +42,7 @@ def config_of(module, small_config):
 
 @pytest.fixture(scope="module")
 def trained(small_config, tmp_path_factory):
-    config = config_of(sasrec_qilin, small_config)
+    config = config_of(sasrec, small_config)
     config.model.width, config.model.layers = 8, 1
     workdir = tmp_path_factory.mktemp("run") / "w"
     train(config, str(workdir))
@@ -79,7 +79,7 @@ def test_what_is_refused(trained, small_config, tmp_path):
         with pytest.raises(UserError, match=r"--out=FILE\.npy"):
             export(restored, "item", str(out))
     popular = tmp_path / "popular"
-    train(config_of(popularity_qilin, small_config), str(popular))
+    train(config_of(popularity, small_config), str(popular))
     with pytest.raises(UserError, match="found one of popularity, which has no vectors at all"):
         export(Restored(str(popular)), "item", str(tmp_path / "items.npy"))
     empty = Workdir(str(tmp_path / "empty"))

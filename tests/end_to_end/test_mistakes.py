@@ -5,7 +5,7 @@ import functools
 import pytest
 from absl import flags
 
-from configs import bert4rec_qilin, popularity_qilin, rearec_erl_qilin, sasrec_qilin
+from configs import bert4rec, popularity, rearec, sasrec
 from core.errors import UserError
 from core.settings import positive
 from experiments import evaluate, predict
@@ -85,7 +85,7 @@ def test_without_rl_its_sizes_do_not_matter(small_config, tmp_path):
     refused(small_config, changes, tmp_path / "w", "found 'half'")
 
 
-@pytest.mark.parametrize("model", [None, popularity_qilin])
+@pytest.mark.parametrize("model", [None, popularity])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -105,7 +105,7 @@ def test_what_the_test_split_could_not_be_read_with(small_config, tmp_path, mode
 
 
 def test_heads_that_do_not_divide_the_width(small_config, tmp_path):
-    for module in (sasrec_qilin, bert4rec_qilin, rearec_erl_qilin):
+    for module in (sasrec, bert4rec, rearec):
         config = module.get_config()
         config.dataset, config.data = small_config.dataset, small_config.data
         config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir

@@ -10,7 +10,7 @@ import time
 import jobs
 import pytest
 
-from configs import popularity_qilin
+from configs import popularity
 from core.errors import Preempted
 from experiments.train import train
 from lcrsr.baselines.fitted import FittedEvaluator
@@ -35,7 +35,7 @@ def unheard():
 
 
 def test_between_the_protocols_of_the_test_split(small_config, tmp_path, monkeypatch):
-    config = popularity_qilin.get_config()
+    config = popularity.get_config()
     config.dataset, config.data = small_config.dataset, small_config.data
     config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     config.eval.protocols = ("neg99", "full")

@@ -8,7 +8,7 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
-from configs import popularity_qilin
+from configs import popularity
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import stage_directory
@@ -78,7 +78,7 @@ def test_a_run_opens_on_other_numbers_of_devices(trained, devices, expected):
 
 @pytest.fixture(scope="module")
 def fitted(small_config, tmp_path_factory):
-    config = popularity_qilin.get_config()
+    config = popularity.get_config()
     config.dataset, config.data, config.data_dir = (
         small_config.dataset,
         small_config.data,

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from configs import baseline, lcr_ser_csv_log, lcr_ser_qilin, sasrec_amazon_beauty
+from configs import baseline, lcr_ser_csv_log, lcr_ser_qilin, sasrec
 from core import results
 from core.errors import UserError
 from experiments.evaluate import evaluate
@@ -56,7 +56,7 @@ def test_a_batch_set_by_hand_wins_and_configs_with_one_keep_it(tmp_path):
     assert open_experiment(resolve(config), data).config.pretrain.batch_size == 32
     config.pretrain.batch_size = 7
     assert open_experiment(resolve(config), data).config.pretrain.batch_size == 7
-    assert sasrec_amazon_beauty.get_config().pretrain.batch_size == 256
+    assert sasrec.get_config("amazon_beauty").pretrain.batch_size == 256
     assert resolve(lcr_ser_qilin.get_config()).pretrain.batch_size == 128
     assert resolve(baseline.get_config("sasrec,qilin")).pretrain.batch_size == 128
 

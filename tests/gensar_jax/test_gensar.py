@@ -230,7 +230,9 @@ def test_tiger_and_the_ablations_are_arguments(config, data):
     bare = changed(config, prompts__behaviour_tokens="none")
     found = GenSARExamples(resolve(bare), data, table_of(data.log))
     assert found.forced("search") == []
-    with pytest.raises(ValueError, match="gensar, tiger or dsi"):
+    with pytest.raises(
+        ValueError, match="a variant of gensar, tiger, dsi, found 'amazon_beauty,lion'"
+    ):
         gensar_amazon_beauty.get_config("lion")
 
 

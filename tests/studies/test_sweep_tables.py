@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from matplotlib import figure
 
-from configs import lcr_ser_defaults
+from configs import lcr_ser
 from core.errors import UserError
 from core.results import device
 from core.workdir import Workdir, commit_id
@@ -172,7 +172,7 @@ def test_a_long_legend_lies_within_the_picture(tmp_path, monkeypatch):
 @pytest.fixture
 def small_data():
     data = SimpleNamespace(label="sample", split=lambda name: np.zeros(40))
-    return lcr_ser_defaults.get_config(), data
+    return lcr_ser.method(), data
 
 
 def test_tables_name_what_made_their_rows_and_not_what_wrote_them(tmp_path, small_data):

@@ -2,13 +2,13 @@
 
 import pytest
 
-from configs import lcr_ser_defaults, sasrec_qilin, unisar_qilin
+from configs import lcr_ser, sasrec, unisar
 from core.errors import UserError
 from studies.ablation.sweeps import parse_sweep
 
 
 def config(**changes):
-    found = lcr_ser_defaults.get_config()
+    found = lcr_ser.method()
     found.update_from_flattened_dict(changes)
     return found
 
@@ -114,20 +114,20 @@ def test_what_the_config_does_not_allow_is_refused():
         with pytest.raises(UserError, match=rf"use_search=True for {text}, found False; set it"):
             parse_sweep(text, config(**{"data.use_search": False}))
     with pytest.raises(UserError, match="found one of sasrec"):
-        parse_sweep("k", sasrec_qilin.get_config())
+        parse_sweep("k", sasrec.get_config())
 
 
 def test_thresholds_begin_with_all_searches():
-    unisar = unisar_qilin.get_config()
-    sweep = parse_sweep("figure2:-1,0.5", unisar)
+    config_of_unisar = unisar.get_config()
+    sweep = parse_sweep("figure2:-1,0.5", config_of_unisar)
     assert values(sweep) == [
         ("threshold = -1", {}),
         ("threshold = 0.5", {"data.search_filter": 0.5}),
     ]
     with pytest.raises(UserError, match="found 0 twice"):
-        parse_sweep("figure2:-1,0,0.0", unisar)
+        parse_sweep("figure2:-1,0,0.0", config_of_unisar)
     for wrong in ("figure2:0,0.5", "figure2:-1,2", "figure2:-1,a", "figure2:-1,nan"):
         with pytest.raises(UserError, match="-1 to 1 and -1 first"):
-            parse_sweep(wrong, unisar)
+            parse_sweep(wrong, config_of_unisar)
     with pytest.raises(UserError, match="expected a config of unisar"):
         parse_sweep("figure2", config())
