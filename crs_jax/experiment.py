@@ -11,8 +11,10 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import distributed, metrics, results, seeds
+from core import distributed, metrics, seeds
 from core import trie as tries
+from core.errors import UserError
+from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import make_mesh
 from core.termination import stop_if_terminated
@@ -38,7 +40,7 @@ ALIGN, DISTILL = "align", sft_stage(0)
 _BATCHES = 32
 
 
-class CRSExperiment:
+class CRSExperiment(Experiment):
     """Stages align, sft_0 (distilled), rl_0, sft_1, ..., and sft_only_1, ...
 
     Args:
@@ -50,7 +52,8 @@ class CRSExperiment:
         data without texts or searches.
     """
 
-    evaluator = None
+    tasks = ("search",)
+    data: Dataset
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         self.config, self.data = config, data
@@ -163,14 +166,26 @@ class CRSExperiment:
         users = search_protocol.users(self.data.log, self.held_out(split), protocol)
         return {"users": users, "more": more}
 
+    @classmethod
+    def reopened(
+        cls, config: config_dict.ConfigDict, folder: str, *, training: bool
+    ) -> config_dict.ConfigDict:
+        return recorded_inputs.reopened(config, folder, training=training)
+
     def predict(
-        self, params: Any, tables: Any, asked: Sequence[str], top_k: int
+        self,
+        params: Any,
+        tables: Any,
+        users: Sequence[str] | None,
+        top_k: int,
+        query: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Answers queries with everything their users have done before.
 
         Args:
           params, tables: of a stage; the aligned model answers without reasoning.
-          asked: 'USER TAB QUERY', or 'USER' for the user's latest query.
+          users: 'USER TAB QUERY', or 'USER' for the user's latest query.
+          query: must be None.
 
         Yields:
           user, query, rank, item, id, score (log-likelihood of the id in nats) and reasoning.
@@ -178,8 +193,13 @@ class CRSExperiment:
         Raises:
           UserError: an unknown user, or one without a query; or as `evaluate`.
         """
+        if users is None or query is not None:
+            raise UserError(
+                "expected --users=FILE without --query of a run of CRS; write a query after its "
+                "user and a TAB"
+            )
         recorded_inputs.check_ids(self.examples, tables)
-        contexts_of = [self.examples.asked(line) for line in asked]
+        contexts_of = [self.examples.asked(line) for line in users]
         limit = self.config.prompts.max_prompt
         words = self.examples.vocabulary
         reason = _reasons(tables)
@@ -287,51 +307,33 @@ class CRSExperiment:
 
     def _run(self, workdir: Workdir, task: SFTTask | RLTask, rate: float, evals: int) -> Any:
         """Trains a stage or continues it, tests it once, and gives its parameters."""
-        steps, loop = task.max_steps, self.config.loop
-        finished = run_stage(
-            task,
-            LoopConfig(
-                max_steps=steps,
-                eval_every=max(1, steps // evals),
-                checkpoint_every=loop.checkpoint_every,
-                log_every=loop.log_every,
-                learning_rate=rate,
-                # The schedule is the only change of rate, and its end the only stop.
-                min_learning_rate=rate,
-                plateau_factor=1.0,
-                plateau_patience=steps + 1,
-                stop_patience=steps + 1,
-            ),
-            workdir,
+        loop = LoopConfig.fixed_length(
+            task.max_steps,
+            evals=evals,
+            checkpoint_every=self.config.loop.checkpoint_every,
+            log_every=self.config.loop.log_every,
+            learning_rate=rate,
         )
-        self._test(workdir, task.name, finished)
+        finished = run_stage(task, loop, workdir)
+        self.test_stage(workdir, task.name, finished)
         return finished.state["params"]
 
-    def _test(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
-        step, state = finished.best_step, finished.state
-        done = results.tested(workdir)
-        for protocol in search_protocol.evaluated(self.config):
-            if (stage, step, protocol) in done:
-                continue
-            with results.testing(stage, protocol):
-                sums = self.evaluate(state["params"], state["tables"], "test", protocol)
-            details = self.details("test", protocol)
-            details["more"]["algorithm"] = self._rl.algorithm if stage.startswith("rl_") else None
-            details["more"]["still_improving"] = finished.still_improving
-            if protocol == PROTOCOL:
-                groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)
-                details["more"]["user_groups"] = groups
-            results.save(
-                workdir,
-                sums,
-                stage=stage,
-                split="test",
-                protocol=protocol,
-                step=step,
-                config=self.config,
-                origin=self.data.origin,
-                **details,
-            )
+    def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
+        """Reads the test split for a finished stage."""
+        state = finished.state
+        more = {
+            "algorithm": self._rl.algorithm if stage.startswith("rl_") else None,
+            "still_improving": finished.still_improving,
+        }
+        columns = search_protocol.evaluated(self.config)
+        params, tables = state["params"], state["tables"]
+        self.test_once(workdir, stage, finished.best_step, columns, params, tables, more)
+
+    def groups(self, protocol: str, sums: metrics.Sums) -> dict[str, Any]:
+        if protocol != PROTOCOL:
+            return {}
+        groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)
+        return {"user_groups": groups}
 
     def run(self, workdir: Workdir) -> None:
         """Trains every stage, or continues, and reads the test split once for each."""

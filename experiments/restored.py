@@ -15,12 +15,9 @@ from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
-from crs_jax import recorded_inputs
 from experiments import value_ranges
-from experiments.methods import open_experiment
-from gensar_jax.experiment import GenSARExperiment
+from experiments.methods import open_experiment, reopened
 from input_pipelines.dataset import Dataset
-from lcrsr.embedding import with_item_words
 
 # What every run's config has.
 _KINDS = {"method": str, "dataset": str, "seed": int, "data": dict, "eval": dict}
@@ -96,17 +93,11 @@ class Restored:
                 config.mesh.update(
                     mesh_here(config.mesh.data, config.mesh.table, jax.device_count())
                 )
-            if config.get("pretrain") is not None and config.pretrain.get("teacher"):
-                config.pretrain.teacher = ""  # what it has learnt from need not be there any more
-            if config.get("distill") is not None and config.distill.get("teacher"):
-                config.distill.teacher = ""
-            if config.get("method") == "crs":
-                recorded_inputs.reading(config, self.workdir.path)
+            config = reopened(config, self.workdir.path, training=False)
             self.data = Dataset(config, self.workdir.path)
             self.workdir.check_log(self.data.log.hash)
             self.experiment: Any = open_experiment(config, self.data)
-        if isinstance(self.experiment, GenSARExperiment):
-            self.experiment.check_kept(self.workdir)
+        self.experiment.check_recorded(self.workdir)
         stages = self.experiment.stages
         self.stage = stage or next((s for s in stages if self._evaluated(s)), stages[0])
         if self.stage not in stages:
@@ -119,7 +110,7 @@ class Restored:
     @functools.cached_property
     def tables_with_words(self) -> Any:
         """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
-        return with_item_words(self.tables, getattr(self.experiment, "item_words", None))
+        return self.experiment.scoring_tables(self.tables)
 
     def _restore(self) -> None:
         like = self.experiment.abstract_state(self.stage)

@@ -34,7 +34,7 @@ class Teacher:
 
     def __init__(self, workdir: str, config: config_dict.ConfigDict, data: Dataset):
         self._run = Restored(workdir, config.pretrain.get("teacher_stage") or None)
-        if self._run.params is None or getattr(self._run.experiment, "partition", None) is not None:
+        if self._run.params is None or self._run.experiment.partition is not None:
             raise UserError(
                 f"expected a trained ranker on one device in {workdir}, found another run; pass "
                 "the folder of one as --config.pretrain.teacher"
@@ -58,6 +58,11 @@ class Teacher:
             return ranker.score(params, ranker.represent(params, batch, rows), rows)
 
         self._scores: Callable[..., jax.Array] = jax.jit(scores)
+
+    @property
+    def stage(self) -> str:
+        """Names the stage of the run that teaches."""
+        return self._run.stage
 
     def with_scores(self, batches: Batches) -> Batches:
         """The same batches with the teacher's logits float32 [B, N] in each."""

@@ -185,6 +185,34 @@ class Dataset:
     def _known_words(self) -> set[str]:
         return set(self.log.words.tolist())
 
+    def whole_histories(self, users: Sequence[str]) -> splits.Examples:
+        """Returns all that users have done, by their ids as in the raw data.
+
+        Raises:
+          UserError: an id that the data does not hold.
+        """
+        numbers = {name: i for i, name in enumerate(self.log.user_ids.tolist()) if i}
+        unknown = [user for user in users if user not in numbers]
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UserError(
+                f"expected user ids of {self.label}, found {unknown[0]!r}{more}, which it "
+                "does not hold; correct the users"
+            )
+        return self._histories_of(np.array([numbers[name] for name in users], np.int32))
+
+    def no_history(self) -> splits.Examples:
+        """Returns one example of someone who has done nothing: user 0 has no events."""
+        return self._histories_of(np.zeros(1, np.int32))
+
+    def _histories_of(self, user: np.ndarray) -> splits.Examples:
+        return splits.Examples(
+            user=user,
+            target_row=np.zeros(len(user), np.int64),
+            rec_end=np.asarray(self.log.rec_offsets)[user + 1],
+            search_end=np.asarray(self.log.search_offsets)[user + 1],
+        )
+
     @property
     def origin(self) -> dict[str, str]:
         """Names the data in a row of results.json: its label and the hash of its log."""

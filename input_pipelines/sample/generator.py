@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from core.errors import UserError
-from input_pipelines.sample import files, hops, kuaisar_format
+from input_pipelines.sample import files, kuaisar_format
+from input_pipelines.sample import hops as hops_world
 from input_pipelines.sample.files import User
 
 TOPICS = [
@@ -240,7 +241,7 @@ def ensure_sample(
     """Returns the folder of this sample below `cache_dir`; writes it on first use.
 
     Args:
-      hops: that of `hops_sample`, whose searches cannot be shuffled.
+      hops: that of `sample.hops`, whose searches cannot be shuffled.
 
     Raises:
       UserError: both hops and shuffle_searches, a cache directory that cannot be written, or a
@@ -253,14 +254,14 @@ def ensure_sample(
         )
     name = f"sample-v{_VERSION}-{num_users}-{seed}" + ("-shuffled" if shuffle_searches else "")
     if hops:
-        name = f"sample-hops-v{hops.VERSION}-{num_users}-{seed}"
+        name = f"sample-hops-v{hops_world.VERSION}-{num_users}-{seed}"
     out = os.path.join(cache_dir, name)
     if os.path.isdir(out):
         files.check(out)
         return out
     try:
         if hops:
-            hops.write_hops(out, num_users=num_users, seed=seed)
+            hops_world.write_hops(out, num_users=num_users, seed=seed)
         else:
             write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
     except OSError as error:
@@ -296,7 +297,7 @@ def main() -> None:
     if given.scale:
         parser.error("expected --scale with --format=kuaisar only; drop it")
     if given.format == "hops":
-        hops.write_hops(given.out, num_users=given.users, seed=given.seed)
+        hops_world.write_hops(given.out, num_users=given.users, seed=given.seed)
         return
     write_sample(
         given.out,

@@ -193,7 +193,7 @@ def program(body, *, continues=False, imports=""):
     """A program with this body, and with this among its imports."""
     code = (
         "import sys, time\n"
-        "from launch import cli\n"
+        "from core import cli\n"
         f"cli.begin(__name__, lambda: None, continues={continues})\n"
         f"{imports}\n"
         f"def main():\n    {body}\n"

@@ -421,26 +421,3 @@ def test_each_loop_says_why_it_has_ended(tmp_path):
     rows = {row["stage"]: row for row in workdir.read_results()["rows"]}
     assert rows["rl_0"]["subset"] == {"rows": 3} and rows["sft_0"]["subset"] is None
     assert rows["rl_0"]["ended_early"] == "no cases" and rows["sft_only_1"]["ended_early"] is None
-
-
-def test_validation_rows_do_not_stand_for_the_test(monkeypatch):
-    config = config_dict.ConfigDict({"eval": {"search_protocols": ("catalogue",)}})
-    tested = []
-    run = types.SimpleNamespace(
-        config=config,
-        data=None,
-        _rl=types.SimpleNamespace(algorithm="r_grpo"),
-        evaluate=lambda params, tables, split, protocol: tested.append((split, protocol)),
-        details=lambda split, protocol: {"more": {}},
-        held_out=lambda split: None,
-    )
-    monkeypatch.setattr(experiment.search_protocol, "user_groups", lambda *_: {})
-    monkeypatch.setattr(experiment.results, "save", lambda *_, **__: None)
-    row = {"stage": "align", "step": 5, "protocol": "search/catalogue", "split": "validation"}
-    for split, times in (("validation", 1), ("test", 1)):
-        rows = {"rows": [row | {"split": split}]}
-        workdir = types.SimpleNamespace(read_results=lambda rows=rows: rows)
-        state = {"params": None, "tables": None}
-        finished = types.SimpleNamespace(best_step=5, state=state, still_improving=False)
-        experiment.CRSExperiment._test(run, workdir, "align", finished)
-        assert tested == [("test", "search/catalogue")] * times

@@ -7,6 +7,7 @@ from test_crs import config_of, opened, write_beauty
 
 from core.errors import UserError
 from core.workdir import open_workdir
+from crs_jax.experiment import CRSExperiment
 from experiments.train import train
 
 
@@ -73,10 +74,8 @@ def test_what_is_distilled_is_kept_with_its_hash(folder, cache, tmp_path, source
         trained[stage] = cases
         raise Stopped
 
-    monkeypatch.setattr(
-        experiment.CRSExperiment, "_run", lambda self, workdir, task, rate, evals: None
-    )
-    monkeypatch.setattr(experiment.CRSExperiment, "_fine_tune", fine_tune)
+    monkeypatch.setattr(CRSExperiment, "_run", lambda self, workdir, task, rate, evals: None)
+    monkeypatch.setattr(CRSExperiment, "_fine_tune", fine_tune)
     workdir = open_workdir(str(tmp_path / "w"), experiment.config.to_dict())
     with pytest.raises(Stopped):
         experiment.run(workdir)

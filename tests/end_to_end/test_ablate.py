@@ -163,7 +163,7 @@ def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path, mo
 def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path, monkeypatch):
     def plan(self, workdir):
         yield SimpleNamespace(name="pretrain"), None
-        self.test_once(workdir, "pretrain", 3, None, None)
+        self.test_protocols(workdir, "pretrain", 3, None, None)
 
     def scored(self, params, tables, split, protocol):
         found, zeros = Sums(("ndcg@5",)), np.zeros(57, int)
@@ -209,7 +209,7 @@ def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, m
         if seed in diverging:
             raise NotFinite("nan")
 
-    def open_experiment(config, data):
+    def open_experiment(config, data, teacher):
         return SimpleNamespace(run=lambda opened: train_or_stop(opened, config.seed))
 
     exported = []

@@ -16,6 +16,7 @@ from experiments.methods import open_experiment
 from experiments.predict import predict, read_users
 from experiments.resolve import resolve
 from experiments.restored import Restored
+from experiments.teacher import open_teacher
 from experiments.train import train
 from studies import adaptive
 from studies.adaptive import adapt
@@ -121,14 +122,16 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
     )
     # The first batches it trains on bring the teacher's scores of their candidates.
     teacher = Restored(str(workdir)).experiment
-    experiment = open_experiment(resolve(student), teacher.data)
+    resolved = resolve(student)
+    scores = open_teacher(resolved, teacher.data)
+    experiment = open_experiment(resolved, teacher.data, scores)
     batch = next(experiment.training_batches(0)[0](0))
     assert batch["teacher"].shape == batch["candidates"].shape
     assert np.asarray(batch["teacher"]).std() > 0
     # What its RL stage keeps may be where it began, so the scores cannot tell the stage.
     student.pretrain.teacher_stage = "pretrain"
-    taught = [experiment, open_experiment(resolve(student), teacher.data)]
-    assert [each._teacher._run.stage for each in taught] == ["rl", "pretrain"]
+    taught = [scores, open_teacher(resolve(student), teacher.data)]
+    assert [each.stage for each in taught] == ["rl", "pretrain"]
     student.pretrain.teacher_stage = ""
     results = train(student, str(tmp_path / "student"))
     assert {row["stage"] for row in results["rows"]} == {"pretrain"}

@@ -22,7 +22,6 @@ from gensar_jax import experiment
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifiers import IdentifierTable, save_table
 from gensar_jax.joint_task import JointTask, token_losses
-from gensar_jax.prediction import top_items
 from gensar_jax.prompts import to_batch
 from input_pipelines import prepare, search_task
 from input_pipelines.dataset import Dataset
@@ -180,7 +179,7 @@ def test_mistakes_are_found_before_identifiers_are_trained(config, tmp_path, mon
     def train_identifiers(*_):
         raise AssertionError("identifiers")
 
-    monkeypatch.setattr(experiment, "identifier_table", train_identifiers)
+    monkeypatch.setattr(experiment, "given_table", train_identifiers)
     none = {f"mixture__{name}": 0 for name in config.mixture}
     for changes, words in (
         ({"model__size": "huge"}, "a T5 size of tiny"),
@@ -247,11 +246,10 @@ def test_a_typed_query_is_written_as_the_log_s_queries(config, data, monkeypatch
         raise Asked(query)
 
     monkeypatch.setattr(experiment.examples, "search", search)
-    nobody = Examples(*(np.zeros(1, np.int64) for _ in range(4)))
 
     def written(typed):
         with pytest.raises(Asked) as asked:
-            next(top_items(experiment, None, nobody, 3, typed))
+            next(experiment.predict(None, None, None, 3, typed))
         return str(asked.value)
 
     # The file's words are taken as they are, the others in the segmenter's form.
@@ -267,7 +265,7 @@ def test_a_typed_query_is_written_as_the_log_s_queries(config, data, monkeypatch
     monkeypatch.setitem(prepare.READERS, "amazon_beauty", reader)
     assert written("Red Tea?") == "red tea" and written("Visa 申请!") == "visa 申请"
     with pytest.raises(UserError, match=r"a query with words, found '\?!'"):
-        next(top_items(experiment, None, nobody, 3, "?!"))
+        next(experiment.predict(None, None, None, 3, "?!"))
 
 
 @pytest.fixture(scope="module")

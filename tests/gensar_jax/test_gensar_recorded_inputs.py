@@ -133,7 +133,7 @@ def test_runs_of_before_there_was_a_record_pass_and_get_none(config, tmp_path):
     checkpoints.wait()
     checkpoints.close()
     workdir = Workdir(str(tmp_path / "w"))
-    recorded_inputs.keep(workdir, experiment.examples, experiment.table_hash)
+    recorded_inputs.keep(workdir, experiment.examples, experiment.table)
     recorded_inputs.check(workdir, experiment.examples, experiment.table_hash)
     assert not (tmp_path / "w" / "inputs.json").exists()
 
