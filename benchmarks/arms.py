@@ -18,7 +18,7 @@ from core import cli
 
 def define_flags() -> None:
     config_flags.DEFINE_config_file(
-        "config", "configs/lcr_ser_qilin.py", "Config file: configs/lcr_ser_DATASET.py."
+        "config", "configs/lcr_ser_qilin.py", "Config file: configs/lcr_ser.py:DATASET."
     )
     flags.DEFINE_string("folder", None, "An empty folder for the runs' checkpoints.")
     flags.DEFINE_integer("steps", 100, "Updates of every run.", lower_bound=1)

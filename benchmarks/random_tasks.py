@@ -61,7 +61,7 @@ def require_lcr_ser(config: config_dict.ConfigDict) -> None:
     if config.method != "lcr_ser":
         raise UserError(
             f"expected a config of lcr_ser, found one of {config.method!r}; pass "
-            "--config=configs/lcr_ser_DATASET.py"
+            "--config=configs/lcr_ser.py:DATASET"
         )
 
 

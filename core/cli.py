@@ -190,7 +190,7 @@ def _parse() -> None:
         if "has no attribute 'get_config'" in str(error):
             raise UserError(
                 "expected a config file with a get_config(), found one without; pass "
-                "--config=configs/MODEL_DATASET.py"
+                "--config=configs/METHOD.py:DATASET"
             ) from None
         # The libraries quote each other's messages: the key is the first name in them.
         key = re.search(r"[^\W\d][\w.]*", str(error))
@@ -202,7 +202,7 @@ def _parse() -> None:
         path = _config_path()
         raise UserError(
             f"expected a config file, found none that loads at {path} ({_words(error)});"
-            f"{_nearest(path)} pass --config=configs/NAME.py"
+            f"{_nearest(path)} pass --config=configs/METHOD.py:DATASET"
         ) from None
     except Exception as error:  # absl, ml_collections and config files raise many types
         if "get_config() takes 0 positional" in str(error):

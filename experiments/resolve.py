@@ -38,7 +38,7 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
     if not config.dataset:
         raise UserError(
             "expected a config that names its data set, found none in it; pass "
-            "--config=configs/MODEL_DATASET.py or --config.dataset=NAME"
+            "--config=configs/METHOD.py:DATASET or --config.dataset=NAME"
         )
     _make_absolute(config)
     own_pieces = config.get("method") == "gensar" and config.model.get("checkpoint")

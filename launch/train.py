@@ -15,7 +15,7 @@ from core.errors import UserError
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/MODEL_DATASET.py.")
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/METHOD.py:DATASET.")
     flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
     cli.define_job_flags()
 
@@ -62,7 +62,7 @@ def _describe(config: Any) -> None:
 
 
 def default_name(config_file: str) -> str:
-    """'baseline_unisar_kuaisar' of 'configs/baseline.py:unisar,kuaisar': a run's default folder."""
+    """'sasrec_kuaisar_ce' of 'configs/sasrec.py:kuaisar,ce': a run's default folder."""
     path, _, choice = config_file.partition(":")
     name = os.path.splitext(os.path.basename(path))[0]
     return "_".join([name, *choice.split(",")]) if choice else name

@@ -149,7 +149,7 @@ def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str
     if config.method != method:
         raise UserError(
             f"expected a config of {method} for the sweep {name}, found one of {config.method}; "
-            f"pass --config=configs/{method}_NAME.py"
+            f"pass --config=configs/{method}.py:DATASET"
         )
     if len(set(values)) < len(values):
         raise UserError(f"expected every value of --sweep once, found {listed}; leave one out")

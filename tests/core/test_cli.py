@@ -56,7 +56,7 @@ def parse(monkeypatch):
         (
             "lcr_ser_qilim.py",
             r"found none that loads at .*lcr_ser_qilim.py \(.*No such file or .*\); did you "
-            r"mean .*configs/lcr_ser_qilin.py\? pass --config=configs/NAME.py$",
+            r"mean .*configs/lcr_ser_qilin.py\? pass --config=configs/METHOD.py:DATASET$",
         ),
         ("nowhere/unisra.py", r"did you mean configs/unisar.py\?"),
         ("unisar_qilin.py", r"did you mean .*configs/unisar.py:qilin( or .*)?\? pass"),
