@@ -68,7 +68,7 @@ VARIANTS = {
     "": {},
     "1.7b": {"model.size": "1.7b"},
     "4b": {"model.size": "4b"},
-    # One round of Amazon Beauty in hours on a CPU core (docs/RESULTS.md).
+    # One round of Amazon Beauty in hours on a CPU core (docs/results.md).
     "tiny": {
         "data.history": 5,
         "data.train_examples": 40_000,

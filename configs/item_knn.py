@@ -16,7 +16,7 @@ def method() -> config_dict.ConfigDict:
     config = defaults.get_config()
     config.method = "item_knn"
     config.model = config_dict.ConfigDict()
-    config.model.decay = 0.6  # on validation, of .6 to 1 (docs/CHOICES.md)
+    config.model.decay = 0.6  # on validation, of .6 to 1 (docs/decisions.md)
     config.model.history_power = 0.5  # ours: long histories weigh less an item
     return config
 

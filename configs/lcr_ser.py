@@ -8,7 +8,7 @@ format), with the smaller sizes of `on_sample`, in under 5 minutes on 2 CPU core
 ranking among 100 candidates: it is held to the whole catalogue. Pre-training only.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
-"ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on.
+"ours" means that neither paper gives the value; docs/decisions.md says what each rests on.
 "not tuned" means that no other value was tried on validation.
 """
 
@@ -20,7 +20,7 @@ _BY_SIZE = {"pretrain.batch_size": 0}  # of the log
 DATASETS = datasets.EVERY | {
     "amazon_beauty": {
         # ours: 513 updates an epoch instead of UniSAR's 128; on the sample small batches left the
-        # popularity plateau after fewer epochs (docs/CHOICES.md)
+        # popularity plateau after fewer epochs (docs/decisions.md)
         "pretrain.batch_size": 256,
         "pretrain.max_epochs": 12.0,
         # Under the paper's hr@1 only 4 to 6% of the groups had unequal rewards here.

@@ -17,7 +17,6 @@ from core.errors import UserError
 from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import make_mesh
-from core.termination import stop_if_terminated
 from core.workdir import Workdir
 from crs_jax import decoder_checkpoints, distillation, lora, recorded_inputs, self_evolve, sharding
 from crs_jax.decoder import init_params
@@ -28,7 +27,7 @@ from crs_jax.rl_task import RLTask, Tokens
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from crs_jax.settings import check_codes, decoder_of, stage_settings
 from crs_jax.sft_task import SFTTask
-from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
+from crs_jax.subsets import Case, Subsets, collected, correct, incorrect, sampled
 from input_pipelines import candidates, search_protocol
 from input_pipelines.dataset import Dataset
 from input_pipelines.search_protocol import PROTOCOL
@@ -81,7 +80,7 @@ class CRSExperiment(Experiment):
         self._trie = tries.build(
             self.examples.item_tokens[1:], np.arange(1, len(self.examples.item_tokens))
         )
-        self._inference = Inference(
+        self.inference = Inference(
             self.network,
             self._controls,
             self._trie,
@@ -126,7 +125,7 @@ class CRSExperiment(Experiment):
         prompts, lengths = self._asked(split, True)
         if rows is not None:
             prompts, lengths = prompts[rows], lengths[rows]
-        return self._inference(params, prompts, lengths, width=self.config.eval.beam, reason=True)
+        return self.inference(params, prompts, lengths, width=self.config.eval.beam, reason=True)
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         """Measures a stage's parameters on a split's searches (`input_pipelines.search_protocol`).
@@ -144,12 +143,10 @@ class CRSExperiment(Experiment):
         if protocol == search_protocol.IMPRESSIONS:
             shown = search_protocol.impressions(self.data.log, self.held_out(split))
             tokens = self.examples.item_tokens[shown]
-            scores = self._inference.scores(params, prompts, lengths, tokens, reason=reason)
+            scores = self.inference.scores(params, prompts, lengths, tokens, reason=reason)
             search_protocol.add_impressions(sums, scores, shown)
             return sums
-        found = self._inference(
-            params, prompts, lengths, width=self.config.eval.beam, reason=reason
-        )
+        found = self.inference(params, prompts, lengths, width=self.config.eval.beam, reason=reason)
         examples = self.held_out(split)
         others = candidates.other_clicks(self.data.log, examples)
         above, tied, broken = found.ranks(examples.item, others)
@@ -207,7 +204,7 @@ class CRSExperiment(Experiment):
             [context for _, context in contexts_of], words, limit=limit, reason=reason
         )
         width = max(self.config.eval.beam, top_k)
-        found = self._inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
+        found = self.inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
         for row, (user, context) in enumerate(contexts_of):
             said = found.reasoning[row, : found.lengths[row]].tolist()
             if said and said[-1] in (words.end_think, words.end):
@@ -252,8 +249,8 @@ class CRSExperiment(Experiment):
             params = init_params(shape, key, partition)
         return lora.split(params, shape.lora_rank > 0)
 
-    def _tables(self, stage: str) -> dict[str, np.ndarray]:
-        """Kept with a stage's parameters: which ids it was trained with, and whether it reasons."""
+    def tables(self, stage: str) -> dict[str, np.ndarray]:
+        """Tells a stage's ids and whether it reasons, which is kept with its parameters."""
         ids = np.frombuffer(bytes.fromhex(self.examples.ids.hash), np.uint8)
         return {"identifiers": ids, "reasons": np.array([stage != ALIGN], np.uint8)}
 
@@ -274,7 +271,7 @@ class CRSExperiment(Experiment):
             initial=initial,
             evaluate=self._validate,
             selection=self.config.eval.selection,
-            tables=self._tables(stage),
+            tables=self.tables(stage),
             seed=self.config.seed,
             partition=self.partition,
         )
@@ -300,7 +297,7 @@ class CRSExperiment(Experiment):
             initial=initial,
             evaluate=self._validate,
             selection=self.config.eval.selection,
-            tables=self._tables(stage),
+            tables=self.tables(stage),
             seed=self.config.seed,
             partition=self.partition,
         )
@@ -385,32 +382,21 @@ class CRSExperiment(Experiment):
         stage: str,
         iteration: int,
     ) -> list[Case]:
-        """Returns what `choose` takes of the training corpus, or of its first `evolve.corpus`.
-
-        The corpus is answered in parts, each a subset of its own that is not made again after a
-        kill.
-
-        Raises:
-          core.errors.Preempted: SIGTERM or Ctrl-C, between two parts.
-        """
+        """Returns what `choose` takes of the training corpus, or of its first `evolve.corpus`."""
         del iteration
-        count, most = len(self.examples.train), self.config.evolve.corpus
-        size = _BATCHES * self.config.eval.batch_size
 
-        def part(start: int, stop: int) -> list[Case]:
-            stop_if_terminated(f"the collection of {stage}")
-            rows = np.arange(start, stop)
-            targets = self.examples.train.item[rows]
-            return choose(
-                self.answers(params, "train", rows), targets, rows, self._controls.end_think
-            )
+        def cases_of(rows: np.ndarray) -> list[Case]:
+            answers, targets = self.answers(params, "train", rows), self.examples.train.item[rows]
+            return choose(answers, targets, rows, self._controls.end_think)
 
-        count = min(most, count) if most > 0 else count
-        found: list[Case] = []
-        for number, start in enumerate(range(0, count, size)):
-            make = functools.partial(part, start, min(start + size, count))
-            found += subsets.get(f"{stage}_part_{number}", make)
-        return found
+        return collected(
+            subsets,
+            stage,
+            len(self.examples.train),
+            cases_of,
+            most=self.config.evolve.corpus,
+            size=_BATCHES * self.config.eval.batch_size,
+        )
 
     def _incorrect(self, subsets: Subsets, params: Any, stage: str, iteration: int) -> list[Case]:
         found = self._collected(subsets, incorrect, params, stage, iteration)

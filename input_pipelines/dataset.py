@@ -224,13 +224,9 @@ class Dataset:
         Readers that split queries themselves do so here too. Others take a file's words as they
         are: so do we with words of the log, and bring the rest to the segmenter's form.
         """
+        splits = "segmenter" in prepare.READERS[self._config.dataset].settings
         split = segmenters.segmenter(self._config.data.segmenter)
-        if "segmenter" in prepare.READERS[self._config.dataset].settings:
-            kept = [split(query)]
-        else:
-            known = self._known_words
-            kept = [[word] if word in known else split(word) for word in query.split()]
-        return segmenters.join([segmenters.cut(word) for words in kept for word in words])
+        return segmenters.typed(query, split, None if splits else self._known_words)
 
     def item_words(self) -> np.ndarray | None:
         """Words [V+1, n] that are part of the items' vectors; None for none.
@@ -263,6 +259,8 @@ class Dataset:
         negatives: int,
         seed: int,
         tasks: tuple[str, ...] = ("recommendation",),
+        searches: search_task.SearchExamples | None = None,
+        processes: tuple[int, int] | None = None,
     ) -> tuple[Callable[[int], Iterator[Batch]], int]:
         """Returns (start_step -> endless batches, steps per epoch) of the training split.
 
@@ -271,6 +269,8 @@ class Dataset:
         Args:
           batch_size: over all processes.
           tasks: with 'search' among them, every batch ends in search examples.
+          searches: these; None takes the log's training searches.
+          processes: which this is, and how many there are; None asks JAX.
 
         Raises:
           UserError: there is nothing to train on.
@@ -280,7 +280,7 @@ class Dataset:
                 f"expected training examples in {self.label}, found none; every user has fewer "
                 "than 2 events or the split leaves nothing to train on"
             )
-        processes = (jax.process_index(), jax.process_count())
+        here = processes or (jax.process_index(), jax.process_count())
         # Search examples end the whole batch and not each process's part: it is made, then cut.
         whole = "search" in tasks
         source = batches.TrainBatches(
@@ -290,9 +290,9 @@ class Dataset:
             batch_size=batch_size,
             seed=seed,
             negatives=negatives,
-            process_index=0 if whole else processes[0],
-            process_count=1 if whole else processes[1],
-            searches=self._training_searches() if whole else None,
+            process_index=0 if whole else here[0],
+            process_count=1 if whole else here[1],
+            searches=(searches or self._training_searches()) if whole else None,
         )
 
         for remark in source.remarks:
@@ -300,7 +300,7 @@ class Dataset:
 
         def stream(start: int) -> Iterator[Batch]:
             found = source.stream(start)
-            return map(self.adapt, (_part(b, *processes) for b in found) if whole else found)
+            return map(self.adapt, (_part(b, *here) for b in found) if whole else found)
 
         return stream, source.steps_per_epoch
 

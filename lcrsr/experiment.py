@@ -64,9 +64,7 @@ class LCRSERExperiment(RankerExperiment):
         not_negative(config, *(f"pretrain.{name}" for name in weights))
         self.model = LCRSER(model_config)
         loss = build(LossConfig, config.pretrain.to_dict(), section="pretrain")
-        ranker = LCRSERRanker(self.model, loss)
-        super().__init__(config, data, ranker)
-        self.numbers = ranker.numbers
+        super().__init__(config, data, LCRSERRanker(self.model, loss))
         self._teacher = teacher
         if self.item_words is not None and config.rl.enabled:
             raise UserError(

@@ -83,7 +83,7 @@ def batch_for(examples: int) -> int:
 
     It is the largest power of two that leaves an epoch at least 300 updates, from 32 to 1,024:
     large logs get UniSAR's batch, Amazon Beauty the 256 that validation chose there
-    (docs/CHOICES.md). The rate stays the config's.
+    (docs/decisions.md). The rate stays the config's.
     """
     return 2 ** int(np.clip(np.log2(max(1.0, examples / _UPDATES)), *np.log2(_BATCHES)))
 

@@ -1,7 +1,6 @@
 """The benchmark: operations counted by hand, a table and JSON, mistakes in one line."""
 
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from benchmarks.run import benchmark, print_table
 from benchmarks.timing import matmul_operations, measure
 from configs import lcr_ser, sasrec
 from core.errors import UserError
-from launch import benchmark as program
 
 
 def test_operations_of_a_product_its_gradient_and_a_loop():
@@ -93,13 +91,9 @@ def test_all_suites_may_stand_beside_some():
     assert run.chosen_suites(["score", "train", "score"]) == ["score", "train"]
 
 
-def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(
-    tmp_path, monkeypatch
-):
-    given = types.SimpleNamespace(suite=["all"], json=str(tmp_path / "no" / "figures.json"))
-    monkeypatch.setattr(program.flags, "FLAGS", given)
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(tmp_path):
     with pytest.raises(UserError, match="--json=FILE in a folder that exists"):
-        program.main()
+        run.run(["all"], "full", "float32", None, str(tmp_path / "no" / "figures.json"))
 
 
 @pytest.mark.slow

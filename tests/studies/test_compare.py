@@ -1,7 +1,6 @@
 """Comparing runs: grouping by seed, paired tests, Holm's correction, and what is refused."""
 
 import json
-import types
 
 import made_results
 import matplotlib.image
@@ -114,7 +113,7 @@ def test_a_pair_is_over_the_seeds_that_both_have():
 
 
 def test_an_interval_of_few_users_holds_what_it_says():
-    # Five users of docs/RESULTS.md's noise table: 1.96 gave .180 around .214; Student's t of four
+    # Five users of docs/results.md's noise table: 1.96 gave .180 around .214; Student's t of four
     # degrees of freedom, 2.7764, gives .255, and zero is inside.
     gains = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
     gains = 0.214 + gains / gains.std(ddof=1) * 0.180 / 1.96 * np.sqrt(5)
@@ -331,23 +330,11 @@ def test_how_runs_were_evaluated_does_not_set_them_apart(tmp_path):
     assert row.seeds == (0, 1)
 
 
-def test_popularity_strata_split_targets_by_their_clicks_in_training(tmp_path, monkeypatch):
-    items = np.array([1, 1, 1, 2, 3, 4, 1, 2, 5])
-
-    class FakeData:
-        log = types.SimpleNamespace(rec_items=items, num_items=5, hash="h")
-        splits = types.SimpleNamespace(training_rows=np.arange(6))
-
-        def __init__(self, config):
-            pass
-
-        def split(self, name):
-            return types.SimpleNamespace(target_row=np.array([6, 7, 8]))
-
-    monkeypatch.setattr(strata, "Dataset", FakeData)
-    found = strata.popularity_strata(workdir(tmp_path / "a", "a", 0, [0.1]), "test")
+def test_popularity_strata_split_targets_by_their_clicks_in_training():
+    trained = np.array([1, 1, 1, 2, 3, 4])
+    strata_of = strata.popularity_of(np.array([1, 2, 5]), trained, num_items=5)
     # A fifth of five items: item 1 alone is the head; nobody clicked item 5 in training.
-    assert {label: chosen.tolist() for label, chosen in found.items()} == {
+    assert {label: chosen.tolist() for label, chosen in strata_of.items()} == {
         "head": [True, False, False],
         "tail": [False, True, False],
         "never clicked": [False, False, True],
