@@ -104,7 +104,7 @@ def method() -> config_dict.ConfigDict:
     config.method = "crs"
     defaults.without(
         config,
-        *("pretrain", "data.words", "data.item_words", "data.train_negatives"),
+        *("train", "data.words", "data.item_words", "data.train_negatives"),
         *("data.rec_length", "data.search_length", "eval.protocols", "eval.full_batch_size"),
     )
 

@@ -55,7 +55,7 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.on_sample.overrides = config_dict.ConfigDict(
         {
             "data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2},
-            "pretrain": {"batch_size": 128, "max_epochs": 6.0, "learning_rate": 2e-3},
+            "train": {"batch_size": 128, "max_epochs": 6.0, "learning_rate": 2e-3},
         }
     )
     return for_sample(config)
@@ -85,7 +85,7 @@ def unisar_pickles(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.dataset = "unisar_pickles"
     config.data.split = "published"
     config.data.words = 50  # UniSAR
-    config.pretrain.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
+    config.train.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
     config.eval.protocols = ("published99",)
     return config
 
@@ -94,7 +94,7 @@ def kuaisar(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """rec_inter.csv, src_inter.csv and item_features.csv in data_dir, small or large."""
     config.dataset = "kuaisar"
     config.data.split = "global_time"  # LCR-SER 4.1.1: chronologically
-    config.pretrain.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
+    config.train.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
     # One target in ten of millions ranked against millions of items is days; the paper's 99 do.
     config.eval.protocols = ("neg99",)
     return config

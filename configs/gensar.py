@@ -96,7 +96,7 @@ def method() -> config_dict.ConfigDict:
     """Returns what does not depend on the data set."""
     config, identifiers = defaults.get_config(), gensar_identifiers.method()
     config.method = "gensar"
-    defaults.without(config, "pretrain", "data.words", "data.item_words", "data.train_negatives")
+    defaults.without(config, "train", "data.words", "data.item_words", "data.train_negatives")
     config.identifiers = ""  # folder of an identifier table; empty: made with these settings
     config.identifier_vectors = identifiers.vectors
     config.identifier_model = identifiers.model

@@ -38,7 +38,7 @@ def method() -> config_dict.ConfigDict:
     """Returns what does not depend on the data set."""
     config = defaults.get_config()
     config.method = "gensar_identifiers"
-    defaults.without(config, "pretrain", "data.item_words", "data.train_negatives")
+    defaults.without(config, "train", "data.item_words", "data.train_negatives")
 
     config.vectors = config_dict.ConfigDict()
     # "tfidf_svd", or the name or folder of a sentence-transformers model (the paper's: BGE).

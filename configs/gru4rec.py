@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from configs import choices, datasets, defaults
 
 DATASETS = datasets.EVERY | {
-    "amazon_beauty": {"pretrain.batch_size": 256},  # as LCR-SER's there
+    "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
 }
 
 
@@ -23,8 +23,8 @@ def method() -> config_dict.ConfigDict:
     config.model.dropout = 0.2
     config.model.init_scale = 0.02
     config.model.loss = "full_cross_entropy"
-    config.pretrain.lambda_l2 = 0.0
-    config.pretrain.table_update = "dense"
+    config.train.lambda_l2 = 0.0
+    config.train.table_update = "dense"
     return config
 
 

@@ -16,22 +16,22 @@ from ml_collections import config_dict
 
 from configs import choices, datasets, defaults
 
-_BY_SIZE = {"pretrain.batch_size": 0}  # of the log
+_BY_SIZE = {"train.batch_size": 0}  # of the log
 DATASETS = datasets.EVERY | {
     "amazon_beauty": {
         # ours: 513 updates an epoch instead of UniSAR's 128; on the sample small batches left the
         # popularity plateau after fewer epochs (docs/decisions.md)
-        "pretrain.batch_size": 256,
-        "pretrain.max_epochs": 12.0,
+        "train.batch_size": 256,
+        "train.max_epochs": 12.0,
         # Under the paper's hr@1 only 4 to 6% of the groups had unequal rewards here.
         "rl.reward": "ndcg@5",
     },
-    "amazon_beauty,ce": {"pretrain.max_epochs": 8.0},
+    "amazon_beauty,ce": {"train.max_epochs": 8.0},
     "csv_log": _BY_SIZE,
     # ours: evaluated five times as often, because an epoch has twice the examples of the small set
-    "kuaisar_large": {"pretrain.evals_per_epoch": 5.0, "pretrain.max_epochs": 15.0},
+    "kuaisar_large": {"train.evals_per_epoch": 5.0, "train.max_epochs": 15.0},
     "qilin": {
-        "on_sample.overrides.pretrain.lambda_l2": 1e-6,
+        "on_sample.overrides.train.lambda_l2": 1e-6,
         "on_sample.overrides.rl": {"examples": 5_000},
     },
     "trivago": _BY_SIZE,
@@ -39,7 +39,7 @@ DATASETS = datasets.EVERY | {
 VARIANTS = {
     "bce": {},
     "ce": {
-        "pretrain.recommendation": "cross_entropy",
+        "train.recommendation": "cross_entropy",
         "data.train_negatives": 256,
         "rl.enabled": False,
     },
@@ -66,19 +66,19 @@ def method() -> config_dict.ConfigDict:
     config.model.dtype = "float32"  # of the computation; or "bfloat16"
 
     # K in use, of max_steps at most; as many where it is not set apart from it.
-    config.pretrain.active_steps = config.model.get_oneway_ref("max_steps")
-    config.pretrain.batch_size = 1024  # UniSAR
-    config.pretrain.recommendation = "bce"  # Eq. 11; or "cross_entropy" over the candidates
-    config.pretrain.lambda_tcl = 0.1  # ours; of .1 and .3, which one run each does not tell apart
-    config.pretrain.margin = 0.1  # ours; not tuned
-    config.pretrain.distance = "cosine"  # ours; not tuned
-    config.pretrain.stop_gradient = "both"  # ours, not tuned; "none" is the printed form
+    config.train.active_steps = config.model.get_oneway_ref("max_steps")
+    config.train.batch_size = 1024  # UniSAR
+    config.train.recommendation = "bce"  # Eq. 11; or "cross_entropy" over the candidates
+    config.train.lambda_tcl = 0.1  # ours; of .1 and .3, which one run each does not tell apart
+    config.train.margin = 0.1  # ours; not tuned
+    config.train.distance = "cosine"  # ours; not tuned
+    config.train.stop_gradient = "both"  # ours, not tuned; "none" is the printed form
 
     # Distillation: the folder of a run whose scores this one learns as well; empty: of none. With
     # model.max_steps of 0 the student reasons in one pass.
-    config.pretrain.teacher = ""
-    config.pretrain.teacher_stage = ""  # of that run; empty: rl where it was trained
-    config.pretrain.lambda_distil = 1.0  # ours; not tuned
+    config.train.teacher = ""
+    config.train.teacher_stage = ""  # of that run; empty: rl where it was trained
+    config.train.lambda_distil = 1.0  # ours; not tuned
 
     config.rl = config_dict.ConfigDict()
     config.rl.enabled = True  # False: pre-training only

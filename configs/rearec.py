@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from configs import choices, datasets, sasrec
 
 DATASETS = datasets.EVERY | {
-    "amazon_beauty": {"pretrain.batch_size": 256},  # as LCR-SER's there
+    "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
 }
 VARIANTS = {
     "erl": {"model.variant": "erl", "model.kl_weight": 0.05},  # ReaRec
@@ -31,7 +31,7 @@ def method() -> config_dict.ConfigDict:
     config.model.reasoning_steps = 2  # ReaRec
     config.model.temperature = 0.07  # ReaRec
     # The softmax is over all items.
-    config.pretrain.table_update = "dense"
+    config.train.table_update = "dense"
     return config
 
 

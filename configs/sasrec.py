@@ -9,11 +9,11 @@ from ml_collections import config_dict
 from configs import choices, datasets, defaults
 
 DATASETS = datasets.EVERY | {
-    "amazon_beauty": {"pretrain.batch_size": 256},  # as LCR-SER's there
+    "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
 }
 VARIANTS = {
     "bce": {"model.loss": "bce"},  # the paper
-    "ce": {"model.loss": "full_cross_entropy", "pretrain.table_update": "dense"},
+    "ce": {"model.loss": "full_cross_entropy", "train.table_update": "dense"},
 }
 
 
@@ -27,7 +27,7 @@ def method() -> config_dict.ConfigDict:
     config.model.heads = 2
     config.model.dropout = 0.2  # the paper: .2 on dense sets, .5 on sparse
     config.model.init_scale = 0.02
-    config.pretrain.lambda_l2 = 0.0
+    config.train.lambda_l2 = 0.0
     return config
 
 

@@ -11,7 +11,7 @@ from configs import choices, datasets, defaults
 
 _AMAZON = {"model.heads": 4}  # SESRec on Amazon
 DATASETS = datasets.EVERY | {
-    "amazon_beauty": _AMAZON | {"pretrain.batch_size": 256},  # as LCR-SER's there
+    "amazon_beauty": _AMAZON | {"train.batch_size": 256},  # as LCR-SER's there
     "amazon_raw": _AMAZON,
 }
 

@@ -16,7 +16,7 @@ _AMAZON = {
     "model.search_weight": 0.01,
 }
 DATASETS = datasets.EVERY | {
-    "amazon_beauty": _AMAZON | {"pretrain.batch_size": 256},  # as LCR-SER's there
+    "amazon_beauty": _AMAZON | {"train.batch_size": 256},  # as LCR-SER's there
     "amazon_raw": _AMAZON,
 }
 

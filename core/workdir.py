@@ -31,7 +31,7 @@ from core.files import (
 )
 
 # Where things lie, on this machine or its devices, does not change what is computed.
-_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
+_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.model")
 _CONFIG_FILE, _LOG_FILE, _RESULTS_FILE = "config.json", "log.json", "results.json"
 _LOCK = ".lock"
 _RESTORE = "restore the file, or train again in another --workdir"
@@ -43,8 +43,8 @@ _ADDED_KEYS = {
     "model.norm_epsilon": 1e-6,
     "model.rope_theta": 1e6,
     "on_sample.hops": False,
-    "pretrain.teacher": "",
-    "pretrain.teacher_stage": "",
+    "train.teacher": "",
+    "train.teacher_stage": "",
     "semantic_ids.extend": "",
 }
 

@@ -58,7 +58,7 @@ class CRSExperiment(Experiment):
         self.config, self.data = config, data
         search_protocol.check(config)
         check_codes(config)
-        self._mesh = make_mesh(config.mesh.data, config.mesh.table)
+        self._mesh = make_mesh(config.mesh.data, config.mesh.model)
         # Runs from before there was this setting have none.
         if config.distill.get("teacher"):
             distillation.check(config)

@@ -34,7 +34,7 @@ from typing import Any
 
 from core import distributed, results
 from core.errors import Preempted
-from core.partitioning import DATA, TABLE, make_mesh
+from core.partitioning import DATA, MODEL, make_mesh
 from core.workdir import Workdir, is_writer
 from experiments.train import train
 
@@ -53,8 +53,8 @@ def _train_in_job() -> None:
 def _describe(config: Any) -> None:
     text = distributed.describe()
     if "mesh" in config:
-        mesh = make_mesh(config.mesh.data, config.mesh.table)
-        text += f", mesh data {mesh.shape[DATA]} x table {mesh.shape[TABLE]}"
+        mesh = make_mesh(config.mesh.data, config.mesh.model)
+        text += f", mesh data {mesh.shape[DATA]} x model {mesh.shape[MODEL]}"
     _LOG.info(text)
     if not is_writer():
         # One report of the progress is enough.

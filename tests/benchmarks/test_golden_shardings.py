@@ -97,14 +97,14 @@ def shardings_of(file, choice):
         partition = sharding.partition_of(network, make_mesh(2, 4))
         state = partition.abstract(jax.eval_shape(joint_task(config, network, partition).init))
         return lines_of(f"{name} mesh 2x4 joint", state)
-    dense = config.pretrain.table_update == "dense"
-    config.mesh.data, config.mesh.table = (8, 1) if dense else (2, 4)
+    dense = config.train.table_update == "dense"
+    config.mesh.data, config.mesh.model = (8, 1) if dense else (2, 4)
     experiment = open_experiment(config, ShapesOnly(config))
     if experiment.stages == ("fit",):
         return [f"{name} is fitted, not trained"]
-    mesh = f"mesh {config.mesh.data}x{config.mesh.table}"
+    mesh = f"mesh {config.mesh.data}x{config.mesh.model}"
     lines = []
-    for stage in ("pretrain", "rl"):
+    for stage in ("train", "rl"):
         if stage not in experiment.stages:
             continue
         lines += lines_of(f"{name} {mesh} {stage}", experiment.abstract_state(stage))
@@ -153,7 +153,7 @@ def test_the_golden_text_cuts_tables_and_nothing_else():
     lines = GOLDEN.read_text(encoding="utf-8").splitlines()
     # GenSAR and CRS have no tables: the mesh cuts their networks.
     lines = [line for line in lines if " joint " not in line and " crs " not in line]
-    cut = [line for line in lines if line.endswith("(table)")]
+    cut = [line for line in lines if line.endswith("(model)")]
     assert any(" rl tables/item 1024x128 " in line for line in cut)
     assert all("tables/" in line or "table_states/" in line for line in cut)
     assert sum(line.endswith("()") for line in lines) > len(cut)

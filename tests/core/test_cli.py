@@ -79,7 +79,7 @@ def test_keys_and_their_types(parse):
         parse(file, "--config.wings=3")
     words = r"found 'max_epoch'; did you mean max_epochs\? see the file for its keys$"
     with pytest.raises(UserError, match=words):
-        parse(file, "--config.pretrain.max_epoch=3")
+        parse(file, "--config.train.max_epoch=3")
     with pytest.raises(UserError, match=r"found --confg; did you mean --config\? see --help$"):
         parse(file, "--confg=3")
     with pytest.raises(UserError, match=r"known flags with fitting values, found: .*seed"):

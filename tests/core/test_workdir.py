@@ -127,7 +127,7 @@ def test_a_run_without_its_log_is_held_to_what_its_results_name(tmp_path):
     workdir = open_workdir(str(tmp_path), {}, "h")
     (tmp_path / "log.json").unlink()
     workdir.check_log("other")  # nothing has been trained
-    (tmp_path / "checkpoints" / "pretrain").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=r"expected log\.json, .* found none; restore the file"):
         workdir.check_log("h")
     workdir.write_result_row(row(data_hash="h"))

@@ -37,7 +37,7 @@ def config_of(module, small_config):
     config.dataset = "csv_log"
     config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     config.data = small_config.data.copy_and_resolve_references()
-    config.pretrain.batch_size, config.pretrain.max_epochs = 32, 1.0
+    config.train.batch_size, config.train.max_epochs = 32, 1.0
     config.eval.protocols = ("neg99",)
     return config
 
@@ -63,7 +63,7 @@ def test_the_files_hold_the_table_in_the_order_of_the_ids(trained, tmp_path):
     saved = checksums.read_sealed(str(tmp_path / "items.json"), "", "")
     assert saved == described
     assert saved["hash"] == hashlib.sha256(rows.tobytes() + text.encode()).hexdigest()[:16]
-    assert saved["method"] == "sasrec" and saved["stage"] == "pretrain"
+    assert saved["method"] == "sasrec" and saved["stage"] == "train"
     assert saved["step"] == restored.step > 0 and saved["workdir"] == str(trained)
     assert saved["ids_file"] == "items.ids.txt" and saved["commit"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -87,7 +87,7 @@ def test_what_is_refused(trained, small_config, tmp_path):
     empty = Workdir(str(tmp_path / "empty"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text((trained / "config.json").read_text())
-    with pytest.raises(UserError, match="expected checkpoints of stage pretrain"):
+    with pytest.raises(UserError, match="expected checkpoints of stage train"):
         Restored(empty.path)
     assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.json"))
 

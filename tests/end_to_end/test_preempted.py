@@ -81,7 +81,7 @@ def test_between_the_stages_of_a_sweep(small_config, tmp_path):
         terminate()
         return {}
 
-    with pytest.raises(Preempted, match="before stage pretrain"):
+    with pytest.raises(Preempted, match="before stage train"):
         ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"), train=trained)
 
 

@@ -41,12 +41,12 @@ def test_rl_is_taken_once_it_has_been_evaluated(small_config, tmp_path):
         return stage_to_open(workdir, LCRSERExperiment.stages)
 
     assert stage() == "rl", "without any, what is missing is named as before"
-    save(workdir, "pretrain", {1: None, 2: 2})
-    assert stage() == "pretrain"
+    save(workdir, "train", {1: None, 2: 2})
+    assert stage() == "train"
     save(workdir, "rl", {})  # a run that begins with RL makes the folder
-    assert (tmp_path / "w" / "checkpoints" / "rl").is_dir() and stage() == "pretrain"
+    assert (tmp_path / "w" / "checkpoints" / "rl").is_dir() and stage() == "train"
     save(workdir, "rl", {1: None})
-    assert stage() == "pretrain"
+    assert stage() == "train"
     save(workdir, "rl", {2: 2, 3: 2})
     assert stage() == "rl"
     shutil.rmtree(tmp_path / "w" / "checkpoints" / "rl" / "3" / "progress")

@@ -23,9 +23,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_as_many_steps_are_in_use_as_there_are_where_nothing_else_is_set():
     config = lcr_ser_qilin.get_config()
     config.model.max_steps = 5
-    assert resolve(config).pretrain.active_steps == 5
-    config.pretrain.active_steps = 2
-    assert (config.model.max_steps, resolve(config).pretrain.active_steps) == (5, 2)
+    assert resolve(config).train.active_steps == 5
+    config.train.active_steps = 2
+    assert (config.model.max_steps, resolve(config).train.active_steps) == (5, 2)
 
 
 @pytest.mark.parametrize("dataset", ["kuaisar", "kuaisar_large"])
@@ -69,8 +69,8 @@ def test_a_loss_over_all_items_is_refused_without_dense_tables(tmp_path, name):
     config = baseline.get_config(f"{name},qilin")
     config.dataset, config.data_dir = "csv_log", str(ROOT / "tests" / "data" / "csv_log")
     config.cache_dir = str(tmp_path / "cache")
-    assert open_experiment(config, Dataset(resolve(config))).stages == ("pretrain",)
-    config.pretrain.table_update = "touched_rows"
+    assert open_experiment(config, Dataset(resolve(config))).stages == ("train",)
+    config.train.table_update = "touched_rows"
     with pytest.raises(UserError, match="table_update='dense'"):
         open_experiment(config, Dataset(resolve(config)))
 
@@ -83,7 +83,7 @@ def test_a_model_that_trains_on_searches_is_not_blind_to_them(tmp_path):
     with pytest.raises(UserError, match="search_weight=0"):
         open_experiment(config, Dataset(resolve(config)))
     config.model.search_weight = 0.0
-    assert open_experiment(config, Dataset(resolve(config))).stages == ("pretrain",)
+    assert open_experiment(config, Dataset(resolve(config))).stages == ("train",)
 
 
 def test_words_on_items_need_dense_tables_and_no_grpo(tmp_path):
@@ -93,7 +93,7 @@ def test_words_on_items_need_dense_tables_and_no_grpo(tmp_path):
     config.data.use_search, config.data.item_words = False, 4
     with pytest.raises(UserError, match="table_update='dense'"):
         open_experiment(config, Dataset(resolve(config)))
-    config.pretrain.table_update = "dense"
+    config.train.table_update = "dense"
     with pytest.raises(UserError, match=r"rl\.enabled=False"):
         open_experiment(config, Dataset(resolve(config)))
     config.rl.enabled = False

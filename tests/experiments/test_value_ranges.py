@@ -31,10 +31,10 @@ def resolved(module, **changes):
         (sasrec, "seed", 2**31, "of whole numbers from 0 to 2147483647"),
         (crs_sample, "seed", 2**64, "of whole numbers from 0 to 2147483647"),
         (gensar_qilin, "data__candidates_seed", 2**70, "of whole numbers from 0 to 2147483647"),
-        (lcr_ser_qilin, "pretrain__batch_size", 2**63, "of 64 bits"),
+        (lcr_ser_qilin, "train__batch_size", 2**63, "of 64 bits"),
         (lcr_ser_qilin, "model__mlp_widths", (200, 0), "with widths above 0"),
-        (lcr_ser_qilin, "pretrain__user_dropout", 1.5, "from 0 to 1"),
-        (lcr_ser_qilin, "pretrain__plateau_factor", -2.0, "from 0 to 1"),
+        (lcr_ser_qilin, "train__user_dropout", 1.5, "from 0 to 1"),
+        (lcr_ser_qilin, "train__plateau_factor", -2.0, "from 0 to 1"),
         (lcr_ser_qilin, "model__dropout", -0.2, "from 0 to below 1"),
         (sasrec, "model__dropout", 1.0, "from 0 to below 1"),
         (sasrec, "model__heads", 0, "above 0"),
@@ -56,8 +56,8 @@ def test_values_out_of_their_range(module, key, value, words):
     ("module", "key"),
     [
         (lcr_ser_qilin, "model__init_scale"),
-        (lcr_ser_qilin, "pretrain__lambda_tcl"),
-        (lcr_ser_qilin, "pretrain__max_epochs"),
+        (lcr_ser_qilin, "train__lambda_tcl"),
+        (lcr_ser_qilin, "train__max_epochs"),
         (gensar_qilin, "train__learning_rate"),
         (crs_sample, "rl__kl_weight"),
     ],
@@ -91,9 +91,9 @@ def test_the_ends_of_the_ranges_are_in_them():
     resolved(
         lcr_ser_qilin,
         model__dropout=0.0,
-        pretrain__user_dropout=1.0,
-        pretrain__plateau_factor=1.0,
-        pretrain__plateau_patience=0,
+        train__user_dropout=1.0,
+        train__plateau_factor=1.0,
+        train__plateau_patience=0,
     )
     resolved(crs_sample, evolve__iterations=0, data__history=0)
     resolved(gensar_qilin, data__rec_length=0, data__clicks=0)
@@ -156,20 +156,20 @@ def test_the_sample_has_its_own_values_and_what_is_set_by_hand_stays():
 
 def test_a_value_set_by_hand_wins():
     config = lcr_ser_qilin.get_config()
-    base = config.pretrain.max_epochs
-    assert resolve(config).pretrain.max_epochs == 6.0
-    config.pretrain.max_epochs = 1.0  # from Python
+    base = config.train.max_epochs
+    assert resolve(config).train.max_epochs == 6.0
+    config.train.max_epochs = 1.0  # from Python
     config.rl.examples = 64
     found = resolve(config)
-    assert (found.pretrain.max_epochs, found.rl.examples) == (1.0, 64)
-    assert found.pretrain.batch_size == 128, "the rest is the sample's"
-    config.pretrain.max_epochs = base  # told by its name alone
-    assert resolve(config).pretrain.max_epochs == 6.0
-    assert resolve(config, {"pretrain.max_epochs"}).pretrain.max_epochs == base
-    config.on_sample.overrides.pretrain.max_epochs = 2.0
-    assert resolve(config).pretrain.max_epochs == 2.0
+    assert (found.train.max_epochs, found.rl.examples) == (1.0, 64)
+    assert found.train.batch_size == 128, "the rest is the sample's"
+    config.train.max_epochs = base  # told by its name alone
+    assert resolve(config).train.max_epochs == 6.0
+    assert resolve(config, {"train.max_epochs"}).train.max_epochs == base
+    config.on_sample.overrides.train.max_epochs = 2.0
+    assert resolve(config).train.max_epochs == 2.0
     config.on_sample.overrides.loop = {"log_every": 7}  # which the file does not replace
-    config.pretrain.max_epochs = 1.0
+    config.train.max_epochs = 1.0
     found = resolve(config)
-    assert (found.loop.log_every, found.pretrain.max_epochs) == (7, 1.0)
+    assert (found.loop.log_every, found.train.max_epochs) == (7, 1.0)
     assert resolve(found).to_dict() == found.to_dict()

@@ -296,13 +296,13 @@ def test_a_run_gives_every_row_and_evaluate_the_same(trained):
 
 @pytest.mark.slow
 def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
-    found = train(changed(config, mesh__data=2, mesh__table=2), str(tmp_path / "w"))
+    found = train(changed(config, mesh__data=2, mesh__model=2), str(tmp_path / "w"))
     for ours, theirs in zip(found["rows"], trained[1]["rows"], strict=True):
         assert ours["protocol"] == theirs["protocol"]
         assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
     # Its checkpoint on one device, too.
     restored = Restored(str(tmp_path / "w"))
-    restored.experiment.config.mesh.data = restored.experiment.config.mesh.table = 1
+    restored.experiment.config.mesh.data = restored.experiment.config.mesh.model = 1
     one = open_experiment(restored.experiment.config, restored.data)
     sums = one.evaluate(
         jax.device_get(restored.params), jax.device_get(restored.tables), "test", "neg99/exact"

@@ -182,7 +182,7 @@ def test_vectors_of_a_trained_recommender_become_collaborative_vectors(config, t
     trained.data_dir = write_beauty(tmp_path / "beauty", items=120)
     trained.cache_dir = config.cache_dir
     trained.model.width, trained.model.layers = 8, 1
-    trained.pretrain.max_epochs, trained.eval.protocols = 1.0, ("neg99",)
+    trained.train.max_epochs, trained.eval.protocols = 1.0, ("neg99",)
     train(trained, str(tmp_path / "sasrec"))
     path = tmp_path / "items.npy"
     export(Restored(str(tmp_path / "sasrec")), "item", str(path))

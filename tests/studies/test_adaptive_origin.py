@@ -16,7 +16,7 @@ from studies import adaptive
 
 
 def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
-    rows = [row(stage="pretrain", commit="bbb"), row(stage="rl", commit="aaa")]
+    rows = [row(stage="train", commit="bbb"), row(stage="rl", commit="aaa")]
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     run = SimpleNamespace(
         workdir=Workdir(str(tmp_path)),

@@ -26,7 +26,7 @@ TABLE_UPDATES = ("touched_rows", "dense")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class TrainConfig:
     """Settings of the task, whatever the model.
 
     Attributes:
@@ -87,11 +87,11 @@ def _update_densely(tables, gradients, table_states, learning_rate, step):
     return new_tables, new_states
 
 
-class PretrainTask:
+class RankerTask:
     """Trains from scratch, or as the control that goes on as long as RL: a `core.task.TracedTask`.
 
     Args:
-      name: stage name, 'pretrain' or 'control'.
+      name: stage name, 'train' or 'control'.
       initial: the state to start from; None means random initialisation.
       item_words: word ids int32 [V+1, n] that are part of the items' vectors
         (`embedding.with_item_words`), with `table_update='dense'`; None: items are rows alone.
@@ -104,7 +104,7 @@ class PretrainTask:
         *,
         name: str,
         ranker: Ranker,
-        config: PretrainConfig,
+        config: TrainConfig,
         table_sizes: dict[str, int],
         example_batch: dict[str, np.ndarray],
         batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
