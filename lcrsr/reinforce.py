@@ -15,7 +15,7 @@ from core import metrics
 from core.partitioning import Partition
 from lcrsr import embedding, rollout
 from lcrsr.model import LCRSER
-from lcrsr.pretrain import Evaluate, State, init_table_states, update_tables
+from lcrsr.ranker_task import Evaluate, State, init_table_states, update_tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

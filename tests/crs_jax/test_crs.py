@@ -271,7 +271,7 @@ def test_a_whole_cycle_its_results_and_predictions(whole):
 @pytest.mark.xdist_group("crs")
 def test_a_mesh_trains_every_stage_and_one_device_reads_it(folder, cache, whole, tmp_path):
     workdir = str(tmp_path / "w")
-    found = train(config_of(folder, cache, **{"mesh.data": 2, "mesh.table": 2}), workdir)
+    found = train(config_of(folder, cache, **{"mesh.data": 2, "mesh.model": 2}), workdir)
     rows = {row["stage"]: row for row in found["rows"]}
     assert set(rows) >= {"align", "sft_0", "rl_0"}
     alone = json.loads((whole / "results.json").read_text())["rows"]

@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
         if key not in done:
             workdir = folder / str(len(done))
             train(config_of(folder / "cache", seed, **changes), str(workdir))
-            with np.load(workdir / "per_user" / "pretrain-test-neg99.npz") as file:
+            with np.load(workdir / "per_user" / "train-test-neg99.npz") as file:
                 done[key] = file["ndcg@5"]
         return done[key]
 

@@ -4,7 +4,7 @@ import contextlib
 
 import jax
 import numpy as np
-from test_meshes import batch_of_8, pretrain_task
+from test_meshes import batch_of_8, train_task
 
 from core.loop import LoopConfig, run_stage
 from core.workdir import open_workdir
@@ -49,7 +49,7 @@ def test_the_control_goes_on_by_the_program_of_pre_training(tmp_path):
         return {"updates": float(len(asked))}
 
     batches = {"batches": lambda start: map(batch, range(start, 100))}
-    task = pretrain_task(None, evaluate=evaluate, selection="updates", **batches)
+    task = train_task(None, evaluate=evaluate, selection="updates", **batches)
     workdir = open_workdir(str(tmp_path), {})
     with compiled_programs() as names:
         first = run_stage(task, LOOP, workdir)

@@ -160,9 +160,9 @@ def test_stages_stand_in_the_order_of_training(tmp_path):
     path = workdir(tmp_path / "a", "a", 0, [0.1, 0.3])
     file = tmp_path / "a" / "results.json"
     (row,) = json.loads(file.read_text())["rows"]
-    stages = ["pretrain", "rl", "control"]
+    stages = ["train", "rl", "control"]
     # A stage that was evaluated again stands last in results.json.
-    rows = [row | {"stage": stage} for stage in ("control", "rl", "pretrain")]
+    rows = [row | {"stage": stage} for stage in ("control", "rl", "train")]
     file.write_text(json.dumps({"rows": rows}))
     assert [r.stage for r in compare.read_rows([path], "ndcg@5/full", "test")] == stages
     loop = ["align", "sft_0", "rl_0", "sft_1", "rl_1", "sft_10", "sft_only_1", "sft_only_2"]
@@ -372,9 +372,9 @@ def test_the_trade_off_finds_rows_whose_stages_differ(tmp_path):
     figure = str(tmp_path / "f.png")
     metric, against = "ndcg@5/full", "ndcg@5/search/full"
     rows = compare.read_rows([path], metric, "test")
-    assert [row.name for row in rows] == ["a (pretrain)", "a (rl)"]
+    assert [row.name for row in rows] == ["a (train)", "a (rl)"]
     table = compare.trade_off(rows, [path], "test", metric, against, [], figure).splitlines()
-    assert table[2:] == ["| a (pretrain) | 0.2000 | 0.2000 |"]
+    assert table[2:] == ["| a (train) | 0.2000 | 0.2000 |"]
 
 
 def test_hops_strata_are_of_the_sample_that_has_them(tmp_path):

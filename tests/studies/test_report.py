@@ -162,7 +162,7 @@ def test_a_page_that_is_no_text_is_one_line(tmp_path):
 
 
 def test_one_table_holds_all_runs_with_their_methods(tmp_path):
-    for method, stages in (("popularity", ["fit"]), ("lcr_ser", ["rl", "pretrain"])):
+    for method, stages in (("popularity", ["fit"]), ("lcr_ser", ["rl", "train"])):
         run = tmp_path / f"run_{method}"
         run.mkdir()
         (run / "summary.md").write_text("# one\n")
@@ -177,7 +177,7 @@ def test_one_table_holds_all_runs_with_their_methods(tmp_path):
     assert parser.cells == [
         *("run", "seed", "hr@1/full", "hr@5/full"),
         *("popularity, fitted", "run_popularity", "3", "0.2500"),
-        *("lcr_ser, after pre-training", "run_lcr_ser", "3", "0.2500", "0.5000"),
+        *("lcr_ser, after training", "run_lcr_ser", "3", "0.2500", "0.5000"),
         *("lcr_ser, after RL", "run_lcr_ser", "3", "0.2500", "0.5000"),
     ]
 

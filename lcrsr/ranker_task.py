@@ -27,7 +27,7 @@ TABLE_UPDATES = ("touched_rows", "dense")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class TrainConfig:
     """Settings of the task, whatever the model.
 
     Attributes:
@@ -94,11 +94,11 @@ def _update_densely(tables, gradients, table_states, learning_rate, step):
     return new_tables, new_states
 
 
-class PretrainTask:
+class RankerTask:
     """Trains from scratch, or as the control that goes on as long as RL: a `core.task.TracedTask`.
 
     Args:
-      name: stage name, such as 'pretrain'.
+      name: stage name, such as 'train'.
       item_words: word ids int32 [V+1, n] that are part of the items' vectors
         (`embedding.with_item_words`), with `table_update='dense'`; None: items are rows alone.
       partition: the mesh to train on; None means one device. Dense table updates leave the cutting
@@ -110,7 +110,7 @@ class PretrainTask:
         *,
         name: str,
         ranker: Ranker,
-        config: PretrainConfig,
+        config: TrainConfig,
         table_sizes: dict[str, int],
         example_batch: dict[str, np.ndarray],
         batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
@@ -140,7 +140,7 @@ class PretrainTask:
         self._optimizer = optax.scale_by_adam()
         self.train_step = self._update
 
-    def continued(self, name: str, initial: State) -> PretrainTask:
+    def continued(self, name: str, initial: State) -> RankerTask:
         """Returns a task that trains on from `initial`; both share one compiled step.
 
         Args:
