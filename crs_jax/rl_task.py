@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from core import grpo, seeds
 from core.loop import steps_for
@@ -262,8 +263,7 @@ def update(
         trained, moments = carry
         (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
         updates, moments = optimizer.update(gradient, moments, trained)
-        trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
-        return (trained, moments), {"loss": loss, **statistics}
+        trained = optax.apply_updates(trained, optax.tree.scale(-learning_rate, updates))
 
     start = (params["trained"], state["optimizer"])
     (trained, moments), every = jax.lax.scan(once, start, length=config.updates_per_rollout)

@@ -238,7 +238,7 @@ class RankerTask:
                 tables, touched, of_rows, *rest, self._explicit
             )
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"])
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], updates)
+        params = optax.apply_updates(state["params"], optax.tree.scale(-learning_rate, updates))
         return {
             "step": state["step"] + 1,
             "params": params,

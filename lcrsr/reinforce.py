@@ -177,7 +177,9 @@ class ReinforceTask:
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"])
         new_state = state | {
             "step": state["step"] + 1,
-            "params": jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], updates),
+            "params": optax.apply_updates(
+                state["params"], optax.tree.scale(-learning_rate, updates)
+            ),
             "optimizer": optimizer,
         }
         if config.trainable == "all":
