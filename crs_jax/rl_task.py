@@ -264,6 +264,7 @@ def update(
         (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
         updates, moments = optimizer.update(gradient, moments, trained)
         trained = optax.apply_updates(trained, optax.tree.scale(-learning_rate, updates))
+        return (trained, moments), {"loss": loss, **statistics}
 
     start = (params["trained"], state["optimizer"])
     (trained, moments), every = jax.lax.scan(once, start, length=config.updates_per_rollout)
