@@ -21,7 +21,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     config_flags.DEFINE_config_file(
         "config",
         "configs/lcr_ser_qilin.py",
-        "Config file: configs/lcr_ser_DATASET.py.",
+        "Config file: configs/lcr_ser.py:DATASET.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -64,8 +64,8 @@ Seconds = tuple[float, float]  # by the clock, of the CPU
 
 def _task(config: config_dict.ConfigDict, active_steps: int, arms: int) -> Any:
     changed = config_dict.ConfigDict(config.to_dict())
-    changed.pretrain.active_steps = active_steps
-    return RandomTasks(changed, _SHAPE, _SIZES, max_steps=arms - 1).pretrain(_BATCH)
+    changed.train.active_steps = active_steps
+    return RandomTasks(changed, _SHAPE, _SIZES, max_steps=arms - 1).train(_BATCH)
 
 
 def _timed(work: Callable[[], Any]) -> Seconds:

@@ -32,8 +32,8 @@ _CONTROLS = Tokens(think=151_667, end_think=151_668, end=151_645)
 
 def mesh_of(config: config_dict.ConfigDict, devices: Any) -> Mesh:
     mesh = config.mesh
-    data = -1 if (mesh.data, mesh.table) == (1, 1) else mesh.data
-    return make_mesh(data, mesh.table, devices)
+    data = -1 if (mesh.data, mesh.model) == (1, 1) else mesh.data
+    return make_mesh(data, mesh.model, devices)
 
 
 def abstract_state(network: Decoder, settings: Any, with_reference: bool) -> Any:

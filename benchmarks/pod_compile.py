@@ -47,7 +47,7 @@ class Compiled:
     """Describes one step compiled for a chip of the topology; sizes in bytes, a chip.
 
     Attributes:
-      name: 'pretrain', 'rl' or 'evaluate'.
+      name: 'train', 'rl' or 'evaluate'.
       arguments, outputs, temporaries: as planned; outputs count donated arguments too.
       peak: arguments, temporaries, code, and outputs that reuse no argument.
       flops, bytes_accessed: of one step; loops count once, those over rounds of ids too.
@@ -98,9 +98,9 @@ def topology_devices(name: str) -> Any:
 
 def partition_for(config: config_dict.ConfigDict, devices: Any) -> Partition:
     mesh = config.mesh
-    table = -1 if (mesh.data, mesh.table) == (1, 1) else mesh.table
+    model = -1 if (mesh.data, mesh.model) == (1, 1) else mesh.model
     return Partition(
-        make_mesh(mesh.data, table, devices), PARTITION_RULES, table_width=config.model.width
+        make_mesh(mesh.data, model, devices), PARTITION_RULES, table_width=config.model.width
     )
 
 
@@ -157,15 +157,13 @@ def compile_steps(
         }
 
     # Where the size of the log decides, the largest that it may choose.
-    size = batch_size or config.pretrain.batch_size or batch_for(sys.maxsize)
-    pretrain = tasks.pretrain(size)
-    state = partition.abstract(jax.eval_shape(pretrain.random_state))
-    batch = on_mesh(next(pretrain.batches(0)), "pretrain")
+    size = batch_size or config.train.batch_size or batch_for(sys.maxsize)
+    train = tasks.train(size)
+    state = partition.abstract(jax.eval_shape(train.random_state))
+    batch = on_mesh(next(train.batches(0)), "train")
     shard = state["tables"]["item"]
     shard_shape = shard.sharding.shard_shape(shard.shape)
-    steps = [
-        compiled_step("pretrain", compile_step(pretrain, state), shard_shape, state, batch, rate)
-    ]
+    steps = [compiled_step("train", compile_step(train, state), shard_shape, state, batch, rate)]
     if config.rl.enabled:
         size = batch_size or config.rl.batch_size
         rl = tasks.reinforce(size, state, 1 + config.rl.negatives)

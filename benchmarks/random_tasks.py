@@ -18,7 +18,7 @@ from input_pipelines.batches import Batch, BatchShape
 from lcrsr.baselines import unisar
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
-from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker_task import RankerTask, TrainConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
 
 
@@ -64,7 +64,7 @@ def require_lcr_ser(config: config_dict.ConfigDict) -> None:
     if config.method != "lcr_ser":
         raise UserError(
             f"expected a config of lcr_ser, found one of {config.method!r}; pass "
-            "--config=configs/lcr_ser_DATASET.py"
+            "--config=configs/lcr_ser.py:DATASET"
         )
 
 
@@ -93,20 +93,20 @@ class RandomTasks:
         self.config, self.shape, self.sizes = config, shape, sizes
         self.partition = partition
         self.model = LCRSER(build(ModelConfig, values, section="model"))
-        self.active_steps = min(config.pretrain.active_steps, self.model.config.max_steps)
-        settings = config.pretrain.to_dict() | {"active_steps": self.active_steps}
-        self.ranker = LCRSERRanker(self.model, build(LossConfig, settings, section="pretrain"))
+        self.active_steps = min(config.train.active_steps, self.model.config.max_steps)
+        settings = config.train.to_dict() | {"active_steps": self.active_steps}
+        self.ranker = LCRSERRanker(self.model, build(LossConfig, settings, section="train"))
 
     def batch(self, batch_size: int, candidates: int, seed: int = 0) -> Batch:
         shape = dataclasses.replace(self.shape, candidates=candidates)
         return random_batch(shape, batch_size, self.sizes, seed)
 
-    def pretrain(self, batch_size: int) -> PretrainTask:
+    def train(self, batch_size: int) -> RankerTask:
         batch = self.batch(batch_size, 1 + self.config.data.train_negatives)
-        return PretrainTask(
-            name="pretrain",
+        return RankerTask(
+            name="train",
             ranker=self.ranker,
-            config=build(PretrainConfig, self.config.pretrain.to_dict(), section="pretrain"),
+            config=build(TrainConfig, self.config.train.to_dict(), section="train"),
             table_sizes=self.sizes.as_arguments(),
             example_batch=self.batch(2, 2),
             partition=self.partition,
@@ -124,9 +124,7 @@ class RandomTasks:
         )
 
 
-def unisar_task(
-    shape: BatchShape, sizes: TableSizes, batch_size: int, searches: int
-) -> PretrainTask:
+def unisar_task(shape: BatchShape, sizes: TableSizes, batch_size: int, searches: int) -> RankerTask:
     """Makes UniSAR's task at the sizes of its released code, over one random batch.
 
     Args:
@@ -152,10 +150,10 @@ def unisar_task(
         search_length=shape.search_length,
     )
     both = dataclasses.replace(shape, search_rows=searches)
-    return PretrainTask(
-        name="pretrain",
+    return RankerTask(
+        name="train",
         ranker=unisar.ranker(settings),
-        config=PretrainConfig(lambda_l2=3e-5, user_dropout=0.01, table_update="touched_rows"),
+        config=TrainConfig(lambda_l2=3e-5, user_dropout=0.01, table_update="touched_rows"),
         table_sizes=sizes.as_arguments(),
         example_batch=random_batch(shape, 2, sizes),
         **_forever(random_batch(both, batch_size + searches, sizes), batch_size),

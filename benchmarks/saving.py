@@ -64,7 +64,7 @@ def measure(config: Any, folder: str, items: int, batch_size: int, repeats: int)
     """
     partition = partition_of(config, config.model.width)
     sizes = TableSizes(_USERS, items, _WORDS)
-    task = RandomTasks(config, _SHAPE, sizes, partition).pretrain(batch_size)
+    task = RandomTasks(config, _SHAPE, sizes, partition).train(batch_size)
     state = task.init()
     step = compile_step(task, state)
     put = jax.device_put if partition is None else partition.put_batch

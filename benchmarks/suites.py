@@ -185,7 +185,7 @@ class Bench:
         return RandomTasks(self.config, shape, sizes, dtype=self.dtype, **model)
 
     def train_step(self, tasks: RandomTasks) -> Timing:
-        task = tasks.pretrain(self.scale.batch)
+        task = tasks.train(self.scale.batch)
         return measure_training(task, task.random_state(), self.scale.repeats)
 
 
@@ -206,7 +206,7 @@ def _scorer(tasks: RandomTasks) -> Callable[..., jax.Array]:
 
 
 def _scoring_arguments(bench: Bench, tasks: RandomTasks) -> tuple[Any, ...]:
-    state = tasks.pretrain(bench.scale.batch).random_state()
+    state = tasks.train(bench.scale.batch).random_state()
     batch = tasks.batch(bench.scale.batch, bench.scale.candidates)
     return state["params"], state["tables"], jax.device_put(batch)
 
@@ -285,7 +285,7 @@ def growth(bench: Bench) -> None:
 def full_ranking(bench: Bench) -> None:
     scale = bench.scale
     tasks = bench.tasks(items=scale.catalogue)
-    state = tasks.pretrain(scale.ranked_users).random_state()
+    state = tasks.train(scale.ranked_users).random_state()
     batch = tasks.batch(scale.ranked_users, 1)
     seen = np.concatenate([batch["rec_items"], np.zeros_like(batch["rec_items"])], 1)
     seen[seen == batch["candidates"]] = 0  # the target is never among what was seen
@@ -322,7 +322,7 @@ def full_ranking(bench: Bench) -> None:
 def grpo_step(bench: Bench) -> None:
     scale = bench.scale
     tasks = bench.tasks()
-    initial = tasks.pretrain(scale.grpo_batch).random_state()
+    initial = tasks.train(scale.grpo_batch).random_state()
     task = tasks.reinforce(scale.grpo_batch, initial, scale.candidates)
     rl = tasks.config.rl
     batch = jax.device_put(next(task.batches(0)))
@@ -365,7 +365,7 @@ def reading(bench: Bench) -> None:
 
     config = resolve(bench.config)
     experiment = LCRSERExperiment(config, Dataset(config))
-    task = experiment.pretrain_task()
+    task = experiment.train_task()
     count = 4 * bench.scale.repeats
     stream = task.batches(0)
     held = [next(stream) for _ in range(count)]

@@ -232,6 +232,10 @@ def start_or_restore(
 ) -> tuple[State, StageProgress, bool]:
     """Returns the newest checkpoint's state or the first, its progress, and if it was restored."""
     state = task.init()
+    if task.partition is None:
+        # What is restored, and what follows from it, lies on this device by decision and not by
+        # default, and JAX compiles anew for the difference.
+        state = jax.device_put(state, jax.local_devices()[0])
     restored = checkpoints.restore(state)
     checkpoints.clear_after(restored[2] if restored else 0)
     if restored is not None:

@@ -1,6 +1,6 @@
 """Meshes of devices, and which array of a state lies where on them.
 
-A mesh has two axes. Batches are cut over both; tables are cut by rows over `table` and copied over
+A mesh has two axes. Batches are cut over both; tables are cut by rows over `model` and copied over
 `data`; everything else is copied to every device. So (n, 1) is data-parallel, (1, n) is
 table-parallel, and anything between is both. Models name no device: one list of rules maps the
 names of a state's arrays to the mesh.
@@ -20,8 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from core.errors import UserError
 from core.tables import rows_together
 
-DATA, TABLE = "data", "table"
-BATCH_AXES = (DATA, TABLE)
+DATA, MODEL = "data", "model"
+BATCH_AXES = (DATA, MODEL)
 # Rows of sharded tables, packed or not, come in multiples of this on every mesh, so that a
 # checkpoint fits all.
 ROW_MULTIPLE = 256
@@ -55,13 +55,13 @@ class Partition:
     @property
     def rows_together(self) -> int:
         """Returns p: tables [V, D] lie as [V/p, p*D]."""
-        cut = self.mesh.shape[TABLE] > 1
+        cut = self.mesh.shape[MODEL] > 1
         return rows_together(self.table_width) if cut and self.table_width else 1
 
     @property
     def row_multiple(self) -> int:
         """Returns what V of every table must be a multiple of."""
-        return ROW_MULTIPLE * self.rows_together if self.mesh.shape[TABLE] > 1 else 1
+        return ROW_MULTIPLE * self.rows_together if self.mesh.shape[MODEL] > 1 else 1
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -182,11 +182,11 @@ def path_name(path: Any) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
-def make_mesh(data: int, table: int, devices: Any = None) -> Mesh:
+def make_mesh(data: int, model: int, devices: Any = None) -> Mesh:
     """Makes a mesh of the given extents; -1 means all devices that the other axis leaves.
 
     Args:
-      data, table: copies of the tables, and parts that each copy is cut into.
+      data, model: copies of the tables or network, and parts that each copy is cut into.
       devices: of this mesh in order; by default this run's.
 
     Raises:
@@ -195,29 +195,29 @@ def make_mesh(data: int, table: int, devices: Any = None) -> Mesh:
     devices = np.asarray(jax.devices() if devices is None else devices).reshape(-1)
     # Each process's devices in a row: it makes a contiguous part of every batch.
     devices = np.array(sorted(devices, key=lambda device: device.process_index))
-    extents = {DATA: data, TABLE: table}
+    extents = {DATA: data, MODEL: model}
     if list(extents.values()).count(-1) > 1 or any(n == 0 or n < -1 for n in extents.values()):
         raise UserError(
-            f"expected config.mesh.data and config.mesh.table of at least 1, one of them -1 at "
-            f"most, found {data} and {table}; -1 takes all remaining devices"
+            f"expected config.mesh.data and config.mesh.model of at least 1, one of them -1 at "
+            f"most, found {data} and {model}; -1 takes all remaining devices"
         )
-    for axis, other in ((DATA, table), (TABLE, data)):
+    for axis, other in ((DATA, model), (MODEL, data)):
         if extents[axis] == -1:
             extents[axis] = max(1, len(devices) // other)
     total = math.prod(extents.values())
     if total > len(devices):
         raise UserError(
             f"expected a mesh of at most {len(devices)} devices, found config.mesh of "
-            f"{extents[DATA]} x {extents[TABLE]}; make it smaller or run on more devices"
+            f"{extents[DATA]} x {extents[MODEL]}; make it smaller or run on more devices"
         )
     if jax.process_count() > 1 and total < len(devices):
         raise UserError(
             f"expected a mesh of all {len(devices)} devices of {jax.process_count()} processes, "
-            f"found config.mesh of {extents[DATA]} x {extents[TABLE]}; set one extent to -1"
+            f"found config.mesh of {extents[DATA]} x {extents[MODEL]}; set one extent to -1"
         )
-    if ROW_MULTIPLE % extents[TABLE]:
+    if ROW_MULTIPLE % extents[MODEL]:
         raise UserError(
-            f"expected config.mesh.table to divide {ROW_MULTIPLE}, found {extents[TABLE]}; make it "
+            f"expected config.mesh.model to divide {ROW_MULTIPLE}, found {extents[MODEL]}; make it "
             "a power of two, and config.mesh.data larger"
         )
-    return Mesh(devices[:total].reshape(extents[DATA], extents[TABLE]), BATCH_AXES)
+    return Mesh(devices[:total].reshape(extents[DATA], extents[MODEL]), BATCH_AXES)

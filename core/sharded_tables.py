@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from core.partitioning import BATCH_AXES, DATA, TABLE
+from core.partitioning import BATCH_AXES, DATA, MODEL
 from core.tables import TableOptimizer, TouchedRows, distinct_beyond
 from core.tables import touched as local_touched
 
-_BATCH, _ROWS, _ALL = PartitionSpec(BATCH_AXES), PartitionSpec(TABLE), PartitionSpec()
+_BATCH, _ROWS, _ALL = PartitionSpec(BATCH_AXES), PartitionSpec(MODEL), PartitionSpec()
 
 
 class Limits(NamedTuple):
@@ -66,7 +66,7 @@ def touched(
 
     Args:
       ids: int32 [B, m] in [0, V), B cut over all devices.
-      table: float [V/p, p*D], rows cut over the axis `table`.
+      table: float [V/p, p*D], rows cut over the axis `model`.
       pack: p.
 
     Returns:
@@ -80,16 +80,16 @@ def touched(
 
         def serve(exchange: _Round, carry):
             values, share = carry
-            asked = jax.lax.all_to_all(exchange.ids, TABLE, 0, 0, tiled=True)
+            asked = jax.lax.all_to_all(exchange.ids, MODEL, 0, 0, tiled=True)
             own = _own_rows(asked, held)
             answer = shard.at[own // pack].get(mode="fill", fill_value=0.0)
             answer = _part(answer, own % pack, pack)
-            back = jax.lax.all_to_all(answer, TABLE, 0, 0, tiled=True)
+            back = jax.lax.all_to_all(answer, MODEL, 0, 0, tiled=True)
             # Other copies of the tables are asked by other devices; all of these share a row.
             everyone = jax.lax.all_gather(own, DATA, axis=0)
             counts = jnp.zeros(held, jnp.int32).at[everyone].add(1, mode="drop")
             askers = jax.lax.all_to_all(
-                counts.at[own].get(mode="fill", fill_value=1), TABLE, 0, 0, tiled=True
+                counts.at[own].get(mode="fill", fill_value=1), MODEL, 0, 0, tiled=True
             )
             return (
                 _put(values, exchange.places.reshape(-1), back.reshape(-1, width)),
@@ -147,9 +147,9 @@ def update(
 
         def serve(exchange: _Round, carry):
             shard, state = carry
-            ids = jax.lax.all_to_all(exchange.ids, TABLE, 0, 0, tiled=True).reshape(-1)
+            ids = jax.lax.all_to_all(exchange.ids, MODEL, 0, 0, tiled=True).reshape(-1)
             sent = gradient.at[exchange.places].get(mode="fill", fill_value=0.0)
-            received = jax.lax.all_to_all(sent, TABLE, 0, 0, tiled=True)
+            received = jax.lax.all_to_all(sent, MODEL, 0, 0, tiled=True)
             received = received.reshape(ids.shape[0], -1)
             # The copies of the tables must stay equal: each sees every copy's gradients.
             ids = jax.lax.all_gather(ids, DATA).reshape(-1)
@@ -245,7 +245,7 @@ def _put(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
 def _own_rows(ids: jax.Array, held: int) -> jax.Array:
     """Numbers of ids among the rows that this device holds; `held` for ids of -1, which stand for
     nothing."""
-    return jnp.where(ids < 0, held, ids - jax.lax.axis_index(TABLE) * held)
+    return jnp.where(ids < 0, held, ids - jax.lax.axis_index(MODEL) * held)
 
 
 def _part(packed: jax.Array, part: jax.Array, pack: int) -> jax.Array:
@@ -299,7 +299,7 @@ def _in_rounds(
     limits: Limits,
 ) -> Any:
     """Runs `serve` until every distinct id of every device has been in a round, exactly once."""
-    owners, u = mesh.shape[TABLE], distinct.shape[0]
+    owners, u = mesh.shape[MODEL], distinct.shape[0]
     capacity = min(-(-2 * u // owners), limits.most_rows // mesh.size)
     capacity = min(u, max(limits.least_capacity, capacity))
     per_owner = num_rows // owners

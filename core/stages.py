@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 STAGE_TITLES = {
-    "pretrain": "after pre-training",
+    "train": "after training",
     "rl": "after RL",
     "control": "control: as long without RL",
     "fit": "fitted",

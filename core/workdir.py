@@ -33,7 +33,7 @@ from core.files import (
 )
 
 # Where things lie, on this machine or its devices, does not change what is computed.
-_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
+_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.model")
 _CONFIG_FILE, _LOG_FILE, _RESULTS_FILE = "config.json", "log.json", "results.json"
 _LOCK = ".lock"
 _RESTORE = "restore the file, or train again in another --workdir"

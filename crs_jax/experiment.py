@@ -60,7 +60,7 @@ class CRSExperiment(Experiment):
         self.config, self.data = config, data
         search_protocol.check(config)
         check_codes(config)
-        self._mesh = make_mesh(config.mesh.data, config.mesh.table)
+        self._mesh = make_mesh(config.mesh.data, config.mesh.model)
         if config.distill.teacher:
             distillation.check(config)
         rounds = range(config.evolve.iterations)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from core import grpo, seeds
 from core.loop import steps_for
@@ -262,7 +263,7 @@ def update(
         trained, moments = carry
         (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
         updates, moments = optimizer.update(gradient, moments, trained)
-        trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
+        trained = optax.apply_updates(trained, optax.tree.scale(-learning_rate, updates))
         return (trained, moments), {"loss": loss, **statistics}
 
     start = (params["trained"], state["optimizer"])

@@ -110,7 +110,7 @@ def sft_step(network: Decoder, config: SFTConfig) -> Any:
         loss, gradient = jax.value_and_grad(loss_of)(params["trained"])
         updates, moments = optimizer.update(gradient, state["optimizer"], params["trained"])
         rate = learning_rate * batch["rate"]
-        trained = jax.tree.map(lambda p, u: p - rate * u, params["trained"], updates)
+        trained = optax.apply_updates(params["trained"], optax.tree.scale(-rate, updates))
         return {
             **state,
             "step": state["step"] + 1,

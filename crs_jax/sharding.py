@@ -1,4 +1,4 @@
-"""Lays a stage's arrays on a mesh: FSDP over `data`, tensor parallel over `table`.
+"""Lays a stage's arrays on a mesh: FSDP over `data`, tensor parallel over `model`.
 
 The mesh is `core.partitioning`'s: batches are cut over both axes, and its second axis, which cuts
 the tables of other systems, cuts vocabulary, heads and hidden units here.
@@ -12,12 +12,12 @@ import jax
 from flax import traverse_util
 from jax.sharding import Mesh, PartitionSpec
 
-from core.partitioning import DATA, TABLE, Partition, Rules
+from core.partitioning import DATA, MODEL, Partition, Rules
 from crs_jax.decoder import init_params, logical_axes
 from crs_jax.decoder_config import DecoderConfig
 
 # From the logical axes of parameters to axes of the mesh; other axes are whole everywhere.
-AXIS_RULES = {"embed": DATA, "vocab": TABLE, "heads": TABLE, "mlp": TABLE}
+AXIS_RULES = {"embed": DATA, "vocab": MODEL, "heads": MODEL, "mlp": MODEL}
 # What of a batch of either task is no row of it.
 WHOLE = frozenset({"rate", "trie", "seed"})
 

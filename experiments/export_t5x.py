@@ -37,7 +37,7 @@ def export(config: Any, out: str, epochs: int, given: Any = ()) -> Export:
     if config.method != "gensar":
         raise UserError(
             f"expected a config of method gensar, found {config.method!r}; pass "
-            "configs/gensar_NAME.py"
+            "configs/gensar.py:DATASET"
         )
     exported.check_place(out)
     data = Dataset(config)

@@ -15,7 +15,7 @@ from experiments import value_ranges
 # Keys whose values are files or folders where they are not empty.
 _PATHS = (
     *("identifiers", "model.checkpoint", "vocabulary.tokenizer", "vocabulary.pieces_model"),
-    *("prompts.pseudo_queries", "semantic_ids.extend", "pretrain.teacher"),
+    *("prompts.pseudo_queries", "semantic_ids.extend", "train.teacher"),
     *("distill.teacher", "distill.traces"),
 )
 
@@ -27,7 +27,7 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
     (`on_sample.replaced`), or is named in `given`.
 
     Args:
-      given: keys set on the command line, such as 'pretrain.max_epochs'. From Python only a value
+      given: keys set on the command line, such as 'train.max_epochs'. From Python only a value
         that is set to what the config file has needs to be named here.
 
     Raises:
@@ -38,7 +38,7 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
     if not config.dataset:
         raise UserError(
             "expected a config that names its data set, found none in it; pass "
-            "--config=configs/MODEL_DATASET.py or --config.dataset=NAME"
+            "--config=configs/METHOD.py:DATASET or --config.dataset=NAME"
         )
     _make_absolute(config)
     own_pieces = config.method == "gensar" and config.model.checkpoint

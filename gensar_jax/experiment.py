@@ -132,7 +132,7 @@ class GenSARExperiment(Experiment):
             *("train.evals", "eval.beam", "loop.log_every", "loop.checkpoint_every"),
         )
         check_evaluation(config)
-        self._mesh = make_mesh(config.mesh.data, config.mesh.table)
+        self._mesh = make_mesh(config.mesh.data, config.mesh.model)
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
         self._check_lengths()
         self._check_protocols()

@@ -162,8 +162,8 @@ class IdentifierTask:
 
         gradient, output = jax.grad(loss_of, has_aux=True)(state["params"])
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"], state["params"])
-        rate = learning_rate * (1.0 - state["step"] / self.max_steps)
-        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
+        rate = learning_rate * optax.linear_schedule(1.0, 0.0, self.max_steps)(state["step"])
+        params = optax.apply_updates(state["params"], optax.tree.scale(-rate, updates))
         codebooks, idle, revived = {}, {}, jnp.int32(0)
         key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
         for number, (name, book) in enumerate(sorted(params["codebooks"].items())):

@@ -259,7 +259,7 @@ class JointTask:
         }
         return {
             "step": state["step"] + 1,
-            "params": jax.tree.map(lambda p, u: p - rate * u, params, updates),
+            "params": optax.apply_updates(params, optax.tree.scale(-rate, updates)),
             "optimizer": optimizer,
             "tables": state["tables"],
         }, stats

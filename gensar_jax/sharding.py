@@ -15,7 +15,7 @@ from flax import traverse_util
 from flax.linen import partitioning
 from jax.sharding import Mesh, PartitionSpec
 
-from core.partitioning import TABLE, Partition, Rules
+from core.partitioning import MODEL, Partition, Rules
 from gensar_jax.t5.network import Transformer
 
 # Logical axes that the second axis cuts. Of an array with two of them the first is cut.
@@ -44,7 +44,7 @@ def rules_of(network: Transformer, parts: int) -> Rules:
             if axis in CUT and shapes[path].shape[place] % parts == 0
         ]
         if places:
-            spec = [None] * places[0] + [TABLE]
+            spec = [None] * places[0] + [MODEL]
             rules.append((f"(^|/){re.escape(path)}$", PartitionSpec(*spec)))
     return tuple(rules)
 
@@ -53,4 +53,4 @@ def partition_of(network: Transformer, mesh: Mesh) -> Partition | None:
     """Returns the mesh with the network's rules; None for one device."""
     if mesh.size == 1:
         return None
-    return Partition(mesh, rules_of(network, mesh.shape[TABLE]))
+    return Partition(mesh, rules_of(network, mesh.shape[MODEL]))

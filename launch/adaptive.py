@@ -19,7 +19,7 @@ from core import cli
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.", required=True)
-    flags.DEFINE_string("stage", None, "pretrain, rl or control; rl where it was trained.")
+    flags.DEFINE_string("stage", None, "train, rl or control; rl where it was trained.")
     flags.DEFINE_string("metric", "ndcg@5", "Metric among the 99 sampled negatives.")
     flags.DEFINE_float("tolerance", 0.002, "Most that users of validation may lose (95%).")
 

@@ -21,7 +21,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
     flags.DEFINE_string("split", "test", "validation or test.")
     flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+        "stage", None, "train, rl or control; default rl where it was trained, else train."
     )
     flags.DEFINE_string(
         "task", None, "recommendation or search; default search of runs that answer nothing else."

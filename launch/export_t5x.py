@@ -1,6 +1,6 @@
 """Writes GenSAR's examples for T5X: SeqIO's files, the vocabulary and the identifiers.
 
-    python -m launch.export_t5x --config=configs/gensar_amazon_beauty.py --out=E [--epochs=1]
+    python -m launch.export_t5x --config=configs/gensar.py:amazon_beauty --out=E [--epochs=1]
 
 Training examples come from the first epochs of the stream that launch.train reads, with their
 phrasings, by task; examples of validation and test are of the users that the config evaluates.
@@ -17,7 +17,7 @@ from core.errors import UserError
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/gensar_DATASET.py.")
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/gensar.py:DATASET.")
     flags.DEFINE_string("out", None, "The folder to write.")
     flags.DEFINE_integer("epochs", 1, "Epochs of the training stream.", lower_bound=1)
 

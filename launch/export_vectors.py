@@ -19,7 +19,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "The .npy file to write.")
     flags.DEFINE_string("table", "item", "Which vectors: item, user or word.")
     flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+        "stage", None, "train, rl or control; default rl where it was trained, else train."
     )
 
 

@@ -25,7 +25,7 @@ def define_flags() -> None:
     flags.DEFINE_string("query", None, "Words of a search, for a run of GenSAR.")
     flags.DEFINE_integer("top_k", 20, "Items per user.", lower_bound=1)
     flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+        "stage", None, "train, rl or control; default rl where it was trained, else train."
     )
     flags.DEFINE_string("out", None, "File to write; default standard output.")
 

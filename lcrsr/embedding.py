@@ -27,7 +27,7 @@ Rows = Any
 
 # Tables, their moments and their snapshots lie by rows; the network is copied to every device.
 PARTITION_RULES: partitioning.Rules = (
-    (r"(^|/)(tables|table_states)/", PartitionSpec(partitioning.TABLE)),
+    (r"(^|/)(tables|table_states)/", PartitionSpec(partitioning.MODEL)),
 )
 
 # Which fields of a batch hold ids of which table; `query` is in batches with search examples.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from lcrsr import losses
 from lcrsr.latent_reasoning import States
 from lcrsr.model import LCRSER, Histories
-from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 # In a batch: the logits float32 [B, N] of a teacher for its candidates.
 TEACHER = "teacher"
@@ -81,9 +81,7 @@ class LCRSERRanker:
         }
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        return self.model.init({"params": key}, batch, rows, jnp.int32(0), deterministic=True)[
-            "params"
-        ]
+        return drawn_parameters(self.model, key, batch, rows, jnp.int32(0))
 
     def loss(
         self,

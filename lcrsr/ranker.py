@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 
 Batch = dict[str, Any]
 Rows = dict[str, jax.Array]
 Params = Any
+
+
+def drawn_parameters(network: nn.Module, key: jax.Array, *inputs: Any) -> Params:
+    """Draws a network's parameters, and computes nothing of what it makes of its inputs.
+
+    Outside a `jit`, `network.init` would compile the whole pass operation by operation.
+
+    Args:
+      key: of the parameters, which are bit for bit those of `network.init`.
+      inputs: arrays of the network's inputs; only their shapes and dtypes matter.
+    """
+    shapes = jax.eval_shape(lambda *arrays: arrays, *inputs)
+    variables: Any = network.lazy_init({"params": key}, *shapes, deterministic=True)
+    return variables["params"]
 
 
 def numbers_of(ranker: Ranker) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
             f"expected a run of lcr_ser with model.max_steps of 1 or more in {workdir}, found "
             "another; only LCR-SER takes reasoning steps"
         )
-    trained, most = run.experiment.config.pretrain.active_steps, ranker.model.config.max_steps
+    trained, most = run.experiment.config.train.active_steps, ranker.model.config.max_steps
     if trained < most:
         raise UserError(
             f"expected a run trained with all of its {most} steps, found active_steps of "

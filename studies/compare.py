@@ -22,7 +22,7 @@ _FREE_KEYS = frozenset(
         "cache_dir",
         "data_dir",
         "mesh.data",
-        "mesh.table",
+        "mesh.model",
         "loop.log_every",
         "eval.protocols",
         "eval.search_protocols",

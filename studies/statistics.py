@@ -16,6 +16,11 @@ from core.errors import UserError
 _RESAMPLES = 2000
 # Below this number of users Student's t replaces the bootstrap, which sees too few values.
 _FEWEST_RESAMPLED = 30
+# BCa leaves every user out once, in time of their square (0.4 s of 10,000). Beyond, its corrections
+# are smaller than what the draws of the bootstrap leave open, and percentiles take its place.
+_MOST_CORRECTED = 10_000
+# Resampled values held at once: 8 MB, and as much for their places.
+_HELD = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +145,28 @@ def shared_seeds(first: Row, second: Row) -> tuple[int, ...]:
 
 
 def _interval(differences: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """Returns the 95% interval of the mean of every user's difference, [U]."""
+    """Returns the 95% interval of the mean of every user's difference, [U].
+
+    Student's t of few users; else the bootstrap, bias-corrected and accelerated (Efron 1987), or by
+    percentiles of very many.
+    """
     n, mean = len(differences), float(differences.mean())
     if n < 2:
         return -math.inf, math.inf
     if n < _FEWEST_RESAMPLED:
         half = metrics.half_interval(differences)
         return mean - half, mean + half
-    means = [differences[rng.integers(0, n, n)].mean() for _ in range(_RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    # BCa has no answer for differences that are equal up to rounding.
+    if np.allclose(differences, mean, rtol=1e-9, atol=0.0):
+        return mean, mean
+    low, high = scipy.stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _HELD // n),
+        method="BCa" if n <= _MOST_CORRECTED else "percentile",
+        rng=rng,
+    ).confidence_interval
     return float(low), float(high)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from lcrsr.baselines.sequence import DotProduct, Transformer
-from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,7 @@ class BERT4Rec(DotProduct):
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         sequence, _, valid, last = self._appended(batch, rows)
-        return self.network.init({"params": key}, sequence, valid, last, deterministic=True)[
-            "params"
-        ]
+        return drawn_parameters(self.network, key, sequence, valid, last)
 
     def _appended(self, batch: Batch, rows: Rows):
         """Joins history and target in one sequence: rows, ids, valid, where the target is."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lcrsr.losses import RECOMMENDATION
-from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 LOSSES = (*RECOMMENDATION, "full_cross_entropy")
 
@@ -117,9 +117,7 @@ class SequentialRanker(DotProduct):
         self.width, self.init_scale = width, init_scale
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        return self.network.init({"params": key}, *self.history(batch, rows), deterministic=True)[
-            "params"
-        ]
+        return drawn_parameters(self.network, key, *self.history(batch, rows))
 
     def history(self, batch: Batch, rows: Rows) -> tuple[jax.Array, jax.Array]:
         return rows["rec_items"], jnp.not_equal(batch["rec_items"], 0)

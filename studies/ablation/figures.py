@@ -59,13 +59,13 @@ def beside(
     if sweep.name in ("figure4", "figure5"):
         # Opened one at a time, when the figure comes to them.
         hidden = {
-            label: (hidden_states(Restored(path, "pretrain")) for path in paths)
+            label: (hidden_states(Restored(path, "train")) for path in paths)
             for label, paths in runs.items()
         }
         draw = steps_figure if sweep.name == "figure4" else contrast_figure
         return draw(hidden, workdir.file(f"{sweep.name}.png"))
     if sweep.name == "figure6" and not metric.endswith("/full"):
-        stages = ("pretrain", "rl") if config.rl.enabled else ("pretrain",)
+        stages = ("train", "rl") if config.rl.enabled else ("train",)
         largest = max(sweep.settings, key=lambda s: s.value or 0).label
         of_stages = [
             every_k((Restored(path, stage) for path in runs[largest]), stage, metric)
@@ -117,9 +117,9 @@ def inference_times(
     passes = []
     for k in ks:
         changed = config_dict.ConfigDict(config.to_dict())
-        changed.model.max_steps = changed.pretrain.active_steps = k
+        changed.model.max_steps = changed.train.active_steps = k
         experiment = LCRSERExperiment(changed, data)
-        state = experiment.pretrain_task().init()
+        state = experiment.train_task().init()
         passes.append((experiment.evaluator, state["params"], state["tables"]))
     taken: list[list[float]] = [[] for _ in ks]
     for repeat in range(repeats + 1):
@@ -184,7 +184,7 @@ class Hidden:
 
 def hidden_states(run: Restored) -> Hidden:
     """Reasons over the test users of a run, up to its own K."""
-    model, active = run.experiment.model, run.experiment.config.pretrain.active_steps
+    model, active = run.experiment.model, run.experiment.config.train.active_steps
 
     @jax.jit
     def of_batch(params, tables, batch):
@@ -364,7 +364,7 @@ def every_k(runs: Iterable[Restored], stage: str, metric: str) -> Supplement:
             )
             return *jax.vmap(metrics.target_ranks)(scores), jnp.isnan(scores).any(-1)
 
-        steps = run.experiment.config.pretrain.active_steps + 1  # no K that it has not trained
+        steps = run.experiment.config.train.active_steps + 1  # no K that it has not trained
         sums = [metrics.Sums((name,)) for _ in range(steps)]
         tables = run.tables_with_words
         for batch in run.data.sampled("test", protocol):

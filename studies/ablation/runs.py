@@ -70,9 +70,9 @@ def check_runs(runs: Sequence[Run], data: Dataset) -> list[LCRSERExperiment]:
     experiments = []
     for run in runs:
         mesh = run.config.mesh
-        if (mesh.data, mesh.table) != (1, 1):
+        if (mesh.data, mesh.model) != (1, 1):
             raise UserError(
-                f"expected config.mesh of 1 x 1 in a sweep, found {mesh.data} x {mesh.table}: its "
+                f"expected config.mesh of 1 x 1 in a sweep, found {mesh.data} x {mesh.model}: its "
                 "arms lie on the devices; leave it out"
             )
         check_workdir(run.path, run.config.to_dict())
@@ -99,7 +99,7 @@ def groups_that_fit(
     for same in structures.values():
         for _, experiment in same[1:]:
             experiment.evaluator.share_programs(same[0][1].evaluator)
-        fit = min(len(same), arms_that_fit(same[0][1].pretrain_task(), available, devices))
+        fit = min(len(same), arms_that_fit(same[0][1].train_task(), available, devices))
         if fit < len(same):
             memory = f"{devices} x {available / 1e9:.1f} GB"
             _LOG.info("%d of %d arms fit in %s: in groups", fit, len(same), memory)

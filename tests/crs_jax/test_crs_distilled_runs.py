@@ -95,7 +95,7 @@ def settings(path, **changes):
 def taught(experiment, folder, load=distillation.load_teacher):
     words = experiment.examples.vocabulary
     subsets = Subsets(str(folder), words.decode)
-    mesh = make_mesh(experiment.config.mesh.data, experiment.config.mesh.table)
+    mesh = make_mesh(experiment.config.mesh.data, experiment.config.mesh.model)
     return distillation.distilled(
         experiment.config, experiment.examples, subsets, "sft_0", mesh, load
     )
@@ -151,7 +151,7 @@ def test_a_mesh_says_what_one_device_says(data, tmp_path):
     path = write_teacher(tmp_path / "t")
     one = opened(*data, **settings(path, **{"distill.examples": 6}))
     cut = opened(
-        *data, **settings(path, **{"distill.examples": 6, "mesh.data": 2, "mesh.table": 2})
+        *data, **settings(path, **{"distill.examples": 6, "mesh.data": 2, "mesh.model": 2})
     )
     assert taught(cut, tmp_path / "cut") == taught(one, tmp_path / "one")
 

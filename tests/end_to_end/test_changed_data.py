@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from configs import popularity_qilin
+from configs import popularity
 from core.errors import UserError
 from experiments.restored import Restored
 from experiments.train import train
@@ -28,7 +28,7 @@ def change(config):
 
 
 def test_a_run_keeps_to_its_log(config, tmp_path):
-    popular = popularity_qilin.get_config()
+    popular = popularity.get_config()
     popular.dataset, popular.data = config.dataset, config.data
     popular.data_dir, popular.cache_dir = config.data_dir, config.cache_dir
     popular.eval.protocols = ("neg99",)

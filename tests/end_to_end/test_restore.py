@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import config_dict
 
-from configs import popularity_qilin
+from configs import popularity
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import stage_directory
@@ -45,12 +45,12 @@ def test_rl_is_taken_once_it_has_been_evaluated(small_config, tmp_path):
         return stage_to_open(workdir, LCRSERExperiment.stages)
 
     assert stage() == "rl", "without any, what is missing is named as before"
-    save(workdir, "pretrain", {1: None, 2: 2})
-    assert stage() == "pretrain"
+    save(workdir, "train", {1: None, 2: 2})
+    assert stage() == "train"
     save(workdir, "rl", {})  # a run that begins with RL makes the folder
-    assert (tmp_path / "w" / "checkpoints" / "rl").is_dir() and stage() == "pretrain"
+    assert (tmp_path / "w" / "checkpoints" / "rl").is_dir() and stage() == "train"
     save(workdir, "rl", {1: None})
-    assert stage() == "pretrain"
+    assert stage() == "train"
     save(workdir, "rl", {2: 2, 3: 2})
     assert stage() == "rl"
     shutil.rmtree(tmp_path / "w" / "checkpoints" / "rl" / "3" / "progress")
@@ -82,7 +82,7 @@ def test_a_run_opens_on_other_numbers_of_devices(trained, devices, expected):
 
 @pytest.fixture(scope="module")
 def fitted(small_config, tmp_path_factory):
-    config = popularity_qilin.get_config()
+    config = popularity.get_config()
     config.dataset, config.data, config.data_dir = (
         small_config.dataset,
         small_config.data,

@@ -231,7 +231,9 @@ def test_tiger_and_the_ablations_are_arguments(config, data):
     bare = changed(config, prompts__behaviour_tokens="none")
     found = GenSARExamples(resolve(bare), data, table_of(data))
     assert found.forced("search") == []
-    with pytest.raises(ValueError, match="gensar, tiger or dsi"):
+    with pytest.raises(
+        ValueError, match="a variant of gensar, tiger, dsi, found 'amazon_beauty,lion'"
+    ):
         gensar_amazon_beauty.get_config("lion")
 
 
@@ -258,6 +260,7 @@ def trained(config, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_a_run_gives_every_row_and_evaluate_the_same(trained):
     workdir, found = trained
     rows = {row["protocol"]: row for row in found["rows"]}
@@ -294,14 +297,15 @@ def test_a_run_gives_every_row_and_evaluate_the_same(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
-    found = train(changed(config, mesh__data=2, mesh__table=2), str(tmp_path / "w"))
+    found = train(changed(config, mesh__data=2, mesh__model=2), str(tmp_path / "w"))
     for ours, theirs in zip(found["rows"], trained[1]["rows"], strict=True):
         assert ours["protocol"] == theirs["protocol"]
         assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
     # Its checkpoint on one device, too.
     restored = Restored(str(tmp_path / "w"))
-    restored.experiment.config.mesh.data = restored.experiment.config.mesh.table = 1
+    restored.experiment.config.mesh.data = restored.experiment.config.mesh.model = 1
     one = open_experiment(restored.experiment.config, restored.data)
     sums = one.evaluate(
         jax.device_get(restored.params), jax.device_get(restored.tables), "test", "neg99/exact"
@@ -312,6 +316,7 @@ def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_predictions_are_items_unseen_best_first(trained):
     restored = Restored(str(trained[0]))
     experiment, log = restored.experiment, restored.data.log
@@ -379,6 +384,7 @@ def teacher_forced(restored, user, task, query):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_path):
     workdir, expected = trained
     experiment = open_experiment(resolve(config), Dataset(resolve(config)))

@@ -9,7 +9,7 @@ import pytest
 from configs import (
     gensar_amazon_beauty,
     gensar_identifiers_amazon_beauty,
-    sasrec_amazon_beauty,
+    sasrec,
 )
 from core import checksums, results
 from core.errors import UserError
@@ -178,15 +178,15 @@ def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config
 
 def test_vectors_of_a_trained_recommender_become_collaborative_vectors(config, tmp_path):
     """launch.train and launch.export_vectors, then what identifiers are trained on."""
-    sasrec = sasrec_amazon_beauty.get_config()
-    sasrec.data_dir = write_beauty(tmp_path / "beauty", items=120)
-    sasrec.cache_dir = config.cache_dir
-    sasrec.model.width, sasrec.model.layers = 8, 1
-    sasrec.pretrain.max_epochs, sasrec.eval.protocols = 1.0, ("neg99",)
-    train(sasrec, str(tmp_path / "sasrec"))
+    trained = sasrec.get_config("amazon_beauty")
+    trained.data_dir = write_beauty(tmp_path / "beauty", items=120)
+    trained.cache_dir = config.cache_dir
+    trained.model.width, trained.model.layers = 8, 1
+    trained.train.max_epochs, trained.eval.protocols = 1.0, ("neg99",)
+    train(trained, str(tmp_path / "sasrec"))
     path = tmp_path / "items.npy"
     export(Restored(str(tmp_path / "sasrec")), "item", str(path))
-    given = changed(config, data_dir=sasrec.data_dir, vectors__collaborative=str(path))
+    given = changed(config, data_dir=trained.data_dir, vectors__collaborative=str(path))
     experiment = open_experiment(resolve(given), Dataset(resolve(given)))
     rows = np.load(path)
     assert rows.shape == (120, 8)

@@ -99,7 +99,7 @@ def test_training_starts_from_a_checkpoint_of_either_form(pretrained, data, tmp_
     starts_from(experiment, params)
     more = experiment.details("test", "neg99/exact")["more"]
     assert more["initial"] == "t5-tiny"
-    on_mesh = changed(config, mesh__data=2, mesh__table=2)
+    on_mesh = changed(config, mesh__data=2, mesh__model=2)
     starts_from(open_experiment(resolve(on_mesh), data), params)
     folder = checkpoints.to_t5x(tmp_path, params, step=5)
     from_t5x = changed(config, model__checkpoint=str(folder), vocabulary__pieces_model=str(pieces))

@@ -1,15 +1,24 @@
-"""SESRec: Qilin, or the embedded sample.
+"""Configures SESRec.
 
-Command: python -m launch.train --config=configs/sesrec_qilin.py
+Command: python -m launch.train --config=configs/sesrec.py:DATASET --config.data_dir=DIR
+Without a data set it is qilin, and without a folder the embedded sample.
 "SESRec" means the released settings, where its two data sets differ those of the commercial one.
 """
 
 from ml_collections import config_dict
 
-from configs import datasets, defaults
+from configs import choices, datasets, defaults
+
+_AMAZON = {"model.heads": 4}  # SESRec on Amazon
+DATASETS = datasets.EVERY | {
+    "amazon_beauty": _AMAZON | {"train.batch_size": 256},  # as LCR-SER's there
+    "amazon_raw": _AMAZON,
+}
 
 
-def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+def method() -> config_dict.ConfigDict:
+    """Returns what does not depend on the data set."""
+    config = defaults.get_config()
     config.method = "sesrec"
     config.model = config_dict.ConfigDict()
     config.model.width = 32  # as UniSAR's
@@ -27,5 +36,5 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
-def get_config() -> config_dict.ConfigDict:
-    return datasets.qilin(method(defaults.get_config()))
+def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
+    return choices.configure("sesrec", method(), choice, DATASETS)

@@ -1,20 +1,44 @@
-"""GenSAR's joint identifiers on Qilin: item vectors, RQ-VAE, identifier table.
+"""Configures GenSAR's joint identifiers: item vectors, RQ-VAE, identifier table.
 
 Paper: GenSAR, Unifying Balanced Search and Recommendation with Generative Retrieval (RecSys 2025).
-Command: python -m launch.train --config=configs/gensar_identifiers_qilin.py [--config.data_dir=DIR]
-DIR also holds Qilin's folder notes, where the items' texts are. Without it the embedded sample is
-used. "Released" means the settings that the paper's authors published.
+Command: python -m launch.train --config=configs/gensar_identifiers.py:DATASET --config.data_dir=DIR
+Without a data set it is qilin (DIR also holds its folder notes, where the items' texts are), and
+without a folder the embedded sample. "Released" means the settings that the paper's authors
+published.
+
+On amazon_electronics they are the paper's own, whose collaborative vectors are those of a trained
+UniSAR: run unisar.py:amazon_raw, then launch.export_vectors, and pass
+--config.vectors.collaborative=items.npy. Without it they are factors of the training clicks, which
+is a departure.
 """
 
 from ml_collections import config_dict
 
-from configs import datasets, defaults
+from configs import choices, defaults
+
+DATASETS = {
+    "amazon_beauty": {},
+    "amazon_electronics": {
+        # The paper's; needs the package sentence-transformers. "tfidf_svd" needs nothing.
+        "vectors.semantic": "BAAI/bge-base-en-v1.5",
+        "train.epochs": 500,  # released
+    },
+    "qilin": {
+        # A sample of 750 items.
+        "on_sample.overrides": {
+            "data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2},
+            "model": {"codes": 32},
+            "train": {"epochs": 200, "batch_size": 256},
+        }
+    },
+}
 
 
-def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """What does not depend on the data set."""
+def method() -> config_dict.ConfigDict:
+    """Returns what does not depend on the data set."""
+    config = defaults.get_config()
     config.method = "gensar_identifiers"
-    defaults.without(config, "pretrain", "data.item_words", "data.train_negatives")
+    defaults.without(config, "train", "data.item_words", "data.train_negatives")
 
     config.vectors = config_dict.ConfigDict()
     # "tfidf_svd", or the name or folder of a sentence-transformers model (the paper's: BGE).
@@ -56,14 +80,5 @@ def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
-def get_config() -> config_dict.ConfigDict:
-    config = datasets.qilin(method(defaults.get_config()))
-    # A sample of 750 items.
-    config.on_sample.overrides = config_dict.ConfigDict(
-        {
-            "data": config.on_sample.overrides.data.to_dict(),
-            "model": {"codes": 32},
-            "train": {"epochs": 200, "batch_size": 256},
-        }
-    )
-    return datasets.for_sample(config)
+def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
+    return choices.configure("gensar_identifiers", method(), choice, DATASETS)
