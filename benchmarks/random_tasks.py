@@ -1,4 +1,6 @@
-"""Random batches and tasks at given shapes, for benchmarks and compile checks without data."""
+"""Makes random batches and tasks at given shapes, for benchmarks and compile checks without
+data.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class TableSizes:
 
 
 def random_batch(shape: BatchShape, batch_size: int, sizes: TableSizes, seed: int = 0) -> Batch:
-    """A batch of full histories with uniform ids: the most distinct rows that a batch can touch.
+    """Makes a batch of full histories with uniform ids: the most distinct rows that a batch can
+    touch.
 
     Its last `shape.search_rows` examples are of the search task.
     """
@@ -66,7 +69,7 @@ def require_lcr_ser(config: config_dict.ConfigDict) -> None:
 
 
 class RandomTasks:
-    """LCR-SER's tasks at the settings of a config, over random batches.
+    """Makes LCR-SER's tasks at the settings of a config, over random batches.
 
     Args:
       config: of LCR-SER; its data and the sizes of its batches are not read.
@@ -122,7 +125,7 @@ class RandomTasks:
 
 
 def unisar_task(shape: BatchShape, sizes: TableSizes, batch_size: int, searches: int) -> RankerTask:
-    """UniSAR's task at the sizes of its released code, over one random batch.
+    """Makes UniSAR's task at the sizes of its released code, over one random batch.
 
     Args:
       searches: examples of the search task beside the `batch_size` recommendations.
@@ -158,7 +161,7 @@ def unisar_task(shape: BatchShape, sizes: TableSizes, batch_size: int, searches:
 
 
 def _forever(batch: Batch, batch_size: int) -> dict[str, Any]:
-    """What a task needs beside a model: one batch again and again, and nothing evaluated."""
+    """Makes what a task needs beside a model: one batch again and again, and nothing evaluated."""
 
     def batches(start: int) -> Iterator[Batch]:
         del start

@@ -1,4 +1,4 @@
-"""The suites of `launch.benchmark`: what is timed, at which shapes, against which marks."""
+"""Defines the suites of `launch.benchmark`: what is timed, at which shapes, against which marks."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ SCALES = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """Holds one line of the table.
 
     Attributes:
       suite, name: what was measured.
@@ -230,7 +230,7 @@ def steps(bench: Bench) -> None:
     scale, timings = bench.scale, []
     for k in range(scale.steps + 1):
         tasks = bench.tasks(max_steps=k)
-        # The tasks' default K is 3; here every step that there is counts.
+        # The tasks' default K is 3; here every step counts.
         tasks = _with_active(tasks, k)
         arguments = _scoring_arguments(bench, tasks)
         timing = measure(_scorer(tasks), *arguments, repeats=scale.repeats)
@@ -394,7 +394,9 @@ def reading(bench: Bench) -> None:
 
 
 def unisar_step(bench: Bench) -> None:
-    """The released PyTorch code's 108 samples/s are of recommendation alone."""
+    """Measures UniSAR's step; the released PyTorch code's 108 samples/s are of recommendation
+    alone.
+    """
     scale = bench.scale
     shape = BatchShape(
         rec_length=scale.history,

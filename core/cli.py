@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from absl import flags
 
-from core import signals
+from core import memory, signals
 from core.errors import Preempted, UserError
 from core.terminal_text import VisibleFormatter, VisibleStream, visible_line
 
@@ -66,6 +66,7 @@ def begin(
     if name != "__main__":
         return
     signals.install(continues=continues)
+    memory.keep_freed_memory()
     sys.excepthook = _last_resort
     _log()
     of_libraries = set(flags.FLAGS)
@@ -156,7 +157,7 @@ def unexpected(error: Exception) -> str:
 
 
 def _help(names: Sequence[str]) -> str:
-    """The running module's docstring, and the flags of these names with their defaults."""
+    """Writes the running module's docstring, and the flags of these names with their defaults."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for name in names:
         flag = flags.FLAGS[name]
@@ -215,7 +216,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
                 "take; leave the colon and the choice out"
             ) from None
         if choices := _CHOICES.search(str(error)):
-            raise UserError(f"{choices[1]}; pass one that there is") from None
+            raise UserError(f"{choices[1]}; pass one of them") from None
         raise UserError(
             f"expected known flags with fitting values, found: {_words(error)}; see --help"
         ) from None
@@ -296,8 +297,8 @@ def run_job(
         return
     from core import distributed  # imports JAX
 
-    found = None if values.coordinator == "auto" else values.coordinator
-    watch = distributed.start(found, values.processes, values.process, values.start_timeout)
+    coordinator = None if values.coordinator == "auto" else values.coordinator
+    watch = distributed.start(coordinator, values.processes, values.process, values.start_timeout)
     run_watched(watch, together)
 
 

@@ -44,7 +44,7 @@ _LIMITS = Limits()
 
 
 class ShardedRows(NamedTuple):
-    """The distinct rows that a batch's ids name, by device; u places on each of P devices.
+    """Holds the distinct rows that a batch's ids name, by device; u places on each of P devices.
 
     Attributes:
       ids: int32 [P * u]; the first of each device is padding's, the number of rows of the table
@@ -111,7 +111,7 @@ def touched(
 
 
 def spread(values: jax.Array, rows: ShardedRows, mesh: Mesh, limits: Limits = _LIMITS) -> jax.Array:
-    """The vectors [B, m, D] of a batch's ids from the values [P * u, D] of its distinct rows."""
+    """Returns vectors [B, m, D] of a batch's ids from values [P * u, D] of its distinct rows."""
     return jax.shard_map(
         functools.partial(_spread_on_device, most_scattered=limits.most_scattered),
         mesh=mesh,
@@ -132,7 +132,7 @@ def update(
     mesh: Mesh,
     limits: Limits = _LIMITS,
 ) -> tuple[jax.Array, Any]:
-    """`optimizer.update` on the owners of the touched rows.
+    """Runs `optimizer.update` on the owners of the touched rows.
 
     Args:
       table, state: [V/p, p*D], packed as for `touched`.
@@ -157,17 +157,17 @@ def update(
             own = _own_rows(ids, held)
             # Counted from 1, so that ids that stand for nothing are the padding of `touched`.
             packed = jnp.where(own < held, own // pack + 1, 0)
-            found = local_touched(packed, shard.shape[0] + 1)
-            u = found.ids.shape[0]
+            unique = local_touched(packed, shard.shape[0] + 1)
+            u = unique.ids.shape[0]
             width = received.shape[1]
             lanes = jnp.arange(pack * width) // width
             received = jnp.tile(received, (1, pack))
             received = jnp.where(lanes == (own % pack)[:, None], received, 0.0)
             summed = jnp.zeros((u, shard.shape[1]), received.dtype)
-            summed = summed.at[found.places].add(received)
-            named = jnp.zeros(u * pack, bool).at[found.places * pack + own % pack].set(True)
+            summed = summed.at[unique.places].add(received)
+            named = jnp.zeros(u * pack, bool).at[unique.places * pack + own % pack].set(True)
             return optimizer.update(
-                TouchedRows(found.ids - 1, found.places),
+                TouchedRows(unique.ids - 1, unique.places),
                 summed,
                 shard,
                 state,
@@ -188,14 +188,14 @@ def update(
 
 
 class _Round(NamedTuple):
-    """What a device asks each owner in one round: int32 [S, C], padded with -1 and with u."""
+    """Holds what a device asks each owner in one round: int32 [S, C], padded with -1 and with u."""
 
     ids: jax.Array
     places: jax.Array
 
 
 def _distinct(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
-    """Distinct ids [min(n, V) + 1], 0 first whether named or not, and places [n].
+    """Returns distinct ids [min(n, V) + 1], 0 first whether named or not, and places [n].
 
     By hashing with linear probing: a slot for every row, as on one device, would not fit where
     tables are cut for their size, and compilers for TPUs take minutes over long sorts. Equal ids
@@ -227,8 +227,9 @@ def _distinct(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _running_sum(flags: jax.Array) -> jax.Array:
-    """int32 cumulative sum of bool [n], n a power of two, by blocks: one of all of them takes
-    compilers for TPUs seconds to compile."""
+    """Computes the int32 cumulative sum of bool [n], n a power of two, by blocks: compilers for
+    TPUs take seconds for one sum of all.
+    """
     blocks = flags.reshape(-1, min(flags.shape[0], 512))
     within = jnp.cumsum(blocks, 1, dtype=jnp.int32)
     before = jnp.cumsum(within[:, -1], dtype=jnp.int32) - within[:, -1]
@@ -236,7 +237,7 @@ def _running_sum(flags: jax.Array) -> jax.Array:
 
 
 def _put(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
-    """`values` [n, ...] at places [n] that differ wherever they lie within `target`."""
+    """Puts `values` [n, ...] at places [n] that differ wherever they lie within `target`."""
     places = distinct_beyond(places, target.shape[0])
     return target.at[places].set(values, mode="drop", unique_indices=True)
 
@@ -248,7 +249,7 @@ def _own_rows(ids: jax.Array, held: int) -> jax.Array:
 
 
 def _part(packed: jax.Array, part: jax.Array, pack: int) -> jax.Array:
-    """The rows [..., D] that lie at `part` [...] of packed rows [..., p*D]."""
+    """Returns the rows [..., D] that lie at `part` [...] of packed rows [..., p*D]."""
     parts = jnp.split(packed, pack, -1)
     return jax.lax.select_n(jnp.broadcast_to(part[..., None], parts[0].shape), *parts)
 
@@ -262,8 +263,8 @@ def _spread_forward(values, places, most_scattered):
     return values[places], (values, places)
 
 
-def _spread_backward(most_scattered, kept, gradient):
-    values, places = kept
+def _spread_backward(most_scattered, residuals, gradient):
+    values, places = residuals
     flat = gradient.reshape(-1, gradient.shape[-1])
     return _add_rows(jnp.zeros_like(values), places.reshape(-1), flat, most_scattered), None
 
@@ -272,7 +273,7 @@ _spread_on_device.defvjp(_spread_forward, _spread_backward)
 
 
 def _add_rows(target: jax.Array, places: jax.Array, values: jax.Array, most: int) -> jax.Array:
-    """`target` [u, D] with `values` [n, D] added at `places` [n] < u, a chunk at a time."""
+    """Adds `values` [n, D] to `target` [u, D] at `places` [n] < u, a chunk at a time."""
     n = places.shape[0]
     chunk = min(n, most)
     if chunk == n:

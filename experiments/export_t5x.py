@@ -72,8 +72,8 @@ def _records(experiment: GenSARExperiment, evaluated: list[str], epochs: int) ->
     total = epochs * mixture.examples_per_epoch
     for start in range(0, total, _AT_ONCE):
         stop = min(start + _AT_ONCE, total)
-        found = mixture.at(np.arange(start, stop))
-        for number, example in zip(found.task.tolist(), examples.stream(start, stop), strict=True):
+        places = mixture.at(np.arange(start, stop))
+        for number, example in zip(places.task.tolist(), examples.stream(start, stop), strict=True):
             yield Record(mixture.tasks[number], "train", example)
     log = experiment.data.log
     for task in evaluated:

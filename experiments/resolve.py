@@ -41,7 +41,7 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
             "--config=configs/METHOD.py:DATASET or --config.dataset=NAME"
         )
     _make_absolute(config)
-    own_pieces = config.get("method") == "gensar" and config.model.get("checkpoint")
+    own_pieces = config.method == "gensar" and config.model.checkpoint
     if own_pieces and not config.vocabulary.pieces_model:
         config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
     if config.data_dir:
@@ -81,7 +81,7 @@ def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> No
 
 
 def _make_absolute(config: config_dict.ConfigDict) -> None:
-    """So that a run belongs to a file or folder, however and from wherever it is called."""
+    """Makes paths whole, so that a run belongs to a file however and wherever it is called."""
     for key in _PATHS:
         section, _, name = key.rpartition(".")
         place = config.get(section) if section else config
@@ -90,7 +90,9 @@ def _make_absolute(config: config_dict.ConfigDict) -> None:
 
 
 def _pieces_of(checkpoint: str) -> str:
-    """The SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with another."""
+    """Returns the SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with
+    another.
+    """
     path = os.path.join(checkpoint, "spiece.model")
     if not os.path.isfile(path):
         raise UserError(

@@ -1,4 +1,4 @@
-"""A finished or running workdir, opened again: for evaluation, prediction and notebooks."""
+"""Opens a finished or running workdir again: for evaluation, prediction and notebooks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KINDS = {"method": str, "dataset": str, "seed": int, "data": dict, "eval": dict
 
 
 def mesh_here(data: int, model: int, devices: int) -> dict[str, int]:
-    """The mesh that a run is opened on, which was trained on data x model devices; -1 was the rest.
+    """Returns the mesh to open a run on that was trained on data x model devices; -1 was the rest.
 
     The rest is a power of two here, since batches and tables are cut into parts of one size; and
     one device serves where there are fewer than the mesh asks for.
@@ -93,8 +93,7 @@ def open_run(workdir: Workdir, devices: int) -> Any:
     """
     config = read_run_config(workdir)
     with settings_named(workdir):
-        if config.get("mesh") is not None:
-            config.mesh.update(mesh_here(config.mesh.data, config.mesh.model, devices))
+        config.mesh.update(mesh_here(config.mesh.data, config.mesh.model, devices))
         config = reopened(config, workdir.path, training=False)
         data = Dataset(config, workdir.path)
         workdir.check_log(data.log.hash)
@@ -136,7 +135,9 @@ class Restored:
 
     @functools.cached_property
     def tables_with_words(self) -> Any:
-        """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
+        """Returns the tables to score with where no `Evaluator` does: items with
+        `data.item_words`.
+        """
         return self.experiment.scoring_tables(self.tables)
 
     def _restore(self) -> None:

@@ -1,4 +1,4 @@
-"""A finished run as a teacher: its scores of the candidates that another run trains on."""
+"""Makes a teacher of a finished run: its scores of the candidates that another run trains on."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Teacher:
         return self.run.stage
 
     def with_scores(self, batches: Batches) -> Batches:
-        """The same batches with the teacher's logits float32 [B, N] in each."""
+        """Adds the teacher's logits float32 [B, N] to each batch."""
         params, tables = self.run.params, self.run.tables_with_words
 
         def scored(start: int) -> Iterator[dict[str, Any]]:
@@ -84,4 +84,4 @@ def open_teacher(config: config_dict.ConfigDict, data: Dataset) -> Teacher | Non
     path = config.get("train", {}).get("teacher")
     if not path:
         return None
-    return Teacher(Restored(path, config.train.get("teacher_stage") or None), config, data)
+    return Teacher(Restored(path, config.train.teacher_stage or None), config, data)

@@ -1,4 +1,4 @@
-"""What the values of a config must be whatever its method, found where it is resolved.
+"""Checks what a config's values must be whatever its method, where it is resolved.
 
 What depends on a method, or on other settings, its experiment looks at.
 """

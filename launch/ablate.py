@@ -12,7 +12,7 @@ figure2, with a config of unisar, trains it anew on the searches above cosine th
 
 W holds one sweep: table.md, table.json, table.png, and under W/arms a normal workdir for every
 arm, which launch.evaluate, launch.predict and launch.compare take, and launch.train continues, but
-for those of figure2: no key of a single run filters searches. The same command continues a sweep
+for arms of figure2: no key of a single run filters searches. The same command continues a sweep
 that was stopped or killed; finished arms are not trained again.
 
 Several processes, on machines that share W, take a part of the arms each: --share=0/4 the first,

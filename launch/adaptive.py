@@ -1,4 +1,4 @@
-"""A number of reasoning steps for every user: calibrated on validation, measured on test.
+"""Gives every user a number of reasoning steps: calibrated on validation, measured on test.
 
     python -m launch.adaptive --workdir=W [--stage=rl] [--metric=ndcg@5] [--tolerance=.002]
 
@@ -31,8 +31,8 @@ from studies.adaptive import adapt
 
 
 def main() -> None:
-    found = flags.FLAGS
-    print(adapt(found.workdir, found.stage, found.metric, found.tolerance))
+    values = flags.FLAGS
+    print(adapt(values.workdir, values.stage, values.metric, values.tolerance))
 
 
 if __name__ == "__main__":

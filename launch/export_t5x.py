@@ -2,9 +2,9 @@
 
     python -m launch.export_t5x --config=configs/gensar.py:amazon_beauty --out=E [--epochs=1]
 
-Training examples are those of the first epochs of the stream that launch.train reads, with their
-phrasings, by task; of validation and test, the users that the config evaluates. launch.t5x trains
-from the folder E.
+Training examples come from the first epochs of the stream that launch.train reads, with their
+phrasings, by task; examples of validation and test are of the users that the config evaluates.
+launch.t5x trains from the folder E.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def main() -> None:
     values = flags.FLAGS
     holder: Any = values["config"]
     given = config_flags.get_override_values(holder)
-    found = export(values.config, values.out, values.epochs, given)
-    print(f"{values.out}: {found.data}")
-    for task, sizes in found.sizes.items():
+    exported = export(values.config, values.out, values.epochs, given)
+    print(f"{values.out}: {exported.data}")
+    for task, sizes in exported.sizes.items():
         print(f"{task}: {', '.join(f'{split} {size}' for split, size in sizes.items())}")
 
 

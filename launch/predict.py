@@ -54,8 +54,8 @@ def main() -> None:
         check_out(values.out, "--out")
     users = read_users(values.users) if values.users else None
     restored = Restored(values.workdir, values.stage)
-    found = predict(restored, users, values.top_k, values.query)
-    lines = [json.dumps(row, ensure_ascii=False) for row in found]
+    rows = predict(restored, users, values.top_k, values.query)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "".join(line + "\n" for line in lines)
     if flags.FLAGS.out:
         write_atomically(flags.FLAGS.out, text)

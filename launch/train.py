@@ -62,7 +62,7 @@ def _describe(config: Any) -> None:
 
 
 def default_name(config_file: str) -> str:
-    """'sasrec_kuaisar_ce' of 'configs/sasrec.py:kuaisar,ce': a run's default folder."""
+    """Names a run's default folder: 'sasrec_kuaisar_ce' of 'configs/sasrec.py:kuaisar,ce'."""
     path, _, choice = config_file.partition(":")
     name = os.path.splitext(os.path.basename(path))[0]
     return "_".join([name, *choice.split(",")]) if choice else name

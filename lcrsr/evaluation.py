@@ -27,7 +27,7 @@ class Evaluator:
     Args:
       ranker: the model.
       metric_names: such as 'hr@10', 'ndcg@5'.
-      num_items: V, where the item table has rows beyond it; None means that it has none.
+      num_items: V, where the item table has rows beyond it; None means no more rows.
       partition: the mesh over which the tables are cut, or None for one device. Every device
         ranks its own rows of the catalogue; counts and best items are merged.
       item_words: int32 [V+1, n], words that are part of the items' vectors, or None.
@@ -93,7 +93,9 @@ class Evaluator:
     def top_k(
         self, params: Any, tables: Tables, batch: dict[str, np.ndarray], seen: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best unseen items: ids int32 [B, k] and scores (logits of Eq. 10) float32 [B, k]."""
+        """Returns the best unseen items: ids int32 [B, k] and scores (logits of Eq. 10) float32 [B,
+        k].
+        """
         available = self._last_item(tables)
         if k > available:
             raise UserError(
@@ -119,7 +121,7 @@ class Evaluator:
         return above, tied, jnp.isnan(scores).any(-1)
 
     def _on_catalogue(self, function, params, tables, batch, numbers, *extra):
-        """`function(scores, first, *extra)` of every device's rows of the catalogue.
+        """Runs `function(scores, first, *extra)` on every device's rows of the catalogue.
 
         Args:
           function: gets scores [B', V'] with B' the users of its copy of the tables, the id of

@@ -1,4 +1,6 @@
-"""LCR-SER from a config: pre-training, GRPO, and the control that trains as long without it."""
+"""Runs LCR-SER from a config: pre-training, GRPO, and the control that trains as long without
+it.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,7 @@ class LCRSERExperiment(RankerExperiment):
         self.test_stage(workdir, "rl", reinforced)
         # The control goes on at the rate of the state it starts from.
         control = yield (
-            self.train_task("control", pretrained.state),
+            task.continued("control", pretrained.state),
             self._further(self.config.train.batch_size, pretrained.learning_rate),
         )
         self.test_stage(workdir, "control", control)
@@ -117,7 +119,7 @@ class LCRSERExperiment(RankerExperiment):
         return batches, steps_per_epoch
 
     def _further(self, batch_size: int, learning_rate: float) -> LoopConfig:
-        """`rl.examples` further examples in batches of `batch_size`."""
+        """Makes `rl.examples` further examples in batches of `batch_size`."""
         max_steps = steps_for(self.config.rl.examples, batch_size)
         return self.loop(
             max_steps=max_steps,

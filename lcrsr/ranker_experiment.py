@@ -1,4 +1,6 @@
-"""A config's model with its data: makes the training task, evaluates states, runs the stages."""
+"""Joins a config's model with its data: makes the training task, evaluates states, runs the
+stages.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ _SIZES = (
 def partition_of(
     config: config_dict.ConfigDict, table_width: int | None = None
 ) -> Partition | None:
-    """The mesh of `config.mesh` with the rules of its tables; None for one device.
+    """Returns the mesh of `config.mesh` with the rules of its tables; None for one device.
 
     Args:
       table_width: D of the tables' rows, by which they are packed; None packs nothing.
@@ -58,8 +60,8 @@ def partition_of(
     Raises:
       UserError: the mesh does not fit the devices, or a batch size does not fit the mesh.
     """
-    mesh = config.get("mesh")
-    if mesh is None or ((mesh.data, mesh.model) == (1, 1) and jax.process_count() == 1):
+    mesh = config.mesh
+    if (mesh.data, mesh.model) == (1, 1) and jax.process_count() == 1:
         return None
     partition = Partition(make_mesh(mesh.data, mesh.model), PARTITION_RULES, table_width)
     if partition.size == 1:
@@ -126,7 +128,7 @@ class RecommendationExperiment(Experiment):
         self.data.possible("test", self.config.eval.protocols)
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
-        """What `evaluate` calls a protocol of a task: here a protocol is itself.
+        """Names what `evaluate` measures for a protocol of a task: here the protocol itself.
 
         Raises:
           UserError: another task than recommendation, or no such protocol.
@@ -293,7 +295,7 @@ class RankerExperiment(RecommendationExperiment):
                 task, config = stages.send(run_stage(task, config, workdir))
 
     def plan(self, workdir: Workdir) -> Plan:
-        """The stages in order: gives each to be trained, is sent its result, and tests that."""
+        """Yields the stages in order, each to be trained; is sent its result, and tests that."""
         task = self.train_task()
         finished = yield task, self.loop_config(task)
         self.test_stage(workdir, "train", finished)
@@ -305,31 +307,28 @@ class RankerExperiment(RecommendationExperiment):
             workdir, stage, finished.best_step, state["params"], state["tables"], more
         )
 
-    def train_task(self, name: str = "train", initial: Any = None) -> RankerTask:
-        """Returns the training stage, or with `initial` one that goes on from there."""
+    def train_task(self) -> RankerTask:
+        """Returns the training stage."""
         config = self.config.train
         batches, steps_per_epoch = self.training_batches(self.config.seed)
-        first_step = 0 if initial is None else int(initial["step"])
         return RankerTask(
-            name=name,
+            name="train",
             ranker=self.ranker,
             config=self._train_config,
             table_sizes=self.data.table_sizes,
             example_batch=self.example_batch(),
-            # What goes on takes the batch after the state it starts from.
-            batches=lambda start: batches(first_step + start),
+            batches=batches,
             steps_per_epoch=steps_per_epoch,
             batch_size=config.batch_size,
             evaluate=self.validate,
             selection=self.selection,
             seed=self.config.seed,
-            initial=initial,
             item_words=self.item_words,
             partition=self.partition,
         )
 
     def training_batches(self, seed: int) -> tuple[Callable[[int], Iterator[Any]], int]:
-        """Pre-training's endless batches from a step on, and how many an epoch has."""
+        """Returns pre-training's endless batches from a step on, and how many an epoch has."""
         return self.data.training(
             batch_size=self.config.train.batch_size,
             negatives=self.config.data.train_negatives,
@@ -338,7 +337,7 @@ class RankerExperiment(RecommendationExperiment):
         )
 
     def loop_config(self, task: RankerTask) -> LoopConfig:
-        """How long pre-training runs and how often it looks."""
+        """Returns how long pre-training runs and how often it looks."""
         train, steps_per_epoch = self.config.train, task.steps_per_epoch
         return self.loop(
             max_steps=max(1, round(train.max_epochs * steps_per_epoch)),
@@ -347,7 +346,7 @@ class RankerExperiment(RecommendationExperiment):
         )
 
     def loop(self, *, max_steps: int, eval_every: int, learning_rate: float) -> LoopConfig:
-        """The loop's settings around what differs between stages."""
+        """Returns the loop's settings around what differs between stages."""
         train = self.config.train
         return LoopConfig(
             max_steps=max_steps,
@@ -400,7 +399,7 @@ class RankerExperiment(RecommendationExperiment):
         return rows[1 : len(of_rows) + 1], of_rows
 
     def abstract_state(self, stage: str) -> Any:
-        """Shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""
+        """Returns shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""
         return self._placed(self._shapes(stage))
 
     def _placed(self, state: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Supervised training of a `Ranker`: its loss and L2 over batches of a positive and negatives.
+"""Trains a `Ranker` under supervision: its loss and L2 over batches of a positive and negatives.
 
 For LCR-SER this is 3.3's pre-training, Eq. 12.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -51,8 +52,14 @@ _TOUCHED = table_lib.touched_rows("adam")
 _DENSE = table_lib.dense("adam")
 
 
+@jax.jit
+def copies(tree: Any) -> Any:
+    """Copies every array of a tree."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def init_table_states(tables: embedding.Tables) -> dict[str, Any]:
-    """Adam moments of every table; the same for touched rows and dense."""
+    """Returns Adam moments of every table; the same for touched rows and dense."""
     return {name: _TOUCHED.init(table) for name, table in tables.items()}
 
 
@@ -65,7 +72,7 @@ def update_tables(
     step: jax.Array,
     partition: Partition | None = None,
 ) -> tuple[embedding.Tables, dict[str, Any]]:
-    """One update of every table from the gradients [u, D] of its touched rows."""
+    """Updates every table once from the gradients [u, D] of its touched rows."""
     new_tables, new_states = {}, {}
     for name, table in tables.items():
         arguments = (rows[name], gradients[name], table, table_states[name], learning_rate, step)
@@ -91,8 +98,7 @@ class RankerTask:
     """Trains from scratch, or as the control that goes on as long as RL: a `core.task.TracedTask`.
 
     Args:
-      name: stage name, 'train' or 'control'.
-      initial: the state to start from; None means random initialisation.
+      name: stage name, such as 'train'.
       item_words: word ids int32 [V+1, n] that are part of the items' vectors
         (`embedding.with_item_words`), with `table_update='dense'`; None: items are rows alone.
       partition: the mesh to train on; None means one device. Dense table updates leave the cutting
@@ -113,7 +119,6 @@ class RankerTask:
         evaluate: Evaluate,
         selection: str,
         seed: int,
-        initial: State | None = None,
         item_words: np.ndarray | None = None,
         partition: Partition | None = None,
     ):
@@ -124,7 +129,8 @@ class RankerTask:
         self._ranker, self._config = ranker, config
         self._table_sizes, self._example_batch = table_sizes, example_batch
         self._batches, self._evaluate = batches, evaluate
-        self._seed, self._initial, self.partition = seed, initial, partition
+        self._seed, self.partition = seed, partition
+        self._initial: State | None = None  # None: random
         self.numbers: dict[str, Any] = {"seed": seed, **numbers_of(ranker)}
         self._item_words = item_words
         words = () if item_words is None or "word" in ranker.tables else ("word",)
@@ -132,6 +138,21 @@ class RankerTask:
         # Where rows are touched explicitly; the compiler cuts everything else by itself.
         self._explicit = None if config.table_update == "dense" else partition
         self._optimizer = optax.scale_by_adam()
+        self.train_step = self._update
+
+    def continued(self, name: str, initial: State) -> RankerTask:
+        """Returns a task that trains on from `initial`; both share one compiled step.
+
+        Args:
+          name: of its stage.
+          initial: a state of this task; the batch after it comes next.
+        """
+        first, batches = int(initial["step"]), self._batches
+        # The copy's `train_step` is this task's own, by which JAX knows the program.
+        changed = copy.copy(self)
+        changed.name, changed._initial = name, initial
+        changed._batches = lambda start: batches(first + start)
+        return changed
 
     @property
     def stream(self) -> tuple[int, int]:
@@ -141,7 +162,7 @@ class RankerTask:
     def init(self) -> State:
         if self._initial is not None:
             # A copy: the train step is given the state's own buffers to overwrite.
-            return jax.tree.map(jnp.copy, self._initial)
+            return copies(self._initial)
         if self.partition is None:
             return self.random_state()
         # Compiled with its shardings, so that every device draws its own rows alone.
@@ -149,7 +170,7 @@ class RankerTask:
         return jax.jit(self.random_state, out_shardings=shardings)()
 
     def random_state(self) -> State:
-        """The state of a first update: parameters, tables, optimizer moments, step 0."""
+        """Returns the state of a first update: parameters, tables, optimizer moments, step 0."""
         network_key, table_key = jax.random.split(jax.random.key(self._seed))
         every = embedding.init_tables(
             table_key,
@@ -164,9 +185,9 @@ class RankerTask:
         return {
             "step": jnp.int32(0),
             "params": params,
-            "optimizer": self._optimizer.init(params),
+            "optimizer": jax.jit(self._optimizer.init)(params),
             "tables": tables,
-            "table_states": init_table_states(tables),
+            "table_states": jax.jit(init_table_states)(tables),
         }
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -175,7 +196,7 @@ class RankerTask:
     def evaluate(self, state: State) -> dict[str, float]:
         return self._evaluate(state["params"], state["tables"])
 
-    def train_step(
+    def _update(
         self,
         state: State,
         batch: dict[str, Any],
@@ -217,7 +238,7 @@ class RankerTask:
                 tables, touched, of_rows, *rest, self._explicit
             )
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"])
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], updates)
+        params = optax.apply_updates(state["params"], optax.tree.scale(-learning_rate, updates))
         return {
             "step": state["step"] + 1,
             "params": params,

@@ -1,4 +1,4 @@
-"""What `launch.ablate --sweep=...` can sweep: names, values, and the settings they stand for."""
+"""Names what `launch.ablate --sweep=...` can sweep: values, and the settings they stand for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUMBERS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One row of a sweep: its label and the config keys it sets.
+    """Describes one row of a sweep: its label and the config keys it sets.
 
     Attributes:
       value: its place on the figure's axis; None where the axis has names.
@@ -45,7 +45,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A named list of settings.
+    """Names a list of settings.
 
     Attributes:
       text: as given, such as 'k:0,1,2'; a workdir belongs to one.
@@ -62,7 +62,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class _Number:
-    """A numeric sweep: its key, default values, and what a value must fulfil."""
+    """Describes a numeric sweep: its key, default values, and what a value must fulfil."""
 
     key: str
     axis: str
@@ -74,7 +74,7 @@ class _Number:
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """A sweep over the names that a setting can have."""
+    """Describes a sweep over the names that a setting can have."""
 
     key: str
     names: tuple[str, ...]
@@ -132,7 +132,7 @@ _THRESHOLDS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str] = ()) -> Sweep:
-    """The sweep that `text` names: NAME or NAME:VALUE,VALUE,...
+    """Parses the sweep that `text` names: NAME or NAME:VALUE,VALUE,...
 
     Args:
       config: resolved; a sweep over K may ask for more steps than it has.
@@ -168,7 +168,9 @@ def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str
 
 
 def number_text(value: float) -> str:
-    """A value as labels and folders show it: different ones differ, however close they are."""
+    """Writes a value as labels and folders show it: different ones differ, however close they
+    are.
+    """
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 

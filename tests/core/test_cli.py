@@ -41,7 +41,7 @@ def parse(monkeypatch):
         (
             "baseline.py:sasrec,amazon_kindle",
             r"^expected configs/baseline.py:METHOD,DATASET .* a data set of amazon_beauty, "
-            r"amazon_raw, .*, found 'sasrec,amazon_kindle'; pass one that there is$",
+            r"amazon_raw, .*, found 'sasrec,amazon_kindle'; pass one of them$",
         ),
         (
             "retrieval.py:bm25",

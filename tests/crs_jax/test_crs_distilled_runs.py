@@ -219,7 +219,7 @@ def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(data, t
     changes = {"model.checkpoint": path, **sizes}
     config, trained = config_of(*data, **changes), opened(*data, **changes)
     workdir = open_workdir(str(tmp_path / "w"), config.to_dict(), trained.data.log.hash)
-    recorded_inputs.keep(workdir, trained.examples)
+    recorded_inputs.record(workdir, trained.examples)
     # Another tokenizer comes to the checkpoint's folder, then both go.
     train_tokenizer(["quite other words"], 270).save(f"{path}/tokenizer.json")
     expected = trained.examples.vocabulary

@@ -42,12 +42,10 @@ def test_a_run_keeps_to_its_log(config, tmp_path):
         train(popular, str(workdir))
     with pytest.raises(UserError, match=WORDS):
         Restored(str(workdir))
-    # Without its record it is held to the data that its results name.
     log.unlink()
-    with pytest.raises(UserError, match=WORDS):
-        Restored(str(workdir))
-    with pytest.raises(UserError, match=WORDS):
-        train(popular, str(workdir))
+    for program, arguments in ((Restored, ()), (train, (popular,))):
+        with pytest.raises(UserError, match=r"expected log\.json, .* found none; restore the file"):
+            program(*arguments, str(workdir))
 
 
 def test_a_sweep_keeps_to_its_log(config, tmp_path):

@@ -86,7 +86,8 @@ def test_what_is_refused(trained, small_config, tmp_path):
         export(Restored(str(popular)), "item", str(tmp_path / "items.npy"))
     empty = Workdir(str(tmp_path / "empty"))
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "config.json").write_text((trained / "config.json").read_text())
+    for name in ("config.json", "log.json"):
+        (tmp_path / "empty" / name).write_text((trained / name).read_text())
     with pytest.raises(UserError, match="expected checkpoints of stage train"):
         Restored(empty.path)
     assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.json"))

@@ -12,6 +12,7 @@ from studies.ablation.ablate import ablate
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_shares_train_their_arms_and_the_last_writes_the_table(csv_folder, tmp_path):
     cache, workdir = tmp_path / "cache", tmp_path / "w"
 

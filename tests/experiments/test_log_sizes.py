@@ -113,22 +113,6 @@ def test_the_documented_example_has_all_that_training_reads(tmp_path, caplog):
     assert len(lines) == len(set(lines))  # pre-training and RL say what they share once
 
 
-@pytest.mark.slow
-def test_the_documented_example_trains(tmp_path):
-    config = example_config(tmp_path)
-    config.update_from_flattened_dict(
-        {
-            **{"train.max_epochs": 1.0, "rl.examples": 8, "rl.batch_size": 8, "rl.evals": 1},
-            **{"model.width": 8, "model.ffn_width": 8, "model.mlp_widths": (4,)},
-            **{"model.max_steps": 1, "eval.batch_size": 4, "eval.full_batch_size": 4},
-        }
-    )
-    rows = train(config, str(tmp_path / "w"))["rows"]
-    assert {(row["stage"], row["protocol"]) for row in rows} == {
-        (stage, "full") for stage in ("train", "rl", "control")
-    }
-
-
 @pytest.mark.parametrize("method", ["popularity", "sasrec"])
 def test_a_split_without_a_part_is_one_line_before_anything_is_written(tmp_path, method):
     cases = (

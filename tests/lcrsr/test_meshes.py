@@ -75,21 +75,22 @@ def partition_of(extents):
     return Partition(make_mesh(*extents), PARTITION_RULES, table_width=MEAN.width)
 
 
-def train_task(partition, ranker=MEAN):
-    return RankerTask(
-        name="train",
-        ranker=ranker,
-        config=TrainConfig(lambda_l2=1e-2, user_dropout=0.3, table_update="touched_rows"),
-        table_sizes={"num_users": USERS, "num_items": ITEMS, "num_words": WORDS},
-        example_batch=ragged_batch(),
-        batches=lambda start: map(batch_of_8, range(start, 100)),
-        steps_per_epoch=1,
-        batch_size=8,
-        evaluate=lambda params, tables: {},
-        selection="",
-        seed=0,
-        partition=partition,
-    )
+def train_task(partition, ranker=MEAN, **changes):
+    values = {
+        "name": "train",
+        "ranker": ranker,
+        "config": TrainConfig(lambda_l2=1e-2, user_dropout=0.3, table_update="touched_rows"),
+        "table_sizes": {"num_users": USERS, "num_items": ITEMS, "num_words": WORDS},
+        "example_batch": ragged_batch(),
+        "batches": lambda start: map(batch_of_8, range(start, 100)),
+        "steps_per_epoch": 1,
+        "batch_size": 8,
+        "evaluate": lambda params, tables: {},
+        "selection": "",
+        "seed": 0,
+        "partition": partition,
+    }
+    return RankerTask(**(values | changes))
 
 
 def reinforce_task(partition, initial):

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.results import device
 from core.workdir import Workdir, commit_id
 from studies.ablation.sweeps import Setting, Sweep
-from studies.ablation.tables import Found, draw, read_sweep, title, write
+from studies.ablation.tables import Supplement, draw, read_sweep, title, write
 from studies.statistics import holm
 
 SWEEP = Sweep("k", "k:0,2,3", "K", tuple(Setting(f"K = {k}", {}, value=k) for k in (0, 2, 3)))
@@ -106,7 +106,7 @@ def test_the_files_say_what_stopped_and_round_nothing_in_json(tmp_path):
     missing = {label: paths for label, paths in found.items() if label != "K = 3"}
     rows = read_sweep(SWEEP, missing, "ndcg@5/neg99")
     workdir, stopped = Workdir(str(tmp_path / "w")), {"K = 3, seed 0": "loss nan at step 7"}
-    beside = Found(["", "more"], {"seconds": [1.5]}, {"one model": [(0.0, 0.5), (2.0, 0.6)]})
+    beside = Supplement(["", "more"], {"seconds": [1.5]}, {"one model": [(0.0, 0.5), (2.0, 0.6)]})
     text = write(workdir, SWEEP, rows, "ndcg@5/neg99", "sample, test", stopped, beside)
     mean, spread = np.mean(rows[0].metrics["ndcg@5/neg99"]), 0.02 / np.sqrt(2)
     assert f"| K = 0 | after training | 0, 1 | {mean:.4f} ± {spread:.4f} |" in text

@@ -1,8 +1,10 @@
 """A click and a search of its user and time that clicked the same item are one interaction."""
 
+import itertools
+
 import numpy as np
 
-from input_pipelines import search_task, splits, twins
+from input_pipelines import repeated_interactions, search_task, splits
 from input_pipelines.log import RawEvents, build_log
 
 
@@ -22,19 +24,19 @@ def toy():
     )
 
 
-def test_clicks_of_the_same_user_item_and_time_alone_are_twins():
+def test_clicks_of_the_same_user_item_and_time_alone_are_repeated():
     log = toy()
     users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))
     events = [
         (str(log.user_ids[user]), str(log.item_ids[item]), int(time))
         for user, item, time in zip(users, log.rec_items, log.rec_times, strict=True)
     ]
-    found = {event for event, twin in zip(events, twins.twin_clicks(log, 2), strict=True) if twin}
+    told_twice = itertools.compress(events, repeated_interactions.repeated_clicks(log, 2))
     # b of u was looked for at another time; the clicks of v at 1 and 3 are of no search of v.
-    assert found == {("u", "a", 1), ("u", "c", 4), ("v", "c", 5)}
+    assert set(told_twice) == {("u", "a", 1), ("u", "c", 4), ("v", "c", 5)}
     # With one item told of a search, c of u stands nowhere but in its click.
-    found = {event for event, twin in zip(events, twins.twin_clicks(log, 1), strict=True) if twin}
-    assert found == {("u", "a", 1), ("v", "c", 5)}
+    told_twice = itertools.compress(events, repeated_interactions.repeated_clicks(log, 1))
+    assert set(told_twice) == {("u", "a", 1), ("v", "c", 5)}
 
 
 def test_examples_that_are_clicks_too():
@@ -44,4 +46,4 @@ def test_examples_that_are_clicks_too():
     searched = zip(every.target_row.tolist(), every.item.tolist(), strict=True)
     names = [(row, str(log.item_ids[item])) for row, item in searched]
     assert names == [(0, "a"), (1, "b"), (2, "b"), (2, "c")]
-    assert twins.have_twins(log, every).tolist() == [True, False, False, True]
+    assert repeated_interactions.also_clicked(log, every).tolist() == [True, False, False, True]

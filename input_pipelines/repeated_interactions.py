@@ -14,7 +14,7 @@ from input_pipelines.log import Log
 from input_pipelines.search_task import SearchExamples
 
 
-def twin_clicks(log: Log, most: int) -> np.ndarray:
+def repeated_clicks(log: Log, most: int) -> np.ndarray:
     """Tells which clicks some search of the same user and time holds too, bool [R].
 
     Args:
@@ -35,7 +35,7 @@ def twin_clicks(log: Log, most: int) -> np.ndarray:
     return inside & (earliest[np.where(inside, place, 0)] <= of_clicks)
 
 
-def have_twins(log: Log, examples: SearchExamples) -> np.ndarray:
+def also_clicked(log: Log, examples: SearchExamples) -> np.ndarray:
     """Tells which examples are clicks of the log too, bool [E]."""
     of_clicks, begins, ends = _moments(log, examples.target_row, examples.item)
     of_clicks.sort()

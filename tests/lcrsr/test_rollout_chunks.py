@@ -1,4 +1,4 @@
-"""Users that take turns in a rollout: cut without moving between devices, the same gradients."""
+"""Users that a rollout scores in chunks: cut without moving between devices, the same gradients."""
 
 import sys
 from pathlib import Path
@@ -16,34 +16,34 @@ from lcrsr import rollout
 from lcrsr.embedding import PARTITION_RULES, look_up
 
 
-def test_as_few_turns_as_the_limit_allows():
-    assert rollout.turns_of(8, 100, 800) == 1
-    assert rollout.turns_of(9, 100, 800) == 3  # of 3 users: 2 turns would not be equal
-    assert rollout.turns_of(512, 100, 800) == 64
-    assert rollout.turns_of(7, 1000, 800) == 7  # one user is over the limit already
+def test_as_few_chunks_as_the_limit_allows():
+    assert rollout.chunk_count(8, 100, 800) == 1
+    assert rollout.chunk_count(9, 100, 800) == 3  # of 3 users: 2 chunks would not be equal
+    assert rollout.chunk_count(512, 100, 800) == 64
+    assert rollout.chunk_count(7, 1000, 800) == 7  # one user is over the limit already
 
 
-def test_every_devices_users_are_in_every_turn_and_stay_there():
+def test_every_devices_users_are_in_every_chunk_and_stay_there():
     partition = Partition(make_mesh(2, 4), PARTITION_RULES)
     cut = jax.jit(
-        lambda values: rollout.in_turns(values, 2, partition),
+        lambda values: rollout.in_chunks(values, 2, partition),
         in_shardings=partition.batch_sharding,
     )
-    whole = jax.jit(lambda values: rollout.out_of_turns(values, partition))
+    whole = jax.jit(lambda values: rollout.out_of_chunks(values, partition))
     users = jnp.arange(32)
     # Device d holds users 4d to 4d + 3: the first two of them go first.
     first = [4 * device + i for device in range(8) for i in (0, 1)]
     np.testing.assert_array_equal(cut(users), [first, [user + 2 for user in first]])
     np.testing.assert_array_equal(whole(cut(users)), users)
     # Alone, users go in their order.
-    np.testing.assert_array_equal(rollout.in_turns(users, 4, None), np.arange(32).reshape(4, 8))
+    np.testing.assert_array_equal(rollout.in_chunks(users, 4, None), np.arange(32).reshape(4, 8))
     for program, of in ((cut, users), (whole, cut(users))):
         text = program.lower(of).compile().as_text()
         assert "all-" not in text and "collective" not in text
 
 
 @pytest.mark.slow
-def test_turns_give_the_same_loss_and_gradients():
+def test_chunks_give_the_same_loss_and_gradients():
     batch = ragged_batch(candidates=6)
     model, params, tables = setup(config(), batch)
     reference = rollout.Policy(jax.tree.map(lambda p: 1.1 * p, params), tables)
