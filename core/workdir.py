@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from core import distributed, result_rows
 from core.errors import UserError
@@ -79,18 +80,7 @@ def commit_id() -> str:
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """A config's values by 'section.key', those that runs of before a key do not name too."""
-    return _ADDED_KEYS | _flatten(config)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flatten(value, name + ".")
-        else:
-            flat[name] = value
-    return flat
+    return _ADDED_KEYS | traverse_util.flatten_dict(config, sep=".")
 
 
 def check_mounted(path: str, what: str) -> None:
