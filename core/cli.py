@@ -74,7 +74,7 @@ def begin(
         print(_help([name for name in flags.FLAGS if name not in of_libraries]))
         sys.exit(0)
     with _ending():
-        _parse()
+        parse(sys.argv)
         if check_flags is not None:
             check_flags()
 
@@ -171,17 +171,21 @@ def _default(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float) else ""  # a config has many lines
 
 
-def _parse() -> None:
-    """Parses sys.argv strictly.
+def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Parses a command line strictly.
+
+    Args:
+      argv: the program's name and its words, as `sys.argv`.
+      values: the flags that are defined; they get their values.
 
     Raises:
       UserError: an unknown flag or config key, a value of the wrong type, no such config file, or
         one that does not take what is after its colon.
     """
     try:
-        words = flags.FLAGS(sys.argv)[1:]
-        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.to_dict()  # the file is only loaded by its first use
+        words = values(argv)[1:]
+        if "config" in values and values.config is not None:
+            values.config.to_dict()  # the file is only loaded by its first use
     except flags.UnrecognizedFlagError as error:
         raise UserError(
             f"expected a known flag, found --{error.flagname};{_meant(error, '--')} see --help"
@@ -199,7 +203,7 @@ def _parse() -> None:
             "see the file for its keys"
         ) from None
     except OSError as error:
-        path = _config_path()
+        path = _config_path(argv)
         raise UserError(
             f"expected a config file, found none that loads at {path} ({_words(error)});"
             f"{_nearest(path)} pass --config=configs/NAME.py"
@@ -225,9 +229,9 @@ def _meant(error: Exception, before: str = "") -> str:
     return f" did you mean {before}{meant[1]}?" if meant else ""
 
 
-def _config_path() -> str:
+def _config_path(argv: Sequence[str]) -> str:
     """Returns the file that --config names, without the choice after its colon."""
-    words = [word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")]
+    words = [word.lstrip("-") for word in argv[1:] if word.startswith("-")]
     values = [word.removeprefix("config=") for word in words if word.startswith("config=")]
     return values[-1].partition(":")[0] if values else "--config"
 
@@ -249,23 +253,31 @@ def _words(error: Exception) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def define_job_flags() -> None:
-    """The flags of a program that several processes run together."""
-    flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0 of several; auto on Cloud TPU and SLURM."
-    )
-    flags.DEFINE_integer("processes", 1, "How many there are, with --coordinator=HOST:PORT.")
-    flags.DEFINE_integer("process", 0, "Which this is, from 0.")
-    flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes.")
+def define_job_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of a program that several processes run together, among `values`."""
+    where = "HOST:PORT of process 0 of several; auto on Cloud TPU and SLURM."
+    flags.DEFINE_string("coordinator", None, where, flag_values=values)
+    for name, default, text in (
+        ("processes", 1, "How many there are, with --coordinator=HOST:PORT."),
+        ("process", 0, "Which this is, from 0."),
+        ("start_timeout", 300, "Seconds to wait for the other processes."),
+    ):
+        flags.DEFINE_integer(name, default, text, flag_values=values)
 
 
-def run_job(alone: Callable[[], None], together: Callable[[], None]) -> None:
+def run_job(
+    alone: Callable[[], None],
+    together: Callable[[], None],
+    values: flags.FlagValues = flags.FLAGS,
+) -> None:
     """Runs `alone`, or `together` with the other processes that the job's flags name.
+
+    Args:
+      values: of the flags of `define_job_flags`.
 
     Raises:
       UserError: the flags number processes and name no coordinator.
     """
-    values = flags.FLAGS
     if not values.coordinator:
         # Each of them would take itself for the whole job.
         if (values.processes, values.process) != (1, 0):

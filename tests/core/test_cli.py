@@ -22,12 +22,12 @@ CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 def parse(monkeypatch):
     def of(*words):
         values = flags.FlagValues()
-        monkeypatch.setattr(flags, "FLAGS", values)
         # A file loaded before in this process would lend its get_config.
         monkeypatch.delitem(sys.modules, "config_config", raising=False)
+        # Where ml_collections looks for --config.NAME.
         monkeypatch.setattr(sys, "argv", ["program", *words])
         config_flags.DEFINE_config_file("config", None, "A file.", flag_values=values)
-        cli._parse()
+        cli.parse(sys.argv, values)
         return values.config
 
     return of
@@ -81,32 +81,26 @@ def test_a_config_without_a_data_set_is_no_run():
             resolve(config)
 
 
-def job(monkeypatch, *given):
+def job(*given):
     """What a program with these flags runs as."""
     values = flags.FlagValues()
-    monkeypatch.setattr(flags, "FLAGS", values)
-    for name in ("DEFINE_string", "DEFINE_integer"):
-        define = getattr(flags, name)
-        monkeypatch.setattr(
-            flags, name, lambda *rest, define=define: define(*rest, flag_values=values)
-        )
-    cli.define_job_flags()
+    cli.define_job_flags(values)
     values(["program", *given])
     ran = []
-    cli.run_job(lambda: ran.append("alone"), lambda: ran.append("together"))
+    cli.run_job(lambda: ran.append("alone"), lambda: ran.append("together"), values)
     return ran
 
 
 @pytest.mark.parametrize(
     "given", [("--processes=4", "--process=1"), ("--processes=2",), ("--process=1",)]
 )
-def test_processes_are_not_numbered_without_a_coordinator(monkeypatch, given):
+def test_processes_are_not_numbered_without_a_coordinator(given):
     with pytest.raises(UserError, match="expected --coordinator=HOST:PORT with --processes and "):
-        job(monkeypatch, *given)
+        job(*given)
 
 
-def test_one_process_needs_no_coordinator(monkeypatch):
-    assert job(monkeypatch, "--processes=1", "--process=0") == ["alone"]
+def test_one_process_needs_no_coordinator():
+    assert job("--processes=1", "--process=0") == ["alone"]
 
 
 class Watch:
@@ -180,7 +174,7 @@ def program(body, *, continues=False, imports=""):
     """A program with this body, and with this among its imports."""
     code = (
         "import sys, time\n"
-        "from launch import cli\n"
+        "from core import cli\n"
         f"cli.begin(__name__, lambda: None, continues={continues})\n"
         f"{imports}\n"
         f"def main():\n    {body}\n"
