@@ -20,8 +20,9 @@ import numpy as np
 from core.checkpoints import Checkpoints
 from core.compiling import announced
 from core.errors import UserError
-from core.metric_writers import MetricWriter, ProgressReport
+from core.metric_writers import MetricWriter
 from core.plateau import Plateau
+from core.progress import ProgressReport
 from core.task import State, Task
 from core.termination import stop_if_terminated, watched
 from core.workdir import Workdir
@@ -289,7 +290,7 @@ def compile_step(task: Task, state: State) -> Any:
 
 
 class Report(Protocol):
-    """Where a stage's lines go, such as `core.metric_writers.ProgressReport`."""
+    """Where a stage's lines go, such as `core.progress.ProgressReport`."""
 
     def step(self, step: int, values: dict[str, float]) -> None: ...
 
