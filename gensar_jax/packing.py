@@ -1,4 +1,4 @@
-"""Several examples in one row, so that little of a batch is padding.
+"""Packs several examples in one row, so that little of a batch is padding.
 
 A row holds examples one after the other; segment ids keep them from seeing each other (the
 network's masks), and relative positions need no correction: only differences within an example
@@ -38,7 +38,7 @@ def to_packed_batch(
     """Rows of `rows_of` as arrays int32 [B, T] and [B, S], padded with 0.
 
     Returns:
-      T5X's names: those of `prompts.to_batch`, each example's decoder inputs starting with 0, and
+      T5X's names, as of `prompts.to_batch`: each example's decoder inputs starting with 0, and
       encoder_segment_ids and decoder_segment_ids, from 1 in each row.
     """
     batch = {

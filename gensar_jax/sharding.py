@@ -1,4 +1,4 @@
-"""Where T5's arrays lie on a mesh: the network names its axes, one table maps the names.
+"""Lays T5's arrays on a mesh: the network names its axes, one table maps the names.
 
 The mesh is `core.partitioning`'s: batches are cut over both axes, and its second axis, which cuts
 the tables of other systems, cuts the network here (model parallelism): vocabulary, heads and hidden
@@ -13,7 +13,7 @@ from flax import traverse_util
 from flax.linen import partitioning
 from jax.sharding import Mesh
 
-from core.partitioning import TABLE, Partition, Rules, rules_of_axes
+from core.partitioning import MODEL, Partition, Rules, rules_of_axes
 from gensar_jax.t5.network import Transformer
 
 # Logical axes that the second axis cuts. Of an array with two of them the first is cut.
@@ -21,7 +21,7 @@ CUT = ("vocab", "heads", "joined_kv", "mlp")
 
 
 def rules_of(network: Transformer, parts: int) -> Rules:
-    """A rule for each parameter that is cut, which fits its optimizer moments too.
+    """Returns a rule for each parameter that is cut, which fits its optimizer moments too.
 
     Args:
       parts: extent of the mesh's second axis. An array whose axis it does not divide stays whole.
@@ -35,11 +35,11 @@ def rules_of(network: Transformer, parts: int) -> Rules:
     shapes = traverse_util.flatten_dict(variables["params"], sep="/")
     names = partitioning.get_axis_names(variables["params_axes"])
     axes = traverse_util.flatten_dict(names, sep="/")
-    return rules_of_axes(shapes, axes, dict.fromkeys(CUT, TABLE), {TABLE: parts})
+    return rules_of_axes(shapes, axes, dict.fromkeys(CUT, MODEL), {MODEL: parts})
 
 
 def partition_of(network: Transformer, mesh: Mesh) -> Partition | None:
-    """The mesh with the network's rules; None for one device."""
+    """Returns the mesh with the network's rules; None for one device."""
     if mesh.size == 1:
         return None
-    return Partition(mesh, rules_of(network, mesh.shape[TABLE]))
+    return Partition(mesh, rules_of(network, mesh.shape[MODEL]))

@@ -51,8 +51,8 @@ def report(workdirs: Sequence[str]) -> str:
         than its head, with a figure that is not there or no PNG in it, or results that are broken.
     """
     sections, links, runs = [], [], []
-    for number, given in enumerate(workdirs):
-        path = expanded(given, "--workdirs")
+    for number, folder in enumerate(workdirs):
+        path = expanded(folder, "--workdirs")
         pages = [p for p in (*_PAGES, _MORE) if os.path.isfile(os.path.join(path, p))]
         if not pages or pages == [_MORE]:
             raise UserError(

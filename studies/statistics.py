@@ -33,7 +33,7 @@ class Row:
       values: the metric [S, E] of every seed's run, in the order of `seeds`.
       users: of the examples, [E]; a user may have several.
       method, stage: that it is of.
-      config: what tells its config from those of other rows.
+      config: what tells its config from the configs of other rows.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Pair:
     """Compares two rows, second minus first: mean difference, 95% interval, t-test p, Holm's p.
 
     Attributes:
-      seeds: over which both were averaged, those that both have.
+      seeds: that both rows have, over which both were averaged.
       left_out: seeds that only one of them has.
     """
 
@@ -103,7 +103,7 @@ def compare_pairs(rows: Sequence[Row], seed: int = 0, *, against_first: bool = F
       UserError: two rows have no seed in common, or other users.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    tests = []
     pairs = itertools.combinations(rows, 2)
     for first, second in itertools.product(rows[:1], rows[1:]) if against_first else pairs:
         seeds = shared_seeds(first, second)
@@ -117,14 +117,14 @@ def compare_pairs(rows: Sequence[Row], seed: int = 0, *, against_first: bool = F
         p = float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
         # Users who never differ have no variance to test.
         p = 1.0 if np.isnan(p) else p
-        found.append((first, second, differences.mean(), low, high, p, seeds))
-    corrected = holm([p for *_, p, _ in found])
+        tests.append((first, second, differences.mean(), low, high, p, seeds))
+    corrected = holm([p for *_, p, _ in tests])
     return [
         Pair(
             *(a.name, b.name, float(d), float(low), float(high), p, p_holm, seeds),
             tuple(sorted({*a.seeds, *b.seeds} - {*seeds})),
         )
-        for (a, b, d, low, high, p, seeds), p_holm in zip(found, corrected, strict=True)
+        for (a, b, d, low, high, p, seeds), p_holm in zip(tests, corrected, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from core.partitioning import DATA, TABLE, rules_of_axes
+from core.partitioning import DATA, MODEL, rules_of_axes
 
 
 def test_an_axis_of_the_mesh_cuts_the_first_axis_of_its_names_that_it_divides():
@@ -15,13 +15,13 @@ def test_an_axis_of_the_mesh_cuts_the_first_axis_of_its_names_that_it_divides():
         "words": ("vocab", "embed", "other"),
         "b": ("mlp", None, "heads"),
     }
-    cut = {"embed": DATA, "vocab": TABLE, "heads": TABLE, "mlp": TABLE}
+    cut = {"embed": DATA, "vocab": MODEL, "heads": MODEL, "mlp": MODEL}
     arrays = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
-    assert rules_of_axes(arrays, axes, cut, {DATA: 2, TABLE: 4}) == (
-        (r"(^|/)a/kernel$", PartitionSpec("data", "table")),
+    assert rules_of_axes(arrays, axes, cut, {DATA: 2, MODEL: 4}) == (
+        (r"(^|/)a/kernel$", PartitionSpec("data", "model")),
         (r"(^|/)a/scale$", PartitionSpec("data")),
         (r"(^|/)words$", PartitionSpec(None, "data")),
-        (r"(^|/)b$", PartitionSpec("table")),
+        (r"(^|/)b$", PartitionSpec("model")),
     )
     # What no axis divides has no rule.
-    assert not rules_of_axes(arrays, axes, cut, {DATA: 5, TABLE: 3})
+    assert not rules_of_axes(arrays, axes, cut, {DATA: 5, MODEL: 3})

@@ -13,6 +13,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from core import run_schema
 from core.errors import UserError
 from core.results import markdown_table
 from studies.report import report, to_html
@@ -130,7 +131,7 @@ def test_nothing_of_a_run_becomes_html(tmp_path):
     lines = [f"# {evil}", f"| {evil} |\n|---|\n| {evil} |", f"- {evil}", evil]
     lines.append(f'!["{evil}](a.png)')
     (run / "summary.md").write_text("\n\n".join(lines))
-    (run / "config.json").write_text(json.dumps({"method": evil}))
+    (run / "config.json").write_text(json.dumps(run_schema.stamped({"method": evil})))
     saved = made_results.row(stage=evil, data=evil, metrics={f"{evil}/full": 0.5}, commit=evil)
     (run / "results.json").write_text(json.dumps({"rows": [saved]}))
     page = report([str(run)])
@@ -200,11 +201,11 @@ def test_a_page_that_is_no_text_is_one_line(tmp_path):
 
 
 def test_one_table_holds_all_runs_with_their_methods(tmp_path):
-    for method, stages in (("popularity", ["fit"]), ("lcr_ser", ["rl", "pretrain"])):
+    for method, stages in (("popularity", ["fit"]), ("lcr_ser", ["rl", "train"])):
         run = tmp_path / f"run_{method}"
         run.mkdir()
         (run / "summary.md").write_text("# one\n")
-        (run / "config.json").write_text(json.dumps({"method": method}))
+        (run / "config.json").write_text(json.dumps(run_schema.stamped({"method": method})))
         metrics = {"hr@1/full": 0.25} | ({"hr@5/full": 0.5} if method == "lcr_ser" else {})
         rows = [made_results.row(stage=stage, metrics=metrics, seed=3) for stage in stages]
         (run / "results.json").write_text(json.dumps({"rows": rows}))
@@ -215,9 +216,17 @@ def test_one_table_holds_all_runs_with_their_methods(tmp_path):
     assert parser.cells == [
         *("run", "seed", "hr@1/full", "hr@5/full"),
         *("popularity, fitted", "run_popularity", "3", "0.2500"),
-        *("lcr_ser, after pre-training", "run_lcr_ser", "3", "0.2500", "0.5000"),
+        *("lcr_ser, after training", "run_lcr_ser", "3", "0.2500", "0.5000"),
         *("lcr_ser, after RL", "run_lcr_ser", "3", "0.2500", "0.5000"),
     ]
+
+
+def test_a_run_of_another_schema_is_refused(tmp_path):
+    (tmp_path / "summary.md").write_text("# one\n")
+    (tmp_path / "config.json").write_text('{"method": "popularity"}')
+    (tmp_path / "results.json").write_text('{"rows": "of another kind"}')
+    with pytest.raises(UserError, match=r"config\.json, found one written by a version before 0"):
+        report([str(tmp_path)])
 
 
 def test_a_wide_summary_has_a_line_a_metric():
