@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from core import distributed, result_rows, run_schema
 from core.errors import UserError
@@ -69,18 +70,7 @@ def commit_id() -> str:
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config's values by 'section.key'."""
-    return _flatten(config)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flatten(value, name + ".")
-        else:
-            flat[name] = value
-    return flat
+    return traverse_util.flatten_dict(config, sep=".")
 
 
 def check_mounted(path: str, what: str) -> None:

@@ -82,6 +82,18 @@ def test_only_the_programs_for_t5x_import_its_bridge():
     assert found == {"t5x", "export_t5x"}
 
 
+def test_what_jax_keeps_private_is_read_in_one_file():
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+        if any(re.match(r"jax\._src\b", name) for name in _modules(path))
+        or "jax._src" in path.read_text(encoding="utf-8")
+    }
+    # The coordinator's key-value store: it needs no device and can wait for hours.
+    assert found == {"core/distributed.py"}
+
+
 def test_no_file_is_named_after_nothing():
     for package in ALLOWED:
         for path in (ROOT / package).rglob("*.py"):
