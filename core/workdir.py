@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -29,9 +29,10 @@ from core.files import (
     save_npz,
     write_atomically,
 )
+from core.run_writer import RunWriter
 
-# Where things lie, on this machine or its devices, does not change what is computed.
-_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
+# Where things lie, on this machine or its devices, or are shown does not change what is computed.
+_LOCATION_KEYS = ("cache_dir", "loop.writers", "mesh.data", "mesh.table")
 _CONFIG_FILE, _LOG_FILE, _RESULTS_FILE = "config.json", "log.json", "results.json"
 _LOCK = ".lock"
 _RESTORE = "restore the file, or train again in another --workdir"
@@ -116,6 +117,8 @@ class Workdir:
     def __init__(self, path: str):
         check_mounted(path, "--workdir")
         self.path = expanded(path, "--workdir")
+        # Opened for a run by `core.run_logging.logging_run`; None: nobody has.
+        self.writers: Sequence[RunWriter] | None = None
         self._locks: list[TextIO] = []
 
     def file(self, *parts: str) -> str:

@@ -65,6 +65,7 @@ _FREE_KEYS = frozenset(
         "mesh.data",
         "mesh.table",
         "loop.log_every",
+        "loop.writers",
         "eval.protocols",
         "eval.search_protocols",
         "eval.batch_size",
