@@ -2,7 +2,7 @@
 
 Command: python -m launch.train --config=configs/baseline.py:unisar,kuaisar --config.data_dir=DIR
 METHOD is a file METHOD_qilin.py here, whose settings it takes; DATASET a function of datasets.py.
-The batch is by the size of the log (`batch_for` in launch/experiment.py) unless one is set.
+The batch is by the size of the log (`batch_for` in lcrsr/ranker_experiment.py) unless one is set.
 """
 
 import importlib

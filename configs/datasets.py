@@ -47,7 +47,7 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 def for_sample(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """Notes the values that `on_sample.overrides` replaces; a config file ends with it.
 
-    So `launch.data.resolve` tells them from values set by hand, which stay.
+    So `experiments.resolve.resolve` tells them from values set by hand, which stay.
     """
     config.on_sample.replaced = config_dict.ConfigDict()
     for section, values in config.on_sample.overrides.items():

@@ -37,7 +37,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.max_validation = 5000  # users
 
     config.pretrain = config_dict.ConfigDict()
-    # UniSAR; 0 leaves it to the size of the log: `batch_for` in launch/experiment.py.
+    # UniSAR; 0 leaves it to the size of the log: `batch_for` in lcrsr/ranker_experiment.py.
     config.pretrain.batch_size = 1024
     config.pretrain.max_epochs = 30.0
     config.pretrain.evals_per_epoch = 1.0

@@ -1,4 +1,4 @@
-"""LCR-SER on your own log: CSV or parquet in the schema of input_pipelines/csv_log.py.
+"""LCR-SER on your own log: CSV or parquet in the schema of input_pipelines/readers/csv_log.py.
 
 Command: python -m launch.train --config=configs/lcr_ser_csv_log.py --config.data_dir=DIR, with DIR
 holding clicks.csv, searches.csv and, for items nobody has clicked, items.csv.

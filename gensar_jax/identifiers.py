@@ -175,8 +175,8 @@ class IdentifierTable:
       shared_levels: L_m; the levels after it are the source's own.
       num_codes: K.
       data_hash: of the log whose items these are.
-      training_split: which of its clicks they were trained on (`launch.data.Data`); None of tables
-        of before that was recorded. The hash leaves it out.
+      training_split: which of its clicks they were trained on
+    (`input_pipelines.dataset.Dataset`). The hash leaves it out.
     """
 
     codes: dict[str, np.ndarray]

@@ -17,7 +17,12 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import remove_abandoned, scratch_folder
-from input_pipelines import (
+from input_pipelines.file_bounds import check_lines
+from input_pipelines.log import Log, content_hash
+from input_pipelines.log_checks import validate_log
+from input_pipelines.prepared_log import FORMAT, is_prepared, load_log, read_origin, save_log
+from input_pipelines.raw_hashes import RawHashes
+from input_pipelines.readers import (
     amazon_beauty,
     amazon_raw,
     csv_log,
@@ -27,12 +32,7 @@ from input_pipelines import (
     trivago,
     unisar_pickles,
 )
-from input_pipelines.csv_blocks import Report, silent
-from input_pipelines.file_bounds import check_lines
-from input_pipelines.log import Log, content_hash
-from input_pipelines.log_checks import validate_log
-from input_pipelines.prepared_log import FORMAT, is_prepared, load_log, read_origin, save_log
-from input_pipelines.raw_hashes import RawHashes
+from input_pipelines.readers.csv_blocks import Report, silent
 
 _NAMED_FILES = 20
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from absl import flags
 
+from core import cli
 from core.errors import UserError
-from launch import cli
 
 
 def define_flags() -> None:
@@ -30,106 +30,9 @@ def check_flags() -> None:
 
 cli.begin(__name__, define_flags, check_flags)
 
-import contextlib
-import hashlib
-import os
-from typing import Any
 
-import numpy as np
-
-from core import checksums
-from core.files import read_json, save_npy, write_atomically
-from core.workdir import check_out, commit_id
-from launch.restore import Restored
-
-_TABLES = ("item", "user", "word")
-
-
-def check_place(out: str) -> None:
-    """Refuses an .npy file whose description would take the place of another file.
-
-    Raises:
-      UserError: `out` is no place for an .npy file, or the .json beside it describes no vectors.
-    """
-    check_out(out, "--out", ".npy")
-    stem = out.removesuffix(".npy")
-    path = stem + ".json"
-    if not os.path.lexists(path):
-        return
-    found: dict[str, Any] = {}
-    with contextlib.suppress(UserError):
-        found = read_json(path, "a description of vectors", "")
-    if found.get("ids_file") != _ids_file(stem):
-        raise UserError(
-            f"expected {path} to be free for the vectors' description, found another file; pass "
-            "another --out"
-        )
-
-
-def _ids_file(stem: str) -> str:
-    return os.path.basename(stem) + ".ids.txt"
-
-
-def vectors(restored: Restored, table: str) -> tuple[np.ndarray, list[str]]:
-    """The rows float32 [V, D] of a table and the names they belong to, padding left out.
-
-    Raises:
-      UserError: the method has no such table.
-    """
-    # GenSAR and CRS keep among their tables what are no vectors of anything.
-    tables = [name for name in restored.tables or {} if name in _TABLES]
-    if table not in tables:
-        method = restored.experiment.config.method
-        has = f"the tables {', '.join(tables)}" if tables else "no vectors at all"
-        raise UserError(
-            f"expected a run with {table} vectors, found one of {method}, which has {has}; pass "
-            "another --workdir or --table"
-        )
-    log = restored.data.log
-    names = {"item": log.item_ids, "user": log.user_ids, "word": log.words}[table][1:].tolist()
-    rows = np.asarray(restored.tables_with_words[table], np.float32).reshape(
-        -1, restored.experiment.ranker.width
-    )
-    # The user table has one more row, shared by users not seen in training.
-    return rows[1 : len(names) + 1], names
-
-
-def content_hash(rows: np.ndarray, names: list[str]) -> str:
-    """16 hex digits over the vectors' bytes and the names, one a line."""
-    digest = hashlib.sha256(np.ascontiguousarray(rows).data)
-    digest.update("".join(f"{name}\n" for name in names).encode())
-    return digest.hexdigest()[:16]
-
-
-def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
-    """Writes the three files, the JSON last; returns what it holds.
-
-    Raises:
-      UserError: as `check_place` and `vectors`.
-    """
-    check_place(out)
-    rows, names = vectors(restored, table)
-    stem = out.removesuffix(".npy")
-    save_npy(out, rows)
-    write_atomically(stem + ".ids.txt", "".join(f"{name}\n" for name in names))
-    folder = os.path.dirname(os.path.abspath(out))
-    description = {
-        "hash": content_hash(rows, names),
-        "table": table,
-        "shape": list(rows.shape),
-        "ids_file": _ids_file(stem),
-        "workdir": restored.workdir.path,
-        "method": restored.experiment.config.method,
-        "stage": restored.stage,
-        "step": restored.step,
-        "commit": commit_id(),
-        "data": restored.data.label,
-        "data_hash": restored.data.log.hash,
-        "training_split": restored.data.training_split,
-        "files": checksums.describe(folder, [os.path.basename(out), _ids_file(stem)]),
-    }
-    checksums.write_sealed(stem + ".json", description)
-    return description
+from experiments.export_vectors import check_place, export
+from experiments.restored import Restored
 
 
 def main() -> None:

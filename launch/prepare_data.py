@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from absl import flags
 
+from core import cli
 from core.errors import UserError
-from launch import cli
 
 
 def define_flags() -> None:

@@ -14,10 +14,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from core import signals
+from core import cli, signals
 from core.errors import UserError
 from gensar_jax.t5x_bridge import installation
-from launch import cli
 
 _PROGRAMS = ("train", "infer")
 # Where the gin files' own paths begin.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
+from core import cli
 from core.errors import UserError
-from launch import cli
 
 
 def define_flags() -> None:
@@ -27,67 +27,18 @@ def check_flags() -> None:
 
 cli.begin(__name__, define_flags, check_flags, continues=True)
 
+
 import logging
 import os
-import time
-from collections.abc import Collection
 from typing import Any
 
-from core import distributed
+from core import distributed, results
 from core.errors import Preempted
 from core.partitioning import DATA, TABLE, make_mesh
-from core.run_logging import check_writers, logging_run
-from core.termination import watched
-from core.workdir import Workdir, check_workdir, is_writer, open_workdir
-from launch import crs_kept, results
-from launch.data import Data, resolve
-from launch.methods import open_experiment
+from core.workdir import Workdir, is_writer
+from experiments.train import train
 
 _LOG = logging.getLogger(__name__)
-
-
-def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """Runs every stage of `config` in `workdir_path`; callable from a notebook.
-
-    Args:
-      config: a config as its file returns it.
-      workdir_path: the run's folder.
-      given: keys that the command line set (`launch.data.resolve`).
-
-    Returns:
-      The contents of results.json.
-
-    Raises:
-      UserError: a mistake in the config, the data or the workdir.
-      core.errors.Preempted: SIGTERM or Ctrl-C; the state is saved.
-    """
-    config = resolve(config, given)
-    started = time.monotonic()
-    # Everything that can be wrong is found before the workdir is written.
-    if is_writer():
-        check_writers(config.loop.writers)
-        check_workdir(workdir_path, config.to_dict())
-    data = Data(config)
-    if is_writer():
-        Workdir(workdir_path).check_log(data.log.hash)
-    experiment = open_experiment(crs_kept.continuing(config, Workdir(workdir_path).path), data)
-    experiment.check_data()
-    workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
-    _LOG.info(
-        "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",
-        data.label,
-        data.log.num_users,
-        data.log.num_items,
-        len(data.log.rec_items),
-        len(data.log.search_times),
-        len(data.splits.train),
-    )
-    with watched(), logging_run(workdir, config.to_dict()):
-        experiment.run(workdir)
-        if is_writer():
-            results.write_summary(workdir, data.label)
-    _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))
-    return workdir.read_results()
 
 
 def main() -> None:

@@ -135,12 +135,12 @@ class PretrainTask:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """What arms that train side by side may differ in (`core.arms`), by name."""
+        """What arms that train side by side may differ in (`studies.ablation.arms`), by name."""
         return {"seed": self._seed, **getattr(self._ranker, "numbers", {})}
 
     @property
     def stream(self) -> tuple[int, int]:
-        """Tasks on the same data with equal ones read the same batches (`core.arms`)."""
+        """Identifies the batches: tasks on the same data with equal streams read the same ones."""
         return self._seed, 0 if self._initial is None else int(self._initial["step"])
 
     def with_numbers(self, numbers: dict[str, Any]) -> PretrainTask:

@@ -91,7 +91,7 @@ class ReinforceTask:
 
     @property
     def stream(self) -> int:
-        """Tasks on the same data with equal ones read the same batches (`core.arms`)."""
+        """Identifies the batches: tasks on the same data with equal streams read the same ones."""
         return self.numbers["seed"]
 
     def with_numbers(self, numbers: dict[str, Any]) -> ReinforceTask:

@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from core import distributed
+from core import cli, distributed
 from core.errors import Preempted
 from core.loop import LoopConfig, run_stage
 from core.partitioning import TABLE, Partition, make_mesh
 from core.workdir import open_workdir
-from launch import cli
 
 ROWS, WIDTH, BATCH = 256, 8, 16
 

@@ -19,15 +19,16 @@ from core.errors import UserError
 from core.loop import NotFinite
 from core.metrics import Sums
 from core.workdir import Workdir
-from launch import arm_runs, figure2, sweep_figures
-from launch.ablate import _run, ablate
-from launch.compare import read_rows
-from launch.data import Data
-from launch.evaluate import evaluate
-from launch.lcr_ser import LCRSERExperiment
-from launch.restore import Restored
-from launch.sweeps import Setting
-from launch.train import train
+from experiments.evaluate import evaluate
+from experiments.restored import Restored
+from experiments.train import train
+from input_pipelines.dataset import Dataset
+from lcrsr.experiment import LCRSERExperiment
+from studies.ablation import figure2, figures
+from studies.ablation import runs as side_by_side
+from studies.ablation.ablate import _run, ablate
+from studies.ablation.sweeps import Setting
+from studies.compare import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHORT = {"pretrain.max_epochs": 1.0, "model.max_steps": 1, "pretrain.active_steps": 1}
@@ -67,7 +68,7 @@ def test_arms_are_normal_runs_and_are_not_trained_again(small_config, tmp_path, 
     assert {row.name.partition("=")[0] for row in rows} == {"lcr_ser pretrain.active_steps"}
     assert train(config, str(arm))["rows"], "the arm's own command finds it finished"
 
-    monkeypatch.setattr(arm_runs, "run_arms", None)  # nothing is trained
+    monkeypatch.setattr(side_by_side, "run_arms", None)  # nothing is trained
     assert ablate(config, "k:0,1", str(folder)) == table
     with pytest.raises(UserError, match="with sweep 'k:0,1', found 'k:0'; pass another"):
         ablate(config, "k:0", str(folder))
@@ -78,13 +79,13 @@ def test_arms_are_normal_runs_and_are_not_trained_again(small_config, tmp_path, 
 @pytest.mark.slow
 def test_a_sweep_over_rl_pretrains_once(small_config, tmp_path, monkeypatch):
     trained = []
-    run_arms = arm_runs.run_arms
+    run_arms = side_by_side.run_arms
 
     def watched(arms):
         trained.extend((arm.task.name, arm.name) for arm in arms)
         return run_arms(arms)
 
-    monkeypatch.setattr(arm_runs, "run_arms", watched)
+    monkeypatch.setattr(side_by_side, "run_arms", watched)
     ablate(changed(small_config, **SHORT), "lambda_kl:0,2", str(tmp_path / "w"))
     assert [stage for stage, _ in trained] == ["pretrain", "rl", "rl", "control"]
     first, second = (metrics_of(tmp_path / "w/arms" / f"lambda_KL={v}" / "seed0") for v in (0, 2))
@@ -137,23 +138,25 @@ def test_killed_it_continues_the_arms_that_are_not_done(csv_folder, tmp_path):
 
 def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path, monkeypatch):
     names = []
-    monkeypatch.setattr(arm_runs, "_run_together", lambda group, *rest: names.append(len(group)))
-    data = Data(small_config)
+    monkeypatch.setattr(
+        side_by_side, "_run_together", lambda group, *rest: names.append(len(group))
+    )
+    data = Dataset(small_config)
     runs = [
-        arm_runs.Run(f"K = {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
+        side_by_side.Run(f"K = {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
         for k in range(5)
     ]
-    experiments = arm_runs.check_runs(runs, data)
+    experiments = side_by_side.check_runs(runs, data)
     shapes = jax.eval_shape(experiments[0].pretrain_task().init)
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     # Two arms, three copies of each, in four fifths of it.
     memory = int(2.1 * 3 * one / 0.8)
-    monkeypatch.setattr(arm_runs, "available_bytes", lambda: (memory, 1))
-    assert arm_runs.run_all(runs, data, experiments) == {}
+    monkeypatch.setattr(side_by_side, "available_bytes", lambda: (memory, 1))
+    assert side_by_side.run_all(runs, data, experiments) == {}
     assert names == [2, 2, 1]
     names.clear()
-    monkeypatch.setattr(arm_runs, "available_bytes", lambda: (memory, 2))
-    assert arm_runs.run_all(runs, data, experiments) == {}
+    monkeypatch.setattr(side_by_side, "available_bytes", lambda: (memory, 2))
+    assert side_by_side.run_all(runs, data, experiments) == {}
     assert names == [4, 1]
 
 
@@ -169,14 +172,14 @@ def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path, monk
 
     monkeypatch.setattr(LCRSERExperiment, "plan", plan)
     monkeypatch.setattr(LCRSERExperiment, "evaluate", scored)
-    monkeypatch.setattr(arm_runs, "run_arms", lambda arms: {})
-    monkeypatch.setattr(arm_runs, "run_stage", lambda *arguments: None)
-    data = Data(small_config)
+    monkeypatch.setattr(side_by_side, "run_arms", lambda arms: {})
+    monkeypatch.setattr(side_by_side, "run_stage", lambda *arguments: None)
+    data = Dataset(small_config)
     runs = [
-        arm_runs.Run(f"seed {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
+        side_by_side.Run(f"seed {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
         for k in range(3)
     ]
-    stopped = arm_runs.run_all(runs, data, arm_runs.check_runs(runs, data))
+    stopped = side_by_side.run_all(runs, data, side_by_side.check_runs(runs, data))
     assert list(stopped) == ["seed 1"]
     assert "found NaN scores in 57 of 57 examples" in stopped["seed 1"]
     assert "in the test of stage pretrain against neg99" in stopped["seed 1"]
@@ -189,18 +192,18 @@ def test_the_path_of_the_vectors_leads_from_the_arm(small_config, tmp_path):
     run = _run(config, Setting("threshold = 0.5", {"data.search_filter": 0.5}), 0, sweep)
     assert run.config.data.search_filter.vectors == "../../../embedding.npz"
     with pytest.raises(UserError, match=r"vectors .* at \S*/w/embedding\.npz, found no such file"):
-        Data(run.config, run.path)
-    data = Data(config)
+        Dataset(run.config, run.path)
+    data = Dataset(config)
     sizes = {"item": data.log.num_items + 1, "word": data.log.num_words + 1}
     vectors = {name: np.ones((rows, 2), np.float32) for name, rows in sizes.items()}
     np.savez(sweep.file("embedding.npz"), **vectors)
-    Data(run.config, run.path)
+    Dataset(run.config, run.path)
 
 
 def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, monkeypatch):
     def run(label, seed, **data):
         config = config_dict.ConfigDict({"seed": seed, "data": data})
-        return arm_runs.Run(f"{label}, seed {seed}", config, str(tmp_path / "arms" / label))
+        return side_by_side.Run(f"{label}, seed {seed}", config, str(tmp_path / "arms" / label))
 
     def train_or_stop(opened, seed):
         if seed in diverging:
@@ -217,7 +220,7 @@ def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, m
 
     held = SimpleNamespace(log=SimpleNamespace(hash="h"), label="made up")
     monkeypatch.setattr(figure2, "open_experiment", open_experiment)
-    monkeypatch.setattr(figure2, "Data", lambda *arguments: held)
+    monkeypatch.setattr(figure2, "Dataset", lambda *arguments: held)
     monkeypatch.setattr(figure2, "_export", export)
     monkeypatch.setattr(figure2.results, "write_summary", lambda *arguments: None)
     runs = [run(f"all{seed}", seed) for seed in (0, 1)]
@@ -269,20 +272,20 @@ def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
     assert one_model[0] != pytest.approx(own[0], abs=1e-6)
 
     runs = {f"K = {k}": [str(tmp_path / f"w/arms/K={k}/seed0")] for k in (0, 1)}
-    hidden = sweep_figures.hidden_states(Restored(runs["K = 1"][0]))
+    hidden = figures.hidden_states(Restored(runs["K = 1"][0]))
     for side in ("rec", "search"):
         assert hidden.cross[side].shape == (*hidden.target.shape[:1], 2, 8)
         np.testing.assert_array_equal(hidden.cross[side][:, 0], hidden.plain[side][:, 0])
         assert np.abs(hidden.cross[side] - hidden.plain[side])[:, 1].max() > 1e-3
     del runs["K = 0"]
-    figure = sweep_figures.steps_figure(runs, str(tmp_path / "figure4.png"))
-    expected = sweep_figures.distances(hidden.target, hidden.cross["rec"])
+    figure = figures.steps_figure(runs, str(tmp_path / "figure4.png"))
+    expected = figures.distances(hidden.target, hidden.cross["rec"])
     values = figure.values["distances"]["rec"]
     assert values["means"] == pytest.approx(expected.mean(0).tolist(), rel=1e-5)
     assert [sum(counts) for counts in values["counts"]] == [len(hidden.target)] * 2
-    contrast = sweep_figures.contrast_figure(runs, str(tmp_path / "figure5.png"))
+    contrast = figures.contrast_figure(runs, str(tmp_path / "figure5.png"))
     near, far = contrast.values["distances"]["K = 1"]["search"]["means"]
-    last = sweep_figures.distances(hidden.target, hidden.plain["search"])[:, -1]
+    last = figures.distances(hidden.target, hidden.plain["search"])[:, -1]
     assert far == pytest.approx(last.mean(), rel=1e-5) and near != far
     assert all((tmp_path / f"figure{i}.png").stat().st_size > 5000 for i in (4, 5))
 
@@ -295,7 +298,7 @@ def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
 
 def untrained(config, seed=0):
     """What `Restored` gives of a run of this seed, without training it."""
-    data = Data(config)
+    data = Dataset(config)
     experiment = LCRSERExperiment(changed(config, seed=seed), data)
     state = experiment.pretrain_task().init()
     return SimpleNamespace(
@@ -307,39 +310,39 @@ def untrained(config, seed=0):
 
 
 def test_table_4_has_a_picture(small_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_figures, "_REPEATS", 1)
+    monkeypatch.setattr(figures, "_REPEATS", 1)
     path = tmp_path / "table.png"
-    found = sweep_figures.inference_times(small_config, Data(small_config), (0, 1), str(path))
+    found = figures.inference_times(small_config, Dataset(small_config), (0, 1), str(path))
     assert path.stat().st_size > 5000 and "![](table.png)" in found.lines
 
 
 def test_the_one_model_stops_at_the_largest_k_it_was_trained_with(small_config, monkeypatch):
     config = changed(small_config, **{"pretrain.active_steps": 1, "model.max_steps": 2})
-    monkeypatch.setattr(sweep_figures, "Restored", lambda path, stage: untrained(config))
-    found = sweep_figures.every_k(["arm"], "pretrain", "ndcg@5/neg99")
+    monkeypatch.setattr(figures, "Restored", lambda path, stage: untrained(config))
+    found = figures.every_k(["arm"], "pretrain", "ndcg@5/neg99")
     assert [len(one) for one in found.values["per_seed"]] == [2]
 
 
 def hidden_of(seed):
     rng = np.random.default_rng(seed)
     states = {side: rng.standard_normal((40, 3, 8)) for side in ("rec", "search")}
-    return sweep_figures.Hidden(rng.standard_normal((40, 8)), states, states)
+    return figures.Hidden(rng.standard_normal((40, 8)), states, states)
 
 
 def test_figures_of_hidden_states_are_over_all_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_figures, "Restored", lambda path, stage: int(path))
-    monkeypatch.setattr(sweep_figures, "hidden_states", hidden_of)
+    monkeypatch.setattr(figures, "Restored", lambda path, stage: int(path))
+    monkeypatch.setattr(figures, "hidden_states", hidden_of)
     runs = {"with L_TCL": ["0", "1", "2"]}
     per_seed = [
-        sweep_figures.distances(hidden.target, hidden.cross["rec"]).mean(0)
+        figures.distances(hidden.target, hidden.cross["rec"]).mean(0)
         for hidden in map(hidden_of, range(3))
     ]
     mean, deviation = np.mean(per_seed, 0), np.std(per_seed, 0, ddof=1)
-    steps = sweep_figures.steps_figure(runs, str(tmp_path / "figure4.png"))
+    steps = figures.steps_figure(runs, str(tmp_path / "figure4.png"))
     rec = steps.values["distances"]["rec"]
     assert rec["means"] == pytest.approx(mean) and [sum(c) for c in rec["counts"]] == [120] * 3
     assert any(f"| step 1 | {mean[1]:.4f} ± {deviation[1]:.4f} |" in x for x in steps.lines)
-    contrast = sweep_figures.contrast_figure(runs, str(tmp_path / "figure5.png"))
+    contrast = figures.contrast_figure(runs, str(tmp_path / "figure5.png"))
     expected = f"| with L_TCL | recommendation | {mean[2]:.4f} ± {deviation[2]:.4f} |"
     assert any(line.startswith(expected) for line in contrast.lines)
     assert all((tmp_path / f"figure{i}.png").stat().st_size > 5000 for i in (4, 5))
@@ -364,7 +367,7 @@ def test_distances_by_hand():
     target = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     states = np.array([[[3.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [1.0, 1.0]]], np.float32)
     expected = [[0.0, 1.0], [2.0, 1.0 - 0.5**0.5]]
-    np.testing.assert_allclose(sweep_figures.distances(target, states), expected, atol=1e-5)
+    np.testing.assert_allclose(figures.distances(target, states), expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import pytest
 
 from configs import popularity_qilin
 from core.errors import UserError
-from launch import arm_runs
-from launch.ablate import ablate
-from launch.restore import Restored
-from launch.train import train
+from experiments.restored import Restored
+from experiments.train import train
+from studies.ablation import runs
+from studies.ablation.ablate import ablate
 
 WORDS = r"expected the log \w+ that the run in .* was trained on, found \w+: .*another --workdir"
 
@@ -55,7 +55,7 @@ def test_a_sweep_keeps_to_its_log(config, tmp_path, monkeypatch):
     def killed(arms):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(arm_runs, "run_arms", killed)
+    monkeypatch.setattr(runs, "run_arms", killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))

@@ -13,9 +13,9 @@ from configs import popularity_qilin, sasrec_qilin
 from core import checksums
 from core.errors import UserError
 from core.workdir import Workdir
-from launch.export_vectors import check_place, export
-from launch.restore import Restored
-from launch.train import train
+from experiments.export_vectors import check_place, export
+from experiments.restored import Restored
+from experiments.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

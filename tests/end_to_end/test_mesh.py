@@ -2,15 +2,16 @@
 
 import json
 
+import jax
 import pytest
 from ml_collections import config_dict
 
 from core.errors import UserError
-from launch import restore
-from launch.data import resolve
-from launch.evaluate import evaluate
-from launch.experiment import partition_of
-from launch.train import train
+from experiments.evaluate import evaluate
+from experiments.resolve import resolve
+from experiments.restored import Restored
+from experiments.train import train
+from lcrsr.ranker_experiment import partition_of
 
 
 def changed(config, **values):
@@ -30,8 +31,8 @@ def test_both_stages_on_a_mesh_give_one_devices_metrics(small_config, tmp_path, 
         assert (ours["stage"], ours["protocol"]) == (theirs["stage"], theirs["protocol"])
         # A score of 60 users may move across another by rounding.
         assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=0.02)
-    monkeypatch.setattr(restore.jax, "device_count", lambda: 1)
-    restored = restore.Restored(str(tmp_path / "cut"), "rl")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    restored = Restored(str(tmp_path / "cut"), "rl")
     assert restored.experiment.partition is None
     row = evaluate(restored, "test", "full")
     before = next(r for r in cut["rows"] if (r["stage"], r["protocol"]) == ("rl", "full"))

@@ -7,11 +7,13 @@ from absl import flags
 
 from configs import bert4rec_qilin, popularity_qilin, rearec_erl_qilin, sasrec_qilin
 from core.errors import UserError
-from launch import compare, evaluate, predict, report
-from launch.ablate import ablate
-from launch.data import Data, resolve
-from launch.experiment import positive
-from launch.train import train
+from core.settings import positive
+from experiments import evaluate, predict
+from experiments.resolve import resolve
+from experiments.train import train
+from input_pipelines.dataset import Dataset
+from studies import compare, report
+from studies.ablation.ablate import ablate
 
 
 def refused(config, changes, workdir, words):
@@ -201,7 +203,7 @@ def test_flags_are_looked_at_before_anything_is_opened(tmp_path, monkeypatch, mo
 
 
 def test_there_are_no_evaluation_lists_of_the_training_split(small_config):
-    data = Data(resolve(small_config))
+    data = Dataset(resolve(small_config))
     with pytest.raises(UserError, match="expected split validation or test, found 'train'"):
         data.sampled("train", "neg99")
 

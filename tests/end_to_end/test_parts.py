@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from experiments.resolve import resolve
 from input_pipelines import batches
+from input_pipelines.dataset import Dataset
 from input_pipelines.search_task import SearchExamples
-from launch.data import Data, resolve
 
 
 @pytest.fixture
 def data(small_config, monkeypatch):
     # Threads make the same batches, without seconds for TensorFlow's import.
     monkeypatch.setattr(batches.importlib.util, "find_spec", lambda name: None)
-    found = Data(resolve(small_config))
+    found = Dataset(resolve(small_config))
     # The made-up searches have no clicks, which examples of the search task need.
     monkeypatch.setattr(found, "_training_searches", lambda: _searches(found))
     return found

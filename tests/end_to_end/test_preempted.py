@@ -12,10 +12,10 @@ import pytest
 
 from configs import popularity_qilin
 from core.errors import Preempted
-from launch import arm_runs
-from launch.ablate import ablate
-from launch.train import train
+from experiments.train import train
 from lcrsr.baselines.fitted import FittedEvaluator
+from studies.ablation import runs
+from studies.ablation.ablate import ablate
 
 
 def terminate():
@@ -65,7 +65,7 @@ def test_between_the_stages_of_a_sweep(small_config, tmp_path, monkeypatch):
         terminate()
         return {}
 
-    monkeypatch.setattr(arm_runs, "run_arms", trained)
+    monkeypatch.setattr(runs, "run_arms", trained)
     with pytest.raises(Preempted, match="before stage pretrain"):
         ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
 

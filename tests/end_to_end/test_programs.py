@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from launch import adaptive
-from launch.adaptive import adapt
-from launch.data import resolve
-from launch.evaluate import evaluate
-from launch.methods import open_experiment
-from launch.predict import predict, read_users
-from launch.restore import Restored
-from launch.train import train
+from experiments.evaluate import evaluate
+from experiments.methods import open_experiment
+from experiments.predict import predict, read_users
+from experiments.resolve import resolve
+from experiments.restored import Restored
+from experiments.train import train
+from studies import adaptive
+from studies.adaptive import adapt
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIG = "--config=configs/lcr_ser_csv_log.py"

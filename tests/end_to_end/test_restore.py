@@ -13,15 +13,16 @@ from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import stage_directory
 from core.workdir import open_workdir
-from launch.data import Data, resolve
-from launch.evaluate import evaluate
-from launch.restore import Restored, mesh_here
-from launch.train import train
+from experiments.evaluate import evaluate
+from experiments.resolve import resolve
+from experiments.restored import Restored, mesh_here
+from experiments.train import train
+from input_pipelines.dataset import Dataset
 
 
 def opened(folder, config):
     config = resolve(config)
-    return open_workdir(str(folder / "w"), config.to_dict(), Data(config).log.hash)
+    return open_workdir(str(folder / "w"), config.to_dict(), Dataset(config).log.hash)
 
 
 def save(workdir, stage, best_steps):

@@ -15,7 +15,7 @@ import pytest
 from conftest import SMALL
 
 from core.checkpoints import Checkpoints
-from launch.restore import Restored
+from experiments.restored import Restored
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import lcr_ser_qilin
-from input_pipelines.sample_truth import Truth, bayes_scores, truth_metric
-from launch.data import Data, resolve
-from launch.train import train
+from experiments.resolve import resolve
+from experiments.train import train
+from input_pipelines.dataset import Dataset
+from input_pipelines.sample.truth import Truth, bayes_scores, truth_metric
 
 
 def config_of(cache, seed=0, **changes):
@@ -48,7 +49,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(trained):
     """NDCG@5 of the Bayes-optimal ranker, with and without searches, and who searches in vain."""
-    data = Data(resolve(config_of(trained.cache)))
+    data = Dataset(resolve(config_of(trained.cache)))
     known = Truth(data.raw_dir)
     lists, examples = data.candidate_lists("test", "neg99"), data.splits.test
     with_searches, blind = (

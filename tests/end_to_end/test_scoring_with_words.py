@@ -9,19 +9,22 @@ import pytest
 
 from core import metrics
 from core.workdir import open_workdir
-from launch import adaptive, sweep_figures, teacher
-from launch.data import Data, resolve
-from launch.methods import open_experiment
-from launch.restore import Restored
+from experiments import teacher
+from experiments.methods import open_experiment
+from experiments.resolve import resolve
+from experiments.restored import Restored
+from input_pipelines.dataset import Dataset
 from lcrsr.adaptive import AdaptiveScorer
 from lcrsr.lcr_ser import TEACHER
+from studies import adaptive
+from studies.ablation import figures
 
 
 class Untrained(Restored):
     """A run at its first state, with rows so large that items and words tell on the scores."""
 
     def __init__(self, config, folder):
-        self.data = Data(config)
+        self.data = Dataset(config)
         self.experiment = open_experiment(config, self.data)
         self.workdir = open_workdir(folder, config.to_dict())
         state = jax.jit(self.experiment.pretrain_task().random_state)()
@@ -58,7 +61,7 @@ def expected(run):
 @pytest.fixture
 def restored(run, monkeypatch):
     """The run wherever a workdir is opened."""
-    for module in (sweep_figures, teacher):
+    for module in (figures, teacher):
         monkeypatch.setattr(module, "Restored", lambda *arguments: run)
     return run
 
@@ -73,7 +76,7 @@ def test_a_teacher_ranks_as_the_evaluator(restored, expected):
 
 
 def test_the_scores_of_every_k_end_in_the_evaluators(restored, expected):
-    (curve,) = sweep_figures.every_k([""], "pretrain", "ndcg@10/neg99").curves.values()
+    (curve,) = figures.every_k([""], "pretrain", "ndcg@10/neg99").curves.values()
     assert curve[-1][1] == pytest.approx(expected, abs=1e-6)
 
 
@@ -84,7 +87,7 @@ def test_adaptive_steps_end_in_the_evaluators_scores(run, expected):
 
 
 def test_targets_of_hidden_states_are_items_with_their_words(run):
-    target = sweep_figures.hidden_states(run).target
+    target = figures.hidden_states(run).target
     items = np.asarray(run.data.log.rec_items)[run.data.split("test").target_row]
     raw, words = (np.asarray(t["item"])[items] for t in (run.tables, run.tables_with_words))
     assert len(target)

@@ -8,7 +8,7 @@ from test_ablate import ROOT, command, metrics_of
 
 from core.errors import UserError
 from core.workdir import Workdir
-from launch.ablate import ablate
+from studies.ablation.ablate import ablate
 
 
 @pytest.mark.slow

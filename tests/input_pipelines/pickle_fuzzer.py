@@ -28,8 +28,8 @@ import pandas as pd
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from input_pipelines.pickled_arrays import CALLED, MADE, MARKERS
-from input_pipelines.restricted_pickle import load_pickle
+from input_pipelines.readers.pickled_arrays import CALLED, MADE, MARKERS
+from input_pipelines.readers.restricted_pickle import load_pickle
 
 _SECONDS_A_READING = 10
 _GROWTH_BYTES = 2**30

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from input_pipelines import amazon_beauty, splits
+from input_pipelines import splits
 from input_pipelines.log_checks import validate_log
+from input_pipelines.readers import amazon_beauty
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "data" / "amazon_beauty"
 

@@ -8,10 +8,11 @@ import pytest
 
 from configs import lcr_ser_amazon_kindle
 from core.errors import UserError
-from input_pipelines import amazon_raw
+from experiments.resolve import resolve
+from input_pipelines.dataset import Dataset
 from input_pipelines.log_checks import validate_log
+from input_pipelines.readers import amazon_raw
 from input_pipelines.splits import check_leakage, split_log
-from launch.data import Data, resolve
 
 DAY = 86_400
 # (user, item, day): A1's two reviews of day 3 are in no published order.
@@ -152,7 +153,7 @@ def test_a_targets_own_query_is_in_no_history_of_it(tmp_path):
 def test_the_config_opens_on_it(tmp_path):
     config = lcr_ser_amazon_kindle.get_config()
     config.data_dir, config.cache_dir = str(planted(tmp_path / "raw")), str(tmp_path / "cache")
-    data = Data(resolve(config))
+    data = Dataset(resolve(config))
     assert data.label == "amazon_toys" and len(data.splits.test) == 8
 
 

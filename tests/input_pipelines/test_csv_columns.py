@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from input_pipelines import csv_log, prepare, splits, twins
+from input_pipelines import prepare, splits, twins
 from input_pipelines.log_checks import validate_log
+from input_pipelines.readers import csv_log
 
 CLICKS = "user,item,time\nu,a,10\nu,b,20\nu,c,30\nv,a,15\n"
 SEARCHES = "user,session,time,query,clicked_items\nu,s1,12,tea,b\nv,s1,14,cup,\n"

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from core.errors import UserError
-from input_pipelines import csv_log, segmenters
+from input_pipelines import segmenters
 from input_pipelines.log_checks import validate_log
+from input_pipelines.readers import csv_log
 
 EXAMPLE = pathlib.Path(__file__).parents[1] / "data" / "csv_log"
 

@@ -15,7 +15,8 @@ import pytest
 
 from core.errors import UserError
 from core.text_lines import LONGEST_LINE
-from input_pipelines import amazon_beauty, amazon_raw, csv_log, file_bounds
+from input_pipelines import file_bounds
+from input_pipelines.readers import amazon_beauty, amazon_raw, csv_log
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Reads each of the folders by a dataset's name, in one process; prints the message and the memory

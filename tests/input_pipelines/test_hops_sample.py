@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from input_pipelines import hops_sample, prepare, sample
+from input_pipelines import prepare
+from input_pipelines.sample import generator, hops
 from input_pipelines.splits import check_leakage, split_log
 
 USERS = 150
@@ -13,7 +14,9 @@ USERS = 150
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("hops"))
-    raw = sample.ensure_sample(folder, num_users=USERS, seed=1, shuffle_searches=False, hops=True)
+    raw = generator.ensure_sample(
+        folder, num_users=USERS, seed=1, shuffle_searches=False, hops=True
+    )
     log, _ = prepare.prepare_log("qilin", raw, folder, {"segmenter": "characters"})
     splits = split_log(log, "leave_one_out")
     check_leakage(log, splits)
@@ -28,7 +31,7 @@ def words_of(log, search):
 def test_links_lead_from_the_last_search_to_the_target(world, part):
     log, splits = world
     examples = getattr(splits, part)
-    found = hops_sample.hops(log, examples)
+    found = hops.hops(log, examples)
     assert len(found) == len(examples) >= USERS
     for row in range(len(examples)):
         target = str(log.item_ids[log.rec_items[examples.target_row[row]]])
@@ -49,7 +52,9 @@ def test_links_lead_from_the_last_search_to_the_target(world, part):
 def test_it_is_sample_data_of_its_own_name(world, tmp_path):
     assert world[0].is_sample
     paths = [
-        sample.ensure_sample(str(tmp_path), num_users=4, seed=1, shuffle_searches=False, hops=hops)
+        generator.ensure_sample(
+            str(tmp_path), num_users=4, seed=1, shuffle_searches=False, hops=hops
+        )
         for hops in (False, True, True)
     ]
     assert paths[0] != paths[1] == paths[2]
@@ -57,4 +62,6 @@ def test_it_is_sample_data_of_its_own_name(world, tmp_path):
 
 def test_its_searches_cannot_be_shuffled(tmp_path):
     with pytest.raises(UserError, match=r"hops and on_sample.shuffle_searches"):
-        sample.ensure_sample(str(tmp_path), num_users=4, seed=1, shuffle_searches=True, hops=True)
+        generator.ensure_sample(
+            str(tmp_path), num_users=4, seed=1, shuffle_searches=True, hops=True
+        )

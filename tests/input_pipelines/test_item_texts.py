@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 
 from core.errors import UserError
-from input_pipelines import amazon_beauty, csv_log, qilin_files, sample
 from input_pipelines.data_card import describe
 from input_pipelines.log import RawEvents, build_log
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import load_log, save_log
+from input_pipelines.readers import amazon_beauty, csv_log, qilin_files
+from input_pipelines.sample import generator
 
 
 def events(**more):
@@ -122,8 +123,8 @@ def test_a_notes_table_without_titles_is_named(tmp_path):
 
 
 def test_the_sample_names_topic_and_brand(tmp_path):
-    structure = sample.Structure()
-    sample.write_sample(str(tmp_path / "s"), num_users=3, seed=0)
+    structure = generator.Structure()
+    generator.write_sample(str(tmp_path / "s"), num_users=3, seed=0)
     wanted = np.arange(structure.num_items)
     texts = qilin_files.read_note_texts(str(tmp_path / "s"), wanted)
     assert len(texts) == structure.num_items

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from input_pipelines import csv_blocks, kuaisar, kuaisar_sample, prepare
+from input_pipelines import prepare
 from input_pipelines.log import RawEvents, build_log
 from input_pipelines.log_checks import validate_log
+from input_pipelines.readers import csv_blocks, kuaisar
+from input_pipelines.sample import kuaisar_format
 from input_pipelines.splits import check_leakage, split_log
 
 
@@ -80,7 +82,7 @@ def test_the_order_of_rows_and_duplicates_change_nothing(folder, tmp_path):
 
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     folder = tmp_path / "raw"
-    kuaisar_sample.write_kuaisar(str(folder), num_users=4, scale="small", seed=1)
+    kuaisar_format.write_kuaisar(str(folder), num_users=4, scale="small", seed=1)
     expected = kuaisar.read_kuaisar(str(folder))
     monkeypatch.setattr(csv_blocks, "_BLOCK_BYTES", 5000)
     path = folder / "src_inter.csv"
@@ -189,7 +191,7 @@ def test_counts_of_the_published_sets():
 
 def test_made_up_files_have_the_published_counts_in_proportion(tmp_path, monkeypatch):
     folder = tmp_path / "raw"
-    kuaisar_sample.write_kuaisar(str(folder), num_users=26, scale="large", seed=2)
+    kuaisar_format.write_kuaisar(str(folder), num_users=26, scale="large", seed=2)
     share = 26 / 25_877
     expected = {n: round(c * share) for n, c in kuaisar.FULL_COUNTS["large"].items()}
     checked = []

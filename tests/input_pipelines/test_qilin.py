@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from input_pipelines import qilin, qilin_files, splits
+from input_pipelines import splits
 from input_pipelines.data_card import describe
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import load_log, save_log
+from input_pipelines.readers import qilin, qilin_files
 
 # Some moment of November 2024, in seconds.
 T = 1_732_600_000
@@ -177,7 +178,7 @@ def test_the_builder_gives_the_same_log(folder, tmp_path, monkeypatch, capfd):
 
 def test_the_builder_prepares_one_record_a_user(folder, tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs TensorFlow Datasets")
-    from input_pipelines import qilin_builder
+    from input_pipelines.readers import qilin_builder
 
     builder = qilin_builder.Qilin(data_dir=str(tmp_path / "tfds"))
     config = tfds.download.DownloadConfig(manual_dir=folder, try_download_gcs=False)

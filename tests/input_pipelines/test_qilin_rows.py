@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from input_pipelines import qilin, qilin_files, splits
+from input_pipelines import splits
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import load_log, save_log
+from input_pipelines.readers import qilin, qilin_files
 
 TOY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "qilin_toy"
 needs_toy = pytest.mark.skipif(

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from core.errors import UserError
-from input_pipelines.restricted_pickle import load_pickle
+from input_pipelines.readers.restricted_pickle import load_pickle
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -340,7 +340,7 @@ def test_the_pointer_of_a_file_is_never_followed(tmp_path):
     path.write_bytes(dumps({"x": [ATTACKS["object flags cleared"], ATTACKS["a cleared scalar"]]}))
     code = (
         "import pathlib, sys\nfrom core.errors import UserError\n"
-        "from input_pipelines.restricted_pickle import load_pickle\n"
+        "from input_pipelines.readers.restricted_pickle import load_pickle\n"
         "try:\n    print(load_pickle(pathlib.Path(sys.argv[1])))\n"
         "except UserError as error:\n    print(error)\n"
     )
@@ -499,7 +499,7 @@ def test_names_in_messages_are_printable(tmp_path):
 def test_the_machine_calls_nothing_of_pickles_own(tmp_path):
     """No name of a file is looked up by Python, which audits each look-up."""
     code = (
-        "import pathlib, sys\nfrom input_pipelines.restricted_pickle import load_pickle\n"
+        "import pathlib, sys\nfrom input_pipelines.readers.restricted_pickle import load_pickle\n"
         "path, found = pathlib.Path(sys.argv[1]), []\nload_pickle(path)\n"
         "sys.addaudithook(lambda event, _: found.append(event))\nload_pickle(path)\n"
         "print(sorted({e for e in found if e.startswith(('pickle', 'os.', 'exec', 'ctypes'))}))\n"

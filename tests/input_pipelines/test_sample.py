@@ -9,7 +9,8 @@ import pytest
 
 from core import metrics
 from core.errors import UserError
-from input_pipelines import candidates, prepare, sample, sample_truth
+from input_pipelines import candidates, prepare
+from input_pipelines.sample import generator, truth
 from input_pipelines.splits import check_leakage, split_log
 
 
@@ -17,32 +18,32 @@ from input_pipelines.splits import check_leakage, split_log
 def prepared(tmp_path_factory):
     def make(**settings):
         folder = tmp_path_factory.mktemp("sample")
-        raw = sample.ensure_sample(str(folder), num_users=400, seed=1, **settings)
+        raw = generator.ensure_sample(str(folder), num_users=400, seed=1, **settings)
         log, directory = prepare.prepare_log("qilin", raw, str(folder), {"segmenter": "characters"})
         splits = split_log(log, "leave_one_out")
         check_leakage(log, splits)
         lists = candidates.evaluation_candidates(log, splits, "test", "neg99", 0, directory)
-        return sample_truth.Truth(raw), log, splits.test, lists, raw
+        return truth.Truth(raw), log, splits.test, lists, raw
 
     return make(shuffle_searches=False), make(shuffle_searches=True)
 
 
 def ndcg(world, use_search):
     truth, log, test, lists, _ = world
-    scores = sample_truth.bayes_scores(truth, log, test, lists, use_search=use_search)
-    return sample_truth.truth_metric(scores)
+    scores = truth.bayes_scores(truth, log, test, lists, use_search=use_search)
+    return truth.truth_metric(scores)
 
 
 def test_noise_share_counts_the_searches_that_announce_nothing(prepared):
     truth, log, test, _, _ = prepared[0]
-    share = sample_truth.noise_share(log, test)
+    share = truth.noise_share(log, test)
     for row, user in enumerate(test.user):
         start, end = log.search_offsets[user], test.search_end[row]
         texts = [
             {str(log.words[w]) for w in log.word_ids[log.word_offsets[i] : log.word_offsets[i + 1]]}
             for i in range(start, end)
         ]
-        noise = [bool(text & set(sample.NOISE_WORDS)) for text in texts]
+        noise = [bool(text & set(generator.NOISE_WORDS)) for text in texts]
         expected = np.mean(noise) if noise else np.nan
         np.testing.assert_equal(share[row], expected)
         if str(log.user_ids[user]) in truth.all_noise_users and noise:
@@ -88,19 +89,19 @@ def test_its_files_have_qilins_columns_and_traps(prepared):
 
 def test_it_is_deterministic(tmp_path):
     for name in "ab":
-        sample.write_sample(str(tmp_path / name), num_users=20, seed=3)
+        generator.write_sample(str(tmp_path / name), num_users=20, seed=3)
     for path in sorted((tmp_path / "a").rglob("*.parquet")):
         twin = tmp_path / "b" / path.relative_to(tmp_path / "a")
         assert path.read_bytes() == twin.read_bytes()
-    sample.write_sample(str(tmp_path / "c"), num_users=20, seed=4)
+    generator.write_sample(str(tmp_path / "c"), num_users=20, seed=4)
     assert json.loads((tmp_path / "c" / "truth.json").read_text())["seed"] == 4
 
 
 def test_the_filter_agrees_with_enumeration(monkeypatch):
     """Two topics, two brands, two items a cell: sum over every secret by hand."""
-    monkeypatch.setattr(sample_truth, "TOPICS", ["t0", "t1"])
-    monkeypatch.setattr(sample, "TOPICS", ["t0", "t1"])
-    structure = sample.Structure(brands=2, items_per_cell=2, change=0.3, all_noise=0.4)
+    monkeypatch.setattr(truth, "TOPICS", ["t0", "t1"])
+    monkeypatch.setattr(generator, "TOPICS", ["t0", "t1"])
+    structure = generator.Structure(brands=2, items_per_cell=2, change=0.3, all_noise=0.4)
     topic, brand = structure.topic_probabilities(), structure.brand_probabilities()
     weight = structure.cell_weights()
     clicks = [(0, 0, 0), (1, 0, 1), (1, 1, 0)]
@@ -136,7 +137,7 @@ def test_the_filter_agrees_with_enumeration(monkeypatch):
         return {cell: value / scale for cell, value in total.items()}
 
     for use_search in (True, False):
-        belief = sample_truth._Filter(structure, use_search)
+        belief = truth._Filter(structure, use_search)
         for n, cell in enumerate(clicks):
             belief.before_click(n == 0, announced[n])
             belief.observe(*cell)
@@ -148,11 +149,13 @@ def test_the_filter_agrees_with_enumeration(monkeypatch):
 
 def test_truth_scores_are_ranked_with_ties():
     scores = np.zeros((1, 100))
-    assert sample_truth.truth_metric(scores, "hr@10")[0] == pytest.approx(0.1)
+    assert truth.truth_metric(scores, "hr@10")[0] == pytest.approx(0.1)
     assert metrics.full_name("hr@10", "neg99") == "hr@10/neg99"
 
 
 @pytest.mark.parametrize("hops", [False, True])
 def test_a_cache_that_cannot_be_written_is_the_users_mistake(hops):
     with pytest.raises(UserError, match=r"/dev/null/x/sample-.* found Not a directory; free"):
-        sample.ensure_sample("/dev/null/x", num_users=20, seed=0, shuffle_searches=False, hops=hops)
+        generator.ensure_sample(
+            "/dev/null/x", num_users=20, seed=0, shuffle_searches=False, hops=hops
+        )

@@ -14,8 +14,9 @@ import pytest
 
 from core import checksums
 from core.errors import UserError
-from input_pipelines import candidates, prepare, prepared_log, sample
+from input_pipelines import candidates, prepare, prepared_log
 from input_pipelines.raw_hashes import RawHashes
+from input_pipelines.sample import generator
 from input_pipelines.splits import split_log
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -93,7 +94,7 @@ def test_files_and_folders_have_the_modes_of_the_umask(folder, umask, mask):
     raw = str(folder / "raw")
     directory = prepare.prepare_log("csv_log", raw, str(cache), OPTIONS)[1]
     lists_of(directory)
-    sample.ensure_sample(str(cache), num_users=3, seed=0, shuffle_searches=False)
+    generator.ensure_sample(str(cache), num_users=3, seed=0, shuffle_searches=False)
     paths = [cache, *cache.rglob("*")]
     assert any(path.suffix == ".json" and "neg99" in path.name for path in paths)
     for path in paths:
@@ -172,14 +173,14 @@ def test_what_kills_have_left_in_a_cache_goes_and_what_is_written_stays(folder):
 
 def test_a_damaged_sample_is_refused(folder):
     cache = str(folder / "cache")
-    out = pathlib.Path(sample.ensure_sample(cache, num_users=3, seed=0, shuffle_searches=False))
+    out = pathlib.Path(generator.ensure_sample(cache, num_users=3, seed=0, shuffle_searches=False))
     for name in ("notes/0.parquet", "truth.json", "SAMPLE"):
         content = (out / name).read_bytes()
         (out / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(UserError, match=r"has changed since it was saved; remove .*sample-v"):
-            sample.ensure_sample(cache, num_users=3, seed=0, shuffle_searches=False)
+            generator.ensure_sample(cache, num_users=3, seed=0, shuffle_searches=False)
         (out / name).write_bytes(content)
-    assert sample.ensure_sample(cache, num_users=3, seed=0, shuffle_searches=False) == str(out)
+    assert generator.ensure_sample(cache, num_users=3, seed=0, shuffle_searches=False) == str(out)
 
 
 def test_a_hash_is_remembered_for_the_file_it_is_of(folder):

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from input_pipelines import search_task, splits, trivago
+from input_pipelines import search_task, splits
 from input_pipelines.data_card import describe
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepare import prepare_log
+from input_pipelines.readers import trivago
 
 ROOT = pathlib.Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "trivago_100k"

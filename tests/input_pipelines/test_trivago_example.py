@@ -6,9 +6,9 @@ import re
 import pandas as pd
 import pytest
 
-from input_pipelines import csv_log
 from input_pipelines.data_card import describe
 from input_pipelines.log_checks import validate_log
+from input_pipelines.readers import csv_log
 from input_pipelines.splits import check_leakage, split_log
 
 ROOT = pathlib.Path(__file__).parents[2]

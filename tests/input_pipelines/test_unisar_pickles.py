@@ -10,11 +10,13 @@ import pytest
 
 from configs import lcr_ser_unisar_pickles
 from core.errors import UserError
-from input_pipelines import candidates, prepare, restricted_pickle, unisar_pickles
+from experiments.methods import open_experiment
+from experiments.resolve import resolve
+from input_pipelines import candidates, prepare
+from input_pipelines.dataset import Dataset
 from input_pipelines.log_checks import validate_log
+from input_pipelines.readers import restricted_pickle, unisar_pickles
 from input_pipelines.splits import check_leakage, split_log
-from launch.data import Data, resolve
-from launch.methods import open_experiment
 
 # User 0 clicks 1..6; 3 and 4 in one batch. Session 1 is before all, session 2 at the time of 5.
 USERS = {
@@ -156,7 +158,7 @@ def test_published_negatives_are_the_lists_named_so(folder, tmp_path):
 def test_the_config_opens_on_it(folder, tmp_path):
     config = lcr_ser_unisar_pickles.get_config()
     config.data_dir, config.cache_dir = str(folder), str(tmp_path / "cache")
-    data = Data(resolve(config))
+    data = Dataset(resolve(config))
     open_experiment(config, data)
     batch, *_ = data.sampled("test", "published99")
     assert batch["candidates"].shape == (256, 100) and batch["mask"].sum() == 2

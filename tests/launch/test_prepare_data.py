@@ -1,4 +1,4 @@
-"""launch.prepare_data: the data card, --validate, and training's Data on the folder it leaves."""
+"""launch.prepare_data: the data card, --validate, and training on the folder that it leaves."""
 
 import json
 import pathlib
@@ -10,8 +10,9 @@ import pytest
 
 from configs import lcr_ser_csv_log
 from core.errors import UserError
+from experiments.resolve import resolve
+from input_pipelines.dataset import Dataset
 from launch import prepare_data
-from launch.data import Data, resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "data" / "csv_log"
@@ -69,7 +70,7 @@ def test_training_reads_the_prepared_folder(prepared):
     folder, card = prepared
     config = lcr_ser_csv_log.get_config()
     config.data_dir = str(folder)
-    data = Data(resolve(config))
+    data = Dataset(resolve(config))
     assert (data.directory, data.log.hash) == (str(folder), card["hash"])
     assert len(data.splits.test) == card["examples"]["test"]
 
@@ -93,12 +94,12 @@ def test_other_names_of_columns_are_told_to_both_programs(tmp_path, prepared):
     config = lcr_ser_csv_log.get_config()
     config.data_dir, config.cache_dir = str(raw), str(tmp_path / "cache")
     with pytest.raises(UserError, match=r"or add user=user_id to config\.data\.columns"):
-        Data(resolve(config))
+        Dataset(resolve(config))
     config.data.columns = "user=user_id"
-    assert Data(resolve(config)).log.hash == card["hash"]
+    assert Dataset(resolve(config)).log.hash == card["hash"]
     # Of a prepared folder the names are settled.
     config.data_dir, config.data.columns = str(folder), ""
-    assert Data(resolve(config)).log.time_unit == "seconds"
+    assert Dataset(resolve(config)).log.time_unit == "seconds"
 
 
 def test_a_terminal_sees_a_bar_for_each_thing_done(monkeypatch, capsys):

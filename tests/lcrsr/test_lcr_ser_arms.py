@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from small_batches import ITEMS, USERS, WORDS, config, ragged_batch
 
-from core.arms import Arm, run_arms
 from core.loop import LoopConfig, compile_step
 from core.metric_writers import read_lines
 from core.workdir import Workdir
@@ -19,6 +18,7 @@ from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER
 from lcrsr.pretrain import PretrainConfig, PretrainTask
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
+from studies.ablation.arms import Arm, run_arms
 
 UPDATES = 50
 MODEL = LCRSER(config(max_steps=1, dropout=0.1))

@@ -8,7 +8,13 @@ import scipy.sparse
 
 from core.errors import UserError
 from lcrsr.baselines import item_knn
-from lcrsr.search_baselines import ByQuery, OrPopular, QueryKNN, QueryPopularity, TextSimilarity
+from lcrsr.search_baselines.rankers import (
+    ByQuery,
+    OrPopular,
+    QueryKNN,
+    QueryPopularity,
+    TextSimilarity,
+)
 
 TEA, POT = ("red", "tea"), ("pot",)
 # Clicked after red tea: item 1 three times, item 2 once; after pot: item 3.

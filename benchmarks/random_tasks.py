@@ -1,0 +1,177 @@
+"""Random batches and tasks at given shapes, for benchmarks and compile checks without data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import config_dict
+
+from core.errors import UserError
+from core.partitioning import Partition
+from core.settings import build
+from input_pipelines.batches import Batch, BatchShape
+from lcrsr.baselines import unisar
+from lcrsr.lcr_ser import LCRSERRanker, LossConfig
+from lcrsr.model import LCRSER, ModelConfig
+from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.reinforce import ReinforceConfig, ReinforceTask
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSizes:
+    """Ids of each kind, padding not counted."""
+
+    users: int
+    items: int
+    words: int
+
+    def as_arguments(self) -> dict[str, int]:
+        return {"num_users": self.users, "num_items": self.items, "num_words": self.words}
+
+
+def random_batch(shape: BatchShape, batch_size: int, sizes: TableSizes, seed: int = 0) -> Batch:
+    """A batch of full histories with uniform ids: the most distinct rows that a batch can touch.
+
+    Its last `shape.search_rows` examples are of the search task.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = shape.sizes(batch_size)
+    ids = {"user": sizes.users, "query_words": sizes.words, "query": sizes.words}
+    batch: Batch = {}
+    for name, (axes, dtype, _) in shape.fields().items():
+        size = tuple(lengths[axis] for axis in axes.split())
+        if dtype is np.int32:
+            batch[name] = rng.integers(1, ids.get(name, sizes.items) + 1, size).astype(np.int32)
+    merged = rng.random((batch_size, shape.rec_length + shape.search_length)).argsort(1)
+    for name, part in zip(
+        ("rec_order", "search_order"), np.split(merged, [shape.rec_length], axis=1), strict=True
+    ):
+        batch[name] = np.sort(part, axis=1).astype(np.int32)
+    batch["labels"] = np.zeros((batch_size, shape.candidates), np.float32)
+    batch["labels"][:, 0] = 1.0
+    batch["mask"] = np.ones(batch_size, np.float32)
+    return batch
+
+
+def require_lcr_ser(config: config_dict.ConfigDict) -> None:
+    """Raises UserError for a config of another method."""
+    if config.method != "lcr_ser":
+        raise UserError(
+            f"expected a config of lcr_ser, found one of {config.method!r}; pass "
+            "--config=configs/lcr_ser_DATASET.py"
+        )
+
+
+class RandomTasks:
+    """LCR-SER's tasks at the settings of a config, over random batches.
+
+    Args:
+      config: of LCR-SER; its data and the sizes of its batches are not read.
+      shape: of the batches; the candidates are the task's own.
+      sizes: of the tables.
+      partition: the mesh of the tasks, or None for one device.
+      **model: settings that differ from the config's, such as `max_steps` or `dtype`.
+    """
+
+    def __init__(
+        self,
+        config: config_dict.ConfigDict,
+        shape: BatchShape,
+        sizes: TableSizes,
+        partition: Partition | None = None,
+        **model: Any,
+    ):
+        require_lcr_ser(config)
+        lengths = {"rec_length": shape.rec_length, "search_length": shape.search_length}
+        values = config.model.to_dict() | lengths | model
+        self.config, self.shape, self.sizes = config, shape, sizes
+        self.partition = partition
+        self.model = LCRSER(build(ModelConfig, values, section="model"))
+        self.active_steps = min(config.pretrain.active_steps, self.model.config.max_steps)
+        settings = config.pretrain.to_dict() | {"active_steps": self.active_steps}
+        self.ranker = LCRSERRanker(self.model, build(LossConfig, settings, section="pretrain"))
+
+    def batch(self, batch_size: int, candidates: int, seed: int = 0) -> Batch:
+        shape = dataclasses.replace(self.shape, candidates=candidates)
+        return random_batch(shape, batch_size, self.sizes, seed)
+
+    def pretrain(self, batch_size: int) -> PretrainTask:
+        batch = self.batch(batch_size, 1 + self.config.data.train_negatives)
+        return PretrainTask(
+            name="pretrain",
+            ranker=self.ranker,
+            config=build(PretrainConfig, self.config.pretrain.to_dict(), section="pretrain"),
+            table_sizes=self.sizes.as_arguments(),
+            example_batch=self.batch(2, 2),
+            partition=self.partition,
+            **_forever(batch, batch_size),
+        )
+
+    def reinforce(self, batch_size: int, initial: Any, candidates: int) -> ReinforceTask:
+        settings = self.config.rl.to_dict() | {"active_steps": self.active_steps}
+        return ReinforceTask(
+            model=self.model,
+            config=build(ReinforceConfig, settings, section="rl"),
+            initial=initial,
+            partition=self.partition,
+            **_forever(self.batch(batch_size, candidates), batch_size),
+        )
+
+
+def unisar_task(
+    shape: BatchShape, sizes: TableSizes, batch_size: int, searches: int
+) -> PretrainTask:
+    """UniSAR's task at the sizes of its released code, over one random batch.
+
+    Args:
+      searches: examples of the search task beside the `batch_size` recommendations.
+    """
+    settings = unisar.Settings(
+        width=32,
+        hidden=64,
+        layers=1,
+        heads=2,
+        dropout=0.1,
+        init_scale=0.1,
+        experts=4,
+        expert_width=64,
+        tower_widths=(128, 64, 200, 80),
+        alignment_weight=1e-3,
+        alignment_temperature=0.5,
+        alignment_pairs=8192,
+        transition_weight=0.1,
+        transition_temperature=0.1,
+        search_weight=0.1,
+        rec_length=shape.rec_length,
+        search_length=shape.search_length,
+    )
+    both = dataclasses.replace(shape, search_rows=searches)
+    return PretrainTask(
+        name="pretrain",
+        ranker=unisar.ranker(settings),
+        config=PretrainConfig(lambda_l2=3e-5, user_dropout=0.01, table_update="touched_rows"),
+        table_sizes=sizes.as_arguments(),
+        example_batch=random_batch(shape, 2, sizes),
+        **_forever(random_batch(both, batch_size + searches, sizes), batch_size),
+    )
+
+
+def _forever(batch: Batch, batch_size: int) -> dict[str, Any]:
+    """What a task needs beside a model: one batch again and again, and nothing evaluated."""
+
+    def batches(start: int) -> Iterator[Batch]:
+        del start
+        while True:
+            yield batch
+
+    return {
+        "batches": batches,
+        "steps_per_epoch": 1,
+        "batch_size": batch_size,
+        "evaluate": lambda params, tables: {"ndcg@5/neg99": 0.0},
+        "selection": "ndcg@5/neg99",
+        "seed": 0,
+    }

@@ -1,0 +1,144 @@
+"""A finished or running workdir, opened again: for evaluation, prediction and notebooks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+from core.checkpoints import newest_progress
+from core.errors import UserError
+from core.loop import restore_best
+from core.workdir import Workdir
+from crs_jax import recorded_inputs
+from experiments import value_ranges
+from experiments.methods import open_experiment
+from gensar_jax.experiment import GenSARExperiment
+from input_pipelines.dataset import Dataset
+from lcrsr.embedding import with_item_words
+
+# What every run's config has.
+_KINDS = {"method": str, "dataset": str, "seed": int, "data": dict, "eval": dict}
+
+
+def mesh_here(data: int, table: int, devices: int) -> dict[str, int]:
+    """The mesh that a run is opened on, which was trained on data x table devices; -1 was the rest.
+
+    The rest is a power of two here, since batches and tables are cut into parts of one size; and
+    one device serves where there are fewer than the mesh asks for.
+    """
+    free = devices // abs(data * table)
+    rest = 2 ** (free.bit_length() - 1) if free else 0
+    data, table = (rest if extent == -1 else extent for extent in (data, table))
+    return (
+        {"data": data, "table": table} if 0 < data * table <= devices else {"data": 1, "table": 1}
+    )
+
+
+def read_run_config(workdir: Workdir) -> config_dict.ConfigDict:
+    """Returns the config of a run, to be opened within `settings_named`.
+
+    Raises:
+      UserError: config.json cannot be read, lacks a section, or has values of other kinds.
+    """
+    for key, kind in _KINDS.items():
+        workdir.read_setting(key, kind)
+    config = config_dict.ConfigDict(workdir.read_config())
+    with settings_named(workdir):
+        value_ranges.check(config)
+    return config
+
+
+@contextlib.contextmanager
+def settings_named(workdir: Workdir) -> Iterator[None]:
+    """Turns a setting that a run's config.json lacks, or has as another kind, into one line.
+
+    Raises:
+      UserError: the block, which opens a run by its config, could not use it.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        raise UserError(
+            f"expected the config of a run in {workdir.path}/config.json, found one that cannot be "
+            f"used ({reason}); restore the file, or train again in another --workdir"
+        ) from error
+
+
+class Restored:
+    """Opens the best state of a run's stage with everything needed to score.
+
+    Args:
+      workdir: the folder of a run of launch.train.
+      stage: 'pretrain', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
+        has an evaluated checkpoint, else 'pretrain'.
+
+    Attributes:
+      experiment, data, stage, step, params, tables (the last two None for a fitted baseline).
+        `tables` are as trained: what `experiment.evaluate` and its `evaluator` take.
+
+    Raises:
+      UserError: no run there, one of data (for GenSAR also item texts, tokens, identifiers) that
+        has changed since, or the stage has no evaluated checkpoint.
+    """
+
+    def __init__(self, workdir: str, stage: str | None = None):
+        self.workdir = Workdir(workdir)
+        config = read_run_config(self.workdir)
+        with settings_named(self.workdir):
+            if config.get("mesh") is not None:
+                config.mesh.update(
+                    mesh_here(config.mesh.data, config.mesh.table, jax.device_count())
+                )
+            if config.get("pretrain") is not None and config.pretrain.get("teacher"):
+                config.pretrain.teacher = ""  # what it has learnt from need not be there any more
+            if config.get("distill") is not None and config.distill.get("teacher"):
+                config.distill.teacher = ""
+            if config.get("method") == "crs":
+                recorded_inputs.reading(config, self.workdir.path)
+            self.data = Dataset(config, self.workdir.path)
+            self.workdir.check_log(self.data.log.hash)
+            self.experiment: Any = open_experiment(config, self.data)
+        if isinstance(self.experiment, GenSARExperiment):
+            self.experiment.check_kept(self.workdir)
+        stages = self.experiment.stages
+        self.stage = stage or next((s for s in stages if self._evaluated(s)), stages[0])
+        if self.stage not in stages:
+            raise UserError(f"expected a stage of {', '.join(stages)}, found {self.stage!r}")
+        self.step, self.params = 0, None
+        self.tables: Any = None
+        if self.stage != "fit":
+            self._restore()
+
+    @functools.cached_property
+    def tables_with_words(self) -> Any:
+        """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
+        return with_item_words(self.tables, getattr(self.experiment, "item_words", None))
+
+    def _restore(self) -> None:
+        like = self.experiment.abstract_state(self.stage)
+        self._check_trained(self.stage)
+        state, progress = restore_best(self.workdir, self.stage, like)
+        assert progress.best_step is not None
+        self.step = progress.best_step
+        self.params, self.tables = state["params"], state["tables"]
+
+    def _folder(self, stage: str) -> str:
+        return os.path.join(self.workdir.path, "checkpoints", stage)
+
+    def _evaluated(self, stage: str) -> bool:
+        progress = newest_progress(self._folder(stage))
+        return progress is not None and progress["best_step"] is not None
+
+    def _check_trained(self, stage: str) -> None:
+        if not os.path.isdir(self._folder(stage)):
+            raise UserError(
+                f"expected checkpoints of stage {stage} in {self.workdir.path}, found none; run "
+                "launch.train with this --workdir first"
+            )

@@ -1,0 +1,65 @@
+"""Trains a config's stages in order, then reads the test split once and prints one table."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+from typing import Any
+
+from core import results
+from core.run_logging import check_writers, logging_run
+from core.termination import watched
+from core.workdir import Workdir, check_workdir, is_writer, open_workdir
+from crs_jax import recorded_inputs
+from experiments.methods import open_experiment
+from experiments.resolve import resolve
+from experiments.teacher import open_teacher
+from input_pipelines.dataset import Dataset
+
+_LOG = logging.getLogger(__name__)
+
+
+def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """Runs every stage of `config` in `workdir_path`; callable from a notebook.
+
+    Args:
+      config: a config as its file returns it.
+      workdir_path: the run's folder.
+      given: keys that the command line set (`experiments.resolve.resolve`).
+
+    Returns:
+      The contents of results.json.
+
+    Raises:
+      UserError: a mistake in the config, the data or the workdir.
+      core.errors.Preempted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    config = resolve(config, given)
+    started = time.monotonic()
+    # Everything that can be wrong is found before the workdir is written.
+    if is_writer():
+        check_writers(config.loop.writers)
+        check_workdir(workdir_path, config.to_dict())
+    data = Dataset(config)
+    if is_writer():
+        Workdir(workdir_path).check_log(data.log.hash)
+    opened = recorded_inputs.continuing(config, Workdir(workdir_path).path)
+    experiment = open_experiment(opened, data, open_teacher(opened, data))
+    experiment.check_data()
+    workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
+    _LOG.info(
+        "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",
+        data.label,
+        data.log.num_users,
+        data.log.num_items,
+        len(data.log.rec_items),
+        len(data.log.search_times),
+        len(data.splits.train),
+    )
+    with watched(), logging_run(workdir, config.to_dict()):
+        experiment.run(workdir)
+        if is_writer():
+            results.write_summary(workdir, data.label)
+    _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))
+    return workdir.read_results()

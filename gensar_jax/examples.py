@@ -1,0 +1,252 @@
+"""GenSAR's examples from a log: its vocabulary, the training mixture, and prompts to evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import config_dict
+
+from core import checksums, distributed
+from core.errors import UserError
+from gensar_jax import phrasings, pseudo_queries, vocabulary
+from gensar_jax.identifiers import IdentifierTable
+from gensar_jax.prompts import BEHAVIOUR_TOKENS, Catalogue, Event, Example, Prompts
+from gensar_jax.vocabulary import Vocabulary
+from input_pipelines import histories, search_task, segmenters
+from input_pipelines.dataset import Dataset
+from input_pipelines.mixtures import Mixture, check_rates
+from input_pipelines.search_task import SearchExamples
+from input_pipelines.splits import Examples
+
+_BEHAVIOURS = {histories.CLICK: "<R_I>", histories.QUERY: "<S_Q>", histories.SEARCHED: "<S_I>"}
+_KINDS = ("semantic", "collaborative")
+_BLIND = ("nothing", "query", "history")
+# Copies of the templates among the texts that pieces are trained on: see `phrasings.texts`.
+_TEMPLATE_COPIES = 50
+
+
+def check_settings(config: config_dict.ConfigDict) -> None:
+    """Finds what is wrong with the prompts and the mixture, of which no identifier is needed.
+
+    Raises:
+      UserError: a setting that does not exist or fit.
+    """
+    settings, most = config.prompts, len(phrasings.phrasings("nrip"))
+    for name, known in (
+        ("identifiers", ("both", *_KINDS)),
+        ("search_without", _BLIND),
+        ("behaviour_tokens", BEHAVIOUR_TOKENS),
+    ):
+        if settings[name] not in known:
+            raise UserError(
+                f"expected config.prompts.{name} of {', '.join(known)}, found {settings[name]!r}; "
+                "pass one of them"
+            )
+    if not 1 <= settings.phrasings <= most:
+        raise UserError(
+            f"expected config.prompts.phrasings from 1 to {most}, found {settings.phrasings}; "
+            "correct it"
+        )
+    check_rates(config.mixture.to_dict())
+
+
+def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarray], int]:
+    """(codes [V, L] of both kinds, shared levels): 'both' as they are, or one kind for both."""
+    if kinds == "both":
+        return table.codes, table.shared_levels
+    codes = table.codes[kinds]
+    return dict.fromkeys(_KINDS, codes), codes.shape[1]
+
+
+class GenSARExamples:
+    """Writes the examples of a log as tokens.
+
+    Args:
+      config: a resolved config of method 'gensar'.
+      data: the data it names.
+      table: identifiers of its items.
+
+    Raises:
+      UserError: items without any text, a setting that does not fit, or as `check_settings` and
+        `Mixture`.
+
+    Attributes:
+      vocabulary, prompts, mixture.
+      texts_hash, pseudo_queries_hash: 16 hex digits each; the log's hash has neither.
+      identifiers: by kind int32 [V+1, L], tokens; row 0 is padding's.
+    """
+
+    def __init__(self, config: config_dict.ConfigDict, data: Dataset, table: IdentifierTable):
+        check_settings(config)
+        self._log, self._seed = data.log, config.seed
+        self._train = data.splits.train
+        self._searches = search_task.training_searches(data.log, data.splits)
+        _, first = np.unique(self._searches.target_row, return_index=True)
+        self._queries = self._searches.take(first)
+        self._texts = data.log.item_texts()
+        self.texts_hash = _hash(self._texts)
+        self._shape = histories.HistoryShape(
+            rec_length=config.data.rec_length,
+            search_length=config.data.search_length if config.data.use_search else 0,
+            clicks=config.data.clicks,
+        )
+        with distributed.first_alone():
+            model = self._pieces(config.vocabulary, data)
+        codes, shared = chosen_codes(table, config.prompts.identifiers)
+        own = (table.num_codes,) * (codes["semantic"].shape[1] - shared)
+        self.vocabulary = Vocabulary(
+            model, shared=(table.num_codes,) * shared, semantic=own, collaborative=own
+        )
+        self.identifiers = {
+            kind: self.vocabulary.identifiers(np.pad(codes[kind], ((1, 0), (0, 0))), kind)
+            for kind in _KINDS
+        }
+        settings = config.prompts
+        self._blind = settings.search_without
+        self.prompts = Prompts(
+            self.vocabulary,
+            Catalogue(**self.identifiers),
+            max_inputs=settings.max_inputs,
+            max_targets=settings.max_targets,
+            behaviour_tokens=settings.behaviour_tokens,
+        )
+        # What no training event has shown stays out of the auxiliary tasks.
+        trained = np.zeros(data.log.num_items + 1, bool)
+        trained[np.asarray(data.log.rec_items)[data.splits.training_rows]] = True
+        trained[self._searches.item] = True
+        self._described = [
+            item
+            for item, text in enumerate(self._texts, 1)
+            if trained[item] and self.prompts.has_pieces(text)
+        ]
+        split = segmenters.segmenter(config.data.segmenter)
+        if settings.pseudo_queries:
+            numbers = {str(name): i for i, name in enumerate(data.log.item_ids.tolist()) if i}
+            found = pseudo_queries.read(settings.pseudo_queries, numbers)
+        else:
+            found = pseudo_queries.from_texts(self._texts, split)
+        self._pseudo = [(item, query) for item, query in found if trained[item]]
+        self.pseudo_queries_hash = _hash(self._pseudo)
+        sizes = {
+            "nrip": len(self._train),
+            "nsqp": len(self._queries),
+            "nsip": len(self._searches),
+            "desc2id": len(_KINDS) * len(self._described),
+            "id2desc": len(_KINDS) * len(self._described),
+            "pseudo_query": len(self._pseudo),
+        }
+        self.mixture = Mixture(
+            sizes, config.mixture.to_dict(), phrasings=settings.phrasings, seed=config.seed
+        )
+
+    def _pieces(self, settings: config_dict.ConfigDict, data: Dataset) -> bytes:
+        """The SentencePiece model: given, or trained on catalogue and training queries once."""
+        if settings.pieces_model:
+            return vocabulary.read_pieces(settings.pieces_model)
+        queries = sorted({histories.query_text(self._log, row) for row in self._queries.target_row})
+        texts = [*self._texts, *queries, *phrasings.texts() * _TEMPLATE_COPIES]
+        # The limit is part of the name: pieces made before it existed had not seen longer texts.
+        content = [str(vocabulary.MOST_LINE_BYTES), *texts]
+        digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
+        path = data.beside(f"pieces-{settings.pieces}-{digest}.model")
+        if checksums.is_saved(path):
+            checksums.verify(path, f"remove {path} and the file of its checksum")
+            return vocabulary.read_pieces(path)
+        model = vocabulary.train_pieces(texts, settings.pieces)
+        checksums.save(path, model)
+        return model
+
+    def history(self, examples: Examples, row: int) -> list[Event]:
+        """Events before an example, oldest first, by GenSAR's behaviours."""
+        events = histories.events_before(
+            self._log,
+            int(examples.user[row]),
+            int(examples.rec_end[row]),
+            int(examples.search_end[row]),
+            self._shape,
+        )
+        return [(_BEHAVIOURS[kind], what) for kind, what in events]
+
+    def stream(self, start: int, stop: int) -> list[Example]:
+        """Training examples at places [start, stop) of the mixture's endless stream."""
+        found = self.mixture.at(np.arange(start, stop))
+        tasks = [self.mixture.tasks[number] for number in found.task.tolist()]
+        return [
+            self.training_example(*each)
+            for each in zip(tasks, found.example.tolist(), found.phrasing.tolist(), strict=True)
+        ]
+
+    def training_example(self, task: str, row: int, phrasing: int) -> Example:
+        """One example of a task of the mixture."""
+        prompts = self.prompts
+        if task == "nrip":
+            item = int(self._log.rec_items[self._train.target_row[row]])
+            return prompts.next_item(self.history(self._train, row), item, phrasing)
+        if task == "nsqp":
+            query = histories.query_text(self._log, int(self._queries.target_row[row]))
+            return prompts.next_query(self.history(self._queries, row), query, phrasing)
+        if task == "nsip":
+            return self._search_example(self._searches, row, phrasing)
+        if task == "pseudo_query":
+            item, query = self._pseudo[row]
+            return prompts.pseudo_query(query, item, phrasing)
+        place, number = divmod(row, len(_KINDS))
+        item = self._described[place]
+        write = {
+            "desc2id": prompts.description_to_item,
+            "id2desc": prompts.item_to_description,
+        }[task]
+        return write(self._texts[item - 1], item, _KINDS[number], phrasing)
+
+    def _search_example(self, examples: SearchExamples, row: int, phrasing: int = 0) -> Example:
+        query = histories.query_text(self._log, int(examples.target_row[row]))
+        return self.search(examples, row, query, int(examples.item[row]), phrasing)
+
+    def search(
+        self, examples: Examples, row: int, query: str, item: int, phrasing: int = 0
+    ) -> Example:
+        """A search for `item` after the history of an example, without what the run is blind to."""
+        history = [] if self._blind == "history" else self.history(examples, row)
+        seen = None if self._blind == "query" else query
+        return self.prompts.next_searched_item(history, seen, item, phrasing)
+
+    def evaluation_examples(self, examples: Examples) -> Iterator[Example]:
+        """Prompts of the first phrasing with their targets."""
+        for row in range(len(examples)):
+            if isinstance(examples, SearchExamples):
+                yield self._search_example(examples, row)
+            else:
+                item = int(self._log.rec_items[examples.target_row[row]])
+                yield self.prompts.next_item(self.history(examples, row), item)
+
+    def evaluation_inputs(self, examples: Examples) -> np.ndarray:
+        """Prompts of the first phrasing, int32 [E, T], T the longest of them in steps of 32."""
+        return padded([example.inputs for example in self.evaluation_examples(examples)])
+
+    def forced(self, task: str) -> list[int]:
+        """The decoder's first tokens for 'recommendation' or 'search'."""
+        return self.prompts.forced("<S_I>" if task == "search" else "<R_I>")
+
+    def tokens_of(self, task: str) -> np.ndarray:
+        """int32 [V+1, L], the identifiers that a task decodes."""
+        return self.identifiers["semantic" if task == "search" else "collaborative"]
+
+
+def _hash(values: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def padded(rows: Sequence[Sequence[int]], multiple: int = 32) -> np.ndarray:
+    """int32 [E, T], T the longest row in steps of `multiple`."""
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    found: Any = np.zeros((len(rows), width), np.int32)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+    return found

@@ -1,0 +1,454 @@
+"""GenSAR from a config: identifiers, joint training of all tasks, evaluation by beam search."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from core import distributed, metrics, results, vectors
+from core import trie as tries
+from core.errors import UserError
+from core.loop import LoopConfig, run_stage
+from core.partitioning import make_mesh
+from core.results import with_more
+from core.settings import build, positive
+from core.workdir import Workdir, open_workdir
+from gensar_jax import recorded_inputs, sharding
+from gensar_jax.examples import GenSARExamples, check_settings
+from gensar_jax.identifier_experiment import IdentifierExperiment
+from gensar_jax.identifiers import IdentifierTable, load_table
+from gensar_jax.joint_task import JointConfig, JointTask
+from gensar_jax.ranking import BeamRanker
+from gensar_jax.t5 import checkpoints
+from gensar_jax.t5.config import T5Config, of_size
+from gensar_jax.t5.network import Transformer
+from input_pipelines import candidates
+from input_pipelines.dataset import WHOLE, Dataset
+from input_pipelines.protocols import check_evaluation
+from input_pipelines.splits import Examples
+
+_LOG = logging.getLogger(__name__)
+TASKS = ("recommendation", "search")
+SAMPLED = (*candidates.PROTOCOLS, candidates.BM25)
+_SEARCH = "search/"
+# Not the config's own: how often a run writes does not make other identifiers.
+_IDENTIFIER_LOOP = {"checkpoint_every": 500, "log_every": 20}
+# Items that a beam of the whole catalogue must leave after what the user has seen (READINGS).
+_UNSEEN = 20
+
+
+def identifier_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTable:
+    """Returns the table of `config.identifiers`, or one made with the config's own settings.
+
+    The latter is kept beside the prepared data, so that ablations share it.
+
+    Raises:
+      UserError: as `load_table`, identifiers of another split, or as `IdentifierExperiment`.
+    """
+    if config.identifiers:
+        table = load_table(config.identifiers, data_hash=data.log.hash)
+        data.check_training_split(table.training_split, f"identifiers in {config.identifiers}")
+        return table
+    own = config_dict.ConfigDict(
+        {
+            "method": "gensar_identifiers",
+            "dataset": config.dataset,
+            "seed": config.seed,
+            "data": {"segmenter": config.data.segmenter, "split": config.data.split},
+            "vectors": config.identifier_vectors.to_dict(),
+            "model": config.identifier_model.to_dict(),
+            "train": config.identifier_train.to_dict(),
+            "eval": {"selection": "explained/catalogue"},
+            "loop": _IDENTIFIER_LOOP,
+        }
+    )
+    content = own.to_json_best_effort(sort_keys=True)
+    for source in (own.vectors.semantic, own.vectors.collaborative):
+        content += vectors.source_hash(source)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    folder = data.beside(f"identifiers-{digest}")
+    if not os.path.exists(os.path.join(folder, "results.json")):
+        _LOG.info("no config.identifiers given: training identifiers in %s", folder)
+        experiment = IdentifierExperiment(own, data)
+        experiment.run(open_workdir(folder, own.to_dict(), data.log.hash))
+    return load_table(folder, data_hash=data.log.hash)
+
+
+class GenSARExperiment:
+    """Trains GenSAR in one stage, `joint`.
+
+    Args:
+      config: a resolved config (`experiments.resolve.resolve`).
+      data: the data it names.
+
+    Raises:
+      UserError: a setting that does not exist or fit, or identifiers of another catalogue.
+    """
+
+    stages: tuple[str, ...] = (JointTask.name,)
+    evaluator = None
+
+    def __init__(self, config: config_dict.ConfigDict, data: Dataset):
+        self.config, self.data = config, data
+        positive(
+            config,
+            *("train.evals", "eval.beam", "loop.log_every", "loop.checkpoint_every"),
+        )
+        check_evaluation(config)
+        mesh = make_mesh(config.mesh.data, config.mesh.table)
+        self._settings = build(JointConfig, config.train.to_dict(), section="train")
+        self._check_lengths()
+        self._check_protocols()
+        # What is wrong is found before identifiers are trained.
+        check_settings(config)
+        shape = _shape(config.model)
+        table = identifier_table(config, data)
+        self.table_hash = table.hash
+        self.examples = GenSARExamples(config, data, table)
+        self.network = Transformer(
+            dataclasses.replace(shape, vocab_size=self.examples.vocabulary.size)
+        )
+        self.partition = sharding.partition_of(self.network, mesh)
+        if self.partition is not None:
+            for name in ("batch_size", "full_batch_size"):
+                self.partition.check_batch_size(config.eval[name], f"config.eval.{name}")
+        self._ranker = BeamRanker(self.network, self.partition)
+        self._tries: dict[str, tries.Trie] = {}
+        self._inputs: dict[tuple[str, str], np.ndarray] = {}
+        self.task = JointTask(
+            self.network,
+            self._settings,
+            stream=self.examples.stream,
+            examples_per_epoch=self.examples.mixture.examples_per_epoch,
+            evaluate=self.validate,
+            selection=self.selection,
+            tables={"identifiers": np.frombuffer(bytes.fromhex(table.hash), np.uint8)},
+            seed=config.seed,
+            initial=self._pretrained if self._checkpoint else None,
+            partition=self.partition,
+        )
+
+    @property
+    def _checkpoint(self) -> str:
+        return self.config.model.get("checkpoint", "")  # runs of before there was one
+
+    def _pretrained(self) -> Any:
+        """The parameters of `config.model.checkpoint`, with rows for behaviours and codes."""
+        key, text_rows = jax.random.key(self.config.seed), self.examples.vocabulary.text_rows
+        return checkpoints.load(self._checkpoint, self.network.config, text_rows, key)
+
+    def _check_lengths(self) -> None:
+        prompts, rows = self.config.prompts, self.config.train
+        if prompts.max_inputs > rows.row_inputs or prompts.max_targets > rows.row_targets:
+            raise UserError(
+                f"expected packed rows that hold a prompt and a target of "
+                f"{prompts.max_inputs} and {prompts.max_targets} tokens, found config.train of "
+                f"{rows.row_inputs} and {rows.row_targets}; raise row_inputs and row_targets"
+            )
+
+    def _check_protocols(self) -> None:
+        config = self.config.eval
+        for task, protocols in (
+            ("recommendation", config.protocols),
+            ("search", config.search_protocols),
+        ):
+            for protocol in protocols:
+                self.columns(task, protocol)
+        known = [
+            metrics.full_name(name, column)
+            for name in config.metrics
+            for task in TASKS
+            for protocol in _protocols(task)
+            for column in self.columns(task, protocol)
+        ]
+        if config.selection not in known:
+            raise UserError(
+                f"expected config.eval.selection of {', '.join(known)}, found "
+                f"{config.selection!r}; pass one of them"
+            )
+
+    def columns(self, task: str, protocol: str) -> tuple[str, ...]:
+        """Names the rows of results.json that a protocol gives: 'search/neg99/exact', for instance.
+
+        Raises:
+          UserError: no such task, or it has no such protocol.
+        """
+        if task not in TASKS:
+            raise UserError(f"expected task of {', '.join(TASKS)}, found {task!r}; pass one")
+        known = list(_protocols(task))
+        if protocol not in known:
+            raise UserError(
+                f"expected a protocol of {', '.join(known)} for {task}, found {protocol!r}; pass "
+                "one of them"
+            )
+        prefix = _SEARCH if task == "search" else ""
+        if protocol in WHOLE:
+            return (f"{prefix}{protocol}",)
+        beam = f"beam{self.config.eval.beam}"
+        return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
+
+    def _tested(self) -> list[tuple[str, str]]:
+        """Returns each (task, protocol) that ranks at least one example of the test split.
+
+        Raises:
+          UserError: none of a task's protocols does.
+        """
+        config = self.config.eval
+        return [
+            (task, protocol)
+            for task, wanted in zip(TASKS, (config.protocols, config.search_protocols), strict=True)
+            for protocol in self.data.possible("test", wanted, task)
+        ]
+
+    @functools.cached_property
+    def selection(self) -> str:
+        """Names the metric that decides; see `input_pipelines.dataset.Dataset.selection`."""
+        _, _, column = self.config.eval.selection.partition("/")
+        return self.data.selection("search" if column.startswith(_SEARCH) else "recommendation")
+
+    def _validated(self) -> list[str]:
+        """Columns of the validation split: the selection's, and the same of searches."""
+        _, _, column = self.selection.partition("/")
+        searched = self.config.eval.search_protocols and not column.startswith(_SEARCH)
+        return [column, *([f"{_SEARCH}{column}"] if searched else [])]
+
+    def check_data(self) -> None:
+        """Makes the candidate lists, which are kept, and an example; reads the checkpoint.
+
+        Raises:
+          UserError: the data does not have what they need, or as `checkpoints.load`.
+        """
+        if self._checkpoint:
+            self._pretrained()
+        self.examples.stream(0, 1)
+        read = [("validation", *self._parsed(column)[:2]) for column in self._validated()]
+        read += [("test", task, protocol) for task, protocol in self._tested()]
+        for split, task, protocol in read:
+            self.data.check_ranked(split, protocol, task)
+
+    def check_kept(self, workdir: Workdir) -> None:
+        """Raises UserError where a run was trained with other texts, tokens or identifiers."""
+        recorded_inputs.check(workdir, self.examples, self.table_hash)
+
+    def run(self, workdir: Workdir) -> None:
+        """Trains, or continues, and reads the test split once."""
+        with distributed.first_alone():
+            recorded_inputs.keep(workdir, self.examples, self.table_hash)
+        mixture = self.examples.mixture
+        _LOG.info(
+            "mixture of %d examples an epoch: %s; %d tokens, %d of them text",
+            mixture.examples_per_epoch,
+            ", ".join(f"{name} {count}" for name, count in mixture.counts.items()),
+            self.examples.vocabulary.size,
+            self.examples.vocabulary.text_rows,
+        )
+        finished = run_stage(self.task, self._loop(), workdir)
+        done = results.tested(workdir)
+        state = finished.state
+        for task, protocol in self._tested():
+            for column in self.columns(task, protocol):
+                if (JointTask.name, finished.best_step, column) not in done:
+                    with results.testing(JointTask.name, column):
+                        sums = self.evaluate(state["params"], state["tables"], "test", column)
+                    results.save(
+                        workdir,
+                        sums,
+                        stage=JointTask.name,
+                        split="test",
+                        protocol=column,
+                        step=finished.best_step,
+                        config=self.config,
+                        origin=self.data.origin,
+                        **with_more(
+                            self.details("test", column),
+                            {"still_improving": finished.still_improving},
+                        ),
+                    )
+
+    def details(self, split: str, protocol: str) -> dict[str, Any]:
+        """Returns further arguments of `results.save` for a row: who was evaluated, with what."""
+        task, name, _ = self._parsed(protocol)
+        initial = os.path.basename(self._checkpoint) or "from scratch"
+        more = {"task": task, "identifiers": self.table_hash, "initial": initial}
+        examples, places = self.evaluated(task, split)
+        counted = self.data.counted(split, name, task)[places]
+        return results.counting(examples.user, counted, more, self.selection)
+
+    def _loop(self) -> LoopConfig:
+        config, steps = self.config, self.task.max_steps
+        return LoopConfig(
+            max_steps=steps,
+            eval_every=max(1, steps // config.train.evals),
+            checkpoint_every=config.loop.checkpoint_every,
+            log_every=config.loop.log_every,
+            learning_rate=config.train.learning_rate,
+            # The schedule is the only change of rate, and its end the only stop.
+            min_learning_rate=config.train.learning_rate,
+            plateau_factor=1.0,
+            plateau_patience=steps + 1,
+            stop_patience=steps + 1,
+        )
+
+    def validate(self, params: Any, tables: Any) -> dict[str, float]:
+        """Metrics of the saved validation users, the selection metric among them."""
+        found: dict[str, float] = {}
+        for column in self._validated():
+            means = self.evaluate(params, tables, "validation", column).means()
+            found |= {metrics.full_name(name, column): value for name, value in means.items()}
+        return found
+
+    def _parsed(self, column: str) -> tuple[str, str, int | None]:
+        """(task, protocol, width of the beam; None scores every candidate) of a column."""
+        task = "search" if column.startswith(_SEARCH) else "recommendation"
+        protocol, _, how = column.removeprefix(_SEARCH).partition("/")
+        known = {c for p in _protocols(task) for c in self.columns(task, p)}
+        if column not in known:
+            raise UserError(
+                f"expected a protocol of {', '.join(sorted(known))}, found {column!r}; pass one"
+            )
+        return task, protocol, None if how == "exact" else self.config.eval.beam
+
+    def evaluated(self, task: str, split: str) -> tuple[Examples, np.ndarray]:
+        """The examples that are evaluated, and their places among all of the split."""
+        return self.data.chosen(task, split, self.config.eval[f"{split}_users"])
+
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
+        """Measures one of `columns` on the saved users of a split.
+
+        Raises:
+          UserError: no such column, or the parameters were trained with another table.
+        """
+        if bytes(np.asarray(tables["identifiers"])).hex() != self.table_hash:
+            raise UserError(
+                f"expected the identifier table {bytes(np.asarray(tables['identifiers'])).hex()} "
+                f"that this run was trained with, found {self.table_hash}; pass that table, or "
+                "train in another --workdir"
+            )
+        task, name, width = self._parsed(protocol)
+        examples, places = self.evaluated(task, split)
+        if (task, split) not in self._inputs:
+            self._inputs[task, split] = self.examples.evaluation_inputs(examples)
+        inputs = self._inputs[task, split]
+        if name in WHOLE:
+            return self._whole(params, task, examples, inputs, unseen_only=name == "full")
+        self.data.check_ranked(split, name, task)
+        lists = self.data.candidate_lists(split, name, task)[places]
+        counted = np.flatnonzero(candidates.ranked(lists))
+        examples, inputs, lists = examples.take(counted), inputs[counted], lists[counted]
+        sums = metrics.Sums(tuple(self.config.eval.metrics))
+        forced, tokens = self._forced(task), jnp.asarray(self.examples.tokens_of(task))
+        size = self._batch_size("batch_size", len(examples))
+        params = self._ranker.place_params(params)
+        for start in range(0, len(examples), size):
+            rows, mask = _rows(start, size, len(examples))
+            prompts, start_tokens, chosen = self._ranker.place(
+                (inputs[rows], forced(size), lists[rows])
+            )
+            ranks = self._ranker.sampled(
+                params,
+                prompts,
+                start_tokens,
+                tokens,
+                chosen,
+                width=lists.shape[1] if width is None else width,
+            )
+            sums.add(*map(np.asarray, (ranks.above, ranks.tied, mask, ranks.broken)))
+        return sums
+
+    def _batch_size(self, name: str, examples: int) -> int:
+        """The config's, or as few as hold all examples and fit the mesh."""
+        devices = 1 if self.partition is None else self.partition.size
+        return min(self.config.eval[name], -(-examples // devices) * devices)
+
+    def _forced(self, task: str) -> Any:
+        tokens = self.examples.forced(task)
+        return lambda size: np.broadcast_to(np.array(tokens, np.int32), (size, len(tokens)))
+
+    def trie(self, task: str) -> tries.Trie:
+        """Of the whole catalogue's identifiers for 'recommendation' or 'search'."""
+        if task not in self._tries:
+            tokens = self.examples.tokens_of(task)
+            self._tries[task] = tries.build(tokens[1:], np.arange(1, len(tokens)))
+        return self._tries[task]
+
+    def _whole(
+        self, params: Any, task: str, examples: Examples, inputs: np.ndarray, *, unseen_only: bool
+    ) -> metrics.Sums:
+        """Ranks against the catalogue without what the user has seen, or without the clicks.
+
+        These are the other clicks of the same search, which both leave out; see
+        `input_pipelines.search_protocol`.
+        """
+        target, _ = candidates.targets(self.data.log, examples)
+        left_out = candidates.seen_items if unseen_only else candidates.other_clicks
+        seen = left_out(self.data.log, examples)
+        config = self.config.eval
+        # Long histories together, so that the wide beams which they need are few.
+        order = np.argsort((seen > 0).sum(1), kind="stable")
+        size = self._batch_size("full_batch_size", len(examples))
+        params = self._ranker.place_params(params)
+        found: list[tuple[np.ndarray, ...]] = []
+        for start in range(0, len(examples), size):
+            rows, mask = _rows(start, size, len(examples))
+            rows = order[rows]
+            longest = int((seen[rows] > 0).sum(1).max())
+            # In steps of the beam, so that few widths are compiled.
+            needed = _UNSEEN + longest if unseen_only else config.beam
+            width = -(-max(config.beam, needed) // config.beam) * config.beam
+            removed = np.zeros((size, max(width, longest)), np.int32)
+            removed[:, :longest] = seen[rows, :longest]
+            prompts, forced, targets, gone = self._ranker.place(
+                (inputs[rows], self._forced(task)(size), target[rows], removed)
+            )
+            ranks = self._ranker.full(
+                params, prompts, forced, self.trie(task), targets, gone, width=width
+            )
+            kept = mask > 0
+            found.append(tuple(np.asarray(part)[kept] for part in ranks))
+        above, tied, broken = (np.concatenate(parts) for parts in zip(*found))
+        back = np.argsort(order)
+        sums = metrics.Sums(tuple(config.metrics))
+        sums.add(above[back], tied[back], np.ones(len(back)), broken[back])
+        return sums
+
+    def abstract_state(self, stage: str) -> Any:
+        """Shapes and dtypes of the state, to restore a checkpoint into."""
+        del stage
+        state = jax.eval_shape(self.task.random_state)
+        return state if self.partition is None else self.partition.abstract(state)
+
+
+def _shape(model: config_dict.ConfigDict) -> T5Config:
+    """The network of `config.model`, its vocabulary's size left open.
+
+    Raises:
+      UserError: a setting that does not exist or fit.
+    """
+    sizes = {key: value for key, value in model.items() if key not in ("size", "checkpoint")}
+    try:
+        return of_size(model.size, 1, **sizes)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model: {error}; see gensar_jax/t5/config.py") from None
+
+
+def _protocols(task: str) -> tuple[str, ...]:
+    """What a task can be evaluated against."""
+    if task == "search":
+        return (*WHOLE, *SAMPLED)
+    return ("full", *(p for p in SAMPLED if p != candidates.BM25))
+
+
+def _rows(start: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of a batch, the last one filled up with row 0 under a mask of 0."""
+    rows = np.arange(start, start + size)
+    real = rows < count
+    return np.where(real, rows, 0), real.astype(np.float32)

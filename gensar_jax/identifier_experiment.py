@@ -1,0 +1,255 @@
+"""GenSAR's identifiers from a config: item vectors, the joint RQ-VAE, and the identifier table."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from core import vectors
+from core.errors import UserError
+from core.loop import LoopConfig, StageResult, run_stage
+from core.settings import build, positive
+from core.workdir import Workdir, commit_id
+from gensar_jax import identifiers, meaning
+from gensar_jax.identifier_task import Assignment, IdentifierTask, TrainingConfig, scaled
+from gensar_jax.quantizer import SHARED
+from gensar_jax.rqvae import RQVAE, SOURCES, RQVAEConfig
+from input_pipelines import segmenters
+from input_pipelines.dataset import Dataset
+
+_LOG = logging.getLogger(__name__)
+TFIDF, CLICKS = "tfidf_svd", "click_svd"
+SPLIT = "catalogue"
+
+
+def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.ndarray]:
+    """Vectors [V, D] of each source that the model reads, rows of length 1 or 0.
+
+    Raises:
+      UserError: no texts, a model or file that cannot be read or is of another log or split.
+    """
+    settings, log = config.vectors, data.log
+    factors = build(
+        vectors.FactorConfig, settings.to_dict() | {"seed": config.seed}, section="vectors"
+    )
+    found = {}
+    for source in config.model.sources:
+        if source == "semantic" and settings.semantic == TFIDF:
+            split = segmenters.segmenter(config.data.segmenter)
+            found[source] = vectors.from_text(log.item_texts(), split, factors)
+        elif source == "semantic":
+            found[source] = vectors.from_sentence_transformer(log.item_texts(), settings.semantic)
+        elif settings.collaborative == CLICKS:
+            found[source] = vectors.from_clicks(data.training_clicks(), factors)
+        else:
+            found[source] = vectors.load_vectors(
+                settings.collaborative, num_items=log.num_items, data_hash=log.hash
+            )
+            _check_split(settings.collaborative, data)
+        missing = int((~found[source].any(1)).sum())
+        if missing:
+            what = "text" if source == "semantic" else "training clicks"
+            _LOG.info(
+                "%d of %d items have no %s: their %s vector is 0",
+                missing,
+                log.num_items,
+                what,
+                source,
+            )
+    return found
+
+
+def _check_split(path: str, data: Dataset) -> None:
+    found = vectors.read_description(path).get("training_split")
+    data.check_training_split(found, f"item vectors in {path}")
+
+
+class IdentifierExperiment:
+    """Trains one stage, `identifiers`, which writes identifiers.npz and identifiers.json.
+
+    Args:
+      config: a resolved config (`experiments.resolve.resolve`).
+      data: the data it names.
+
+    Raises:
+      UserError: a setting that does not exist, a catalogue smaller than a codebook, or as
+        `item_vectors`.
+    """
+
+    stages: tuple[str, ...] = (IdentifierTask.name,)
+    evaluator = None
+
+    def __init__(self, config: config_dict.ConfigDict, data: Dataset):
+        if jax.process_count() > 1:
+            raise UserError(
+                f"expected one process for gensar_identifiers, found {jax.process_count()}; run it "
+                "without --coordinator"
+            )
+        self.config, self.data = config, data
+        positive(config, "train.evals", "loop.log_every", "loop.checkpoint_every")
+        model = build(RQVAEConfig, config.model.to_dict(), section="model")
+        training = build(TrainingConfig, config.train.to_dict(), section="train")
+        if data.log.num_items < model.codes:
+            raise UserError(
+                f"expected at least {model.codes} items, the codes of a level, in {data.label}, "
+                f"found {data.log.num_items}; set --config.model.codes to fewer"
+            )
+        if data.log.num_items > model.codes**model.levels:
+            raise UserError(
+                f"expected at most as many items in {data.label} as there are identifiers, "
+                f"found {data.log.num_items} of {model.codes**model.levels} identifiers; set more "
+                "codes or levels in config.model"
+            )
+        if config.eval.selection != IdentifierTask.selection:
+            raise UserError(
+                f"expected config.eval.selection {IdentifierTask.selection!r}, found "
+                f"{config.eval.selection!r}"
+            )
+        self.vectors = item_vectors(config, data)
+        widths = tuple(self.vectors[source].shape[1] for source in model.sources)
+        self.task = IdentifierTask(
+            RQVAE(model, widths), training, scaled(self.vectors), seed=config.seed
+        )
+
+    def check_data(self) -> None:
+        """Nothing more: the vectors were read when this was made."""
+
+    def run(self, workdir: Workdir) -> None:
+        """Trains, or continues; then assigns, resolves, measures and writes the table once."""
+        finished = run_stage(self.task, self._loop(), workdir)
+        rows = workdir.read_results()["rows"]
+        if not any(row["step"] == finished.best_step for row in rows):
+            self._write(workdir, finished)
+
+    def _loop(self) -> LoopConfig:
+        config, steps = self.config.train, self.task.max_steps
+        return LoopConfig(
+            max_steps=steps,
+            eval_every=max(1, steps // config.evals),
+            checkpoint_every=self.config.loop.checkpoint_every,
+            log_every=self.config.loop.log_every,
+            learning_rate=config.learning_rate,
+            # The linear decay is the only change of rate, and its end the only stop.
+            min_learning_rate=config.learning_rate,
+            plateau_factor=1.0,
+            plateau_patience=steps + 1,
+            stop_patience=steps + 1,
+        )
+
+    def _resolve(self, assignment: Assignment, codebooks: Any) -> dict[str, identifiers.Resolution]:
+        model = self.task.model.config
+        resolved: dict[str, identifiers.Resolution] = {}
+        for source in model.sources:
+            if not model.specific_levels and resolved:
+                # Without own levels both identifiers are the shared codes.
+                resolved[source] = resolved[model.sources[0]]
+                continue
+            resolved[source] = identifiers.resolve(
+                assignment.codes[source],
+                assignment.residuals[source],
+                np.asarray(codebooks[source if model.specific_levels else SHARED]),
+                epsilon=model.sinkhorn_epsilon,
+                iterations=model.sinkhorn_iterations,
+            )
+        return resolved
+
+    def _write(self, workdir: Workdir, finished: StageResult) -> None:
+        model, data = self.task.model.config, self.data
+        assignment = self.task.assign(finished.state["params"])
+        resolved = self._resolve(assignment, finished.state["params"]["codebooks"])
+        codes = {source: found.codes for source, found in resolved.items()}
+        values = self.task.describe(assignment)
+        for source in model.sources:
+            values[f"collision_rate_after/{source}"] = identifiers.collision_rate(codes[source])
+            values[f"moved/{source}"] = resolved[source].moved / data.log.num_items
+            values[f"spare_codes/{source}"] = resolved[source].spares / data.log.num_items
+        # With one source both of an item's identifiers are that source's.
+        table = identifiers.IdentifierTable(
+            {name: codes.get(name, codes[model.sources[0]]) for name in SOURCES},
+            model.shared_levels if len(model.sources) > 1 else model.levels,
+            model.codes,
+            data.log.hash,
+            data.training_split,
+        )
+        written = {
+            "seed": self.config.seed,
+            "commit": commit_id(),
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        report = {
+            "data": data.label,
+            "step": finished.best_step,
+            "sources": list(model.sources),
+            "vectors": {source: vectors.content_hash(v) for source, v in self.vectors.items()},
+            "resolution_rounds": {source: found.rounds for source, found in resolved.items()},
+        }
+        # At once, because measuring takes minutes and a table can be used without; again with it.
+        identifiers.save_table(workdir.path, table, {**report, "metrics": values, **written})
+        values |= self._meaning(codes)
+        identifiers.save_table(workdir.path, table, {**report, "metrics": values, **written})
+        workdir.write_result_row(
+            {
+                "stage": IdentifierTask.name,
+                "split": SPLIT,
+                "protocol": SPLIT,
+                "step": finished.best_step,
+                "examples": data.log.num_items,
+                "metrics": values,
+                "selected_on": f"{IdentifierTask.selection} of all items",
+                "data": data.label,
+                "data_hash": data.log.hash,
+                "data_split": self.config.data.split,
+                "identifiers": table.hash,
+                **written,
+            }
+        )
+        _LOG.info("identifier table %s in %s", table.hash, os.path.join(workdir.path, ""))
+
+    def _meaning(self, codes: dict[str, np.ndarray]) -> dict[str, float]:
+        """What the codes keep of the vectors, beside residual k-means of the same vectors."""
+        model = self.task.model.config
+        _LOG.info("measuring the codes' meaning against residual k-means of the same vectors")
+        values = meaning.measure(codes, self.vectors)
+        baseline = meaning.residual_kmeans_codes(
+            self.vectors,
+            shared_levels=model.shared_levels,
+            specific_levels=model.specific_levels,
+            num_codes=model.codes,
+            seed=self.config.seed,
+        )
+        for name, value in meaning.measure(baseline, self.vectors).items():
+            values[f"kmeans_{name}"] = value
+        for source in model.sources:
+            rate = identifiers.collision_rate(baseline[source])
+            values[f"kmeans_collision_rate/{source}"] = rate
+            sharing = identifiers.colliding_items(baseline[source])
+            values[f"kmeans_colliding_items/{source}"] = sharing
+        return values
+
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> NoReturn:
+        del params, tables, split, protocol
+        self._no_ranking()
+
+    def columns(self, task: str, protocol: str) -> NoReturn:
+        del task, protocol
+        self._no_ranking()
+
+    def details(self, split: str, protocol: str) -> NoReturn:
+        del split, protocol
+        self._no_ranking()
+
+    def abstract_state(self, stage: str) -> NoReturn:
+        del stage
+        self._no_ranking()
+
+    def _no_ranking(self) -> NoReturn:
+        raise UserError(
+            "expected the workdir of a model that ranks items, found one of gensar_identifiers; "
+            "pass the workdir of a model trained with them"
+        )

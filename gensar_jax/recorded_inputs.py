@@ -1,0 +1,76 @@
+"""What a run of GenSAR keeps beside its checkpoints: its inputs that no hash of the log covers."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from core.checkpoints import newest_progress
+from core.errors import UserError
+from core.files import read_json, write_atomically
+from core.workdir import Workdir, is_writer
+from gensar_jax.examples import GenSARExamples
+from gensar_jax.joint_task import JointTask
+
+_FILE, _VOCABULARY = "inputs.json", "vocabulary"
+# Only read in training.
+_PSEUDO_QUERIES = "pseudo-queries"
+_MEND = "restore the file, or train in another --workdir"
+_BRING_BACK = {
+    "item texts": "the data with those texts",
+    "identifier table": "the table at config.identifiers",
+    "vocabulary": f"the pieces that are kept in {_VOCABULARY}/ of that workdir",
+    _PSEUDO_QUERIES: "the file at config.prompts.pseudo_queries",
+}
+
+
+def _hashes(examples: GenSARExamples, table_hash: str) -> dict[str, str]:
+    """By name; what others follow from comes first."""
+    return {
+        "item texts": examples.texts_hash,
+        "identifier table": table_hash,
+        "vocabulary": examples.vocabulary.digest[:16],
+        _PSEUDO_QUERIES: examples.pseudo_queries_hash,
+    }
+
+
+def check(
+    workdir: Workdir, examples: GenSARExamples, table_hash: str, *, training: bool = False
+) -> None:
+    """Holds a run that is opened again to what it was trained with.
+
+    A workdir of before there was a record passes.
+
+    Args:
+      table_hash: of the identifier table that `examples` were made with.
+      training: whether it goes on training, so that pseudo-queries count.
+
+    Raises:
+      UserError: texts, identifiers, vocabulary or pseudo-queries are others.
+    """
+    path = os.path.join(workdir.path, _FILE)
+    if not os.path.exists(path):
+        return
+    before = read_json(path, "the record of what a run was trained with", _MEND)
+    for name, found in _hashes(examples, table_hash).items():
+        if not isinstance(before.get(name), str):
+            raise UserError(f"expected the hash of the {name} in {path}, found none; {_MEND}")
+        if before[name] != found and (training or name != _PSEUDO_QUERIES):
+            raise UserError(
+                f"expected the {name} {before[name]} that the run in {workdir.path} was trained "
+                f"with, found {found}; bring {_BRING_BACK[name]} back, or train in another "
+                "--workdir"
+            )
+
+
+def keep(workdir: Workdir, examples: GenSARExamples, table_hash: str) -> None:
+    """Writes the record of a new run; holds one that continues to its own, as `check`.
+
+    A run of before there was a record gets none: nothing says what it has been trained with.
+    """
+    check(workdir, examples, table_hash, training=True)
+    path = workdir.file(_FILE)
+    trained = newest_progress(os.path.join(workdir.path, "checkpoints", JointTask.name))
+    if is_writer() and trained is None and not os.path.exists(path):
+        examples.vocabulary.save(workdir.file(_VOCABULARY))
+        write_atomically(path, json.dumps(_hashes(examples, table_hash), indent=2) + "\n")

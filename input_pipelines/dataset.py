@@ -1,0 +1,477 @@
+"""From a config to batches: the prepared log, its splits and candidate lists, for any model."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+import scipy.sparse
+from ml_collections import config_dict
+
+from core import distributed, metrics
+from core.errors import UserError
+from core.files import expanded
+from input_pipelines import (
+    batches,
+    candidates,
+    prepare,
+    prepared_log,
+    search_task,
+    segmenters,
+    splits,
+)
+from input_pipelines.item_words import item_words
+from input_pipelines.log import Log
+from input_pipelines.search_filter import SearchFilter
+
+_LOG = logging.getLogger(__name__)
+# Protocols of the whole catalogue: 'full' is without the items that the user has seen, 'catalogue',
+# of searches alone, with them (CRS).
+WHOLE = ("full", "catalogue")
+# Protocols of saved lists.
+SAMPLED = (*candidates.PROTOCOLS, candidates.BM25, candidates.PUBLISHED)
+_TIMES = "the times of the clicks are too few or too equal to cut at; pass leave_one_out"
+# What to do where a part of a split is empty.
+_WHY_NONE_TRAINS = {
+    "leave_one_out": "; bring users with clicks",
+    "global_time": f": {_TIMES}",
+    "by_user": ": there are too few users; bring more, or pass leave_one_out",
+    "published": ": the source's training part is empty; pass leave_one_out",
+}
+_WHY_NONE_IS_HELD_OUT = _WHY_NONE_TRAINS | {
+    "leave_one_out": ": no user has enough clicks; bring users with at least 3",
+    "published": ": that part of the source is empty; pass leave_one_out",
+}
+# The share of validation examples that a sampled protocol must rank to select a run.
+_ENOUGH = 0.5
+Batch = dict[str, np.ndarray]
+# Keys of config.data that say how raw files are read.
+_READING = ("segmenter", "columns", "time_unit")
+
+
+def _part(batch: Batch, process: int, processes: int) -> Batch:
+    """The rows of a whole batch that one of several processes holds."""
+    uneven = [name for name, rows in batch.items() if len(rows) % processes]
+    if uneven:
+        raise UserError(
+            f"expected rows of {uneven[0]} that divide among {processes} processes, found "
+            f"{len(batch[uneven[0]])}; change the batch size or the number of processes"
+        )
+    return {name: np.split(rows, processes)[process] for name, rows in batch.items()}
+
+
+class Dataset:
+    """Holds everything a task reads: `Dataset(resolve(config))` prepares it on first use.
+
+    Args:
+      workdir: the run's folder, from which `config.data.search_filter` leads to its vectors.
+
+    Attributes:
+      log, splits: what was read, and which clicks are targets of which split.
+      label: the data set's name for tables and files; says "sample data" where it is.
+    """
+
+    def __init__(self, config: config_dict.ConfigDict, workdir: str = ""):
+        self._config = config
+        with distributed.first_alone():
+            self._open(config)
+        self.splits = splits.split_log(
+            self.log, config.data.split, max_validation=config.data.max_validation
+        )
+        splits.check_leakage(self.log, self.splits)
+        self._check_training_clicks()
+        splits.warn_of_told_targets(self.log, self.splits)
+        self.label = f"{self.log.name} (sample data)" if self.log.is_sample else self.log.name
+        # A user's own row is trained only where the user has a training example.
+        self._trained_users = np.zeros(self.log.num_users + 1, bool)
+        self._trained_users[self.splits.train.user] = True
+        # Only the runs of studies.ablation.figure2 have one.
+        chosen = config.data.get("search_filter")
+        self._filter = (
+            SearchFilter(os.path.normpath(os.path.join(workdir, chosen.vectors)), chosen.threshold)
+            if chosen
+            else None
+        )
+        self._seen: dict[str, np.ndarray] = {}
+        self._lists: dict[tuple[str, str, str], np.ndarray] = {}
+        self._said: set[str] = set()
+
+    def _say(self, remark: str) -> None:
+        """Warns of something once, whoever finds it again."""
+        if remark not in self._said:
+            _LOG.warning(remark)
+            self._said.add(remark)
+
+    def _check_training_clicks(self) -> None:
+        """Raises UserError where no click trains: every score would be a guess."""
+        if not len(self.splits.training_rows):
+            raise UserError(
+                f"expected clicks of {self.log.name} that train under the split "
+                f"{self.splits.name}, found none of {len(self.log.rec_items)}"
+                f"{_WHY_NONE_TRAINS[self.splits.name]}"
+            )
+
+    def _open(self, config: config_dict.ConfigDict) -> None:
+        self.cache_dir = cache = expanded(config.cache_dir, "config.cache_dir")
+        data_dir = config.data_dir
+        if not data_dir:
+            from input_pipelines.sample import generator
+
+            data_dir = generator.ensure_sample(
+                cache,
+                num_users=config.on_sample.users,
+                seed=config.on_sample.seed,
+                shuffle_searches=config.on_sample.shuffle_searches,
+                hops=config.on_sample.get("hops", False),
+            )
+            _LOG.info("no data_dir given: using sample data (made up, Qilin's format) %s", data_dir)
+        self.raw_dir = data_dir
+        self.log: Log
+        self.log, self.directory = prepare.prepare_log(
+            config.dataset,
+            data_dir,
+            cache,
+            {name: config.data[name] for name in _READING if name in config.data},
+        )
+
+    def beside(self, name: str) -> str:
+        """Returns the path of what follows from the prepared log (`place_beside`)."""
+        return prepared_log.place_beside(name, self.directory, self.cache_dir)
+
+    @functools.cached_property
+    def training_split(self) -> str:
+        """The split's name and a hash over the clicks that train: what a model may have seen."""
+        rows = np.ascontiguousarray(self.splits.training_rows, np.int64)
+        return f"{self.splits.name}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}"
+
+    def check_training_split(self, found: str | None, what: str) -> None:
+        """Refuses what was trained on another split of the log: its clicks may be held out here.
+
+        Args:
+          found: the `training_split` recorded with it; None passes with a warning (files of before
+            it was recorded).
+          what: such as 'item vectors in FILE'.
+
+        Raises:
+          UserError: another split.
+        """
+        if found is None:
+            _LOG.warning(
+                "%s: no record of the split that trained them; they may have seen what %s holds "
+                "out",
+                what,
+                self.splits.name,
+            )
+        elif found != self.training_split:
+            raise UserError(
+                f"expected {what} of the training clicks of {self.training_split}, found those of "
+                f"{found}; make them again with config.data.split={self.splits.name!r}"
+            )
+
+    @property
+    def table_sizes(self) -> dict[str, int]:
+        return {
+            "num_users": self.log.num_users,
+            "num_items": self.log.num_items,
+            "num_words": self.log.num_words,
+        }
+
+    @functools.cached_property
+    def _known_words(self) -> set[str]:
+        return set(self.log.words.tolist())
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Names the data in a row of results.json: its label and the hash of its log."""
+        return {"data": self.label, "data_hash": self.log.hash}
+
+    def query_text(self, query: str) -> str:
+        """Writes what a user types as the reader of the log writes its queries; '' without words.
+
+        Readers that split queries themselves do so here too. Others take a file's words as they
+        are: so do we with words of the log, and bring the rest to the segmenter's form.
+        """
+        split = segmenters.segmenter(self._config.data.segmenter)
+        if "segmenter" in prepare.READERS[self._config.dataset].settings:
+            kept = [split(query)]
+        else:
+            known = self._known_words
+            kept = [[word] if word in known else split(word) for word in query.split()]
+        return segmenters.join([segmenters.cut(word) for words in kept for word in words])
+
+    def item_words(self) -> np.ndarray | None:
+        """Words [V+1, n] that are part of the items' vectors; None for none.
+
+        Raises:
+          UserError: fewer than none.
+        """
+        most = self._config.data.get("item_words", 0)  # runs of before there was one
+        if most < 0:
+            raise UserError(
+                f"expected config.data.item_words of 0 or more, found {most}; 0 leaves items "
+                "without words"
+            )
+        return item_words(self.log, self.splits, most) if most else None
+
+    def shape(self, num_candidates: int) -> batches.BatchShape:
+        data = self._config.data
+        return batches.BatchShape(
+            rec_length=data.rec_length,
+            search_length=data.search_length,
+            words=data.words,
+            clicks=data.clicks,
+            candidates=num_candidates,
+        )
+
+    def training(
+        self,
+        *,
+        batch_size: int,
+        negatives: int,
+        seed: int,
+        tasks: tuple[str, ...] = ("recommendation",),
+    ) -> tuple[Callable[[int], Iterator[Batch]], int]:
+        """Returns (start_step -> endless batches, steps per epoch) of the training split.
+
+        Of several processes each gets its own part of every batch.
+
+        Args:
+          batch_size: over all processes.
+          tasks: with 'search' among them, every batch ends in search examples.
+
+        Raises:
+          UserError: there is nothing to train on.
+        """
+        if not len(self.splits.train):
+            raise UserError(
+                f"expected training examples in {self.label}, found none; every user has fewer "
+                "than 2 events or the split leaves nothing to train on"
+            )
+        processes = (jax.process_index(), jax.process_count())
+        # Search examples end the whole batch and not each process's part: it is made, then cut.
+        whole = "search" in tasks
+        source = batches.TrainBatches(
+            self.log,
+            self.splits.train,
+            self.shape(1 + negatives),
+            batch_size=batch_size,
+            seed=seed,
+            negatives=negatives,
+            process_index=0 if whole else processes[0],
+            process_count=1 if whole else processes[1],
+            searches=self._training_searches() if whole else None,
+        )
+
+        for remark in source.remarks:
+            self._say(remark)
+
+        def stream(start: int) -> Iterator[Batch]:
+            found = source.stream(start)
+            return map(self.adapt, (_part(b, *processes) for b in found) if whole else found)
+
+        return stream, source.steps_per_epoch
+
+    def _training_searches(self) -> search_task.SearchExamples:
+        found = search_task.training_searches(self.log, self.splits)
+        if not len(found):
+            raise UserError(
+                f"expected training searches with words and clicks in {self.label}, found none; "
+                "set --config.model.search_weight=0"
+            )
+        return found
+
+    def training_clicks(self) -> scipy.sparse.csr_array:
+        """How often each user clicked each item in training, [U+1, V+1]."""
+        log, rows = self.log, self.splits.training_rows
+        users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))[rows]
+        items = np.asarray(log.rec_items)[rows]
+        shape = (log.num_users + 1, log.num_items + 1)
+        return scipy.sparse.csr_array((np.ones(len(rows)), (users, items)), shape=shape)
+
+    def adapt(self, batch: Batch) -> Batch:
+        """What the model sees: the shared row for users never trained on, no searches if blind."""
+        user = np.where(self._trained_users[batch["user"]], batch["user"], self.log.num_users + 1)
+        batch = batch | {"user": user.astype(np.int32)}
+        if self._filter is not None:
+            batch = self._filter(batch)
+        if not self._config.data.use_search:
+            batch["query_words"] = np.zeros_like(batch["query_words"])
+            batch["clicked_items"] = np.zeros_like(batch["clicked_items"])
+            # Nor may a gap in the order tell that there was a search.
+            place = np.arange(batch["rec_items"].shape[1], dtype=np.int32)
+            batch["rec_order"] = place * (batch["rec_items"] != 0)
+            batch["search_order"] = np.zeros_like(batch["search_order"])
+        return batch
+
+    def split(self, name: str) -> splits.Examples:
+        if name not in ("validation", "test"):
+            raise UserError(f"expected split validation or test, found {name!r}; pass one of them")
+        examples = getattr(self.splits, name)
+        if not len(examples):
+            raise UserError(
+                f"expected {name} examples in {self.label}, found none under the split "
+                f"{self.splits.name}{_WHY_NONE_IS_HELD_OUT[self.splits.name]}"
+            )
+        return examples
+
+    def examples(self, task: str, split: str) -> splits.Examples:
+        """What is evaluated: clicks for 'recommendation', clicks of searches for 'search'.
+
+        Raises:
+          UserError: no such task or split, or the split has no example of the task.
+        """
+        if task == "recommendation":
+            return self.split(split)
+        if task != "search":
+            raise UserError(
+                f"expected task recommendation or search, found {task!r}; pass one of them"
+            )
+        self.split(split)
+        found = search_task.held_out_searches(self.log, self.splits, split)
+        if not len(found):
+            raise UserError(
+                f"expected {split} searches with words and clicks in {self.label}, found none; "
+                "evaluate recommendation"
+            )
+        return found
+
+    def chosen(self, task: str, split: str, most: int) -> tuple[splits.Examples, np.ndarray]:
+        """`most` random ones of `examples` (0 for all), and their places among them.
+
+        Which ones depends on `config.data.candidates_seed` alone.
+        """
+        every = self.examples(task, split)
+        places = np.arange(len(every))
+        if 0 < most < len(every):
+            rng = np.random.default_rng(self._config.data.candidates_seed)
+            places = np.sort(rng.choice(len(every), most, replace=False))
+        return every.take(places), places
+
+    def candidate_lists(
+        self, split: str, protocol: str, task: str = "recommendation"
+    ) -> np.ndarray:
+        """Returns the saved candidate lists int32 [E, 100] of `examples`, with targets first."""
+        key = (split, protocol, task)
+        if key not in self._lists:
+            with distributed.first_alone():
+                self._lists[key] = candidates.evaluation_candidates(
+                    self.log,
+                    self.splits,
+                    split,
+                    protocol,
+                    self._config.data.candidates_seed,
+                    self.directory,
+                    cache_dir=self.cache_dir,
+                    task=task,
+                    segmenter=self._config.data.segmenter,
+                )
+            self._say_who_is_left_out(key)
+        return self._lists[key]
+
+    def _say_who_is_left_out(self, key: tuple[str, str, str]) -> None:
+        split, protocol, task = key
+        examples = self.examples(task, split)
+        lacking = ~candidates.ranked(self._lists[key])
+        if lacking.any():
+            count = self._lists[key].shape[1] - 1
+            _LOG.warning(
+                "%s leaves out %d of %d %s examples of %s: %s",
+                protocol,
+                lacking.sum(),
+                len(lacking),
+                split,
+                task,
+                candidates.who_lack(self.log, examples.user[lacking], count),
+            )
+
+    def counted(self, split: str, protocol: str, task: str = "recommendation") -> np.ndarray:
+        """Tells which of `examples` a protocol ranks, bool [E].
+
+        Those of users who have touched nearly all items have too few negatives for a sampled one.
+        """
+        if protocol not in SAMPLED:
+            return np.ones(len(self.examples(task, split)), bool)
+        return candidates.ranked(self.candidate_lists(split, protocol, task))
+
+    def possible(
+        self, split: str, protocols: Sequence[str], task: str = "recommendation"
+    ) -> tuple[str, ...]:
+        """Picks the protocols that rank at least one example of a split.
+
+        Raises:
+          UserError: none of them does.
+        """
+        ranks = [p for p in protocols if self.counted(split, p, task).any()]
+        if protocols and not ranks:
+            self.check_ranked(split, protocols[0], task)
+        return tuple(ranks)
+
+    def selection(self, task: str = "recommendation") -> str:
+        """Returns the metric that decides: `config.eval.selection`, or against the full catalogue.
+
+        The latter where the sampled protocol leaves out more than half of the validation examples;
+        that is logged, and result rows say what they were selected on.
+        """
+        wanted = self._config.eval.selection
+        name, *parts = wanted.split("/")
+        sampled = next((part for part in parts if part in SAMPLED), None)
+        if sampled is None:
+            return wanted
+        share = self.counted("validation", sampled, task).mean()
+        if share >= _ENOUGH:
+            return wanted
+        column = "search/full" if task == "search" else "full"
+        self._say(
+            f"selecting on {name}/{column}: {sampled} can rank {share:.0%} of the validation "
+            "examples"
+        )
+        return metrics.full_name(name, column)
+
+    def check_ranked(self, split: str, protocol: str, task: str = "recommendation") -> None:
+        """Raises UserError where a sampled protocol leaves out every example of a split."""
+        if not self.counted(split, protocol, task).any():
+            count = self.candidate_lists(split, protocol, task).shape[1] - 1
+            raise UserError(
+                f"expected users of {self.label} with {count} items that they have not touched for "
+                f"{protocol}, found none in {split} ({self.log.num_items} items); rank the whole "
+                "catalogue: protocol full"
+            )
+
+    def sampled(self, split: str, protocol: str) -> Iterator[Batch]:
+        """Yields batches of a split's `counted` examples against the saved lists of `protocol`.
+
+        Raises:
+          UserError: it leaves out all of them.
+        """
+        every = self.split(split)
+        self.check_ranked(split, protocol)
+        counted = np.flatnonzero(self.counted(split, protocol))
+        examples = every.take(counted)
+        lists = self.candidate_lists(split, protocol)[counted]
+        found = batches.evaluation_batches(
+            self.log,
+            examples,
+            lists,
+            self.shape(lists.shape[1]),
+            self._config.eval.batch_size,
+        )
+        return map(self.adapt, found)
+
+    def full(self, split: str) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches with the target as the only candidate, and the items seen before it [B, S]."""
+        examples = self.split(split)
+        size = self._config.eval.full_batch_size
+        if split not in self._seen:
+            self._seen[split] = candidates.seen_items(self.log, examples)
+        seen = self._seen[split]
+        targets = np.asarray(self.log.rec_items)[examples.target_row][:, None].astype(np.int32)
+        found = batches.evaluation_batches(self.log, examples, targets, self.shape(1), size)
+        for number, batch in enumerate(found):
+            part = seen[number * size : (number + 1) * size]
+            part = np.pad(part, ((0, size - len(part)), (0, 0)))
+            yield self.adapt(batch), part

@@ -1,0 +1,1 @@
+"""Reads the files of each source of data into a log."""

@@ -1,0 +1,130 @@
+"""Finds the columns of `csv_log`: those its files need, other names for them, missing ones."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import pyarrow as pa
+
+from core.errors import UserError
+from input_pipelines.file_bounds import open_parquet
+from input_pipelines.readers import csv_blocks
+
+COLUMNS = {
+    "clicks": ("user", "item", "time", "search_session"),
+    "searches": ("user", "session", "time", "query", "clicked_items"),
+    "items": ("item", "title"),
+}
+OPTIONAL_TABLES = ("items",)
+OPTIONAL_COLUMNS = ("search_session",)
+# Columns that `columns` may say there are none of.
+_LEFT_OUT = ("session", "clicked_items", "title", "search_session")
+_MOST_COLUMNS = 10_000
+_ALL_COLUMNS = tuple(dict.fromkeys(name for names in COLUMNS.values() for name in names))
+
+
+def names_of(columns: str) -> dict[str, dict[str, str]]:
+    """Returns by table what its file calls each column of the schema; '' where there is none.
+
+    Args:
+      columns: the setting, such as 'user=user_id,searches.time=asked_at,session='.
+
+    Raises:
+      UserError: no list of COLUMN=NAME; a column that the schema has not, or cannot do without.
+    """
+    found = {table: {name: name for name in names} for table, names in COLUMNS.items()}
+    for given in filter(None, (part.strip() for part in columns.split(","))):
+        place, sign, name = (part.strip() for part in given.partition("="))
+        table, _, column = place.rpartition(".")
+        tables = [t for t in COLUMNS if table in ("", t) and column in COLUMNS[t]]
+        if not sign or not tables or not (name or column in _LEFT_OUT):
+            raise UserError(
+                f"expected columns as COLUMN=NAME or TABLE.COLUMN=NAME with one of "
+                f"{', '.join(_ALL_COLUMNS)} (and {', '.join(_LEFT_OUT)} with no NAME where there "
+                f"is none), found {given!r}; correct config.data.columns"
+            )
+        for each in tables:
+            found[each][column] = name
+    return found
+
+
+def _header(path: pathlib.Path) -> list[str]:
+    if path.suffix == ".csv":
+        written = csv_blocks.header_of(path)
+        if len(written) > _MOST_COLUMNS:  # pandas takes minutes for a line of a million
+            raise ValueError(f"more than {_MOST_COLUMNS:,} columns")
+        frame = pd.read_csv(path, dtype=str, nrows=0, encoding="utf-8")
+        names = [str(name) for name in frame.columns]
+        # pandas renames the second of two columns of one name; blank lines it skips.
+        return written if len(written) == len(names) else names
+    with open_parquet(path, []) as file:
+        return list(file.schema_arrow.names)
+
+
+def unreadable(path: pathlib.Path, error: Exception) -> UserError:
+    """Returns the one line for a file that does not read, with the reason."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return UserError(
+        f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be read "
+        f"({reason}); write it again"
+    )
+
+
+def check_headers(
+    paths: Mapping[str, pathlib.Path], names: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[str]]:
+    """Returns by table the columns of the schema that its file has.
+
+    Raises:
+      UserError: a file without a header; columns that are missing, all of them in one message.
+    """
+    has: dict[str, list[str]] = {}
+    wrong: list[str] = []
+    hints: dict[str, list[str]] = {}
+    for table, path in paths.items():
+        try:
+            header = _header(path)
+            twice = [name for name in names[table].values() if header.count(name) > 1]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise unreadable(path, error) from error
+        if twice:
+            raise UserError(
+                f"expected column {twice[0]} in {path} once, found it {header.count(twice[0])} "
+                "times; rename one of them"
+            )
+        has[table] = [column for column, name in names[table].items() if name in header]
+        missing = [
+            column
+            for column, name in names[table].items()
+            if name and name not in header and (column not in OPTIONAL_COLUMNS or name != column)
+        ]
+        if missing:
+            s = "s" * (len(missing) > 1)
+            listed = ", ".join(names[table][column] for column in missing)
+            wrong.append(f"column{s} {listed} in {path}, found {', '.join(header)[:300]}")
+            for column in missing:
+                if hint := _hint(column, header):
+                    hints.setdefault(f"{column}={hint[0]}", []).append(table)
+    if wrong:
+        settings = ",".join(_for_tables(hint, where) for hint, where in hints.items())
+        raise UserError(
+            f"expected {'; and '.join(wrong)}; rename the file's columns, or add "
+            f"{settings or 'COLUMN=NAME'} to config.data.columns (--columns of launch.prepare_data)"
+        )
+    return has
+
+
+def _hint(column: str, header: Sequence[str]) -> list[str]:
+    """Guesses what the file calls a column: '' where it can do without; [] of no idea."""
+    likely = [name for name in header if column in name.lower()]
+    return likely or [""] * (column in _LEFT_OUT)
+
+
+def _for_tables(hint: str, tables: Sequence[str]) -> str:
+    """Writes 'user=user_id' if all tables with the column need it, else 'clicks.user=user_id'."""
+    column = hint.partition("=")[0]
+    if tables == [table for table, names in COLUMNS.items() if column in names]:
+        return hint
+    return ",".join(f"{table}.{hint}" for table in tables)

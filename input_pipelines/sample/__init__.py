@@ -1,0 +1,1 @@
+"""Makes up data with a known structure, in the file formats of real sources."""

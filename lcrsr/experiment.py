@@ -1,0 +1,148 @@
+"""LCR-SER from a config: pre-training, GRPO, and the control that trains as long without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+from ml_collections import config_dict
+
+from core.errors import UserError
+from core.experiment import Plan
+from core.loop import LoopConfig, steps_for
+from core.settings import build, not_negative, positive
+from core.workdir import Workdir
+from input_pipelines.dataset import Dataset
+from lcrsr.lcr_ser import LCRSERRanker, LossConfig
+from lcrsr.model import LCRSER, ModelConfig
+from lcrsr.ranker_experiment import Experiment
+from lcrsr.reinforce import ReinforceConfig, ReinforceTask
+
+# Added to the run's seed for the RL stage's random numbers, far from other seeds.
+_RL_SEED = 1_000_003
+
+
+class Teacher(Protocol):
+    """Adds the scores of a finished run to batches; `experiments.teacher` makes one."""
+
+    def with_scores(
+        self, batches: Callable[[int], Iterator[Any]]
+    ) -> Callable[[int], Iterator[Any]]: ...
+
+
+class LCRSERExperiment(Experiment):
+    """Stages `pretrain`, and where `config.rl.enabled` also `rl` and `control`.
+
+    Args:
+      config: a resolved config (`experiments.resolve.resolve`).
+      data: the data it names.
+      teacher: scores the candidates that pre-training is to learn from (`config.pretrain.teacher`);
+        None where it learns from clicks alone, or where nothing is trained.
+    """
+
+    stages: tuple[str, ...] = ("rl", "pretrain", "control")
+
+    def __init__(
+        self, config: config_dict.ConfigDict, data: Dataset, teacher: Teacher | None = None
+    ):
+        values = config.model.to_dict() | {
+            "rec_length": config.data.rec_length,
+            "search_length": config.data.search_length,
+        }
+        model_config = build(ModelConfig, values, section="model")
+        if not 0 <= config.pretrain.active_steps <= model_config.max_steps:
+            raise UserError(
+                f"expected config.pretrain.active_steps from 0 to model.max_steps = "
+                f"{model_config.max_steps}, found {config.pretrain.active_steps}; set one of them"
+            )
+        if config.rl.enabled:
+            sizes = ("examples", "batch_size", "evals", "gamma", "negatives")
+            positive(config, *(f"rl.{name}" for name in sizes))
+            not_negative(config, "rl.lambda_kl", "rl.learning_rate", "rl.clip_eps")
+        weights = ("lambda_tcl", "margin", "lambda_distil")
+        not_negative(config, *(f"pretrain.{name}" for name in weights))
+        self.model = LCRSER(model_config)
+        loss = build(LossConfig, config.pretrain.to_dict(), section="pretrain")
+        ranker = LCRSERRanker(self.model, loss)
+        super().__init__(config, data, ranker)
+        self.numbers = ranker.numbers
+        self._teacher = teacher
+        if self.item_words is not None and config.rl.enabled:
+            raise UserError(
+                "expected config.rl.enabled=False with config.data.item_words, found True: GRPO "
+                "reads items without their words; set it"
+            )
+        self._reinforce_config = build(
+            ReinforceConfig,
+            config.rl.to_dict() | {"active_steps": config.pretrain.active_steps},
+            section="rl",
+        )
+
+    def check_data(self) -> None:
+        super().check_data()
+        if self.config.rl.enabled:
+            next(self._rl_batches()[0](0))
+
+    def plan(self, workdir: Workdir) -> Plan:
+        task = self.pretrain_task()
+        pretrained = yield task, self.loop_config(task)
+        self.test_stage(workdir, "pretrain", pretrained)
+        if not self.config.rl.enabled:
+            return
+        rl = self.config.rl
+        reinforced = yield (
+            self.rl_task(pretrained.state),
+            self._further(rl.batch_size, rl.learning_rate),
+        )
+        self.test_stage(workdir, "rl", reinforced)
+        # The control goes on at the rate of the state it starts from.
+        control = yield (
+            self.pretrain_task("control", pretrained.state),
+            self._further(self.config.pretrain.batch_size, pretrained.learning_rate),
+        )
+        self.test_stage(workdir, "control", control)
+
+    def training_batches(self, seed: int) -> tuple[Callable[[int], Iterator[Any]], int]:
+        batches, steps_per_epoch = super().training_batches(seed)
+        if self._teacher is not None:
+            batches = self._teacher.with_scores(batches)
+        return batches, steps_per_epoch
+
+    def _further(self, batch_size: int, learning_rate: float) -> LoopConfig:
+        """`rl.examples` further examples in batches of `batch_size`."""
+        max_steps = steps_for(self.config.rl.examples, batch_size)
+        return self.loop(
+            max_steps=max_steps,
+            eval_every=max(1, max_steps // self.config.rl.evals),
+            learning_rate=learning_rate,
+        )
+
+    def _rl_batches(self) -> tuple[Callable[[int], Iterator[Any]], int]:
+        return self.data.training(
+            batch_size=self.config.rl.batch_size,
+            negatives=self.config.rl.negatives,
+            seed=self.config.seed + _RL_SEED,
+        )
+
+    def rl_task(self, initial: Any) -> ReinforceTask:
+        config = self.config.rl
+        batches, steps_per_epoch = self._rl_batches()
+        return ReinforceTask(
+            model=self.model,
+            config=self._reinforce_config,
+            initial=initial,
+            batches=batches,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=config.batch_size,
+            evaluate=self.validate,
+            selection=self.selection,
+            seed=self.config.seed + _RL_SEED,
+            partition=self.partition,
+        )
+
+    def _shapes(self, stage: str) -> Any:
+        pretrained = super()._shapes(stage)
+        if stage != "rl":
+            return pretrained
+        return jax.eval_shape(lambda state: self.rl_task(state).state_from(state), pretrained)

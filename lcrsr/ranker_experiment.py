@@ -1,0 +1,360 @@
+"""A config's model with its data: makes the training task, evaluates states, runs the stages."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from core import metrics, results
+from core.errors import UserError
+from core.experiment import Plan
+from core.loop import LoopConfig, StageResult, run_stage
+from core.partitioning import TABLE, Partition, make_mesh
+from core.results import with_more
+from core.settings import build, not_negative, positive
+from core.workdir import Workdir
+from input_pipelines.dataset import Dataset
+from input_pipelines.protocols import PROTOCOLS, check_evaluation
+from lcrsr.embedding import PARTITION_RULES
+from lcrsr.evaluation import Evaluator
+from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker import Ranker
+
+_LOG = logging.getLogger(__name__)
+# Updates of an epoch at least, and the batches to choose from, where the size of the log decides.
+_UPDATES, _BATCHES = 300, (32, 1024)
+# Protocols that early stopping may go by.
+_SELECTING = ("neg99", "full")
+# What a training divides by or counts to, and axes that it reduces.
+_SIZES = (
+    "pretrain.batch_size",
+    "pretrain.max_epochs",
+    "pretrain.evals_per_epoch",
+    "loop.log_every",
+    "loop.checkpoint_every",
+    "data.rec_length",
+    "data.search_length",
+    "data.words",
+    "data.clicks",
+)
+
+
+def partition_of(
+    config: config_dict.ConfigDict, table_width: int | None = None
+) -> Partition | None:
+    """The mesh of `config.mesh` with the rules of its tables; None for one device.
+
+    Args:
+      table_width: D of the tables' rows, by which they are packed; None packs nothing.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or a batch size does not fit the mesh.
+    """
+    mesh = config.get("mesh")
+    if mesh is None or ((mesh.data, mesh.table) == (1, 1) and jax.process_count() == 1):
+        return None
+    partition = Partition(make_mesh(mesh.data, mesh.table), PARTITION_RULES, table_width)
+    if partition.size == 1:
+        return None
+    sizes = {"pretrain": ("batch_size",), "eval": ("batch_size", "full_batch_size")}
+    if "rl" in config:
+        sizes["rl"] = ("batch_size",)
+    for section, names in sizes.items():
+        for name in names:
+            partition.check_batch_size(config[section][name], f"config.{section}.{name}")
+    if config.pretrain.table_update == "dense" and partition.mesh.shape[TABLE] > 1:
+        raise UserError(
+            f"expected config.mesh.table=1 with pretrain.table_update='dense', found {mesh.table}: "
+            "dense updates need whole tables; cut batches only, with config.mesh.data"
+        )
+    return partition
+
+
+def batch_for(examples: int) -> int:
+    """Chooses a batch by the size of the log: `pretrain.batch_size` where that is 0.
+
+    It is the largest power of two that leaves an epoch at least 300 updates, from 32 to 1,024:
+    large logs get UniSAR's batch, Amazon Beauty the 256 that validation chose there
+    (docs/CHOICES.md). The rate stays the config's.
+    """
+    return 2 ** int(np.clip(np.log2(max(1.0, examples / _UPDATES)), *np.log2(_BATCHES)))
+
+
+def _with_batch(config: config_dict.ConfigDict, data: Dataset) -> config_dict.ConfigDict:
+    """Sets the batch of a config that leaves it to the size of the log."""
+    if config.pretrain.batch_size != 0:
+        return config
+    config = config_dict.ConfigDict(config.to_dict())
+    examples = len(data.splits.train)
+    config.pretrain.batch_size = batch_for(examples)
+    _LOG.info("batches of %d for %d training examples", config.pretrain.batch_size, examples)
+    return config
+
+
+class Evaluated:
+    """Evaluates by split and protocol whatever has `config`, `data` and `evaluator`."""
+
+    config: config_dict.ConfigDict
+    data: Dataset
+    evaluator: Any
+
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
+        self.columns("recommendation", protocol)
+        if protocol == "full":
+            return self.evaluator.full(params, tables, self.data.full(split))
+        return self.evaluator.sampled(params, tables, self.data.sampled(split, protocol))
+
+    def check_data(self) -> None:
+        """Makes what a run reads: candidate lists, which are kept, and a batch of each training.
+
+        Raises:
+          UserError: the data does not have what they need.
+        """
+        self.data.split("test")
+        self.data.possible("test", self.config.eval.protocols)
+
+    def columns(self, task: str, protocol: str) -> tuple[str, ...]:
+        """What `evaluate` calls a protocol of a task: here a protocol is itself.
+
+        Raises:
+          UserError: another task than recommendation, or no such protocol.
+        """
+        if task != "recommendation":
+            raise UserError(
+                f"expected task recommendation of a run of {self.config.method}, found {task!r}; "
+                "only gensar answers searches"
+            )
+        if protocol not in PROTOCOLS:
+            raise UserError(
+                f"expected protocols of {', '.join(PROTOCOLS)}, found {protocol!r}; pass these"
+            )
+        return (protocol,)
+
+    def details(self, split: str, protocol: str) -> dict[str, Any]:
+        """Returns further arguments of `results.save` for a row."""
+        users, counted = self.data.split(split).user, self.data.counted(split, protocol)
+        return results.counting(users, counted, {}, self.selection)
+
+    @property
+    def selection(self) -> str:
+        """Names the metric that decides on validation; of what is fitted at once nothing does."""
+        return self.config.eval.selection
+
+    def test_once(
+        self,
+        workdir: Workdir,
+        stage: str,
+        step: int,
+        params: Any,
+        tables: Any,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        """Reads the test split for a finished stage; a saved row is not computed again.
+
+        Args:
+          more: further entries of the rows.
+
+        Raises:
+          core.errors.Preempted: SIGTERM or Ctrl-C; the protocols before are saved.
+          core.loop.NotFinite: scores are NaN; the protocols before are saved.
+        """
+        done = results.tested(workdir)
+        for protocol in self.data.possible("test", self.config.eval.protocols):
+            if (stage, step, protocol) in done:
+                continue
+            with results.testing(stage, protocol):
+                sums = self.evaluate(params, tables, "test", protocol)
+            results.save(
+                workdir,
+                sums,
+                stage=stage,
+                split="test",
+                protocol=protocol,
+                step=step,
+                config=self.config,
+                origin=self.data.origin,
+                **with_more(self.details("test", protocol), more or {}),
+            )
+
+
+class Experiment(Evaluated):
+    """Trains a `Ranker` by one stage, `pretrain`.
+
+    Args:
+      config: a resolved config (`experiments.resolve.resolve`).
+      data: the data it names.
+      ranker: the model.
+
+    Raises:
+      UserError: a setting that does not exist or does not fit.
+    """
+
+    stages: tuple[str, ...] = ("pretrain",)
+
+    def __init__(self, config: config_dict.ConfigDict, data: Dataset, ranker: Ranker):
+        config = _with_batch(config, data)
+        positive(config, *_SIZES)
+        if not ranker.needs_whole_tables:
+            positive(config, "data.train_negatives")  # the target alone teaches no order
+        not_negative(config, "pretrain.lambda_l2", "pretrain.learning_rate")
+        check_evaluation(config)
+        self.config, self.data, self.ranker = config, data, ranker
+        self.partition = partition_of(config, ranker.width)
+        self.item_words = data.item_words()
+        self.evaluator = Evaluator(
+            ranker,
+            tuple(config.eval.metrics),
+            num_items=data.table_sizes["num_items"],
+            item_words=self.item_words,
+            partition=self.partition,
+        )
+        if config.eval.selection not in [
+            metrics.full_name(name, protocol)
+            for name in config.eval.metrics
+            for protocol in _SELECTING
+        ]:
+            raise UserError(
+                f"expected config.eval.selection to be one of eval.metrics against "
+                f"{' or '.join(_SELECTING)}, found {config.eval.selection!r}; for instance "
+                "'ndcg@5/neg99'"
+            )
+        # Everything that can be wrong with the task is found before the workdir is written.
+        if "search" in ranker.tasks and not config.data.use_search:
+            raise UserError(
+                "expected a model of recommendation alone where config.data.use_search is False, "
+                "found one that trains on searches too; set --config.model.search_weight=0"
+            )
+        if ranker.needs_whole_tables and config.pretrain.table_update != "dense":
+            raise UserError(
+                f"expected config.pretrain.table_update='dense', found "
+                f"{config.pretrain.table_update!r}: this loss is over all items, and touched rows "
+                "alone get no gradient from it; set it, or another config.model.loss"
+            )
+        if self.item_words is not None and config.pretrain.table_update != "dense":
+            raise UserError(
+                f"expected config.pretrain.table_update='dense' with config.data.item_words, found "
+                f"{config.pretrain.table_update!r}; set it"
+            )
+        self._pretrain_config = build(PretrainConfig, config.pretrain.to_dict(), section="pretrain")
+
+    def check_data(self) -> None:
+        super().check_data()
+        self.example_batch()
+        # A teacher's scores, which cost time, need nothing more.
+        batches, _ = Experiment.training_batches(self, self.config.seed)
+        next(batches(0))
+
+    def run(self, workdir: Workdir) -> None:
+        """Trains every stage, or continues it, and reads the test split once for each."""
+        stages = self.plan(workdir)
+        task, config = next(stages)
+        with contextlib.suppress(StopIteration):
+            while True:
+                task, config = stages.send(run_stage(task, config, workdir))
+
+    def plan(self, workdir: Workdir) -> Plan:
+        """The stages in order: gives each to be trained, is sent its result, and tests that."""
+        task = self.pretrain_task()
+        finished = yield task, self.loop_config(task)
+        self.test_stage(workdir, "pretrain", finished)
+
+    def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
+        state = finished.state
+        more = {"still_improving": finished.still_improving}
+        self.test_once(workdir, stage, finished.best_step, state["params"], state["tables"], more)
+
+    def pretrain_task(self, name: str = "pretrain", initial: Any = None) -> PretrainTask:
+        """Returns the training stage, or with `initial` one that goes on from there."""
+        config = self.config.pretrain
+        batches, steps_per_epoch = self.training_batches(self.config.seed)
+        first_step = 0 if initial is None else int(initial["step"])
+        return PretrainTask(
+            name=name,
+            ranker=self.ranker,
+            config=self._pretrain_config,
+            table_sizes=self.data.table_sizes,
+            example_batch=self.example_batch(),
+            # What goes on takes the batch after the state it starts from.
+            batches=lambda start: batches(first_step + start),
+            steps_per_epoch=steps_per_epoch,
+            batch_size=config.batch_size,
+            evaluate=self.validate,
+            selection=self.selection,
+            seed=self.config.seed,
+            initial=initial,
+            item_words=self.item_words,
+            partition=self.partition,
+        )
+
+    def training_batches(self, seed: int) -> tuple[Callable[[int], Iterator[Any]], int]:
+        """Pre-training's endless batches from a step on, and how many an epoch has."""
+        return self.data.training(
+            batch_size=self.config.pretrain.batch_size,
+            negatives=self.config.data.train_negatives,
+            seed=seed,
+            tasks=self.ranker.tasks,
+        )
+
+    def loop_config(self, task: PretrainTask) -> LoopConfig:
+        """How long pre-training runs and how often it looks."""
+        pretrain, steps_per_epoch = self.config.pretrain, task.steps_per_epoch
+        return self.loop(
+            max_steps=max(1, round(pretrain.max_epochs * steps_per_epoch)),
+            eval_every=max(1, round(steps_per_epoch / pretrain.evals_per_epoch)),
+            learning_rate=pretrain.learning_rate,
+        )
+
+    def loop(self, *, max_steps: int, eval_every: int, learning_rate: float) -> LoopConfig:
+        """The loop's settings around what differs between stages."""
+        pretrain = self.config.pretrain
+        return LoopConfig(
+            max_steps=max_steps,
+            eval_every=eval_every,
+            checkpoint_every=self.config.loop.checkpoint_every,
+            log_every=self.config.loop.log_every,
+            learning_rate=learning_rate,
+            min_learning_rate=min(learning_rate, pretrain.min_learning_rate),
+            plateau_factor=pretrain.plateau_factor,
+            plateau_patience=pretrain.plateau_patience,
+            stop_patience=pretrain.stop_patience,
+        )
+
+    def example_batch(self) -> dict[str, np.ndarray]:
+        """Returns a batch of the right ranks, for shapes only."""
+        protocol = self._selecting
+        if protocol == "full":
+            return next(self.data.full("validation"))[0]
+        return next(self.data.sampled("validation", protocol))
+
+    @functools.cached_property
+    def selection(self) -> str:
+        """Names the metric that decides; see `input_pipelines.dataset.Dataset.selection`."""
+        return self.data.selection()
+
+    @property
+    def _selecting(self) -> str:
+        return self.selection.partition("/")[2]
+
+    def validate(self, params: Any, tables: Any) -> dict[str, float]:
+        """Measures the validation users under the protocol that decides."""
+        protocol = self._selecting
+        means = self.evaluate(params, tables, "validation", protocol).means()
+        return {metrics.full_name(name, protocol): value for name, value in means.items()}
+
+    def abstract_state(self, stage: str) -> Any:
+        """Shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""
+        return self._placed(self._shapes(stage))
+
+    def _placed(self, state: Any) -> Any:
+        return state if self.partition is None else self.partition.abstract(state)
+
+    def _shapes(self, stage: str) -> Any:
+        del stage
+        return jax.eval_shape(self.pretrain_task().random_state)

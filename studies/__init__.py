@@ -1,0 +1,1 @@
+"""Compares and explains finished runs: statistics, tables, figures, reports."""

@@ -1,0 +1,111 @@
+"""The benchmark: operations counted by hand, a table and JSON, mistakes in one line."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import run as program
+from benchmarks.run import benchmark, print_table
+from benchmarks.timing import matmul_operations, measure
+from configs import lcr_ser_defaults, sasrec_qilin
+from core.errors import UserError
+
+
+def test_operations_of_a_product_its_gradient_and_a_loop():
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    assert matmul_operations(jnp.matmul, a, b) == 2 * 3 * 5 * 7
+
+    def loss(a, b):
+        return (a @ b).sum()
+
+    # The backward pass has one product for each of the two arguments.
+    both = matmul_operations(jax.jit(jax.value_and_grad(loss, argnums=(0, 1))), a, b)
+    assert both == 3 * (2 * 3 * 5 * 7)
+
+    def loop(x):
+        return jax.lax.scan(lambda x, _: (x @ jnp.ones((3, 3)), None), x, length=4)[0]
+
+    assert matmul_operations(loop, jnp.ones((3, 3))) == 4 * 2 * 27
+    batched = matmul_operations(
+        lambda x, y: jnp.einsum("bij,bjk->bik", x, y), *2 * [jnp.ones((6, 2, 2))]
+    )
+    assert batched == 6 * 2 * 8
+
+
+def test_measure_carries_a_donated_state_and_counts_its_buffers_once():
+    calls = []
+
+    def step(state, x):
+        jax.debug.callback(lambda value: calls.append(int(value)), state["n"])
+        return {"n": state["n"] + 1, "big": state["big"] + x}, state["n"]
+
+    state = {"n": jnp.int32(0), "big": jnp.zeros(250_000)}
+    timing = measure(step, state, jnp.float32(1.0), repeats=3, carry=True)
+    assert calls == [0, 1, 2, 3, 4], "two calls to warm up, three timed, each from the one before"
+    assert 1_000_000 <= timing.peak_bytes < 1_500_000
+    assert timing.seconds > 0 and timing.compile_seconds > 0
+
+
+@pytest.mark.slow
+def test_the_suites_of_gensar():
+    found = benchmark(["identifiers", "gensar"], "tiny", "float32", lcr_ser_defaults.get_config())
+    units = [(row["suite"], row["unit"]) for row in found["rows"]]
+    assert units == [
+        ("identifiers", "items/s"),
+        ("identifiers", "of matmul rate"),
+        ("gensar", "examples/s"),
+    ]
+    # Both encoders and decoders, thrice for the gradient (the inputs need none), dominate.
+    layers = [192 * 512, 512 * 256, 256 * 128, 128 * 64, 64 * 32]
+    dense = 2 * 8 * 2 * (2 * 3 * sum(layers) - layers[0])
+    assert dense < found["rows"][0]["details"]["operations"] < 1.2 * dense
+
+
+def test_a_suite_gives_rows_and_a_table(capsys):
+    found = benchmark(["score"], "tiny", "bfloat16", lcr_ser_defaults.get_config())
+    first = found["rows"][0]
+    assert (first["suite"], first["unit"]) == ("score", "users/s")
+    seconds = first["details"]["seconds"]
+    assert first["value"] == pytest.approx(found["shapes"]["batch"] / seconds)
+    rate = found["matmul_gflops_each"][0] * 1e9
+    assert first["share"] == pytest.approx(first["details"]["operations"] / seconds / rate)
+    assert first["met"] is None, "marks hold for the full shapes only"
+    json.dumps(found)
+    print_table(found)
+    assert "scoring 5 candidates" in capsys.readouterr().out
+
+
+def test_an_unknown_suite_is_named():
+    with pytest.raises(UserError, match="found 'speed'"):
+        benchmark(["speed"], "tiny", "float32", None)
+    with pytest.raises(UserError, match=r"expected --suite of all or train, .*, found ''; pass"):
+        benchmark([], "tiny", "float32", None)
+    with pytest.raises(UserError, match="a config of lcr_ser, found one of 'sasrec'"):
+        benchmark(["score"], "tiny", "float32", sasrec_qilin.get_config())
+
+
+def test_all_suites_may_stand_beside_some():
+    assert program.chosen_suites(["train", "all"]) == list(program.SUITES)
+    assert program.chosen_suites(["score", "train", "score"]) == ["score", "train"]
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(
+    tmp_path, monkeypatch
+):
+    given = types.SimpleNamespace(suite=["all"], json=str(tmp_path / "no" / "figures.json"))
+    monkeypatch.setattr(program.flags, "FLAGS", given)
+    with pytest.raises(UserError, match="--json=FILE in a folder that exists"):
+        program.main()
+
+
+@pytest.mark.slow
+def test_unisar_is_timed_with_and_without_its_search_task():
+    found = benchmark(["unisar"], "tiny", "float32", None)
+    assert [row["name"] for row in found["rows"]] == [
+        "UniSAR, recommendation",
+        "UniSAR, both tasks",
+    ]
+    assert all(row["value"] > 0 for row in found["rows"])

@@ -1,0 +1,196 @@
+"""What GenSAR reads beside the log: settings that name files, and what a run is held to."""
+
+import gc
+import json
+import pathlib
+import types
+
+import jax.numpy as jnp
+import pytest
+from test_gensar import SHARED, SMALL, changed, table_of, write_beauty
+from test_gensar_examples import holds
+
+from configs import gensar_amazon_beauty
+from core.checkpoints import Checkpoints
+from core.errors import UserError
+from core.workdir import Workdir
+from experiments.resolve import resolve
+from experiments.restored import Restored
+from experiments.train import train
+from gensar_jax import experiment as gensar_experiment
+from gensar_jax import recorded_inputs, vocabulary
+from gensar_jax.examples import GenSARExamples
+from gensar_jax.experiment import GenSARExperiment
+from gensar_jax.identifiers import IdentifierTable, save_table
+from gensar_jax.vocabulary import Vocabulary
+from input_pipelines import histories
+from input_pipelines.dataset import Dataset
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Runs of it are killed before the first update: what is kept is kept before."""
+    found = gensar_amazon_beauty.get_config()
+    found.data_dir, found.cache_dir = write_beauty(tmp_path / "raw"), str(tmp_path / "cache")
+    found.update_from_flattened_dict(SMALL)
+    found.identifiers = str(tmp_path / "table")
+    (tmp_path / "table").mkdir()
+    save_table(found.identifiers, table_of(Dataset(resolve(found)).log), {})
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gensar_experiment, "run_stage", killed)
+    return found
+
+
+def begin(config, tmp_path):
+    gc.collect()  # the error of the run before may still hold the lock of its workdir
+    with pytest.raises(KeyboardInterrupt):
+        train(config, str(tmp_path / "w"))
+    return tmp_path / "w"
+
+
+def refused(program, *arguments):
+    gc.collect()
+    with pytest.raises(UserError) as error:
+        program(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def edit_titles(config):
+    path = pathlib.Path(config.data_dir) / "items.jsonl"
+    path.write_text(path.read_text().replace('"pot model', '"large pan model'))
+
+
+def write_pieces(path, text):
+    path.write_bytes(vocabulary.train_pieces([text, "pots and pans; tea"], 300))
+    return str(path)
+
+
+def test_a_run_is_held_to_its_item_texts(config, tmp_path):
+    workdir = begin(config, tmp_path)
+    begin(config, tmp_path)  # the same again goes on
+    before = Dataset(resolve(config)).log
+    edit_titles(config)
+    assert Dataset(resolve(config)).log.hash == before.hash, "else the log's hash would do"
+    kept = json.loads((workdir / "inputs.json").read_text())
+    for program, argument in ((train, config), (Restored, str(workdir))):
+        arguments = (argument, str(workdir)) if program is train else (argument,)
+        message = refused(program, *arguments)
+        assert f"expected the item texts {kept['item texts']}" in message
+        assert "bring the data with those texts back" in message
+
+
+def test_a_run_is_held_to_its_pieces_and_keeps_them(config, tmp_path):
+    path = tmp_path / "mine.model"
+    given = changed(config, vocabulary__pieces_model=write_pieces(path, "green cup"))
+    workdir = begin(given, tmp_path)
+    model = path.read_bytes()
+    write_pieces(path, "yellow kettles whistle")
+    for program, arguments in ((train, (given, str(workdir))), (Restored, (str(workdir),))):
+        assert "expected the vocabulary" in refused(program, *arguments)
+    # What the message says to bring back.
+    path.write_bytes((workdir / "vocabulary" / "pieces.model").read_bytes())
+    assert path.read_bytes() == model
+    begin(given, tmp_path)
+    examples = GenSARExamples(resolve(given), *data_and_table(given))
+    assert Vocabulary.load(workdir / "vocabulary").digest == examples.vocabulary.digest
+
+
+def data_and_table(config):
+    data = Dataset(resolve(config))
+    return data, table_of(data.log)
+
+
+def test_training_is_held_to_its_pseudo_queries_and_nothing_else_is(config, tmp_path):
+    path = tmp_path / "queries.txt"
+    path.write_text("0\tmy first\n1\tmy second\n")
+    given = changed(config, prompts__pseudo_queries=str(path))
+    workdir = begin(given, tmp_path)
+    path.write_text("0\tmy first\n1\tmy third\n")
+    assert "expected the pseudo-queries" in refused(train, given, str(workdir))
+    # Nobody but training reads them: all that evaluation misses here is a checkpoint.
+    assert "expected checkpoints of stage joint" in refused(Restored, str(workdir))
+
+
+def test_a_continued_run_is_held_to_its_identifiers_at_its_start(config, tmp_path):
+    workdir = begin(config, tmp_path)
+    table = table_of(Dataset(resolve(config)).log)
+    codes = {name: codes[::-1] for name, codes in table.codes.items()}
+    other = IdentifierTable(codes, 1, 8, table.data_hash)
+    save_table(config.identifiers, other, {})
+    for program, arguments in ((train, (config, str(workdir))), (Restored, (str(workdir),))):
+        message = refused(program, *arguments)
+        assert f"expected the identifier table {table.hash}" in message and other.hash in message
+
+
+def test_runs_of_before_there_was_a_record_pass_and_get_none(config, tmp_path):
+    experiment = GenSARExperiment(resolve(config), Dataset(resolve(config)))
+    checkpoints = Checkpoints(str(tmp_path / "w" / "checkpoints" / "joint"))
+    checkpoints.save(1, {"x": jnp.ones(1)}, {"step": 1, "best_step": None}, None)
+    checkpoints.wait()
+    checkpoints.close()
+    workdir = Workdir(str(tmp_path / "w"))
+    recorded_inputs.keep(workdir, experiment.examples, experiment.table_hash)
+    recorded_inputs.check(workdir, experiment.examples, experiment.table_hash)
+    assert not (tmp_path / "w" / "inputs.json").exists()
+
+
+def test_pieces_come_from_the_model_that_the_config_names(config, tmp_path):
+    own = GenSARExamples(resolve(config), *data_and_table(config))
+    path = write_pieces(tmp_path / "mine.model", "green cup")
+    given = changed(config, vocabulary__pieces_model=path)
+    examples = GenSARExamples(resolve(given), *data_and_table(given))
+    pieces = vocabulary._processor(pathlib.Path(path).read_bytes(), path)
+    assert examples.vocabulary.text_rows == len(pieces) != own.vocabulary.text_rows
+    # A query as its own model writes it, in a prompt.
+    searches = examples._searches
+    query = histories.query_text(Dataset(resolve(given)).log, int(searches.target_row[0]))
+    assert holds(examples.training_example("nsip", 0, 0).inputs, pieces.EncodeAsIds(query))
+    missing = changed(config, vocabulary__pieces_model=str(tmp_path / "none.model"))
+    message = refused(train, missing, str(tmp_path / "w"))
+    assert "expected a SentencePiece model, found no" in message
+    assert not (tmp_path / "w").exists()
+
+
+def test_pseudo_queries_come_from_the_file_that_the_config_names(config, tmp_path):
+    path = tmp_path / "queries.txt"
+    data, table = data_and_table(config)
+    names = data.log.item_ids.tolist()
+    rows = data.log.rec_items[data.splits.training_rows]
+    first, second = sorted(set(rows.tolist()))[:2]
+    held_out = names.index(str(SHARED + 1))
+    assert held_out not in rows
+    wanted = [(second, "teapot handle"), (first, "lid"), (second, "spout")]
+    lines = [*wanted[:1], (held_out, "never trained"), *wanted[1:]]
+    path.write_text("".join(f"{names[item]}\t{query}\n" for item, query in lines))
+    given = changed(config, prompts__pseudo_queries=str(path), mixture__pseudo_query=3)
+    examples = GenSARExamples(resolve(given), data, table)
+    assert examples.mixture.counts["pseudo_query"] == 3
+    assert len(examples._pseudo) == len(wanted)
+    for row, (item, query) in enumerate(wanted):
+        example = examples.training_example("pseudo_query", row, 0)
+        assert query in examples.vocabulary.text_of(example.inputs)
+        assert holds(example.targets, examples.prompts.catalogue.identifier(item, "semantic"))
+    for text, found in (
+        ("7 no tab\n", "line 1 of"),
+        ("nobody\tx\n", "found 'nobody"),
+        ("", "none"),
+    ):
+        path.write_text(text)
+        assert found in refused(train, given, str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xe9", b"[" * 100_000, b"{}", b'{"item texts": 3}']
+)
+def test_a_broken_record_of_a_run_is_one_line(tmp_path, content):
+    (tmp_path / "inputs.json").write_bytes(content)
+    examples = types.SimpleNamespace(
+        texts_hash="a", vocabulary=types.SimpleNamespace(digest="b"), pseudo_queries_hash="c"
+    )
+    message = refused(recorded_inputs.check, Workdir(str(tmp_path)), examples, "d")
+    assert "inputs.json, found" in message and "; restore the file, or train in" in message

@@ -1,0 +1,120 @@
+"""Floors of the search task from configs, on a made-up catalogue."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import retrieval
+from core.errors import UserError
+from experiments.evaluate import evaluate
+from experiments.restored import Restored
+from experiments.train import train
+
+USERS, ITEMS = 12, 120
+
+
+def write_beauty(folder):
+    """Item i has query i % 4; the users with an even number end with item 1, the others with 5.
+
+    Both have query 1, and item 1 is bought by all in training, item 5 by the odd ones alone.
+    """
+    folder.mkdir()
+    with open(folder / "items.jsonl", "w") as file:
+        for item in range(ITEMS):
+            record = {"item": item, "query_ids": [item % 4], "title": f"kind{item % 4} model{item}"}
+            file.write(json.dumps(record) + "\n")
+    (folder / "queries.tsv").write_text("".join(f"{q}\tkind{q} thing\n" for q in range(4)))
+    with open(folder / "sequences.tsv", "w") as file:
+        for user in range(USERS):
+            ends = [8, 1] if user % 2 == 0 else [12, 5]
+            starts = [20 + user, 5, 40 + user] if user % 2 == 0 else [20 + user, 1, 40 + user]
+            file.write(f"{user}\t{' '.join(map(str, starts + ends))}\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_beauty(tmp_path_factory.mktemp("raw") / "beauty")
+
+
+def config_of(kind, folder, tmp_path_factory):
+    config = retrieval.get_config(f"{kind},amazon_beauty")
+    config.data_dir = folder
+    config.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
+    return config
+
+
+def test_popularity_of_the_query_ranks_what_was_bought_after_it(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    config = config_of("query_popularity", folder, tmp_path_factory)
+    found = train(config, str(workdir))
+    rows = {row["protocol"]: row for row in found["rows"]}
+    assert set(rows) == {"search/full", "search/bm25_99"}
+    for protocol, row in rows.items():
+        assert row["examples"] == USERS and row["task"] == "search" and row["stage"] == "fit"
+        assert all(name.endswith(f"/{protocol}") for name in row["metrics"])
+    # Six users bought item 5 in training and six item 1; nothing else of query 1 more than once,
+    # and what a user has bought does not count: every target is first.
+    assert rows["search/full"]["metrics"]["hr@1/search/full"] == 1.0
+    again = evaluate(Restored(str(workdir)), "test", "search/full")
+    assert again["metrics"] == rows["search/full"]["metrics"]
+    with pytest.raises(UserError, match="--task=search"):
+        Restored(str(workdir)).experiment.columns("recommendation", "full")
+    with pytest.raises(UserError, match="found 'neg98'"):
+        Restored(str(workdir)).experiment.columns("search", "neg98")
+    with np.load(workdir / rows["search/full"]["per_user"]) as values:
+        assert len(values["user"]) == USERS
+
+
+def write_two_clicks(folder):
+    """Six users click a and b after 'tea' in training; six others do so in their last search."""
+    folder.mkdir()
+    clicks = [(f"u{u}", f"i{5 * u + t}", 10 * t + 10) for u in range(12) for t in range(5)]
+    rows = [f"u{u},s,{15 if u < 6 else 49},tea,a b" for u in range(12)]
+    texts = [f"i{i},pot {i}" for i in range(120)]
+    for name, header, lines in (
+        ("clicks", "user,item,time", [",".join(map(str, row)) for row in clicks]),
+        ("searches", "user,session,time,query,clicked_items", rows),
+        ("items", "item,title", [*texts, "a,red tea", "b,green tea"]),
+    ):
+        (folder / f"{name}.csv").write_text("\n".join([header, *lines]) + "\n")
+    return str(folder)
+
+
+def test_the_other_click_of_a_search_never_stands_above_a_target(tmp_path, tmp_path_factory):
+    config = retrieval.get_config("query_popularity,csv_log")
+    config.data_dir = write_two_clicks(tmp_path / "raw")
+    config.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
+    config.eval.search_protocols = ("full", "catalogue", "bm25_99", "neg99")
+    for kind in ("query_popularity", "bm25"):
+        config.model.kind = kind
+        rows = train(config, str(tmp_path / kind))["rows"]
+        # a and b are equally popular, and equally near: with the other one there .5 is the most.
+        for row in rows:
+            assert row["metrics"][f"hr@1/{row['protocol']}"] == 1.0 and row["examples"] == 12
+        assert len(rows) == 4
+
+
+@pytest.mark.parametrize("kind", ["bm25", "tfidf", "dense", "query_knn"])
+def test_every_kind_runs(kind, folder, tmp_path_factory, tmp_path):
+    config = config_of(kind, folder, tmp_path_factory)
+    config.eval.search_protocols = ("full",)
+    (row,) = train(config, str(tmp_path / "w"))["rows"]
+    found = row["metrics"]["hr@10/search/full"]
+    # 30 items have the word of the query, so that texts alone are a lottery among 30.
+    assert found == 1.0 if kind == "query_knn" else 0.2 < found < 0.6
+
+
+def test_mistakes(folder, tmp_path_factory, tmp_path):
+    with pytest.raises(ValueError, match="KIND,DATASET"):
+        retrieval.get_config("bm26,amazon_beauty")
+    config = config_of("bm25", folder, tmp_path_factory)
+    config.model.kind = "bm26"
+    with pytest.raises(UserError, match="found 'bm26'"):
+        train(config, str(tmp_path / "w"))
+    config = config_of("query_knn", folder, tmp_path_factory)
+    config.model.popularity_weight = -1.0
+    with pytest.raises(UserError, match=r"config\.model: expected popularity_weight"):
+        train(config, str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
