@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from core.process_watch import ProcessWatch
 
 CANNOT_RUN = 2
-HELP = frozenset(["--help", "-h"])
+HELP = frozenset(["--help", "-help", "-h"])
+HELP_FULL = frozenset(["--helpfull", "-helpfull"])
 # Set to anything, it shows the traceback of an error that nobody expected.
 TRACEBACK_VARIABLE = "LCRSR_TRACEBACK"
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as of programs that the signal ends
@@ -40,6 +41,7 @@ _PATIENCE_S = 5.0
 # How a config file refuses what is after its colon: the last line of a traceback.
 _CHOICES = re.compile(r"^ValueError: (expected .+, found .+)\s*\Z", re.MULTILINE)
 _MEANT = re.compile(r"""Did you mean:? "?([^"? ]+)""")
+_CONFIG_FLAG = ("--config", "-config")
 _CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
@@ -55,7 +57,7 @@ def begin(
     A program calls it before it imports what takes seconds, so that a mistake in a flag is told in
     less than one, and a signal is heard from then on. Unknown flags and config keys print one line
     on standard error and end with 2; --help prints what the program's module says of itself, and
-    its flags.
+    its flags; --helpfull those of the libraries too.
 
     Args:
       name: the module's `__name__`.
@@ -70,8 +72,9 @@ def begin(
     _log()
     of_libraries = set(flags.FLAGS)
     define_flags()
-    if HELP & set(sys.argv[1:]):
-        print(_help([name for name in flags.FLAGS if name not in of_libraries]))
+    if asked := (HELP | HELP_FULL) & set(sys.argv[1:]):
+        full = bool(asked & HELP_FULL)
+        print(_help([name for name in flags.FLAGS if full or name not in of_libraries]))
         sys.exit(0)
     with _ending():
         _parse()
@@ -157,7 +160,10 @@ def unexpected(error: Exception) -> str:
 
 def _help(names: Sequence[str]) -> str:
     """The running module's docstring, and the flags of these names with their defaults."""
-    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+    text = (sys.modules["__main__"].__doc__ or "").strip()
+    if sys.orig_argv[1:] and os.path.basename(sys.orig_argv[1]) == "lcrsr":
+        text = text.replace("python -m launch.", "lcrsr ")
+    lines = [text, "", "Flags:"]
     for name in names:
         flag = flags.FLAGS[name]
         default = _default(flag.default)
@@ -179,7 +185,7 @@ def _parse() -> None:
         one that does not take what is after its colon.
     """
     try:
-        words = flags.FLAGS(sys.argv)[1:]
+        words = flags.FLAGS(with_installed_configs(sys.argv))[1:]
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.to_dict()  # the file is only loaded by its first use
     except flags.UnrecognizedFlagError as error:
@@ -217,6 +223,33 @@ def _parse() -> None:
         ) from None
     if words:
         raise UserError(f"expected only flags, found the word {words[0]!r}; flags are --NAME=VALUE")
+
+
+def with_installed_configs(words: Sequence[str]) -> list[str]:
+    """Returns a command line whose --config names a file, where it names one of the library's.
+
+    `lcr_ser_qilin`, `sasrec:amazon_beauty` and, in a folder without such a file,
+    `configs/lcr_ser_qilin.py` are files of the installed package `configs`.
+    """
+    result: list[str] = []
+    for number, word in enumerate(words):
+        flag, given, value = word.partition("=")
+        if flag in _CONFIG_FLAG and given:
+            result.append(f"{flag}={_installed_config(value)}")
+        elif number and words[number - 1] in _CONFIG_FLAG:
+            result.append(_installed_config(word))
+        else:
+            result.append(word)
+    return result
+
+
+def _installed_config(value: str) -> str:
+    path, colon, choice = value.partition(":")
+    folder, name = os.path.split(path)
+    installed = _CONFIGS / f"{name.removesuffix('.py')}.py"
+    if folder not in ("", "configs") or os.path.isfile(path) or not installed.is_file():
+        return value
+    return f"{installed}{colon}{choice}"
 
 
 def _meant(error: Exception, before: str = "") -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -56,26 +57,33 @@ def is_writer() -> bool:
 
 
 def commit_id() -> str:
-    """The library's git commit, `-dirty` where the tree has changes, `unknown` outside git."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    """Returns the library's git commit, `-dirty` where the tree has changes.
+
+    Where it is installed outside a repository of its own it is `release 0.2.0`, or `unknown`.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        # Installed, it may lie in a repository of the user's.
+        if os.path.realpath(_git(root, "rev-parse", "--show-toplevel")) != root:
+            return _release()
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return _release()
     return head + ("-dirty" if changed else "")
+
+
+def _git(folder: str, *words: str) -> str:
+    command = ["git", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _release() -> str:
+    try:
+        return f"release {importlib.metadata.version('lcrsr')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
