@@ -16,16 +16,23 @@ from ml_collections import config_flags
 from core import cli
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the program's flags among `values`."""
     config_flags.DEFINE_config_file(
-        "config", "configs/lcr_ser_qilin.py", "Config file: configs/lcr_ser_DATASET.py."
+        "config",
+        "configs/lcr_ser_qilin.py",
+        "Config file: configs/lcr_ser_DATASET.py.",
+        flag_values=values,
     )
-    flags.DEFINE_string("folder", None, "An empty folder for the runs' checkpoints.")
-    flags.DEFINE_integer("steps", 100, "Updates of every run.", lower_bound=1)
-    flags.DEFINE_integer("arms", 6, "How many: K = 0, 1, ..", lower_bound=1)
-    flags.DEFINE_integer(
-        "together", 0, "Arms in one call of the program; 0: the default here.", lower_bound=0
+    flags.DEFINE_string(
+        "folder", None, "An empty folder for the runs' checkpoints.", flag_values=values
     )
+    for name, default, least, text in (
+        ("steps", 100, 1, "Updates of every run."),
+        ("arms", 6, 1, "How many: K = 0, 1, .."),
+        ("together", 0, 0, "Arms in one call of the program; 0: the default here."),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=values)
 
 
 cli.begin(__name__, define_flags)
@@ -125,14 +132,23 @@ def training(
     return [_timed(alone), _timed(side_by_side)]
 
 
-def main() -> None:
-    values = flags.FLAGS
-    folder = expanded(values.folder, "--folder") if values.folder else ""
+def empty_folder(name: str | None) -> str:
+    """Returns the folder that a flag names, as a path, which may be missing.
+
+    Raises:
+      UserError: none is named, it has files, or it or a folder above it is a file.
+    """
+    folder = expanded(name, "--folder") if name else ""
     if not folder or (os.path.isdir(folder) and os.listdir(folder)):
-        raise UserError(
-            f"expected --folder=DIR of an empty folder, found {values.folder!r}; pass another"
-        )
+        raise UserError(f"expected --folder=DIR of an empty folder, found {name!r}; pass another")
     check_no_file(folder, "--folder")
+    return folder
+
+
+def main() -> None:
+    """Prints four lines."""
+    values = flags.FLAGS
+    folder = empty_folder(values.folder)
     require_lcr_ser(values.config)
     together = values.together or (1 if jax.default_backend() == "cpu" else values.arms)
     together = min(together, values.arms)

@@ -35,7 +35,9 @@ def mesh_of(config: config_dict.ConfigDict, devices: Any) -> Mesh:
     return make_mesh(data, mesh.table, devices)
 
 
-def _state(network: Decoder, settings: Any, with_reference: bool) -> Any:
+def abstract_state(network: Decoder, settings: Any, with_reference: bool) -> Any:
+    """Returns the shapes of a stage's state before its first update, RL's with its reference."""
+
     def make():
         params = lora.split(
             init_params(network.config, jax.random.key(0)), network.config.lora_rank > 0
@@ -99,7 +101,7 @@ def steps(
         ("sft", sft_step(network, sft), sft, packed),
         ("rl", rl_step(network, rl, _CONTROLS, impl), rl, rollout),
     ):
-        state = _state(network, settings, name == "rl")
+        state = abstract_state(network, settings, name == "rl")
         cut = _placed(batch, partition.batch_shardings(batch))
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(partition.shardings(state), None))
         arguments = (partition.abstract(state), cut, rate)

@@ -44,57 +44,78 @@ _NEW_ROWS = 1024  # about as many id tokens as three levels of 256 and one more 
 _READ_BYTES = 2**30
 
 
-def _seconds(call: Callable[[], jax.Array]) -> float:
+def seconds_of(call: Callable[[], jax.Array]) -> float:
+    """Times one call by the clock."""
     start = time.perf_counter()
     call().block_until_ready()
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Prints two lines."""
-    f = flags.FLAGS
-    if f.tokens < 2:
-        raise UserError(f"expected --tokens of 2 or more, found {f.tokens}; pass more")
-    text_rows = QWEN3_ROWS if f.size != "tiny" else 512
-    config = of_size(f.size, text_rows, _NEW_ROWS, dtype=f.dtype, remat=False)
+def measure(
+    *,
+    size: str,
+    dtype: str,
+    count: int,
+    length: int,
+    tokens: int,
+    rounds: int,
+    read_bytes: int = _READ_BYTES,
+    seconds: Callable[[Callable[[], jax.Array]], float] = seconds_of,
+) -> list[str]:
+    """Measures sampling and reading; returns a line of each.
+
+    Args:
+      size, dtype, count, length, tokens, rounds: as the flags.
+      read_bytes: of the array that is read alone.
+      seconds: times a call.
+
+    Raises:
+      UserError: fewer than 2 tokens, which tell no step.
+    """
+    if tokens < 2:
+        raise UserError(f"expected --tokens of 2 or more, found {tokens}; pass more")
+    text_rows = QWEN3_ROWS if size != "tiny" else 512
+    config = of_size(size, text_rows, _NEW_ROWS, dtype=dtype, remat=False)
     network = Decoder(config)
     params = init_params(config, jax.random.key(0))
     rng = np.random.default_rng(0)
-    prompts = jnp.asarray(rng.integers(1, text_rows, (1, f.length)), jnp.int32)
+    prompts = jnp.asarray(rng.integers(1, text_rows, (1, length)), jnp.int32)
 
     def sampled(params, prompts, key, tokens):
-        lengths = jnp.full(1, f.length, jnp.int32)
+        lengths = jnp.full(1, length, jnp.int32)
         prompted = generation.read_prompts(network, params, prompts, lengths)
         # No token ends a trajectory: all are as long as asked.
-        found = generation.sample(
-            network, params, prompted, key, f.count, Sampling(max_tokens=tokens), ()
+        samples = generation.sample(
+            network, params, prompted, key, count, Sampling(max_tokens=tokens), ()
         )
-        return found.log_probs
+        return samples.log_probs
 
     compiled = jax.jit(sampled, static_argnames="tokens")
-    lengths = (1, f.tokens)
+    lengths = (1, tokens)
     calls = [
         functools.partial(compiled, params, prompts, jax.random.key(1), tokens=tokens)
         for tokens in lengths
     ]
-    numbers = jnp.ones(_READ_BYTES // 4, jnp.float32)
-    total = jax.jit(jnp.sum)
-    read = functools.partial(total, numbers)
+    read = functools.partial(jax.jit(jnp.sum), jnp.ones(read_bytes // 4, jnp.float32))
     for call in (*calls, read):
         call().block_until_ready()
-    taken = np.min([[_seconds(call) for call in (*calls, read)] for _ in range(f.rounds)], axis=0)
+    taken = np.min([[seconds(call) for call in (*calls, read)] for _ in range(rounds)], axis=0)
     step = (taken[1] - taken[0]) / (lengths[1] - lengths[0])
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    bandwidth = _READ_BYTES / taken[2]
-    bound = size / bandwidth
-    print(
-        f"{f.size}, {f.dtype}, {f.count} trajectories, {f.length} tokens of a prompt: "
-        f"{f.count / step:.1f} tokens/s, {1000 * step:.0f} ms a step"
-    )
-    print(
-        f"  {size / 1e9:.2f} GB of parameters at {bandwidth / 1e9:.1f} GB/s, read alone: "
-        f"{1000 * bound:.0f} ms, {bound / step:.0%} of a step"
-    )
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    bandwidth = read_bytes / taken[2]
+    bound = held / bandwidth
+    return [
+        f"{size}, {dtype}, {count} trajectories, {length} tokens of a prompt: "
+        f"{count / step:.1f} tokens/s, {1000 * step:.0f} ms a step",
+        f"  {held / 1e9:.2f} GB of parameters at {bandwidth / 1e9:.1f} GB/s, read alone: "
+        f"{1000 * bound:.0f} ms, {bound / step:.0%} of a step",
+    ]
+
+
+def main() -> None:
+    """Prints two lines."""
+    names = ("size", "dtype", "count", "length", "tokens", "rounds")
+    print("\n".join(measure(**{name: flags.FLAGS[name].value for name in names})))
 
 
 if __name__ == "__main__":

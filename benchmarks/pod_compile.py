@@ -163,23 +163,26 @@ def compile_steps(
     batch = on_mesh(next(pretrain.batches(0)), "pretrain")
     shard = state["tables"]["item"]
     shard_shape = shard.sharding.shard_shape(shard.shape)
-    found = [_compiled("pretrain", compile_step(pretrain, state), shard_shape, state, batch, rate)]
+    found = [
+        compiled_step("pretrain", compile_step(pretrain, state), shard_shape, state, batch, rate)
+    ]
     if config.rl.enabled:
         size = batch_size or config.rl.batch_size
         rl = tasks.reinforce(size, state, 1 + config.rl.negatives)
         rl_state = partition.abstract(jax.eval_shape(rl.state_from, state))
         rl_batch = on_mesh(next(rl.batches(0)), "rl")
         step = compile_step(rl, rl_state)
-        found.append(_compiled("rl", step, shard_shape, rl_state, rl_batch, rate))
+        found.append(compiled_step("rl", step, shard_shape, rl_state, rl_batch, rate))
     size = batch_size or config.eval.batch_size
     evaluator = Evaluator(tasks.ranker, ("ndcg@5",), sizes.items, partition)
     batch = on_mesh(tasks.batch(size, _EVALUATED), "eval")
     arguments = (state["params"], state["tables"], batch)
-    found.append(_compiled("evaluate", evaluator.rank_sampled, shard_shape, *arguments))
+    found.append(compiled_step("evaluate", evaluator.rank_sampled, shard_shape, *arguments))
     return found
 
 
-def _compiled(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: Any) -> Compiled:
+def compiled_step(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: Any) -> Compiled:
+    """Compiles a step for the shapes of its arguments, and tells what the compiler says of it."""
     start = time.monotonic()
     lowered = step.lower(*arguments)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import statistics
 from typing import Any
@@ -13,7 +14,8 @@ from rich.table import Table
 
 from benchmarks.suites import SCALES, SUITES, Bench
 from core.errors import UserError
-from core.workdir import commit_id
+from core.files import write_atomically
+from core.workdir import check_out, commit_id
 
 
 def chosen_suites(given: list[str]) -> list[str]:
@@ -59,6 +61,20 @@ def benchmark(suites: list[str], scale: str, dtype: str, config: Any) -> dict[st
         "rows": [dataclasses.asdict(row) for row in bench.rows],
         "skipped": bench.skipped,
     }
+
+
+def run(suites: list[str], scale: str, dtype: str, config: Any, out: str | None) -> None:
+    """Runs suites as `benchmark` does, prints their table and writes the figures to `out`.
+
+    Raises:
+      UserError: as `benchmark`, or `out` could not be written, which is seen before timing.
+    """
+    if out:
+        check_out(out, "--json")
+    figures = benchmark(suites, scale, dtype, config)
+    print_table(figures)
+    if out:
+        write_atomically(out, json.dumps(figures, indent=2) + "\n")
 
 
 def print_table(found: dict[str, Any]) -> None:

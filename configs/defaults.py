@@ -1,7 +1,7 @@
 """The settings that every method shares, with where a value comes from; configs override these.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
-"ours" means that no paper gives the value; docs/CHOICES.md says what each rests on.
+"ours" means that no paper gives the value; docs/decisions.md says what each rests on.
 """
 
 from ml_collections import config_dict

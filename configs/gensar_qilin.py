@@ -75,7 +75,7 @@ def method(config: config_dict.ConfigDict, system: str = "gensar") -> config_dic
     config.train.evals = 10  # over the run
     # Falls as a cosine to 0. Released: 1e-3, a warm-up of .01 and no relative_rate, to fine-tune a
     # pre-trained T5; from scratch one run of it ended a whole epoch below what relative rates had
-    # after a quarter (Amazon Beauty, docs/CHOICES.md).
+    # after a quarter (Amazon Beauty, docs/decisions.md).
     config.train.learning_rate = 3e-2
     config.train.warmup = 0.05
     config.train.relative_rate = True

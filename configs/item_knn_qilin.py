@@ -11,7 +11,7 @@ from configs import datasets, defaults
 def method(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.method = "item_knn"
     config.model = config_dict.ConfigDict()
-    config.model.decay = 0.6  # on validation, of .6 to 1 (docs/CHOICES.md)
+    config.model.decay = 0.6  # on validation, of .6 to 1 (docs/decisions.md)
     config.model.history_power = 0.5  # ours: long histories weigh less an item
     return config
 

@@ -12,7 +12,7 @@ from configs import datasets, lcr_ser_defaults
 def get_config() -> config_dict.ConfigDict:
     config = datasets.amazon_beauty(lcr_ser_defaults.get_config())
     # ours: 513 updates an epoch instead of UniSAR's 128; on the sample small batches left the
-    # popularity plateau after fewer epochs (docs/CHOICES.md)
+    # popularity plateau after fewer epochs (docs/decisions.md)
     config.pretrain.batch_size = 256
     config.pretrain.max_epochs = 12.0
     # Under the paper's hr@1 only 4 to 6% of the groups had unequal rewards here.

@@ -1,7 +1,7 @@
 """Sets what LCR-SER has beside the shared settings (defaults.py), with each value's source.
 
 "UniSAR" means the published settings of UniSAR (SIGIR 2024), whose protocol LCR-SER follows.
-"ours" means that neither paper gives the value; docs/CHOICES.md says what each rests on.
+"ours" means that neither paper gives the value; docs/decisions.md says what each rests on.
 "not tuned" means that no other value was tried on validation.
 """
 

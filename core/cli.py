@@ -77,7 +77,7 @@ def begin(
         print(_help([name for name in flags.FLAGS if full or name not in of_libraries]))
         sys.exit(0)
     with _ending():
-        _parse()
+        parse(sys.argv)
         if check_flags is not None:
             check_flags()
 
@@ -177,17 +177,22 @@ def _default(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float) else ""  # a config has many lines
 
 
-def _parse() -> None:
-    """Parses sys.argv strictly.
+def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Parses a command line strictly.
+
+    Args:
+      argv: the program's name and its words, as `sys.argv`.
+      values: the flags that are defined; they get their values.
 
     Raises:
       UserError: an unknown flag or config key, a value of the wrong type, no such config file, or
         one that does not take what is after its colon.
     """
+    argv = with_installed_configs(argv)
     try:
-        words = flags.FLAGS(with_installed_configs(sys.argv))[1:]
-        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.to_dict()  # the file is only loaded by its first use
+        words = values(argv)[1:]
+        if "config" in values and values.config is not None:
+            values.config.to_dict()  # the file is only loaded by its first use
     except flags.UnrecognizedFlagError as error:
         raise UserError(
             f"expected a known flag, found --{error.flagname};{_meant(error, '--')} see --help"
@@ -205,7 +210,7 @@ def _parse() -> None:
             "see the file for its keys"
         ) from None
     except OSError as error:
-        path = _config_path()
+        path = _config_path(argv)
         raise UserError(
             f"expected a config file, found none that loads at {path} ({_words(error)});"
             f"{_nearest(path)} pass --config=configs/NAME.py"
@@ -230,26 +235,38 @@ def with_installed_configs(words: Sequence[str]) -> list[str]:
 
     `lcr_ser_qilin`, `sasrec:amazon_beauty` and, in a folder without such a file,
     `configs/lcr_ser_qilin.py` are files of the installed package `configs`.
+
+    Raises:
+      UserError: there is no such file, neither here nor in the package; names the nearest.
     """
     result: list[str] = []
     for number, word in enumerate(words):
         flag, given, value = word.partition("=")
         if flag in _CONFIG_FLAG and given:
-            result.append(f"{flag}={_installed_config(value)}")
+            result.append(f"{flag}={_config_file(value)}")
         elif number and words[number - 1] in _CONFIG_FLAG:
-            result.append(_installed_config(word))
+            result.append(_config_file(word))
         else:
             result.append(word)
     return result
 
 
-def _installed_config(value: str) -> str:
+def _config_file(value: str) -> str:
     path, colon, choice = value.partition(":")
     folder, name = os.path.split(path)
-    installed = _CONFIGS / f"{name.removesuffix('.py')}.py"
-    if folder not in ("", "configs") or os.path.isfile(path) or not installed.is_file():
+    if folder not in ("", "configs") or not name or os.path.isfile(path):
         return value
-    return f"{installed}{colon}{choice}"
+    stem = name.removesuffix(".py")
+    installed = _CONFIGS / f"{stem}.py"
+    if installed.is_file():
+        return f"{installed}{colon}{choice}"
+    here = [*_CONFIGS.glob("[!_]*.py"), *pathlib.Path(folder or ".").glob("[!_]*.py")]
+    like = difflib.get_close_matches(stem, sorted({file.stem for file in here}), 3)
+    meant = f" did you mean {' or '.join(like)}?" if like else ""
+    raise UserError(
+        f"expected a config file, found none that loads at {path}, here or among the library's;"
+        f"{meant} pass --config=NAME of one of these or a file of yours"
+    )
 
 
 def _meant(error: Exception, before: str = "") -> str:
@@ -258,9 +275,9 @@ def _meant(error: Exception, before: str = "") -> str:
     return f" did you mean {before}{meant[1]}?" if meant else ""
 
 
-def _config_path() -> str:
+def _config_path(argv: Sequence[str]) -> str:
     """Returns the file that --config names, without the choice after its colon."""
-    words = [word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")]
+    words = [word.lstrip("-") for word in argv[1:] if word.startswith("-")]
     values = [word.removeprefix("config=") for word in words if word.startswith("config=")]
     return values[-1].partition(":")[0] if values else "--config"
 
@@ -282,23 +299,31 @@ def _words(error: Exception) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def define_job_flags() -> None:
-    """The flags of a program that several processes run together."""
-    flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0 of several; auto on Cloud TPU and SLURM."
-    )
-    flags.DEFINE_integer("processes", 1, "How many there are, with --coordinator=HOST:PORT.")
-    flags.DEFINE_integer("process", 0, "Which this is, from 0.")
-    flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes.")
+def define_job_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of a program that several processes run together, among `values`."""
+    where = "HOST:PORT of process 0 of several; auto on Cloud TPU and SLURM."
+    flags.DEFINE_string("coordinator", None, where, flag_values=values)
+    for name, default, text in (
+        ("processes", 1, "How many there are, with --coordinator=HOST:PORT."),
+        ("process", 0, "Which this is, from 0."),
+        ("start_timeout", 300, "Seconds to wait for the other processes."),
+    ):
+        flags.DEFINE_integer(name, default, text, flag_values=values)
 
 
-def run_job(alone: Callable[[], None], together: Callable[[], None]) -> None:
+def run_job(
+    alone: Callable[[], None],
+    together: Callable[[], None],
+    values: flags.FlagValues = flags.FLAGS,
+) -> None:
     """Runs `alone`, or `together` with the other processes that the job's flags name.
+
+    Args:
+      values: of the flags of `define_job_flags`.
 
     Raises:
       UserError: the flags number processes and name no coordinator.
     """
-    values = flags.FLAGS
     if not values.coordinator:
         # Each of them would take itself for the whole job.
         if (values.processes, values.process) != (1, 0):

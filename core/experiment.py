@@ -1,41 +1,212 @@
-"""The protocol between programs and the systems that they run."""
+"""The protocol between programs and the methods that they train, evaluate and ask.
+
+A program that would have to know which method it has in hand shows that something is missing here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from ml_collections import config_dict
 
-from core import metrics
+from core import metrics, results
+from core.errors import UserError
 from core.loop import LoopConfig, StageResult
 from core.workdir import Workdir
 
 # Yields stages to train and is sent their results.
 Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
+# The key of config.eval with the protocols of a task.
+_PROTOCOLS = {"recommendation": "protocols", "search": "search_protocols"}
 
 
-class Runnable(Protocol):
-    """What the programs ask of an experiment, trained or fitted.
+class Experiment:
+    """A method with its config and data: base of all that can be trained or fitted.
+
+    Making one reads the data but trains nothing. What a method cannot do raises `UserError`.
 
     Attributes:
+      config: resolved (`experiments.resolve.resolve`).
+      data: an `input_pipelines.dataset.Dataset`.
       stages: names of what `run` leaves behind, the one to use first.
-      evaluator: ranks with (params, tables).
+      tasks: what it answers, 'recommendation' or 'search'; empty where it ranks nothing.
+      ranker: the `lcrsr.ranker.Ranker` that it trains; None of other methods.
+      partition: how its state lies on the devices; None on one device.
     """
 
     config: config_dict.ConfigDict
     data: Any
     stages: tuple[str, ...]
-    evaluator: Any
+    tasks: tuple[str, ...] = ()
+    ranker: Any = None
+    partition: Any = None
+
+    @classmethod
+    def reopened(
+        cls, config: config_dict.ConfigDict, folder: str, *, training: bool
+    ) -> config_dict.ConfigDict:
+        """Returns the config with which the run in a folder is opened again.
+
+        Args:
+          config: as the run was begun with it.
+          folder: of the run; it need not exist yet.
+          training: whether the run goes on training. What only training reads, such as a teacher,
+            need not be there otherwise.
+        """
+        del folder, training
+        return config
 
     def check_data(self) -> None:
-        """Raises UserError where the data does not have what a run reads; nothing is written."""
-        ...
+        """Makes what a run reads, such as candidate lists; nothing of the run is written.
 
-    def run(self, workdir: Workdir) -> None: ...
+        Raises:
+          UserError: the data does not have what a run needs.
+        """
 
-    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums: ...
+    def check_recorded(self, workdir: Workdir) -> None:
+        """Raises UserError where the run in a workdir was trained with other inputs than these."""
 
-    def columns(self, task: str, protocol: str) -> tuple[str, ...]: ...
+    def run(self, workdir: Workdir) -> None:
+        """Trains every stage, or continues it, and reads the test split once for each."""
+        raise NotImplementedError
 
-    def details(self, split: str, protocol: str) -> dict[str, Any]: ...
+    def abstract_state(self, stage: str) -> Any:
+        """Returns shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""
+        del stage
+        raise self._ranks_nothing()
+
+    def columns(self, task: str, protocol: str) -> tuple[str, ...]:
+        """Names what `evaluate` measures for a protocol of a task, such as 'search/neg99/exact'.
+
+        Raises:
+          UserError: the method does not answer the task, or has no such protocol.
+        """
+        del task, protocol
+        raise self._ranks_nothing()
+
+    def tested_on(self, task: str | None) -> tuple[str, tuple[str, ...]]:
+        """Returns a task and the protocols that the run's own test has for it.
+
+        Args:
+          task: None for the first task that the run is tested on.
+        """
+        protocols = {name: tuple(self.config.eval.get(_PROTOCOLS[name], ())) for name in self.tasks}
+        if task is None:
+            task = next((name for name in self.tasks if protocols[name]), None)
+            task = task or (self.tasks or ("recommendation",))[0]
+        return task, protocols.get(task, ())
+
+    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
+        """Measures one of `columns` on a split.
+
+        Raises:
+          UserError: no such column, or `params` belong to other inputs.
+        """
+        del params, tables, split, protocol
+        raise self._ranks_nothing()
+
+    def details(self, split: str, protocol: str) -> dict[str, Any]:
+        """Returns `users` and `more` of `results.save` for a column of a split."""
+        del split, protocol
+        raise self._ranks_nothing()
+
+    def groups(self, protocol: str, sums: metrics.Sums) -> dict[str, Any]:
+        """Returns entries of a test's row about groups of its users; none by default."""
+        del protocol, sums
+        return {}
+
+    def predict(
+        self,
+        params: Any,
+        tables: Any,
+        users: Sequence[str] | None,
+        top_k: int,
+        query: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields a row for every item that is recommended or found, best first for each user.
+
+        Args:
+          users: ids as in the raw data; None, with a query, is someone without a history.
+          top_k: items of each user.
+          query: for the items of a search.
+
+        Raises:
+          UserError: an unknown user, too many items, or a question that the method does not answer.
+        """
+        del params, tables, users, top_k, query
+        raise UserError(
+            f"expected the run of a ranker or of gensar, found one of {self.config.method}; pass "
+            "another --workdir"
+        )
+
+    def scoring_tables(self, tables: Any) -> Any:
+        """Returns trained tables as a model's own functions score with them."""
+        return tables
+
+    def vectors(self, tables: Any, table: str) -> tuple[np.ndarray, list[str]]:
+        """Returns the rows float32 [V, D] of a table and their names, padding left out.
+
+        Args:
+          tables: as trained.
+          table: 'item', 'user' or 'word'.
+
+        Raises:
+          UserError: the method has no such table.
+        """
+        raise self.no_vectors(table, ())
+
+    def no_vectors(self, table: str, known: Sequence[str]) -> UserError:
+        """Makes the error of a table that a method does not have."""
+        has = f"the tables {', '.join(known)}" if known else "no vectors at all"
+        return UserError(
+            f"expected a run with {table} vectors, found one of {self.config.method}, which has "
+            f"{has}; pass another --workdir or --table"
+        )
+
+    def _ranks_nothing(self) -> UserError:
+        return UserError(
+            f"expected the workdir of a model that ranks items, found one of {self.config.method}; "
+            "pass the workdir of a model trained with them"
+        )
+
+    def test_once(
+        self,
+        workdir: Workdir,
+        stage: str,
+        step: int,
+        columns: Sequence[str],
+        params: Any,
+        tables: Any,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Reads the test split for a finished stage; a saved row is not computed again.
+
+        Args:
+          columns: what is measured.
+          more: further entries of the rows.
+
+        Raises:
+          core.errors.Preempted: SIGTERM or Ctrl-C; the columns before are saved.
+          core.loop.NotFinite: scores are NaN; the columns before are saved.
+        """
+        done = results.tested(workdir)
+        for column in columns:
+            if (stage, step, column) in done:
+                continue
+            with results.testing(stage, column):
+                sums = self.evaluate(params, tables, "test", column)
+            details = self.details("test", column)
+            results.save(
+                workdir,
+                sums,
+                stage=stage,
+                split="test",
+                protocol=column,
+                step=step,
+                config=self.config,
+                origin=self.data.origin,
+                users=details["users"],
+                more=details["more"] | self.groups(column, sums) | dict(more or {}),
+            )

@@ -59,6 +59,35 @@ class LoopConfig:
     plateau_patience: int
     stop_patience: int
 
+    @classmethod
+    def fixed_length(
+        cls,
+        max_steps: int,
+        *,
+        evals: int,
+        checkpoint_every: int,
+        log_every: int,
+        learning_rate: float,
+    ) -> LoopConfig:
+        """Returns the loop of a stage that ends at its last step, whatever validation says.
+
+        The task's own schedule is the only change of rate.
+
+        Args:
+          evals: evaluations on validation in all.
+        """
+        return cls(
+            max_steps=max_steps,
+            eval_every=max(1, max_steps // evals),
+            checkpoint_every=checkpoint_every,
+            log_every=log_every,
+            learning_rate=learning_rate,
+            min_learning_rate=learning_rate,
+            plateau_factor=1.0,
+            plateau_patience=max_steps + 1,
+            stop_patience=max_steps + 1,
+        )
+
 
 @dataclasses.dataclass
 class StageProgress:

@@ -306,8 +306,3 @@ def _half_intervals(workdir: Workdir, metric: str) -> dict[str, float]:
 
 def _training_curve(stage: str) -> str:
     return "train/reward" if stage == "rl" or stage.startswith("rl_") else "train/loss"
-
-
-def with_more(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Adds entries of a row to the arguments of `results.save`."""
-    return details | {"more": details.get("more", {}) | more}

@@ -9,6 +9,7 @@ until every id is served. No id is ever dropped, and all gradients of one row me
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,13 +22,25 @@ from core.tables import TableOptimizer, TouchedRows, distinct_beyond
 from core.tables import touched as local_touched
 
 _BATCH, _ROWS, _ALL = PartitionSpec(BATCH_AXES), PartitionSpec(TABLE), PartitionSpec()
-# Rows of a pair of devices and round: twice an even spread of the ids, but no more than this many
-# for a device and round, and at least `_LEAST_CAPACITY`.
-_MOST_ROWS = 2**14
-_LEAST_CAPACITY = 64
-# Rows that one scatter may add: compilers for TPUs sort longer lists first, which takes them
-# minutes to compile and memory to run.
-_MOST_SCATTERED = 2**14
+
+
+class Limits(NamedTuple):
+    """Bounds the buffers of an exchange; results do not depend on them.
+
+    Attributes:
+      most_rows: of a device and round. A pair of devices exchanges twice an even spread of the ids,
+        but no more than these allow, and at least `least_capacity`.
+      least_capacity: rows of a pair of devices and round.
+      most_scattered: rows that one scatter may add: compilers for TPUs sort longer lists first,
+        which takes them minutes to compile and memory to run.
+    """
+
+    most_rows: int = 2**14
+    least_capacity: int = 64
+    most_scattered: int = 2**14
+
+
+_LIMITS = Limits()
 
 
 class ShardedRows(NamedTuple):
@@ -47,7 +60,7 @@ class ShardedRows(NamedTuple):
 
 
 def touched(
-    ids: jax.Array, table: jax.Array, mesh: Mesh, pack: int = 1
+    ids: jax.Array, table: jax.Array, mesh: Mesh, pack: int = 1, limits: Limits = _LIMITS
 ) -> tuple[ShardedRows, jax.Array]:
     """Looks up the distinct rows of a batch.
 
@@ -84,7 +97,7 @@ def touched(
             )
 
         start = (jnp.zeros((u, width), shard.dtype), jnp.zeros(u, jnp.float32))
-        values, share = _in_rounds(distinct, num_rows, mesh, serve, start)
+        values, share = _in_rounds(distinct, num_rows, mesh, serve, start, limits)
         return distinct, places.reshape(ids.shape), share, values
 
     distinct, places, share, values = jax.shard_map(
@@ -97,10 +110,10 @@ def touched(
     return ShardedRows(distinct, places, share), values
 
 
-def spread(values: jax.Array, rows: ShardedRows, mesh: Mesh) -> jax.Array:
+def spread(values: jax.Array, rows: ShardedRows, mesh: Mesh, limits: Limits = _LIMITS) -> jax.Array:
     """The vectors [B, m, D] of a batch's ids from the values [P * u, D] of its distinct rows."""
     return jax.shard_map(
-        _spread_on_device,
+        functools.partial(_spread_on_device, most_scattered=limits.most_scattered),
         mesh=mesh,
         in_specs=(_BATCH, _BATCH),
         out_specs=_BATCH,
@@ -117,6 +130,7 @@ def update(
     learning_rate: jax.Array,
     step: jax.Array,
     mesh: Mesh,
+    limits: Limits = _LIMITS,
 ) -> tuple[jax.Array, Any]:
     """`optimizer.update` on the owners of the touched rows.
 
@@ -162,7 +176,7 @@ def update(
                 jnp.repeat(named.reshape(u, pack), width, 1),
             )
 
-        return _in_rounds(distinct, num_rows, mesh, serve, (shard, state))
+        return _in_rounds(distinct, num_rows, mesh, serve, (shard, state), limits)
 
     return jax.shard_map(
         on_device,
@@ -239,28 +253,28 @@ def _part(packed: jax.Array, part: jax.Array, pack: int) -> jax.Array:
     return jax.lax.select_n(jnp.broadcast_to(part[..., None], parts[0].shape), *parts)
 
 
-@jax.custom_vjp
-def _spread_on_device(values: jax.Array, places: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnames=("most_scattered",))
+def _spread_on_device(values: jax.Array, places: jax.Array, most_scattered: int) -> jax.Array:
     return values[places]
 
 
-def _spread_forward(values, places):
+def _spread_forward(values, places, most_scattered):
     return values[places], (values, places)
 
 
-def _spread_backward(kept, gradient):
+def _spread_backward(most_scattered, kept, gradient):
     values, places = kept
     flat = gradient.reshape(-1, gradient.shape[-1])
-    return _add_rows(jnp.zeros_like(values), places.reshape(-1), flat), None
+    return _add_rows(jnp.zeros_like(values), places.reshape(-1), flat, most_scattered), None
 
 
 _spread_on_device.defvjp(_spread_forward, _spread_backward)
 
 
-def _add_rows(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
+def _add_rows(target: jax.Array, places: jax.Array, values: jax.Array, most: int) -> jax.Array:
     """`target` [u, D] with `values` [n, D] added at `places` [n] < u, a chunk at a time."""
     n = places.shape[0]
-    chunk = min(n, _MOST_SCATTERED)
+    chunk = min(n, most)
     if chunk == n:
         return target.at[places].add(values)
 
@@ -281,11 +295,12 @@ def _in_rounds(
     mesh: Mesh,
     serve: Callable[[_Round, Any], Any],
     carry: Any,
+    limits: Limits,
 ) -> Any:
     """Runs `serve` until every distinct id of every device has been in a round, exactly once."""
     owners, u = mesh.shape[TABLE], distinct.shape[0]
-    capacity = min(-(-2 * u // owners), _MOST_ROWS // mesh.size)
-    capacity = min(u, max(_LEAST_CAPACITY, capacity))
+    capacity = min(-(-2 * u // owners), limits.most_rows // mesh.size)
+    capacity = min(u, max(limits.least_capacity, capacity))
     per_owner = num_rows // owners
     first = jnp.arange(owners, dtype=jnp.int32) * per_owner
     # Padding is asked of no one; its value is zero as it is.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -47,4 +47,33 @@ class Task(Protocol):
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Validation metrics by full name, the selection metric among them."""
+        ...
+
+
+class TracedTask(Task, Protocol):
+    """Takes some of its settings as arguments of an update: one program serves all their values.
+
+    Attributes:
+      numbers: the task's own values of these settings, by name.
+      stream: identifies the batches: tasks on the same data with equal streams read the same ones.
+    """
+
+    @property
+    def numbers(self) -> Mapping[str, Any]: ...
+
+    @property
+    def stream(self) -> Hashable: ...
+
+    def train_step(
+        self,
+        state: State,
+        batch: Batch,
+        learning_rate: jax.Array,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """Does `Task.train_step` with other values, traced or not, of everything in `numbers`.
+
+        Args:
+          numbers: scalars by name; None means the task's own.
+        """
         ...

@@ -18,7 +18,7 @@ from crs_jax.vocabulary import END, START, THINK, Vocabulary
 
 # Stands for the < of an id inside JSON, where every other < is written as an escape: no text of a
 # user or item can be read as a control token or an id.
-_OPEN = "\ue000"
+OPEN = "\ue000"
 
 REASON = "Which item will this user choose? Think first."
 ANSWER = "Which item will this user choose? Answer at once."
@@ -87,18 +87,18 @@ class UserContext:
 
 
 def _marked(name: str) -> str:
-    return name.replace("<", _OPEN)
+    return name.replace("<", OPEN)
 
 
 def _json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(_OPEN, "<")
+    return text.replace("<", "\\u003c").replace(OPEN, "<")
 
 
 def _clean(value: Any) -> Any:
     """Texts without the character that stands for the < of ids; numbers as they are."""
     if isinstance(value, str):
-        return value.replace(_OPEN, "")
+        return value.replace(OPEN, "")
     if not isinstance(value, Mapping):
         return value
     return {_clean(k): _clean(v) for k, v in value.items()}

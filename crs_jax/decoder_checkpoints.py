@@ -45,7 +45,7 @@ _ROWS = 16_384
 _SPREAD = 0.1
 
 
-def _expected(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
+def tensors_of(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
     """(our name, layer, shape in the file) of each tensor, in the network's order."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     ours = {n: leaf.shape for n, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
@@ -83,7 +83,7 @@ def check(path: str | pathlib.Path, config: DecoderConfig) -> None:
       UserError: as `from_hugging_face`.
     """
     with tensor_files.opened(path) as tensors:
-        _check(config, _expected(config), tensors, path)
+        _check(config, tensors_of(config), tensors, path)
 
 
 def from_hugging_face(
@@ -109,7 +109,7 @@ def from_hugging_face(
         tensor that differs; or its output layer is not its embedding, or config.json beside it
         tells other rotary positions or norms.
     """
-    expected = _expected(config)
+    expected = tensors_of(config)
     with tensor_files.opened(path) as tensors:
         _check(config, expected, tensors, path)
         put = functools.partial(_put, partition)

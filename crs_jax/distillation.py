@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 from jax.sharding import Mesh
 from ml_collections import config_dict
@@ -56,17 +57,34 @@ def check_data(config: config_dict.ConfigDict, examples: CRSExamples) -> None:
         teacher.prompt(words, *examples.in_words(row), limit=limit)
 
 
+def load_teacher(config: config_dict.ConfigDict, mesh: Mesh) -> Teacher:
+    """Loads the checkpoint of `config.distill.teacher`. Raises UserError if there is none."""
+    return Teacher(
+        config.distill.teacher,
+        limit=config.prompts.max_prompt,
+        max_reasoning=config.prompts.max_reasoning,
+        batch_size=config.eval.batch_size,
+        dtype=config.model.dtype,
+        mesh=mesh,
+        seed=config.seed,
+    )
+
+
 def distilled(
     config: config_dict.ConfigDict,
     examples: CRSExamples,
     subsets: Subsets,
     stage: str,
     mesh: Mesh,
+    load: Callable[[config_dict.ConfigDict, Mesh], Teacher] = load_teacher,
 ) -> list[Case]:
     """The subset that `stage` distils: what a teacher, a file or templates say of searches.
 
     A teacher says it in parts, `teacher_0` and so on, each a subset of its own that is not made
     again after a kill. What has no </think> or no words, names the target or has an id is dropped.
+
+    Args:
+      load: loads the teacher, once and only where a part is still to be said.
 
     Raises:
       UserError: no checkpoint at `config.distill.teacher`, or nothing that it says can be used;
@@ -80,15 +98,7 @@ def distilled(
 
     @functools.cache
     def loaded() -> Teacher:
-        return Teacher(
-            config.distill.teacher,
-            limit=settings.max_prompt,
-            max_reasoning=settings.max_reasoning,
-            batch_size=size,
-            dtype=config.model.dtype,
-            mesh=mesh,
-            seed=config.seed,
-        )
+        return load(config, mesh)
 
     def part(number: int, rows: list[int]) -> list[Case]:
         stop_if_terminated(f"part {number} of what the teacher says")

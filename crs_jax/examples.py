@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
@@ -47,6 +48,16 @@ def fitted_prompts(
     return [prompt.tokens for prompt in found]
 
 
+def check_alike(identities: Sequence[Any]) -> None:
+    """Raises UserError where processes have other data, ids or tokenizers than the first."""
+    other = [process for process, one in enumerate(identities) if one != identities[0]]
+    if other:
+        raise UserError(
+            f"expected the same data, ids and tokenizer on all processes, found others on "
+            f"{other}; let all share config.data_dir and config.cache_dir"
+        )
+
+
 class CRSExamples:
     """Writes the searches of a log as prompts and answers.
 
@@ -73,34 +84,28 @@ class CRSExamples:
         # Items of the ids before that the log has no more.
         self._left: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.int32))
         self.contexts = UserContexts(config.data, data, self.name)
-        self._texts = ["", *data.log.item_texts()]
+        self.texts = ["", *data.log.item_texts()]
         every = search_task.training_searches(data.log, data.splits)
         if not len(every):
             raise UserError(
                 f"expected training searches with words and clicks in {data.label}, found none; "
                 "bring a log with searches"
             )
-        self._every, self._sales = every, self._count_sales(every)
+        self._every, self.sales = every, self._count_sales(every)
         self.train = every.take(self._chosen("train", len(every), config.data.train_examples))
         with distributed.first_alone():
             self.ids = self._make_ids()
         self._names = ["", *self._code_names()]
         with distributed.first_alone():
             self.vocabulary = Vocabulary(self._tokenizer(), self.ids.levels, text_rows)
-        self._check_alike()
+        check_alike(distributed.of_all(self.identity()))
         tokens = self.vocabulary.identifiers(self.ids.codes)
         self.item_tokens = np.pad(tokens, ((1, 0), (0, 0)))
 
-    def _check_alike(self) -> None:
-        """Raises UserError where processes have other data, ids or tokenizers than the first."""
+    def identity(self) -> list[Any]:
+        """Tells the data, its size, the ids and the tokenizer, by their hashes."""
         text = hashlib.sha256(self.vocabulary.to_json().encode()).hexdigest()
-        found = distributed.of_all([self._log.hash, len(self.train), self.ids.hash, text])
-        other = [process for process, one in enumerate(found) if one != found[0]]
-        if other:
-            raise UserError(
-                f"expected the same data, ids and tokenizer on all processes, found others on "
-                f"{other}; let all share config.data_dir and config.cache_dir"
-            )
+        return [self._log.hash, len(self.train), self.ids.hash, text]
 
     def _chosen(self, use: str, count: int, most: int) -> np.ndarray:
         if not 0 < most < count:
@@ -119,7 +124,7 @@ class CRSExamples:
 
     def item_vectors(self) -> np.ndarray:
         """Text vectors float32 [V, D] of the items, by `config.vectors`."""
-        settings, texts = self._config.vectors, self._texts[1:]
+        settings, texts = self._config.vectors, self.texts[1:]
         if settings.semantic != TFIDF:
             return vectors.from_sentence_transformer(texts, settings.semantic)
         factors = vectors.FactorConfig(
@@ -178,8 +183,8 @@ class CRSExamples:
         The log's hash has none of these. Subsets name searches by their place among them.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.train.target_row, np.int64).tobytes())
-        for item in range(1, len(self._texts)):
-            said = [self._texts[item], self._log.facts(item)]
+        for item in range(1, len(self.texts)):
+            said = [self.texts[item], self._log.facts(item)]
             digest.update(json.dumps(said, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
@@ -221,7 +226,7 @@ class CRSExamples:
         hours = {self.contexts.time(self._log.asked_at(row)) for row in self.train.target_row}
         told = [self.teacher_reasoning(row) for row in range(len(self.train))]
         told += sorted(hour for hour in hours if hour)
-        return [*self._texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES, *told]
+        return [*self.texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES, *told]
 
     def query(self, search: int) -> str:
         """The text of a search."""
@@ -229,8 +234,8 @@ class CRSExamples:
 
     def item_context(self, item: int) -> ItemContext:
         """What the log knows of an item; its text stands in where no fact tells its title."""
-        facts = {"title": self._texts[item]} | self._log.facts(item)
-        return ItemContext(**facts, sales=int(self._sales[item]))
+        facts = {"title": self.texts[item]} | self._log.facts(item)
+        return ItemContext(**facts, sales=int(self.sales[item]))
 
     def name(self, item: int) -> str:
         """The id of an item as text."""
@@ -264,7 +269,7 @@ class CRSExamples:
         """Item -> id, id -> item, context -> id (3.1.2); of items that training has shown."""
         words, settings = self.vocabulary, self._config.prompts
         found = []
-        for item in np.flatnonzero(self._sales > 0).tolist():
+        for item in np.flatnonzero(self.sales > 0).tolist():
             context = self.item_context(item)
             asked = contexts.item_prompt(context, words, limit=settings.max_prompt)
             found.append(Example(asked, self.answer(item)))
@@ -280,7 +285,7 @@ class CRSExamples:
         """What the template teacher says about a training example."""
         examples = self.train
         earlier = [event.query for event in self.context_of(examples, row).events if event.query]
-        title = self._texts[int(examples.item[row])]
+        title = self.texts[int(examples.item[row])]
         query = self.query(int(examples.target_row[row]))
         return traces.TemplateTeacher().reasoning(query, earlier, title, row)
 
@@ -316,13 +321,13 @@ class CRSExamples:
         return [
             (row, self.vocabulary.encode(text)[:most])
             for row, text in told
-            if not traces.leaks(text, self._texts[int(self.train.item[row])])
+            if not traces.leaks(text, self.texts[int(self.train.item[row])])
         ]
 
     def in_words(self, row: int) -> tuple[str, list[str], str]:
         """(query, what the user did before, oldest first, the target's title) of an example."""
         if self._titles is None:
-            self._titles = dict(zip(self._names, self._texts, strict=True))
+            self._titles = dict(zip(self._names, self.texts, strict=True))
         titles, context = self._titles, self.context_of(self.train, row)
         events = []
         for event in context.events:
@@ -330,7 +335,7 @@ class CRSExamples:
             parts = [f"searched for {teacher.quoted(event.query)}"] if event.query else []
             parts += [f"chose {chosen}"] if chosen else []
             events += [" and ".join(parts)] if parts else []
-        return context.query, events, self._texts[int(self.train.item[row])]
+        return context.query, events, self.texts[int(self.train.item[row])]
 
     def _matched(self, found: Sequence[traces.Trace]) -> list[tuple[int, str]]:
         """(training example, reasoning) of traces; those of examples not chosen are left out."""

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import distributed, metrics, results, seeds
+from core import distributed, metrics, seeds
 from core import trie as tries
+from core.errors import UserError
+from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import make_mesh
-from core.termination import stop_if_terminated
 from core.workdir import Workdir
 from crs_jax import decoder_checkpoints, distillation, lora, recorded_inputs, self_evolve, sharding
 from crs_jax.decoder import init_params
@@ -26,7 +27,7 @@ from crs_jax.rl_task import RLTask, Tokens
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from crs_jax.settings import check_codes, decoder_of, stage_settings
 from crs_jax.sft_task import SFTTask
-from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
+from crs_jax.subsets import Case, Subsets, collected, correct, incorrect, sampled
 from input_pipelines import candidates, search_protocol
 from input_pipelines.dataset import Dataset
 from input_pipelines.search_protocol import PROTOCOL
@@ -38,7 +39,7 @@ ALIGN, DISTILL = "align", sft_stage(0)
 _BATCHES = 32
 
 
-class CRSExperiment:
+class CRSExperiment(Experiment):
     """Stages align, sft_0 (distilled), rl_0, sft_1, ..., and sft_only_1, ...
 
     Args:
@@ -50,7 +51,8 @@ class CRSExperiment:
         data without texts or searches.
     """
 
-    evaluator = None
+    tasks = ("search",)
+    data: Dataset
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         self.config, self.data = config, data
@@ -78,7 +80,7 @@ class CRSExperiment:
         self._trie = tries.build(
             self.examples.item_tokens[1:], np.arange(1, len(self.examples.item_tokens))
         )
-        self._inference = Inference(
+        self.inference = Inference(
             self.network,
             self._controls,
             self._trie,
@@ -123,7 +125,7 @@ class CRSExperiment:
         prompts, lengths = self._asked(split, True)
         if rows is not None:
             prompts, lengths = prompts[rows], lengths[rows]
-        return self._inference(params, prompts, lengths, width=self.config.eval.beam, reason=True)
+        return self.inference(params, prompts, lengths, width=self.config.eval.beam, reason=True)
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         """Measures a stage's parameters on a split's searches (`input_pipelines.search_protocol`).
@@ -141,12 +143,10 @@ class CRSExperiment:
         if protocol == search_protocol.IMPRESSIONS:
             shown = search_protocol.impressions(self.data.log, self.held_out(split))
             tokens = self.examples.item_tokens[shown]
-            scores = self._inference.scores(params, prompts, lengths, tokens, reason=reason)
+            scores = self.inference.scores(params, prompts, lengths, tokens, reason=reason)
             search_protocol.add_impressions(sums, scores, shown)
             return sums
-        found = self._inference(
-            params, prompts, lengths, width=self.config.eval.beam, reason=reason
-        )
+        found = self.inference(params, prompts, lengths, width=self.config.eval.beam, reason=reason)
         examples = self.held_out(split)
         others = candidates.other_clicks(self.data.log, examples)
         above, tied, broken = found.ranks(examples.item, others)
@@ -163,14 +163,26 @@ class CRSExperiment:
         users = search_protocol.users(self.data.log, self.held_out(split), protocol)
         return {"users": users, "more": more}
 
+    @classmethod
+    def reopened(
+        cls, config: config_dict.ConfigDict, folder: str, *, training: bool
+    ) -> config_dict.ConfigDict:
+        return recorded_inputs.reopened(config, folder, training=training)
+
     def predict(
-        self, params: Any, tables: Any, asked: Sequence[str], top_k: int
+        self,
+        params: Any,
+        tables: Any,
+        users: Sequence[str] | None,
+        top_k: int,
+        query: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Answers queries with everything their users have done before.
 
         Args:
           params, tables: of a stage; the aligned model answers without reasoning.
-          asked: 'USER TAB QUERY', or 'USER' for the user's latest query.
+          users: 'USER TAB QUERY', or 'USER' for the user's latest query.
+          query: must be None.
 
         Yields:
           user, query, rank, item, id, score (log-likelihood of the id in nats) and reasoning.
@@ -178,8 +190,13 @@ class CRSExperiment:
         Raises:
           UserError: an unknown user, or one without a query; or as `evaluate`.
         """
+        if users is None or query is not None:
+            raise UserError(
+                "expected --users=FILE without --query of a run of CRS; write a query after its "
+                "user and a TAB"
+            )
         recorded_inputs.check_ids(self.examples, tables)
-        contexts_of = [self.examples.asked(line) for line in asked]
+        contexts_of = [self.examples.asked(line) for line in users]
         limit = self.config.prompts.max_prompt
         words = self.examples.vocabulary
         reason = _reasons(tables)
@@ -187,7 +204,7 @@ class CRSExperiment:
             [context for _, context in contexts_of], words, limit=limit, reason=reason
         )
         width = max(self.config.eval.beam, top_k)
-        found = self._inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
+        found = self.inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
         for row, (user, context) in enumerate(contexts_of):
             said = found.reasoning[row, : found.lengths[row]].tolist()
             if said and said[-1] in (words.end_think, words.end):
@@ -232,8 +249,8 @@ class CRSExperiment:
             params = init_params(shape, key, partition)
         return lora.split(params, shape.lora_rank > 0)
 
-    def _tables(self, stage: str) -> dict[str, np.ndarray]:
-        """Kept with a stage's parameters: which ids it was trained with, and whether it reasons."""
+    def tables(self, stage: str) -> dict[str, np.ndarray]:
+        """Tells a stage's ids and whether it reasons, which is kept with its parameters."""
         ids = np.frombuffer(bytes.fromhex(self.examples.ids.hash), np.uint8)
         return {"identifiers": ids, "reasons": np.array([stage != ALIGN], np.uint8)}
 
@@ -254,7 +271,7 @@ class CRSExperiment:
             initial=initial,
             evaluate=self._validate,
             selection=self.config.eval.selection,
-            tables=self._tables(stage),
+            tables=self.tables(stage),
             seed=self.config.seed,
             partition=self.partition,
         )
@@ -280,58 +297,40 @@ class CRSExperiment:
             initial=initial,
             evaluate=self._validate,
             selection=self.config.eval.selection,
-            tables=self._tables(stage),
+            tables=self.tables(stage),
             seed=self.config.seed,
             partition=self.partition,
         )
 
     def _run(self, workdir: Workdir, task: SFTTask | RLTask, rate: float, evals: int) -> Any:
         """Trains a stage or continues it, tests it once, and gives its parameters."""
-        steps, loop = task.max_steps, self.config.loop
-        finished = run_stage(
-            task,
-            LoopConfig(
-                max_steps=steps,
-                eval_every=max(1, steps // evals),
-                checkpoint_every=loop.checkpoint_every,
-                log_every=loop.log_every,
-                learning_rate=rate,
-                # The schedule is the only change of rate, and its end the only stop.
-                min_learning_rate=rate,
-                plateau_factor=1.0,
-                plateau_patience=steps + 1,
-                stop_patience=steps + 1,
-            ),
-            workdir,
+        loop = LoopConfig.fixed_length(
+            task.max_steps,
+            evals=evals,
+            checkpoint_every=self.config.loop.checkpoint_every,
+            log_every=self.config.loop.log_every,
+            learning_rate=rate,
         )
-        self._test(workdir, task.name, finished)
+        finished = run_stage(task, loop, workdir)
+        self.test_stage(workdir, task.name, finished)
         return finished.state["params"]
 
-    def _test(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
-        step, state = finished.best_step, finished.state
-        done = results.tested(workdir)
-        for protocol in search_protocol.evaluated(self.config):
-            if (stage, step, protocol) in done:
-                continue
-            with results.testing(stage, protocol):
-                sums = self.evaluate(state["params"], state["tables"], "test", protocol)
-            details = self.details("test", protocol)
-            details["more"]["algorithm"] = self._rl.algorithm if stage.startswith("rl_") else None
-            details["more"]["still_improving"] = finished.still_improving
-            if protocol == PROTOCOL:
-                groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)
-                details["more"]["user_groups"] = groups
-            results.save(
-                workdir,
-                sums,
-                stage=stage,
-                split="test",
-                protocol=protocol,
-                step=step,
-                config=self.config,
-                origin=self.data.origin,
-                **details,
-            )
+    def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
+        """Reads the test split for a finished stage."""
+        state = finished.state
+        more = {
+            "algorithm": self._rl.algorithm if stage.startswith("rl_") else None,
+            "still_improving": finished.still_improving,
+        }
+        columns = search_protocol.evaluated(self.config)
+        params, tables = state["params"], state["tables"]
+        self.test_once(workdir, stage, finished.best_step, columns, params, tables, more)
+
+    def groups(self, protocol: str, sums: metrics.Sums) -> dict[str, Any]:
+        if protocol != PROTOCOL:
+            return {}
+        groups = search_protocol.user_groups(self.data, self.held_out("test"), sums)
+        return {"user_groups": groups}
 
     def run(self, workdir: Workdir) -> None:
         """Trains every stage, or continues, and reads the test split once for each."""
@@ -383,32 +382,21 @@ class CRSExperiment:
         stage: str,
         iteration: int,
     ) -> list[Case]:
-        """Returns what `choose` takes of the training corpus, or of its first `evolve.corpus`.
-
-        The corpus is answered in parts, each a subset of its own that is not made again after a
-        kill.
-
-        Raises:
-          core.errors.Preempted: SIGTERM or Ctrl-C, between two parts.
-        """
+        """Returns what `choose` takes of the training corpus, or of its first `evolve.corpus`."""
         del iteration
-        count, most = len(self.examples.train), self.config.evolve.corpus
-        size = _BATCHES * self.config.eval.batch_size
 
-        def part(start: int, stop: int) -> list[Case]:
-            stop_if_terminated(f"the collection of {stage}")
-            rows = np.arange(start, stop)
-            targets = self.examples.train.item[rows]
-            return choose(
-                self.answers(params, "train", rows), targets, rows, self._controls.end_think
-            )
+        def cases_of(rows: np.ndarray) -> list[Case]:
+            answers, targets = self.answers(params, "train", rows), self.examples.train.item[rows]
+            return choose(answers, targets, rows, self._controls.end_think)
 
-        count = min(most, count) if most > 0 else count
-        found: list[Case] = []
-        for number, start in enumerate(range(0, count, size)):
-            make = functools.partial(part, start, min(start + size, count))
-            found += subsets.get(f"{stage}_part_{number}", make)
-        return found
+        return collected(
+            subsets,
+            stage,
+            len(self.examples.train),
+            cases_of,
+            most=self.config.evolve.corpus,
+            size=_BATCHES * self.config.eval.batch_size,
+        )
 
     def _incorrect(self, subsets: Subsets, params: Any, stage: str, iteration: int) -> list[Case]:
         found = self._collected(subsets, incorrect, params, stage, iteration)

@@ -20,9 +20,6 @@ from crs_jax import beams as free_beams
 from crs_jax.beams import FreeBeams
 from crs_jax.decoder import Decoder, KeysValues, Segment
 
-# Tokens of a user whose logits over the whole vocabulary are held at once.
-_CHUNK = 128
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -98,7 +95,8 @@ def _logits(network: Decoder, params: Any, states: jax.Array) -> jax.Array:
     return found
 
 
-def _draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
+def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Draws a token int32 [...] from logits float32 [..., vocabulary]."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
     logits = logits / sampling.temperature
@@ -141,7 +139,7 @@ def sample(
     def one(carry):
         place, done, state, tokens, lengths, log_probs, cache = carry
         logits = _logits(network, params, state)
-        token = _draw(jax.random.fold_in(key, place), logits, sampling)
+        token = draw(jax.random.fold_in(key, place), logits, sampling)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), token[..., None], -1)[..., 0]
         token = jnp.where(done, 0, token)
         before = jnp.broadcast_to(jnp.arange(limit) < place, (batch, count, limit))
@@ -290,12 +288,15 @@ def free_answers(network: Decoder, params: Any, place: Place, length: int, width
 
 
 def token_log_probs(
-    network: Decoder, params: Any, states: jax.Array, targets: jax.Array
+    network: Decoder, params: Any, states: jax.Array, targets: jax.Array, chunk: int = 128
 ) -> jax.Array:
     """log p of targets int32 [B, N, A] from the states [B, N, A, D] before them, float32.
 
     In chunks of tokens that are computed again in the backward pass: logits of a whole batch over
     150,000 words would be most of a chip.
+
+    Args:
+      chunk: tokens of a user whose logits over the whole vocabulary are held at once.
     """
 
     @jax.checkpoint
@@ -306,7 +307,7 @@ def token_log_probs(
         return chosen - jax.nn.logsumexp(logits, -1)
 
     count = targets.shape[-1]
-    size = max(1, _CHUNK // targets.shape[1])
+    size = max(1, chunk // targets.shape[1])
     if count <= size:
         return of((states, targets))
     chunks = -(-count // size)

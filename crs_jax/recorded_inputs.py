@@ -23,12 +23,21 @@ _INPUTS = "inputs.json"
 _MEND = "restore the file, or train again in another --workdir"
 
 
-def reading(config: config_dict.ConfigDict, folder: str) -> None:
+def reopened(
+    config: config_dict.ConfigDict, folder: str, *, training: bool
+) -> config_dict.ConfigDict:
     """Points the config of a run that is opened again to the ids and tokenizer that it keeps.
 
     So it is read with those that it was trained with, also where its checkpoint and cache are not.
-    A run from before these were kept takes them from where it took them in training.
+
+    Args:
+      folder: of the run; without one the config stays as it is.
+      training: whether the run goes on training; else what it distils from need not be there.
     """
+    config = config_dict.ConfigDict(config.to_dict())
+    if not training:
+        config.distill.teacher = ""
+    folder = os.path.abspath(folder)
     if os.path.exists(os.path.join(folder, semantic_ids.LIST)):
         config.semantic_ids.extend = folder
     tokenizer, rows = (os.path.join(folder, name) for name in (_TOKENIZER, _ROWS))
@@ -36,15 +45,7 @@ def reading(config: config_dict.ConfigDict, folder: str) -> None:
         config.vocabulary.tokenizer = tokenizer
     if os.path.exists(rows):
         config.vocabulary.text_rows = read_json(rows, "a run's rows of text", _MEND, kind=int)
-
-
-def continuing(config: config_dict.ConfigDict, folder: str) -> config_dict.ConfigDict:
-    """A config as `reading` leaves it where its run has begun in the folder; else as it is."""
-    if config.get("method") != "crs" or not os.path.isdir(folder):
-        return config
-    copy = config_dict.ConfigDict(config.to_dict())
-    reading(copy, os.path.abspath(folder))
-    return copy
+    return config
 
 
 def text_rows(config: config_dict.ConfigDict) -> int | None:

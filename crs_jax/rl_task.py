@@ -149,8 +149,13 @@ def roll_out(
     config: RLConfig,
     trie: Trie,
     controls: Tokens,
+    advantages_of: Callable[[jax.Array], jax.Array] = grpo.advantages,
 ) -> Rollouts:
-    """Both stages of a rollout and its rewards, Eq. 3-7."""
+    """Rolls out both stages and rewards them, Eq. 3-7.
+
+    Args:
+      advantages_of: rewards [G, B] -> advantages [G, B].
+    """
     stops = (controls.end_think, controls.end)
     prompted = generation.read_prompts(network, params, batch["prompts"], batch["lengths"])
     samples = generation.sample(
@@ -180,7 +185,7 @@ def roll_out(
         samples.tokens, samples.lengths, reasoning.complete, chosen, controls.end
     )
     has_target = (chosen == batch["targets"][:, None]).all(-1) & reasoning.complete
-    advantages = grpo.advantages(outcome.reward)
+    advantages = advantages_of(outcome.reward)
     mask = batch["mask"]
     users = jnp.maximum(mask.sum(), 1.0)
 
@@ -201,6 +206,74 @@ def roll_out(
     return Rollouts(tokens, lengths, advantages, has_target, statistics)
 
 
+def update(
+    network: Decoder,
+    config: RLConfig,
+    state: State,
+    batch: dict[str, Any],
+    rollouts: Rollouts,
+    learning_rate: jax.Array,
+) -> tuple[State, dict[str, jax.Array]]:
+    """Makes the updates of one set of rollouts, Eq. 8.
+
+    Args:
+      batch: its `prompts`, `lengths` and `mask` count.
+
+    Returns:
+      The state after them, and statistics of the loss.
+    """
+    optimizer, params = optimizer_of(config), state["params"]
+
+    def log_probs(trained):
+        return jnp.moveaxis(
+            generation.teacher_forced(
+                network,
+                lora.whole(params, trained),
+                batch["prompts"],
+                batch["lengths"],
+                rollouts.tokens,
+                rollouts.lengths,
+            ),
+            0,
+            1,
+        )
+
+    old, reference = log_probs(params["trained"]), log_probs(state["reference"])
+    counts = jnp.arange(rollouts.tokens.shape[-1]) < rollouts.lengths[..., None]
+    if config.mask_correct_when_negative:
+        counts &= ~(rollouts.has_target & (rollouts.advantages.T < 0))[..., None]
+    counts = jnp.moveaxis(counts, 0, 1)
+
+    def loss_of(trained):
+        value, statistics = r_grpo.objective(
+            log_probs(trained),
+            old,
+            reference,
+            rollouts.advantages,
+            counts,
+            batch["mask"],
+            clip_eps=config.clip_eps,
+            kl_weight=config.kl_weight,
+        )
+        return -value, statistics
+
+    def once(carry, _):
+        trained, moments = carry
+        (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        updates, moments = optimizer.update(gradient, moments, trained)
+        trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
+        return (trained, moments), {"loss": loss, **statistics}
+
+    start = (params["trained"], state["optimizer"])
+    (trained, moments), every = jax.lax.scan(once, start, length=config.updates_per_rollout)
+    return {
+        **state,
+        "step": state["step"] + 1,
+        "params": {**params, "trained": trained},
+        "optimizer": moments,
+    }, {name: values.mean() for name, values in every.items()}
+
+
 @functools.lru_cache
 def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "rbg") -> Any:
     """(state, batch, rate) -> (state, statistics); one function, and so one compilation, for all
@@ -209,62 +282,13 @@ def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "r
     Args:
       impl: of the random bits, `core.partitioning.random_bits_impl`.
     """
-    optimizer = optimizer_of(config)
 
     def step(state: State, batch: dict[str, Any], learning_rate: jax.Array) -> Any:
         params, trie = state["params"], batch["trie"]
         key = jax.random.fold_in(jax.random.key(batch["seed"], impl=impl), state["step"])
-        found = roll_out(network, lora.whole(params), batch, key, config, trie, controls)
-
-        def log_probs(trained):
-            return jnp.moveaxis(
-                generation.teacher_forced(
-                    network,
-                    lora.whole(params, trained),
-                    batch["prompts"],
-                    batch["lengths"],
-                    found.tokens,
-                    found.lengths,
-                ),
-                0,
-                1,
-            )
-
-        old, reference = log_probs(params["trained"]), log_probs(state["reference"])
-        counts = jnp.arange(found.tokens.shape[-1]) < found.lengths[..., None]
-        if config.mask_correct_when_negative:
-            counts &= ~(found.has_target & (found.advantages.T < 0))[..., None]
-        counts = jnp.moveaxis(counts, 0, 1)
-
-        def loss_of(trained):
-            value, statistics = r_grpo.objective(
-                log_probs(trained),
-                old,
-                reference,
-                found.advantages,
-                counts,
-                batch["mask"],
-                clip_eps=config.clip_eps,
-                kl_weight=config.kl_weight,
-            )
-            return -value, statistics
-
-        def update(carry, _):
-            trained, moments = carry
-            (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
-            updates, moments = optimizer.update(gradient, moments, trained)
-            trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
-            return (trained, moments), {"loss": loss, **statistics}
-
-        start = (params["trained"], state["optimizer"])
-        (trained, moments), every = jax.lax.scan(update, start, length=config.updates_per_rollout)
-        statistics = {name: values.mean() for name, values in every.items()}
-        return {
-            **state,
-            "step": state["step"] + 1,
-            "params": {**params, "trained": trained},
-            "optimizer": moments,
-        }, statistics | found.statistics
+        rollouts = roll_out(network, lora.whole(params), batch, key, config, trie, controls)
+        state, statistics = update(network, config, state, batch, rollouts, learning_rate)
+        return state, statistics | rollouts.statistics
 
     return step
 

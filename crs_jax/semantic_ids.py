@@ -46,8 +46,10 @@ def _too_few(size: int, level: int, found: str) -> UserError:
     )
 
 
-def _level(points: np.ndarray, size: int, seed: int, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """(centres [N, D], codes [V]) of one level, every code used."""
+def fit_level(
+    points: np.ndarray, size: int, seed: int, level: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits one level: (centres [N, D], codes [V]), every code used. Raises UserError if too few."""
     from sklearn.cluster import KMeans  # slow to import
 
     distinct = len(np.unique(points, axis=0))
@@ -148,7 +150,7 @@ def fit(vectors: np.ndarray, sizes: Sequence[int], *, last_codes: int, seed: int
     rest = np.asarray(vectors, np.float64)
     books, codes = [], []
     for level, size in enumerate(sizes):
-        centres, found = _level(rest, size, seed, level)
+        centres, found = fit_level(rest, size, seed, level)
         books.append(centres)
         codes.append(found)
         rest = rest - centres[found]

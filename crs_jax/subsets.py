@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import numpy as np
 from core import checksums, distributed
 from core.errors import UserError
 from core.files import write_atomically
+from core.termination import stop_if_terminated
 from core.workdir import is_writer
 from crs_jax.inference import Answers
 
@@ -158,3 +160,37 @@ class Subsets:
                 f"expected the cases of a subset in {path}, found none that can be read "
                 f"({type(error).__name__}); {_AGAIN}"
             ) from None
+
+
+def collected(
+    subsets: Subsets,
+    stage: str,
+    count: int,
+    cases_of: Callable[[np.ndarray], list[Case]],
+    *,
+    most: int,
+    size: int,
+) -> list[Case]:
+    """Collects cases of the training examples in parts that are not made again after a kill.
+
+    Args:
+      stage: the parts are called by it.
+      count: how many training examples there are.
+      cases_of: makes the cases of the examples at some places, int [E].
+      most: examples to look at, the first ones; 0 or less for all.
+      size: examples of a part, which a kill loses at most.
+
+    Raises:
+      core.errors.Preempted: SIGTERM or Ctrl-C, between two parts.
+    """
+
+    def part(start: int, stop: int) -> list[Case]:
+        stop_if_terminated(f"the collection of {stage}")
+        return cases_of(np.arange(start, stop))
+
+    count = min(most, count) if most > 0 else count
+    cases: list[Case] = []
+    for number, start in enumerate(range(0, count, size)):
+        make = functools.partial(part, start, min(start + size, count))
+        cases += subsets.get(f"{stage}_part_{number}", make)
+    return cases

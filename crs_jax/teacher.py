@@ -24,7 +24,7 @@ from crs_jax.packing import prompt_array
 from crs_jax.vocabulary import END, START, THINK, Vocabulary, read_tokenizer
 
 # What config.json calls the sizes of a network.
-_SIZES = {
+SIZES = {
     "text_rows": "vocab_size",
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -48,7 +48,7 @@ def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
     """
     path, found = read_about(folder)
     try:
-        sizes = {ours: found[theirs] for ours, theirs in _SIZES.items()}
+        sizes = {ours: found[theirs] for ours, theirs in SIZES.items()}
         tied = found["tie_word_embeddings"]
     except KeyError as error:
         raise UserError(

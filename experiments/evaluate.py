@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from ml_collections import config_dict
+from collections.abc import Sequence
 
 from core import results
 from core.errors import UserError
 from core.loop import finite_scores
 from experiments.restored import Restored
-
-_SEARCHES_ALONE = ("crs", "search_baseline")
 
 
 def evaluate(restored: Restored, split: str, protocol: str) -> dict:
@@ -39,27 +37,25 @@ def evaluate(restored: Restored, split: str, protocol: str) -> dict:
     )
 
 
-def tested_on(config: config_dict.ConfigDict, task: str | None) -> tuple[str, tuple[str, ...]]:
-    """A task and its protocols of a run's own test; of no task the one that it is tested on."""
-    clicks = config.eval.get("protocols", ())
-    # Runs of CRS of before there was the key.
-    before = ("catalogue",) if config.method == "crs" else ()
-    searches = config.eval.get("search_protocols", before)
-    if task is None:
-        alone = config.method in _SEARCHES_ALONE or (searches and not clicks)
-        task = "search" if alone else "recommendation"
-    return task, tuple(searches if task == "search" else clicks)
+def columns(restored: Restored, task: str | None, given: Sequence[str] | None) -> list[str]:
+    """Returns what is to be measured: columns of some protocols, or of the run's own test.
 
+    Args:
+      task: 'recommendation' or 'search'; None for the one that the run is tested on.
+      given: protocols; None for those of the run's config.
 
-def _columns(restored: Restored, task: str | None, given: list[str] | None) -> list[str]:
-    task, protocols = tested_on(restored.experiment.config, task)
+    Raises:
+      UserError: a task or protocol that the run does not have, or none at all.
+    """
+    experiment = restored.experiment
+    task, protocols = experiment.tested_on(task)
     if given is not None:
         protocols = tuple(given)
     elif not protocols:
-        restored.experiment.columns(task, "full")  # refuses a task that the run does not have
+        experiment.columns(task, "full")  # refuses a task that the run does not have
         raise UserError(
             f"expected --protocols, since the run in {restored.workdir.path} has none of {task} in "
             "its config.eval, found none; name some"
         )
-    found = [c for p in protocols for c in restored.experiment.columns(task, p)]
-    return list(dict.fromkeys(found))
+    names = [name for protocol in protocols for name in experiment.columns(task, protocol)]
+    return list(dict.fromkeys(names))

@@ -42,6 +42,7 @@ def export(config: Any, out: str, epochs: int, given: Any = ()) -> Export:
     exported.check_place(out)
     data = Dataset(config)
     experiment = GenSARExperiment(config, data)
+    experiment.train_identifiers()
     examples, mixture = experiment.examples, experiment.examples.mixture
     evaluated = ["recommendation"] + ["search"] * bool(config.eval.search_protocols)
     splits: dict[str, list[str]] = {task: ["train"] for task in mixture.tasks}

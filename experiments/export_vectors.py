@@ -15,8 +15,6 @@ from core.files import read_json, save_npy, write_atomically
 from core.workdir import check_out, commit_id
 from experiments.restored import Restored
 
-_TABLES = ("item", "user", "word")
-
 
 def check_place(out: str) -> None:
     """Refuses an .npy file whose description would take the place of another file.
@@ -43,30 +41,6 @@ def _ids_file(stem: str) -> str:
     return os.path.basename(stem) + ".ids.txt"
 
 
-def vectors(restored: Restored, table: str) -> tuple[np.ndarray, list[str]]:
-    """The rows float32 [V, D] of a table and the names they belong to, padding left out.
-
-    Raises:
-      UserError: the method has no such table.
-    """
-    # GenSAR and CRS keep among their tables what are no vectors of anything.
-    tables = [name for name in restored.tables or {} if name in _TABLES]
-    if table not in tables:
-        method = restored.experiment.config.method
-        has = f"the tables {', '.join(tables)}" if tables else "no vectors at all"
-        raise UserError(
-            f"expected a run with {table} vectors, found one of {method}, which has {has}; pass "
-            "another --workdir or --table"
-        )
-    log = restored.data.log
-    names = {"item": log.item_ids, "user": log.user_ids, "word": log.words}[table][1:].tolist()
-    rows = np.asarray(restored.tables_with_words[table], np.float32).reshape(
-        -1, restored.experiment.ranker.width
-    )
-    # The user table has one more row, shared by users not seen in training.
-    return rows[1 : len(names) + 1], names
-
-
 def content_hash(rows: np.ndarray, names: list[str]) -> str:
     """16 hex digits over the vectors' bytes and the names, one a line."""
     digest = hashlib.sha256(np.ascontiguousarray(rows).data)
@@ -78,10 +52,10 @@ def export(restored: Restored, table: str, out: str) -> dict[str, Any]:
     """Writes the three files, the JSON last; returns what it holds.
 
     Raises:
-      UserError: as `check_place` and `vectors`.
+      UserError: as `check_place`, or the method has no such table.
     """
     check_place(out)
-    rows, names = vectors(restored, table)
+    rows, names = restored.experiment.vectors(restored.tables, table)
     stem = out.removesuffix(".npy")
     save_npy(out, rows)
     write_atomically(stem + ".ids.txt", "".join(f"{name}\n" for name in names))

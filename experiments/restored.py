@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,9 @@ from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
-from crs_jax import recorded_inputs
 from experiments import value_ranges
-from experiments.methods import open_experiment
-from gensar_jax.experiment import GenSARExperiment
+from experiments.methods import open_experiment, reopened
 from input_pipelines.dataset import Dataset
-from lcrsr.embedding import with_item_words
 
 # What every run's config has.
 _KINDS = {"method": str, "dataset": str, "seed": int, "data": dict, "eval": dict}
@@ -71,6 +68,41 @@ def settings_named(workdir: Workdir) -> Iterator[None]:
         ) from error
 
 
+def _folder(workdir: Workdir, stage: str) -> str:
+    return os.path.join(workdir.path, "checkpoints", stage)
+
+
+def stage_to_open(workdir: Workdir, stages: Sequence[str]) -> str:
+    """Returns the first of `stages` with an evaluated checkpoint, and the first where none has."""
+    for stage in stages:
+        progress = newest_progress(_folder(workdir, stage))
+        if progress is not None and progress["best_step"] is not None:
+            return stage
+    return stages[0]
+
+
+def open_run(workdir: Workdir, devices: int) -> Any:
+    """Opens the experiment of a run with its data, as far as config and data tell it.
+
+    Args:
+      devices: how many there are to open it on.
+
+    Raises:
+      UserError: no run there, or one of data (for GenSAR also item texts, tokens, identifiers) that
+        has changed since.
+    """
+    config = read_run_config(workdir)
+    with settings_named(workdir):
+        if config.get("mesh") is not None:
+            config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, devices))
+        config = reopened(config, workdir.path, training=False)
+        data = Dataset(config, workdir.path)
+        workdir.check_log(data.log.hash)
+        experiment = open_experiment(config, data)
+    experiment.check_recorded(workdir)
+    return experiment
+
+
 class Restored:
     """Opens the best state of a run's stage with everything needed to score.
 
@@ -78,6 +110,7 @@ class Restored:
       workdir: the folder of a run of launch.train.
       stage: 'pretrain', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
         has an evaluated checkpoint, else 'pretrain'.
+      devices: to open it on; None takes all.
 
     Attributes:
       experiment, data, stage, step, params, tables (the last two None for a fitted baseline).
@@ -88,27 +121,12 @@ class Restored:
         has changed since, or the stage has no evaluated checkpoint.
     """
 
-    def __init__(self, workdir: str, stage: str | None = None):
+    def __init__(self, workdir: str, stage: str | None = None, devices: int | None = None):
         self.workdir = Workdir(workdir)
-        config = read_run_config(self.workdir)
-        with settings_named(self.workdir):
-            if config.get("mesh") is not None:
-                config.mesh.update(
-                    mesh_here(config.mesh.data, config.mesh.table, jax.device_count())
-                )
-            if config.get("pretrain") is not None and config.pretrain.get("teacher"):
-                config.pretrain.teacher = ""  # what it has learnt from need not be there any more
-            if config.get("distill") is not None and config.distill.get("teacher"):
-                config.distill.teacher = ""
-            if config.get("method") == "crs":
-                recorded_inputs.reading(config, self.workdir.path)
-            self.data = Dataset(config, self.workdir.path)
-            self.workdir.check_log(self.data.log.hash)
-            self.experiment: Any = open_experiment(config, self.data)
-        if isinstance(self.experiment, GenSARExperiment):
-            self.experiment.check_kept(self.workdir)
+        self.experiment = open_run(self.workdir, devices or jax.device_count())
+        self.data: Dataset = self.experiment.data
         stages = self.experiment.stages
-        self.stage = stage or next((s for s in stages if self._evaluated(s)), stages[0])
+        self.stage = stage or stage_to_open(self.workdir, stages)
         if self.stage not in stages:
             raise UserError(f"expected a stage of {', '.join(stages)}, found {self.stage!r}")
         self.step, self.params = 0, None
@@ -119,7 +137,7 @@ class Restored:
     @functools.cached_property
     def tables_with_words(self) -> Any:
         """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
-        return with_item_words(self.tables, getattr(self.experiment, "item_words", None))
+        return self.experiment.scoring_tables(self.tables)
 
     def _restore(self) -> None:
         like = self.experiment.abstract_state(self.stage)
@@ -129,15 +147,8 @@ class Restored:
         self.step = progress.best_step
         self.params, self.tables = state["params"], state["tables"]
 
-    def _folder(self, stage: str) -> str:
-        return os.path.join(self.workdir.path, "checkpoints", stage)
-
-    def _evaluated(self, stage: str) -> bool:
-        progress = newest_progress(self._folder(stage))
-        return progress is not None and progress["best_step"] is not None
-
     def _check_trained(self, stage: str) -> None:
-        if not os.path.isdir(self._folder(stage)):
+        if not os.path.isdir(_folder(self.workdir, stage)):
             raise UserError(
                 f"expected checkpoints of stage {stage} in {self.workdir.path}, found none; run "
                 "launch.train with this --workdir first"

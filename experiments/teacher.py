@@ -24,34 +24,34 @@ class Teacher:
     """Scores with a run whose model is a `Ranker`, on one device.
 
     Args:
-      workdir: its folder.
-      config: the student's, resolved; names the stage that teaches.
+      run: the finished run.
+      config: the student's, resolved.
       data: what the student trains on.
 
     Raises:
-      UserError: no such run, one of other data or other histories, or one without scores.
+      UserError: the run has other data, other histories, or no scores.
     """
 
-    def __init__(self, workdir: str, config: config_dict.ConfigDict, data: Dataset):
-        self._run = Restored(workdir, config.pretrain.get("teacher_stage") or None)
-        if self._run.params is None or getattr(self._run.experiment, "partition", None) is not None:
+    def __init__(self, run: Restored, config: config_dict.ConfigDict, data: Dataset):
+        self.run, workdir = run, run.workdir.path
+        if run.params is None or run.experiment.partition is not None:
             raise UserError(
                 f"expected a trained ranker on one device in {workdir}, found another run; pass "
                 "the folder of one as --config.pretrain.teacher"
             )
-        if self._run.data.log.hash != data.log.hash:
+        if run.data.log.hash != data.log.hash:
             raise UserError(
                 f"expected a teacher of the log {data.log.hash}, found one of "
-                f"{self._run.data.log.hash} in {workdir}; train it on this data"
+                f"{run.data.log.hash} in {workdir}; train it on this data"
             )
-        theirs, ours = self._run.workdir.read_setting("data", dict), config.data
+        theirs, ours = run.workdir.read_setting("data", dict), config.data
         for key in _SHARED:
             if theirs.get(key) != ours[key]:
                 raise UserError(
                     f"expected a teacher with config.data.{key}={ours[key]!r}, found "
                     f"{theirs.get(key)!r} in {workdir}; both read the same batches"
                 )
-        ranker = self._run.experiment.ranker
+        ranker = run.experiment.ranker
 
         def scores(params, tables, batch):
             rows = look_up(tables, batch)
@@ -59,9 +59,14 @@ class Teacher:
 
         self._scores: Callable[..., jax.Array] = jax.jit(scores)
 
+    @property
+    def stage(self) -> str:
+        """Names the stage of the run that teaches."""
+        return self.run.stage
+
     def with_scores(self, batches: Batches) -> Batches:
         """The same batches with the teacher's logits float32 [B, N] in each."""
-        params, tables = self._run.params, self._run.tables_with_words
+        params, tables = self.run.params, self.run.tables_with_words
 
         def scored(start: int) -> Iterator[dict[str, Any]]:
             for batch in batches(start):
@@ -71,10 +76,12 @@ class Teacher:
 
 
 def open_teacher(config: config_dict.ConfigDict, data: Dataset) -> Teacher | None:
-    """Opens the run that `config.pretrain.teacher` names; None where it names none.
+    """Opens the run and the stage of it that `config.pretrain` names; None where it names none.
 
     Raises:
-      UserError: as `Teacher`.
+      UserError: no such run or stage, or as `Teacher`.
     """
     path = config.get("pretrain", {}).get("teacher")
-    return Teacher(path, config, data) if path else None
+    if not path:
+        return None
+    return Teacher(Restored(path, config.pretrain.get("teacher_stage") or None), config, data)

@@ -11,8 +11,7 @@ from core import results
 from core.run_logging import check_writers, logging_run
 from core.termination import watched
 from core.workdir import Workdir, check_workdir, is_writer, open_workdir
-from crs_jax import recorded_inputs
-from experiments.methods import open_experiment
+from experiments.methods import open_experiment, reopened
 from experiments.resolve import resolve
 from experiments.teacher import open_teacher
 from input_pipelines.dataset import Dataset
@@ -44,7 +43,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     data = Dataset(config)
     if is_writer():
         Workdir(workdir_path).check_log(data.log.hash)
-    opened = recorded_inputs.continuing(config, Workdir(workdir_path).path)
+    opened = reopened(config, Workdir(workdir_path).path, training=True)
     experiment = open_experiment(opened, data, open_teacher(opened, data))
     experiment.check_data()
     workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)

@@ -78,15 +78,19 @@ class GenSARExamples:
       vocabulary, prompts, mixture.
       texts_hash, pseudo_queries_hash: 16 hex digits each; the log's hash has neither.
       identifiers: by kind int32 [V+1, L], tokens; row 0 is padding's.
+      searches: the training searches.
+      described: the items that an auxiliary task tells, since training events have shown them.
+      query_pairs: these items' pseudo-queries, (item, query).
+      sizes: how many examples each task has.
     """
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset, table: IdentifierTable):
         check_settings(config)
         self._log, self._seed = data.log, config.seed
         self._train = data.splits.train
-        self._searches = search_task.training_searches(data.log, data.splits)
-        _, first = np.unique(self._searches.target_row, return_index=True)
-        self._queries = self._searches.take(first)
+        self.searches = search_task.training_searches(data.log, data.splits)
+        _, first = np.unique(self.searches.target_row, return_index=True)
+        self._queries = self.searches.take(first)
         self._texts = data.log.item_texts()
         self.texts_hash = _hash(self._texts)
         self._shape = histories.HistoryShape(
@@ -117,8 +121,8 @@ class GenSARExamples:
         # What no training event has shown stays out of the auxiliary tasks.
         trained = np.zeros(data.log.num_items + 1, bool)
         trained[np.asarray(data.log.rec_items)[data.splits.training_rows]] = True
-        trained[self._searches.item] = True
-        self._described = [
+        trained[self.searches.item] = True
+        self.described = [
             item
             for item, text in enumerate(self._texts, 1)
             if trained[item] and self.prompts.has_pieces(text)
@@ -129,18 +133,18 @@ class GenSARExamples:
             found = pseudo_queries.read(settings.pseudo_queries, numbers)
         else:
             found = pseudo_queries.from_texts(self._texts, split)
-        self._pseudo = [(item, query) for item, query in found if trained[item]]
-        self.pseudo_queries_hash = _hash(self._pseudo)
-        sizes = {
+        self.query_pairs = [(item, query) for item, query in found if trained[item]]
+        self.pseudo_queries_hash = _hash(self.query_pairs)
+        self.sizes = {
             "nrip": len(self._train),
             "nsqp": len(self._queries),
-            "nsip": len(self._searches),
-            "desc2id": len(_KINDS) * len(self._described),
-            "id2desc": len(_KINDS) * len(self._described),
-            "pseudo_query": len(self._pseudo),
+            "nsip": len(self.searches),
+            "desc2id": len(_KINDS) * len(self.described),
+            "id2desc": len(_KINDS) * len(self.described),
+            "pseudo_query": len(self.query_pairs),
         }
         self.mixture = Mixture(
-            sizes, config.mixture.to_dict(), phrasings=settings.phrasings, seed=config.seed
+            self.sizes, config.mixture.to_dict(), phrasings=settings.phrasings, seed=config.seed
         )
 
     def _pieces(self, settings: config_dict.ConfigDict, data: Dataset) -> bytes:
@@ -190,12 +194,12 @@ class GenSARExamples:
             query = histories.query_text(self._log, int(self._queries.target_row[row]))
             return prompts.next_query(self.history(self._queries, row), query, phrasing)
         if task == "nsip":
-            return self._search_example(self._searches, row, phrasing)
+            return self._search_example(self.searches, row, phrasing)
         if task == "pseudo_query":
-            item, query = self._pseudo[row]
+            item, query = self.query_pairs[row]
             return prompts.pseudo_query(query, item, phrasing)
         place, number = divmod(row, len(_KINDS))
-        item = self._described[place]
+        item = self.described[place]
         write = {
             "desc2id": prompts.description_to_item,
             "id2desc": prompts.item_to_description,

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,12 +18,12 @@ from ml_collections import config_dict
 from core import distributed, metrics, results, vectors
 from core import trie as tries
 from core.errors import UserError
+from core.experiment import Experiment
 from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
-from core.results import with_more
 from core.settings import build, positive
 from core.workdir import Workdir, open_workdir
-from gensar_jax import recorded_inputs, sharding
+from gensar_jax import prediction, recorded_inputs, sharding
 from gensar_jax.examples import GenSARExamples, check_settings
 from gensar_jax.identifier_experiment import IdentifierExperiment
 from gensar_jax.identifiers import IdentifierTable, load_table
@@ -44,20 +45,46 @@ _SEARCH = "search/"
 _IDENTIFIER_LOOP = {"checkpoint_every": 500, "log_every": 20}
 # Items that a beam of the whole catalogue must leave after what the user has seen (READINGS).
 _UNSEEN = 20
+# Characters of an item's text in a prediction.
+_TEXT = 100
 
 
-def identifier_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTable:
-    """Returns the table of `config.identifiers`, or one made with the config's own settings.
-
-    The latter is kept beside the prepared data, so that ablations share it.
+def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTable | None:
+    """Returns the table of `config.identifiers`, or the one that was trained with its settings.
 
     Raises:
-      UserError: as `load_table`, identifiers of another split, or as `IdentifierExperiment`.
+      UserError: as `load_table`, or identifiers of another split.
     """
     if config.identifiers:
         table = load_table(config.identifiers, data_hash=data.log.hash)
         data.check_training_split(table.training_split, f"identifiers in {config.identifiers}")
         return table
+    folder, _ = _own_identifiers(config, data)
+    if not os.path.exists(os.path.join(folder, "results.json")):
+        return None
+    return load_table(folder, data_hash=data.log.hash)
+
+
+def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTable:
+    """Trains identifiers with the config's own settings, or returns those that it has.
+
+    They are kept beside the prepared data, so that ablations share them.
+
+    Raises:
+      UserError: as `given_table`, or as `IdentifierExperiment`.
+    """
+    if (table := given_table(config, data)) is not None:
+        return table
+    folder, own = _own_identifiers(config, data)
+    _LOG.info("no config.identifiers given: training identifiers in %s", folder)
+    IdentifierExperiment(own, data).run(open_workdir(folder, own.to_dict(), data.log.hash))
+    return load_table(folder, data_hash=data.log.hash)
+
+
+def _own_identifiers(
+    config: config_dict.ConfigDict, data: Dataset
+) -> tuple[str, config_dict.ConfigDict]:
+    """Returns where identifiers of these settings are kept, and the config of their training."""
     own = config_dict.ConfigDict(
         {
             "method": "gensar_identifiers",
@@ -75,16 +102,14 @@ def identifier_table(config: config_dict.ConfigDict, data: Dataset) -> Identifie
     for source in (own.vectors.semantic, own.vectors.collaborative):
         content += vectors.source_hash(source)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    folder = data.beside(f"identifiers-{digest}")
-    if not os.path.exists(os.path.join(folder, "results.json")):
-        _LOG.info("no config.identifiers given: training identifiers in %s", folder)
-        experiment = IdentifierExperiment(own, data)
-        experiment.run(open_workdir(folder, own.to_dict(), data.log.hash))
-    return load_table(folder, data_hash=data.log.hash)
+    return data.beside(f"identifiers-{digest}"), own
 
 
-class GenSARExperiment:
-    """Trains GenSAR in one stage, `joint`.
+class GenSARExperiment(Experiment):
+    """Trains identifiers, unless the config names a table, then GenSAR in one stage, `joint`.
+
+    What needs identifiers, such as `examples` and `task`, is there once they are: from the start
+    with a table that is given or was trained before, else from `train_identifiers` on.
 
     Args:
       config: a resolved config (`experiments.resolve.resolve`).
@@ -95,7 +120,8 @@ class GenSARExperiment:
     """
 
     stages: tuple[str, ...] = (JointTask.name,)
-    evaluator = None
+    tasks = TASKS
+    data: Dataset
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         self.config, self.data = config, data
@@ -104,20 +130,35 @@ class GenSARExperiment:
             *("train.evals", "eval.beam", "loop.log_every", "loop.checkpoint_every"),
         )
         check_evaluation(config)
-        mesh = make_mesh(config.mesh.data, config.mesh.table)
+        self._mesh = make_mesh(config.mesh.data, config.mesh.table)
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
         self._check_lengths()
         self._check_protocols()
-        # What is wrong is found before identifiers are trained.
         check_settings(config)
-        shape = _shape(config.model)
-        table = identifier_table(config, data)
+        self._shape = _shape(config.model)
+        table = given_table(config, data)
+        self.table: IdentifierTable | None = None
+        if table is not None:
+            self._open(table)
+
+    def train_identifiers(self) -> None:
+        """Trains the identifiers that the config describes, unless a table is there already.
+
+        Raises:
+          UserError: as `train_table`.
+        """
+        if self.table is None:
+            self._open(train_table(self.config, self.data))
+
+    def _open(self, table: IdentifierTable) -> None:
+        """Makes everything that follows from the identifiers."""
+        config, self.table = self.config, table
         self.table_hash = table.hash
-        self.examples = GenSARExamples(config, data, table)
+        self.examples = GenSARExamples(config, self.data, table)
         self.network = Transformer(
-            dataclasses.replace(shape, vocab_size=self.examples.vocabulary.size)
+            dataclasses.replace(self._shape, vocab_size=self.examples.vocabulary.size)
         )
-        self.partition = sharding.partition_of(self.network, mesh)
+        self.partition = sharding.partition_of(self.network, self._mesh)
         if self.partition is not None:
             for name in ("batch_size", "full_batch_size"):
                 self.partition.check_batch_size(config.eval[name], f"config.eval.{name}")
@@ -227,22 +268,44 @@ class GenSARExperiment:
         Raises:
           UserError: the data does not have what they need, or as `checkpoints.load`.
         """
-        if self._checkpoint:
-            self._pretrained()
-        self.examples.stream(0, 1)
+        if self.table is None:
+            # Refuses what identifiers could not be trained with.
+            IdentifierExperiment(_own_identifiers(self.config, self.data)[1], self.data)
+        else:
+            self._check_examples()
         read = [("validation", *self._parsed(column)[:2]) for column in self._validated()]
         read += [("test", task, protocol) for task, protocol in self._tested()]
         for split, task, protocol in read:
             self.data.check_ranked(split, protocol, task)
 
-    def check_kept(self, workdir: Workdir) -> None:
+    def _check_examples(self) -> None:
+        if self._checkpoint:
+            self._pretrained()
+        self.examples.stream(0, 1)
+
+    @classmethod
+    def reopened(
+        cls, config: config_dict.ConfigDict, folder: str, *, training: bool
+    ) -> config_dict.ConfigDict:
+        return recorded_inputs.reopened(config, folder)
+
+    def check_recorded(self, workdir: Workdir) -> None:
         """Raises UserError where a run was trained with other texts, tokens or identifiers."""
+        if self.table is None:
+            raise UserError(
+                f"expected the identifiers of the run in {workdir.path}, found none; run "
+                "launch.train with this --workdir first"
+            )
         recorded_inputs.check(workdir, self.examples, self.table_hash)
 
     def run(self, workdir: Workdir) -> None:
         """Trains, or continues, and reads the test split once."""
+        if self.table is None:
+            self.train_identifiers()
+            self._check_examples()
+        assert self.table is not None
         with distributed.first_alone():
-            recorded_inputs.keep(workdir, self.examples, self.table_hash)
+            recorded_inputs.keep(workdir, self.examples, self.table)
         mixture = self.examples.mixture
         _LOG.info(
             "mixture of %d examples an epoch: %s; %d tokens, %d of them text",
@@ -252,27 +315,11 @@ class GenSARExperiment:
             self.examples.vocabulary.text_rows,
         )
         finished = run_stage(self.task, self._loop(), workdir)
-        done = results.tested(workdir)
         state = finished.state
-        for task, protocol in self._tested():
-            for column in self.columns(task, protocol):
-                if (JointTask.name, finished.best_step, column) not in done:
-                    with results.testing(JointTask.name, column):
-                        sums = self.evaluate(state["params"], state["tables"], "test", column)
-                    results.save(
-                        workdir,
-                        sums,
-                        stage=JointTask.name,
-                        split="test",
-                        protocol=column,
-                        step=finished.best_step,
-                        config=self.config,
-                        origin=self.data.origin,
-                        **with_more(
-                            self.details("test", column),
-                            {"still_improving": finished.still_improving},
-                        ),
-                    )
+        columns = [c for task, protocol in self._tested() for c in self.columns(task, protocol)]
+        more = {"still_improving": finished.still_improving}
+        params, tables = state["params"], state["tables"]
+        self.test_once(workdir, JointTask.name, finished.best_step, columns, params, tables, more)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
         """Returns further arguments of `results.save` for a row: who was evaluated, with what."""
@@ -284,18 +331,13 @@ class GenSARExperiment:
         return results.counting(examples.user, counted, more, self.selection)
 
     def _loop(self) -> LoopConfig:
-        config, steps = self.config, self.task.max_steps
-        return LoopConfig(
-            max_steps=steps,
-            eval_every=max(1, steps // config.train.evals),
+        config = self.config
+        return LoopConfig.fixed_length(
+            self.task.max_steps,
+            evals=config.train.evals,
             checkpoint_every=config.loop.checkpoint_every,
             log_every=config.loop.log_every,
             learning_rate=config.train.learning_rate,
-            # The schedule is the only change of rate, and its end the only stop.
-            min_learning_rate=config.train.learning_rate,
-            plateau_factor=1.0,
-            plateau_patience=steps + 1,
-            stop_patience=steps + 1,
         )
 
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
@@ -419,6 +461,48 @@ class GenSARExperiment:
         sums = metrics.Sums(tuple(config.metrics))
         sums.add(above[back], tied[back], np.ones(len(back)), broken[back])
         return sums
+
+    def predict(
+        self,
+        params: Any,
+        tables: Any,
+        users: Sequence[str] | None,
+        top_k: int,
+        query: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields user, rank, item, score and text for each user, best first.
+
+        The score is the log-likelihood of the item's identifier in nats; text begins the item's.
+
+        Raises:
+          UserError: an unknown user, neither users nor a query, or as `prediction.top_items`.
+        """
+        log = self.data.log
+        if users is None and query is None:
+            raise UserError("expected users or a query, found neither; pass one of them")
+        examples = self.data.no_history() if users is None else self.data.whole_histories(users)
+        texts = log.item_texts()
+        generated = prediction.top_items(
+            self.network,
+            params,
+            self.examples,
+            self.trie("recommendation" if query is None else "search"),
+            self.data,
+            examples,
+            top_k,
+            query,
+            beam=self.config.eval.beam,
+            batch_size=self.config.eval.full_batch_size,
+        )
+        for row, items in enumerate(generated):
+            for rank, (item, score) in enumerate(items, start=1):
+                yield {
+                    "user": users[row] if users is not None else None,
+                    "rank": rank,
+                    "item": str(log.item_ids[item]),
+                    "score": round(score, 6),
+                    "text": texts[item - 1][:_TEXT],
+                }
 
     def abstract_state(self, stage: str) -> Any:
         """Shapes and dtypes of the state, to restore a checkpoint into."""

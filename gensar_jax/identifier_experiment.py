@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from core import vectors
 from core.errors import UserError
+from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, run_stage
 from core.settings import build, positive
 from core.workdir import Workdir, commit_id
@@ -70,7 +71,7 @@ def _check_split(path: str, data: Dataset) -> None:
     data.check_training_split(found, f"item vectors in {path}")
 
 
-class IdentifierExperiment:
+class IdentifierExperiment(Experiment):
     """Trains one stage, `identifiers`, which writes identifiers.npz and identifiers.json.
 
     Args:
@@ -83,7 +84,7 @@ class IdentifierExperiment:
     """
 
     stages: tuple[str, ...] = (IdentifierTask.name,)
-    evaluator = None
+    data: Dataset
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         if jax.process_count() > 1:
@@ -117,9 +118,6 @@ class IdentifierExperiment:
             RQVAE(model, widths), training, scaled(self.vectors), seed=config.seed
         )
 
-    def check_data(self) -> None:
-        """Nothing more: the vectors were read when this was made."""
-
     def run(self, workdir: Workdir) -> None:
         """Trains, or continues; then assigns, resolves, measures and writes the table once."""
         finished = run_stage(self.task, self._loop(), workdir)
@@ -128,18 +126,13 @@ class IdentifierExperiment:
             self._write(workdir, finished)
 
     def _loop(self) -> LoopConfig:
-        config, steps = self.config.train, self.task.max_steps
-        return LoopConfig(
-            max_steps=steps,
-            eval_every=max(1, steps // config.evals),
-            checkpoint_every=self.config.loop.checkpoint_every,
-            log_every=self.config.loop.log_every,
+        config, loop = self.config.train, self.config.loop
+        return LoopConfig.fixed_length(
+            self.task.max_steps,
+            evals=config.evals,
+            checkpoint_every=loop.checkpoint_every,
+            log_every=loop.log_every,
             learning_rate=config.learning_rate,
-            # The linear decay is the only change of rate, and its end the only stop.
-            min_learning_rate=config.learning_rate,
-            plateau_factor=1.0,
-            plateau_patience=steps + 1,
-            stop_patience=steps + 1,
         )
 
     def _resolve(self, assignment: Assignment, codebooks: Any) -> dict[str, identifiers.Resolution]:
@@ -231,25 +224,3 @@ class IdentifierExperiment:
             sharing = identifiers.colliding_items(baseline[source])
             values[f"kmeans_colliding_items/{source}"] = sharing
         return values
-
-    def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> NoReturn:
-        del params, tables, split, protocol
-        self._no_ranking()
-
-    def columns(self, task: str, protocol: str) -> NoReturn:
-        del task, protocol
-        self._no_ranking()
-
-    def details(self, split: str, protocol: str) -> NoReturn:
-        del split, protocol
-        self._no_ranking()
-
-    def abstract_state(self, stage: str) -> NoReturn:
-        del stage
-        self._no_ranking()
-
-    def _no_ranking(self) -> NoReturn:
-        raise UserError(
-            "expected the workdir of a model that ranks items, found one of gensar_identifiers; "
-            "pass the workdir of a model trained with them"
-        )

@@ -131,6 +131,7 @@ class JointTask:
       seed: of parameters and dropout.
       initial: the parameters to start from; None means random ones.
       partition: the mesh to train on; None means one device.
+      packed_for: devices over which the rows of a batch divide; None takes those of `partition`.
     """
 
     name = "joint"
@@ -148,8 +149,11 @@ class JointTask:
         seed: int,
         initial: Callable[[], Any] | None = None,
         partition: Partition | None = None,
+        packed_for: int | None = None,
     ):
         self.network, self.config, self.partition = network, config, partition
+        devices = packed_for or (1 if partition is None else partition.size)
+        self._row_multiple = math.lcm(ROW_MULTIPLE, devices)
         self.selection, self.batch_size = selection, config.batch_size
         self.steps_per_epoch = max(1, round(examples_per_epoch / config.batch_size))
         self.max_steps = max(1, round(config.epochs * examples_per_epoch / config.batch_size))
@@ -203,8 +207,7 @@ class JointTask:
     def _packed(self, step: int, least_rows: int) -> dict[str, np.ndarray]:
         first = step * self.batch_size
         examples = self._stream(first, first + self.batch_size)
-        devices = 1 if self.partition is None else self.partition.size
-        return packed_batch(examples, self.config, least_rows, math.lcm(ROW_MULTIPLE, devices))
+        return packed_batch(examples, self.config, least_rows, self._row_multiple)
 
     def evaluate(self, state: State) -> dict[str, float]:
         return self._evaluate(state["params"], state["tables"])

@@ -1,4 +1,4 @@
-"""Items that GenSAR generates for users, or for a query (launch.predict)."""
+"""Generates items for users, or for a query, with a trained GenSAR."""
 
 from __future__ import annotations
 
@@ -11,42 +11,57 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
-from gensar_jax.examples import padded
-from gensar_jax.experiment import GenSARExperiment
+from core.trie import Trie
+from gensar_jax.examples import GenSARExamples, padded
 from gensar_jax.generation import generate
+from gensar_jax.t5.network import Transformer
 from input_pipelines.candidates import TouchedItems
+from input_pipelines.dataset import Dataset
 from input_pipelines.splits import Examples
 
 
-class Found(NamedTuple):
-    """A recommendation: number of the item, and its log-likelihood in nats."""
+class Generated(NamedTuple):
+    """Holds the number of an item, and the log-likelihood of its identifier in nats."""
 
     item: int
     score: float
 
 
 def top_items(
-    experiment: GenSARExperiment, params: Any, examples: Examples, top_k: int, query: str | None
-) -> Iterator[list[Found]]:
-    """The likeliest items of each example, best first, without those its user has touched.
+    network: Transformer,
+    params: Any,
+    written: GenSARExamples,
+    trie: Trie,
+    data: Dataset,
+    examples: Examples,
+    top_k: int,
+    query: str | None,
+    *,
+    beam: int,
+    batch_size: int,
+) -> Iterator[list[Generated]]:
+    """Yields the likeliest items of each example, best first, without what its user has touched.
 
     The beam holds as many identifiers as are wanted and may have to be left out.
 
     Args:
-      experiment, params: a trained run.
+      network, params: a trained model.
+      written: how examples are written as tokens.
+      trie: of the identifiers that are decoded, for a query or for recommendations.
       examples: [E]; their users' histories. User 0 has none.
       top_k: items at most.
       query: for the items of a search, as a user types it; None for recommendations.
+      beam: the beam's width is a multiple of it.
+      batch_size: examples at once.
 
     Raises:
       UserError: more items than there are, a task that the run has not learnt, or a query without
         words or of only unknown characters.
     """
-    known = experiment.data.log.num_items
+    known = data.log.num_items
     if top_k > known:
         raise UserError(f"expected top_k of at most {known} items, found {top_k}; lower --top_k")
     task = "recommendation" if query is None else "search"
-    written = experiment.examples
     learnt, wanted = written.mixture.tasks, "nrip" if query is None else "nsip"
     if wanted not in learnt:
         asked, remedy = ("without", "pass a query") if query is None else ("with", "leave it out")
@@ -55,7 +70,7 @@ def top_items(
             f"{', '.join(learnt)}; {remedy}"
         )
     if query is not None:
-        typed, query = query, experiment.data.query_text(query)
+        typed, query = query, data.query_text(query)
         if not query:
             raise UserError(f"expected a query with words, found {typed[:60]!r}; rephrase it")
         written.vocabulary.check_query(query)
@@ -68,21 +83,20 @@ def top_items(
             for row in range(len(examples))
         ]
     )
-    index = TouchedItems(experiment.data.log)
+    index = TouchedItems(data.log)
     touched = [set(index.of_user(int(user)).tolist()) if user else set() for user in examples.user]
-    beam = experiment.config.eval.beam
     longest = max(map(len, touched))
     # In steps of the beam: a width is a compilation.
     width = -(-(top_k + longest) // beam) * beam
     forced = written.forced(task)
-    size = min(experiment.config.eval.full_batch_size, len(examples))
-    search = jax.jit(functools.partial(generate, experiment.network, width=width))
+    size = min(batch_size, len(examples))
+    search = jax.jit(functools.partial(generate, network, width=width))
     for start in range(0, len(examples), size):
         rows = np.minimum(np.arange(start, start + size), len(examples) - 1)
         prefix = jnp.broadcast_to(jnp.array(forced, jnp.int32), (size, len(forced)))
-        beams = search(params, inputs[rows], prefix, experiment.trie(task))
+        beams = search(params, inputs[rows], prefix, trie)
         items, scores = np.asarray(beams.items), np.asarray(beams.scores)
         for row in range(min(size, len(examples) - start)):
-            ranked = map(Found, items[row].tolist(), scores[row].tolist())
+            ranked = map(Generated, items[row].tolist(), scores[row].tolist())
             left = touched[start + row]
             yield [f for f in ranked if f.item > 0 and f.item not in left][:top_k]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 
+from ml_collections import config_dict
+
 from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.files import read_json, write_atomically
 from core.workdir import Workdir, is_writer
 from gensar_jax.examples import GenSARExamples
+from gensar_jax.identifiers import IdentifierTable, save_table
 from gensar_jax.joint_task import JointTask
 
-_FILE, _VOCABULARY = "inputs.json", "vocabulary"
+_FILE, _VOCABULARY, _IDENTIFIERS = "inputs.json", "vocabulary", "identifiers"
 # Only read in training.
 _PSEUDO_QUERIES = "pseudo-queries"
 _MEND = "restore the file, or train in another --workdir"
@@ -63,14 +66,28 @@ def check(
             )
 
 
-def keep(workdir: Workdir, examples: GenSARExamples, table_hash: str) -> None:
+def keep(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable) -> None:
     """Writes the record of a new run; holds one that continues to its own, as `check`.
 
     A run of before there was a record gets none: nothing says what it has been trained with.
     """
-    check(workdir, examples, table_hash, training=True)
+    check(workdir, examples, table.hash, training=True)
     path = workdir.file(_FILE)
     trained = newest_progress(os.path.join(workdir.path, "checkpoints", JointTask.name))
     if is_writer() and trained is None and not os.path.exists(path):
         examples.vocabulary.save(workdir.file(_VOCABULARY))
-        write_atomically(path, json.dumps(_hashes(examples, table_hash), indent=2) + "\n")
+        save_table(workdir.file(_IDENTIFIERS, ""), table, {})
+        write_atomically(path, json.dumps(_hashes(examples, table.hash), indent=2) + "\n")
+
+
+def reopened(config: config_dict.ConfigDict, folder: str) -> config_dict.ConfigDict:
+    """Points the config of a run that is opened again to the identifiers that it trained.
+
+    So its cache need not be there. A run whose config names a table is held to that table.
+    """
+    own = os.path.join(os.path.abspath(folder), _IDENTIFIERS)
+    if config.identifiers or not os.path.exists(own):
+        return config
+    config = config_dict.ConfigDict(config.to_dict())
+    config.identifiers = own
+    return config

@@ -46,11 +46,11 @@ def read_pieces(path: str | pathlib.Path) -> bytes:
             f"{file.stat().st_size:,} in {file}; pass another file"
         )
     model = file.read_bytes()
-    _processor(model, str(file))
+    processor_of(model, str(file))
     return model
 
 
-def _processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
+def processor_of(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
@@ -67,7 +67,7 @@ def _processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcesso
     return processor
 
 
-def _lines(text: str) -> Iterator[str]:
+def lines_of(text: str) -> Iterator[str]:
     """Yields a text as lines that the trainer reads, cut at white space, a long word inside it."""
     line: list[str] = []
     room = MOST_LINE_BYTES
@@ -102,7 +102,7 @@ def train_pieces(texts: Iterable[str], size: int) -> bytes:
     Raises:
       UserError: no text, or a size too small for the bytes and characters.
     """
-    lines = [line for text in texts for line in _lines(text)]
+    lines = [line for text in texts for line in lines_of(text)]
     if not lines:
         raise UserError(
             "expected text of items or queries, found none; pass a SentencePiece model by path or "
@@ -154,7 +154,7 @@ class Vocabulary:
         collaborative: Sequence[int],
     ):
         self._model = model
-        self._pieces = _processor(model, "what was passed")
+        self._pieces = processor_of(model, "what was passed")
         self._sizes = {"M": tuple(shared), "S": tuple(semantic), "R": tuple(collaborative)}
         if not sum(self._sizes.values(), ()) or min(sum(self._sizes.values(), ())) < 1:
             raise UserError(

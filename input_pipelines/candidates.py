@@ -25,7 +25,6 @@ PUBLISHED = "published99"
 _NEGATIVES = 99
 # Rounds of draws that are refused where they do not fit, before what is left is drawn exactly.
 _ROUNDS = 8
-_DRAWN_ROWS = 16_384
 # Keys of an exact draw that are held at once.
 _RACE_CELLS = 4_000_000
 # Users that a warning names.
@@ -223,6 +222,7 @@ def evaluation_candidates(
     cache_dir: str = "",
     task: str = "recommendation",
     segmenter: str = "characters",
+    drawn_rows: int = 16_384,
 ) -> np.ndarray:
     """Returns the saved candidate lists of a split; drawn once, shared by every model.
 
@@ -238,6 +238,7 @@ def evaluation_candidates(
         depends on the log and the seed alone, so lists in two caches are equal.
       task: 'recommendation', or 'search': the examples of `held_out_searches`.
       segmenter: of the items' texts, as the log's queries were split.
+      drawn_rows: examples whose negatives are drawn at once.
 
     Returns:
       int32 [E, 100], the target in column 0; as many as were published for 'published99'. The rows
@@ -283,7 +284,7 @@ def evaluation_candidates(
         clicks = np.asarray(log.rec_items)[splits.training_rows]
         pool = clicks if protocol == "neg99pop" else None
         keys = _keys(seed, number, examples)
-        negatives = _drawn(log, examples, target, times, keys, pool)
+        negatives = _drawn(log, examples, target, times, keys, pool, drawn_rows)
     lists = np.concatenate([target[:, None], negatives], 1)
     try:
         _write_lists(stem, lists)
@@ -308,12 +309,13 @@ def _drawn(
     times: np.ndarray,
     keys: np.ndarray,
     pool: np.ndarray | None,
+    rows: int,
 ) -> np.ndarray:
     touched = TouchedItems(log)
     negatives = np.empty((len(examples), _NEGATIVES), np.int32)
     # In parts, because the draws of a large test split would take gigabytes.
-    for start in range(0, len(examples), _DRAWN_ROWS):
-        part = slice(start, start + _DRAWN_ROWS)
+    for start in range(0, len(examples), rows):
+        part = slice(start, start + rows)
         negatives[part] = draw_negatives(
             touched,
             log.num_items,

@@ -185,6 +185,34 @@ class Dataset:
     def _known_words(self) -> set[str]:
         return set(self.log.words.tolist())
 
+    def whole_histories(self, users: Sequence[str]) -> splits.Examples:
+        """Returns all that users have done, by their ids as in the raw data.
+
+        Raises:
+          UserError: an id that the data does not hold.
+        """
+        numbers = {name: i for i, name in enumerate(self.log.user_ids.tolist()) if i}
+        unknown = [user for user in users if user not in numbers]
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UserError(
+                f"expected user ids of {self.label}, found {unknown[0]!r}{more}, which it "
+                "does not hold; correct the users"
+            )
+        return self._histories_of(np.array([numbers[name] for name in users], np.int32))
+
+    def no_history(self) -> splits.Examples:
+        """Returns one example of someone who has done nothing: user 0 has no events."""
+        return self._histories_of(np.zeros(1, np.int32))
+
+    def _histories_of(self, user: np.ndarray) -> splits.Examples:
+        return splits.Examples(
+            user=user,
+            target_row=np.zeros(len(user), np.int64),
+            rec_end=np.asarray(self.log.rec_offsets)[user + 1],
+            search_end=np.asarray(self.log.search_offsets)[user + 1],
+        )
+
     @property
     def origin(self) -> dict[str, str]:
         """Names the data in a row of results.json: its label and the hash of its log."""
@@ -196,13 +224,9 @@ class Dataset:
         Readers that split queries themselves do so here too. Others take a file's words as they
         are: so do we with words of the log, and bring the rest to the segmenter's form.
         """
+        splits = "segmenter" in prepare.READERS[self._config.dataset].settings
         split = segmenters.segmenter(self._config.data.segmenter)
-        if "segmenter" in prepare.READERS[self._config.dataset].settings:
-            kept = [split(query)]
-        else:
-            known = self._known_words
-            kept = [[word] if word in known else split(word) for word in query.split()]
-        return segmenters.join([segmenters.cut(word) for words in kept for word in words])
+        return segmenters.typed(query, split, None if splits else self._known_words)
 
     def item_words(self) -> np.ndarray | None:
         """Words [V+1, n] that are part of the items' vectors; None for none.
@@ -235,6 +259,8 @@ class Dataset:
         negatives: int,
         seed: int,
         tasks: tuple[str, ...] = ("recommendation",),
+        searches: search_task.SearchExamples | None = None,
+        processes: tuple[int, int] | None = None,
     ) -> tuple[Callable[[int], Iterator[Batch]], int]:
         """Returns (start_step -> endless batches, steps per epoch) of the training split.
 
@@ -243,6 +269,8 @@ class Dataset:
         Args:
           batch_size: over all processes.
           tasks: with 'search' among them, every batch ends in search examples.
+          searches: these; None takes the log's training searches.
+          processes: which this is, and how many there are; None asks JAX.
 
         Raises:
           UserError: there is nothing to train on.
@@ -252,7 +280,7 @@ class Dataset:
                 f"expected training examples in {self.label}, found none; every user has fewer "
                 "than 2 events or the split leaves nothing to train on"
             )
-        processes = (jax.process_index(), jax.process_count())
+        here = processes or (jax.process_index(), jax.process_count())
         # Search examples end the whole batch and not each process's part: it is made, then cut.
         whole = "search" in tasks
         source = batches.TrainBatches(
@@ -262,9 +290,9 @@ class Dataset:
             batch_size=batch_size,
             seed=seed,
             negatives=negatives,
-            process_index=0 if whole else processes[0],
-            process_count=1 if whole else processes[1],
-            searches=self._training_searches() if whole else None,
+            process_index=0 if whole else here[0],
+            process_count=1 if whole else here[1],
+            searches=(searches or self._training_searches()) if whole else None,
         )
 
         for remark in source.remarks:
@@ -272,7 +300,7 @@ class Dataset:
 
         def stream(start: int) -> Iterator[Batch]:
             found = source.stream(start)
-            return map(self.adapt, (_part(b, *processes) for b in found) if whole else found)
+            return map(self.adapt, (_part(b, *here) for b in found) if whole else found)
 
         return stream, source.steps_per_epoch
 

@@ -12,8 +12,8 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -220,9 +220,24 @@ def _json_at(offsets: np.ndarray | None, flat: np.ndarray | None, row: int) -> d
     return json.loads(flat[first:last].tobytes() or b"{}")
 
 
+class Ragged(NamedTuple):
+    """Holds n rows of different lengths, laid end to end.
+
+    Attributes:
+      ends: int64 [n+1]; row i is values[ends[i]:ends[i+1]].
+      values: an array or a list.
+    """
+
+    ends: np.ndarray
+    values: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class RawEvents:
     """Holds what a reader hands over: original names, any order.
+
+    A source that numbers its users or items itself hands over arrays of int64 from 0 where str is
+    said below: all of a kind, and `Ragged` ones of items per search. The decimal text is the name.
 
     Attributes:
       click_user, click_item: str [R]; click_time: int64 [R].
@@ -240,16 +255,16 @@ class RawEvents:
       time_unit, reading: as of `Log`.
     """
 
-    click_user: Sequence[str]
-    click_item: Sequence[str]
+    click_user: Sequence[str] | np.ndarray
+    click_item: Sequence[str] | np.ndarray
     click_time: Sequence[int]
-    search_user: Sequence[str]
+    search_user: Sequence[str] | np.ndarray
     search_time: Sequence[int]
     search_words: Sequence[Sequence[str]]
-    search_clicks: Sequence[Sequence[str]]
-    items: Sequence[str] = ()
+    search_clicks: Sequence[Sequence[str]] | Ragged
+    items: Sequence[str] | np.ndarray = ()
     item_texts: Mapping[str, str] | None = None
-    search_unclicked: Sequence[Sequence[str]] | None = None
+    search_unclicked: Sequence[Sequence[str]] | Ragged | None = None
     search_places: Sequence[str] | None = None
     user_profiles: Mapping[str, Mapping[str, str]] | None = None
     search_begins: Sequence[int] | None = None
@@ -264,18 +279,50 @@ def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
     return pd.util.hash_array(np.asarray(values, dtype=object), hash_key=key, categorize=True)
 
 
-def _number(names: pd.Index, values: Sequence[str]) -> np.ndarray:
-    return names.get_indexer(pd.Index(np.asarray(values, dtype=object))).astype(np.int32) + 1
+class _Numbering:
+    """Numbers the distinct names of some columns from 1, in the order of their characters.
+
+    Args:
+      columns: lists of text, or the first is an array of int64 and so are the others.
+
+    Attributes:
+      names: object [n], the name of number i at place i - 1.
+    """
+
+    def __init__(self, *columns: Sequence[str] | np.ndarray):
+        self._numbers = None
+        if _are_numbers(columns[0]):
+            numbers = np.unique(np.concatenate([np.asarray(c, np.int64) for c in columns]))
+            # 20 bytes hold any of int64; digits sort as bytes like their text.
+            order = np.argsort(numbers.astype("S20"))
+            self._numbers, self._places = numbers, np.argsort(order)
+            distinct = [str(number) for number in numbers[order].tolist()]
+        else:
+            distinct = sorted(set(itertools.chain(*columns)))
+        self._index = pd.Index(distinct, dtype=object)
+        self.names = self._index.to_numpy()
+
+    def of(self, values: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Returns the numbers of values, all of which the columns hold, int32."""
+        if not len(values):
+            return np.zeros(0, np.int32)
+        if self._numbers is None:
+            places = self._index.get_indexer(pd.Index(np.asarray(values, dtype=object)))
+        else:
+            places = self._places[np.searchsorted(self._numbers, values)]
+        return places.astype(np.int32) + 1
 
 
-def _names(*columns: Sequence[str]) -> pd.Index:
-    """Returns the distinct names in the order of their characters' numbers."""
-    return pd.Index(sorted(set(itertools.chain(*columns))), dtype=object)
+def _are_numbers(column: Sequence[str] | np.ndarray) -> bool:
+    return isinstance(column, np.ndarray) and column.dtype.kind == "i"
 
 
-def _ragged(rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[str]]:
+def _ragged(rows: Sequence[Sequence[str]] | Ragged) -> Ragged:
+    if isinstance(rows, Ragged):
+        return rows
     lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-    return np.concatenate([[0], np.cumsum(lengths)]), [value for row in rows for value in row]
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    return Ragged(ends, [value for row in rows for value in row])
 
 
 def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
@@ -289,99 +336,114 @@ def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
     """
     if not len(events.click_user):
         raise UserError(f"expected clicks in the log of {name}, found none; check the source files")
+    words_of, clicks_of = _ragged(_cut_words(name, events)), _ragged(events.search_clicks)
+    unclicked_of = _ragged(() if events.search_unclicked is None else events.search_unclicked)
+    keep = with_content(words_of.ends, clicks_of.ends)
+    searches = np.flatnonzero(keep)
+    search_user = _column(events.search_user)[searches]
+    search_time = np.asarray(events.search_time, dtype=np.int64)
+    users = _Numbering(events.click_user, search_user)
+    items = _Numbering(events.click_item, clicks_of.values, unclicked_of.values, events.items)
+    words = _Numbering(words_of.values)
+
     clicks = pd.DataFrame(
         {
-            "user": np.asarray(events.click_user, dtype=object),
-            "item": np.asarray(events.click_item, dtype=object),
+            "user": users.of(events.click_user),
+            "item": items.of(events.click_item),
             "time": np.asarray(events.click_time, dtype=np.int64),
         }
     ).drop_duplicates()
-    word_ends, flat_words = _ragged(_cut_words(name, events))
-    click_ends, flat_clicks = _ragged(events.search_clicks)
-    keep = with_content(word_ends, click_ends)
-    search_user = np.asarray(events.search_user, dtype=object)
-    search_time = np.asarray(events.search_time, dtype=np.int64)
-    users = _names(clicks["user"].tolist(), search_user[keep].tolist())
-    unclicked_ends, flat_unclicked = _ragged(events.search_unclicked or ())
-    items = _names(clicks["item"].tolist(), flat_clicks, flat_unclicked, events.items)
-    words = _names(flat_words)
-
-    click_users = _number(users, clicks["user"])
-    order = np.lexsort((tie_break(clicks["item"]), clicks["time"], click_users))
-    kept = np.flatnonzero(keep)
-    search_users = _number(users, search_user[kept].tolist())
-    texts = [_text_of_search(events, i) for i in kept.tolist()]
-    search_order = kept[np.lexsort((tie_break(texts), search_time[kept], search_users))]
-    word_offsets, word_rows = take_ragged(word_ends, search_order)
-    click_offsets, click_rows = take_ragged(click_ends, search_order)
-    word_ids = _number(words, flat_words) if flat_words else np.zeros(0, np.int32)
-    click_items = _number(items, flat_clicks) if flat_clicks else np.zeros(0, np.int32)
+    tie = tie_break(items.names)[clicks["item"] - 1]
+    clicks = clicks.iloc[np.lexsort((tie, clicks["time"], clicks["user"]))]
+    search_users = users.of(search_user)
+    click_items, unclicked_items = items.of(clicks_of.values), items.of(unclicked_of.values)
+    item_lists = [Ragged(clicks_of.ends, items.names[click_items - 1])]
+    if events.search_unclicked is not None:
+        item_lists.append(Ragged(unclicked_of.ends, items.names[unclicked_items - 1]))
+    tie = tie_break(_texts_of_searches(events, searches, item_lists))
+    search_order = searches[np.lexsort((tie, search_time[searches], search_users))]
+    word_offsets, word_rows = take_ragged(words_of.ends, search_order)
+    click_offsets, click_rows = take_ragged(clicks_of.ends, search_order)
     log = Log(
         name=name,
         is_sample=is_sample,
-        **laid_out_names(lay_out(users), lay_out(items), lay_out(words)),
-        rec_offsets=offsets_of_users(click_users, len(users)),
-        rec_items=_number(items, clicks["item"].to_numpy()[order]),
-        rec_times=clicks["time"].to_numpy()[order],
-        search_offsets=offsets_of_users(search_users, len(users)),
+        **laid_out_names(*(lay_out(kind.names) for kind in (users, items, words))),
+        rec_offsets=offsets_of_users(clicks["user"].to_numpy(), len(users.names)),
+        rec_items=clicks["item"].to_numpy(),
+        rec_times=clicks["time"].to_numpy(),
+        search_offsets=offsets_of_users(search_users, len(users.names)),
         search_times=search_time[search_order],
         word_offsets=word_offsets,
-        word_ids=word_ids[word_rows],
+        word_ids=words.of(words_of.values)[word_rows],
         click_offsets=click_offsets,
         click_items=click_items[click_rows],
         time_unit=events.time_unit,
         reading={**events.reading, **count_left_out(keep)},
     )
     if events.item_texts is not None:
-        ends, flat = lay_out(events.item_texts.get(item, "") for item in items.tolist())
+        ends, flat = lay_out(events.item_texts.get(item, "") for item in items.names)
         log = dataclasses.replace(log, text_offsets=ends, text_bytes=flat)
     if events.search_unclicked is not None:
-        unclicked_offsets, unclicked_rows = take_ragged(unclicked_ends, search_order)
+        unclicked_offsets, unclicked_rows = take_ragged(unclicked_of.ends, search_order)
         log = dataclasses.replace(
             log,
             unclicked_offsets=unclicked_offsets,
-            unclicked_items=_number(items, flat_unclicked)[unclicked_rows],
+            unclicked_items=unclicked_items[unclicked_rows],
         )
     if events.search_places is not None:
         of_searches = np.asarray(events.search_places, dtype=object)[search_order]
         # '' is at place 0 already.
-        places = _names(of_searches[of_searches != ""].tolist())
-        ends, flat = lay_out(places)
+        known = of_searches != ""
+        places = _Numbering(of_searches[known])
+        search_places = np.zeros(len(of_searches), np.int32)
+        search_places[known] = places.of(of_searches[known])
+        ends, flat = lay_out(places.names)
         log = dataclasses.replace(
-            log,
-            place_offsets=ends,
-            place_bytes=flat,
-            search_places=_number(places, of_searches.tolist()),
+            log, place_offsets=ends, place_bytes=flat, search_places=search_places
         )
     if events.search_begins is not None:
         begins = np.asarray(events.search_begins, dtype=np.int64)[search_order]
         if (begins != log.search_times).any():
             log = dataclasses.replace(log, search_begins=begins)
     if events.user_profiles is not None:
-        ends, flat = _json_of(events.user_profiles, users.tolist())
+        ends, flat = _json_of(events.user_profiles, users.names)
         log = dataclasses.replace(log, profile_offsets=ends, profile_bytes=flat)
     if events.item_facts is not None:
-        ends, flat = _json_of(events.item_facts, items.tolist())
+        ends, flat = _json_of(events.item_facts, items.names)
         log = dataclasses.replace(log, fact_offsets=ends, fact_bytes=flat)
     return dataclasses.replace(log, hash=content_hash(log))
 
 
 def _json_of(
-    known: Mapping[str, Mapping[str, str]], names: Sequence[str]
+    facts_by_name: Mapping[str, Mapping[str, str]], names: Iterable[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lays out what is known by name as JSON, nothing where nothing is."""
-    found = (known.get(name) for name in names)
-    return lay_out(json.dumps(one, ensure_ascii=False) if one else "" for one in found)
+    """Lays out the facts of each name as JSON, nothing where there are none."""
+    facts = (facts_by_name.get(name) for name in names)
+    return lay_out(json.dumps(one, ensure_ascii=False) if one else "" for one in facts)
 
 
-def _text_of_search(events: RawEvents, search: int) -> str:
-    """All that tells a search from another one of its user and time."""
-    parts = [*events.search_words[search], "\t", *events.search_clicks[search]]
-    if events.search_unclicked is not None:
-        parts += ["\t", *events.search_unclicked[search]]
-    if events.search_places is not None:
-        parts += ["\t", events.search_places[search]]
-    return " ".join(parts)
+def _column(values: Sequence[str] | np.ndarray) -> np.ndarray:
+    return np.asarray(values) if _are_numbers(values) else np.asarray(values, dtype=object)
+
+
+def _texts_of_searches(
+    events: RawEvents, searches: np.ndarray, item_lists: Sequence[Ragged]
+) -> list[str]:
+    """Returns what tells each of `searches` from others of its user and time.
+
+    Args:
+      item_lists: names of the items clicked in every search of the source, and of those shown.
+    """
+    lists = [(one.ends.tolist(), one.values) for one in item_lists]
+    texts = []
+    for search in searches.tolist():
+        parts = list(events.search_words[search])
+        for ends, names in lists:
+            parts += ["\t", *names[ends[search] : ends[search + 1]]]
+        if events.search_places is not None:
+            parts += ["\t", events.search_places[search]]
+        texts.append(" ".join(parts))
+    return texts
 
 
 def laid_out_names(*names: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:

@@ -62,8 +62,12 @@ class Names:
         return found
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), _CHUNK):
-            ends = np.asarray(self.offsets[start : start + _CHUNK + 1])
+        return self.decoded()
+
+    def decoded(self, chunk: int = _CHUNK) -> Iterator[str]:
+        """Yields all names in order, decoding `chunk` of them at a time."""
+        for start in range(0, len(self), chunk):
+            ends = np.asarray(self.offsets[start : start + chunk + 1])
             part = np.asarray(self.flat[ends[0] : ends[-1]]).tobytes()
             for first, last in itertools.pairwise((ends - ends[0]).tolist()):
                 yield part[first:last].decode()
@@ -81,10 +85,10 @@ class Names:
         """Returns all names, '' of number 0 among them."""
         return list(self)
 
-    def lines(self) -> Iterator[bytes]:
-        """Yields the UTF-8 of all names with newlines between them, in parts, for hashes."""
-        for start in range(0, len(self), _CHUNK):
-            ends = np.asarray(self.offsets[start : start + _CHUNK + 1])
+    def lines(self, chunk: int = _CHUNK) -> Iterator[bytes]:
+        """Yields the UTF-8 of all names with newlines between them, `chunk` names at a time."""
+        for start in range(0, len(self), chunk):
+            ends = np.asarray(self.offsets[start : start + chunk + 1])
             part = np.asarray(self.flat[ends[0] : ends[-1]])
             joined = np.insert(part, ends[1:-1] - ends[0], _NEWLINE).tobytes()
             yield b"\n" * (start > 0) + joined

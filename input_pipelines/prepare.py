@@ -43,11 +43,10 @@ class Reader:
 
     Attributes:
       files: data_dir -> the raw files; UserError where one is missing.
-      read: (data_dir, **settings) -> Log; also takes work_dir if `needs_work_dir`.
+      read: (data_dir, **settings) -> Log.
       settings: the options it heeds.
       of_files: those of the settings that say no more than how raw files are to be read.
       version: raised when the same files and options come to give another log.
-      needs_work_dir: reads through files of its own, written beside the prepared folder.
       reports: takes a `report` of the progress.
     """
 
@@ -56,7 +55,6 @@ class Reader:
     settings: tuple[str, ...] = ()
     of_files: tuple[str, ...] = ()
     version: int = 1
-    needs_work_dir: bool = False
     reports: bool = False
 
 
@@ -66,7 +64,6 @@ READERS: dict[str, Reader] = {
         read=qilin.read_qilin,
         settings=("segmenter",),
         version=5,  # words with their marks, profiles without NaN
-        needs_work_dir=True,
     ),
     "csv_log": Reader(
         files=csv_log.raw_files,
@@ -156,9 +153,9 @@ def _prepare(
     report("reading", 0.0)
     try:
         check_lines(reader.files(raw_dir))
-        with scratch_folder(directory) as work_dir:
-            extra = {"work_dir": work_dir} if reader.needs_work_dir else {}
-            log = reader.read(raw_dir, **settings, **extra)
+        with scratch_folder(directory):
+            pass  # what cannot be written to is found out before the reading, not after
+        log = reader.read(raw_dir, **settings)
         log = _with_ignored_files(log, raw_dir, reader.files(raw_dir))
         report("checking", 0.0)
         validate_log(log)

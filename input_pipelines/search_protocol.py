@@ -111,8 +111,8 @@ def counted(log: Log, examples: SearchExamples, protocol: str) -> np.ndarray:
     return _ranked(impressions(log, examples))
 
 
-def _asked_before(log: Log, examples: SearchExamples) -> np.ndarray:
-    """int [E]: how often an example's user asked for something else than right before.
+def asked_before(log: Log, examples: SearchExamples) -> np.ndarray:
+    """Counts how often each example's user asked for something else than right before: int [E].
 
     A search without words asks for nothing, and one query may have several rows (click-outs).
     """
@@ -136,7 +136,7 @@ def groups_of_users(data: Dataset, examples: SearchExamples) -> list[tuple[int, 
     Returns:
       The fewest and the most queries of a group, and which examples it has, bool [E].
     """
-    count = _asked_before(data.log, examples)
+    count = asked_before(data.log, examples)
     # Users of one count stay together.
     edges = np.quantile(count, np.arange(1, _GROUPS) / _GROUPS)
     group = np.searchsorted(edges, count, side="left")

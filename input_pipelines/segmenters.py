@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from core.errors import UserError
 from core.scripts import MARKS, UNSPACED, normal
@@ -70,10 +70,25 @@ def segmenter(name: str) -> Callable[[str], list[str]]:
     import jieba
 
     jieba.setLogLevel(logging.WARNING)
-    return lambda text: _with_jieba(normal(text), jieba.lcut)
+    return lambda text: with_jieba(normal(text), jieba.lcut)
 
 
-def _with_jieba(text: str, split: Callable[[str], list[str]]) -> list[str]:
+def typed(query: str, split: Callable[[str], list[str]], known: Container[str] | None) -> str:
+    """Writes what a user types as the queries of a log are written; '' without words.
+
+    Args:
+      split: the segmenter of the log.
+      known: words that stay as they are, since the log has them from a file; None where its reader
+        had the segmenter split all queries.
+    """
+    if known is None:
+        words = [split(query)]
+    else:
+        words = [[word] if word in known else split(word) for word in query.split()]
+    return join([cut(word) for some in words for word in some])
+
+
+def with_jieba(text: str, split: Callable[[str], list[str]]) -> list[str]:
     """Splits normal text; jieba, which knows ideographs and ASCII, would spell others out."""
     words: list[str] = []
     start = 0

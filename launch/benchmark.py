@@ -33,23 +33,12 @@ def define_flags() -> None:
 
 cli.begin(__name__, define_flags)
 
-
-import json
-
-from benchmarks.run import benchmark, print_table
-from core.files import write_atomically
-from core.workdir import check_out
+from benchmarks.run import run
 
 
 def main() -> None:
-    path = flags.FLAGS.json
-    if path:
-        check_out(path, "--json")
     values = flags.FLAGS
-    found = benchmark(values.suite, values.scale, values.dtype, values.config)
-    print_table(found)
-    if path:
-        write_atomically(path, json.dumps(found, indent=2) + "\n")
+    run(values.suite, values.scale, values.dtype, values.config, values.json)
 
 
 if __name__ == "__main__":

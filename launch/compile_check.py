@@ -43,8 +43,8 @@ from ml_collections import config_dict
 from benchmarks import crs_pod_steps
 from benchmarks.pod_compile import (
     HBM,
-    _compiled,
     compile_steps,
+    compiled_step,
     partition_for,
     print_table,
     sizes_of,
@@ -65,7 +65,7 @@ def main() -> None:
         what = f"decoder {config.model.size}"
         # No table is cut by rows: there is no shard whose copies would be counted.
         found = [
-            _compiled(name, step, (0,), *arguments)
+            compiled_step(name, step, (0,), *arguments)
             for name, step, arguments in crs_pod_steps.steps(config, mesh, values.batch)
         ]
     else:

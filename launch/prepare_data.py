@@ -39,62 +39,14 @@ def check_flags() -> None:
 cli.begin(__name__, define_flags, check_flags)
 
 import json
-import logging
 import sys
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-
 from core.files import expanded
-from core.terminal_text import visible_line
+from core.progress import Bars
 from input_pipelines import data_card, prepare, splits
 from input_pipelines.log import Log
 
-_LOG = logging.getLogger(__name__)
 _CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
-
-
-class _Bars:
-    """A bar for each thing done on a terminal, a log line when it begins elsewhere."""
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._row, self._what = TaskID(0), ""
-
-    def __enter__(self) -> _Bars:
-        if sys.stderr.isatty():
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def report(self, what: str, share: float) -> None:
-        if self._progress is None:
-            if what != self._what:
-                _LOG.info("%s", what)
-        else:
-            if what != self._what:
-                if self._what:
-                    self._progress.update(self._row, completed=1.0)
-                self._row = self._progress.add_task(visible_line(what), total=1.0)
-            self._progress.update(self._row, completed=share)
-        self._what = what
 
 
 def main() -> None:
@@ -118,7 +70,7 @@ def _prepare(data_dir: str) -> tuple[Log, str]:
         raise UserError(f"expected --split of {', '.join(splits.SPLITS)}, found {given.split!r}")
     raw_dir = _path(given.raw_dir, "--raw_dir")
     options = {name: given[name].value for name in ("segmenter", "columns", "time_unit")}
-    with _Bars() as bars:
+    with Bars(sys.stderr.isatty()) as bars:
         if not data_dir:
             return prepare.prepare_log(
                 given.dataset, raw_dir, _path(_CACHE, "the cache"), options, bars.report

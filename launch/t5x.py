@@ -3,7 +3,7 @@
     python -m launch.t5x train --gin_file=gensar_jax/t5x_bridge/gin/train.gin ...
     python -m launch.t5x infer --gin_file=gensar_jax/t5x_bridge/gin/infer.gin ...
 
-All further arguments are T5X's (README, GenSAR).
+All further arguments are T5X's (docs/gensar.md).
 """
 
 from __future__ import annotations

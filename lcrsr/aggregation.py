@@ -52,9 +52,9 @@ def _start_on_differences(item_scale: float) -> Callable[..., jax.Array]:
     """Xavier for e_u, w_s and w_r; the block of e_v undoes those of w_s and w_r.
 
     The MLP of a concatenation has to find by itself that nearness of e_v to w_s and w_r matters,
-    and training stood still for hundreds of updates until it did (docs/CHOICES.md). Here it starts
-    as a function of w - e_v / item_scale: rows of standard deviation `item_scale` against states
-    that a layer norm brings to 1.
+    and training stood still for hundreds of updates until it did (docs/decisions.md). Here it
+    starts as a function of w - e_v / item_scale: rows of standard deviation `item_scale` against
+    states that a layer norm brings to 1.
     """
 
     def init(key, shape):

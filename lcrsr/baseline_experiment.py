@@ -15,13 +15,13 @@ from ml_collections import config_dict
 
 import lcrsr.baselines
 from core.errors import UserError
-from core.experiment import Runnable
+from core.experiment import Experiment
 from core.settings import build
 from core.workdir import Workdir
 from input_pipelines.dataset import Dataset
 from input_pipelines.protocols import check_evaluation
 from lcrsr.baselines.fitted import FittedEvaluator
-from lcrsr.ranker_experiment import Evaluated, Experiment
+from lcrsr.ranker_experiment import RankerExperiment, RecommendationExperiment
 
 _SHARED = ("fitted", "sequence", "two_histories")
 
@@ -32,7 +32,7 @@ def names() -> list[str]:
     return sorted(set(found) - set(_SHARED))
 
 
-class FittedExperiment(Evaluated):
+class FittedExperiment(RecommendationExperiment):
     """A baseline without training: fitted whenever it is opened, from the training clicks."""
 
     stages: tuple[str, ...] = ("fit",)
@@ -45,10 +45,10 @@ class FittedExperiment(Evaluated):
         )
 
     def run(self, workdir: Workdir) -> None:
-        self.test_once(workdir, "fit", 0, None, None)
+        self.test_protocols(workdir, "fit", 0, None, None)
 
 
-def open_baseline(config: config_dict.ConfigDict, data: Dataset) -> Runnable:
+def open_baseline(config: config_dict.ConfigDict, data: Dataset) -> Experiment:
     """The experiment of `config.method`.
 
     Raises:
@@ -66,6 +66,6 @@ def open_baseline(config: config_dict.ConfigDict, data: Dataset) -> Runnable:
     if hasattr(module, "fit"):
         return FittedExperiment(config, data, module, settings)
     try:
-        return Experiment(config, data, module.ranker(settings))
+        return RankerExperiment(config, data, module.ranker(settings))
     except ValueError as error:
         raise UserError(f"config.model: {error}") from None

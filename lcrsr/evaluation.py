@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from core import metrics
 from core.errors import UserError
 from core.partitioning import DATA, TABLE, Partition
 from lcrsr.embedding import Tables, look_up, with_item_words
-from lcrsr.ranker import Ranker
+from lcrsr.ranker import Ranker, numbers_of
 
 # Items scored at once: more than this many no longer fit the caches of a CPU.
 _CATALOGUE_CHUNK = 256
@@ -48,25 +47,14 @@ class Evaluator:
         # Once a call, not once a batch.
         self._with_words = functools.partial(with_item_words, item_words=item_words)
         out: dict[str, Any] = {} if partition is None else {"out_shardings": partition.replicated}
-        # None: the ranker's own, as constants of the program.
-        self._numbers: dict[str, Any] | None = None
+        self._numbers = numbers_of(ranker)
         self.rank_sampled = jax.jit(self._rank_sampled, **out)
         self._full = jax.jit(self._rank_full, **out)
         self._top_k = jax.jit(self._rank_top, static_argnames="k", **out)
 
-    def with_numbers(self, numbers: dict[str, Any]) -> Evaluator:
-        """Ranks with other `numbers` of the ranker, in programs that all such evaluators share."""
-        changed = copy.copy(self)
-        changed._numbers = numbers
-        return changed
-
-    def _at(self, numbers: dict[str, Any] | None) -> Evaluator:
-        """With traced numbers in the ranker itself, inside a program."""
-        if numbers is None:
-            return self
-        changed, ranker = copy.copy(self), self._ranker
-        changed._ranker = cast(Any, ranker).with_numbers(numbers)
-        return changed
+    def share_programs(self, other: Evaluator) -> None:
+        """Ranks in the compiled programs of `other`, whose ranker differs in numbers alone."""
+        self.rank_sampled, self._full, self._top_k = other.rank_sampled, other._full, other._top_k
 
     def sampled(
         self, params: Any, tables: Tables, batches: Iterable[dict[str, np.ndarray]]
@@ -124,14 +112,13 @@ class Evaluator:
         return held - 1 if self._num_items is None else self._num_items
 
     def _rank_sampled(self, params, tables, batch, numbers=None):
-        ranker = self._at(numbers)._ranker
         rows = look_up(tables, batch, self._partition)
-        users = ranker.represent(params, batch, rows)
-        scores = ranker.score(params, users, rows)
+        users = self._ranker.represent(params, batch, rows)
+        scores = self._ranker.score(params, users, rows, **(numbers or {}))
         above, tied = metrics.target_ranks(scores)
         return above, tied, jnp.isnan(scores).any(-1)
 
-    def _on_catalogue(self, function, params, tables, batch, *extra):
+    def _on_catalogue(self, function, params, tables, batch, numbers, *extra):
         """`function(scores, first, *extra)` of every device's rows of the catalogue.
 
         Args:
@@ -147,7 +134,7 @@ class Evaluator:
         def on_rows(params, users, rows, table, *extra):
             held = table.shape[0] * self._pack
             first = 0 if self._partition is None else jax.lax.axis_index(TABLE) * held
-            scores = self._scores_of_rows(params, users, rows, table)
+            scores = self._scores_of_rows(params, users, rows, table, numbers or {})
             ids = first + jnp.arange(held)
             return function(jnp.where((ids > 0) & (ids <= last), scores, -jnp.inf), first, *extra)
 
@@ -168,7 +155,7 @@ class Evaluator:
             check_vma=False,
         )(params, users, rows, tables["item"], *extra)
 
-    def _scores_of_rows(self, params, users, rows, table):
+    def _scores_of_rows(self, params, users, rows, table, numbers):
         """Scores [B, V'] of a table's rows, a chunk at a time, without a copy of the table."""
         num_rows, width = table.shape
         chunk = min(max(1, _CATALOGUE_CHUNK // self._pack), num_rows)
@@ -178,8 +165,9 @@ class Evaluator:
             start = jnp.minimum(number * chunk, num_rows - chunk)
             part = jax.lax.dynamic_slice(table, (start, 0), (chunk, width))
             part = part.reshape(chunk * self._pack, -1)
-            found = self._ranker.score_catalogue(params, users, rows, part).astype(jnp.float32)
-            return jax.lax.dynamic_update_slice(scores, found, (0, start * self._pack))
+            of_part = self._ranker.score_catalogue(params, users, rows, part, **numbers)
+            of_part = of_part.astype(jnp.float32)
+            return jax.lax.dynamic_update_slice(scores, of_part, (0, start * self._pack))
 
         count = rows["candidates"].shape[0]
         empty = jnp.zeros((count, num_rows * self._pack), jnp.float32)
@@ -203,9 +191,7 @@ class Evaluator:
             return tuple(self._across(count, jax.lax.psum) for count in (above, tied, broken))
 
         target = batch["candidates"][:, :1]
-        above, tied, broken = self._at(numbers)._on_catalogue(
-            rank, params, tables, batch, target, seen
-        )
+        above, tied, broken = self._on_catalogue(rank, params, tables, batch, numbers, target, seen)
         return above, tied, broken > 0
 
     def _rank_top(self, params, tables, batch, seen, numbers=None, *, k):
@@ -221,7 +207,7 @@ class Evaluator:
             values, places = jax.lax.top_k(values, k)
             return jnp.take_along_axis(items, places, 1), values
 
-        items, values = self._at(numbers)._on_catalogue(best, params, tables, batch, seen)
+        items, values = self._on_catalogue(best, params, tables, batch, numbers, seen)
         return items.astype(jnp.int32), values
 
 

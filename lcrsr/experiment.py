@@ -16,7 +16,7 @@ from core.workdir import Workdir
 from input_pipelines.dataset import Dataset
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
-from lcrsr.ranker_experiment import Experiment
+from lcrsr.ranker_experiment import RankerExperiment
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
 
 # Added to the run's seed for the RL stage's random numbers, far from other seeds.
@@ -31,7 +31,7 @@ class Teacher(Protocol):
     ) -> Callable[[int], Iterator[Any]]: ...
 
 
-class LCRSERExperiment(Experiment):
+class LCRSERExperiment(RankerExperiment):
     """Stages `pretrain`, and where `config.rl.enabled` also `rl` and `control`.
 
     Args:
@@ -64,9 +64,7 @@ class LCRSERExperiment(Experiment):
         not_negative(config, *(f"pretrain.{name}" for name in weights))
         self.model = LCRSER(model_config)
         loss = build(LossConfig, config.pretrain.to_dict(), section="pretrain")
-        ranker = LCRSERRanker(self.model, loss)
-        super().__init__(config, data, ranker)
-        self.numbers = ranker.numbers
+        super().__init__(config, data, LCRSERRanker(self.model, loss))
         self._teacher = teacher
         if self.item_words is not None and config.rl.enabled:
             raise UserError(
@@ -78,6 +76,15 @@ class LCRSERExperiment(Experiment):
             config.rl.to_dict() | {"active_steps": config.pretrain.active_steps},
             section="rl",
         )
+
+    @classmethod
+    def reopened(
+        cls, config: config_dict.ConfigDict, folder: str, *, training: bool
+    ) -> config_dict.ConfigDict:
+        if not training:
+            config = config_dict.ConfigDict(config.to_dict())
+            config.pretrain.teacher = ""
+        return config
 
     def check_data(self) -> None:
         super().check_data()

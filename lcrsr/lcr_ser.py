@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ class LCRSERRanker:
 
     Attributes:
       numbers: what of the loss's settings is arithmetic alone, `active_steps`, `lambda_tcl` and
-        `margin`; `with_numbers` takes them traced, so that one program serves all their values.
+        `margin`; where keywords give them, traced or not, these count instead.
     """
 
     tables: tuple[str, ...] = ("user", "item", "word")
@@ -79,31 +78,28 @@ class LCRSERRanker:
             "margin": config.margin,
         }
 
-    def with_numbers(self, numbers: dict[str, Any]) -> LCRSERRanker:
-        """The same ranker with other values, traced or not, of what `numbers` names."""
-        changed = copy.copy(self)
-        changed.numbers = self.numbers | numbers
-        return changed
-
-    @property
-    def _active(self) -> jax.Array:
-        return jnp.int32(self.numbers["active_steps"])
-
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         return self.model.init({"params": key}, batch, rows, jnp.int32(0), deterministic=True)[
             "params"
         ]
 
     def loss(
-        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
+        self,
+        params: Params,
+        batch: Batch,
+        rows: Rows,
+        tables: dict[str, jax.Array],
+        key: jax.Array,
+        **numbers: Any,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del tables
-        config = self.config
+        config, numbers = self.config, self.numbers | numbers
+        active_steps = jnp.int32(numbers["active_steps"])
         outputs: Any = self.model.apply(
             {"params": params},
             batch,
             rows,
-            self._active,
+            active_steps,
             deterministic=False,
             rngs={"dropout": key},
         )
@@ -112,13 +108,13 @@ class LCRSERRanker:
         contrastive, distances = losses.contrastive_from_outputs(
             outputs,
             rows["candidates"][:, 0],
-            self._active,
+            active_steps,
             batch["mask"],
-            margin=self.numbers["margin"],
+            margin=numbers["margin"],
             distance=config.distance,
             stop_gradient=config.stop_gradient,
         )
-        total = recommendation + self.numbers["lambda_tcl"] * contrastive
+        total = recommendation + numbers["lambda_tcl"] * contrastive
         stats = {
             config.recommendation: recommendation,
             "contrastive": contrastive,
@@ -146,15 +142,16 @@ class LCRSERRanker:
         )
         return Reasoned(histories, states)
 
-    def score(self, params: Params, users: Reasoned, rows: Rows) -> jax.Array:
-        return self._score(params, users, rows, rows["candidates"])
+    def score(self, params: Params, users: Reasoned, rows: Rows, **numbers: Any) -> jax.Array:
+        return self._score(params, users, rows, rows["candidates"], numbers)
 
     def score_catalogue(
-        self, params: Params, users: Reasoned, rows: Rows, items: jax.Array
+        self, params: Params, users: Reasoned, rows: Rows, items: jax.Array, **numbers: Any
     ) -> jax.Array:
-        return self._score(params, users, rows, items)
+        return self._score(params, users, rows, items, numbers)
 
-    def _score(self, params, users, rows, items):
+    def _score(self, params, users, rows, items, numbers):
+        active_steps = jnp.int32((self.numbers | numbers)["active_steps"])
         return self.model.apply(
-            {"params": params}, *users, self._active, rows["user"], items, method=LCRSER.score
+            {"params": params}, *users, active_steps, rows["user"], items, method=LCRSER.score
         )

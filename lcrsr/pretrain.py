@@ -5,9 +5,8 @@ For LCR-SER this is 3.3's pre-training, Eq. 12.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from core import sharded_tables
 from core import tables as table_lib
 from core.partitioning import Partition, random_bits_impl
 from lcrsr import embedding, losses
-from lcrsr.ranker import Ranker
+from lcrsr.ranker import Ranker, numbers_of
 
 State = dict[str, Any]
 Evaluate = Callable[[Any, embedding.Tables], dict[str, float]]
@@ -89,7 +88,7 @@ def _update_densely(tables, gradients, table_states, learning_rate, step):
 
 
 class PretrainTask:
-    """A `core.task.Task`: training from scratch, or the control that goes on as long as RL runs.
+    """Trains from scratch, or as the control that goes on as long as RL: a `core.task.TracedTask`.
 
     Args:
       name: stage name, 'pretrain' or 'control'.
@@ -126,6 +125,7 @@ class PretrainTask:
         self._table_sizes, self._example_batch = table_sizes, example_batch
         self._batches, self._evaluate = batches, evaluate
         self._seed, self._initial, self.partition = seed, initial, partition
+        self.numbers: dict[str, Any] = {"seed": seed, **numbers_of(ranker)}
         self._item_words = item_words
         words = () if item_words is None or "word" in ranker.tables else ("word",)
         self._names = (*ranker.tables, *words)
@@ -134,23 +134,9 @@ class PretrainTask:
         self._optimizer = optax.scale_by_adam()
 
     @property
-    def numbers(self) -> dict[str, Any]:
-        """What arms that train side by side may differ in (`studies.ablation.arms`), by name."""
-        return {"seed": self._seed, **getattr(self._ranker, "numbers", {})}
-
-    @property
     def stream(self) -> tuple[int, int]:
-        """Identifies the batches: tasks on the same data with equal streams read the same ones."""
+        """Identifies the batches, by their seed and the first one's number."""
         return self._seed, 0 if self._initial is None else int(self._initial["step"])
-
-    def with_numbers(self, numbers: dict[str, Any]) -> PretrainTask:
-        """The same task with other values, traced or not, of everything in `numbers`."""
-        changed, rest = copy.copy(self), dict(numbers)
-        changed._seed = rest.pop("seed")
-        if rest:
-            ranker: Any = self._ranker
-            changed._ranker = ranker.with_numbers(rest)
-        return changed
 
     def init(self) -> State:
         if self._initial is not None:
@@ -190,18 +176,24 @@ class PretrainTask:
         return self._evaluate(state["params"], state["tables"])
 
     def train_step(
-        self, state: State, batch: dict[str, Any], learning_rate: jax.Array
+        self,
+        state: State,
+        batch: dict[str, Any],
+        learning_rate: jax.Array,
+        numbers: Mapping[str, Any] | None = None,
     ) -> tuple[State, dict[str, jax.Array]]:
-        user_key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
+        of_ranker = dict(self.numbers if numbers is None else numbers)
+        seed = of_ranker.pop("seed")
+        user_key = jax.random.fold_in(jax.random.key(seed), state["step"])
         impl = random_bits_impl(self.partition)
-        dropout_key = jax.random.fold_in(jax.random.key(self._seed, impl=impl), state["step"])
+        dropout_key = jax.random.fold_in(jax.random.key(seed, impl=impl), state["step"])
         batch = self._drop_users(user_key, batch)
         tables = state["tables"]
         touched, values = embedding.touched_rows(tables, batch, self._explicit)
 
         def loss_of(params, values, tables):
             rows = embedding.fields_of(values, touched, batch, self._explicit)
-            loss, stats = self._ranker.loss(params, batch, rows, tables, dropout_key)
+            loss, stats = self._ranker.loss(params, batch, rows, tables, dropout_key, **of_ranker)
             penalty = losses.l2(params, embedding.counted_once(values, touched))
             total = loss + self._config.lambda_l2 * penalty
             return total, {"loss": total, "l2": penalty, **stats}

@@ -11,6 +11,11 @@ Rows = dict[str, jax.Array]
 Params = Any
 
 
+def numbers_of(ranker: Ranker) -> dict[str, Any]:
+    """Returns the arithmetic settings that `ranker` takes traced; most rankers have none."""
+    return getattr(ranker, "numbers", {})
+
+
 class Ranker(Protocol):
     """LCR-SER or a baseline: pure functions over parameters, and embedding rows of a batch.
 
@@ -22,6 +27,10 @@ class Ranker(Protocol):
         examples, whose current query's words are `query` [S, W].
       needs_whole_tables: whether the loss is over all items, whose gradients reach tables only
         where the task's `table_update` is 'dense'.
+
+    A ranker may also have `numbers`, its arithmetic settings by name. `loss`, `score` and
+    `score_catalogue` then take other values of them, traced, as keywords: one compiled program
+    serves runs that differ in these alone.
     """
 
     tables: tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,16 @@ from ml_collections import config_dict
 
 from core import metrics, results
 from core.errors import UserError
-from core.experiment import Plan
+from core.experiment import Experiment, Plan
 from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import TABLE, Partition, make_mesh
-from core.results import with_more
 from core.settings import build, not_negative, positive
 from core.workdir import Workdir
+from input_pipelines import batches
+from input_pipelines.candidates import TouchedItems
 from input_pipelines.dataset import Dataset
 from input_pipelines.protocols import PROTOCOLS, check_evaluation
-from lcrsr.embedding import PARTITION_RULES
+from lcrsr.embedding import PARTITION_RULES, with_item_words
 from lcrsr.evaluation import Evaluator
 from lcrsr.pretrain import PretrainConfig, PretrainTask
 from lcrsr.ranker import Ranker
@@ -82,7 +83,7 @@ def batch_for(examples: int) -> int:
 
     It is the largest power of two that leaves an epoch at least 300 updates, from 32 to 1,024:
     large logs get UniSAR's batch, Amazon Beauty the 256 that validation chose there
-    (docs/CHOICES.md). The rate stays the config's.
+    (docs/decisions.md). The rate stays the config's.
     """
     return 2 ** int(np.clip(np.log2(max(1.0, examples / _UPDATES)), *np.log2(_BATCHES)))
 
@@ -98,10 +99,14 @@ def _with_batch(config: config_dict.ConfigDict, data: Dataset) -> config_dict.Co
     return config
 
 
-class Evaluated:
-    """Evaluates by split and protocol whatever has `config`, `data` and `evaluator`."""
+class RecommendationExperiment(Experiment):
+    """Evaluates and recommends with what has an `evaluator`, trained or fitted.
 
-    config: config_dict.ConfigDict
+    Attributes:
+      evaluator: ranks items with (params, tables): `sampled`, `full` and `top_k`.
+    """
+
+    tasks = ("recommendation",)
     data: Dataset
     evaluator: Any
 
@@ -147,7 +152,54 @@ class Evaluated:
         """Names the metric that decides on validation; of what is fitted at once nothing does."""
         return self.config.eval.selection
 
-    def test_once(
+    def predict(
+        self,
+        params: Any,
+        tables: Any,
+        users: Sequence[str] | None,
+        top_k: int,
+        query: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields user, rank, item and score (a logit) for each user, best first.
+
+        Items that a user has touched are left out.
+
+        Raises:
+          UserError: an unknown user, a query, or more items than there are.
+        """
+        if query is not None or users is None:
+            raise UserError(
+                f"expected --users and no --query, which only gensar answers, for a run of "
+                f"{self.config.method}; pass another --workdir"
+            )
+        data, log = self.data, self.data.log
+        examples = data.whole_histories(users)
+        user = examples.user
+        size = self.config.eval.full_batch_size
+        no_candidates = np.zeros((len(user), 1), np.int32)
+        index = TouchedItems(log)
+        touched = [index.of_user(int(number)) for number in user]
+        width = max((len(items) for items in touched), default=0) or 1
+        for start, batch in enumerate(
+            batches.evaluation_batches(log, examples, no_candidates, data.shape(1), size)
+        ):
+            seen = np.zeros((size, width), np.int32)
+            part = range(start * size, min((start + 1) * size, len(user)))
+            for row, example in enumerate(part):
+                seen[row, : len(touched[example])] = touched[example]
+            items, scores = self.evaluator.top_k(params, tables, data.adapt(batch), seen, top_k)
+            for row, example in enumerate(part):
+                ranked = zip(items[row].tolist(), scores[row].tolist(), strict=True)
+                for rank, (item, score) in enumerate(ranked, start=1):
+                    if np.isfinite(score):  # a user who has touched nearly everything gets fewer
+                        yield {
+                            "user": users[example],
+                            "rank": rank,
+                            "item": str(log.item_ids[item]),
+                            "score": round(score, 6),
+                        }
+
+    def test_protocols(
         self,
         workdir: Workdir,
         stage: str,
@@ -156,35 +208,16 @@ class Evaluated:
         tables: Any,
         more: dict[str, Any] | None = None,
     ) -> None:
-        """Reads the test split for a finished stage; a saved row is not computed again.
-
-        Args:
-          more: further entries of the rows.
+        """Reads the test split for a finished stage, against every protocol of `config.eval`.
 
         Raises:
-          core.errors.Preempted: SIGTERM or Ctrl-C; the protocols before are saved.
-          core.loop.NotFinite: scores are NaN; the protocols before are saved.
+          core.errors.Preempted, core.loop.NotFinite: as `test_once`.
         """
-        done = results.tested(workdir)
-        for protocol in self.data.possible("test", self.config.eval.protocols):
-            if (stage, step, protocol) in done:
-                continue
-            with results.testing(stage, protocol):
-                sums = self.evaluate(params, tables, "test", protocol)
-            results.save(
-                workdir,
-                sums,
-                stage=stage,
-                split="test",
-                protocol=protocol,
-                step=step,
-                config=self.config,
-                origin=self.data.origin,
-                **with_more(self.details("test", protocol), more or {}),
-            )
+        protocols = self.data.possible("test", self.config.eval.protocols)
+        self.test_once(workdir, stage, step, protocols, params, tables, more)
 
 
-class Experiment(Evaluated):
+class RankerExperiment(RecommendationExperiment):
     """Trains a `Ranker` by one stage, `pretrain`.
 
     Args:
@@ -248,7 +281,7 @@ class Experiment(Evaluated):
         super().check_data()
         self.example_batch()
         # A teacher's scores, which cost time, need nothing more.
-        batches, _ = Experiment.training_batches(self, self.config.seed)
+        batches, _ = RankerExperiment.training_batches(self, self.config.seed)
         next(batches(0))
 
     def run(self, workdir: Workdir) -> None:
@@ -268,7 +301,9 @@ class Experiment(Evaluated):
     def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
         state = finished.state
         more = {"still_improving": finished.still_improving}
-        self.test_once(workdir, stage, finished.best_step, state["params"], state["tables"], more)
+        self.test_protocols(
+            workdir, stage, finished.best_step, state["params"], state["tables"], more
+        )
 
     def pretrain_task(self, name: str = "pretrain", initial: Any = None) -> PretrainTask:
         """Returns the training stage, or with `initial` one that goes on from there."""
@@ -347,6 +382,22 @@ class Experiment(Evaluated):
         protocol = self._selecting
         means = self.evaluate(params, tables, "validation", protocol).means()
         return {metrics.full_name(name, protocol): value for name, value in means.items()}
+
+    def scoring_tables(self, tables: Any) -> Any:
+        """Returns the tables with `config.data.item_words` in the items' vectors."""
+        return with_item_words(tables, self.item_words)
+
+    def vectors(self, tables: Any, table: str) -> tuple[np.ndarray, list[str]]:
+        log = self.data.log
+        names = {"item": log.item_ids, "user": log.user_ids, "word": log.words}
+        known = [name for name in tables if name in names]
+        if table not in known:
+            raise self.no_vectors(table, known)
+        rows = np.asarray(self.scoring_tables(tables)[table], np.float32)
+        rows = rows.reshape(-1, self.ranker.width)
+        # The user table has one more row, shared by users not seen in training.
+        of_rows = names[table][1:].tolist()
+        return rows[1 : len(of_rows) + 1], of_rows
 
     def abstract_state(self, stage: str) -> Any:
         """Shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -58,7 +57,7 @@ class ReinforceConfig:
 
 
 class ReinforceTask:
-    """Tunes `initial`, the best state of pre-training, by GRPO, as a `core.task.Task`."""
+    """Tunes `initial`, the best state of pre-training, by GRPO, as a `core.task.TracedTask`."""
 
     name = "rl"
 
@@ -91,14 +90,8 @@ class ReinforceTask:
 
     @property
     def stream(self) -> int:
-        """Identifies the batches: tasks on the same data with equal streams read the same ones."""
+        """Identifies the batches, by their seed."""
         return self.numbers["seed"]
-
-    def with_numbers(self, numbers: dict[str, Any]) -> ReinforceTask:
-        """The same task with other values, traced or not, of everything in `numbers`."""
-        changed = copy.copy(self)
-        changed.numbers = self.numbers | numbers
-        return changed
 
     def init(self) -> State:
         if self.partition is None:
@@ -136,9 +129,13 @@ class ReinforceTask:
         return self._evaluate(state["params"], state["tables"])
 
     def train_step(
-        self, state: State, batch: dict[str, Any], learning_rate: jax.Array
+        self,
+        state: State,
+        batch: dict[str, Any],
+        learning_rate: jax.Array,
+        numbers: Mapping[str, Any] | None = None,
     ) -> tuple[State, dict[str, jax.Array]]:
-        config, numbers = self._config, self.numbers
+        config, numbers = self._config, self.numbers if numbers is None else numbers
         key = jax.random.fold_in(jax.random.key(numbers["seed"]), state["step"])
         if config.updates_per_rollout > 1:
             state = self._refresh_old(state)

@@ -24,7 +24,7 @@ POLICIES = ("softmax", "sigmoid")
 TRAINABLE = ("all", "dense", "reasoning")
 # Candidates that a device scores at once, over its users and their trajectories: one hidden layer
 # of 200 for them takes 105 MB, and a gradient keeps several.
-_MOST_SCORED = 2**17
+MOST_SCORED = 2**17
 # Parameters that only the reasoning steps use.
 _REASONING_NAMES = ("mca", "mca_norm", "step_positions")
 
@@ -77,6 +77,7 @@ def trajectories(
     rows: dict[str, jax.Array],
     active_steps: jax.Array,
     partition: Partition | None = None,
+    most_scored: int = MOST_SCORED,
 ) -> jax.Array:
     """Scores of every candidate on every trajectory, logits [G, B, N].
 
@@ -86,6 +87,7 @@ def trajectories(
 
     Args:
       partition: the mesh over which the users are cut.
+      most_scored: candidates that a device scores at once.
     """
 
     def of_users(histories, noise, user, candidates):
@@ -113,7 +115,7 @@ def trajectories(
 
     candidates = rows["candidates"]
     users, scored = candidates.shape[0], noise.rec.shape[0] * candidates.shape[1]
-    turns = _turns(users // (partition.size if partition else 1), scored)
+    turns = turns_of(users // (partition.size if partition else 1), scored, most_scored)
     if turns == 1:
         return of_users(histories, noise, rows["user"], candidates)
 
@@ -123,32 +125,35 @@ def trajectories(
         return jnp.moveaxis(found, 0, 1)
 
     by_user = (histories, Noise(*(jnp.moveaxis(n, 0, 1) for n in noise)), rows["user"], candidates)
-    cut = jax.tree.map(lambda values: _in_turns(values, turns, partition), by_user)
+    cut = jax.tree.map(lambda values: in_turns(values, turns, partition), by_user)
     # A scan keeps no value of a turn by itself, so that nothing need be hidden from the compiler.
     found = jax.lax.map(jax.checkpoint(turn, prevent_cse=False), cut)
-    found = _out_of_turns(found, partition)
+    found = out_of_turns(found, partition)
     return jnp.moveaxis(found, 1, 0)
 
 
-def _turns(users: int, scored: int) -> int:
-    """Into how many equal parts a device's users go, of `scored` candidates each."""
+def turns_of(users: int, scored: int, most_scored: int) -> int:
+    """Returns into how many equal parts a device's users go, of `scored` candidates each.
+
+    A part has `most_scored` candidates at most, or a single user.
+    """
     return next(
         n
         for n in range(1, users + 1)
-        if users % n == 0 and (users // n * scored <= _MOST_SCORED or n == users)
+        if users % n == 0 and (users // n * scored <= most_scored or n == users)
     )
 
 
-def _in_turns(values: jax.Array, turns: int, partition: Partition | None) -> jax.Array:
-    """[B, ...] as [turns, B / turns, ...]; every device's users are in every turn."""
+def in_turns(values: jax.Array, turns: int, partition: Partition | None) -> jax.Array:
+    """Cuts [B, ...] into [turns, B / turns, ...]; every device's users are in every turn."""
     devices = partition.size if partition else 1
     values = values.reshape(devices, turns, -1, *values.shape[1:])
     values = jnp.moveaxis(values, 1, 0).reshape(turns, -1, *values.shape[3:])
     return _cut_over_devices(values, partition)
 
 
-def _out_of_turns(values: jax.Array, partition: Partition | None) -> jax.Array:
-    """[B, ...] again from what `_in_turns` gave."""
+def out_of_turns(values: jax.Array, partition: Partition | None) -> jax.Array:
+    """Returns [B, ...] again from what `in_turns` gave."""
     devices, (turns, _, *rest) = partition.size if partition else 1, values.shape
     values = _cut_over_devices(values, partition).reshape(turns, devices, -1, *rest)
     return jnp.moveaxis(values, 0, 1).reshape(-1, *rest)
@@ -192,6 +197,7 @@ def grpo_loss(
     clip_eps: float | None,
     advantage_fn: Callable[[jax.Array], jax.Array] = grpo.advantages,
     partition: Partition | None = None,
+    most_scored: int = MOST_SCORED,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """-J of Eq. 15 on a batch whose target is column 0 of its candidates.
 
@@ -205,18 +211,22 @@ def grpo_loss(
       reward: a metric's name, over the candidates.
       advantage_fn: rewards [G, B] -> advantages [G, B].
       partition: the mesh over which the tables are cut.
+      most_scored: candidates that a device scores at once.
 
     Returns:
       (loss, statistics).
     """
     chex.assert_rank([batch["candidates"], batch["mask"]], [2, 1])
 
+    def score(params, histories, noise, rows) -> jax.Array:
+        return trajectories(
+            model, params, histories, noise, rows, active_steps, partition, most_scored
+        )
+
     def log_prob_of(other: Policy, noise: Noise) -> tuple[jax.Array, jax.Array]:
         other_rows = look_up(other.tables, batch, partition)
         histories = encode(model, other.params, batch, other_rows)
-        logits = trajectories(
-            model, other.params, histories, noise, other_rows, active_steps, partition
-        )
+        logits = score(other.params, histories, noise, other_rows)
         return target_log_prob(logits, policy), logits
 
     histories = encode(model, current.params, batch, rows)
@@ -225,7 +235,7 @@ def grpo_loss(
     else:
         start = encode(model, old.params, batch, look_up(old.tables, batch, partition))
     noise = draw_noise(key, start, trajectories=num_trajectories, gamma=gamma)
-    logits = trajectories(model, current.params, histories, noise, rows, active_steps, partition)
+    logits = score(current.params, histories, noise, rows)
     log_prob = target_log_prob(logits, policy)
     if old is None:
         old_log_prob, rollout_logits = jax.lax.stop_gradient((log_prob, logits))

@@ -26,8 +26,10 @@ _BATCH, _BLOCK = 1024, 128
 _REPEATS = 7
 
 
-def _of_every_k(run: Restored, scorer: AdaptiveScorer, split: str, name: str) -> list[np.ndarray]:
-    """Features [E, F], losses [E, K+1] and values of the metric [E, K+1] of a split."""
+def metrics_of_every_k(
+    run: Restored, scorer: AdaptiveScorer, split: str, name: str
+) -> list[np.ndarray]:
+    """Returns features [E, F], losses [E, K+1] and values of the metric [E, K+1] of a split."""
     metric = metrics.metric(name)
 
     @jax.jit
@@ -78,8 +80,8 @@ def _users(run: Restored, split: str) -> np.ndarray:
     return run.data.split(split).user[run.data.counted(split, "neg99")]
 
 
-def _origin(run: Restored) -> dict[str, Any]:
-    """Where the numbers come from; `commit` and `device` are those that measure."""
+def origin_of(run: Restored) -> dict[str, Any]:
+    """Tells where the numbers come from; `commit` and `device` are those that measure."""
     config = run.experiment.config
     rows = run.workdir.read_results()["rows"]
     return {
@@ -94,7 +96,8 @@ def _origin(run: Restored) -> dict[str, Any]:
     }
 
 
-def _heading(origin: dict[str, Any]) -> str:
+def heading_of(origin: dict[str, Any]) -> str:
+    """Tells an `origin_of` in a line, above the table."""
     return (
         f"{origin['data']}, test split ({origin['data_split']}), {origin['examples']} examples, "
         f"seed {origin['seed']}, {stage_title(origin['stage'])}, trained at commit "
@@ -103,13 +106,23 @@ def _heading(origin: dict[str, Any]) -> str:
     )
 
 
-def _to_markdown(
+def to_markdown(
     name: str,
     table: dict[str, dict[str, float]],
     found: Calibration,
     difference: list[float | None],
     heading: str,
 ) -> str:
+    """Tables what was measured.
+
+    Args:
+      name: of the metric.
+      table: by row, K or 'adaptive' or 'K in blocks', its metrics, mean steps and seconds.
+      found: what was calibrated on validation.
+      difference: mean of the test metric against the best fixed K, and half its 95% interval,
+        None of one user.
+      heading: the line above the table.
+    """
     base = table["adaptive"]
     lines = [
         heading,
@@ -169,14 +182,14 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
             "devices than it has"
         )
     scorer = AdaptiveScorer(ranker.model, _BLOCK)
-    x, losses, values = _of_every_k(run, scorer, "validation", name)
+    x, losses, values = metrics_of_every_k(run, scorer, "validation", name)
     try:
         users = _users(run, "validation")
         head, found = calibrate(x, losses, values, users, tolerance)
     except ValueError as error:
         raise UserError(f"{error} in {run.data.label}; bring more data") from None
     price = jnp.float32(found.price)
-    test_x, _, test = _of_every_k(run, scorer, "test", name)
+    test_x, _, test = metrics_of_every_k(run, scorer, "test", name)
     own = np.asarray(head.steps(jnp.asarray(test_x), price))
     reached = test[np.arange(len(own)), own]
     seconds = _times(run, scorer, head, price)
@@ -201,8 +214,8 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     gain = metrics.means_of_users(gains, _users(run, "test"))
     half = metrics.half_interval(gain) if len(gain) > 1 else None
     difference = [float(gain.mean()), half]
-    origin = _origin(run)
-    text = _to_markdown(name, table, found, difference, _heading(origin))
+    origin = origin_of(run)
+    text = to_markdown(name, table, found, difference, heading_of(origin))
     values_out = {
         **origin,
         "metric": name,

@@ -63,19 +63,30 @@ def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
 
 
 def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
+    """Groups the examples of a split by their target's clicks in training (`popularity_of`)."""
+    data = _data(read_run_config(Workdir(workdir)), workdir)
+    items = np.asarray(data.log.rec_items)
+    trained, targets = items[data.splits.training_rows], items[data.split(split).target_row]
+    return popularity_of(targets, trained, data.log.num_items)
+
+
+def popularity_of(
+    targets: np.ndarray, trained: np.ndarray, num_items: int
+) -> dict[str, np.ndarray]:
     """Groups examples by their target's clicks in training: label -> bool [E].
 
     The head is the fifth of the items that is clicked most, ties by number; the tail is the rest
     of those clicked at all.
+
+    Args:
+      targets: int [E], items from 1.
+      trained: int [R], the items of the training clicks.
+      num_items: V.
     """
-    data = _data(read_run_config(Workdir(workdir)), workdir)
-    clicks = np.bincount(
-        np.asarray(data.log.rec_items)[data.splits.training_rows], minlength=data.log.num_items + 1
-    )
+    clicks = np.bincount(trained, minlength=num_items + 1)
     order = np.argsort(-clicks[1:], kind="stable") + 1
     head = np.zeros(len(clicks), bool)
-    head[order[: round(_HEAD_SHARE * data.log.num_items)]] = True
-    targets = np.asarray(data.log.rec_items)[data.split(split).target_row]
+    head[order[: round(_HEAD_SHARE * num_items)]] = True
     seen = clicks[targets] > 0
     strata = {"head": head[targets] & seen, "tail": ~head[targets] & seen, "never clicked": ~seen}
     return {label: chosen for label, chosen in strata.items() if chosen.any()}

@@ -72,6 +72,17 @@ def test_no_module_outside_input_pipelines_loads_tensorflow():
     assert done.stdout.strip() == "[]"
 
 
+def test_only_the_face_of_the_library_names_what_is_above_it():
+    """`lcrsr/__init__.py` imports `experiments` by name once it is used: the one exception."""
+    naming = [
+        str(path.relative_to(ROOT))
+        for package in set(ALLOWED) - {"launch"}
+        for path in (ROOT / package).rglob("*.py")
+        if "import_module" in path.read_text(encoding="utf-8") and package != "configs"
+    ]
+    assert naming == ["lcrsr/__init__.py"]
+
+
 def test_only_the_programs_for_t5x_import_its_bridge():
     found = set()
     for package in ALLOWED:

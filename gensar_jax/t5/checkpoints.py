@@ -56,7 +56,7 @@ _HF_LAYERS = {
 _HF_KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 
 
-def _our_name(name: str) -> str | None:
+def our_name(name: str) -> str | None:
     """T5X's path of a Hugging Face parameter; None if there is none."""
     whole = {
         "shared.weight": _EMBEDDING,
@@ -143,7 +143,7 @@ def from_hugging_face(
                 name == "lm_head.weight" and config.logits_via_embedding
             ):
                 continue
-            ours = _our_name(name)
+            ours = our_name(name)
             if ours is None:
                 raise UserError(
                     f"expected parameters of a T5, found {name!r} in {path}; pass a T5's file"

@@ -68,7 +68,7 @@ _TINY: dict[str, object] = {
     "num_encoder_layers": 1,
     "num_decoder_layers": 1,
 }
-# What two CPU cores train in hours (docs/BUDGET.md): 2 + 2 layers of width 128.
+# What two CPU cores train in hours (docs/decisions.md): 2 + 2 layers of width 128.
 _CPU: dict[str, object] = {
     "emb_dim": 128,
     "num_heads": 4,

@@ -25,8 +25,6 @@ from core.text_lines import read_lines
 from input_pipelines import ids, random_streams
 from input_pipelines.log import Log, RawEvents, build_log
 
-# Of the choice among an item's queries.
-_QUERY_SEED = 0
 _TEXT_KEYS = ("title", "brand", "description")
 _LARGEST_PRICE = 1e12
 _FILES = ("sequences.tsv", "items.jsonl", "queries.tsv")
@@ -149,8 +147,11 @@ def _read_sequences(
     return users, bought, times, np.repeat(np.arange(len(lengths)), lengths)
 
 
-def read_amazon_beauty(data_dir: str) -> Log:
+def read_amazon_beauty(data_dir: str, *, query_seed: int = 0) -> Log:
     """Reads the folder into a log; times are positions, from 0.
+
+    Args:
+      query_seed: of the choice among an item's queries.
 
     Raises:
       UserError: a file is missing or a line malformed; the message names the line.
@@ -159,7 +160,7 @@ def read_amazon_beauty(data_dir: str) -> Log:
     queries = _read_queries(query_texts)
     items, texts, facts = _read_items(catalogue, queries)
     users, bought, times, numbers = _read_sequences(sequences, items)
-    keys = random_streams.keys(_QUERY_SEED, numbers, np.asarray(times, np.int64))
+    keys = random_streams.keys(query_seed, numbers, np.asarray(times, np.int64))
     # Any number below 2^32 serves each item's own count of queries.
     draws = random_streams.below(keys, 1, 2**32)[:, 0].tolist()
     searches = [row for row, item in enumerate(bought) if items[item]]

@@ -43,8 +43,6 @@ _LOG = logging.getLogger(__name__)
 _PATTERNS = ("reviews_*_5.json.gz", "meta_*.json.gz")
 _TEXT_KEYS = ("title", "description")
 _QUERIES = ("query_text.txt.gz", "train.qrels.gz", "test.qrels.gz")
-# Of the choice among the queries of a (user, item).
-_QUERY_SEED = 0
 _MOST_DIGITS = 18
 # Lines, and characters, that a gz file of any size may unpack to, and that each byte of it
 # justifies: a kilobyte can hold a million empty lines.
@@ -201,21 +199,22 @@ def _qrels(paths: list[pathlib.Path], num_queries: int, report: Report) -> pd.Da
     return pd.DataFrame(rows, columns=["user", "item", "query"]).drop_duplicates()
 
 
-def _choose(qrels: pd.DataFrame) -> pd.DataFrame:
+def _choose(qrels: pd.DataFrame, seed: int) -> pd.DataFrame:
     """One query for each (user, item), whatever the order of the rows."""
     ordered = qrels.sort_values(["user", "item", "query"], ignore_index=True)
     groups = ordered.groupby(["user", "item"], sort=False)
     count = groups["query"].transform("size").to_numpy()
-    keys = random_streams.keys(_QUERY_SEED, tie_break(ordered["user"]), tie_break(ordered["item"]))
+    keys = random_streams.keys(seed, tie_break(ordered["user"]), tie_break(ordered["item"]))
     # Any number below 2^32 serves each pair's own count of queries.
     draws = random_streams.below(keys, 1, 2**32)[:, 0] if len(keys) else np.zeros(0, np.int64)
     return ordered[groups.cumcount().to_numpy() == draws % np.maximum(count, 1)]
 
 
-def read_amazon_raw(data_dir: str, *, report: Report = silent) -> Log:
+def read_amazon_raw(data_dir: str, *, report: Report = silent, query_seed: int = 0) -> Log:
     """Reads the folder into a log; times are positions, from 0.
 
     Args:
+      query_seed: of the choice among the queries of a user and an item.
       report: told which file is being read and the share of it done.
 
     Raises:
@@ -225,7 +224,7 @@ def read_amazon_raw(data_dir: str, *, report: Report = silent) -> Log:
     item_texts = _item_texts(meta, report)
     events = _reviews(reviews, set(item_texts), report)
     queries = [line.split() for _, line in _lines(query_texts, report)]
-    chosen = _choose(_qrels(qrels, len(queries), report))
+    chosen = _choose(_qrels(qrels, len(queries), report), query_seed)
     report("matching", 0.0)
     if len(events) and len(chosen):  # pandas gives columns without a row another type
         searches = events.merge(chosen, on=["user", "item"])

@@ -27,7 +27,7 @@ ID = pa.int64()
 TIME = pa.float64()
 TEXT = pa.dictionary(pa.int32(), pa.string())
 
-_BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 16 << 20
 _LARGEST_TIME = 2.0**53
 _HEADER_CHARACTERS = 1 << 20
 
@@ -50,13 +50,17 @@ class Block:
 
 
 def read_blocks(
-    path: pathlib.Path, columns: Mapping[str, pa.DataType], report: Report = silent
+    path: pathlib.Path,
+    columns: Mapping[str, pa.DataType],
+    report: Report = silent,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Block]:
     """Yields the named columns of a CSV file with a header; other columns are not converted.
 
     Args:
       columns: name -> ID, TIME or TEXT.
       report: told the file's name and the share of its bytes read.
+      block_bytes: of the file that one block holds.
 
     Raises:
       UserError: no such file, a missing column, a row with too few or too many fields, a value
@@ -69,7 +73,7 @@ def read_blocks(
     row = 1
     with pa.OSFile(str(path)) as file:
         try:
-            reader = _open(file, columns)
+            reader = _open(file, columns, block_bytes)
             for number, batch in enumerate(reader, 1):
                 found = {n: _values(batch.column(n), t) for n, t in columns.items()}
                 if any(values is None for values in found.values()):
@@ -77,17 +81,20 @@ def read_blocks(
                 yield Block(row, {n: v for n, v in found.items() if v is not None})
                 row += batch.num_rows
                 # Not the file's position, which runs ahead of what is parsed.
-                report(path.name, min(number * _BLOCK_BYTES / size, 1.0))
+                report(path.name, min(number * block_bytes / size, 1.0))
         except pa.ArrowException as error:
             raise _explain(path, columns, error) from None
 
 
 def _open(
-    file: pa.NativeFile, columns: Mapping[str, pa.DataType], on_odd_row: Callable | None = None
+    file: pa.NativeFile,
+    columns: Mapping[str, pa.DataType],
+    block_bytes: int,
+    on_odd_row: Callable | None = None,
 ) -> pyarrow.csv.CSVStreamingReader:
     return pyarrow.csv.open_csv(
         file,
-        read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+        read_options=pyarrow.csv.ReadOptions(block_size=block_bytes, use_threads=False),
         parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=on_odd_row),
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=list(columns),
@@ -162,7 +169,7 @@ def _explain(path: pathlib.Path, columns: Mapping[str, pa.DataType], error: Exce
     row = 1
     with pa.OSFile(str(path)) as file:
         try:
-            for batch in _open(file, dict.fromkeys(columns, pa.string()), keep):
+            for batch in _open(file, dict.fromkeys(columns, pa.string()), BLOCK_BYTES, keep):
                 for name, kind in columns.items():
                     place = None if kind == TEXT else _first_odd(batch.column(name), kind)
                     if place is not None:

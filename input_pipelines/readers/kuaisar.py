@@ -21,8 +21,10 @@ so nothing is missing from it. Words are anonymous numbers; language models cann
 
 from __future__ import annotations
 
+import functools
 import logging
 import pathlib
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +37,7 @@ from input_pipelines.readers import csv_blocks
 from input_pipelines.readers.csv_blocks import ID, TEXT, TIME, Report, silent
 
 _LOG = logging.getLogger(__name__)
+_ReadBlocks = Callable[[pathlib.Path, Mapping[str, pa.DataType]], Iterator[csv_blocks.Block]]
 
 SAMPLE_MARK = "SAMPLE"
 _FILES = ("rec_inter.csv", "src_inter.csv", "item_features.csv")
@@ -71,26 +74,44 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
     return [root / name for name in _FILES] + ([mark] if mark.exists() else [])
 
 
-def read_kuaisar(data_dir: str, *, report: Report = silent) -> Log:
+def read_kuaisar(
+    data_dir: str, *, report: Report = silent, block_bytes: int = csv_blocks.BLOCK_BYTES
+) -> Log:
     """Reads the folder into a log.
 
     Args:
       report: told what is being read and the share of it done.
+      block_bytes: of a file, read at once.
 
     Raises:
       UserError: a file or column is missing; a value is no number, a keyword no list (both name
         the row); the full set with wrong counts.
     """
+    events, counts = read_events(data_dir, report, block_bytes)
+    check_counts(counts, data_dir)
+    report("sorting", 0.0)
+    is_sample = (pathlib.Path(data_dir) / SAMPLE_MARK).exists()
+    log = build_numbered_log("kuaisar", events, is_sample=is_sample)
+    report("sorting", 1.0)
+    return log
+
+
+def read_events(
+    data_dir: str, report: Report = silent, block_bytes: int = csv_blocks.BLOCK_BYTES
+) -> tuple[NumberedEvents, dict[str, int]]:
+    """Reads the folder's events, and counts what it holds by the names of `FULL_COUNTS`.
+
+    Raises:
+      UserError: as `read_kuaisar`, which also checks the counts.
+    """
+    read = functools.partial(csv_blocks.read_blocks, report=report, block_bytes=block_bytes)
     recommendations, searches, features = raw_files(data_dir)[:3]
-    clicks, shown, users, rec_rows = _read_recommendations(recommendations, report)
-    sessions = _Sessions(searches, report)
+    clicks, shown, users, rec_rows = _read_recommendations(recommendations, read)
+    sessions = _Sessions(searches, read)
     listed = np.concatenate(
         [
             np.zeros(0, np.int64),
-            *(
-                block.columns["item_id"]
-                for block in csv_blocks.read_blocks(features, {"item_id": ID}, report)
-            ),
+            *(block.columns["item_id"] for block in read(features, {"item_id": ID})),
         ]
     )
     items = np.unique(np.concatenate([listed, shown, sessions.shown]))
@@ -101,8 +122,6 @@ def read_kuaisar(data_dir: str, *, report: Report = silent) -> Log:
         "items": len(items),
         "queries": sessions.num_queries,
     }
-    check_counts(counts, data_dir)
-    report("sorting", 0.0)
     events = NumberedEvents(
         click_user=clicks[0],
         click_item=clicks[1],
@@ -116,10 +135,7 @@ def read_kuaisar(data_dir: str, *, report: Report = silent) -> Log:
         items=items,
         time_unit="milliseconds",
     )
-    is_sample = (pathlib.Path(data_dir) / SAMPLE_MARK).exists()
-    log = build_numbered_log("kuaisar", events, is_sample=is_sample)
-    report("sorting", 1.0)
-    return log
+    return events, counts
 
 
 def check_counts(counts: dict[str, int], data_dir: str) -> str | None:
@@ -149,12 +165,12 @@ def check_counts(counts: dict[str, int], data_dir: str) -> str | None:
 
 
 def _read_recommendations(
-    path: pathlib.Path, report: Report
+    path: pathlib.Path, read: _ReadBlocks
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Clicks (user, item, time) int64 [3, n], the items shown, the users, the number of rows."""
     columns = {"user_id": ID, "item_id": ID, "timestamp": TIME, "click": ID}
     clicks, shown, users, rows = [np.zeros((3, 0), np.int64)], [], [], 0
-    for block in csv_blocks.read_blocks(path, columns, report):
+    for block in read(path, columns):
         user, item, time, click = (block.columns[name] for name in columns)
         clicked = np.flatnonzero(click > 0)
         clicks.append(np.stack([user[clicked], item[clicked], time[clicked]]))
@@ -173,7 +189,7 @@ class _Sessions:
       shown, users: the items and users of all rows; rows, num_queries: counts.
     """
 
-    def __init__(self, path: pathlib.Path, report: Report):
+    def __init__(self, path: pathlib.Path, read: _ReadBlocks):
         columns = {
             "user_id": ID,
             "search_session_id": ID,
@@ -183,7 +199,7 @@ class _Sessions:
             "keyword": TEXT,
         }
         parts: dict[str, list] = {name: [] for name in columns}
-        for block in csv_blocks.read_blocks(path, columns, report):
+        for block in read(path, columns):
             for name, values in block.columns.items():
                 parts[name].append(values)
         user, session, time, item, click = (_all_of(parts.pop(n)) for n in list(columns)[:5])

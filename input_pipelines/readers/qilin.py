@@ -13,12 +13,8 @@ splitting is ours.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import itertools
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +22,7 @@ import numpy as np
 
 from core.errors import UserError
 from input_pipelines import segmenters
-from input_pipelines.log import Log, RawEvents, build_log
+from input_pipelines.log import Log, Ragged, RawEvents, build_log
 from input_pipelines.readers import qilin_files
 from input_pipelines.readers.qilin_files import NO_TIME, Rows
 
@@ -71,65 +67,41 @@ class QilinEvents:
     shown_item: np.ndarray
 
 
-def read_qilin(data_dir: str, *, segmenter: str = "characters", work_dir: str) -> Log:
+def read_qilin(data_dir: str, *, segmenter: str = "characters") -> Log:
     """Reads Qilin's folders (or toy CSVs) into a log.
 
     Where the notes' table is there, an item's text is its note's title and content; where the
-    users' is, their profiles are of it.
-
-    Through the TFDS builder where TensorFlow Datasets is installed, else directly; the logs are
-    the same. A file named SAMPLE beside the tables marks made-up data.
+    users' is, their profiles are of it. A file named SAMPLE beside the tables marks made-up data.
 
     Args:
       segmenter: 'characters' or 'jieba'.
-      work_dir: where the builder may write; its records are removed again.
 
     Raises:
       UserError: files or columns missing or malformed; the full set with wrong counts.
     """
     split_query = segmenters.segmenter(segmenter)
-    modules = ("tensorflow", "tensorflow_datasets")
-    if all(importlib.util.find_spec(name) for name in modules):
-        from input_pipelines.readers import qilin_builder
-
-        qilin_files.raw_files(data_dir)  # names a missing table before TensorFlow is started
-        os.makedirs(work_dir, exist_ok=True)
-        records = tempfile.mkdtemp(dir=work_dir, prefix=".partial-tfds-")
-        try:
-            events = qilin_builder.read_through_builder(data_dir, records)
-        finally:
-            shutil.rmtree(records, ignore_errors=True)
-    else:
-        events = read_events(data_dir)
-    is_sample = os.path.exists(os.path.join(data_dir, qilin_files.SAMPLE_MARK))
+    qilin_files.raw_files(data_dir)  # names a missing table before the others are read
+    events = read_events(data_dir)
     words = {query: split_query(query) for query in set(events.search_query)}
     notes = np.unique(np.concatenate([events.click_item, events.search_clicks, events.shown_item]))
     users = np.unique(np.concatenate([events.click_user, events.search_user]))
     raw = RawEvents(
-        click_user=_text(events.click_user),
-        click_item=_text(events.click_item),
-        click_time=events.click_time.tolist(),
-        search_user=_text(events.search_user),
-        search_time=events.search_time.tolist(),
-        search_begins=events.search_begin.tolist(),
+        click_user=events.click_user,
+        click_item=events.click_item,
+        click_time=events.click_time,
+        search_user=events.search_user,
+        search_time=events.search_time,
+        search_begins=events.search_begin,
         search_words=[words[query] for query in events.search_query],
-        search_clicks=_text_rows(events.search_clicks, events.search_click_ends),
-        search_unclicked=_text_rows(events.search_unclicked, events.search_unclicked_ends),
-        items=_text(np.unique(events.shown_item)),
+        search_clicks=Ragged(events.search_click_ends, events.search_clicks),
+        search_unclicked=Ragged(events.search_unclicked_ends, events.search_unclicked),
+        items=events.shown_item,
         item_texts=qilin_files.read_note_texts(data_dir, notes),
         user_profiles=qilin_files.read_profiles(data_dir, users),
         time_unit="milliseconds",
     )
+    is_sample = os.path.exists(os.path.join(data_dir, qilin_files.SAMPLE_MARK))
     return build_log("qilin", raw, is_sample=is_sample)
-
-
-def _text(ids: np.ndarray) -> list[str]:
-    return [str(i) for i in ids.tolist()]
-
-
-def _text_rows(ids: np.ndarray, ends: np.ndarray) -> list[list[str]]:
-    text = _text(ids)
-    return [text[a:b] for a, b in itertools.pairwise(ends.tolist())]
 
 
 def read_events(data_dir: str) -> QilinEvents:

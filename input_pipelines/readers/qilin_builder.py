@@ -1,22 +1,23 @@
-"""Qilin as a TensorFlow dataset: one record per user, in the columns of the log schema.
+"""Writes Qilin as a TensorFlow dataset: one record per user, in the columns of the log schema.
 
-    builder = Qilin(data_dir=OUT)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=QILIN_FOLDERS)
-    )
+    tfds build input_pipelines/readers/qilin_builder.py --manual_dir=QILIN_FOLDERS --data_dir=OUT
 
-The only module here that imports TensorFlow when it is imported.
+For programs that read TFDS records; nothing here reads them (`qilin.read_qilin` reads the folders
+themselves). The program `tfds` of TFDS 4.9.10 starts only where apache-beam and mlcroissant are
+installed; without them:
+
+    config = tfds.download.DownloadConfig(manual_dir=QILIN_FOLDERS)
+    Qilin(data_dir=OUT).download_and_prepare(download_config=config)
+
+No other module here imports TensorFlow when it is imported.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from input_pipelines.readers import qilin
@@ -29,7 +30,7 @@ _INTEGERS = (
 
 
 class Qilin(tfds.core.GeneratorBasedBuilder):
-    """Searches and recommendation clicks of Qilin's users."""
+    """Builds the records of Qilin's users: their searches and recommendation clicks."""
 
     VERSION = tfds.core.Version("1.1.0")
     # Finding its own file is for checksums of downloads, of which there are none; in TFDS 4.9.10
@@ -85,7 +86,7 @@ class Qilin(tfds.core.GeneratorBasedBuilder):
             parts(shown, events.shown_user),
             strict=True,
         ):
-            found = [events.search_clicks[ends[s] : ends[s + 1]] for s in search]
+            clicked = [events.search_clicks[ends[s] : ends[s + 1]] for s in search]
             passed = [events.search_unclicked[passed_ends[s] : passed_ends[s + 1]] for s in search]
             yield (
                 user,
@@ -97,54 +98,12 @@ class Qilin(tfds.core.GeneratorBasedBuilder):
                     "search_begin": events.search_begin[search],
                     "search_query": [events.search_query[s] for s in search],
                     "search_click_count": np.diff(ends)[search],
-                    "search_click_item": _concatenate(found),
+                    "search_click_item": _concatenate(clicked),
                     "search_unclicked_count": np.diff(passed_ends)[search],
                     "search_unclicked_item": _concatenate(passed),
                     "shown_item": events.shown_item[show],
                 },
             )
-
-
-def read_through_builder(data_dir: str, records_dir: str) -> qilin.QilinEvents:
-    """Prepares the dataset in `records_dir` and flattens its records, one at a time.
-
-    Raises:
-      UserError: as `qilin.read_events`.
-    """
-    tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
-    tfds.disable_progress_bar()
-    builder = Qilin(data_dir=records_dir)
-    config = tfds.download.DownloadConfig(manual_dir=data_dir, try_download_gcs=False)
-    # It prints to standard output, which belongs to the program, that the records will be reused.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_config=config)
-    # Only one user's record exists at a time; what is kept are the columns of the log.
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*_INTEGERS, "shown_item")}
-    owners: dict[str, list[np.ndarray]] = {"click_item": [], "search_time": [], "shown_item": []}
-    queries: list[str] = []
-    for record in tfds.as_numpy(builder.as_dataset(split=_SPLIT, shuffle_files=False)):
-        for name, parts in columns.items():
-            parts.append(record[name])
-        for name, parts in owners.items():
-            parts.append(np.full(len(record[name]), record["user"], np.int64))
-        queries += [query.decode() for query in record["search_query"].tolist()]
-    flat = {name: _concatenate(parts) for name, parts in columns.items()}
-    users = {name: _concatenate(parts) for name, parts in owners.items()}
-    return qilin.QilinEvents(
-        click_user=users["click_item"],
-        click_item=flat["click_item"],
-        click_time=flat["click_time"],
-        search_user=users["search_time"],
-        search_time=flat["search_time"],
-        search_begin=flat["search_begin"],
-        search_query=queries,
-        search_click_ends=np.concatenate([[0], np.cumsum(flat["search_click_count"])]),
-        search_clicks=flat["search_click_item"],
-        search_unclicked_ends=np.concatenate([[0], np.cumsum(flat["search_unclicked_count"])]),
-        search_unclicked=flat["search_unclicked_item"],
-        shown_user=users["shown_item"],
-        shown_item=flat["shown_item"],
-    )
 
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:

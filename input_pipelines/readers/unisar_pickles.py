@@ -21,6 +21,7 @@ import dataclasses
 import logging
 import pathlib
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,15 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
     return paths
 
 
-def read_unisar(data_dir: str, *, report: Report = silent) -> Log:
+def read_unisar(
+    data_dir: str, *, report: Report = silent, published_counts: Mapping[str, int] = KUAISAR
+) -> Log:
     """Reads the folder into a log with its published split.
+
+    Args:
+      report: told what is being read and the share of it done.
+      published_counts: of users and items of the whole data set; a folder with one of them must
+        have both.
 
     Raises:
       UserError: a file is missing or cut short, holds anything but data, or lacks what the module
@@ -76,7 +84,7 @@ def read_unisar(data_dir: str, *, report: Report = silent) -> Log:
     paths = raw_files(data_dir)
     report("unpickling", 0.0)
     users, sessions, items = (load_pickle(path) for path in paths[:3])
-    log, lists = _read_log(paths, users, sessions, items)
+    log, lists = _read_log(paths, users, sessions, items, published_counts)
     published: dict[str, np.ndarray] = {}
     for number, (part, path) in enumerate(zip(_PARTS, paths[3:], strict=True)):
         report("unpickling", (3 + number) / len(paths))
@@ -141,7 +149,7 @@ class _SessionLists:
 
 
 def _read_log(
-    paths: list[pathlib.Path], users: Any, sessions: Any, items: Any
+    paths: list[pathlib.Path], users: Any, sessions: Any, items: Any, whole: Mapping[str, int]
 ) -> tuple[Log, _SessionLists]:
     users_path, sessions_path, items_path = paths[:3]
     if not isinstance(users, dict) or not all(
@@ -190,7 +198,8 @@ def _read_log(
     kept_before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
     word_offsets, word_ids = _unpadded(words, rows[kept])
     click_offsets, click_items = _unpadded(clicked, rows[kept])
-    _check_counts({"users": len(users), "items": num_items}, users_path.parent.parent)
+    counts = {"users": len(users), "items": num_items}
+    _check_counts(counts, whole, users_path.parent.parent)
     if rec_items.min() < 1 or rec_items.max() > num_items:
         raise _wrong(users_path, f"items from 1 to {num_items}", int(rec_items.max()))
     log = Log(
@@ -216,9 +225,11 @@ def _read_log(
     return log, _SessionLists(search_offsets, kept_before)
 
 
-def _check_counts(counts: dict[str, int], data_dir: pathlib.Path) -> None:
-    wrong = [f"{n} {counts[n]:,} (of {KUAISAR[n]:,})" for n in KUAISAR if counts[n] != KUAISAR[n]]
-    if wrong and len(wrong) < len(KUAISAR):
+def _check_counts(
+    counts: Mapping[str, int], whole: Mapping[str, int], data_dir: pathlib.Path
+) -> None:
+    wrong = [f"{n} {counts[n]:,} (of {whole[n]:,})" for n in whole if counts[n] != whole[n]]
+    if wrong and len(wrong) < len(whole):
         raise UserError(
             f"expected the counts of UniSAR's KuaiSAR in {data_dir}, which matches it otherwise, "
             f"found {', '.join(wrong)}; download the files again"

@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from core.errors import UserError
-from input_pipelines.sample import files, hops, kuaisar_format
+from input_pipelines.sample import files, kuaisar_format
+from input_pipelines.sample import hops as hops_world
 from input_pipelines.sample.files import User
 
 TOPICS = [
@@ -90,6 +91,7 @@ class Structure:
       all_noise: share of users who never search before a change.
       noise_rate: mean number of noise searches before a click.
       clicks: least and most recommendation clicks of a user.
+      topics: how many, the first of `TOPICS`.
     """
 
     brands: int = 5
@@ -102,18 +104,19 @@ class Structure:
     all_noise: float = 0.2
     noise_rate: float = 0.4
     clicks: tuple[int, int] = (8, 18)
+    topics: int = len(TOPICS)
 
     @property
     def num_recommended(self) -> int:
-        return len(TOPICS) * self.brands * self.items_per_cell
+        return self.topics * self.brands * self.items_per_cell
 
     @property
     def num_items(self) -> int:
-        return self.num_recommended + len(TOPICS) * self.notes_per_topic + self.noise_notes
+        return self.num_recommended + self.topics * self.notes_per_topic + self.noise_notes
 
     def topic_probabilities(self) -> np.ndarray:
         """P(topic of a click | current topic), [T, T]."""
-        return _sticky(len(TOPICS), self.on_topic)
+        return _sticky(self.topics, self.on_topic)
 
     def brand_probabilities(self) -> np.ndarray:
         """P(brand of a click | the user's brand), [G, G]."""
@@ -131,7 +134,7 @@ def _sticky(size: int, stay: float) -> np.ndarray:
 
 def _generate_user(structure: Structure, rng: np.random.Generator) -> tuple[User, bool]:
     """A user, and whether all of their searches are noise."""
-    s, topics = structure, len(TOPICS)
+    s, topics = structure, structure.topics
     all_noise = bool(rng.random() < s.all_noise)
     brand, topic = int(rng.integers(s.brands)), 0
     weights = s.cell_weights()
@@ -183,13 +186,13 @@ def _notes(structure: Structure) -> pa.Table:
             topic, brand = divmod(cell, s.brands)
             words = [TOPICS[topic] + ending for ending in _ENDINGS]
             titles.append(f"{TOPICS[topic]} of brand{brand} no{number}")
-        elif place < len(TOPICS) * s.notes_per_topic:
+        elif place < s.topics * s.notes_per_topic:
             topic, number = divmod(place, s.notes_per_topic)
             words = [TOPICS[topic] + ending for ending in _ENDINGS]
             titles.append(f"all about {TOPICS[topic]} part{number}")
         else:
             words = NOISE_WORDS
-            titles.append(f"notice no{place - len(TOPICS) * s.notes_per_topic}")
+            titles.append(f"notice no{place - s.topics * s.notes_per_topic}")
         contents.append(" ".join(rng.choice(words, 3)))
     columns = {"note_title": titles, "note_content": contents, "note_idx": range(s.num_items)}
     return pa.table({name: list(values) for name, values in columns.items()})
@@ -240,7 +243,7 @@ def ensure_sample(
     """Returns the folder of this sample below `cache_dir`; writes it on first use.
 
     Args:
-      hops: that of `hops_sample`, whose searches cannot be shuffled.
+      hops: that of `sample.hops`, whose searches cannot be shuffled.
 
     Raises:
       UserError: both hops and shuffle_searches, a cache directory that cannot be written, or a
@@ -253,14 +256,14 @@ def ensure_sample(
         )
     name = f"sample-v{_VERSION}-{num_users}-{seed}" + ("-shuffled" if shuffle_searches else "")
     if hops:
-        name = f"sample-hops-v{hops.VERSION}-{num_users}-{seed}"
+        name = f"sample-hops-v{hops_world.VERSION}-{num_users}-{seed}"
     out = os.path.join(cache_dir, name)
     if os.path.isdir(out):
         files.check(out)
         return out
     try:
         if hops:
-            hops.write_hops(out, num_users=num_users, seed=seed)
+            hops_world.write_hops(out, num_users=num_users, seed=seed)
         else:
             write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
     except OSError as error:
@@ -296,7 +299,7 @@ def main() -> None:
     if given.scale:
         parser.error("expected --scale with --format=kuaisar only; drop it")
     if given.format == "hops":
-        hops.write_hops(given.out, num_users=given.users, seed=given.seed)
+        hops_world.write_hops(given.out, num_users=given.users, seed=given.seed)
         return
     write_sample(
         given.out,

@@ -39,14 +39,14 @@ class Truth:
         self.structure = Structure(**values | {"clicks": tuple(values["clicks"])})
 
 
-class _Filter:
+class Filter:
     """Beliefs [2, T, G] over (user searches before changes or not, topic, brand)."""
 
     def __init__(self, structure: Structure, use_search: bool):
         s = structure
         self._structure, self._use_search = s, use_search
         self._topic, self._brand = s.topic_probabilities(), s.brand_probabilities()
-        t, g = len(TOPICS), s.brands
+        t, g = s.topics, s.brands
         self._weights = np.broadcast_to(s.cell_weights(), (t, g, s.items_per_cell))
         self.unseen = np.ones((t, g, s.items_per_cell))
         share = np.array([1 - s.all_noise, s.all_noise])
@@ -55,7 +55,7 @@ class _Filter:
     def before_click(self, first: bool, announced: int | None) -> None:
         """The topic may have changed; `announced` is the topic of an informative query, if any."""
         change = 1.0 if first else self._structure.change
-        changed = self.belief.sum(1, keepdims=True) / len(TOPICS)
+        changed = self.belief.sum(1, keepdims=True) / self._structure.topics
         drifted = (1 - change) * self.belief + change * changed
         if not self._use_search:
             self.belief = drifted
@@ -132,14 +132,14 @@ def bayes_scores(
       float64 [E, N].
     """
     s = truth.structure
-    shape = (len(TOPICS), s.brands, s.items_per_cell)
+    shape = (s.topics, s.brands, s.items_per_cell)
     # Row 0 is padding; notes that are never recommended keep -1.
     note = np.array([-1, *(int(name) for name in log.item_ids[1:])])
     note[note >= s.num_recommended] = -1
     topic_of_word = [_TOPIC_OF_WORD.get(str(word)) for word in log.words]
     scores = np.zeros(candidates.shape)
     for row in range(len(examples)):
-        belief = _Filter(s, use_search)
+        belief = Filter(s, use_search)
         announced, first = None, True
         for kind, event in _events(
             log, int(examples.user[row]), int(examples.rec_end[row]), int(examples.search_end[row])

@@ -119,7 +119,7 @@ class Network(nn.Module):
         # A padded position sees itself, so that no row of the softmax is empty.
         eye = jnp.eye(length, dtype=bool)
         mask = (valid[:, None, :] | eye) & jnp.tril(jnp.ones((length, length), bool))
-        x, history = self._through(x, [None] * s.layers, mask, dropout.at(1))
+        x, history = self.through(x, [None] * s.layers, mask, dropout.at(1))
         states = [last_valid(self.last_norm(x), valid)]
         # Reasoning rows are seen by all that follow; of an empty history its first row is.
         seen = valid | (~valid.any(-1, keepdims=True) & (jnp.arange(length) == 0))
@@ -129,17 +129,18 @@ class Network(nn.Module):
             seen = jnp.pad(seen, ((0, 0), (0, 1)), constant_values=True)
             start = (states[-1] + self.steps[step])[:, None]
             drop = dropout.at(2 + step)
-            x, plain = self._through(start, plain, seen, drop.at(0))
+            x, plain = self.through(start, plain, seen, drop.at(0))
             states.append(self.last_norm(x)[:, 0])
             if noised:
                 noise = s.noise * jax.random.normal(self.make_rng("noise"), start.shape)
-                x, other = self._through(start + noise, other, seen, drop.at(1))
+                x, other = self.through(start + noise, other, seen, drop.at(1))
                 after_noise.append(self.last_norm(x)[:, 0])
         if noised:
             return jnp.stack(states, 1), jnp.stack(after_noise, 1)
         return jnp.stack(states, 1)
 
-    def _through(self, x, before, mask, dropout):
+    def through(self, x, before, mask, dropout):
+        """Runs all blocks on rows [B, T, D] that follow the kept rows of each block."""
         rows = []
         for number, (block, earlier) in enumerate(zip(self.blocks, before, strict=True)):
             x, kept = block(x, earlier, mask, dropout.at(number))

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from core import metrics, results, vectors
 from core.errors import UserError
+from core.experiment import Experiment
 from core.settings import positive
 from core.workdir import Workdir
 from input_pipelines import candidates, search_protocol, search_task, segmenters
@@ -41,7 +42,7 @@ def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.
     return lambda words: items @ encode([segmenters.join(words)])[0]
 
 
-class SearchBaselineExperiment:
+class SearchBaselineExperiment(Experiment):
     """Fits a floor of search whenever it is opened, by training searches or items' texts.
 
     Args:
@@ -53,7 +54,8 @@ class SearchBaselineExperiment:
     """
 
     stages: tuple[str, ...] = ("fit",)
-    evaluator = None
+    tasks = ("search",)
+    data: Dataset
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         if config.model.kind not in KINDS:
@@ -114,28 +116,14 @@ class SearchBaselineExperiment:
         return self.data.possible("test", wanted, "search")
 
     def run(self, workdir: Workdir) -> None:
-        done = results.tested(workdir)
-        for protocol in self._tested():
-            (column,) = self.columns("search", protocol)
-            if ("fit", 0, column) not in done:
-                with results.testing("fit", column):
-                    sums = self.evaluate(None, None, "test", column)
-                details = self.details("test", column)
-                if column == search_protocol.PROTOCOL:
-                    found, _ = self._chosen("test")
-                    groups = search_protocol.user_groups(self.data, found, sums)
-                    details["more"]["user_groups"] = groups
-                results.save(
-                    workdir,
-                    sums,
-                    stage="fit",
-                    split="test",
-                    protocol=column,
-                    step=0,
-                    config=self.config,
-                    origin=self.data.origin,
-                    **details,
-                )
+        columns = [self.columns("search", protocol)[0] for protocol in self._tested()]
+        self.test_once(workdir, "fit", 0, columns, None, None)
+
+    def groups(self, protocol: str, sums: metrics.Sums) -> dict[str, Any]:
+        if protocol != search_protocol.PROTOCOL:
+            return {}
+        examples, _ = self._chosen("test")
+        return {"user_groups": search_protocol.user_groups(self.data, examples, sums)}
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
         """The row of results.json that a protocol gives: 'search/full', for instance.

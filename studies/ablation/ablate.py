@@ -17,7 +17,8 @@ from core.workdir import Workdir, check_no_file, has_only_scaffolding
 from experiments.resolve import resolve
 from input_pipelines.dataset import Dataset
 from studies.ablation import figure2, figures, tables
-from studies.ablation.runs import Run, check_runs, run_all
+from studies.ablation.arms import run_arms
+from studies.ablation.runs import Run, TrainArms, check_runs, run_all
 from studies.ablation.sweeps import Setting, Sweep, parse_sweep
 
 _PLAN = "sweep.json"
@@ -31,6 +32,7 @@ def ablate(
     metric: str = "ndcg@5/neg99",
     given: Collection[str] = (),
     share: str = "",
+    train: TrainArms = run_arms,
 ) -> str:
     """Trains what the sweep needs in `workdir_path` and writes its table.
 
@@ -41,6 +43,7 @@ def ablate(
       metric: with its protocol; it is tested and drawn.
       given: keys that the command line set (`experiments.resolve.resolve`).
       share: 'I/N' trains every N-th arm from number I on; '' all of them.
+      train: trains one stage of arms of LCR-SER side by side.
 
     Returns:
       The table as Markdown; where other shares have arms to train, a line that says so.
@@ -87,7 +90,7 @@ def ablate(
         if experiments is None:
             stopped = figure2.run_all(wanted, data, workdir)
         else:
-            stopped = run_all(wanted, data, experiments)
+            stopped = run_all(wanted, data, experiments, train)
     name = f"arms-{first}-of-{step}.json" if part else "arms.json"
     own = _read(workdir, name) | {run.name: stopped.get(run.name) for run in wanted}
     write_atomically(workdir.file(name), json.dumps(own, indent=2) + "\n")
@@ -118,13 +121,14 @@ def _runs(
         key = json.dumps(setting.changes, sort_keys=True)
         if key not in by_changes:
             by_changes[key] = [
-                _run(config, setting, config.seed + i, workdir) for i in range(seeds)
+                run_of(config, setting, config.seed + i, workdir) for i in range(seeds)
             ]
         made[setting.label] = by_changes[key]
     return made
 
 
-def _run(config: config_dict.ConfigDict, setting: Setting, seed: int, workdir: Workdir) -> Run:
+def run_of(config: config_dict.ConfigDict, setting: Setting, seed: int, workdir: Workdir) -> Run:
+    """Returns the run of one setting and seed, whose folder lies in the sweep's `workdir`."""
     changed = config_dict.ConfigDict(config.to_dict())
     folder = setting.label.replace(" ", "").replace("/", "-")
     path = os.path.join(workdir.path, "arms", folder, f"seed{seed}")

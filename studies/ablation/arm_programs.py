@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from core.task import Task
+from core.task import TracedTask
 
 ARM = "arm"
 _T = TypeVar("_T")
-
-
-class ArmTask(Task, Protocol):
-    """A task whose arithmetic settings can be traced.
-
-    Attributes:
-      numbers: these settings by name, plain numbers.
-      stream: tasks of one sweep whose `stream` is equal read the same batches.
-    """
-
-    @property
-    def numbers(self) -> dict[str, Any]: ...
-
-    @property
-    def stream(self) -> Hashable: ...
-
-    def with_numbers(self, numbers: dict[str, Any]) -> Task:
-        """The same task with other values, traced or not, of everything in `numbers`."""
-        ...
 
 
 def row(leaf: jax.Array, place: int) -> jax.Array:
@@ -95,7 +76,7 @@ class Programs:
 
     def program(
         self,
-        task: ArmTask,
+        task: TracedTask,
         size: int,
         differing: frozenset[str],
         *,
@@ -109,13 +90,10 @@ class Programs:
         return self._made[key]
 
     def _make(self, task, size, differing, own_steps, own_batches):
-        def one(state, batch, rate, numbers):
-            return task.with_numbers(numbers).train_step(state, batch, rate)
-
         if size == 1:
 
             def alone(*arguments):
-                state, values = one(*arguments)
+                state, values = task.train_step(*arguments)
                 return state, (values,)
 
             return jax.jit(alone, donate_argnums=0)
@@ -125,7 +103,7 @@ class Programs:
             of_state["step"] = everywhere
         of_numbers = {name: arms if name in differing else everywhere for name in task.numbers}
         axes = (of_state, arms if own_batches else everywhere, arms, of_numbers)
-        step = jax.vmap(one, in_axes=axes, out_axes=(of_state, arms))
+        step = jax.vmap(task.train_step, in_axes=axes, out_axes=(of_state, arms))
         mesh = self._mesh(size)
         if mesh is not None:
             specs = jax.tree.map(

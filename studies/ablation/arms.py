@@ -33,10 +33,10 @@ from core.loop import (
     start_or_restore,
 )
 from core.metric_writers import MetricWriter, ProgressReport
-from core.task import Batch, State, Task
+from core.task import Batch, State, Task, TracedTask
 from core.termination import Termination, stop_if_terminated, watched
 from core.workdir import Workdir
-from studies.ablation.arm_programs import ArmTask, Programs, row
+from studies.ablation.arm_programs import Programs, row
 
 _LOG = logging.getLogger(__name__)
 # The state, the one it started from and the best one that a later stage starts from.
@@ -49,7 +49,7 @@ class Arm:
     """One run of a sweep: its name in messages, one of its stages, and its folder."""
 
     name: str
-    task: ArmTask
+    task: TracedTask
     config: LoopConfig
     workdir: Workdir
 

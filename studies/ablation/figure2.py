@@ -7,7 +7,7 @@ the others keep (`input_pipelines.search_filter`).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,34 +35,55 @@ def check_runs(runs: Sequence[Run], data: Dataset) -> None:
         experiment.check_data()
 
 
-def run_all(runs: Sequence[Run], data: Dataset, workdir: Workdir) -> dict[str, str]:
+def train_run(run: Run, data: Dataset) -> str | None:
+    """Trains and tests one run; returns what stopped it, None where it ended.
+
+    Args:
+      data: with all searches; a run that keeps some of them reads its own.
+    """
+    own = Dataset(run.config, run.path) if _filters(run) else data
+    experiment = open_experiment(run.config, own, open_teacher(run.config, own))
+    opened = open_workdir(run.path, run.config.to_dict(), own.log.hash)
+    try:
+        experiment.run(opened)
+    except NotFinite as error:
+        return str(error)
+    results.write_summary(opened, own.label)
+    return None
+
+
+def export_vectors(path: str, target: str) -> None:
+    """Writes the item and word vectors of the run in `path` to the file `target`."""
+    tables: Any = Restored(path).tables
+    save_npz(target, {name: np.asarray(tables[name]) for name in ("item", "word")})
+
+
+def run_all(
+    runs: Sequence[Run],
+    data: Dataset,
+    workdir: Workdir,
+    train: Callable[[Run, Dataset], str | None] = train_run,
+    export: Callable[[str, str], None] = export_vectors,
+) -> dict[str, str]:
     """Trains and tests one run after another; returns by name what stopped one.
 
     Vectors are those of the first run with all searches that ends, whatever its seed.
     """
     stopped = {}
     for run in runs:
-        filtered = "search_filter" in run.config.data
-        if filtered and not os.path.exists(workdir.file(VECTORS)):
+        if _filters(run) and not os.path.exists(workdir.file(VECTORS)):
             stopped[run.name] = (
                 "expected the vectors of a run with all searches, found that all of these have "
                 "stopped; lower the learning rate and pass another --workdir"
             )
             continue
-        own = Dataset(run.config, run.path) if filtered else data
-        experiment = open_experiment(run.config, own, open_teacher(run.config, own))
-        opened = open_workdir(run.path, run.config.to_dict(), own.log.hash)
-        try:
-            experiment.run(opened)
-        except NotFinite as error:
-            stopped[run.name] = str(error)
-            continue
-        results.write_summary(opened, own.label)
-        if not filtered and not os.path.exists(workdir.file(VECTORS)):
-            _export(run.path, workdir.file(VECTORS))
+        why = train(run, data)
+        if why is not None:
+            stopped[run.name] = why
+        elif not _filters(run) and not os.path.exists(workdir.file(VECTORS)):
+            export(run.path, workdir.file(VECTORS))
     return stopped
 
 
-def _export(path: str, target: str) -> None:
-    tables: Any = Restored(path).tables
-    save_npz(target, {name: np.asarray(tables[name]) for name in ("item", "word")})
+def _filters(run: Run) -> bool:
+    return "search_filter" in run.config.data

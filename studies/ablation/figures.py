@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,6 @@ from lcrsr.model import LCRSER
 from studies.ablation.sweeps import Sweep
 from studies.ablation.tables import Found, mean_text
 
-_REPEATS = 5
 _SIDES = {"rec": "recommendation", "search": "search"}
 _BINS = np.linspace(0.0, 2.0, 41)
 _DRAWN_USERS = 300
@@ -57,14 +56,22 @@ def beside(
     runs = {label: paths for label, paths in runs.items() if paths}
     if not runs:
         return None
-    if sweep.name == "figure4":
-        return steps_figure(runs, workdir.file("figure4.png"))
-    if sweep.name == "figure5":
-        return contrast_figure(runs, workdir.file("figure5.png"))
+    if sweep.name in ("figure4", "figure5"):
+        # Opened one at a time, when the figure comes to them.
+        hidden = {
+            label: (hidden_states(Restored(path, "pretrain")) for path in paths)
+            for label, paths in runs.items()
+        }
+        draw = steps_figure if sweep.name == "figure4" else contrast_figure
+        return draw(hidden, workdir.file(f"{sweep.name}.png"))
     if sweep.name == "figure6" and not metric.endswith("/full"):
         stages = ("pretrain", "rl") if config.rl.enabled else ("pretrain",)
         largest = max(sweep.settings, key=lambda s: s.value or 0).label
-        found = [every_k(runs[largest], stage, metric) for stage in stages if largest in runs]
+        found = [
+            every_k((Restored(path, stage) for path in runs[largest]), stage, metric)
+            for stage in stages
+            if largest in runs
+        ]
         return Found(
             [line for one in found for line in one.lines],
             {"every_k": [one.values for one in found]},
@@ -95,7 +102,7 @@ def check_users(sweep: Sweep, data: Dataset) -> None:
 
 
 def inference_times(
-    config: config_dict.ConfigDict, data: Dataset, ks: Sequence[int], path: str
+    config: config_dict.ConfigDict, data: Dataset, ks: Sequence[int], path: str, repeats: int = 5
 ) -> Found:
     """Table 4: seconds to score the test split's 100 candidates with networks of K steps.
 
@@ -104,6 +111,7 @@ def inference_times(
 
     Args:
       path: of the PNG.
+      repeats: passes that are timed.
     """
     batches = list(data.sampled("test", "neg99"))
     passes = []
@@ -114,7 +122,7 @@ def inference_times(
         state = experiment.pretrain_task().init()
         passes.append((experiment.evaluator, state["params"], state["tables"]))
     taken: list[list[float]] = [[] for _ in ks]
-    for repeat in range(_REPEATS + 1):
+    for repeat in range(repeats + 1):
         for (evaluator, params, tables), times in zip(passes, taken, strict=True):
             start = time.monotonic()
             evaluator.sampled(params, tables, batches)
@@ -128,7 +136,7 @@ def inference_times(
         "![](table.png)",
         "",
         f"Inference on the test split ({len(data.split('test'))} users, 100 candidates), median "
-        f"of {_REPEATS} passes that take turns.",
+        f"of {repeats} passes that take turns.",
         "",
         "| | " + " | ".join(f"Step-{k}" for k in ks) + " |",
         "|---|" + "---:|" * len(ks),
@@ -176,7 +184,7 @@ class Hidden:
 
 def hidden_states(run: Restored) -> Hidden:
     """Reasons over the test users of a run, up to its own K."""
-    model, active = run.experiment.model, run.experiment.numbers["active_steps"]
+    model, active = run.experiment.model, run.experiment.config.pretrain.active_steps
 
     @jax.jit
     def of_batch(params, tables, batch):
@@ -213,14 +221,19 @@ def distances(target: np.ndarray, states: np.ndarray) -> np.ndarray:
     return np.asarray(distance(jnp.asarray(target[:, None]), jnp.asarray(states), "cosine"))
 
 
-def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
-    """Draws Figure 4: histograms of d(e, h^(k)) by step, and t-SNE of the states and targets."""
+def steps_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Found:
+    """Draws Figure 4: histograms of d(e, h^(k)) by step, and t-SNE of the states and targets.
+
+    Args:
+      runs: the states of a setting's runs, one a seed, by its label; the first setting is drawn.
+      path: of the PNG.
+    """
     from sklearn.manifold import TSNE
 
     pyplot = drawing.pyplot()
     hidden, cross, _ = _of_seeds(next(iter(runs.values())))
     figure, axes = pyplot.subplots(2, 2, figsize=(9.2, 7.2), constrained_layout=True)
-    lines = ["", "![](figure4.png)", "", *_seeds_line(runs, "; t-SNE shows the first")]
+    lines = ["", "![](figure4.png)", "", *_seeds_line([cross], "; t-SNE shows the first")]
     lines += ["| mean distance to the target | recommendation | search |", "|---|---:|---:|"]
     found = {side: np.concatenate(per_seed) for side, per_seed in cross.items()}
     steps = found["rec"].shape[1]
@@ -253,13 +266,12 @@ def steps_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
 _OfSides = dict[str, list[np.ndarray]]
 
 
-def _of_seeds(paths: Sequence[str]) -> tuple[Hidden, _OfSides, _OfSides]:
+def _of_seeds(runs: Iterable[Hidden]) -> tuple[Hidden, _OfSides, _OfSides]:
     """The first run's states, and every run's distances [U, K+1] with and without MCA by side."""
     first: Hidden | None = None
     cross: _OfSides = {side: [] for side in _SIDES}
     plain: _OfSides = {side: [] for side in _SIDES}
-    for path in paths:
-        hidden = hidden_states(Restored(path, "pretrain"))
+    for hidden in runs:
         first = first or hidden
         for side in _SIDES:
             cross[side].append(distances(hidden.target, hidden.cross[side]).astype(float))
@@ -268,8 +280,8 @@ def _of_seeds(paths: Sequence[str]) -> tuple[Hidden, _OfSides, _OfSides]:
     return first, cross, plain
 
 
-def _seeds_line(runs: Mapping[str, Sequence[str]], more: str = "") -> list[str]:
-    if all(len(paths) == 1 for paths in runs.values()):
+def _seeds_line(settings: Iterable[_OfSides], more: str = "") -> list[str]:
+    if all(len(per_seed) == 1 for sides in settings for per_seed in sides.values()):
         return []
     return [f"Means over seeds ± their deviation; histograms hold the users of all{more}.", ""]
 
@@ -286,8 +298,13 @@ def _summary(per_seed: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
-    """Draws Figure 5: d(e, h^(K)) and d(e, h~^(K)), with and without the contrastive loss."""
+def contrast_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Found:
+    """Draws Figure 5: d(e, h^(K)) and d(e, h~^(K)), with and without the contrastive loss.
+
+    Args:
+      runs: the states of a setting's runs, one a seed, by its label; each setting is a column.
+      path: of the PNG.
+    """
     pyplot = drawing.pyplot()
     figure, axes = pyplot.subplots(
         len(_SIDES),
@@ -298,11 +315,11 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
         squeeze=False,
         constrained_layout=True,
     )
-    lines = ["", "![](figure5.png)", "", *_seeds_line(runs)]
+    settings = {label: _of_seeds(hidden)[1:] for label, hidden in runs.items()}
+    lines = ["", "![](figure5.png)", "", *_seeds_line(cross for cross, _ in settings.values())]
     lines += ["| | side | d(e, h) | d(e, h~) | difference |", "|---|---|---:|---:|---:|"]
     values: dict[str, Any] = {}
-    for column, (label, paths) in enumerate(runs.items()):
-        _, cross, plain = _of_seeds(paths)
+    for column, (label, (cross, plain)) in enumerate(settings.items()):
         for row, side in enumerate(_SIDES):
             # [U, 2] a seed: at the last step, with and without cross-attention.
             last = zip(cross[side], plain[side], strict=True)
@@ -320,17 +337,16 @@ def contrast_figure(runs: Mapping[str, Sequence[str]], path: str) -> Found:
     return Found(lines, {"distances": values})
 
 
-def every_k(paths: Sequence[str], stage: str, metric: str) -> Found:
+def every_k(runs: Iterable[Restored], stage: str, metric: str) -> Found:
     """Figure 6's other curve: scores of 0..K active steps from the model of the largest K.
 
     Args:
-      paths: that model's runs, one a seed.
+      runs: that model's runs, one a seed, opened at `stage`.
       metric: a name with a sampled protocol.
     """
     name, _, protocol = metric.partition("/")
     per_seed = []
-    for path in paths:
-        run = Restored(path, stage)
+    for run in runs:
         ranker = run.experiment.ranker
 
         @jax.jit
@@ -346,7 +362,7 @@ def every_k(paths: Sequence[str], stage: str, metric: str) -> Found:
             )
             return *jax.vmap(metrics.target_ranks)(scores), jnp.isnan(scores).any(-1)
 
-        steps = int(run.experiment.numbers["active_steps"]) + 1  # no K that it has not trained
+        steps = run.experiment.config.pretrain.active_steps + 1  # no K that it has not trained
         sums = [metrics.Sums((name,)) for _ in range(steps)]
         tables = run.tables_with_words
         for batch in run.data.sampled("test", protocol):

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,8 @@ from studies.ablation.arms import Arm, arms_that_fit, available_bytes, device_of
 from studies.ablation.sweeps import NUMBERS
 
 _LOG = logging.getLogger(__name__)
+# Trains one stage of every arm and returns by name the arms whose loss was not finite.
+TrainArms = Callable[[Sequence[Arm]], dict[str, NotFinite]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +80,43 @@ def check_runs(runs: Sequence[Run], data: Dataset) -> list[LCRSERExperiment]:
     return experiments
 
 
+def groups_that_fit(
+    runs: Sequence[Run], experiments: Sequence[LCRSERExperiment], available: int, devices: int
+) -> list[list[tuple[Run, LCRSERExperiment]]]:
+    """Groups the runs that train side by side: those of one structure, as many as memory holds.
+
+    The runs of one structure share the programs that evaluate them.
+
+    Args:
+      available: bytes on each device.
+      devices: how many there are.
+    """
+    structures: dict[str, list[tuple[Run, LCRSERExperiment]]] = {}
+    for run, experiment in zip(runs, experiments, strict=True):
+        structures.setdefault(_structure(run.config), []).append((run, experiment))
+    groups = []
+    for same in structures.values():
+        for _, experiment in same[1:]:
+            experiment.evaluator.share_programs(same[0][1].evaluator)
+        fit = min(len(same), arms_that_fit(same[0][1].pretrain_task(), available, devices))
+        if fit < len(same):
+            memory = f"{devices} x {available / 1e9:.1f} GB"
+            _LOG.info("%d of %d arms fit in %s: in groups", fit, len(same), memory)
+        groups += [same[start : start + fit] for start in range(0, len(same), fit)]
+    return groups
+
+
 def run_all(
-    runs: Sequence[Run], data: Dataset, experiments: Sequence[LCRSERExperiment]
+    runs: Sequence[Run],
+    data: Dataset,
+    experiments: Sequence[LCRSERExperiment],
+    train: TrainArms = run_arms,
 ) -> dict[str, str]:
     """Trains and tests every run, those of one structure side by side as far as memory holds them.
 
     Args:
       experiments: as `check_runs` returns them.
+      train: trains one stage of arms side by side.
 
     Returns:
       By name, what stopped a run whose loss or scores were not finite.
@@ -92,24 +124,11 @@ def run_all(
     Raises:
       core.errors.Preempted, UserError: as `core.loop.run_stage`.
     """
-    groups: dict[str, list[tuple[Run, LCRSERExperiment]]] = {}
-    for run, experiment in zip(runs, experiments, strict=True):
-        groups.setdefault(_structure(run.config), []).append((run, experiment))
     firsts: dict[str, Run] = {}
     twins = {run.name: firsts.setdefault(_start(run.config), run) for run in runs}
     stopped: dict[str, str] = {}
-    for group in groups.values():
-        # One set of compiled programs evaluates all of a group.
-        evaluator = group[0][1].evaluator
-        for _, experiment in group:
-            experiment.evaluator = evaluator.with_numbers(experiment.numbers)
-        free, devices = available_bytes()
-        fit = min(len(group), arms_that_fit(group[0][1].pretrain_task(), free, devices))
-        if fit < len(group):
-            memory = f"{devices} x {free / 1e9:.1f} GB"
-            _LOG.info("%d of %d arms fit in %s: in groups", fit, len(group), memory)
-        for start in range(0, len(group), fit):
-            _run_together(group[start : start + fit], data, twins, stopped)
+    for group in groups_that_fit(runs, experiments, *available_bytes()):
+        _run_together(group, data, twins, stopped, train)
     return stopped
 
 
@@ -118,6 +137,7 @@ def _run_together(
     data: Dataset,
     twins: dict[str, Run],
     stopped: dict[str, str],
+    train: TrainArms,
 ) -> None:
     """Takes all runs through their stages in step with each other.
 
@@ -132,7 +152,7 @@ def _run_together(
     with contextlib.ExitStack() as logging_runs:
         for run, _ in group:
             logging_runs.enter_context(logging_run(workdirs[run.name], run.config.to_dict()))
-        _train_stages(group, workdirs, data, twins, stopped)
+        _train_stages(group, workdirs, data, twins, stopped, train)
 
 
 def _train_stages(
@@ -141,6 +161,7 @@ def _train_stages(
     data: Dataset,
     twins: dict[str, Run],
     stopped: dict[str, str],
+    train: TrainArms,
 ) -> None:
     """Trains and tests the runs of `_run_together` in the workdirs opened for them."""
     plans = {run.name: experiment.plan(workdirs[run.name]) for run, experiment in group}
@@ -155,7 +176,7 @@ def _train_stages(
         stage = arms[0].task.name
         copied = {} if stage == "rl" else _to_copy(due, twins, stage, stopped)
         trained = [arm for arm in arms if arm.name not in copied]
-        failures = run_arms(trained) if trained else {}
+        failures = train(trained) if trained else {}
         for name, first in copied.items():
             if first.name in failures:
                 failures[name] = failures[first.name]

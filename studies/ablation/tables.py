@@ -272,14 +272,15 @@ def draw(
     rows: Sequence[SweepRow],
     shown: Sequence[str],
     heading: str,
-    path: str,
     curves: Mapping[str, Sequence[tuple[float, float]]],
-) -> None:
+) -> Any:
     """Draws a panel for each metric: a line a stage over a numeric axis, bars where it has names.
 
     Args:
       shown: full names of the metrics; the first is that of `curves`.
-      path: of the PNG.
+
+    Returns:
+      The figure, for `core.drawing.save`.
     """
     labels = [stage_title(row.stage) for row in rows] + list(curves)
     columns, lines = _legend_grid(list(dict.fromkeys(labels)), _PANEL_WIDTH * len(shown))
@@ -322,7 +323,7 @@ def draw(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     figure.suptitle(heading.partition(",")[0], fontsize=10)
-    drawing.save(figure, path, dpi=120)
+    return figure
 
 
 def _legend_grid(labels: Sequence[str], width: float) -> tuple[int, int]:
@@ -362,7 +363,8 @@ def write(
         # Figures 7 and 8 show both.
         if sweep.name in ("figure7", "figure8", "table3") and "hr@5/neg99" in rows[0].metrics:
             shown = list(dict.fromkeys([metric, "hr@5/neg99"]))
-        draw(sweep, rows, shown, heading, workdir.file("table.png"), beside.curves)
+        figure = draw(sweep, rows, shown, heading, beside.curves)
+        drawing.save(figure, workdir.file("table.png"), dpi=120)
         text += "\n![](table.png)\n"
     text += "".join(f"{line}\n" for line in beside.lines)
     values |= beside.values

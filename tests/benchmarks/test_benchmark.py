@@ -1,13 +1,12 @@
 """The benchmark: operations counted by hand, a table and JSON, mistakes in one line."""
 
 import json
-import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import run as program
+from benchmarks import run
 from benchmarks.run import benchmark, print_table
 from benchmarks.timing import matmul_operations, measure
 from configs import lcr_ser_defaults, sasrec_qilin
@@ -88,17 +87,13 @@ def test_an_unknown_suite_is_named():
 
 
 def test_all_suites_may_stand_beside_some():
-    assert program.chosen_suites(["train", "all"]) == list(program.SUITES)
-    assert program.chosen_suites(["score", "train", "score"]) == ["score", "train"]
+    assert run.chosen_suites(["train", "all"]) == list(run.SUITES)
+    assert run.chosen_suites(["score", "train", "score"]) == ["score", "train"]
 
 
-def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(
-    tmp_path, monkeypatch
-):
-    given = types.SimpleNamespace(suite=["all"], json=str(tmp_path / "no" / "figures.json"))
-    monkeypatch.setattr(program.flags, "FLAGS", given)
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(tmp_path):
     with pytest.raises(UserError, match="--json=FILE in a folder that exists"):
-        program.main()
+        run.run(["all"], "full", "float32", None, str(tmp_path / "no" / "figures.json"))
 
 
 @pytest.mark.slow

@@ -1,32 +1,23 @@
-"""The decoding benchmark runs at the tiny size and prints its two lines."""
+"""The decoding benchmark runs at the tiny size and gives its two lines."""
 
 import re
-import types
 
 import pytest
 
 from benchmarks import decoding
 from core.errors import UserError
 
-
-def measured(monkeypatch, **changes):
-    values = {"size": "tiny", "dtype": "float32", "count": 2, "length": 8, "tokens": 5, "rounds": 2}
-    given = types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values | changes))
-    monkeypatch.setattr(decoding, "flags", given)
-    monkeypatch.setattr(decoding, "_READ_BYTES", 2**16)
-    decoding.main()
+TINY = {"size": "tiny", "dtype": "float32", "count": 2, "length": 8, "tokens": 5, "rounds": 2}
 
 
-def test_it_prints_speed_and_bound(monkeypatch, capsys):
+def test_it_tells_speed_and_bound():
     seconds = iter([1.0, 3.0, 0.5, 2.0, 4.0, 0.25])
 
     def timed(call):
         call().block_until_ready()
         return next(seconds)
 
-    monkeypatch.setattr(decoding, "_seconds", timed)
-    measured(monkeypatch)
-    speed, bound = capsys.readouterr().out.splitlines()
+    speed, bound = decoding.measure(**TINY, read_bytes=2**16, seconds=timed)
     # The best of two rounds: 1 s for a token and 3 s for five, so half a second a step of two.
     assert speed == (
         "tiny, float32, 2 trajectories, 8 tokens of a prompt: 4.0 tokens/s, 500 ms a step"
@@ -36,6 +27,6 @@ def test_it_prints_speed_and_bound(monkeypatch, capsys):
     )
 
 
-def test_a_step_needs_two_lengths(monkeypatch):
+def test_a_step_needs_two_lengths():
     with pytest.raises(UserError, match="expected --tokens of 2 or more, found 1; pass more"):
-        measured(monkeypatch, tokens=1)
+        decoding.measure(**TINY | {"tokens": 1})

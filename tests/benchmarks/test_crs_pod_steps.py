@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import crs_pod_steps
-from benchmarks.pod_compile import _compiled, topology_devices
+from benchmarks.pod_compile import compiled_step, topology_devices
 from configs import crs_sample
 from core.errors import UserError
 from core.partitioning import make_mesh
@@ -63,7 +63,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device():
     config = tiny()
     network = decoder_of(config, 64, 32)
     settings = SFTConfig(**config.sft.to_dict())
-    shapes = crs_pod_steps._state(network, settings, False)
+    shapes = crs_pod_steps.abstract_state(network, settings, False)
     rng = np.random.default_rng(0)
 
     def fill(leaf):
@@ -100,7 +100,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device():
 def test_both_steps_compile_for_a_pod():
     mesh = crs_pod_steps.mesh_of(tiny(), topology_devices("v5e:2x4"))
     found = [
-        _compiled(name, step, (0,), *arguments)
+        compiled_step(name, step, (0,), *arguments)
         for name, step, arguments in crs_pod_steps.steps(tiny(), mesh, text_rows=64)
     ]
     assert [step.name for step in found] == ["sft", "rl"]

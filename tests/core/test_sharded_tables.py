@@ -50,7 +50,7 @@ def one_device(kind, optimizer, table):
     return table, state, seen
 
 
-def on_mesh(kind, optimizer, table, mesh):
+def on_mesh(kind, optimizer, table, mesh, limits):
     by_row = NamedSharding(mesh, PartitionSpec(TABLE))
     by_example = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     width, pack = table.shape[1], tables.rows_together(table.shape[1])
@@ -59,16 +59,16 @@ def on_mesh(kind, optimizer, table, mesh):
 
     @jax.jit
     def step(table, state, ids, weights, number):
-        rows, values = sharded_tables.touched(ids, table, mesh, pack)
+        rows, values = sharded_tables.touched(ids, table, mesh, pack, limits)
 
         def loss(values):
             once = jnp.square(values * jnp.sqrt(rows.share)[:, None]).sum()
-            vectors = sharded_tables.spread(values, rows, mesh)
+            vectors = sharded_tables.spread(values, rows, mesh, limits)
             return (vectors * weights).sum() + 0.1 * once, (vectors, once)
 
         gradient, found = jax.grad(loss, has_aux=True)(values)
         new = sharded_tables.update(
-            optimizer, rows, gradient, table, state, jnp.float32(0.1), number, mesh
+            optimizer, rows, gradient, table, state, jnp.float32(0.1), number, mesh, limits
         )
         return *new, found
 
@@ -84,14 +84,13 @@ def on_mesh(kind, optimizer, table, mesh):
     # Three rows do not fill 128 lanes and four of 32 do, so that those are packed.
     [("crowded", (1, 8), 32), ("one", (8, 1), 3), ("spread", (2, 4), 32)],
 )
-def test_equal_to_one_device(kind, extents, width, monkeypatch):
+def test_equal_to_one_device(kind, extents, width):
     # Several rounds, and several scatters in each.
-    monkeypatch.setattr(sharded_tables, "_LEAST_CAPACITY", 4)
-    monkeypatch.setattr(sharded_tables, "_MOST_SCATTERED", 16)
+    limits = sharded_tables.Limits(least_capacity=4, most_scattered=16)
     table = jax.random.normal(jax.random.key(0), (ROWS, width)).at[0].set(0.0)
     optimizer = tables.touched_rows("adam")
     expected = one_device(kind, optimizer, table)
-    found = on_mesh(kind, optimizer, table, make_mesh(*extents))
+    found = on_mesh(kind, optimizer, table, make_mesh(*extents), limits)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6), found, expected
     )

@@ -1,32 +1,31 @@
 """CRS from configs on a made-up catalogue: whole cycles, what is refused, predictions."""
 
 import contextlib
-import functools
 import json
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import jobs
 import made_results
 import numpy as np
 import pytest
-from ml_collections import config_dict
 
 from configs import crs_amazon_beauty
 from core import checksums
 from core.checkpoints import Checkpoints
 from core.errors import Preempted, UserError
+from core.termination import watched
 from core.workdir import Workdir
-from crs_jax import experiment, recorded_inputs
+from crs_jax import recorded_inputs
 from crs_jax.contexts import UserContext
 from crs_jax.examples import fitted_prompts
-from crs_jax.subsets import Case, Subsets
+from crs_jax.subsets import Case, Subsets, collected
 from experiments.evaluate import evaluate
 from experiments.methods import open_experiment
 from experiments.predict import predict
@@ -135,7 +134,7 @@ def test_prompts_hold_no_target_and_nothing_after_it(folder, cache):
         events = found.context_of(held_out, len(held_out) - 1).events
         assert [list(event.clicked) for event in events] == [[name] for name in bought[2:5]]
     # Sales are those of the 32 training users alone, a purchase and its search one.
-    assert examples._sales.sum() == 32 * 6
+    assert examples.sales.sum() == 32 * 6
     assert set(examples.train.user.tolist()).isdisjoint(held_out.user.tolist())
 
 
@@ -150,13 +149,13 @@ def test_an_items_context_has_title_brand_and_price_each_once(tmp_path):
     sales = found.pop("sales")
     assert found == {"title": records[3]["title"], "price": "3.50", "brand": "Acme"} and sales > 0
     # What is embedded and searched is the text, as of every method.
-    assert examples._texts[names.index("3")] == f"{records[3]['title']} Acme"
+    assert examples.texts[names.index("3")] == f"{records[3]['title']} Acme"
 
 
 def test_alignment_cuts_the_item_and_neither_its_frame_nor_its_json(folder, cache):
     experiment = opened(folder, cache)
     examples, words = experiment.examples, experiment.examples.vocabulary
-    examples._texts[1] = "kind1 red " * 80
+    examples.texts[1] = "kind1 red " * 80
     asked, answer = next(
         pair
         for pair in zip(*[iter(examples.alignment())] * 2, strict=False)
@@ -356,61 +355,29 @@ def test_killed_in_its_rl_a_run_ends_in_the_same_bits(folder, cache, whole, tmp_
     assert contents(killed) == contents(whole)
 
 
-class Corpus:
-    def __init__(self, count):
-        self.item = np.arange(count)
+def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path):
+    answered, subsets = [], Subsets(str(tmp_path / "s"), str)
 
-    def __len__(self):
-        return len(self.item)
+    def cases_of(rows):
+        answered.append(rows.tolist())
+        os.kill(os.getpid(), signal.SIGTERM)
+        return [Case(int(row), [], 0) for row in rows]
 
-
-def test_cases_are_collected_in_parts_that_a_stop_leaves(tmp_path, monkeypatch):
-    answered, arrived = [], []
-
-    def stop(what):
-        if arrived:
-            raise Preempted(f"SIGTERM before {what}")
-
-    run = types.SimpleNamespace(
-        config=config_dict.ConfigDict({"evolve": {"corpus": 70}, "eval": {"batch_size": 1}}),
-        examples=types.SimpleNamespace(train=Corpus(100)),
-        _controls=types.SimpleNamespace(end_think=9),
-        answers=lambda params, split, rows: answered.append(rows.tolist()) or arrived.append(1),
-    )
-    monkeypatch.setattr(experiment, "stop_if_terminated", stop)
-    collect = functools.partial(
-        experiment.CRSExperiment._collected,
-        run,
-        Subsets(str(tmp_path / "s"), str),
-        lambda answers, targets, rows, end: [Case(int(row), [], 0) for row in rows],
-        None,
-        "rl_0",
-        0,
-    )
-    found = None
+    cases = None
     for _ in range(3):  # each stop leaves one part more
-        with contextlib.suppress(Preempted):
-            found = collect()
-        arrived.clear()
+        with contextlib.suppress(Preempted), watched():
+            cases = collected(subsets, "rl_0", 100, cases_of, most=70, size=32)
     assert [len(rows) for rows in answered] == [32, 32, 6]
-    assert [case.example for case in found] == list(range(70))
+    assert [case.example for case in cases] == list(range(70))
 
 
 @pytest.mark.parametrize("most", [0, -1, 100])
 def test_all_of_the_corpus_is_answered_where_no_bound_is_set(tmp_path, most):
-    run = types.SimpleNamespace(
-        config=config_dict.ConfigDict({"evolve": {"corpus": most}, "eval": {"batch_size": 1}}),
-        examples=types.SimpleNamespace(train=Corpus(40)),
-        _controls=types.SimpleNamespace(end_think=9),
-        answers=lambda params, split, rows: rows,
-    )
-    cases = experiment.CRSExperiment._collected(
-        run,
-        Subsets(str(tmp_path / "s"), str),
-        lambda answers, targets, rows, end: [Case(int(row), [], 0) for row in rows],
-        *(None, "rl_0", 0),
-    )
-    assert len(cases) == 40
+    def cases_of(rows):
+        return [Case(int(row), [], 0) for row in rows]
+
+    subsets = Subsets(str(tmp_path / "s"), str)
+    assert len(collected(subsets, "rl_0", 40, cases_of, most=most, size=32)) == 40
 
 
 def test_each_loop_says_why_it_has_ended(tmp_path):
@@ -421,26 +388,3 @@ def test_each_loop_says_why_it_has_ended(tmp_path):
     rows = {row["stage"]: row for row in workdir.read_results()["rows"]}
     assert rows["rl_0"]["subset"] == {"rows": 3} and rows["sft_0"]["subset"] is None
     assert rows["rl_0"]["ended_early"] == "no cases" and rows["sft_only_1"]["ended_early"] is None
-
-
-def test_validation_rows_do_not_stand_for_the_test(monkeypatch):
-    config = config_dict.ConfigDict({"eval": {"search_protocols": ("catalogue",)}})
-    tested = []
-    run = types.SimpleNamespace(
-        config=config,
-        data=None,
-        _rl=types.SimpleNamespace(algorithm="r_grpo"),
-        evaluate=lambda params, tables, split, protocol: tested.append((split, protocol)),
-        details=lambda split, protocol: {"more": {}},
-        held_out=lambda split: None,
-    )
-    monkeypatch.setattr(experiment.search_protocol, "user_groups", lambda *_: {})
-    monkeypatch.setattr(experiment.results, "save", lambda *_, **__: None)
-    row = {"stage": "align", "step": 5, "protocol": "search/catalogue", "split": "validation"}
-    for split, times in (("validation", 1), ("test", 1)):
-        rows = {"rows": [row | {"split": split}]}
-        workdir = types.SimpleNamespace(read_results=lambda rows=rows: rows)
-        state = {"params": None, "tables": None}
-        finished = types.SimpleNamespace(best_step=5, state=state, still_improving=False)
-        experiment.CRSExperiment._test(run, workdir, "align", finished)
-        assert tested == [("test", "search/catalogue")] * times

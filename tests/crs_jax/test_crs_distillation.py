@@ -6,7 +6,9 @@ import pytest
 from test_crs import config_of, opened, write_beauty
 
 from core.errors import UserError
-from core.workdir import open_workdir
+from core.partitioning import make_mesh
+from crs_jax import distillation
+from crs_jax.subsets import Subsets
 from experiments.train import train
 
 
@@ -35,7 +37,7 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
             }
         )
     rows.append(
-        rows[0] | {"reasoning": f"surely {experiment.examples._texts[int(train_examples.item[3])]}"}
+        rows[0] | {"reasoning": f"surely {experiment.examples.texts[int(train_examples.item[3])]}"}
     )
     # Ids, those of no item too, are no words of a student.
     rows += [rows[0] | {"reasoning": f"it is <{level}_{9**9}>"} for level in "az"]
@@ -54,7 +56,7 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["templates", "traces"])
-def test_what_is_distilled_is_kept_with_its_hash(folder, cache, tmp_path, source, monkeypatch):
+def test_what_is_distilled_is_kept_with_its_hash(folder, cache, tmp_path, source):
     path = tmp_path / "traces.jsonl"
     experiment = opened(folder, cache)
     examples, log = experiment.examples, experiment.data.log
@@ -64,32 +66,20 @@ def test_what_is_distilled_is_kept_with_its_hash(folder, cache, tmp_path, source
         trace = {"user": str(names[0]), "query": query, "item": str(names[1])}
         path.write_text(json.dumps(trace | {"reasoning": "the user wants things"}))
         experiment.config.distill.traces = str(path)
-    trained = {}
+    subsets = Subsets(str(tmp_path / "subsets"), examples.vocabulary.decode)
 
-    class Stopped(Exception):
-        pass
+    def distilled(examples):
+        return distillation.distilled(
+            experiment.config, examples, subsets, "sft_0", make_mesh(1, 1), load=None
+        )
 
-    def fine_tune(self, workdir, settings, stage, iteration, cases, params):
-        trained[stage] = cases
-        raise Stopped
-
-    monkeypatch.setattr(
-        experiment.CRSExperiment, "_run", lambda self, workdir, task, rate, evals: None
-    )
-    monkeypatch.setattr(experiment.CRSExperiment, "_fine_tune", fine_tune)
-    workdir = open_workdir(str(tmp_path / "w"), experiment.config.to_dict())
-    with pytest.raises(Stopped):
-        experiment.run(workdir)
-    first = trained.pop("sft_0")
+    first = distilled(examples)
     assert [(case.example, case.reasoning) for case in first] == examples.distillation()
-    about = json.loads((tmp_path / "w" / "subsets" / "sft_0.json").read_text())
+    about = json.loads((tmp_path / "subsets" / "sft_0.json").read_text())
     assert about["rows"] == len(first) and len(about["sha256"]) == 64
     # A run that goes on trains on what it began with, whatever its source says now.
     path.write_text("")
-    monkeypatch.setattr(type(examples), "distillation", None)
-    with pytest.raises(Stopped):
-        experiment.run(workdir)
-    assert trained["sft_0"] == first
+    assert distilled(None) == first
 
 
 @pytest.mark.parametrize(
@@ -113,7 +103,7 @@ def test_traces_that_cannot_be_distilled_are_refused_before_the_workdir(
 
 def test_traces_of_examples_that_are_left_out_are_counted(folder, cache, tmp_path, caplog):
     every = opened(folder, cache).examples
-    log, lines = every._log, []
+    log, lines = opened(folder, cache).data.log, []
     for row in range(len(every.train)):
         key = {
             "user": str(log.user_ids[every.train.user[row]]),

@@ -16,9 +16,8 @@ from crs_jax import decoder_checkpoints, distillation, recorded_inputs, teacher
 from crs_jax.decoder_config import DecoderConfig
 from crs_jax.examples import CRSExamples
 from crs_jax.subsets import Subsets
-from crs_jax.teacher import Teacher
 from crs_jax.vocabulary import Vocabulary, train_tokenizer
-from experiments.restored import Restored
+from experiments.restored import Restored, open_run
 from experiments.train import train
 
 SIZES = {"width": 64, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_dim": 16}
@@ -37,7 +36,7 @@ def write_teacher(folder, *, ends=True):
     config = DecoderConfig(text_rows=ROWS, new_rows=1, **SIZES)
     rng = np.random.default_rng(0)
     tensors = {}
-    for name, (_, _, shape) in decoder_checkpoints._expected(config).items():
+    for name, (_, _, shape) in decoder_checkpoints.tensors_of(config).items():
         tensors[name] = (0.05 * rng.normal(size=shape)).astype(np.float32)
         if name.endswith("norm.weight"):
             tensors[name] = np.ones(shape, np.float32)
@@ -50,7 +49,7 @@ def write_teacher(folder, *, ends=True):
         table[tokenizer.token_to_id("</think>"), 0] = 1.45
         tensors["model.embed_tokens.weight"] = table.astype(np.float32)
     save_file(tensors, folder / "model.safetensors")
-    about = {theirs: getattr(config, ours) for ours, theirs in teacher._SIZES.items()}
+    about = {theirs: getattr(config, ours) for ours, theirs in teacher.SIZES.items()}
     about |= {"model_type": "qwen3", "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(about))
     return str(folder)
@@ -93,11 +92,13 @@ def settings(path, **changes):
     }
 
 
-def taught(experiment, folder):
+def taught(experiment, folder, load=distillation.load_teacher):
     words = experiment.examples.vocabulary
     subsets = Subsets(str(folder), words.decode)
     mesh = make_mesh(experiment.config.mesh.data, experiment.config.mesh.table)
-    return distillation.distilled(experiment.config, experiment.examples, subsets, "sft_0", mesh)
+    return distillation.distilled(
+        experiment.config, experiment.examples, subsets, "sft_0", mesh, load
+    )
 
 
 def test_a_prompt_that_the_teacher_has_no_room_for_is_told_before_training(data, tmp_path):
@@ -108,13 +109,13 @@ def test_a_prompt_that_the_teacher_has_no_room_for_is_told_before_training(data,
         distillation.check_data(experiment.config, experiment.examples)
 
 
-def test_traces_are_kept_in_parts_that_a_kill_leaves(data, tmp_path, monkeypatch):
+def test_traces_are_kept_in_parts_that_a_kill_leaves(data, tmp_path):
     path = write_teacher(tmp_path / "t")
     experiment = opened(*data, **settings(path))
     examples, words = experiment.examples, experiment.examples.vocabulary
     row = int(examples.distilled()[0])
     query, events, title = examples.in_words(row)
-    assert title == examples._texts[int(examples.train.item[row])]
+    assert title == examples.texts[int(examples.train.item[row])]
     assert query == examples.query(int(examples.train.target_row[row]))
     assert all(event.startswith(("searched for", "chose")) for event in events)
 
@@ -130,14 +131,20 @@ def test_traces_are_kept_in_parts_that_a_kill_leaves(data, tmp_path, monkeypatch
     # Killed after its first part: only the second is asked for again, and says the same.
     for name in ("teacher_1.json", "sft_0.json"):
         (tmp_path / "s" / name).unlink()
-    numbers, ask = [], Teacher.__call__
-    monkeypatch.setattr(
-        Teacher, "__call__", lambda self, p, number: numbers.append(number) or ask(self, p, number)
-    )
-    assert taught(experiment, tmp_path / "s") == cases and numbers == [1]
+    numbers = []
+
+    class Watched:
+        def __init__(self, config, mesh):
+            self.ask = distillation.load_teacher(config, mesh)
+            self.vocabulary = self.ask.vocabulary
+
+        def __call__(self, prompts, number):
+            numbers.append(number)
+            return self.ask(prompts, number)
+
+    assert taught(experiment, tmp_path / "s", Watched) == cases and numbers == [1]
     # With all there the checkpoint is not even read.
-    monkeypatch.setattr(Teacher, "__init__", None)
-    assert taught(experiment, tmp_path / "s") == cases
+    assert taught(experiment, tmp_path / "s", None) == cases
 
 
 def test_a_mesh_says_what_one_device_says(data, tmp_path):
@@ -206,15 +213,7 @@ def test_a_checkpoint_of_another_size_is_refused_before_the_workdir(data, tmp_pa
         opened(*data, **settings(path))
 
 
-@pytest.fixture
-def unrestored(monkeypatch):
-    """Runs are opened without what their stages have trained."""
-    monkeypatch.setattr(Restored, "_restore", lambda self: None)
-
-
-def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(
-    data, tmp_path, unrestored
-):
+def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(data, tmp_path):
     path = write_teacher(tmp_path / "t")
     sizes = {f"model.{name}": size for name, size in SIZES.items()}
     changes = {"model.checkpoint": path, **sizes}
@@ -225,7 +224,7 @@ def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(
     train_tokenizer(["quite other words"], 270).save(f"{path}/tokenizer.json")
     expected = trained.examples.vocabulary
     for _ in range(2):
-        run = Restored(workdir.path, "align").experiment
+        run = open_run(workdir, devices=1)
         assert run.examples.vocabulary.to_json() == expected.to_json()
         assert run.network.config == trained.network.config
         assert run.details("test", "search/catalogue")["more"]["initial"] == path
@@ -234,4 +233,4 @@ def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(
     (tmp_path / "w" / "tokenizer.json").unlink()
     (tmp_path / "w" / "text_rows.json").unlink()
     with pytest.raises(UserError, match=r"found no .*t"):
-        Restored(workdir.path, "align")
+        open_run(workdir, devices=1)

@@ -113,6 +113,7 @@ def test_dsi_reads_the_query_alone_and_ranks_the_same_searches(folder, tmp_path)
     )
     config = resolve(config)
     experiment = open_experiment(config, Dataset(config))
+    experiment.train_identifiers()
     prompt = experiment.examples.evaluation_inputs(experiment.evaluated("search", "test")[0])
     assert len({tuple(row) for row in prompt}) <= KINDS, "a prompt is its query and nothing else"
     (row,) = train(config, str(tmp_path / "w"))["rows"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_crs import SMALL, opened, write_beauty
 
-from core import distributed
 from core.errors import UserError
+from crs_jax.examples import check_alike
 
 
 def flags_of(tmp_path, workdir, **changes):
@@ -63,7 +63,8 @@ def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
     ]
 
 
-def test_processes_with_other_tokenizers_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "of_all", lambda value: [value, value, [*value[:3], "other"]])
+def test_processes_with_other_tokenizers_are_told(tmp_path):
+    one = opened(write_beauty(tmp_path / "beauty"), tmp_path).examples.identity()
+    check_alike([one, one])
     with pytest.raises(UserError, match=r"and tokenizer on all processes, found others on \[2\]"):
-        opened(write_beauty(tmp_path / "beauty"), tmp_path)
+        check_alike([one, one, [*one[:3], "other"]])

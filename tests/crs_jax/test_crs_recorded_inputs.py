@@ -10,7 +10,7 @@ from test_crs import ITEMS, config_of, opened, write_beauty
 from core.errors import UserError
 from core.workdir import Workdir
 from crs_jax import recorded_inputs
-from experiments.methods import open_experiment
+from experiments.methods import open_experiment, reopened
 from input_pipelines.dataset import Dataset
 
 
@@ -50,7 +50,7 @@ def test_broken_records_of_a_run_are_one_line(folder, cache, tmp_path):
     for content in (b"", b"[]", b"{}", b'"3"', b"\xe9"):
         (tmp_path / "text_rows.json").write_bytes(content)
         with pytest.raises(UserError, match="expected a run's rows of text at"):
-            recorded_inputs.reading(config, str(tmp_path))
+            recorded_inputs.reopened(config, str(tmp_path), training=True)
 
 
 def ids_by_name(examples):
@@ -96,13 +96,13 @@ def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path):
 def test_a_run_continues_with_what_it_keeps_and_the_same_items(folder, cache, tmp_path):
     begun = tmp_path / "run"
     config = config_of(folder, cache)
-    assert recorded_inputs.continuing(config, str(begun)) is config
+    assert reopened(config, str(begun), training=True) is config
     experiment = opened(folder, cache)
     recorded_inputs.keep(Workdir(str(begun)), experiment.examples)
     # Neither the cache nor the run whose ids were extended need be there any more.
     config.cache_dir = str(tmp_path / "empty")
     config.semantic_ids.extend = str(tmp_path / "gone")
-    config = recorded_inputs.continuing(config, str(begun))
+    config = reopened(config, str(begun), training=True)
     again = open_experiment(config, Dataset(config))
     assert again.examples.ids.hash == experiment.examples.ids.hash
     recorded_inputs.keep(Workdir(str(begun)), again.examples)

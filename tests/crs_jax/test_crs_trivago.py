@@ -1,6 +1,7 @@
 """CRS on sessions in trivago's format: what its contexts tell, and what is ranked."""
 
 import json
+import types
 
 import numpy as np
 import pandas as pd
@@ -152,7 +153,7 @@ def test_a_run_blind_to_searches_reads_none(folder, tmp_path):
     assert context.events and not any(event.query for event in context.events)
 
 
-def test_the_shown_hotels_are_ranked(folder, tmp_path, monkeypatch):
+def test_the_shown_hotels_are_ranked(folder, tmp_path):
     experiment = opened(folder, tmp_path, **SMALL)
     examples, log, held_out = experiment.examples, experiment.data.log, experiment.held_out("test")
     asked = []
@@ -165,8 +166,8 @@ def test_the_shown_hotels_are_ranked(folder, tmp_path, monkeypatch):
         found[:, 0] = 0.5
         return found
 
-    monkeypatch.setattr(experiment._inference, "scores", scores)
-    sums = experiment.evaluate(None, experiment._tables("align"), "test", "search/impressions")
+    experiment.inference = types.SimpleNamespace(scores=scores)
+    sums = experiment.evaluate(None, experiment.tables("align"), "test", "search/impressions")
     assert sums.per_example()["hr@1"].tolist() == [1, 0, 0]
     assert sums.per_example()["hr@5"].tolist() == [1, 1, 0]
     ((prompts, lengths, answers, reason),) = asked

@@ -99,7 +99,7 @@ def test_temperature_and_top_p_shape_the_draws():
     keys = jax.random.split(jax.random.key(0), 4000)
 
     def shares(sampling):
-        drawn = jax.vmap(lambda key: generation._draw(key, logits, sampling))(keys)
+        drawn = jax.vmap(lambda key: generation.draw(key, logits, sampling))(keys)
         return np.bincount(np.asarray(drawn), minlength=4) / 4000
 
     np.testing.assert_allclose(shares(Sampling(max_tokens=1)), [0.5, 0.3, 0.15, 0.05], atol=0.03)
@@ -154,10 +154,9 @@ def test_answers_at_once_after_the_prompt():
 
 
 @pytest.mark.slow
-def test_log_probabilities_in_chunks_are_those_of_one_pass(monkeypatch):
+def test_log_probabilities_in_chunks_are_those_of_one_pass():
     states = jax.random.normal(jax.random.key(0), (2, 1, 7, CONFIG.width))
     targets = jax.random.randint(jax.random.key(1), (2, 1, 7), 0, 18)
     whole = generation.token_log_probs(NETWORK, params(), states, targets)
-    monkeypatch.setattr(generation, "_CHUNK", 3)
-    cut = generation.token_log_probs(NETWORK, params(), states, targets)
+    cut = generation.token_log_probs(NETWORK, params(), states, targets, chunk=3)
     np.testing.assert_allclose(cut, whole, atol=1e-5)

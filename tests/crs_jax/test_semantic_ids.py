@@ -52,7 +52,7 @@ def test_codes_are_the_nearest_of_what_each_level_leaves():
 def test_an_empty_code_takes_a_point_of_its_own():
     # Two far clusters and two codes more than k-means started well would fill by itself.
     points = np.concatenate([np.zeros((50, 2)), np.full((50, 2), 9.0), [[9.0, 9.1], [0.1, 0.0]]])
-    centres, codes = semantic_ids._level(points, 4, seed=0, level=0)
+    centres, codes = semantic_ids.fit_level(points, 4, seed=0, level=0)
     assert sorted(np.bincount(codes)) == [1, 1, 50, 50]
     assert len(centres) == 4
 

@@ -273,7 +273,7 @@ def test_no_two_stages_or_seeds_share_their_order_or_rollouts():
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["r_grpo", "grpo"])
 def test_the_reward_rises(algorithm):
-    """At seed 0; docs/RESULTS.md has other seeds, where GRPO's first answers get no better."""
+    """At seed 0; docs/results.md has other seeds, where GRPO's first answers get no better."""
     (before, after), (first_before, first_after) = rewarded(algorithm, seed=0)
     print(
         f"{algorithm}: reward {before:.3f} -> {after:.3f}, first answers {first_before:.3f} -> "
@@ -285,16 +285,14 @@ def test_the_reward_rises(algorithm):
 
 
 @pytest.mark.slow
-def test_masks_leave_users_and_right_answers_below_the_mean_out(monkeypatch):
-    # A step on rollouts that are given with the batch.
-    monkeypatch.setattr(rl_task, "roll_out", lambda network, params, batch, *_: batch["rollouts"])
-    rl_task.rl_step.cache_clear()
+def test_masks_leave_users_and_right_answers_below_the_mean_out():
     rng = np.random.default_rng(0)
     advantages = np.float32(rng.normal(size=(4, 4)))  # [G, B]
     has_target = rng.random((4, 4)) < 0.5  # [B, G]
     below = has_target.T & (advantages < 0)
     assert 0 < below[:, :2].sum() < 8
     tokens = rng.integers(4, 22, (4, 4, 8)).astype(np.int32)
+    update = jax.jit(rl_task.update, static_argnums=(0, 1))
 
     def after(mask_correct, advantages):
         changes = {"mask_correct_when_negative": mask_correct, "kl_weight": 0.0}
@@ -303,7 +301,7 @@ def test_masks_leave_users_and_right_answers_below_the_mean_out(monkeypatch):
         assert batch["mask"].tolist() == [1, 1, 0, 0]  # two prompts in a batch of four
         lengths = np.full((4, 4), 8, np.int32)
         given = rl_task.Rollouts(tokens, lengths, advantages, has_target, {})
-        state, _ = jax.jit(task.train_step)(task.init(), batch | {"rollouts": given}, 0.01)
+        state, _ = update(Decoder(CONFIG), task.config, task.init(), batch, given, 0.01)
         return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state["params"])])
 
     # Without KL a trajectory that does not count is one without an advantage.
@@ -312,20 +310,25 @@ def test_masks_leave_users_and_right_answers_below_the_mean_out(monkeypatch):
     assert np.abs(masked - plain).max() > 1e-3
     beyond = np.where(np.arange(4) < 2, advantages, 5.0).astype(np.float32)
     np.testing.assert_array_equal(after(False, beyond), plain)
-    rl_task.rl_step.cache_clear()
 
 
 @pytest.mark.slow
-def test_constrained_rollouts_are_always_valid_and_tell_targets_below_the_mean(monkeypatch):
+def test_constrained_rollouts_are_always_valid_and_tell_targets_below_the_mean():
     # Every other trajectory of the first user, and none of the second, is below the mean.
     below = np.stack([np.arange(16) % 2 == 0, np.zeros(16, bool), *np.ones((2, 16), bool)], 1)
-    monkeypatch.setattr(rl_task.grpo, "advantages", lambda _: np.where(below, -1.0, 1.0))
     prompts = [[4, THINK], [5, THINK]]
     task = rl_task_of(start(), prompts, [0, 3], constrained=True, trajectories=16)
     batch = next(task.batches(0))
     roll = jax.jit(
         lambda p, b: rl_task.roll_out(
-            Decoder(CONFIG), lora.whole(p), b, jax.random.key(0), task.config, b["trie"], CONTROLS
+            Decoder(CONFIG),
+            lora.whole(p),
+            b,
+            jax.random.key(0),
+            task.config,
+            b["trie"],
+            CONTROLS,
+            lambda rewards: np.where(below, -1.0, 1.0),
         )
     )
     found = roll(task.init()["params"], batch)

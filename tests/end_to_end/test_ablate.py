@@ -1,6 +1,8 @@
 """Sweeps by function and by command, on a data set of seconds."""
 
+import itertools
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -10,13 +12,14 @@ import time
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import config_dict
 
 from configs import lcr_ser_defaults, unisar_qilin
 from core.errors import UserError
-from core.loop import NotFinite
+from core.loop import LoopConfig
 from core.metrics import Sums
 from core.workdir import Workdir
 from experiments.evaluate import evaluate
@@ -26,7 +29,8 @@ from input_pipelines.dataset import Dataset
 from lcrsr.experiment import LCRSERExperiment
 from studies.ablation import figure2, figures
 from studies.ablation import runs as side_by_side
-from studies.ablation.ablate import _run, ablate
+from studies.ablation.ablate import ablate, run_of
+from studies.ablation.arms import run_arms
 from studies.ablation.sweeps import Setting
 from studies.compare import read_rows
 
@@ -45,8 +49,12 @@ def metrics_of(workdir):
     return {(row["stage"], row["protocol"]): (row["step"], row["metrics"]) for row in rows}
 
 
+def nothing(arms):
+    raise AssertionError(f"expected nothing to train, found {[arm.name for arm in arms]}")
+
+
 @pytest.mark.slow
-def test_arms_are_normal_runs_and_are_not_trained_again(small_config, tmp_path, monkeypatch):
+def test_arms_are_normal_runs_and_are_not_trained_again(small_config, tmp_path):
     config = changed(small_config, **SHORT, **{"rl.enabled": False})
     folder = tmp_path / "sweep"
     table = ablate(config, "k:0,1", str(folder))
@@ -68,8 +76,7 @@ def test_arms_are_normal_runs_and_are_not_trained_again(small_config, tmp_path, 
     assert {row.name.partition("=")[0] for row in rows} == {"lcr_ser pretrain.active_steps"}
     assert train(config, str(arm))["rows"], "the arm's own command finds it finished"
 
-    monkeypatch.setattr(side_by_side, "run_arms", None)  # nothing is trained
-    assert ablate(config, "k:0,1", str(folder)) == table
+    assert ablate(config, "k:0,1", str(folder), train=nothing) == table
     with pytest.raises(UserError, match="with sweep 'k:0,1', found 'k:0'; pass another"):
         ablate(config, "k:0", str(folder))
     with pytest.raises(UserError, match="with config its own, found another"):
@@ -77,16 +84,15 @@ def test_arms_are_normal_runs_and_are_not_trained_again(small_config, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_sweep_over_rl_pretrains_once(small_config, tmp_path, monkeypatch):
+def test_a_sweep_over_rl_pretrains_once(small_config, tmp_path):
     trained = []
-    run_arms = side_by_side.run_arms
 
     def watched(arms):
         trained.extend((arm.task.name, arm.name) for arm in arms)
         return run_arms(arms)
 
-    monkeypatch.setattr(side_by_side, "run_arms", watched)
-    ablate(changed(small_config, **SHORT), "lambda_kl:0,2", str(tmp_path / "w"))
+    config = changed(small_config, **SHORT)
+    ablate(config, "lambda_kl:0,2", str(tmp_path / "w"), train=watched)
     assert [stage for stage, _ in trained] == ["pretrain", "rl", "rl", "control"]
     first, second = (metrics_of(tmp_path / "w/arms" / f"lambda_KL={v}" / "seed0") for v in (0, 2))
     assert first["pretrain", "full"] == second["pretrain", "full"]
@@ -136,11 +142,7 @@ def test_killed_it_continues_the_arms_that_are_not_done(csv_folder, tmp_path):
         assert metrics_of(tmp_path / "w" / arm) == metrics_of(tmp_path / "whole" / arm)
 
 
-def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path, monkeypatch):
-    names = []
-    monkeypatch.setattr(
-        side_by_side, "_run_together", lambda group, *rest: names.append(len(group))
-    )
+def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path):
     data = Dataset(small_config)
     runs = [
         side_by_side.Run(f"K = {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
@@ -151,35 +153,61 @@ def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path, mo
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     # Two arms, three copies of each, in four fifths of it.
     memory = int(2.1 * 3 * one / 0.8)
-    monkeypatch.setattr(side_by_side, "available_bytes", lambda: (memory, 1))
-    assert side_by_side.run_all(runs, data, experiments) == {}
-    assert names == [2, 2, 1]
-    names.clear()
-    monkeypatch.setattr(side_by_side, "available_bytes", lambda: (memory, 2))
-    assert side_by_side.run_all(runs, data, experiments) == {}
-    assert names == [4, 1]
+    for devices, sizes in ((1, [2, 2, 1]), (2, [4, 1])):
+        groups = side_by_side.groups_that_fit(runs, experiments, memory, devices)
+        assert list(map(len, groups)) == sizes
+        assert [run for group in groups for run, _ in group] == runs
 
 
-def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path, monkeypatch):
+class Idle:
+    """A stage of one update that changes nothing."""
+
+    name, selection, steps_per_epoch, batch_size, partition = "pretrain", "score", 1, 1, None
+    numbers, stream = {"seed": 0}, 0
+    loop = LoopConfig(
+        max_steps=1,
+        eval_every=1,
+        checkpoint_every=1,
+        log_every=1,
+        learning_rate=0.1,
+        min_learning_rate=0.1,
+        plateau_factor=1.0,
+        plateau_patience=1,
+        stop_patience=1,
+    )
+
+    def init(self):
+        return {"step": jnp.int32(0), "params": jnp.ones(2), "tables": jnp.ones((2, 2))}
+
+    def batches(self, start):
+        return itertools.repeat({"mask": np.ones(1, np.float32)})
+
+    def train_step(self, state, batch, rate, numbers=None):
+        return state | {"step": state["step"] + 1}, {"loss": batch["mask"].sum()}
+
+    def evaluate(self, state):
+        return {"score": 0.0}
+
+
+class Scored(LCRSERExperiment):
+    """Trains the stage that changes nothing; the scores of seed 1 are NaN."""
+
     def plan(self, workdir):
-        yield SimpleNamespace(name="pretrain"), None
-        self.test_once(workdir, "pretrain", 3, None, None)
+        self.test_stage(workdir, "pretrain", (yield Idle(), Idle.loop))
 
-    def scored(self, params, tables, split, protocol):
-        found, zeros = Sums(("ndcg@5",)), np.zeros(57, int)
-        found.add(zeros, zeros, zeros + 1, (zeros == 0) & (self.config.seed == 1))
-        return found
+    def evaluate(self, params, tables, split, protocol):
+        sums, zeros = Sums(("ndcg@5",)), np.zeros(57, int)
+        sums.add(zeros, zeros, zeros + 1, (zeros == 0) & (self.config.seed == 1))
+        return sums
 
-    monkeypatch.setattr(LCRSERExperiment, "plan", plan)
-    monkeypatch.setattr(LCRSERExperiment, "evaluate", scored)
-    monkeypatch.setattr(side_by_side, "run_arms", lambda arms: {})
-    monkeypatch.setattr(side_by_side, "run_stage", lambda *arguments: None)
+
+def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path):
     data = Dataset(small_config)
     runs = [
         side_by_side.Run(f"seed {k}", changed(small_config, seed=k), str(tmp_path / str(k)))
         for k in range(3)
     ]
-    stopped = side_by_side.run_all(runs, data, side_by_side.check_runs(runs, data))
+    stopped = side_by_side.run_all(runs, data, [Scored(run.config, data) for run in runs])
     assert list(stopped) == ["seed 1"]
     assert "found NaN scores in 57 of 57 examples" in stopped["seed 1"]
     assert "in the test of stage pretrain against neg99" in stopped["seed 1"]
@@ -189,7 +217,7 @@ def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path, monk
 def test_the_path_of_the_vectors_leads_from_the_arm(small_config, tmp_path):
     config = changed(small_config)
     sweep = Workdir(str(tmp_path / "w"))
-    run = _run(config, Setting("threshold = 0.5", {"data.search_filter": 0.5}), 0, sweep)
+    run = run_of(config, Setting("threshold = 0.5", {"data.search_filter": 0.5}), 0, sweep)
     assert run.config.data.search_filter.vectors == "../../../embedding.npz"
     with pytest.raises(UserError, match=r"vectors .* at \S*/w/embedding\.npz, found no such file"):
         Dataset(run.config, run.path)
@@ -200,17 +228,13 @@ def test_the_path_of_the_vectors_leads_from_the_arm(small_config, tmp_path):
     Dataset(run.config, run.path)
 
 
-def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, monkeypatch):
+def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path):
     def run(label, seed, **data):
         config = config_dict.ConfigDict({"seed": seed, "data": data})
         return side_by_side.Run(f"{label}, seed {seed}", config, str(tmp_path / "arms" / label))
 
-    def train_or_stop(opened, seed):
-        if seed in diverging:
-            raise NotFinite("nan")
-
-    def open_experiment(config, data):
-        return SimpleNamespace(run=lambda opened: train_or_stop(opened, config.seed))
+    def train_or_stop(run, data):
+        return "nan" if run.config.seed in diverging else None
 
     exported = []
 
@@ -218,11 +242,6 @@ def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, m
         exported.append(path)
         pathlib.Path(target).touch()
 
-    held = SimpleNamespace(log=SimpleNamespace(hash="h"), label="made up")
-    monkeypatch.setattr(figure2, "open_experiment", open_experiment)
-    monkeypatch.setattr(figure2, "Dataset", lambda *arguments: held)
-    monkeypatch.setattr(figure2, "_export", export)
-    monkeypatch.setattr(figure2.results, "write_summary", lambda *arguments: None)
     runs = [run(f"all{seed}", seed) for seed in (0, 1)]
     runs += [run(f"near{seed}", seed, search_filter={"threshold": 0.5}) for seed in (0, 1)]
     for diverging, names in (
@@ -230,7 +249,8 @@ def test_vectors_come_from_the_first_run_with_all_searches_that_ends(tmp_path, m
         ((0, 1), [each.name for each in runs]),
     ):
         workdir = Workdir(str(tmp_path / f"w{len(diverging)}"))
-        stopped = figure2.run_all(runs, held, workdir)
+        os.makedirs(workdir.path)
+        stopped = figure2.run_all(runs, None, workdir, train_or_stop, export)
         assert list(stopped) == names
     assert exported == [runs[1].path]
     assert "found that all of these have stopped" in stopped["near1, seed 1"]
@@ -271,13 +291,12 @@ def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
     assert one_model[1] == pytest.approx(own[1]) and len(one_model) == 2
     assert one_model[0] != pytest.approx(own[0], abs=1e-6)
 
-    runs = {f"K = {k}": [str(tmp_path / f"w/arms/K={k}/seed0")] for k in (0, 1)}
-    hidden = figures.hidden_states(Restored(runs["K = 1"][0]))
+    hidden = figures.hidden_states(Restored(str(tmp_path / "w/arms/K=1/seed0"), "pretrain"))
+    runs = {"K = 1": [hidden]}
     for side in ("rec", "search"):
         assert hidden.cross[side].shape == (*hidden.target.shape[:1], 2, 8)
         np.testing.assert_array_equal(hidden.cross[side][:, 0], hidden.plain[side][:, 0])
         assert np.abs(hidden.cross[side] - hidden.plain[side])[:, 1].max() > 1e-3
-    del runs["K = 0"]
     figure = figures.steps_figure(runs, str(tmp_path / "figure4.png"))
     expected = figures.distances(hidden.target, hidden.cross["rec"])
     values = figure.values["distances"]["rec"]
@@ -309,17 +328,15 @@ def untrained(config, seed=0):
     )
 
 
-def test_table_4_has_a_picture(small_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "_REPEATS", 1)
-    path = tmp_path / "table.png"
-    found = figures.inference_times(small_config, Dataset(small_config), (0, 1), str(path))
+def test_table_4_has_a_picture(small_config, tmp_path):
+    path, data = tmp_path / "table.png", Dataset(small_config)
+    found = figures.inference_times(small_config, data, (0, 1), str(path), repeats=1)
     assert path.stat().st_size > 5000 and "![](table.png)" in found.lines
 
 
-def test_the_one_model_stops_at_the_largest_k_it_was_trained_with(small_config, monkeypatch):
+def test_the_one_model_stops_at_the_largest_k_it_was_trained_with(small_config):
     config = changed(small_config, **{"pretrain.active_steps": 1, "model.max_steps": 2})
-    monkeypatch.setattr(figures, "Restored", lambda path, stage: untrained(config))
-    found = figures.every_k(["arm"], "pretrain", "ndcg@5/neg99")
+    found = figures.every_k([untrained(config)], "pretrain", "ndcg@5/neg99")
     assert [len(one) for one in found.values["per_seed"]] == [2]
 
 
@@ -329,13 +346,11 @@ def hidden_of(seed):
     return figures.Hidden(rng.standard_normal((40, 8)), states, states)
 
 
-def test_figures_of_hidden_states_are_over_all_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "Restored", lambda path, stage: int(path))
-    monkeypatch.setattr(figures, "hidden_states", hidden_of)
-    runs = {"with L_TCL": ["0", "1", "2"]}
+def test_figures_of_hidden_states_are_over_all_seeds(tmp_path):
+    runs = {"with L_TCL": [hidden_of(seed) for seed in range(3)]}
     per_seed = [
         figures.distances(hidden.target, hidden.cross["rec"]).mean(0)
-        for hidden in map(hidden_of, range(3))
+        for hidden in runs["with L_TCL"]
     ]
     mean, deviation = np.mean(per_seed, 0), np.std(per_seed, 0, ddof=1)
     steps = figures.steps_figure(runs, str(tmp_path / "figure4.png"))

@@ -9,7 +9,6 @@ from configs import popularity_qilin
 from core.errors import UserError
 from experiments.restored import Restored
 from experiments.train import train
-from studies.ablation import runs
 from studies.ablation.ablate import ablate
 
 WORDS = r"expected the log \w+ that the run in .* was trained on, found \w+: .*another --workdir"
@@ -51,14 +50,13 @@ def test_a_run_keeps_to_its_log(config, tmp_path):
         train(popular, str(workdir))
 
 
-def test_a_sweep_keeps_to_its_log(config, tmp_path, monkeypatch):
+def test_a_sweep_keeps_to_its_log(config, tmp_path):
     def killed(arms):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "run_arms", killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
+            ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"), train=killed)
     change(config)
     with pytest.raises(UserError, match=WORDS):
         ablate(config, "lambda_tcl:0,0.5", str(tmp_path / "w"))

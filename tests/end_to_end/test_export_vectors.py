@@ -8,10 +8,12 @@ import types
 
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from configs import popularity_qilin, sasrec_qilin
 from core import checksums
 from core.errors import UserError
+from core.experiment import Experiment
 from core.workdir import Workdir
 from experiments.export_vectors import check_place, export
 from experiments.restored import Restored
@@ -91,11 +93,10 @@ def test_what_is_refused(trained, small_config, tmp_path):
 
 
 def test_tables_that_are_no_vectors_are_refused(tmp_path):
-    config = types.SimpleNamespace(method="gensar")
-    restored = types.SimpleNamespace(
-        tables={"identifiers": np.zeros(4, np.uint8)},
-        experiment=types.SimpleNamespace(config=config),
-    )
+    experiment = Experiment()
+    experiment.config = config_dict.ConfigDict({"method": "gensar"})
+    tables = {"identifiers": np.zeros(4, np.uint8)}
+    restored = types.SimpleNamespace(tables=tables, experiment=experiment)
     with pytest.raises(UserError, match="found one of gensar, which has no vectors at all"):
         export(restored, "identifiers", str(tmp_path / "items.npy"))
     assert not list(tmp_path.iterdir())

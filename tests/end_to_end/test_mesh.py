@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 from ml_collections import config_dict
 
@@ -21,7 +20,7 @@ def changed(config, **values):
 
 
 @pytest.mark.slow
-def test_both_stages_on_a_mesh_give_one_devices_metrics(small_config, tmp_path, monkeypatch):
+def test_both_stages_on_a_mesh_give_one_devices_metrics(small_config, tmp_path):
     short = {"pretrain.max_epochs": 1.0, "rl.examples": 32, "rl.evals": 1}
     alone = train(changed(small_config, **short), str(tmp_path / "alone"))
     on_mesh = changed(small_config, **short, **{"mesh.data": 2, "mesh.table": 4})
@@ -31,8 +30,7 @@ def test_both_stages_on_a_mesh_give_one_devices_metrics(small_config, tmp_path, 
         assert (ours["stage"], ours["protocol"]) == (theirs["stage"], theirs["protocol"])
         # A score of 60 users may move across another by rounding.
         assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=0.02)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    restored = Restored(str(tmp_path / "cut"), "rl")
+    restored = Restored(str(tmp_path / "cut"), "rl", devices=1)
     assert restored.experiment.partition is None
     row = evaluate(restored, "test", "full")
     before = next(r for r in cut["rows"] if (r["stage"], r["protocol"]) == ("rl", "full"))

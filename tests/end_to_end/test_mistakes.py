@@ -8,11 +8,10 @@ from absl import flags
 from configs import bert4rec_qilin, popularity_qilin, rearec_erl_qilin, sasrec_qilin
 from core.errors import UserError
 from core.settings import positive
-from experiments import evaluate, predict
 from experiments.resolve import resolve
 from experiments.train import train
 from input_pipelines.dataset import Dataset
-from studies import compare, report
+from launch import compare, evaluate, predict, report
 from studies.ablation.ablate import ablate
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,30 +17,33 @@ from input_pipelines.search_task import SearchExamples
 def data(small_config, monkeypatch):
     # Threads make the same batches, without seconds for TensorFlow's import.
     monkeypatch.setattr(batches.importlib.util, "find_spec", lambda name: None)
-    found = Dataset(resolve(small_config))
-    # The made-up searches have no clicks, which examples of the search task need.
-    monkeypatch.setattr(found, "_training_searches", lambda: _searches(found))
-    return found
+    return Dataset(resolve(small_config))
 
 
-def _searches(data):
+def made_up_searches(data):
+    """Examples of the search task: the made-up searches have no clicks, which these need."""
     chosen = data.splits.train.take(np.arange(35))
     fields = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
     fields["target_row"] = np.arange(35)
     return SearchExamples(**fields, item=np.arange(1, 36))
 
 
-def first_batches(data, monkeypatch, process, processes, tasks):
-    monkeypatch.setattr(jax, "process_index", lambda: process)
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
-    stream, _ = data.training(batch_size=12, negatives=2, seed=3, tasks=tasks)
+def first_batches(data, process, processes, tasks):
+    stream, _ = data.training(
+        batch_size=12,
+        negatives=2,
+        seed=3,
+        tasks=tasks,
+        searches=made_up_searches(data),
+        processes=(process, processes),
+    )
     return list(itertools.islice(stream(5), 3))
 
 
 @pytest.mark.parametrize("tasks", [("recommendation",), ("recommendation", "search")])
-def test_parts_make_the_batch_of_one_process(data, monkeypatch, tasks):
-    whole = first_batches(data, monkeypatch, 0, 1, tasks)
-    parts = [first_batches(data, monkeypatch, i, 2, tasks) for i in range(2)]
+def test_parts_make_the_batch_of_one_process(data, tasks):
+    whole = first_batches(data, 0, 1, tasks)
+    parts = [first_batches(data, i, 2, tasks) for i in range(2)]
     for step, batch in enumerate(whole):
         for name, rows in batch.items():
             found = [part[step][name] for part in parts]
@@ -49,9 +51,9 @@ def test_parts_make_the_batch_of_one_process(data, monkeypatch, tasks):
             np.testing.assert_array_equal(np.concatenate(found), rows)
 
 
-def test_rows_that_do_not_divide_among_processes_are_refused(data, monkeypatch):
+def test_rows_that_do_not_divide_among_processes_are_refused(data):
     with pytest.raises(UserError, match="found 12"):
-        first_batches(data, monkeypatch, 0, 5, ("recommendation",))
+        first_batches(data, 0, 5, ("recommendation",))
     # 12 and 2 search examples a batch.
     with pytest.raises(UserError, match="divide among 3 processes, found 14"):
-        first_batches(data, monkeypatch, 0, 3, ("recommendation", "search"))
+        first_batches(data, 0, 3, ("recommendation", "search"))

@@ -1,20 +1,26 @@
 """SIGTERM outside a stage's loop: what is done stays, and the same command continues."""
 
+import gc
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jobs
+import numpy as np
 import pytest
 
 from configs import popularity_qilin
 from core.errors import Preempted
+from core.termination import watched
+from core.workdir import open_workdir
+from experiments.resolve import resolve
 from experiments.train import train
-from lcrsr.baselines.fitted import FittedEvaluator
-from studies.ablation import runs
+from input_pipelines.dataset import Dataset
+from lcrsr.baseline_experiment import FittedExperiment
 from studies.ablation.ablate import ablate
 
 
@@ -34,40 +40,49 @@ def unheard():
     signal.signal(signal.SIGTERM, before)
 
 
-def test_between_the_protocols_of_the_test_split(small_config, tmp_path, monkeypatch):
+def row_before_sigterm(config, path):
+    """The row of the one protocol that is tested before SIGTERM arrives, of equal scores."""
+    data = Dataset(config)
+    workdir = open_workdir(path, config.to_dict(), data.log.hash)
+
+    class Equal:
+        def scores(self, batch):
+            if os.path.exists(workdir.file("results.json")):
+                terminate()
+                pytest.fail("expected the test to end at once")
+            return np.zeros((len(batch["user"]), data.log.num_items + 1), np.float32)
+
+    module = types.SimpleNamespace(fit=lambda settings, clicks: Equal())
+    experiment = FittedExperiment(config, data, module, None)
+    words = "SIGTERM in the test of stage fit against full: saved all"
+    with pytest.raises(Preempted, match=words), watched():
+        experiment.run(workdir)
+    (row,) = workdir.read_results()["rows"]
+    return row
+
+
+def test_between_the_protocols_of_the_test_split(small_config, tmp_path):
     config = popularity_qilin.get_config()
     config.dataset, config.data = small_config.dataset, small_config.data
     config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     config.eval.protocols = ("neg99", "full")
-    full = FittedEvaluator.full
-    sent = []
-
-    def signalled(self, *arguments):
-        if not sent:
-            sent.append(True)
-            terminate()
-            pytest.fail("expected the test to end at once")
-        return full(self, *arguments)
-
-    monkeypatch.setattr(FittedEvaluator, "full", signalled)
-    workdir = tmp_path / "w"
-    with pytest.raises(Preempted, match="SIGTERM in the test of stage fit against full: saved all"):
-        train(config, str(workdir))
-    assert not (workdir / "summary.md").exists()
-    monkeypatch.delattr(FittedEvaluator, "sampled")  # what is saved is not computed again
-    rows = train(config, str(workdir))["rows"]
+    path = str(tmp_path / "w")
+    row = row_before_sigterm(resolve(config), path)
+    assert not (tmp_path / "w" / "summary.md").exists()
+    gc.collect()  # the error may still hold the lock of the workdir
+    rows = train(config, path)["rows"]
     assert [row["protocol"] for row in rows] == ["neg99", "full"]
-    assert (workdir / "summary.md").exists()
+    assert rows[0] == row, "what is saved is not computed again, by other scores"
+    assert (tmp_path / "w" / "summary.md").exists()
 
 
-def test_between_the_stages_of_a_sweep(small_config, tmp_path, monkeypatch):
+def test_between_the_stages_of_a_sweep(small_config, tmp_path):
     def trained(arms):
         terminate()
         return {}
 
-    monkeypatch.setattr(runs, "run_arms", trained)
     with pytest.raises(Preempted, match="before stage pretrain"):
-        ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"))
+        ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"), train=trained)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="asks Linux what is imported")

@@ -16,6 +16,7 @@ from experiments.methods import open_experiment
 from experiments.predict import predict, read_users
 from experiments.resolve import resolve
 from experiments.restored import Restored
+from experiments.teacher import open_teacher
 from experiments.train import train
 from studies import adaptive
 from studies.adaptive import adapt
@@ -86,7 +87,7 @@ def test_adaptive_steps_are_calibrated_and_measured(trained):
     found = json.loads((workdir / "adaptive.json").read_text())
     assert (workdir / "adaptive.md").read_text() == text
     assert list(found["rows"]) == ["0", "1", "2", "adaptive", "2 in blocks"]
-    assert text.startswith(adaptive._heading(found)) and found["seed"] == 0
+    assert text.startswith(adaptive.heading_of(found)) and found["seed"] == 0
     assert sum(found["users_by_steps"]) == 57
     taken = np.dot(found["users_by_steps"], range(3)) / 57
     assert found["rows"]["adaptive"]["steps"] == pytest.approx(taken)
@@ -120,15 +121,16 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
         }
     )
     # The first batches it trains on bring the teacher's scores of their candidates.
-    teacher = Restored(str(workdir)).experiment
-    experiment = open_experiment(resolve(student), teacher.data)
+    data = Restored(str(workdir)).data
+    taught = [open_teacher(resolve(student), data)]
+    experiment = open_experiment(resolve(student), data, taught[0])
     batch = next(experiment.training_batches(0)[0](0))
     assert batch["teacher"].shape == batch["candidates"].shape
     assert np.asarray(batch["teacher"]).std() > 0
     # What its RL stage keeps may be where it began, so the scores cannot tell the stage.
     student.pretrain.teacher_stage = "pretrain"
-    taught = [experiment, open_experiment(resolve(student), teacher.data)]
-    assert [each._teacher._run.stage for each in taught] == ["rl", "pretrain"]
+    taught.append(open_teacher(resolve(student), data))
+    assert [each.stage for each in taught] == ["rl", "pretrain"]
     student.pretrain.teacher_stage = ""
     results = train(student, str(tmp_path / "student"))
     assert {row["stage"] for row in results["rows"]} == {"pretrain"}

@@ -15,9 +15,10 @@ from core.loop import stage_directory
 from core.workdir import open_workdir
 from experiments.evaluate import evaluate
 from experiments.resolve import resolve
-from experiments.restored import Restored, mesh_here
+from experiments.restored import Restored, mesh_here, stage_to_open
 from experiments.train import train
 from input_pipelines.dataset import Dataset
+from lcrsr.experiment import LCRSERExperiment
 
 
 def opened(folder, config):
@@ -33,12 +34,11 @@ def save(workdir, stage, best_steps):
     checkpoints.close()
 
 
-def test_rl_is_taken_once_it_has_been_evaluated(small_config, tmp_path, monkeypatch):
+def test_rl_is_taken_once_it_has_been_evaluated(small_config, tmp_path):
     workdir = opened(tmp_path, small_config)
-    monkeypatch.setattr(Restored, "_restore", lambda self: None)
 
     def stage():
-        return Restored(workdir.path).stage
+        return stage_to_open(workdir, LCRSERExperiment.stages)
 
     assert stage() == "rl", "without any, what is missing is named as before"
     save(workdir, "pretrain", {1: None, 2: 2})

@@ -1,6 +1,6 @@
 """What searches are worth on the sample, where the best possible ranking is known.
 
-One seed takes four trainings of some three minutes; --gap-seeds=3 is what README reports.
+One seed takes four trainings of some three minutes; --gap-seeds=3 is what docs/results.md reports.
 """
 
 import numpy as np
@@ -79,7 +79,7 @@ def test_recovers_most_of_what_searches_are_worth(trained, truth, seeds):
 
 @pytest.mark.slow
 def test_users_whose_searches_are_all_noise_lose_little(trained, truth, seeds):
-    """Against itself without searches only, which is below an item-kNN there (docs/RESULTS.md)."""
+    """Against itself without searches only, which is below an item-kNN there (docs/results.md)."""
     *_, all_noise = truth
     gains = np.mean([trained(seed) - trained(seed, **BLIND) for seed in seeds], 0)[all_noise]
     mean, half = interval(gains)

@@ -9,10 +9,10 @@ import pytest
 
 from core import metrics
 from core.workdir import open_workdir
-from experiments import teacher
 from experiments.methods import open_experiment
 from experiments.resolve import resolve
 from experiments.restored import Restored
+from experiments.teacher import Teacher
 from input_pipelines.dataset import Dataset
 from lcrsr.adaptive import AdaptiveScorer
 from lcrsr.lcr_ser import TEACHER
@@ -58,31 +58,23 @@ def expected(run):
     return run.experiment.evaluate(run.params, run.tables, "test", "neg99").means()["ndcg@10"]
 
 
-@pytest.fixture
-def restored(run, monkeypatch):
-    """The run wherever a workdir is opened."""
-    for module in (figures, teacher):
-        monkeypatch.setattr(module, "Restored", lambda *arguments: run)
-    return run
-
-
-def test_a_teacher_ranks_as_the_evaluator(restored, expected):
-    one = teacher.Teacher("", restored.experiment.config, restored.data)
+def test_a_teacher_ranks_as_the_evaluator(run, expected):
+    one = Teacher(run, run.experiment.config, run.data)
     sums = metrics.Sums(("ndcg@10",))
-    for batch in one.with_scores(lambda start: restored.data.sampled("test", "neg99"))(0):
+    for batch in one.with_scores(lambda start: run.data.sampled("test", "neg99"))(0):
         above, tied = jax.device_get(metrics.target_ranks(batch[TEACHER]))
         sums.add(above, tied, batch["mask"], np.zeros(len(above), bool))
     assert sums.means()["ndcg@10"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_scores_of_every_k_end_in_the_evaluators(restored, expected):
-    (curve,) = figures.every_k([""], "pretrain", "ndcg@10/neg99").curves.values()
+def test_the_scores_of_every_k_end_in_the_evaluators(run, expected):
+    (curve,) = figures.every_k([run], "pretrain", "ndcg@10/neg99").curves.values()
     assert curve[-1][1] == pytest.approx(expected, abs=1e-6)
 
 
 def test_adaptive_steps_end_in_the_evaluators_scores(run, expected):
     scorer = AdaptiveScorer(run.experiment.model, 32)
-    values = adaptive._of_every_k(run, scorer, "test", "ndcg@10")[2]
+    values = adaptive.metrics_of_every_k(run, scorer, "test", "ndcg@10")[2]
     assert values[:, -1].mean() == pytest.approx(expected, abs=1e-6)
 
 

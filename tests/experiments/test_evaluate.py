@@ -9,12 +9,7 @@ from core import results
 from core.errors import UserError
 from core.loop import NotFinite
 from experiments import evaluate
-from lcrsr.ranker_experiment import Evaluated
-
-
-def without_search_protocols(config):
-    del config.eval["search_protocols"]
-    return config
+from experiments.methods import experiment_class
 
 
 @pytest.mark.parametrize(
@@ -28,23 +23,29 @@ def without_search_protocols(config):
         (retrieval.get_config("bm25,amazon_beauty"), "search", ("bm25_99", "full")),
         (matching.get_config("bm25,trivago"), "search", ("catalogue", "impressions")),
         (crs_sample.get_config(), "search", ("catalogue",)),
-        (without_search_protocols(crs_sample.get_config()), "search", ("catalogue",)),
     ],
 )
 def test_a_run_is_evaluated_on_what_it_is_tested_on(config, task, protocols):
-    assert evaluate.tested_on(config, None) == (task, protocols)
-    assert evaluate.tested_on(config, task) == (task, protocols)
+    run = bare(config)
+    assert run.tested_on(None) == (task, protocols)
+    assert run.tested_on(task) == (task, protocols)
 
 
 def test_a_task_of_two_can_be_chosen():
     config = gensar_qilin.get_config()
-    assert evaluate.tested_on(config, "search") == ("search", ("bm25_99", "full"))
-    assert evaluate.tested_on(config, "recommendation")[1] == ("neg99", "full")
+    assert bare(config).tested_on("search") == ("search", ("bm25_99", "full"))
+    assert bare(config).tested_on("recommendation")[1] == ("neg99", "full")
+
+
+def bare(config):
+    """Returns the experiment of a config without its data, which these answers do not need."""
+    run = object.__new__(experiment_class(config.method))
+    run.config = config
+    return run
 
 
 def restored(config):
-    run = Evaluated()
-    run.config = config
+    run = bare(config)
     workdir = types.SimpleNamespace(path="W")
     return types.SimpleNamespace(experiment=run, workdir=workdir)
 
@@ -52,13 +53,13 @@ def restored(config):
 def test_named_protocols_are_taken_once_and_none_are_refused():
     config = baseline.get_config("sasrec,amazon_beauty")
     run = restored(config)
-    assert evaluate._columns(run, None, None) == ["neg99", "full"]
-    assert evaluate._columns(run, None, ["neg99pop", "neg99pop"]) == ["neg99pop"]
+    assert evaluate.columns(run, None, None) == ["neg99", "full"]
+    assert evaluate.columns(run, None, ["neg99pop", "neg99pop"]) == ["neg99pop"]
     with pytest.raises(UserError, match=r"expected task recommendation .* found 'search'"):
-        evaluate._columns(run, "search", None)
+        evaluate.columns(run, "search", None)
     config.eval.protocols = ()
     with pytest.raises(UserError, match="the run in W has none of recommendation in its config"):
-        evaluate._columns(run, None, None)
+        evaluate.columns(run, None, None)
 
 
 class Broken:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import gc
+import glob
 import json
+import os
 
 import jax
 import numpy as np
@@ -12,22 +15,19 @@ from configs import gensar_amazon_beauty
 from core import checksums
 from core.checkpoints import Checkpoints
 from core.errors import UserError
+from core.workdir import open_workdir
 from experiments.evaluate import evaluate
 from experiments.methods import open_experiment
 from experiments.predict import predict
 from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
-from gensar_jax import experiment
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifiers import IdentifierTable, save_table
-from gensar_jax.joint_task import JointTask, token_losses
-from gensar_jax.prediction import top_items
+from gensar_jax.joint_task import token_losses
 from gensar_jax.prompts import to_batch
-from input_pipelines import prepare, search_task
+from input_pipelines import prepare, segmenters
 from input_pipelines.dataset import Dataset
-from input_pipelines.log import NAME_ARRAYS
-from input_pipelines.names import lay_out
 from input_pipelines.splits import Examples
 
 USERS, SHARED = 12, 130
@@ -176,11 +176,8 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     assert "config.eval.batch_size" in refused(changed(config, mesh__data=3), tmp_path)
 
 
-def test_mistakes_are_found_before_identifiers_are_trained(config, tmp_path, monkeypatch):
-    def train_identifiers(*_):
-        raise AssertionError("identifiers")
-
-    monkeypatch.setattr(experiment, "identifier_table", train_identifiers)
+def test_mistakes_are_found_before_identifiers_are_trained(config, data, tmp_path):
+    before = glob.glob(data.beside("identifiers-*"))
     none = {f"mixture__{name}": 0 for name in config.mixture}
     for changes, words in (
         ({"model__size": "huge"}, "a T5 size of tiny"),
@@ -193,17 +190,20 @@ def test_mistakes_are_found_before_identifiers_are_trained(config, tmp_path, mon
         (none, "a mixture of at least one task"),
     ):
         assert words in refused(changed(config, identifiers="", **changes), tmp_path)
+    assert glob.glob(data.beside("identifiers-*")) == before
 
 
-def test_validation_without_searches_is_found_before_training(config, data, monkeypatch):
-    held_out = search_task.held_out_searches
-    monkeypatch.setattr(
-        search_task,
-        "held_out_searches",
-        lambda log, splits, split: held_out(log, splits, split).take(
-            slice(0) if split == "validation" else slice(None)
-        ),
-    )
+def test_validation_without_searches_is_found_before_training(config, tmp_path):
+    config = changed(config, data_dir=str(tmp_path / "raw"), identifiers=str(tmp_path / "table"))
+    write_beauty(tmp_path / "raw")
+    path = tmp_path / "raw" / "items.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records[SHARED::2]:  # the targets of validation
+        record["query_ids"] = []
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = Dataset(resolve(config))
+    os.mkdir(config.identifiers)
+    save_table(config.identifiers, table_of(data.log), {})
     experiment = open_experiment(resolve(config), data)
     with pytest.raises(UserError, match="expected validation searches"):
         experiment.check_data()
@@ -234,38 +234,20 @@ def test_tiger_and_the_ablations_are_arguments(config, data):
         gensar_amazon_beauty.get_config("lion")
 
 
-class Asked(Exception):
-    pass
-
-
 def test_a_typed_query_is_written_as_the_log_s_queries(config, data, monkeypatch):
-    experiment = open_experiment(resolve(config), data)
-
-    def search(examples, row, query, item):
-        raise Asked(query)
-
-    monkeypatch.setattr(experiment.examples, "search", search)
-    nobody = Examples(*(np.zeros(1, np.int64) for _ in range(4)))
-
-    def written(typed):
-        with pytest.raises(Asked) as asked:
-            next(top_items(experiment, None, nobody, 3, typed))
-        return str(asked.value)
-
     # The file's words are taken as they are, the others in the segmenter's form.
-    assert written(" Red  Tea?") == "red tea" and written("ＴＥＡ kind2") == "tea kind2"
-    words = dict(zip(NAME_ARRAYS[2], lay_out(["Tea?"]), strict=True))
-    log = dataclasses.replace(data.log, **words)
-    monkeypatch.setattr(data, "log", log)
-    monkeypatch.delitem(vars(data), "_known_words")
-    assert written("Red Tea?") == "red Tea?"
-    monkeypatch.delitem(vars(data), "_known_words")
+    assert data.query_text(" Red  Tea?") == "red tea"
+    assert data.query_text("ＴＥＡ kind2") == "tea kind2"
+    split = segmenters.segmenter(resolve(config).data.segmenter)
+    known = {*data.log.words.tolist(), "Tea?"}
+    assert segmenters.typed("Red Tea?", split, known) == "red Tea?"
+    experiment = open_experiment(resolve(config), data)
+    with pytest.raises(UserError, match=r"a query with words, found '\?!'"):
+        next(experiment.predict(None, None, None, 3, "?!"))
     # This reader has the segmenter split its queries.
     reader = dataclasses.replace(prepare.READERS["amazon_beauty"], settings=("segmenter",))
     monkeypatch.setitem(prepare.READERS, "amazon_beauty", reader)
-    assert written("Red Tea?") == "red tea" and written("Visa 申请!") == "visa 申请"
-    with pytest.raises(UserError, match=r"a query with words, found '\?!'"):
-        next(top_items(experiment, None, nobody, 3, "?!"))
+    assert data.query_text("Red Tea?") == "red tea" and data.query_text("Visa 申请!") == "visa 申请"
 
 
 @pytest.fixture(scope="module")
@@ -396,24 +378,24 @@ def teacher_forced(restored, user, task, query):
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_path, monkeypatch):
+def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_path):
     workdir, expected = trained
     experiment = open_experiment(resolve(config), Dataset(resolve(config)))
     assert experiment.task.max_steps >= 5
-    other = tmp_path / "w"
-    whole = JointTask.batches
+    other, whole = tmp_path / "w", experiment.task.batches
 
-    def broken(self, start):
-        for place, batch in enumerate(whole(self, start)):
+    def broken(start):
+        for place, batch in enumerate(whole(start)):
             if start + place == 3:
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(JointTask, "batches", broken)
+    experiment.task.batches = broken
+    log = experiment.data.log.hash
     with pytest.raises(KeyboardInterrupt):
-        train(config, str(other))
+        experiment.run(open_workdir(str(other), resolve(config).to_dict(), log))
+    gc.collect()  # the error may still hold the lock of the workdir
     assert list((other / "checkpoints" / "joint").glob("[0-9]*")), "else nothing is continued"
-    monkeypatch.setattr(JointTask, "batches", whole)
     found = train(config, str(other))
     left_out = ("written", "commit")  # what the working tree is at is no part of a result
     strip = lambda rows: [{k: v for k, v in r.items() if k not in left_out} for r in rows]  # noqa: E731

@@ -42,19 +42,15 @@ def test_no_training_prompt_or_target_holds_a_held_out_interaction(examples, dat
         for kind in ("semantic", "collaborative")
     }
     width = examples.identifiers["semantic"].shape[1]
-    sizes = {
-        "nrip": len(data.splits.train),
-        "nsip": len(examples._searches),
-        "nsqp": len(examples._queries),
-        "desc2id": 2 * len(examples._described),
-        "id2desc": 2 * len(examples._described),
-        "pseudo_query": len(examples._pseudo),
-    }
+    sizes = examples.sizes
     assert set(sizes) == set(examples.mixture.tasks)
     numbers = data.log.item_ids.tolist()
-    assert not {numbers.index("3"), numbers.index("5")} & set(examples._described)
+    assert not {numbers.index("3"), numbers.index("5")} & set(examples.described)
     # Clicks 2..6 of 12 users, and their searches, the first of them with an empty history.
     assert sizes["nrip"] == 5 * USERS and sizes["nsip"] == sizes["nsqp"] == 6 * USERS
+    assert sizes["nrip"] == len(data.splits.train) and sizes["nsip"] == len(examples.searches)
+    assert sizes["desc2id"] == sizes["id2desc"] == 2 * len(examples.described)
+    assert sizes["pseudo_query"] == len(examples.query_pairs)
     texts = []
     for task, size in sizes.items():
         for row in range(size):

@@ -19,7 +19,7 @@ from experiments.methods import open_experiment
 from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
-from gensar_jax.experiment import identifier_table
+from gensar_jax.experiment import train_table
 from gensar_jax.identifiers import load_table
 from input_pipelines.dataset import Dataset
 
@@ -203,7 +203,7 @@ def test_a_table_serves_the_split_that_trained_it(trained, config, tmp_path, cap
     joint.data_dir, joint.cache_dir = config.data_dir, config.cache_dir
     joint.identifiers = str(folder)
     own = Dataset(resolve(joint))
-    assert identifier_table(joint, own).training_split == own.training_split
+    assert train_table(joint, own).training_split == own.training_split
     assert "no record" not in caplog.text
     for split in ("by_user", "global_time"):
         other = changed(joint, data__split=split)
@@ -220,7 +220,7 @@ def test_a_table_serves_the_split_that_trained_it(trained, config, tmp_path, cap
     del described["training_split"], described["checksum"]
     checksums.write_sealed(str(path), described)
     joint.identifiers = str(tmp_path / "older")
-    assert identifier_table(joint, own).hash == described["hash"]
+    assert train_table(joint, own).hash == described["hash"]
     assert "no record of the split that trained them" in caplog.text
 
 

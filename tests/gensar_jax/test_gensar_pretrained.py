@@ -42,7 +42,7 @@ def write_hugging_face(folder, params, pieces, **settings):
     flat = traverse_util.flatten_dict(params, sep="/")
     tensors = {}
     for name in load_file(REFERENCE):
-        ours = checkpoints._our_name(name)
+        ours = checkpoints.our_name(name)
         if ours in flat:
             array = flat[ours] if name == "shared.weight" else flat[ours].T
             tensors[name] = np.ascontiguousarray(array)

@@ -2,7 +2,9 @@
 
 import gc
 import json
+import os
 import pathlib
+import signal
 import types
 
 import jax.numpy as jnp
@@ -12,12 +14,12 @@ from test_gensar_examples import holds
 
 from configs import gensar_amazon_beauty
 from core.checkpoints import Checkpoints
-from core.errors import UserError
+from core.errors import Preempted, UserError
+from core.termination import watched
 from core.workdir import Workdir
 from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
-from gensar_jax import experiment as gensar_experiment
 from gensar_jax import recorded_inputs, vocabulary
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.experiment import GenSARExperiment
@@ -28,26 +30,23 @@ from input_pipelines.dataset import Dataset
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
-    """Runs of it are killed before the first update: what is kept is kept before."""
+def config(tmp_path):
     found = gensar_amazon_beauty.get_config()
     found.data_dir, found.cache_dir = write_beauty(tmp_path / "raw"), str(tmp_path / "cache")
     found.update_from_flattened_dict(SMALL)
     found.identifiers = str(tmp_path / "table")
     (tmp_path / "table").mkdir()
     save_table(found.identifiers, table_of(Dataset(resolve(found)).log), {})
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(gensar_experiment, "run_stage", killed)
     return found
 
 
 def begin(config, tmp_path):
+    """A run that stops before its first update: what is kept is kept before."""
     gc.collect()  # the error of the run before may still hold the lock of its workdir
-    with pytest.raises(KeyboardInterrupt):
-        train(config, str(tmp_path / "w"))
+    with watched():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Preempted, match="before stage joint"):
+            train(config, str(tmp_path / "w"))
     return tmp_path / "w"
 
 
@@ -133,7 +132,7 @@ def test_runs_of_before_there_was_a_record_pass_and_get_none(config, tmp_path):
     checkpoints.wait()
     checkpoints.close()
     workdir = Workdir(str(tmp_path / "w"))
-    recorded_inputs.keep(workdir, experiment.examples, experiment.table_hash)
+    recorded_inputs.keep(workdir, experiment.examples, experiment.table)
     recorded_inputs.check(workdir, experiment.examples, experiment.table_hash)
     assert not (tmp_path / "w" / "inputs.json").exists()
 
@@ -143,10 +142,10 @@ def test_pieces_come_from_the_model_that_the_config_names(config, tmp_path):
     path = write_pieces(tmp_path / "mine.model", "green cup")
     given = changed(config, vocabulary__pieces_model=path)
     examples = GenSARExamples(resolve(given), *data_and_table(given))
-    pieces = vocabulary._processor(pathlib.Path(path).read_bytes(), path)
+    pieces = vocabulary.processor_of(pathlib.Path(path).read_bytes(), path)
     assert examples.vocabulary.text_rows == len(pieces) != own.vocabulary.text_rows
     # A query as its own model writes it, in a prompt.
-    searches = examples._searches
+    searches = examples.searches
     query = histories.query_text(Dataset(resolve(given)).log, int(searches.target_row[0]))
     assert holds(examples.training_example("nsip", 0, 0).inputs, pieces.EncodeAsIds(query))
     missing = changed(config, vocabulary__pieces_model=str(tmp_path / "none.model"))
@@ -169,7 +168,7 @@ def test_pseudo_queries_come_from_the_file_that_the_config_names(config, tmp_pat
     given = changed(config, prompts__pseudo_queries=str(path), mixture__pseudo_query=3)
     examples = GenSARExamples(resolve(given), data, table)
     assert examples.mixture.counts["pseudo_query"] == 3
-    assert len(examples._pseudo) == len(wanted)
+    assert len(examples.query_pairs) == len(wanted)
     for row, (item, query) in enumerate(wanted):
         example = examples.training_example("pseudo_query", row, 0)
         assert query in examples.vocabulary.text_of(example.inputs)

@@ -110,10 +110,10 @@ def test_long_and_odd_texts_are_trained_on(text):
 
 def test_lines_hold_all_words_and_none_is_too_long():
     text = " ".join(["\U0001f600" * 3000, *map(str, range(5000)), "end"])
-    lines = list(vocabulary._lines(text))
+    lines = list(vocabulary.lines_of(text))
     assert max(len(line.encode()) for line in lines) <= vocabulary.MOST_LINE_BYTES
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    assert list(vocabulary._lines("  a  b\n")) == ["a b"] and list(vocabulary._lines(" ")) == []
+    assert list(vocabulary.lines_of("  a  b\n")) == ["a b"] and list(vocabulary.lines_of(" ")) == []
 
 
 def test_a_query_of_unknown_characters_only():

@@ -290,13 +290,14 @@ def test_items_touched_later_may_be_negatives():
     assert not touched.before(user, np.array([7]), np.array([24]))[0]
 
 
-def test_evaluation_lists_drawn_in_parts_are_the_same(tmp_path, monkeypatch):
+def test_evaluation_lists_drawn_in_parts_are_the_same(tmp_path):
     log = random_log()
     splits = split_log(log, "leave_one_out")
     whole = candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path))
-    monkeypatch.setattr(candidates, "_DRAWN_ROWS", 7)
     (tmp_path / "b").mkdir()
-    parts = candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path / "b"))
+    parts = candidates.evaluation_candidates(
+        log, splits, "test", "neg99", 0, str(tmp_path / "b"), drawn_rows=7
+    )
     np.testing.assert_array_equal(parts, whole)
 
 
@@ -323,10 +324,10 @@ def test_a_full_disk_leaves_no_lists_and_says_so(tmp_path, monkeypatch):
     log = random_log()
     splits = split_log(log, "leave_one_out")
 
-    def full(stem, lists):
+    def full(file, array, **more):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(candidates, "_write_lists", full)
+    monkeypatch.setattr(np, "save", full)
     with pytest.raises(UserError, match=r"candidate lists into .*, found No space left on device"):
         candidates.evaluation_candidates(log, splits, "test", "neg99", 0, str(tmp_path))
     assert not list(tmp_path.iterdir())

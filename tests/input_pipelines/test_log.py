@@ -105,6 +105,37 @@ def test_equal_times_are_ordered_neither_by_id_nor_by_row():
     assert np.argsort(first).tolist() != np.argsort(second).tolist()
 
 
+def test_ids_that_are_whole_numbers_make_the_log_of_their_decimal_text():
+    rng = np.random.default_rng(0)
+    few = np.array([0, 2, 3, 10, 11, 100, 1999, 2**63 - 1])  # 10 < 2 as text
+    counts = {kind: rng.integers(0, 4, 30) for kind in ("search_clicks", "search_unclicked")}
+    numbers = {
+        **{name: rng.choice(few, 60) for name in ("click_user", "click_item")},
+        **{"search_user": rng.choice(few, 30), "items": few[:5]},
+        **{name: rng.choice(few, counts[name].sum()) for name in counts},
+    }
+    ends = {name: np.concatenate([[0], np.cumsum(counts[name])]) for name in counts}
+    text = {name: values.astype(str).tolist() for name, values in numbers.items()}
+    for name in counts:
+        text[name] = [text[name][a:b] for a, b in itertools.pairwise(ends[name])]
+        numbers[name] = log_lib.Ragged(ends[name], numbers[name])
+    # Few times and few words, so that many events are told apart by their items alone.
+    others = dict(
+        click_time=rng.integers(0, 3, 60),
+        search_time=rng.integers(1, 3, 30),
+        search_begins=rng.integers(0, 2, 30),
+        search_words=[["tea"][: int(n)] for n in rng.integers(0, 2, 30)],
+        item_texts={"10": "ten"},
+        user_profiles={"2": {"age": "7"}},
+    )
+    expected = log_lib.build_log("tiny", raw(**text, **others))
+    log = log_lib.build_log("tiny", raw(**numbers, **others))
+    validate_log(log)
+    assert log.item_ids.tolist()[1:4] == ["0", "10", "100"] and log.hash == expected.hash
+    for field in dataclasses.fields(log):
+        np.testing.assert_array_equal(getattr(log, field.name), getattr(expected, field.name))
+
+
 def test_the_hash_depends_on_content_and_not_on_the_order_of_rows():
     reversed_rows = raw(
         click_user=["ann", "ann", "bob"], click_item=["b", "a", "a"], click_time=[3, 9, 7]

@@ -29,13 +29,14 @@ def test_they_read_as_a_list_does():
             names[wrong]
 
 
-def test_the_lines_of_a_hash_are_those_of_a_joined_list(monkeypatch):
+def test_the_lines_of_a_hash_are_those_of_a_joined_list():
     expected = ["", "a", "锅", "bb", "c"]
+    names = Names.of(expected[1:])
     for chunk in (1, 2, 3, 100):
-        monkeypatch.setattr(names_lib, "_CHUNK", chunk)
-        names = Names.of(expected[1:])
-        assert b"".join(names.lines()).decode() == "\n".join(expected)
-        assert list(names) == expected
+        assert b"".join(names.lines(chunk)).decode() == "\n".join(expected)
+        assert list(names.decoded(chunk)) == expected
+    assert b"".join(names.lines()).decode() == "\n".join(expected)
+    assert list(names) == expected
 
 
 def test_numbers_are_laid_out_as_their_digits():

@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, target):
     # A limit on file sizes makes writes fail as a full disk does, without a disk to fill.
     code = "import resource, sys\nsys.argv = sys.argv[1:]\n"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100000, resource.RLIM_INFINITY))\n"
-    code += "from launch import cli, prepare_data as program\n"
+    code += "from core import cli\nfrom launch import prepare_data as program\n"
     code += "cli.begin('__main__', program.define_flags, program.check_flags)\n"
     code += "cli.run(program.main)"
     raw = _bigger(tmp_path)
@@ -168,7 +168,9 @@ def test_a_killed_run_leaves_nothing_finished_and_the_next_one_ends_well(tmp_pat
     code = "import sys, time\nsys.argv = sys.argv[1:]\n"
     code += "from input_pipelines import prepared_log as log\n"
     code += "real = log.describe\ndef slow(log):\n    time.sleep(60)\n    return real(log)\n"
-    code += "log.describe = slow\nfrom launch import cli, prepare_data as program\n"
+    code += (
+        "log.describe = slow\nfrom core import cli\nfrom launch import prepare_data as program\n"
+    )
     code += "cli.begin('__main__', program.define_flags, program.check_flags)\n"
     code += "cli.run(program.main)"
     process = subprocess.Popen(

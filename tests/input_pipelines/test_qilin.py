@@ -1,6 +1,8 @@
-"""Qilin: generated files with the full schema, by hand, and both routes to a log."""
+"""Qilin: generated files with the full schema, by hand, as a log and as TFDS records."""
 
 import csv
+import importlib.util
+import itertools
 import pathlib
 import shutil
 import subprocess
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from input_pipelines import splits
+from input_pipelines import segmenters, splits
 from input_pipelines.data_card import describe
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import load_log, save_log
@@ -96,12 +98,6 @@ def folder(tmp_path):
     return write(tmp_path / "raw", tables())
 
 
-@pytest.fixture
-def direct(monkeypatch):
-    """Reads as where TensorFlow Datasets is not installed."""
-    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
-
-
 def events_of(log):
     """{user: (clicks, searches)} in the log's order, in the source's names."""
     found = {}
@@ -143,9 +139,14 @@ def check_by_hand(log):
     assert not log.is_sample
 
 
-def test_generated_files_by_hand(folder, direct, tmp_path):
-    log = qilin.read_qilin(folder, segmenter="characters", work_dir=str(tmp_path / "work"))
+def test_generated_files_by_hand(folder, capfd):
+    before = sorted(pathlib.Path(folder).rglob("*"))
+    log = qilin.read_qilin(folder, segmenter="characters")
     check_by_hand(log)
+    assert sorted(pathlib.Path(folder).rglob("*")) == before
+    assert capfd.readouterr().out == ""
+    # Another one needs another version of the reader: what was prepared earlier is another log.
+    assert log.hash == "dcf4d46f088f53d2"
     parts = splits.split_log(log, "leave_one_out")
     splits.check_leakage(log, parts)
     # User 1: the last click tests, and both searches are earlier.
@@ -160,33 +161,57 @@ def test_generated_files_by_hand(folder, direct, tmp_path):
     assert parts.validation.search_end.tolist() == [0]
 
 
-def test_the_builder_gives_the_same_log(folder, tmp_path, monkeypatch, capfd):
-    pytest.importorskip("tensorflow_datasets", reason="the builder needs TensorFlow Datasets")
-    work, before = tmp_path / "work", sorted(pathlib.Path(folder).rglob("*"))
-    log = qilin.read_qilin(folder, segmenter="characters", work_dir=str(work))
-    check_by_hand(log)
-    assert list(work.iterdir()) == [] and sorted(pathlib.Path(folder).rglob("*")) == before
-    assert capfd.readouterr().out == ""
-    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
-    straight = qilin.read_qilin(folder, segmenter="characters", work_dir=str(work))
-    assert straight.hash == log.hash
-    # Batches are streamed by TensorFlow later in the same process: it must still let them.
+def records_of(folder, out):
+    """Builds the records of a folder as `tfds build` does; returns {user: record}."""
+    tfds = pytest.importorskip("tensorflow_datasets", reason="needs TensorFlow Datasets")
     import tensorflow as tf
 
+    # Batches are streamed by TensorFlow later in the same process: it must still let them.
     tf.config.set_visible_devices([], "GPU")
+    # The program `tfds` itself starts only where apache-beam and mlcroissant are installed.
+    command = importlib.import_module("tensorflow_datasets.scripts.cli.build")
+    options = importlib.import_module("tensorflow_datasets.scripts.cli.cli_utils")
+    paths = options.PathOptions(data_dir=pathlib.Path(out), manual_dir=pathlib.Path(folder))
+    file = importlib.util.find_spec("input_pipelines.readers.qilin_builder").origin
+    command.Args(positional_datasets=[file], paths=paths).execute()
+    builder = tfds.builder_from_directory(next(pathlib.Path(out).glob("qilin/*")))
+    dataset = builder.as_dataset(split="users")
+    return {str(record["user"]): record for record in tfds.as_numpy(dataset)}
 
 
-def test_the_builder_prepares_one_record_a_user(folder, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets", reason="needs TensorFlow Datasets")
-    from input_pipelines.readers import qilin_builder
+def notes_of(record, kind):
+    """The notes of each of a record's searches, as text."""
+    ends = [0, *np.cumsum(record[f"search_{kind}_count"])]
+    notes = record[f"search_{kind}_item"].astype(str).tolist()
+    assert len(notes) == ends[-1]
+    return [notes[a:b] for a, b in itertools.pairwise(ends)]
 
-    builder = qilin_builder.Qilin(data_dir=str(tmp_path / "tfds"))
-    config = tfds.download.DownloadConfig(manual_dir=folder, try_download_gcs=False)
-    builder.download_and_prepare(download_config=config)
-    assert builder.info.splits["users"].num_examples == 4
-    records = {int(r["user"]): r for r in tfds.as_numpy(builder.as_dataset(split="users"))}
-    assert sorted(records) == [1, 2, 3, 4]
-    first = records[1]
+
+def check_records(records, log):
+    """Holds the records' events to those of the log of the same folder."""
+    split_query, events, shown = segmenters.segmenter("characters"), {}, set()
+    for user, record in records.items():
+        clicked, unclicked = (notes_of(record, kind) for kind in ("click", "unclicked"))
+        words = [" ".join(split_query(query.decode())) for query in record["search_query"]]
+        times = (record["search_time"] - T * 1000).tolist()
+        searches = [s for s in zip(words, clicked, times, unclicked, strict=True) if s[0] or s[1]]
+        clicks = zip(
+            record["click_item"].astype(str).tolist(),
+            (record["click_time"] - T * 1000).tolist(),
+            strict=True,
+        )
+        events[user] = sorted(clicks), sorted(searches)
+        shown |= set(record["shown_item"].astype(str).tolist())
+    of_log = {user: tuple(map(sorted, both)) for user, both in events_of(log).items()}
+    assert {user: both for user, both in events.items() if both != ([], [])} == of_log
+    assert shown == set(log.item_ids.tolist()) - {""}
+
+
+def test_tfds_build_gives_one_record_a_user_with_the_events_of_the_log(folder, tmp_path):
+    records = records_of(folder, tmp_path / "tfds")
+    assert sorted(records) == ["1", "2", "3", "4"]
+    check_records(records, qilin.read_qilin(folder))
+    first = records["1"]
     assert [q.decode() for q in first["search_query"]] == ["Visa申请", "绿茶"]
     assert first["search_click_count"].tolist() == [2, 0]
     assert first["search_click_item"].tolist() == [8, 5]
@@ -194,38 +219,38 @@ def test_the_builder_prepares_one_record_a_user(folder, tmp_path):
     assert first["search_unclicked_count"].tolist() == [3, 1]
     assert first["search_unclicked_item"].tolist() == [11, 12, 2, 9]
     assert sorted(first["click_time"].tolist()) == [(T + s) * 1000 for s in (-5, 2, 30)]
-    assert records[4]["click_item"].tolist() == [] and records[4]["shown_item"].tolist() == [12]
+    assert records["4"]["click_item"].tolist() == [] and records["4"]["shown_item"].tolist() == [12]
 
 
-def test_the_builder_says_what_is_wrong_in_one_line(tmp_path):
-    pytest.importorskip("tensorflow_datasets", reason="the builder needs TensorFlow Datasets")
+def test_tfds_build_ends_at_a_malformed_file_without_records(tmp_path):
     rows = tables()
     rows["search_train"][0]["user_idx"] = -1
     folder = write(tmp_path / "raw", rows)
     with pytest.raises(UserError, match=r"user_idx of .* to be 0 or more, found -1") as error:
-        qilin.read_qilin(folder, segmenter="characters", work_dir=str(tmp_path / "work"))
+        records_of(folder, tmp_path / "tfds")
     assert "\n" not in str(error.value)
-    assert list((tmp_path / "work").iterdir()) == []
+    assert not list((tmp_path / "tfds").rglob("*.tfrecord*"))
 
 
-def test_reading_directly_imports_no_tensorflow(folder):
+def test_reading_imports_no_tensorflow(folder):
     code = (
-        "import sys; from input_pipelines import prepare, qilin; "
-        f"qilin.read_events({folder!r}); assert 'tensorflow' not in sys.modules"
+        "import sys; from input_pipelines import prepare; "
+        "from input_pipelines.readers import qilin; "
+        f"qilin.read_qilin({folder!r}); assert 'tensorflow' not in sys.modules"
     )
     root = pathlib.Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_several_files_and_small_batches_change_nothing(folder, tmp_path, direct, monkeypatch):
-    expected = qilin.read_qilin(folder, work_dir=str(tmp_path)).hash
+def test_several_files_and_small_batches_change_nothing(folder, tmp_path, monkeypatch):
+    expected = qilin.read_qilin(folder).hash
     monkeypatch.setattr(qilin_files, "_BATCH_ROWS", 1)
     many = write(tmp_path / "many", tables(), files=2)
     assert len(qilin_files.table_files(many, "search", "train")) == 2
-    assert qilin.read_qilin(many, work_dir=str(tmp_path)).hash == expected
+    assert qilin.read_qilin(many).hash == expected
 
 
-def test_csv_says_the_same_as_parquet(folder, tmp_path, direct):
+def test_csv_says_the_same_as_parquet(folder, tmp_path):
     for name, rows in tables().items():
         with open(tmp_path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             columns = [c for c in rows[0]]
@@ -235,17 +260,16 @@ def test_csv_says_the_same_as_parquet(folder, tmp_path, direct):
                 # As numpy prints a list of dicts.
                 cells = {c: v if not isinstance(v, list) else printed(v) for c, v in row.items()}
                 writer.writerow(cells)
-    found = qilin.read_qilin(str(tmp_path), work_dir=str(tmp_path))
-    assert found.hash == qilin.read_qilin(folder, work_dir=str(tmp_path)).hash
+    found = qilin.read_qilin(str(tmp_path))
+    assert found.hash == qilin.read_qilin(folder).hash
 
 
 def printed(dicts):
     return "[" + "\n ".join(str(d | {"note_id": "6{,}f"}) for d in dicts) + "]"
 
 
-def test_users_have_the_profiles_of_their_table(folder, tmp_path, direct):
-    work = str(tmp_path)
-    assert qilin.read_qilin(folder, work_dir=work).profile_bytes is None
+def test_users_have_the_profiles_of_their_table(folder, tmp_path):
+    assert qilin.read_qilin(folder).profile_bytes is None
     columns = ("user_idx", "gender", "platform", "age", "location", "dense_feat1")
     rows = [
         (2, "female", "iOS", "23-25", "Hong Kong  Tsuen Wan", 1.0),
@@ -258,7 +282,7 @@ def test_users_have_the_profiles_of_their_table(folder, tmp_path, direct):
     path = pathlib.Path(folder) / "user_feat" / "0.parquet"
     pq.write_table(pa.Table.from_pylist(table), path)
     assert path in qilin_files.raw_files(folder)
-    log = qilin.read_qilin(folder, work_dir=work)
+    log = qilin.read_qilin(folder)
     validate_log(log)
     assert log.user_ids.tolist() == ["", "1", "2", "3"]
     everything = {"gender": "female", "platform": "iOS", "age": "23-25"}
@@ -276,7 +300,7 @@ def test_users_have_the_profiles_of_their_table(folder, tmp_path, direct):
     }
     numbers |= {"platform": ["nan", " iOS ", None], "location": pa.array([7, None, 7], pa.int64())}
     pq.write_table(pa.table(numbers), path)
-    log = qilin.read_qilin(folder, work_dir=work)
+    log = qilin.read_qilin(folder)
     told = {"gender": "male", "platform": "nan", "age": "23", "location": "7"}
     assert [log.profile(user) for user in (1, 2, 3)] == [
         told,
@@ -285,23 +309,23 @@ def test_users_have_the_profiles_of_their_table(folder, tmp_path, direct):
     ]
     pq.write_table(pa.table(numbers | {"age": [None, True, None]}), path)
     with pytest.raises(UserError, match=r"expected text in column age of .* found True in row 2"):
-        qilin.read_qilin(folder, work_dir=work)
+        qilin.read_qilin(folder)
     # A table of users without one of the columns is another table.
     pq.write_table(pa.Table.from_pylist(table).drop_columns(["age"]), path)
     with pytest.raises(UserError, match=r"expected column age in .*user_feat"):
-        qilin.read_qilin(folder, work_dir=work)
+        qilin.read_qilin(folder)
 
 
-def test_the_sample_mark(folder, tmp_path, direct):
+def test_the_sample_mark(folder, tmp_path):
     (pathlib.Path(folder) / "SAMPLE").write_text("")
-    assert qilin.read_qilin(folder, work_dir=str(tmp_path)).is_sample
+    assert qilin.read_qilin(folder).is_sample
 
 
-def test_events_without_a_time_are_dropped(tmp_path, direct):
+def test_events_without_a_time_are_dropped(tmp_path):
     rows = tables()
     rows["recommendation_train"][2] = recommendation(2, (4, 1, 1, None), (5, 2, 1, T * 1000))
     rows["search_test"] = [search(1, "绿茶", (9, 1.0, 1.0, None)), search(1, "空")]
-    log = qilin.read_qilin(write(tmp_path / "raw", rows), work_dir=str(tmp_path))
+    log = qilin.read_qilin(write(tmp_path / "raw", rows))
     found = events_of(log)
     assert found["2"] == ([("5", 0)], [])
     assert [s[0] for s in found["1"][1]] == ["visa 申 请"]
@@ -367,11 +391,12 @@ def test_malformed_tables_end_in_one_line(tmp_path, change, found):
 
 
 @pytest.mark.parametrize("name", sorted(tables()))
-def test_a_missing_table_is_named_before_anything_is_read(folder, tmp_path, name):
+def test_a_missing_table_is_named_before_anything_is_read(folder, name):
     shutil.rmtree(pathlib.Path(folder) / name)
+    for path in pathlib.Path(folder).rglob("*.parquet"):
+        path.write_bytes(b"")  # whoever reads one of these says that it is not whole
     with pytest.raises(UserError, match=rf"expected {name}/\*.parquet or {name}.csv"):
-        qilin.read_qilin(folder, work_dir=str(tmp_path / "work"))
-    assert not (tmp_path / "work").exists()
+        qilin.read_qilin(folder)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])

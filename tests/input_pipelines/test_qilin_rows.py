@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from test_qilin import check_records, records_of
 
 from core.errors import UserError
 from input_pipelines import splits
@@ -20,12 +21,6 @@ TOY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "qilin_toy"
 needs_toy = pytest.mark.skipif(
     not TOY.is_dir(), reason=f"needs the research data in {TOY.name}, absent"
 )
-
-
-@pytest.fixture
-def direct(monkeypatch):
-    """Reads as where TensorFlow Datasets is not installed."""
-    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +75,7 @@ def toy_rows(name):
 
 
 @needs_toy
-def test_real_rows_agree_with_plain_loops(tmp_path, direct):
+def test_real_rows_agree_with_plain_loops(tmp_path):
     clicks, searches, shown = set(), [], set()
     for part in ("train", "test"):
         for user, _, details in toy_rows(f"recommendation_{part}"):
@@ -120,7 +115,7 @@ def test_real_rows_agree_with_plain_loops(tmp_path, direct):
         and set(found.shown_item.tolist()) == shown
     )
 
-    log = qilin.read_qilin(str(TOY), segmenter="characters", work_dir=str(tmp_path))
+    log = qilin.read_qilin(str(TOY), segmenter="characters")
     validate_log(log)
     assert (log.num_users, log.num_items) == (33, 678)
     assert {"渔", "macbookair"} < set(log.words.tolist())
@@ -146,8 +141,6 @@ def test_real_profiles():
 
 
 @needs_toy
-def test_real_rows_through_the_builder(tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow_datasets", reason="the builder needs TensorFlow Datasets")
-    log = qilin.read_qilin(str(TOY), work_dir=str(tmp_path))
-    monkeypatch.setattr(qilin.importlib.util, "find_spec", lambda name: None)
-    assert qilin.read_qilin(str(TOY), work_dir=str(tmp_path)).hash == log.hash
+def test_real_rows_as_records(tmp_path):
+    records = records_of(TOY, tmp_path / "tfds")
+    check_records(records, qilin.read_qilin(str(TOY)))

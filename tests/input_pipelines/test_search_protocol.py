@@ -103,4 +103,4 @@ def test_users_are_grouped_by_what_they_asked_before():
     ends[6] = 6
     found = SearchExamples(user, ends, ends * 0, ends, np.ones(7, np.int32))
     # tea, tea again as another click-out, none, tea: only what is new since the row before counts.
-    assert search_protocol._asked_before(log, found).tolist() == [0, 1, 1, 1, 2, 3, 0]
+    assert search_protocol.asked_before(log, found).tolist() == [0, 1, 1, 1, 2, 3, 0]

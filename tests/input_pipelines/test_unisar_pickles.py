@@ -271,16 +271,14 @@ def test_mistakes_end_in_one_line(tmp_path, name, value, found):
     assert "\n" not in str(error.value)
 
 
-def test_the_padding_user_is_no_user_and_counts_are_checked(folder, tmp_path, monkeypatch):
+def test_the_padding_user_is_no_user_and_counts_are_checked(folder, tmp_path):
     empty = {name: [] for name in USERS[2]}
     padded = write(tmp_path / "padded", user_vocab={1: empty, **USERS})
     found = unisar_pickles.read_unisar(str(padded)).hash
     assert found == unisar_pickles.read_unisar(str(folder)).hash
-    monkeypatch.setattr(unisar_pickles, "KUAISAR", {"users": 2, "items": 120})
-    unisar_pickles.read_unisar(str(folder))
-    monkeypatch.setattr(unisar_pickles, "KUAISAR", {"users": 3, "items": 120})
+    unisar_pickles.read_unisar(str(folder), published_counts={"users": 2, "items": 120})
     with pytest.raises(UserError, match=r"otherwise, found users 2 \(of 3\); download"):
-        unisar_pickles.read_unisar(str(folder))
+        unisar_pickles.read_unisar(str(folder), published_counts={"users": 3, "items": 120})
 
 
 def test_missing_and_truncated_files(folder):

@@ -12,7 +12,6 @@ from configs import lcr_ser_csv_log
 from core.errors import UserError
 from experiments.resolve import resolve
 from input_pipelines.dataset import Dataset
-from launch import prepare_data
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "data" / "csv_log"
@@ -100,16 +99,6 @@ def test_other_names_of_columns_are_told_to_both_programs(tmp_path, prepared):
     # Of a prepared folder the names are settled.
     config.data_dir, config.data.columns = str(folder), ""
     assert Dataset(resolve(config)).log.time_unit == "seconds"
-
-
-def test_a_terminal_sees_a_bar_for_each_thing_done(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with prepare_data._Bars() as bars:
-        for what, share in (("rec_inter.csv", 0.5), ("rec_inter.csv", 1.0), ("saving", 0.25)):
-            bars.report(what, share)
-    shown = capsys.readouterr().err
-    assert "rec_inter.csv" in shown and "100%" in shown
-    assert "saving" in shown and "25%" in shown
 
 
 @pytest.mark.parametrize(

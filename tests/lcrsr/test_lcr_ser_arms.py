@@ -13,6 +13,7 @@ from small_batches import ITEMS, USERS, WORDS, config, ragged_batch
 from core.loop import LoopConfig, compile_step
 from core.metric_writers import read_lines
 from core.workdir import Workdir
+from lcrsr.evaluation import Evaluator
 from lcrsr.history_encoder import Dropout
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER
@@ -34,7 +35,7 @@ def batches_of(seed):
     return lambda start: (ragged_batch(1000 * seed + step) for step in range(start, 10**6))
 
 
-def pretrain_task(active_steps=1, lambda_tcl=0.1, margin=0.1, seed=0):
+def ranker(active_steps, lambda_tcl=0.1, margin=0.1):
     loss = LossConfig(
         recommendation="bce",
         lambda_tcl=lambda_tcl,
@@ -43,9 +44,13 @@ def pretrain_task(active_steps=1, lambda_tcl=0.1, margin=0.1, seed=0):
         stop_gradient="none",
         active_steps=active_steps,
     )
+    return LCRSERRanker(MODEL, loss)
+
+
+def pretrain_task(active_steps=1, lambda_tcl=0.1, margin=0.1, seed=0):
     return PretrainTask(
         name="pretrain",
-        ranker=LCRSERRanker(MODEL, loss),
+        ranker=ranker(active_steps, lambda_tcl, margin),
         config=PretrainConfig(lambda_l2=1e-3, user_dropout=0.3, table_update="touched_rows"),
         table_sizes={"num_users": USERS, "num_items": ITEMS, "num_words": WORDS},
         example_batch=ragged_batch(),
@@ -93,6 +98,24 @@ def test_rl_without_a_reasoning_step_changes_nothing(active_steps, moves):
     assert float(stats["kl"]) > 0
     same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after["params"])
     assert all(jax.tree.leaves(same)) is not moves
+
+
+def test_evaluators_that_share_programs_rank_by_their_own_steps():
+    state, batch = pretrain_task(seed=3).init(), ragged_batch(candidates=20)
+    # Rows so large that the reasoning step tells on the ranks.
+    tables = {name: 20 * table for name, table in state["tables"].items()}
+    evaluators = [Evaluator(ranker(k), ("ndcg@10",)) for k in (0, 1)]
+
+    def ranked(evaluator):
+        sums = evaluator.sampled(state["params"], tables, [batch])
+        return sums.per_example()["ndcg@10"]
+
+    alone = [ranked(evaluator) for evaluator in evaluators]
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+    one, other = evaluators
+    other.share_programs(one)
+    np.testing.assert_allclose(ranked(other), alone[1], atol=1e-6)
+    np.testing.assert_allclose(ranked(one), alone[0], atol=1e-6)
 
 
 def loop_config(rate):

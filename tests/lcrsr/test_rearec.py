@@ -83,7 +83,7 @@ def test_reasoning_is_one_pass_over_the_sequence_with_its_states_appended(run):
         x = rows[:1] * WIDTH**0.5 + module.positions
         x = jnp.concatenate([x, steps], 1)
         mask = jnp.tril(jnp.ones((1, LENGTH + 2, LENGTH + 2), bool))
-        out, _ = module._through(x, [None, None], mask, Dropout(None, 0.0))
+        out, _ = module.through(x, [None, None], mask, Dropout(None, 0.0))
         return module.last_norm(out)
 
     found = network.apply({"params": params}, method=whole)

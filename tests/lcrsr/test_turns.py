@@ -16,41 +16,40 @@ from lcrsr import rollout
 from lcrsr.embedding import PARTITION_RULES, look_up
 
 
-def test_as_few_turns_as_the_limit_allows(monkeypatch):
-    monkeypatch.setattr(rollout, "_MOST_SCORED", 800)
-    assert rollout._turns(8, 100) == 1
-    assert rollout._turns(9, 100) == 3  # of 3 users: 2 turns would not be equal
-    assert rollout._turns(512, 100) == 64
-    assert rollout._turns(7, 1000) == 7  # one user is over the limit already
+def test_as_few_turns_as_the_limit_allows():
+    assert rollout.turns_of(8, 100, 800) == 1
+    assert rollout.turns_of(9, 100, 800) == 3  # of 3 users: 2 turns would not be equal
+    assert rollout.turns_of(512, 100, 800) == 64
+    assert rollout.turns_of(7, 1000, 800) == 7  # one user is over the limit already
 
 
 def test_every_devices_users_are_in_every_turn_and_stay_there():
     partition = Partition(make_mesh(2, 4), PARTITION_RULES)
     cut = jax.jit(
-        lambda values: rollout._in_turns(values, 2, partition),
+        lambda values: rollout.in_turns(values, 2, partition),
         in_shardings=partition.batch_sharding,
     )
-    whole = jax.jit(lambda values: rollout._out_of_turns(values, partition))
+    whole = jax.jit(lambda values: rollout.out_of_turns(values, partition))
     users = jnp.arange(32)
     # Device d holds users 4d to 4d + 3: the first two of them go first.
     first = [4 * device + i for device in range(8) for i in (0, 1)]
     np.testing.assert_array_equal(cut(users), [first, [user + 2 for user in first]])
     np.testing.assert_array_equal(whole(cut(users)), users)
     # Alone, users go in their order.
-    np.testing.assert_array_equal(rollout._in_turns(users, 4, None), np.arange(32).reshape(4, 8))
+    np.testing.assert_array_equal(rollout.in_turns(users, 4, None), np.arange(32).reshape(4, 8))
     for program, of in ((cut, users), (whole, cut(users))):
         text = program.lower(of).compile().as_text()
         assert "all-" not in text and "collective" not in text
 
 
 @pytest.mark.slow
-def test_turns_give_the_same_loss_and_gradients(monkeypatch):
+def test_turns_give_the_same_loss_and_gradients():
     batch = ragged_batch(candidates=6)
     model, params, tables = setup(config(), batch)
     reference = rollout.Policy(jax.tree.map(lambda p: 1.1 * p, params), tables)
     rows = look_up(tables, batch)
 
-    def gradients():
+    def gradients(most_scored):
         def value(params, rows):
             return rollout.grpo_loss(
                 model,
@@ -67,14 +66,14 @@ def test_turns_give_the_same_loss_and_gradients(monkeypatch):
                 policy="softmax",
                 kl_weight=0.1,
                 clip_eps=None,
+                most_scored=most_scored,
             )[0]
 
         traced = jax.jit(jax.value_and_grad(value, argnums=(0, 1))).lower(params, rows)
         return traced.as_text().count("stablehlo.while"), traced.compile()(params, rows)
 
-    loops, expected = gradients()
-    monkeypatch.setattr(rollout, "_MOST_SCORED", 2 * 4 * 6)  # two of the six users at a time
-    more_loops, found = gradients()
+    loops, expected = gradients(rollout.MOST_SCORED)
+    more_loops, found = gradients(2 * 4 * 6)  # two of the six users at a time
     assert more_loops > loops
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -28,16 +28,16 @@ def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
         experiment=SimpleNamespace(config=lcr_ser_defaults.get_config()),
         stage="rl",
     )
-    origin = adaptive._origin(run)
-    heading = adaptive._heading(origin)
+    origin = adaptive.origin_of(run)
+    heading = adaptive.heading_of(origin)
     assert heading.startswith("qilin (sample data), test split (")
     assert "), 7 examples, seed 0, after RL, trained at commit aaa, measured" in heading
     assert f"measured at commit {commit_id()}, {device()};" in heading
     table = {k: {"steps": 1.0, "seconds": 1.0} for k in ("0", "1", "adaptive", "1 in blocks")}
     found = Calibration(price=0.0, best_fixed=1, metric=0.5, mean_steps=1.0)
-    text = adaptive._to_markdown("ndcg@5", table, found, [0.0, 0.1], heading)
+    text = adaptive.to_markdown("ndcg@5", table, found, [0.0, 0.1], heading)
     assert text.startswith(f"{heading}\n\n| K |") and "on test: +0.0000 ± 0.1000 (95%)." in text
-    text = adaptive._to_markdown("ndcg@5", table, found, [0.0, None], heading)
+    text = adaptive.to_markdown("ndcg@5", table, found, [0.0, None], heading)
     assert "on test: +0.0000 of one user, so without an interval." in text
 
 

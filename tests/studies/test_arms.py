@@ -43,11 +43,6 @@ class Line:
     def stream(self):
         return self.numbers["seed"]
 
-    def with_numbers(self, numbers):
-        task = Line(scores=self.scores, ends_at=self.ends_at)
-        task.numbers = numbers
-        return task
-
     def init(self):
         key = jax.random.key(self.numbers["seed"])
         return {"step": jnp.int32(0), "w": jax.random.normal(key, (3,)), "tables": jnp.ones((4, 2))}
@@ -58,13 +53,14 @@ class Line:
             x = rng.standard_normal((8, 3)).astype(np.float32)
             yield {"x": x, "y": x.sum(1)}
 
-    def train_step(self, state, batch, rate):
-        key = jax.random.key(self.numbers["seed"])
+    def train_step(self, state, batch, rate, numbers=None):
+        numbers = self.numbers if numbers is None else numbers
+        key = jax.random.key(numbers["seed"])
         kept = jax.random.bernoulli(jax.random.fold_in(key, state["step"]), 0.8)
 
         def loss_of(w):
             error = jnp.mean((batch["x"] @ w * kept - batch["y"]) ** 2)
-            return error + self.numbers["shrinkage"] * jnp.sum(w**2)
+            return error + numbers["shrinkage"] * jnp.sum(w**2)
 
         loss, gradient = jax.value_and_grad(loss_of)(state["w"])
         return {
@@ -147,7 +143,7 @@ def test_every_arm_is_the_run_it_is_alone(tasks, together, devices, alone, tmp_p
     assert_equal_to_alone(arms, alone)
 
 
-def test_the_arm_axis_lies_on_the_mesh(tmp_path, monkeypatch):
+def test_the_arm_axis_lies_on_the_mesh(tmp_path):
     held = []
 
     class Watched(Line):
@@ -156,8 +152,6 @@ def test_the_arm_axis_lies_on_the_mesh(tmp_path, monkeypatch):
             return super().evaluate(state)
 
     tasks = [Watched(shrinkage=s) for s in np.linspace(0, 1, 8).tolist()]
-    for task in tasks:
-        monkeypatch.setattr(task, "with_numbers", TASKS[0].with_numbers)
     run_arms(arms_of(tasks, tmp_path), devices=jax.devices())
     assert held[:8] == [device.id for device in jax.devices()]
 
@@ -204,13 +198,18 @@ def test_killed_with_arms_at_different_steps_it_ends_the_same(together, devices,
     assert_equal_to_alone(arms, alone)
 
 
-def test_sigterm_saves_every_arm(alone, tmp_path, monkeypatch):
-    calls = iter([False] * 4 + [True] * 100)
-    monkeypatch.setattr("core.termination.Termination.arrived", lambda self: next(calls))
-    arms = arms_of(TASKS, tmp_path)
+def test_sigterm_saves_every_arm(alone, tmp_path):
+    class Signalled(Line):
+        def batches(self, start):
+            for step, batch in enumerate(super().batches(start), start):
+                if step == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    signalled = [Signalled(shrinkage=task.numbers["shrinkage"]) for task in TASKS]
     with pytest.raises(Preempted, match="saved step 5 of stage line of 4 arms"):
-        run_arms(arms, together=4, devices=jax.devices()[:1])
-    monkeypatch.undo()
+        run_arms(arms_of(signalled, tmp_path), together=4, devices=jax.devices()[:1])
+    arms = arms_of(TASKS, tmp_path)
     for arm in arms:
         kept = Checkpoints(arm.workdir.file("checkpoints", "line", ""))
         assert kept.steps()[-1] == 5

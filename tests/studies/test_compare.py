@@ -1,7 +1,6 @@
 """Comparing runs: grouping by seed, paired tests, Holm's correction, and what is refused."""
 
 import json
-import types
 
 import made_results
 import matplotlib.image
@@ -14,7 +13,7 @@ from core import metrics
 from core.errors import UserError
 from core.stages import stage_order
 from core.workdir import check_workdir
-from studies import compare, strata
+from studies import compare, comparison_tables, strata
 from studies.statistics import Row, compare_pairs, holm
 
 
@@ -51,7 +50,7 @@ def test_seeds_of_one_config_are_one_row_and_users_are_paired(tmp_path):
     half = 1.96 * expected.std(ddof=1) / np.sqrt(50)
     assert pair.low == pytest.approx(expected.mean() - half, abs=half / 5)
     assert (pair.seeds, pair.left_out) == ((0, 1), ())
-    text = compare.to_markdown({"ndcg@5/full": (rows, [pair])})
+    text = comparison_tables.to_markdown({"ndcg@5/full": (rows, [pair])})
     assert "| method | ndcg@5/full | deviation over seeds | seeds |" in text
     assert "| sasrec -> unisar | " in text
 
@@ -73,11 +72,11 @@ def test_a_user_with_many_examples_counts_once(tmp_path):
     assert pair.low == pytest.approx(0.2 - 4.3027 * 0.2, abs=1e-4)
     assert pair.high == pytest.approx(0.2 + 4.3027 * 0.2, abs=1e-4)
     # What is displayed stays the mean over the examples, as the run's own results have it.
-    text = compare.to_markdown({"ndcg@5/full": (rows, [pair])})
+    text = comparison_tables.to_markdown({"ndcg@5/full": (rows, [pair])})
     assert "| b | 0.7167 |" in text and "+0.2000" in text
     assert "over 6 examples, differences and their tests over the means of 3 users" in text
     groups = {"head": np.array([1, 1, 1, 0, 0, 0], bool)}
-    table = compare.strata_to_markdown(rows, groups, "ndcg@5/full").splitlines()
+    table = comparison_tables.strata_to_markdown(rows, groups, "ndcg@5/full").splitlines()
     assert "head (2 users)" in table[0]
     # Of the examples 0, .5, .2 the second method makes .6, .5, .8; its users gain 0 and .6.
     # Deviation sqrt(.18), t of one degree of freedom 12.7062: 12.7062 * sqrt(.18) / sqrt(2).
@@ -97,10 +96,12 @@ def test_a_pair_is_over_the_seeds_that_both_have():
     # Against the mean over all three seeds of a the difference would be -.25.
     (pair,) = compare_pairs([three, one])
     assert (pair.difference, pair.seeds, pair.left_out) == (0.25, (0,), (1, 2))
-    text = compare.to_markdown({"hr@1/full": ([three, one], [pair])})
+    text = comparison_tables.to_markdown({"hr@1/full": ([three, one], [pair])})
     assert "| a -> b | +0.2500 [" in text
     assert "| 0 (not 1, 2, which one of them lacks) |" in text
-    strata_text = compare.strata_to_markdown([three, one], {"all": np.ones(4, bool)}, "hr@1/full")
+    strata_text = comparison_tables.strata_to_markdown(
+        [three, one], {"all": np.ones(4, bool)}, "hr@1/full"
+    )
     assert "(+0.2500 ± " in strata_text
     assert "The gain of b is over seed 0, which both have." in strata_text
     with pytest.raises(UserError, match="a seed in common, found seeds 0, 1, 2 of a and seed 3 of"):
@@ -112,7 +113,7 @@ def test_a_pair_is_over_the_seeds_that_both_have():
 
 
 def test_an_interval_of_few_users_holds_what_it_says():
-    # Five users of docs/RESULTS.md's noise table: 1.96 gave .180 around .214; Student's t of four
+    # Five users of docs/results.md's noise table: 1.96 gave .180 around .214; Student's t of four
     # degrees of freedom, 2.7764, gives .255, and zero is inside.
     gains = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
     gains = 0.214 + gains / gains.std(ddof=1) * 0.180 / 1.96 * np.sqrt(5)
@@ -144,7 +145,7 @@ def test_all_metrics_that_runs_share_stand_in_one_table(tmp_path):
     assert compare.shared_metrics(paths, "test") == (["ndcg@5/full"], ["hr@1"])
     rows = compare.read_rows(paths, "ndcg@5/full", "test")
     tables = {name: (rows, compare_pairs(rows)) for name in ("ndcg@5/full", "hr@5/full")}
-    lines = compare.to_markdown(tables).splitlines()
+    lines = comparison_tables.to_markdown(tables).splitlines()
     assert lines[0] == "| method | ndcg@5/full | hr@5/full | seeds |"
     assert lines[2] == "| a | 0.3000 | 0.3000 | 0 |"
     assert lines[7].startswith("| a -> b | +0.3000 [") and lines[7].count("p 0.5") == 2
@@ -294,7 +295,7 @@ def test_strata_show_gains_over_the_first_row():
         "noise 0": np.array([True, True, False, False]),
         "noise 1": ~np.array([1, 1, 0, 0], bool),
     }
-    table = compare.strata_to_markdown(rows, groups, "ndcg@5/neg99").splitlines()
+    table = comparison_tables.strata_to_markdown(rows, groups, "ndcg@5/neg99").splitlines()
     assert "noise 0 (2 users)" in table[0]
     # Gains 1 and 0: mean .5, deviation sqrt(.5), half width 12.7062 * sqrt(.5) / sqrt(2) = 6.3531.
     assert table[3] == "| b | 0.5000 (+0.5000 ± 6.3531) | 1.0000 (+0.0000 ± 0.0000) |"
@@ -329,23 +330,11 @@ def test_how_runs_were_evaluated_does_not_set_them_apart(tmp_path):
     assert row.seeds == (0, 1)
 
 
-def test_popularity_strata_split_targets_by_their_clicks_in_training(tmp_path, monkeypatch):
-    items = np.array([1, 1, 1, 2, 3, 4, 1, 2, 5])
-
-    class FakeData:
-        log = types.SimpleNamespace(rec_items=items, num_items=5, hash="h")
-        splits = types.SimpleNamespace(training_rows=np.arange(6))
-
-        def __init__(self, config):
-            pass
-
-        def split(self, name):
-            return types.SimpleNamespace(target_row=np.array([6, 7, 8]))
-
-    monkeypatch.setattr(strata, "Dataset", FakeData)
-    found = strata.popularity_strata(workdir(tmp_path / "a", "a", 0, [0.1]), "test")
+def test_popularity_strata_split_targets_by_their_clicks_in_training():
+    trained = np.array([1, 1, 1, 2, 3, 4])
+    strata_of = strata.popularity_of(np.array([1, 2, 5]), trained, num_items=5)
     # A fifth of five items: item 1 alone is the head; nobody clicked item 5 in training.
-    assert {label: chosen.tolist() for label, chosen in found.items()} == {
+    assert {label: chosen.tolist() for label, chosen in strata_of.items()} == {
         "head": [True, False, False],
         "tail": [False, True, False],
         "never clicked": [False, False, True],
