@@ -60,6 +60,8 @@ def get_config() -> config_dict.ConfigDict:
     config.loop = config_dict.ConfigDict()
     config.loop.log_every = 20  # updates
     config.loop.checkpoint_every = 500  # updates, beside one at every evaluation
+    # Beside metrics.jsonl; also "wandb" and "mlflow", which pip install -e '.[wandb]' brings.
+    config.loop.writers = ("tensorboard",)
     return config
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from core.process_watch import ProcessWatch
 
 CANNOT_RUN = 2
-HELP = frozenset(["--help", "-h"])
+HELP = frozenset(["--help", "-help", "-h"])
+HELP_FULL = frozenset(["--helpfull", "-helpfull"])
 # Set to anything, it shows the traceback of an error that nobody expected.
 TRACEBACK_VARIABLE = "LCRSR_TRACEBACK"
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as of programs that the signal ends
@@ -40,6 +41,7 @@ _PATIENCE_S = 5.0
 # How a config file refuses what is after its colon: the last line of a traceback.
 _CHOICES = re.compile(r"^ValueError: (expected .+, found .+)\s*\Z", re.MULTILINE)
 _MEANT = re.compile(r"""Did you mean:? "?([^"? ]+)""")
+_CONFIG_FLAG = ("--config", "-config")
 _CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
@@ -55,7 +57,7 @@ def begin(
     A program calls it before it imports what takes seconds, so that a mistake in a flag is told in
     less than one, and a signal is heard from then on. Unknown flags and config keys print one line
     on standard error and end with 2; --help prints what the program's module says of itself, and
-    its flags.
+    its flags; --helpfull those of the libraries too.
 
     Args:
       name: the module's `__name__`.
@@ -71,8 +73,9 @@ def begin(
     _log()
     of_libraries = set(flags.FLAGS)
     define_flags()
-    if HELP & set(sys.argv[1:]):
-        print(_help([name for name in flags.FLAGS if name not in of_libraries]))
+    if asked := (HELP | HELP_FULL) & set(sys.argv[1:]):
+        full = bool(asked & HELP_FULL)
+        print(_help([name for name in flags.FLAGS if full or name not in of_libraries]))
         sys.exit(0)
     with _ending():
         parse(sys.argv)
@@ -158,7 +161,10 @@ def unexpected(error: Exception) -> str:
 
 def _help(names: Sequence[str]) -> str:
     """Writes the running module's docstring, and the flags of these names with their defaults."""
-    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+    text = (sys.modules["__main__"].__doc__ or "").strip()
+    if sys.orig_argv[1:] and os.path.basename(sys.orig_argv[1]) == "lcrsr":
+        text = text.replace("python -m launch.", "lcrsr ")
+    lines = [text, "", "Flags:"]
     for name in names:
         flag = flags.FLAGS[name]
         default = _default(flag.default)
@@ -183,6 +189,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
       UserError: an unknown flag or config key, a value of the wrong type, no such config file, or
         one that does not take what is after its colon.
     """
+    argv = with_installed_configs(argv)
     try:
         words = values(argv)[1:]
         if "config" in values and values.config is not None:
@@ -222,6 +229,45 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         ) from None
     if words:
         raise UserError(f"expected only flags, found the word {words[0]!r}; flags are --NAME=VALUE")
+
+
+def with_installed_configs(words: Sequence[str]) -> list[str]:
+    """Returns a command line whose --config names a file, where it names one of the library's.
+
+    `lcr_ser_qilin`, `sasrec:amazon_beauty` and, in a folder without such a file,
+    `configs/lcr_ser_qilin.py` are files of the installed package `configs`.
+
+    Raises:
+      UserError: there is no such file, neither here nor in the package; names the nearest.
+    """
+    result: list[str] = []
+    for number, word in enumerate(words):
+        flag, given, value = word.partition("=")
+        if flag in _CONFIG_FLAG and given:
+            result.append(f"{flag}={_config_file(value)}")
+        elif number and words[number - 1] in _CONFIG_FLAG:
+            result.append(_config_file(word))
+        else:
+            result.append(word)
+    return result
+
+
+def _config_file(value: str) -> str:
+    path, colon, choice = value.partition(":")
+    folder, name = os.path.split(path)
+    if folder not in ("", "configs") or not name or os.path.isfile(path):
+        return value
+    stem = name.removesuffix(".py")
+    installed = _CONFIGS / f"{stem}.py"
+    if installed.is_file():
+        return f"{installed}{colon}{choice}"
+    here = [*_CONFIGS.glob("[!_]*.py"), *pathlib.Path(folder or ".").glob("[!_]*.py")]
+    like = difflib.get_close_matches(stem, sorted({file.stem for file in here}), 3)
+    meant = f" did you mean {' or '.join(like)}?" if like else ""
+    raise UserError(
+        f"expected a config file, found none that loads at {path}, here or among the library's;"
+        f"{meant} pass --config=NAME of one of these or a file of yours"
+    )
 
 
 def _meant(error: Exception, before: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Writes a run's numbers to metrics.jsonl and TensorBoard events."""
+"""Writes a run's numbers to metrics.jsonl and to its further writers."""
 
 from __future__ import annotations
 
@@ -6,28 +6,25 @@ import itertools
 import json
 import logging
 import os
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-
 from core.errors import UserError
-from core.files import append, write_atomically, writing
+from core.files import append, write_atomically
+from core.run_writer import RunWriter
+from core.tensorboard_writer import TensorBoardWriter
 from core.workdir import Workdir, is_writer
 
 METRICS_FILE = "metrics.jsonl"
 _LOG = logging.getLogger(__name__)
-_FLUSH_S = 30.0
 _LONGEST_LINE = 2**20  # bytes; a line holds some numbers
 
 
 class MetricWriter:
-    """Appends scalars of one stage to metrics.jsonl and to TensorBoard events.
+    """Appends scalars of one stage to metrics.jsonl and hands them to the run's writers.
 
-    Of several processes the first writes.
+    The writers are `workdir.writers`, or TensorBoard alone where nobody has opened others. Of
+    several processes the first writes.
 
     Args:
       workdir: the run's folder.
@@ -38,7 +35,7 @@ class MetricWriter:
 
     def __init__(self, workdir: Workdir, stage: str, first_step: int):
         self._stage = stage
-        self._events: _Events | None = None
+        self._writers: Sequence[RunWriter] = ()
         if not is_writer():
             return
         self._path = workdir.file(METRICS_FILE)
@@ -47,7 +44,10 @@ class MetricWriter:
             _LOG.warning("%s; the file is kept as %s", damaged, _put_aside(self._path))
         earlier = [line for line in lines if line["stage"] != stage or line["step"] <= first_step]
         write_lines(workdir, earlier)
-        self._events = _Events(workdir.file("events", stage, ""), first_step)
+        writers = workdir.writers
+        self._writers = [TensorBoardWriter(workdir.file("events"))] if writers is None else writers
+        for writer in self._writers:
+            writer.start_stage(stage, first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line.
@@ -55,48 +55,16 @@ class MetricWriter:
         Raises:
           core.files.WriteError: the disk is full, or the file cannot be written.
         """
-        if self._events is None:
+        if not is_writer():
             return
         line = {"stage": self._stage, "step": step, **values}
         append(self._path, json.dumps(line) + "\n")
-        self._events.write(step, values)
+        for writer in self._writers:
+            writer.write(self._stage, step, values)
 
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
-
-
-class _Events:
-    """Writes TensorBoard's events of one stage.
-
-    Written in this thread: a `SummaryWriter` writes in another, which a full disk ends, and then
-    waits for it for ever.
-    """
-
-    def __init__(self, folder: str, first_step: int):
-        self._folder, self._flushed = folder, time.monotonic()
-        with writing(folder):
-            prefix = os.path.join(folder, "events")
-            self._writer = EventsWriter(prefix, f".{os.getpid()}")
-            # Drops what a killed run has shown beyond the step.
-            start = SessionLog(status=SessionLog.START)
-            self._add(Event(step=first_step + 1, session_log=start))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        with writing(self._folder):
-            for name, value in values.items():
-                self._add(Event(step=step, summary=scalar(name.replace("@", "_at_"), value)))
-            if time.monotonic() - self._flushed > _FLUSH_S:
-                self._writer.flush()
-                self._flushed = time.monotonic()
-
-    def _add(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._writer.write_event(event)
-
-    def close(self) -> None:
-        with writing(self._folder):
-            self._writer.close()
+        for writer in self._writers:
+            writer.end_stage(self._stage)
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,15 @@ def read_per_user(folder: str, row: dict[str, Any], metric: str) -> tuple[np.nda
             f"{mean:.6f}: one of them has been written since; {again}"
         )
     return users, values
+
+
+def values_by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the metrics of rows as 'STAGE/SPLIT/METRIC'."""
+    return {
+        f"{row['stage']}/{row['split']}/{name}": value
+        for row in rows
+        for name, value in row["metrics"].items()
+    }
 
 
 def check_row(row: Any, where: str, remedy: str) -> None:

@@ -14,7 +14,7 @@ import glob
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -32,9 +32,11 @@ from core.files import (
     save_npz,
     write_atomically,
 )
+from core.run_writer import RunWriter
+from core.version import VERSION
 
-# Where things lie, on this machine or its devices, does not change what is computed.
-_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.model")
+# Where things lie, on this machine or its devices, or are shown does not change what is computed.
+_LOCATION_KEYS = ("cache_dir", "loop.writers", "mesh.data", "mesh.model")
 _CONFIG_FILE, _LOG_FILE, _RESULTS_FILE = "config.json", "log.json", "results.json"
 _LOCK = ".lock"
 _RESTORE = "restore the file, or train again in another --workdir"
@@ -46,26 +48,26 @@ def is_writer() -> bool:
 
 
 def commit_id() -> str:
-    """Returns the library's git commit, `-dirty` if the tree has changes, `unknown` outside git."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    """Returns the library's git commit, `-dirty` if the tree has changes.
+
+    Where it is installed outside a repository of its own it is `release 0.2.0`, by its version.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        # Installed, it may lie in a repository of the user's.
+        if os.path.realpath(_git(root, "rev-parse", "--show-toplevel")) != root:
+            return f"release {VERSION}"
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return f"release {VERSION}"
     return head + ("-dirty" if changed else "")
+
+
+def _git(folder: str, *words: str) -> str:
+    command = ["git", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +98,8 @@ class Workdir:
     def __init__(self, path: str):
         check_mounted(path, "--workdir")
         self.path = expanded(path, "--workdir")
+        # Opened for a run by `core.run_logging.logging_run`; None: nobody has.
+        self.writers: Sequence[RunWriter] | None = None
         self._locks: list[TextIO] = []
 
     def file(self, *parts: str) -> str:

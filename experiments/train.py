@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from core import results
+from core.run_logging import check_writers, logging_run
 from core.termination import watched
 from core.workdir import Workdir, check_workdir, is_writer, open_workdir
 from experiments.methods import open_experiment, reopened
@@ -37,6 +38,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     started = time.monotonic()
     # Everything that can be wrong is found before the workdir is written.
     if is_writer():
+        check_writers(config.loop.writers)
         check_workdir(workdir_path, config.to_dict())
     data = Dataset(config)
     if is_writer():
@@ -54,7 +56,7 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
         len(data.log.search_times),
         len(data.splits.train),
     )
-    with watched():
+    with watched(), logging_run(workdir, config.to_dict()):
         experiment.run(workdir)
         if is_writer():
             results.write_summary(workdir, data.label)

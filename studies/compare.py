@@ -24,6 +24,7 @@ _FREE_KEYS = frozenset(
         "mesh.data",
         "mesh.model",
         "loop.log_every",
+        "loop.writers",
         "eval.protocols",
         "eval.search_protocols",
         "eval.batch_size",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -18,6 +19,7 @@ from core.errors import UserError
 from core.files import writing
 from core.loop import NotFinite, run_stage, stage_directory
 from core.metric_writers import METRICS_FILE, read_lines, write_lines
+from core.run_logging import check_writers, logging_run
 from core.workdir import Workdir, check_workdir, open_workdir
 from experiments.teacher import open_teacher
 from input_pipelines.dataset import Dataset
@@ -75,6 +77,7 @@ def check_runs(runs: Sequence[Run], data: Dataset) -> list[LCRSERExperiment]:
                 f"expected config.mesh of 1 x 1 in a sweep, found {mesh.data} x {mesh.model}: its "
                 "arms lie on the devices; leave it out"
             )
+        check_writers(run.config.loop.writers)
         check_workdir(run.path, run.config.to_dict())
         experiments.append(LCRSERExperiment(run.config, data, open_teacher(run.config, data)))
         experiments[-1].check_data()
@@ -150,6 +153,21 @@ def _run_together(
     workdirs = {
         run.name: open_workdir(run.path, run.config.to_dict(), data.log.hash) for run, _ in group
     }
+    with contextlib.ExitStack() as logging_runs:
+        for run, _ in group:
+            logging_runs.enter_context(logging_run(workdirs[run.name], run.config.to_dict()))
+        _train_stages(group, workdirs, data, pretrained_by, stopped, train)
+
+
+def _train_stages(
+    group: Sequence[tuple[Run, LCRSERExperiment]],
+    workdirs: dict[str, Workdir],
+    data: Dataset,
+    pretrained_by: dict[str, Run],
+    stopped: dict[str, str],
+    train: TrainArms,
+) -> None:
+    """Trains and tests the runs of `_run_together` in the workdirs opened for them."""
     plans = {run.name: experiment.plan(workdirs[run.name]) for run, experiment in group}
     # What a plan keeps of a finished stage lies where its arm does, or one device would hold all.
     devices = {

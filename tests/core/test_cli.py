@@ -288,3 +288,50 @@ def test_text_of_data_does_not_steer_the_terminal():
     assert process.returncode == 2 and len(lines) == 2
     assert lines[0].endswith("\\u001b[2Jtitle\\u000anext")
     assert lines[1] == "error: found \\u009b31m\\u2066 it"
+
+
+@pytest.mark.parametrize(
+    ("given", "file"),
+    [
+        ("lcr_ser_qilin", "lcr_ser_qilin.py"),
+        ("lcr_ser_qilin.py", "lcr_ser_qilin.py"),
+        ("configs/lcr_ser_qilin.py", "lcr_ser_qilin.py"),
+        ("baseline:sasrec,amazon_beauty", "baseline.py:sasrec,amazon_beauty"),
+    ],
+)
+def test_a_config_of_the_library_is_found_from_any_folder(tmp_path, monkeypatch, given, file):
+    monkeypatch.chdir(tmp_path)
+    assert cli.with_installed_configs(["x", f"--config={given}", "--config.seed=1"]) == [
+        "x",
+        f"--config={CONFIGS / file}",
+        "--config.seed=1",
+    ]
+    assert cli.with_installed_configs(["x", "--config", given])[2] == str(CONFIGS / file)
+
+
+def test_a_config_of_the_user_comes_before_one_of_the_library(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    for own in ("configs/lcr_ser_qilin.py", "mine.py"):
+        (tmp_path / own).write_text("")
+        assert cli.with_installed_configs(["x", f"--config={own}"]) == ["x", f"--config={own}"]
+    # A run's folder has the name of its config, and is none.
+    (tmp_path / "lcr_ser_qilin").mkdir()
+    words = cli.with_installed_configs(["x", "--config=lcr_ser_qilin"])
+    assert words == ["x", f"--config={CONFIGS / 'lcr_ser_qilin.py'}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("lcr_ser_qilim", r"did you mean lcr_ser_qilin or .*\? pass --config=NAME of one of"),
+        ("configs/lcr_ser_qilim.py:x", r"did you mean lcr_ser_qilin or "),
+        ("mime", r"found none that loads at mime, here or .*; did you mean mine\? pass"),
+        ("xyzzy", r"among the library's; pass --config=NAME of one of these or a file of yours$"),
+    ],
+)
+def test_a_config_that_does_not_exist_comes_with_the_nearest(tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    with pytest.raises(UserError, match=words):
+        cli.with_installed_configs(["x", f"--config={given}"])

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -14,6 +15,7 @@ import made_results
 import numpy as np
 import pytest
 
+from core.background_writer import BackgroundWriter
 from core.checkpoints import Checkpoints
 from core.errors import Preempted, UserError
 from core.loop import LoopConfig, run_stage, stage_directory
@@ -88,6 +90,26 @@ def test_a_run_cut_between_checkpoints_ends_in_the_same_state(tmp_path):
     assert evaluations[0] == evaluations[1]
     steps = [x["step"] for x in lines[1] if "train/loss" in x]
     assert steps == sorted(set(steps)), "a repeated step is written once"
+
+
+class Hanging:
+    """Takes the place of a service that never answers."""
+
+    def start_stage(self, stage, first_step):
+        threading.Event().wait()
+
+
+def test_a_service_that_hangs_keeps_no_stage_from_its_end(tmp_path, caplog):
+    whole = run_stage(Quadratic(), config(), open_workdir(str(tmp_path / "a"), {}))
+    workdir = open_workdir(str(tmp_path / "b"), {})
+    writer = BackgroundWriter("S", Hanging, must_open=True, close_s=0.1, most_waiting=1)
+    workdir.writers = [writer]
+    logged = run_stage(Quadratic(), config(), workdir)
+    writer.close("finished")
+    np.testing.assert_array_equal(whole.state["w"], logged.state["w"])
+    lines = [read_lines(str(tmp_path / d / "metrics.jsonl")) for d in "ab"]
+    assert lines[0] == lines[1]
+    assert "S misses values: it does not keep up; the training goes on" in caplog.text
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path):
