@@ -257,9 +257,9 @@ class RawEvents:
 
     click_user: Sequence[str] | np.ndarray
     click_item: Sequence[str] | np.ndarray
-    click_time: Sequence[int]
+    click_time: Sequence[int] | np.ndarray
     search_user: Sequence[str] | np.ndarray
-    search_time: Sequence[int]
+    search_time: Sequence[int] | np.ndarray
     search_words: Sequence[Sequence[str]]
     search_clicks: Sequence[Sequence[str]] | Ragged
     items: Sequence[str] | np.ndarray = ()
@@ -267,7 +267,7 @@ class RawEvents:
     search_unclicked: Sequence[Sequence[str]] | Ragged | None = None
     search_places: Sequence[str] | None = None
     user_profiles: Mapping[str, Mapping[str, str]] | None = None
-    search_begins: Sequence[int] | None = None
+    search_begins: Sequence[int] | np.ndarray | None = None
     item_facts: Mapping[str, Mapping[str, str]] | None = None
     time_unit: str = times.POSITIONS
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
