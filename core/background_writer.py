@@ -57,13 +57,13 @@ class BackgroundWriter:
         in_time = self._opened.wait(open_s)
         if in_time and self._failure is None:
             return
-        found = f"no answer within {open_s:.0f} s" if not in_time else _words(self._failure)
+        reason = f"no answer within {open_s:.0f} s" if not in_time else _words(self._failure)
         if must_open:
             raise UserError(
-                f"expected {service} to begin a run, found {found}; mend that, or take it out of "
+                f"expected {service} to begin a run, found {reason}; mend that, or take it out of "
                 "config.loop.writers"
             )
-        _LOG.warning("%s does not continue the run (%s); the training goes on", service, found)
+        _LOG.warning("%s does not continue the run (%s); the training goes on", service, reason)
 
     def start_stage(self, stage: str, first_step: int) -> None:
         self._hand_over(lambda writer: writer.start_stage(stage, first_step))

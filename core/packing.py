@@ -26,8 +26,8 @@ def first_fit(sizes: Sequence[Sequence[int]], room: Sequence[int]) -> list[list[
     needed = np.array(sizes, np.int64).reshape(-1, len(room))
     for own in needed:
         if (own > room).any():
-            most, found = (" and ".join(map(str, numbers)) for numbers in (room, own))
-            raise ValueError(f"expected at most {most} tokens, found {found}")
+            most, needs = (" and ".join(map(str, numbers)) for numbers in (room, own))
+            raise ValueError(f"expected at most {most} tokens, found {needs}")
     rows: list[list[int]] = []
     # Of as many rows as there are examples, of which the next one that is used is empty.
     left = np.tile(np.array(room, np.int64), (len(needed), 1))

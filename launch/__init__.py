@@ -20,10 +20,10 @@ def _check_siblings() -> None:
         folders = list(spec.submodule_search_locations or ()) if spec else []
         if [os.path.realpath(folder) for folder in folders] == [os.path.join(_HERE, name)]:
             continue
-        found = next(iter(folders), spec.origin if spec else "none")
+        place = next(iter(folders), spec.origin if spec else "none")
         line = (
             f"expected the library's own package {name} beside {os.path.join(_HERE, 'launch')}, "
-            f"found {found}; run lcrsr NAME instead of python -m launch.NAME, or do so in another "
+            f"found {place}; run lcrsr NAME instead of python -m launch.NAME, or do so in another "
             "folder"
         )
         # How the interpreter calls itself while `python -m` looks for the program.
