@@ -48,8 +48,8 @@ class MetricWriter:
         lines, damaged = _read(self._path)
         if damaged:
             _LOG.warning("%s; the file is kept as %s", damaged, _put_aside(self._path))
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= first_step]
-        write_lines(workdir, kept)
+        earlier = [line for line in lines if line["stage"] != stage or line["step"] <= first_step]
+        write_lines(workdir, earlier)
         writers = workdir.writers
         self._writers = [TensorBoardWriter(workdir.file("events"))] if writers is None else writers
         for writer in self._writers:

@@ -11,7 +11,8 @@ imports nothing of the packages above it.
 import importlib
 from typing import Any
 
-__version__ = "0.2.0"
+from core.version import VERSION as __version__
+
 __all__ = ["__version__", "evaluate", "train"]
 
 _ELSEWHERE = {"evaluate": "experiments.evaluate", "train": "experiments.train"}
