@@ -114,8 +114,16 @@ def measure(
 
 def main() -> None:
     """Prints two lines."""
-    names = ("size", "dtype", "count", "length", "tokens", "rounds")
-    print("\n".join(measure(**{name: flags.FLAGS[name].value for name in names})))
+    f = flags.FLAGS
+    lines = measure(
+        size=f.size,
+        dtype=f.dtype,
+        count=f.count,
+        length=f.length,
+        tokens=f.tokens,
+        rounds=f.rounds,
+    )
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

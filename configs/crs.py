@@ -128,7 +128,7 @@ def method() -> config_dict.ConfigDict:
     config.semantic_ids = config_dict.ConfigDict()
     config.semantic_ids.codes = (256, 256, 256)  # the paper: 512 for All-100K, 256
     config.semantic_ids.last_codes = 0  # of the de-duplication level; 0: as many as needed
-    # A workdir of before: the items that had an id there keep it, new ones join.
+    # The workdir of an earlier run: items that had an id there keep it, new ones join.
     config.semantic_ids.extend = ""
 
     config.vocabulary = config_dict.ConfigDict()

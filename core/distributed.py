@@ -20,7 +20,9 @@ from typing import Any
 
 import jax
 
-# The key-value store of the coordinator has no public name, and Orbax uses this one.
+# The key-value store of the coordinator has no public name, and Orbax uses this one. The functions
+# of jax.experimental.multihost_utils are no match: they run programs on the devices, which wait for
+# a slow process without a bound of ours, and compile anew for values of another length.
 from jax._src import distributed as jax_distributed
 
 from core import handshake, process_watch

@@ -20,8 +20,9 @@ import numpy as np
 from core.checkpoints import Checkpoints
 from core.compiling import announced
 from core.errors import UserError
-from core.metric_writers import MetricWriter, ProgressReport
+from core.metric_writers import MetricWriter
 from core.plateau import Plateau
+from core.progress import ProgressReport
 from core.task import State, Task
 from core.termination import stop_if_terminated, watched
 from core.workdir import Workdir
@@ -293,7 +294,7 @@ def compile_step(task: Task, state: State) -> Any:
 
 
 class Report(Protocol):
-    """Takes a stage's lines, such as `core.metric_writers.ProgressReport`."""
+    """Takes a stage's lines, such as `core.progress.ProgressReport`."""
 
     def step(self, step: int, values: dict[str, float]) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Writes a run's numbers to metrics.jsonl, its further writers and the terminal."""
+"""Writes a run's numbers to metrics.jsonl and to its further writers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ import itertools
 import json
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.errors import UserError
 from core.files import append, write_atomically
 from core.run_writer import RunWriter
 from core.tensorboard_writer import TensorBoardWriter
-from core.terminal_text import visible_line
 from core.workdir import Workdir, is_writer
 
 METRICS_FILE = "metrics.jsonl"
@@ -146,54 +140,3 @@ def _put_aside(path: str) -> str:
             os.rename(path, aside)
             return aside
     raise AssertionError("there is always a free number")
-
-
-class ProgressReport:
-    """Shows step, loss, examples/s and time left: as a bar on a terminal, as log lines elsewhere.
-
-    The rate is that of this process's own steps after the first that is shown, so that neither
-    compiling nor what an earlier process did is taken for it; until the next there is none.
-    """
-
-    def __init__(self, stage: str, first_step: int, last_step: int, batch_size: int):
-        self._stage, self._last, self._batch_size = stage, last_step, batch_size
-        # When the first shown step was reached, and which that was.
-        self._since: tuple[float, int] | None = None
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total} {task.fields[text]}", markup=False),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self._bar.start()
-            self._row = self._bar.add_task(stage, total=last_step, completed=first_step, text="")
-
-    def step(self, step: int, values: dict[str, float]) -> None:
-        """Shows the state after `step`; `values` are scalars such as the loss."""
-        text = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-        now = time.monotonic()
-        if self._since is None:
-            self._since = (now, step)
-        elif step > self._since[1]:
-            rate = (step - self._since[1]) / max(now - self._since[0], 1e-9)
-            left = (self._last - step) / rate
-            text += f" {rate * self._batch_size:,.0f} examples/s, {left:.0f} s left at most"
-        if self._bar is not None:
-            self._bar.update(self._row, completed=step, text=text)
-        else:
-            _LOG.info("%s step %d/%d %s", self._stage, step, self._last, text)
-
-    def say(self, text: str) -> None:
-        """Prints a line of its own above the bar, or logs it where there is no bar."""
-        if self._bar is not None:
-            line = visible_line(f"{self._stage}: {text}")
-            self._bar.console.print(line, highlight=False, markup=False)
-        else:
-            _LOG.info("%s: %s", self._stage, text)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()

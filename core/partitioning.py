@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,35 @@ BATCH_AXES = (DATA, MODEL)
 ROW_MULTIPLE = 256
 
 Rules = tuple[tuple[str, PartitionSpec], ...]
+
+
+def rules_of_axes(
+    shapes: Mapping[str, Any],
+    axes: Mapping[str, Sequence[str | None]],
+    cut: Mapping[str, str],
+    extents: Mapping[str, int],
+) -> Rules:
+    """Returns a rule for each parameter that the mesh cuts, which fits its moments and copies too.
+
+    An axis of the mesh cuts the first of an array's axes that is named for it and that it divides.
+
+    Args:
+      shapes: of parameters, arrays or shapes by their paths.
+      axes: names of the parameters' axes, by the same paths.
+      cut: the mesh's axis for each name; axes of other names stay whole.
+      extents: of the mesh's axes.
+    """
+    rules = []
+    for path, names in axes.items():
+        spec: list[str | None] = []
+        for size, name in zip(shapes[path].shape, names, strict=True):
+            axis = cut.get(name) if name else None
+            spec.append(axis if axis and axis not in spec and size % extents[axis] == 0 else None)
+        while spec and spec[-1] is None:
+            spec.pop()
+        if spec:
+            rules.append((f"(^|/){re.escape(path)}$", PartitionSpec(*spec)))
+    return tuple(rules)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from core import distributed, result_rows, run_schema
 from core.errors import UserError
@@ -47,9 +48,9 @@ def is_writer() -> bool:
 
 
 def commit_id() -> str:
-    """Returns the library's git commit, `-dirty` where the tree has changes.
+    """Returns the library's git commit, `-dirty` if the tree has changes.
 
-    Outside a repository of its own, as where it is installed, it is `release 0.2.0`.
+    Where it is installed outside a repository of its own it is `release 0.2.0`, by its version.
     """
     root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     try:
@@ -71,18 +72,7 @@ def _git(folder: str, *words: str) -> str:
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config's values by 'section.key'."""
-    return _flatten(config)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flatten(value, name + ".")
-        else:
-            flat[name] = value
-    return flat
+    return traverse_util.flatten_dict(config, sep=".")
 
 
 def check_mounted(path: str, what: str) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core.packing import first_fit
+
 # Rows of a batch come in multiples of this, so that few shapes are compiled.
 ROW_MULTIPLE = 8
 
@@ -22,28 +24,6 @@ class Example(NamedTuple):
         return len(self.prompt) + len(self.answer)
 
 
-def rows_of(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Tells which examples share a row of `width` tokens: longest first, each to the first with
-    room.
-
-    Raises:
-      ValueError: an example longer than a row.
-    """
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[place]
-        if length > width:
-            raise ValueError(f"expected examples of at most {width} tokens, found {length}")
-        row = next((r for r, left in enumerate(room) if length <= left), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(width)
-        rows[row].append(place)
-        room[row] -= length
-    return rows
-
-
 def packed(
     examples: Sequence[Example], width: int, least_rows: int = 0, row_multiple: int = ROW_MULTIPLE
 ) -> dict[str, np.ndarray]:
@@ -53,7 +33,7 @@ def packed(
       tokens int32; segments int32, the example of each token of a row, from 1, 0 for padding;
       positions int32, from 0 in each example; answers bool, the tokens that are predicted.
     """
-    rows = rows_of([example.length for example in examples], width)
+    rows = first_fit([[example.length] for example in examples], [width])
     count = -(-max(len(rows), least_rows) // row_multiple) * row_multiple
     batch = {
         name: np.zeros((count, width), np.int32) for name in ("tokens", "segments", "positions")

@@ -15,6 +15,7 @@ import optax
 
 from core import seeds
 from core.loop import steps_for
+from core.packing import first_fit
 from core.partitioning import Partition, own_rows
 from core.schedules import rate_at
 from crs_jax import lora, packing
@@ -168,11 +169,11 @@ class SFTTask:
         self.steps_per_epoch = steps_for(len(examples), config.batch_size)
         self.max_steps = max(1, round(epochs * self.steps_per_epoch))
         self.train_step = sft_step(network, config)
-        lengths = [example.length for example in examples]
+        lengths = [[example.length] for example in examples]
         # Every batch has the rows that the largest of the first epoch needs, so that nearly all
         # have one shape.
         self._rows = max(
-            len(packing.rows_of([lengths[i] for i in self._chosen(step)], config.row_length))
+            len(first_fit([lengths[i] for i in self._chosen(step)], [config.row_length]))
             for step in range(min(self.steps_per_epoch, self.max_steps))
         )
 

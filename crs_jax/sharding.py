@@ -6,13 +6,11 @@ the tables of other systems, cuts vocabulary, heads and hidden units here.
 
 from __future__ import annotations
 
-import re
-
 import jax
 from flax import traverse_util
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from core.partitioning import DATA, MODEL, Partition, Rules
+from core.partitioning import DATA, MODEL, Partition, Rules, rules_of_axes
 from crs_jax.decoder import init_params, logical_axes
 from crs_jax.decoder_config import DecoderConfig
 
@@ -23,21 +21,11 @@ WHOLE = frozenset({"rate", "trie", "seed"})
 
 
 def rules_of(config: DecoderConfig, mesh: Mesh) -> Rules:
-    """Returns a rule for each parameter, which fits its moments and its copy as a reference too.
-
-    An axis that the mesh's does not divide stays whole.
-    """
+    """Returns the rules of the parameters, by `core.partitioning.rules_of_axes`."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     axes = traverse_util.flatten_dict(logical_axes(shapes), sep="/")
-    rules = []
-    for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
-        names = [AXIS_RULES.get(axis) for axis in axes[path]]
-        fits = [
-            name if name and size % mesh.shape[name] == 0 else None
-            for name, size in zip(names, leaf.shape, strict=True)
-        ]
-        rules.append((f"(^|/){re.escape(path)}$", PartitionSpec(*fits)))
-    return tuple(rules)
+    paths = traverse_util.flatten_dict(shapes, sep="/")
+    return rules_of_axes(paths, axes, AXIS_RULES, mesh.shape)
 
 
 def partition_of(config: DecoderConfig, mesh: Mesh) -> Partition | None:

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from core import packing
 from gensar_jax.prompts import Example
 
 
 def rows_of(examples: Sequence[Example], max_inputs: int, max_targets: int) -> list[list[int]]:
-    """Tells which examples share a row: each goes to the first row with room (first-fit).
-
-    Longest prompts first, so that short ones fill what is left; equal lengths in the order given.
+    """Returns which examples share a row, by `core.packing.first_fit`, longest prompts first.
 
     Args:
       examples: none longer than a row.
@@ -29,23 +28,8 @@ def rows_of(examples: Sequence[Example], max_inputs: int, max_targets: int) -> l
     Raises:
       ValueError: an example that fits no row.
     """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []
-    for place in sorted(range(len(examples)), key=lambda i: -len(examples[i].inputs)):
-        inputs, targets = (len(part) for part in examples[place])
-        if inputs > max_inputs or targets > max_targets:
-            raise ValueError(
-                f"expected at most {max_inputs} and {max_targets} tokens, found {inputs} and "
-                f"{targets}"
-            )
-        fits = (r for r, left in enumerate(room) if inputs <= left[0] and targets <= left[1])
-        row = next(fits, len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append((max_inputs, max_targets))
-        rows[row].append(place)
-        room[row] = room[row][0] - inputs, room[row][1] - targets
-    return rows
+    sizes = [[len(example.inputs), len(example.targets)] for example in examples]
+    return packing.first_fit(sizes, (max_inputs, max_targets))
 
 
 def to_packed_batch(

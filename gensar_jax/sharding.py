@@ -7,15 +7,13 @@ units, as in T5X's rules.
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from flax.linen import partitioning
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from core.partitioning import MODEL, Partition, Rules
+from core.partitioning import MODEL, Partition, Rules, rules_of_axes
 from gensar_jax.t5.network import Transformer
 
 # Logical axes that the second axis cuts. Of an array with two of them the first is cut.
@@ -36,17 +34,8 @@ def rules_of(network: Transformer, parts: int) -> Rules:
     )
     shapes = traverse_util.flatten_dict(variables["params"], sep="/")
     names = partitioning.get_axis_names(variables["params_axes"])
-    rules = []
-    for path, axes in traverse_util.flatten_dict(names, sep="/").items():
-        places = [
-            place
-            for place, axis in enumerate(axes)
-            if axis in CUT and shapes[path].shape[place] % parts == 0
-        ]
-        if places:
-            spec = [None] * places[0] + [MODEL]
-            rules.append((f"(^|/){re.escape(path)}$", PartitionSpec(*spec)))
-    return tuple(rules)
+    axes = traverse_util.flatten_dict(names, sep="/")
+    return rules_of_axes(shapes, axes, dict.fromkeys(CUT, MODEL), {MODEL: parts})
 
 
 def partition_of(network: Transformer, mesh: Mesh) -> Partition | None:

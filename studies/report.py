@@ -178,11 +178,11 @@ def _check_tables(text: str, folder: str) -> None:
     for table in re.finditer(r"^\|.*(?:\n.+)*", text, re.MULTILINE):
         lines = table[0].split("\n")
         count, *counts = [len(_cells(line)) for line in lines]
-        for found in counts or [0]:
-            if found != count:
+        for cells in counts or [0]:
+            if cells != count:
                 raise UserError(
                     "expected tables with as many cells in every line as in their head in "
-                    f"{folder}, found {found} for {count} below {lines[0][:60]!r}; {_AGAIN}"
+                    f"{folder}, found {cells} for {count} below {lines[0][:60]!r}; {_AGAIN}"
                 )
 
 

@@ -1,6 +1,7 @@
 """Imports go one way, and only input_pipelines may import TensorFlow."""
 
 import ast
+import graphlib
 import pathlib
 import re
 import subprocess
@@ -23,6 +24,7 @@ ALLOWED = {
 }
 # Modules that only the data contract itself may read sources with.
 READERS = "input_pipelines.readers"
+PROGRAM_LINES, LAUNCH_LINES = 110, 1400
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "seqio"}
 # Needs what is not always installed, and nothing but a program that names it imports it.
 BRIDGE = ROOT / "gensar_jax" / "t5x_bridge"
@@ -93,6 +95,18 @@ def test_only_the_programs_for_t5x_import_its_bridge():
     assert found == {"t5x", "export_t5x"}
 
 
+def test_what_jax_keeps_private_is_read_in_one_file():
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+        if any(re.match(r"jax\._src\b", name) for name in _modules(path))
+        or "jax._src" in path.read_text(encoding="utf-8")
+    }
+    # The coordinator's key-value store: it needs no device and can wait for hours.
+    assert found == {"core/distributed.py"}
+
+
 def test_no_file_is_named_after_nothing():
     for package in ALLOWED:
         for path in (ROOT / package).rglob("*.py"):
@@ -103,3 +117,27 @@ def test_systems_read_no_source_themselves():
     for package in ("lcrsr", "gensar_jax", "crs_jax"):
         for path in (ROOT / package).rglob("*.py"):
             assert not [m for m in _modules(path) if m.startswith(READERS)], path
+
+
+def test_no_circle():
+    """Every file of ours, and which others its imports need to be loaded first."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+    }
+    needs = {}
+    for module, path in files.items():
+        named = set(_modules(path))
+        # `from package import module` names the module; `from module import name` does not.
+        needs[module] = {m for m in files for n in named if n == m or n.startswith(m + ".")}
+        needs[module].discard(module)
+    assert len(needs) > 200
+    order = graphlib.TopologicalSorter(needs)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def test_programs_are_flags_and_one_call():
+    lengths = {p: len(p.read_text("utf-8").splitlines()) for p in (ROOT / "launch").glob("*.py")}
+    assert {p.name: n for p, n in lengths.items() if n > PROGRAM_LINES} == {}
+    assert sum(lengths.values()) < LAUNCH_LINES

@@ -32,7 +32,8 @@ from core.loop import (
     stage_directory,
     start_or_restore,
 )
-from core.metric_writers import MetricWriter, ProgressReport
+from core.metric_writers import MetricWriter
+from core.progress import ProgressReport
 from core.task import Batch, State, Task, TracedTask
 from core.termination import Termination, stop_if_terminated, watched
 from core.workdir import Workdir

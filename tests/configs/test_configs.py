@@ -18,7 +18,7 @@ FILES = sorted(path.stem for path in pathlib.Path(configs.__path__[0]).glob("*.p
 METHODS = [
     name for name in FILES if hasattr(importlib.import_module(f"configs.{name}"), "DATASETS")
 ]
-# Names of before there was one file a method, which README's commands have.
+# Names from when a data set had a file of its own, which README's commands have.
 NAMED = {
     "crs_amazon_beauty": ("crs", "amazon_beauty"),
     "crs_sample": ("crs", "qilin"),

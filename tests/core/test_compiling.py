@@ -4,7 +4,7 @@ import logging
 import time
 
 from core.compiling import announced
-from core.metric_writers import ProgressReport
+from core.progress import ProgressReport
 
 
 def test_a_long_wait_is_announced_and_timed_and_a_short_one_is_not():

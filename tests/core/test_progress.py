@@ -2,7 +2,7 @@
 
 import logging
 
-from core.progress import Bars
+from core.progress import Bars, ProgressReport
 
 DONE = (("rec_inter.csv", 0.5), ("rec_inter.csv", 1.0), ("saving", 0.25))
 
@@ -22,3 +22,12 @@ def test_elsewhere_each_thing_is_a_line(caplog):
         for what, share in DONE:
             bars.report(what, share)
     assert caplog.messages == ["rec_inter.csv", "saving"]
+
+
+def test_elsewhere_a_stage_says_where_it_is(caplog):
+    caplog.set_level(logging.INFO)
+    report = ProgressReport("rl", 0, 20, 8)
+    report.step(5, {"loss": 0.5, "reward": 1.0})
+    report.say("saved")
+    report.close()
+    assert caplog.messages == ["rl step 5/20 loss 0.5000 reward 1.0000", "rl: saved"]

@@ -270,7 +270,6 @@ def test_workdirs_of_something_else_are_refused(small_config, tmp_path):
     assert not pathlib.Path(empty).exists()
 
 
-@pytest.mark.slow
 def test_a_sweep_of_another_schema_is_refused(small_config, tmp_path):
     (tmp_path / "sweep.json").write_text('{"sweep": "k:0,1", "seeds": 1, "config": {}}')
     with pytest.raises(UserError, match=r"sweep\.json, found one written by a version before 0"):
@@ -278,6 +277,7 @@ def test_a_sweep_of_another_schema_is_refused(small_config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_is_one_line(csv_folder, tmp_path):
     wrong = command(csv_folder, tmp_path / "cache", tmp_path / "w", "--sweep=k:2")
     done = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True)

@@ -334,7 +334,7 @@ def test_a_source_that_does_not_say_what_was_shown_has_no_such_arrays(tmp_path):
     assert log.unclicked_items is None and log.places is None
     assert log.unclicked(0).tolist() == [] and log.place(0) == ""
     assert "places" not in data_card.describe(log)
-    # A folder of before there were such arrays looks like this one.
+    # A folder that was prepared without such arrays looks like this one.
     prepared_log.save_log(log, str(tmp_path / "log"))
     assert not [name for name in os.listdir(tmp_path / "log") if "unclicked" in name]
     assert prepared_log.load_log(str(tmp_path / "log")).search_places is None
