@@ -262,12 +262,24 @@ def _config_file(value: str) -> str:
     if installed.is_file():
         return f"{installed}{colon}{choice}"
     here = [*_CONFIGS.glob("[!_]*.py"), *pathlib.Path(folder or ".").glob("[!_]*.py")]
-    like = difflib.get_close_matches(stem, sorted({file.stem for file in here}), 3)
+    names = sorted({file.stem for file in here if "def get_config(" in _text(file)})
+    # METHOD_DATASET may mean METHOD:DATASET.
+    method = max((each for each in names if stem.startswith(f"{each}_")), key=len, default="")
+    like = [f"{method}:{stem[len(method) + 1 :]}"] if method else []
+    like += difflib.get_close_matches(stem, names, 3)
     meant = f" did you mean {' or '.join(like)}?" if like else ""
     raise UserError(
         f"expected a config file, found none that loads at {path}, here or among the library's;"
         f"{meant} pass --config=NAME of one of these or a file of yours"
     )
+
+
+def _text(file: pathlib.Path) -> str:
+    """Returns a file's text, '' where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _meant(error: Exception, before: str = "") -> str:

@@ -296,7 +296,7 @@ def test_text_of_data_does_not_steer_the_terminal():
         ("lcr_ser_qilin", "lcr_ser_qilin.py"),
         ("lcr_ser_qilin.py", "lcr_ser_qilin.py"),
         ("configs/lcr_ser_qilin.py", "lcr_ser_qilin.py"),
-        ("baseline:sasrec,amazon_beauty", "baseline.py:sasrec,amazon_beauty"),
+        ("sasrec:amazon_beauty", "sasrec.py:amazon_beauty"),
     ],
 )
 def test_a_config_of_the_library_is_found_from_any_folder(tmp_path, monkeypatch, given, file):
@@ -324,14 +324,15 @@ def test_a_config_of_the_user_comes_before_one_of_the_library(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("lcr_ser_qilim", r"did you mean lcr_ser_qilin or .*\? pass --config=NAME of one of"),
-        ("configs/lcr_ser_qilim.py:x", r"did you mean lcr_ser_qilin or "),
+        ("lcr_ser_qilim", r"did you mean lcr_ser:qilim or lcr_ser_qilin.*\? pass --con"),
+        ("configs/lcr_ser_qilim.py:x", r"did you mean lcr_ser:qilim or lcr_ser_qilin"),
+        ("sasrek", r"did you mean sasrec\b.*\? pass --config=NAME of one of"),
         ("mime", r"found none that loads at mime, here or .*; did you mean mine\? pass"),
         ("xyzzy", r"among the library's; pass --config=NAME of one of these or a file of yours$"),
     ],
 )
 def test_a_config_that_does_not_exist_comes_with_the_nearest(tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "mine.py").write_text("def get_config():\n")
     with pytest.raises(UserError, match=words):
         cli.with_installed_configs(["x", f"--config={given}"])
