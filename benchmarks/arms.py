@@ -21,7 +21,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     config_flags.DEFINE_config_file(
         "config",
         "configs/lcr_ser_qilin.py",
-        "Config file: configs/lcr_ser_DATASET.py.",
+        "Config file: configs/lcr_ser.py:DATASET.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -64,8 +64,8 @@ Seconds = tuple[float, float]  # by the clock, of the CPU
 
 def _task(config: config_dict.ConfigDict, active_steps: int, arms: int) -> Any:
     changed = config_dict.ConfigDict(config.to_dict())
-    changed.pretrain.active_steps = active_steps
-    return RandomTasks(changed, _SHAPE, _SIZES, max_steps=arms - 1).pretrain(_BATCH)
+    changed.train.active_steps = active_steps
+    return RandomTasks(changed, _SHAPE, _SIZES, max_steps=arms - 1).train(_BATCH)
 
 
 def _timed(work: Callable[[], Any]) -> Seconds:
@@ -75,7 +75,9 @@ def _timed(work: Callable[[], Any]) -> Seconds:
 
 
 def compiling(config: config_dict.ConfigDict, arms: int, together: int) -> list[Seconds]:
-    """To trace and compile one run's step, and a program of `together` of the arms."""
+    """Measures tracing and compiling of one run's step, and of a program of `together` of the
+    arms.
+    """
     task = _task(config, arms - 1, arms)
     state, batch, rate = jax.eval_shape(task.init), next(task.batches(0)), np.float32(1e-3)
     alone = compile_step(task, state)
@@ -104,7 +106,7 @@ def compiling(config: config_dict.ConfigDict, arms: int, together: int) -> list[
 def training(
     config: config_dict.ConfigDict, arms: int, steps: int, together: int | None, folder: str
 ) -> list[Seconds]:
-    """All runs one after another, and of the sweep."""
+    """Measures all runs one after another, and the sweep."""
     loop = LoopConfig(
         max_steps=steps,
         eval_every=max(1, steps // 2),

@@ -1,4 +1,5 @@
-"""What `launch.compile_check` compiles of a CRS config: the SFT step and the RL step of its size.
+"""Makes what `launch.compile_check` compiles of a CRS config: the SFT step and the RL step of its
+size.
 
 Parameters and moments are cut over the chips by their logical axes (`crs_jax.sharding`), batches by
 rows. A mesh of one device becomes FSDP over every chip.
@@ -31,8 +32,8 @@ _CONTROLS = Tokens(think=151_667, end_think=151_668, end=151_645)
 
 def mesh_of(config: config_dict.ConfigDict, devices: Any) -> Mesh:
     mesh = config.mesh
-    data = -1 if (mesh.data, mesh.table) == (1, 1) else mesh.data
-    return make_mesh(data, mesh.table, devices)
+    data = -1 if (mesh.data, mesh.model) == (1, 1) else mesh.data
+    return make_mesh(data, mesh.model, devices)
 
 
 def abstract_state(network: Decoder, settings: Any, with_reference: bool) -> Any:
@@ -96,7 +97,7 @@ def steps(
         "seed": np.uint32(0),
     }
     rate = jax.ShapeDtypeStruct((), jnp.float32)
-    impl, found = random_bits_impl(partition), []
+    impl, named_steps = random_bits_impl(partition), []
     for name, step, settings, batch in (
         ("sft", sft_step(network, sft), sft, packed),
         ("rl", rl_step(network, rl, _CONTROLS, impl), rl, rollout),
@@ -105,5 +106,5 @@ def steps(
         cut = _placed(batch, partition.batch_shardings(batch))
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(partition.shardings(state), None))
         arguments = (partition.abstract(state), cut, rate)
-        found.append((name, jitted, arguments))
-    return found
+        named_steps.append((name, jitted, arguments))
+    return named_steps

@@ -81,7 +81,7 @@ def flops_of_a_user(config: T5Config, length: int, widths: tuple[int, ...], forc
 
 
 def random_trie(items: int, seed: int) -> Trie:
-    """Distinct identifiers of four codes of 256, as <M1> <M2> <R1> <R2>."""
+    """Makes distinct identifiers of four codes of 256, as <M1> <M2> <R1> <R2>."""
     rng = np.random.default_rng(seed)
     codes = np.unique(rng.integers(0, _CODES, (items, _LEVELS)), axis=0)
     starts = _TEXT_ROWS + 3 + _CODES * np.array([0, 1, 4, 5])
@@ -89,7 +89,7 @@ def random_trie(items: int, seed: int) -> Trie:
 
 
 def best_of(call: Callable[[], jax.Array], rounds: int) -> Rate:
-    """The fastest of several calls."""
+    """Returns the fastest of several calls."""
     wall, cpu = [], []
     for _ in range(rounds):
         begin = time.perf_counter(), time.process_time()

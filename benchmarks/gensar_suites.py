@@ -1,4 +1,4 @@
-"""GenSAR's suites of `launch.benchmark`: training steps of the RQ-VAE and of the joint network."""
+"""Measures GenSAR for `launch.benchmark`: training steps of the RQ-VAE and of the joint network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _EXAMPLES = 256
 
 
 def identifiers_step(bench: Any) -> None:
-    """The RQ-VAE with its quantiser, Sinkhorn and the update, at the released code's sizes."""
+    """Measures the RQ-VAE with its quantiser, Sinkhorn and the update, at the released code's
+    sizes.
+    """
     items = bench.scale.catalogue
     rng = np.random.default_rng(0)
     config = RQVAEConfig(codes=min(256, items // 2))
@@ -46,7 +48,7 @@ def identifiers_step(bench: Any) -> None:
 
 
 def joint_step(bench: Any) -> None:
-    """GenSAR's network at the size for CPUs, on packed rows of made-up prompts."""
+    """Measures GenSAR's network at the size for CPUs, on packed rows of made-up prompts."""
     size = "cpu" if bench.scale.marked else "tiny"
     settings = JointConfig(
         batch_size=min(_EXAMPLES, 8 * bench.scale.batch),

@@ -44,10 +44,10 @@ _COLLECTIVES = ("all-to-all", "all-reduce", "all-gather", "reduce-scatter", "col
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One step compiled for a chip of the topology; sizes in bytes, a chip.
+    """Describes one step compiled for a chip of the topology; sizes in bytes, a chip.
 
     Attributes:
-      name: 'pretrain', 'rl' or 'evaluate'.
+      name: 'train', 'rl' or 'evaluate'.
       arguments, outputs, temporaries: as planned; outputs count donated arguments too.
       peak: arguments, temporaries, code, and outputs that reuse no argument.
       flops, bytes_accessed: of one step; loops count once, those over rounds of ids too.
@@ -68,7 +68,7 @@ class Compiled:
 
 
 def topology_devices(name: str) -> Any:
-    """The devices of a topology such as 'v5e:16x16'.
+    """Returns the devices of a topology such as 'v5e:16x16'.
 
     Raises:
       UserError: libtpu is not installed, or it knows no such topology.
@@ -98,21 +98,21 @@ def topology_devices(name: str) -> Any:
 
 def partition_for(config: config_dict.ConfigDict, devices: Any) -> Partition:
     mesh = config.mesh
-    table = -1 if (mesh.data, mesh.table) == (1, 1) else mesh.table
+    model = -1 if (mesh.data, mesh.model) == (1, 1) else mesh.model
     return Partition(
-        make_mesh(mesh.data, table, devices), PARTITION_RULES, table_width=config.model.width
+        make_mesh(mesh.data, model, devices), PARTITION_RULES, table_width=config.model.width
     )
 
 
-def sizes_of(config: config_dict.ConfigDict, **given: int | None) -> TableSizes:
-    """The published sizes of the config's data set, or those given.
+def sizes_of(config: config_dict.ConfigDict, **counts: int | None) -> TableSizes:
+    """Returns the published sizes of the config's data set, or the given ones.
 
     Raises:
       UserError: a size is neither known nor given.
     """
     known = SIZES.get(config.dataset)
-    named = {name: count for name, count in given.items() if count}
-    missing = sorted(given.keys() - named.keys())
+    named = {name: count for name, count in counts.items() if count}
+    missing = sorted(counts.keys() - named.keys())
     if known is None and missing:
         raise UserError(
             f"expected --{' and --'.join(missing)} for the data set {config.dataset!r}, found "
@@ -157,28 +157,26 @@ def compile_steps(
         }
 
     # Where the size of the log decides, the largest that it may choose.
-    size = batch_size or config.pretrain.batch_size or batch_for(sys.maxsize)
-    pretrain = tasks.pretrain(size)
-    state = partition.abstract(jax.eval_shape(pretrain.random_state))
-    batch = on_mesh(next(pretrain.batches(0)), "pretrain")
+    size = batch_size or config.train.batch_size or batch_for(sys.maxsize)
+    train = tasks.train(size)
+    state = partition.abstract(jax.eval_shape(train.random_state))
+    batch = on_mesh(next(train.batches(0)), "train")
     shard = state["tables"]["item"]
     shard_shape = shard.sharding.shard_shape(shard.shape)
-    found = [
-        compiled_step("pretrain", compile_step(pretrain, state), shard_shape, state, batch, rate)
-    ]
+    steps = [compiled_step("train", compile_step(train, state), shard_shape, state, batch, rate)]
     if config.rl.enabled:
         size = batch_size or config.rl.batch_size
         rl = tasks.reinforce(size, state, 1 + config.rl.negatives)
         rl_state = partition.abstract(jax.eval_shape(rl.state_from, state))
         rl_batch = on_mesh(next(rl.batches(0)), "rl")
         step = compile_step(rl, rl_state)
-        found.append(compiled_step("rl", step, shard_shape, rl_state, rl_batch, rate))
+        steps.append(compiled_step("rl", step, shard_shape, rl_state, rl_batch, rate))
     size = batch_size or config.eval.batch_size
     evaluator = Evaluator(tasks.ranker, ("ndcg@5",), sizes.items, partition)
     batch = on_mesh(tasks.batch(size, _EVALUATED), "eval")
     arguments = (state["params"], state["tables"], batch)
-    found.append(compiled_step("evaluate", evaluator.rank_sampled, shard_shape, *arguments))
-    return found
+    steps.append(compiled_step("evaluate", evaluator.rank_sampled, shard_shape, *arguments))
+    return steps
 
 
 def compiled_step(name: str, step: Any, shard_shape: tuple[int, ...], *arguments: Any) -> Compiled:
@@ -199,8 +197,8 @@ def compiled_step(name: str, step: Any, shard_shape: tuple[int, ...], *arguments
     _LOG.info("compiled the %s step in %.0f s: %.3f GB of temporaries", name, took, temporary)
     cost: Any = compiled.cost_analysis()
     text = program_of(compiled)
-    found = re.finditer(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text or "")
-    counts = collections.Counter(match[1] for match in found)
+    matches = re.finditer(rf" ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text or "")
+    counts = collections.Counter(match[1] for match in matches)
     return Compiled(
         name=name,
         arguments=memory.argument_size_in_bytes,
@@ -219,7 +217,7 @@ def compiled_step(name: str, step: Any, shard_shape: tuple[int, ...], *arguments
 
 
 def program_of(compiled: Any) -> str | None:
-    """The compiled program as text; None where this jaxlib cannot read a newer libtpu's."""
+    """Returns the compiled program as text; None where this jaxlib cannot read a newer libtpu's."""
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -236,7 +234,8 @@ _MADE = re.compile(
 
 
 def copies_of(elements: int, program: str) -> int:
-    """How many instructions of a compiled program copy or make float32 arrays of this size in HBM.
+    """Counts the instructions of a compiled program that copy or make float32 arrays of this size
+    in HBM.
 
     Moves to and from the chip's scratch memory, space 1 of a layout, take no room there.
     """
@@ -247,12 +246,12 @@ def copies_of(elements: int, program: str) -> int:
     )
 
 
-def print_table(found: list[Compiled], title: str, hbm: int) -> None:
+def print_table(steps: list[Compiled], title: str, hbm: int) -> None:
     table = Table(title=title)
     names = ("step", "arguments", "outputs", "temporaries", "peak", "of HBM", "GFLOP", "GB read")
     for name in (*names, "copies of a shard", "collectives"):
         table.add_column(name, justify="left" if name in ("step", "collectives") else "right")
-    for step in found:
+    for step in steps:
         sizes = (step.arguments, step.outputs, step.temporaries, step.peak)
         table.add_row(
             step.name,

@@ -1,4 +1,6 @@
-"""Random batches and tasks at given shapes, for benchmarks and compile checks without data."""
+"""Makes random batches and tasks at given shapes, for benchmarks and compile checks without
+data.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from input_pipelines.batches import Batch, BatchShape
 from lcrsr.baselines import unisar
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
-from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker_task import RankerTask, TrainConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
 
 
@@ -33,7 +35,8 @@ class TableSizes:
 
 
 def random_batch(shape: BatchShape, batch_size: int, sizes: TableSizes, seed: int = 0) -> Batch:
-    """A batch of full histories with uniform ids: the most distinct rows that a batch can touch.
+    """Makes a batch of full histories with uniform ids: the most distinct rows that a batch can
+    touch.
 
     Its last `shape.search_rows` examples are of the search task.
     """
@@ -61,12 +64,12 @@ def require_lcr_ser(config: config_dict.ConfigDict) -> None:
     if config.method != "lcr_ser":
         raise UserError(
             f"expected a config of lcr_ser, found one of {config.method!r}; pass "
-            "--config=configs/lcr_ser_DATASET.py"
+            "--config=configs/lcr_ser.py:DATASET"
         )
 
 
 class RandomTasks:
-    """LCR-SER's tasks at the settings of a config, over random batches.
+    """Makes LCR-SER's tasks at the settings of a config, over random batches.
 
     Args:
       config: of LCR-SER; its data and the sizes of its batches are not read.
@@ -90,20 +93,20 @@ class RandomTasks:
         self.config, self.shape, self.sizes = config, shape, sizes
         self.partition = partition
         self.model = LCRSER(build(ModelConfig, values, section="model"))
-        self.active_steps = min(config.pretrain.active_steps, self.model.config.max_steps)
-        settings = config.pretrain.to_dict() | {"active_steps": self.active_steps}
-        self.ranker = LCRSERRanker(self.model, build(LossConfig, settings, section="pretrain"))
+        self.active_steps = min(config.train.active_steps, self.model.config.max_steps)
+        settings = config.train.to_dict() | {"active_steps": self.active_steps}
+        self.ranker = LCRSERRanker(self.model, build(LossConfig, settings, section="train"))
 
     def batch(self, batch_size: int, candidates: int, seed: int = 0) -> Batch:
         shape = dataclasses.replace(self.shape, candidates=candidates)
         return random_batch(shape, batch_size, self.sizes, seed)
 
-    def pretrain(self, batch_size: int) -> PretrainTask:
+    def train(self, batch_size: int) -> RankerTask:
         batch = self.batch(batch_size, 1 + self.config.data.train_negatives)
-        return PretrainTask(
-            name="pretrain",
+        return RankerTask(
+            name="train",
             ranker=self.ranker,
-            config=build(PretrainConfig, self.config.pretrain.to_dict(), section="pretrain"),
+            config=build(TrainConfig, self.config.train.to_dict(), section="train"),
             table_sizes=self.sizes.as_arguments(),
             example_batch=self.batch(2, 2),
             partition=self.partition,
@@ -121,10 +124,8 @@ class RandomTasks:
         )
 
 
-def unisar_task(
-    shape: BatchShape, sizes: TableSizes, batch_size: int, searches: int
-) -> PretrainTask:
-    """UniSAR's task at the sizes of its released code, over one random batch.
+def unisar_task(shape: BatchShape, sizes: TableSizes, batch_size: int, searches: int) -> RankerTask:
+    """Makes UniSAR's task at the sizes of its released code, over one random batch.
 
     Args:
       searches: examples of the search task beside the `batch_size` recommendations.
@@ -149,10 +150,10 @@ def unisar_task(
         search_length=shape.search_length,
     )
     both = dataclasses.replace(shape, search_rows=searches)
-    return PretrainTask(
-        name="pretrain",
+    return RankerTask(
+        name="train",
         ranker=unisar.ranker(settings),
-        config=PretrainConfig(lambda_l2=3e-5, user_dropout=0.01, table_update="touched_rows"),
+        config=TrainConfig(lambda_l2=3e-5, user_dropout=0.01, table_update="touched_rows"),
         table_sizes=sizes.as_arguments(),
         example_batch=random_batch(shape, 2, sizes),
         **_forever(random_batch(both, batch_size + searches, sizes), batch_size),
@@ -160,7 +161,7 @@ def unisar_task(
 
 
 def _forever(batch: Batch, batch_size: int) -> dict[str, Any]:
-    """What a task needs beside a model: one batch again and again, and nothing evaluated."""
+    """Makes what a task needs beside a model: one batch again and again, and nothing evaluated."""
 
     def batches(start: int) -> Iterator[Batch]:
         del start

@@ -18,19 +18,19 @@ from core.files import write_atomically
 from core.workdir import check_out, commit_id
 
 
-def chosen_suites(given: list[str]) -> list[str]:
-    """The suites that --suite names, each once; all of them where 'all' is among them.
+def chosen_suites(suites: list[str]) -> list[str]:
+    """Returns the suites that --suite names, each once; all of them where 'all' is among them.
 
     Raises:
       UserError: none, or an unknown one.
     """
-    unknown = [suite for suite in given if suite not in ("all", *SUITES)]
-    if unknown or not given:
+    unknown = [suite for suite in suites if suite not in ("all", *SUITES)]
+    if unknown or not suites:
         raise UserError(
             f"expected --suite of all or {', '.join(SUITES)}, found {(unknown or [''])[0]!r}; pass "
             "these, separated by commas"
         )
-    return list(SUITES) if "all" in given else list(dict.fromkeys(given))
+    return list(SUITES) if "all" in suites else list(dict.fromkeys(suites))
 
 
 def benchmark(suites: list[str], scale: str, dtype: str, config: Any) -> dict[str, Any]:
@@ -77,15 +77,16 @@ def run(suites: list[str], scale: str, dtype: str, config: Any, out: str | None)
         write_atomically(out, json.dumps(figures, indent=2) + "\n")
 
 
-def print_table(found: dict[str, Any]) -> None:
+def print_table(results: dict[str, Any]) -> None:
     title = (
-        f"{found['device']}, {found['cores']} cores, {found['dtype']}, commit {found['commit']}: "
-        f"matmul {found['matmul_gflops']:.0f} GFLOP/s, copy {found['copy_gb_per_s']:.1f} GB/s"
+        f"{results['device']}, {results['cores']} cores, {results['dtype']}, "
+        f"commit {results['commit']}: matmul {results['matmul_gflops']:.0f} GFLOP/s, "
+        f"copy {results['copy_gb_per_s']:.1f} GB/s"
     )
     table = Table(title=title)
     for name in ("suite", "what", "figure", "unit", "share of matmul", "compiled in", "mark"):
         table.add_column(name, justify="right" if name == "figure" else "left")
-    for row in found["rows"]:
+    for row in results["rows"]:
         share = "" if row["share"] is None else f"{100 * row['share']:.0f}%"
         compiled = row["details"].get("compile_seconds")
         verdict = {None: "", True: " (met)", False: " (MISSED)"}[row["met"]]
@@ -100,5 +101,5 @@ def print_table(found: dict[str, Any]) -> None:
         )
     console = Console(width=None if Console().is_terminal else 140, color_system=None)
     console.print(table)
-    for suite, reason in found["skipped"].items():
+    for suite, reason in results["skipped"].items():
         console.print(f"{suite}: skipped, {reason}")

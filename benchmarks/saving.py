@@ -1,4 +1,4 @@
-"""How long a save holds up training, beside the time of one step, on random data.
+"""Measures how long a save holds up training, beside the time of one step, on random data.
 
     python -m benchmarks.saving --folder=DIR [--config=C] [--items=673000] [--batch=1024]
 
@@ -64,7 +64,7 @@ def measure(config: Any, folder: str, items: int, batch_size: int, repeats: int)
     """
     partition = partition_of(config, config.model.width)
     sizes = TableSizes(_USERS, items, _WORDS)
-    task = RandomTasks(config, _SHAPE, sizes, partition).pretrain(batch_size)
+    task = RandomTasks(config, _SHAPE, sizes, partition).train(batch_size)
     state = task.init()
     step = compile_step(task, state)
     put = jax.device_put if partition is None else partition.put_batch
@@ -102,7 +102,7 @@ def measure(config: Any, folder: str, items: int, batch_size: int, repeats: int)
 
 @contextlib.contextmanager
 def _shared_folder(parent: str) -> Iterator[str]:
-    """A new folder for all processes; process 0 makes it and removes it."""
+    """Makes a new folder for all processes; process 0 makes it and removes it."""
     made = tempfile.mkdtemp(dir=parent, prefix="saves-") if is_writer() else None
     try:
         yield distributed.of_first(made)
@@ -116,15 +116,15 @@ def main() -> None:
 
 
 def _measure() -> None:
-    given = flags.FLAGS
-    if not given.folder or not os.path.isdir(given.folder):
+    values = flags.FLAGS
+    if not values.folder or not os.path.isdir(values.folder):
         raise UserError(
-            f"expected --folder=DIR of the disk to write to, found {given.folder}; pass a folder"
+            f"expected --folder=DIR of the disk to write to, found {values.folder}; pass a folder"
         )
-    require_lcr_ser(given.config)
-    found = measure(given.config, given.folder, given.items, given.batch, given.repeats)
+    require_lcr_ser(values.config)
+    measured = measure(values.config, values.folder, values.items, values.batch, values.repeats)
     if is_writer():
-        print(json.dumps(found, indent=2))
+        print(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":

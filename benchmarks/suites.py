@@ -1,4 +1,4 @@
-"""The suites of `launch.benchmark`: what is timed, at which shapes, against which marks."""
+"""Defines the suites of `launch.benchmark`: what is timed, at which shapes, against which marks."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ SCALES = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """Holds one line of the table.
 
     Attributes:
       suite, name: what was measured.
@@ -185,7 +185,7 @@ class Bench:
         return RandomTasks(self.config, shape, sizes, dtype=self.dtype, **model)
 
     def train_step(self, tasks: RandomTasks) -> Timing:
-        task = tasks.pretrain(self.scale.batch)
+        task = tasks.train(self.scale.batch)
         return measure_training(task, task.random_state(), self.scale.repeats)
 
 
@@ -206,7 +206,7 @@ def _scorer(tasks: RandomTasks) -> Callable[..., jax.Array]:
 
 
 def _scoring_arguments(bench: Bench, tasks: RandomTasks) -> tuple[Any, ...]:
-    state = tasks.pretrain(bench.scale.batch).random_state()
+    state = tasks.train(bench.scale.batch).random_state()
     batch = tasks.batch(bench.scale.batch, bench.scale.candidates)
     return state["params"], state["tables"], jax.device_put(batch)
 
@@ -230,7 +230,7 @@ def steps(bench: Bench) -> None:
     scale, timings = bench.scale, []
     for k in range(scale.steps + 1):
         tasks = bench.tasks(max_steps=k)
-        # The tasks' default K is 3; here every step that there is counts.
+        # The tasks' default K is 3; here every step counts.
         tasks = _with_active(tasks, k)
         arguments = _scoring_arguments(bench, tasks)
         timing = measure(_scorer(tasks), *arguments, repeats=scale.repeats)
@@ -285,7 +285,7 @@ def growth(bench: Bench) -> None:
 def full_ranking(bench: Bench) -> None:
     scale = bench.scale
     tasks = bench.tasks(items=scale.catalogue)
-    state = tasks.pretrain(scale.ranked_users).random_state()
+    state = tasks.train(scale.ranked_users).random_state()
     batch = tasks.batch(scale.ranked_users, 1)
     seen = np.concatenate([batch["rec_items"], np.zeros_like(batch["rec_items"])], 1)
     seen[seen == batch["candidates"]] = 0  # the target is never among what was seen
@@ -322,7 +322,7 @@ def full_ranking(bench: Bench) -> None:
 def grpo_step(bench: Bench) -> None:
     scale = bench.scale
     tasks = bench.tasks()
-    initial = tasks.pretrain(scale.grpo_batch).random_state()
+    initial = tasks.train(scale.grpo_batch).random_state()
     task = tasks.reinforce(scale.grpo_batch, initial, scale.candidates)
     rl = tasks.config.rl
     batch = jax.device_put(next(task.batches(0)))
@@ -365,7 +365,7 @@ def reading(bench: Bench) -> None:
 
     config = resolve(bench.config)
     experiment = LCRSERExperiment(config, Dataset(config))
-    task = experiment.pretrain_task()
+    task = experiment.train_task()
     count = 4 * bench.scale.repeats
     stream = task.batches(0)
     held = [next(stream) for _ in range(count)]
@@ -394,7 +394,9 @@ def reading(bench: Bench) -> None:
 
 
 def unisar_step(bench: Bench) -> None:
-    """The released PyTorch code's 108 samples/s are of recommendation alone."""
+    """Measures UniSAR's step; the released PyTorch code's 108 samples/s are of recommendation
+    alone.
+    """
     scale = bench.scale
     shape = BatchShape(
         rec_length=scale.history,

@@ -1,4 +1,4 @@
-"""Timing of compiled functions: compilation apart, medians, operations counted, memory planned."""
+"""Times compiled functions: compilation apart, medians, operations counted, memory planned."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _operations(jaxpr: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One compiled function.
+    """Holds the times of one compiled function.
 
     Attributes:
       seconds: median of the timed calls.
@@ -96,14 +96,16 @@ def measure(
 
 
 def measure_training(task: Task, state: State, repeats: int) -> Timing:
-    """One update of a task on its first batch, again and again."""
+    """Measures one update of a task on its first batch, again and again."""
     batch = jax.device_put(next(task.batches(0)))
     rate = jnp.float32(1e-3)
     return measure(task.train_step, state, batch, rate, repeats=repeats, carry=True)
 
 
 def matmul_rate(size: int, repeats: int) -> float:
-    """Float32 operations per second of this machine on a product of two [size, size]."""
+    """Returns the float32 operations per second of this machine on a product of two [size,
+    size].
+    """
     square = jnp.ones((size, size), jnp.float32)
     timing = measure(
         lambda a, b: jnp.matmul(a, b, precision="highest"), square, square, repeats=repeats

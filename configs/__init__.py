@@ -1,1 +1,1 @@
-"""One ml_collections file per experiment, named MODEL_DATASET.py."""
+"""One ml_collections file a method: configs/METHOD.py:DATASET[,VARIANT]."""

@@ -1,43 +1,40 @@
-"""Configures any baseline on any data set: configs/baseline.py:METHOD,DATASET.
+"""Names any baseline on any data set: configs/baseline.py:METHOD,DATASET is METHOD.py:DATASET.
 
-Command: python -m launch.train --config=configs/baseline.py:unisar,kuaisar --config.data_dir=DIR
-METHOD is a file METHOD_qilin.py here, whose settings it takes; DATASET a function of datasets.py.
-The batch is by the size of the log (`batch_for` in lcrsr/ranker_experiment.py) unless one is set.
+METHOD may also name a variant: sasrec_ce, rearec_erl, rearec_prl.
 """
 
 import importlib
-import pathlib
 
 from ml_collections import config_dict
 
-from configs import datasets, defaults
+from configs import choices, datasets
 
-METHODS = tuple(
-    sorted(
-        name
-        for path in pathlib.Path(__file__).parent.glob("*_qilin.py")
-        if not (name := path.stem.removesuffix("_qilin")).startswith(("gensar", "lcr_ser"))
-    )
-)
-DATASETS = (
-    "amazon_beauty",
-    "amazon_raw",
-    "csv_log",
-    "kuaisar",
-    "qilin",
-    "trivago",
-    "unisar_pickles",
+_VARIANTS = {
+    "rearec_erl": ("rearec", "erl"),
+    "rearec_prl": ("rearec", "prl"),
+    "sasrec_ce": ("sasrec", "ce"),
+}
+METHODS = (
+    "bert4rec",
+    "gru4rec",
+    "item_knn",
+    "popularity",
+    "rearec_erl",
+    "rearec_prl",
+    "sasrec",
+    "sasrec_ce",
+    "sesrec",
+    "unisar",
 )
 
 
 def get_config(choice: str = "") -> config_dict.ConfigDict:
     method, _, dataset = choice.partition(",")
-    if method not in METHODS or dataset not in DATASETS:
+    if method not in METHODS or dataset not in datasets.EVERY:
         raise ValueError(
             f"expected configs/baseline.py:METHOD,DATASET with a method of {', '.join(METHODS)} "
-            f"and a data set of {', '.join(DATASETS)}, found {choice!r}"
+            f"and a data set of {', '.join(datasets.EVERY)}, found {choice!r}"
         )
-    module = importlib.import_module(f"configs.{method}_qilin")
-    config = module.method(defaults.get_config())
-    config.pretrain.batch_size = 0  # by the size of the log
-    return getattr(datasets, dataset)(config)
+    file, variant = _VARIANTS.get(method, (method, ""))
+    module = importlib.import_module(f"configs.{file}")
+    return module.get_config(choices.choice_of(dataset, variant))

@@ -19,7 +19,7 @@ def get_config() -> config_dict.ConfigDict:
     # over all of them. -1 takes the devices that the other leaves; 1 x 1 is one device.
     config.mesh = config_dict.ConfigDict()
     config.mesh.data = 1
-    config.mesh.table = 1
+    config.mesh.model = 1
 
     config.data = config_dict.ConfigDict()
     config.data.split = "leave_one_out"  # or "global_time"
@@ -36,19 +36,19 @@ def get_config() -> config_dict.ConfigDict:
     config.data.candidates_seed = 0  # of the saved evaluation lists, one for every model
     config.data.max_validation = 5000  # users
 
-    config.pretrain = config_dict.ConfigDict()
-    # UniSAR; 0 leaves it to the size of the log: `batch_for` in lcrsr/ranker_experiment.py.
-    config.pretrain.batch_size = 1024
-    config.pretrain.max_epochs = 30.0
-    config.pretrain.evals_per_epoch = 1.0
-    config.pretrain.learning_rate = 1e-3  # UniSAR, Adam
-    config.pretrain.min_learning_rate = 1e-6  # UniSAR
-    config.pretrain.plateau_factor = 0.1  # the scheduler's own default
-    config.pretrain.plateau_patience = 3  # UniSAR
-    config.pretrain.stop_patience = 5  # UniSAR
-    config.pretrain.table_update = "touched_rows"  # or "dense": Adam over whole tables
-    config.pretrain.lambda_l2 = 1e-5  # UniSAR on Amazon
-    config.pretrain.user_dropout = 0.01  # ours; not tuned
+    config.train = config_dict.ConfigDict()
+    # 0 leaves it to the size of the log: `batch_for` in lcrsr/ranker_experiment.py.
+    config.train.batch_size = 0
+    config.train.max_epochs = 30.0
+    config.train.evals_per_epoch = 1.0
+    config.train.learning_rate = 1e-3  # UniSAR, Adam
+    config.train.min_learning_rate = 1e-6  # UniSAR
+    config.train.plateau_factor = 0.1  # the scheduler's own default
+    config.train.plateau_patience = 3  # UniSAR
+    config.train.stop_patience = 5  # UniSAR
+    config.train.table_update = "touched_rows"  # or "dense": Adam over whole tables
+    config.train.lambda_l2 = 1e-5  # UniSAR on Amazon
+    config.train.user_dropout = 0.01  # ours; not tuned
 
     config.eval = config_dict.ConfigDict()
     config.eval.metrics = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")

@@ -1,12 +1,9 @@
-"""Item-based nearest neighbours: Amazon Beauty.
-
-Command: python -m launch.train --config=configs/item_knn_amazon_beauty.py --config.data_dir=DIR
-"""
+"""Names configs/item_knn.py:amazon_beauty: item-kNN on Amazon Beauty."""
 
 from ml_collections import config_dict
 
-from configs import datasets, defaults, item_knn_qilin
+from configs import item_knn
 
 
 def get_config() -> config_dict.ConfigDict:
-    return datasets.amazon_beauty(item_knn_qilin.method(defaults.get_config()))
+    return item_knn.get_config("amazon_beauty")

@@ -1,71 +1,58 @@
-"""The matching baselines of CRS's Table 2, on CRS's own searches: configs/matching.py:KIND,DATASET.
+"""Configures the matching baselines of CRS's Table 2, on CRS's own searches.
 
-Command: python -m launch.train --config=configs/matching.py:bm25,qilin (the embedded sample), or
---config=configs/matching.py:tfidf,amazon_beauty --config.data_dir=DIR (or trivago, without dsi)
+Command: python -m launch.train --config=configs/matching.py:DATASET[,KIND] --config.data_dir=DIR
 KIND: one of retrieval.py's; the paper has bm25, tfidf and dense (`--config.model.vectors=NAME` for
 a sentence-transformers model such as BGE). `dsi` is GenSAR's network on the query alone, trained.
+Without a data set it is qilin, and without a folder the embedded sample.
 """
 
 from ml_collections import config_dict
 
-from configs import (
-    crs_amazon_beauty,
-    crs_sample,
-    crs_trivago_100k,
-    datasets,
-    defaults,
-    gensar_amazon_beauty,
-    gensar_qilin,
-    retrieval,
-)
+from configs import choices, crs, datasets, defaults, gensar, retrieval
 
-_DATASETS = {
-    "qilin": crs_sample,
-    "amazon_beauty": crs_amazon_beauty,
-    "trivago": crs_trivago_100k,
-}
-_GENSAR = {"qilin": gensar_qilin, "amazon_beauty": gensar_amazon_beauty}
-_DSI = "dsi"
+DATASETS = crs.DATASETS
+VARIANTS = retrieval.VARIANTS | {"dsi": {}}
+_OF_DSI = tuple(dataset for dataset in DATASETS if dataset in gensar.DATASETS)
 
 
-def _dsi(dataset: str, crs: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    config = _GENSAR[dataset].get_config(_DSI)
-    config.data.split = crs.data.split
-    users = ("validation_users", "test_users")
-    for key in (*users, "beam", "selection"):
-        config.eval[key] = crs.eval[key]
-    if "on_sample" in crs:
-        config.on_sample.users = crs.on_sample.users
-        theirs = crs.on_sample.overrides.eval
-        for key in users:
-            config.on_sample.overrides.eval[key] = theirs.get(key, crs.eval[key])
+def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
+    dataset, kind = choices.parse("matching", choice, choices.names(DATASETS), VARIANTS)
+    if kind == "dsi":
+        choices.parse("matching", choice, _OF_DSI, ("dsi",))
+        return _dsi(dataset)
+    searches = crs.get_config(dataset)
+    config = config_dict.ConfigDict(
+        {
+            key: searches[key]
+            for key in ("dataset", "data_dir", "cache_dir", "seed", "mesh", "data", "eval")
+        }
+    )
+    config.method = "search_baseline"
+    config.data.rec_length = defaults.get_config().data.rec_length  # of query_knn
+    config.model = config_dict.ConfigDict()
+    for key, value in VARIANTS[kind].items():
+        config.model[key.removeprefix("model.")] = value
+    if "on_sample" in searches:
+        # The same searches are evaluated as of CRS on the sample.
+        config.on_sample = searches.on_sample
+        of_searches = {key: searches.on_sample.overrides[key].to_dict() for key in ("data", "eval")}
+        config.on_sample.overrides = config_dict.ConfigDict(of_searches)
         datasets.for_sample(config)
     return config
 
 
-def get_config(choice: str = "bm25,qilin") -> config_dict.ConfigDict:
-    kind, _, dataset = choice.partition(",")
-    kinds = (*retrieval.KINDS, _DSI)
-    known = _GENSAR if kind == _DSI else _DATASETS
-    if kind not in kinds or dataset not in known:
-        raise ValueError(
-            f"expected configs/matching.py:KIND,DATASET with a kind of {', '.join(kinds)} and "
-            f"a data set of {', '.join(known)}, found {choice!r}"
-        )
-    crs = _DATASETS[dataset].get_config()
-    if kind == _DSI:
-        config = _dsi(dataset, crs)
-        config.eval.search_protocols = ("catalogue",)
-        return config
-    config = config_dict.ConfigDict(
-        {k: crs[k] for k in ("dataset", "data_dir", "cache_dir", "seed", "mesh", "data", "eval")}
-    )
-    config.data.rec_length = defaults.get_config().data.rec_length  # of query_knn
-    retrieval.method(config, kind)
-    if "on_sample" in crs:
-        # The same searches are evaluated as of CRS on the sample.
-        config.on_sample = crs.on_sample
-        kept = {k: crs.on_sample.overrides[k].to_dict() for k in ("data", "eval")}
-        config.on_sample.overrides = config_dict.ConfigDict(kept)
+def _dsi(dataset: str) -> config_dict.ConfigDict:
+    """Returns GenSAR's DSI on the users and with the beam of CRS."""
+    searches, config = crs.get_config(dataset), gensar.get_config(f"{dataset},dsi")
+    config.data.split = searches.data.split
+    users = ("validation_users", "test_users")
+    for key in (*users, "beam", "selection"):
+        config.eval[key] = searches.eval[key]
+    if "on_sample" in searches:
+        config.on_sample.users = searches.on_sample.users
+        theirs = searches.on_sample.overrides.eval
+        for key in users:
+            config.on_sample.overrides.eval[key] = theirs.get(key, searches.eval[key])
         datasets.for_sample(config)
+    config.eval.search_protocols = ("catalogue",)
     return config

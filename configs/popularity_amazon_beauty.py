@@ -1,12 +1,9 @@
-"""Most popular items, the floor of every protocol: Amazon Beauty.
-
-Command: python -m launch.train --config=configs/popularity_amazon_beauty.py --config.data_dir=DIR
-"""
+"""Names configs/popularity.py:amazon_beauty: popularity on Amazon Beauty."""
 
 from ml_collections import config_dict
 
-from configs import datasets, defaults, popularity_qilin
+from configs import popularity
 
 
 def get_config() -> config_dict.ConfigDict:
-    return datasets.amazon_beauty(popularity_qilin.method(defaults.get_config()))
+    return popularity.get_config("amazon_beauty")

@@ -1,14 +1,9 @@
-"""SASRec with the softmax over all items: Amazon Beauty.
-
-Command: python -m launch.train --config=configs/sasrec_ce_amazon_beauty.py --config.data_dir=DIR
-"""
+"""Names configs/sasrec.py:amazon_beauty,ce: SASRec with the softmax on Amazon Beauty."""
 
 from ml_collections import config_dict
 
-from configs import datasets, defaults, sasrec_ce_qilin
+from configs import sasrec
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = datasets.amazon_beauty(sasrec_ce_qilin.method(defaults.get_config()))
-    config.pretrain.batch_size = 256  # as LCR-SER's there
-    return config
+    return sasrec.get_config("amazon_beauty,ce")

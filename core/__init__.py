@@ -1,1 +1,1 @@
-"""What at least two of the systems use: metrics, tables, GRPO, the training loop."""
+"""Holds what at least two of the systems use: metrics, tables, GRPO, the training loop."""

@@ -1,4 +1,4 @@
-"""Beam search over the identifiers of a trie, compiled whole.
+"""Searches the identifiers of a trie by beams, compiled whole.
 
 The levels of an identifier are few, so they are unrolled: a level has as many beams as there are
 prefixes up to the beam's width, the first one a single beam, and after the last code nothing is
@@ -23,7 +23,7 @@ Step = Callable[[int, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 class Beams(NamedTuple):
-    """The best identifiers, best first; K is the width, or all items where these are fewer.
+    """Holds the best identifiers, best first; K is the width, or all items where these are fewer.
 
     Attributes:
       items: int32 [B, K]; -1 in places that are left over (a trie of fewer items).
@@ -43,7 +43,7 @@ def _select(array: jax.Array, parents: jax.Array) -> jax.Array:
 
 
 def _log_probabilities(logits: jax.Array, below: tries.Children, renormalise: bool) -> jax.Array:
-    """log p float32 [B, K, F] of each child; meaningless where there is no child."""
+    """Returns log p float32 [B, K, F] of each child; meaningless where there is no child."""
     logits = logits.astype(jnp.float32)
     # A token beyond the vocabulary scores NaN instead of another token's probability.
     chosen = jnp.take_along_axis(logits, below.tokens, -1, mode="fill", fill_value=jnp.nan)
@@ -63,7 +63,7 @@ def search(
     *,
     renormalise: bool = False,
 ) -> Beams:
-    """The items of highest log-likelihood that a beam of `width` finds; runs inside jit.
+    """Returns the items of highest log-likelihood that a beam of `width` finds; runs inside jit.
 
     Args:
       step: reads a token of each beam and gives the logits [B, K, W] of the next one, over the
@@ -77,8 +77,8 @@ def search(
       trie: for all users, or one a user.
       width: beams a user.
       renormalise: False scores a code by its probability among all tokens (raw), so that a score
-        is the log-likelihood of the identifier; True by its probability among those that the trie
-        allows.
+        is the log-likelihood of the identifier; True by its probability among the tokens that the
+        trie allows.
 
     Returns:
       min(width, leaves) beams. With `width` at least the number of items these are all items.
@@ -104,8 +104,8 @@ def search(
         )
         candidates = jnp.where(below.valid, likelihood, -jnp.inf)
         fanout = candidates.shape[-1]
-        kept = min(width, trie.tokens[level].shape[-1], candidates.shape[1] * fanout)
-        scores, places = jax.lax.top_k(candidates.reshape(batch, -1), kept)
+        count = min(width, trie.tokens[level].shape[-1], candidates.shape[1] * fanout)
+        scores, places = jax.lax.top_k(candidates.reshape(batch, -1), count)
         parents = places // fanout
         nodes = jnp.take_along_axis(below.nodes.reshape(batch, -1), places, 1)
         read = jnp.take_along_axis(below.tokens.reshape(batch, -1), places, 1)

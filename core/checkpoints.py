@@ -42,7 +42,7 @@ class _LastAndBest(preservation_policy.PreservationPolicy):
 
 
 def _placed(leaf: Any) -> Any:
-    """Shape, dtype and sharding of a leaf; the first device where it says none."""
+    """Returns shape, dtype and sharding of a leaf; the first device where it says none."""
     struct = ocp.utils.to_shape_dtype_struct(leaf)
     if getattr(struct, "sharding", None) is not None:
         return struct
@@ -61,7 +61,7 @@ def _undivided(sharding: Any) -> Any:
 
 
 def _storable(leaf: Any) -> Any:
-    """One zero for an array without elements, which Orbax refuses, else `leaf`."""
+    """Returns one zero for an array without elements, which Orbax refuses, else `leaf`."""
     if leaf.size:
         return leaf
     zero = functools.partial(jnp.zeros, 1, leaf.dtype)
@@ -69,7 +69,9 @@ def _storable(leaf: Any) -> Any:
 
 
 def _as_saved(leaf: Any, saved: tuple[int, ...] | None) -> Any:
-    """What to read for a table that was saved packed otherwise (`core.tables`), else `leaf`."""
+    """Returns what to read for a table that was saved packed otherwise (`core.tables`), else
+    `leaf`.
+    """
     if not math.prod(leaf.shape):
         return jax.ShapeDtypeStruct((1,), leaf.dtype, sharding=_undivided(leaf.sharding))
     if saved is None or len(saved) != 2 or len(leaf.shape) != 2 or saved[1] == leaf.shape[1]:
@@ -82,15 +84,15 @@ def _as_saved(leaf: Any, saved: tuple[int, ...] | None) -> Any:
     )
 
 
-def _repacked(found: jax.Array, leaf: Any) -> jax.Array:
-    """A table as `_as_saved` read it, in the shape of `leaf`."""
-    if found.shape == leaf.shape:
-        return found
+def _repacked(saved: jax.Array, leaf: Any) -> jax.Array:
+    """Brings a table as `_as_saved` read it into the shape of `leaf`."""
+    if saved.shape == leaf.shape:
+        return saved
     if not math.prod(leaf.shape):
         empty = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
         return jax.jit(empty, out_shardings=leaf.sharding)()
     rows, *rest = leaf.shape
-    return jax.jit(lambda a: a.reshape(-1, *rest)[:rows], out_shardings=leaf.sharding)(found)
+    return jax.jit(lambda a: a.reshape(-1, *rest)[:rows], out_shardings=leaf.sharding)(saved)
 
 
 def _with_filling(leaf: Any, saved: tuple[int, ...] | None) -> Any:
@@ -139,7 +141,7 @@ def _read_progress(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of `state` by its path."""
+    """Returns the shape of every array of `state` by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {path_name(path): leaf.shape for path, leaf in leaves}
 
@@ -218,9 +220,9 @@ class Checkpoints:
         """Reads `step`, or the newest checkpoint that can be read.
 
         Args:
-          like: a state with the shapes, dtypes and shardings wanted back; what has none comes
-            back on one device. The mesh need not be the one that saved: every process reads the
-            parts of its own devices. Rows that are only there to fill up a table to a multiple
+          like: a state with the shapes, dtypes and shardings wanted back; an array without a
+            sharding comes back on one device. The mesh need not be the one that saved: every
+            process reads the parts of its own devices. Rows that only fill up a table to a multiple
             of `ROW_MULTIPLE` are dropped or added as wanted, and tables are packed as wanted.
           step: one step to read; None means the newest readable.
 
@@ -228,14 +230,14 @@ class Checkpoints:
           (state, progress, step), or None where there is no checkpoint at all.
 
         Raises:
-          UserError: checkpoints exist and none of those asked for can be read. One whose values are
-            not those that were saved cannot.
+          UserError: checkpoints exist and none that was asked for can be read. A checkpoint whose
+            values have changed since they were saved cannot be read.
         """
         # Of several processes all read the same steps, and all take one or none of them does.
         wanted = distributed.of_first([step] if step is not None else self.steps()[::-1])
         abstract = jax.tree.map(_placed, like)
         for candidate in wanted:
-            found, reason = self._checked(candidate, abstract)
+            read, reason = self._checked(candidate, abstract)
             failed = [n for n, ok in enumerate(distributed.of_all(not reason)) if not ok]
             if failed:
                 _LOG.warning(
@@ -245,8 +247,8 @@ class Checkpoints:
                     f" ({reason})" if reason else f" by process {failed[0]}",
                 )
                 continue
-            assert found is not None
-            return jax.tree.map(_repacked, found[0], abstract), found[1], candidate
+            assert read is not None
+            return jax.tree.map(_repacked, read[0], abstract), read[1], candidate
         if wanted:
             raise UserError(
                 f"expected a readable checkpoint in {self._directory}, found {len(wanted)} that "
@@ -276,8 +278,8 @@ class Checkpoints:
             whole: dict[str, int] = {}
             copies = [one[name].items() for one in every]
             alike = all(whole.setdefault(part, own) == own for held in copies for part, own in held)
-            found = f"{array_digests.total(iter(whole.values())):016x}"
-            if not alike or found != saved.get(name):
+            digest = f"{array_digests.total(iter(whole.values())):016x}"
+            if not alike or digest != saved.get(name):
                 return None, f"the values of {name} are not those that were saved"
         return (state, progress), ""
 
@@ -309,7 +311,7 @@ class Checkpoints:
         )
 
     def _differs_in_filling(self, step: int, abstract: Any) -> bool:
-        """Whether shapes differ from those saved, and only by rows that fill up tables."""
+        """Tells whether shapes differ from the saved ones only by rows that fill up tables."""
         wanted, saved = _shapes(abstract), self._saved_shapes(step)
         read = _shapes(self._as_saved(step, abstract))
 
@@ -331,7 +333,7 @@ class Checkpoints:
         These are checkpoints after it, which could not be read, and parts of saves that a kill has
         left. For who holds the workdir's lock; a reader removes nothing.
         """
-        for later in [found for found in self.steps() if found > step]:
+        for later in [later for later in self.steps() if later > step]:
             self._manager.delete(later)
         if jax.process_index() == 0:
             for part in pathlib.Path(self._directory).glob("*.orbax-checkpoint-tmp"):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from absl import flags
 
-from core import signals
+from core import memory, signals
 from core.errors import Preempted, UserError
 from core.terminal_text import VisibleFormatter, VisibleStream, visible_line
 
@@ -66,6 +66,7 @@ def begin(
     if name != "__main__":
         return
     signals.install(continues=continues)
+    memory.keep_freed_memory()
     sys.excepthook = _last_resort
     _log()
     of_libraries = set(flags.FLAGS)
@@ -156,7 +157,7 @@ def unexpected(error: Exception) -> str:
 
 
 def _help(names: Sequence[str]) -> str:
-    """The running module's docstring, and the flags of these names with their defaults."""
+    """Writes the running module's docstring, and the flags of these names with their defaults."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for name in names:
         flag = flags.FLAGS[name]
@@ -194,7 +195,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         if "has no attribute 'get_config'" in str(error):
             raise UserError(
                 "expected a config file with a get_config(), found one without; pass "
-                "--config=configs/MODEL_DATASET.py"
+                "--config=configs/METHOD.py:DATASET"
             ) from None
         # The libraries quote each other's messages: the key is the first name in them.
         key = re.search(r"[^\W\d][\w.]*", str(error))
@@ -206,7 +207,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
         path = _config_path(argv)
         raise UserError(
             f"expected a config file, found none that loads at {path} ({_words(error)});"
-            f"{_nearest(path)} pass --config=configs/NAME.py"
+            f"{_nearest(path)} pass --config=configs/METHOD.py:DATASET"
         ) from None
     except Exception as error:  # absl, ml_collections and config files raise many types
         if "get_config() takes 0 positional" in str(error):
@@ -215,7 +216,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
                 "take; leave the colon and the choice out"
             ) from None
         if choices := _CHOICES.search(str(error)):
-            raise UserError(f"{choices[1]}; pass one that there is") from None
+            raise UserError(f"{choices[1]}; pass one of them") from None
         raise UserError(
             f"expected known flags with fitting values, found: {_words(error)}; see --help"
         ) from None
@@ -237,15 +238,22 @@ def _config_path(argv: Sequence[str]) -> str:
 
 
 def _nearest(path: str) -> str:
-    """Returns a question: the config file whose name is most like that of a missing one."""
+    """Returns a question: the config files whose names are most like that of a missing one.
+
+    METHOD_DATASET.py may mean METHOD.py:DATASET, where there is that method.
+    """
     folder = pathlib.Path(path).parent
     names = [file.name for file in sorted(folder.glob("*.py"))]
     if not names:
         folder = pathlib.Path(os.path.relpath(_CONFIGS))
         names = [file.name for file in sorted(_CONFIGS.glob("*.py"))]
-    name = pathlib.Path(path).name
-    like = difflib.get_close_matches(name if name.endswith(".py") else f"{name}.py", names, 1)
-    return f" did you mean {folder / like[0]}?" if like else ""
+    stem = pathlib.Path(path).name.removesuffix(".py")
+    stems = [name.removesuffix(".py") for name in names]
+    methods = [method for method in stems if stem.startswith(f"{method}_")]
+    method = max(methods, key=len, default="")
+    like = [f"{method}.py:{stem[len(method) + 1 :]}"] if method else []
+    like += difflib.get_close_matches(f"{stem}.py", names, 1)
+    return f" did you mean {' or '.join(str(folder / name) for name in like)}?" if like else ""
 
 
 def _words(error: Exception) -> str:
@@ -289,8 +297,8 @@ def run_job(
         return
     from core import distributed  # imports JAX
 
-    found = None if values.coordinator == "auto" else values.coordinator
-    watch = distributed.start(found, values.processes, values.process, values.start_timeout)
+    coordinator = None if values.coordinator == "auto" else values.coordinator
+    watch = distributed.start(coordinator, values.processes, values.process, values.start_timeout)
     run_watched(watch, together)
 
 

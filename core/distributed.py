@@ -51,7 +51,7 @@ def start(
       timeout_s: seconds to wait for the others.
 
     Returns:
-      The watch over the other processes; None where there are none.
+      The watch over the other processes; None for a process alone.
 
     Raises:
       UserError: a process is missing when time is up, or the numbers make no sense.
@@ -155,7 +155,7 @@ def of_all(value: Any) -> list[Any]:
     client, key = _client(), f"lcrsr/values/{next(_numbers)}"
     own = f"{key}/{jax.process_index()}"
     client.key_value_set(own, json.dumps(value))
-    found = [
+    texts = [
         client.blocking_key_value_get(f"{key}/{process}", _ALONE_MS)
         for process in range(jax.process_count())
     ]
@@ -163,11 +163,11 @@ def of_all(value: Any) -> list[Any]:
     if _told:
         client.key_value_delete(_told)
     _told = own
-    return [json.loads(text) for text in found]
+    return [json.loads(text) for text in texts]
 
 
 def describe() -> str:
-    """'process 1 of 4, 2 of 8 devices' of this process."""
+    """Describes this process in a line: 'process 1 of 4, 2 of 8 devices'."""
     return (
         f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of "
         f"{jax.device_count()} devices"

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that says what was expected, found, and what to do.
+    """Tells a user's mistake in one line: what was expected, what was found, and what to do.
 
     Programs under `launch` print it without a traceback and exit with code 2.
     """

@@ -1,4 +1,4 @@
-"""The protocol between programs and the methods that they train, evaluate and ask.
+"""Defines the protocol between programs and the methods that they train, evaluate and ask.
 
 A program that would have to know which method it has in hand shows that something is missing here.
 """
@@ -23,7 +23,7 @@ _PROTOCOLS = {"recommendation": "protocols", "search": "search_protocols"}
 
 
 class Experiment:
-    """A method with its config and data: base of all that can be trained or fitted.
+    """Joins a method with its config and data: base of all that can be trained or fitted.
 
     Making one reads the data but trains nothing. What a method cannot do raises `UserError`.
 

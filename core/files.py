@@ -34,7 +34,7 @@ _JSON_BYTES = 256 * 2**20
 _ARCHIVE_BYTES = 2 * 2**30
 _HEADER_BYTES = 10_000
 _LONGEST_EMPTY_AXIS = 2**20
-# Bytes that any archive may unpack to, and those that each of its own bytes justifies.
+# Bytes that any archive may unpack to, and bytes that each of its own bytes justifies.
 _UNPACKED_BYTES, _UNPACKED_A_BYTE = 256 * 2**20, 100
 # Descriptors of this process by name; where the shell has led one to a file, it is not replaced.
 _OWN_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\d{1,4})")

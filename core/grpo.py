@@ -1,4 +1,4 @@
-"""Group relative policy optimization: Eq. 15-17 of LCR-SER, for any policy.
+"""Computes group relative policy optimization, Eq. 15-17 of LCR-SER, for any policy.
 
 A group is the G trajectories of one example; axes are [G, B].
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def advantages(rewards: jax.Array) -> jax.Array:
-    """A_i = (r_i - mean r) / std r over the group, Eq. 17.
+    """Returns A_i = (r_i - mean r) / std r over the group, Eq. 17.
 
     The population standard deviation, without an epsilon; a group of equal rewards gets zeros.
 
@@ -31,7 +31,7 @@ def advantages(rewards: jax.Array) -> jax.Array:
 
 
 def kl_k3(log_prob: jax.Array, reference: jax.Array) -> jax.Array:
-    """ref/p - log(ref/p) - 1, Eq. 16, from log-probabilities [...]; never negative."""
+    """Returns ref/p - log(ref/p) - 1, Eq. 16, from log-probabilities [...]; never negative."""
     chex.assert_equal_shape([log_prob, reference])
     difference = reference - log_prob
     return jnp.maximum(jnp.expm1(difference) - difference, 0.0)  # rounding may go below 0
@@ -47,7 +47,7 @@ def objective(
     kl_weight: float | jax.Array,
     clip_eps: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """J of Eq. 15, to be maximised, and what to log.
+    """Returns J of Eq. 15, to be maximised, and what to log.
 
     Args:
       log_prob, old_log_prob, reference_log_prob: log pi(target | T_i) of the current, the old and

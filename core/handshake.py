@@ -82,10 +82,10 @@ def listen(host: str, port: int = 0) -> socket.socket:
 def interface(host: str) -> str | None:
     """Returns the address of this machine that `host` stands for; None where it has none."""
     try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except OSError:
         return None
-    for family, *_, where in found:
+    for family, *_, where in addresses:
         address = str(where[0])
         if ipaddress.ip_address(address.partition("%")[0]).is_loopback and not _is_loopback(host):
             continue  # others are led elsewhere by the same name

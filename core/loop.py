@@ -1,4 +1,4 @@
-"""The training loop of every system and stage: steps, evaluation, early stopping, checkpoints.
+"""Trains every stage of every system: steps, evaluation, early stopping, checkpoints.
 
 A stage is a pure function of its config and data: the order of examples, the random numbers and
 the evaluations depend on the step alone, so a killed run that restores its last checkpoint repeats
@@ -30,12 +30,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class NotFinite(UserError):
-    """A loss was NaN or infinite; nothing after it is saved."""
+    """Tells that a loss was NaN or infinite; nothing after it is saved."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long a stage trains and how often it looks.
+    """Says how long a stage trains and how often it looks.
 
     Attributes:
       max_steps: updates at most.
@@ -91,7 +91,7 @@ class LoopConfig:
 
 @dataclasses.dataclass
 class StageProgress:
-    """What the host knows of a stage; saved in every checkpoint."""
+    """Holds what the host knows of a stage; saved in every checkpoint."""
 
     step: int
     plateau: Plateau
@@ -133,7 +133,7 @@ class StageResult:
 
 
 class _Statistics:
-    """Training statistics since the last look, kept on the device until then."""
+    """Sums training statistics since the last look, on the device until then."""
 
     def __init__(self, stage: str):
         self._stage = stage
@@ -171,7 +171,7 @@ def stage_directory(workdir: Workdir, stage: str) -> str:
 
 
 def restore_best(workdir: Workdir, stage: str, like: State) -> tuple[State, StageProgress]:
-    """The best state of a stage, and the progress of its newest checkpoint.
+    """Returns the best state of a stage, and the progress of its newest checkpoint.
 
     Raises:
       UserError: the stage has no evaluated checkpoint yet.
@@ -230,8 +230,12 @@ def _run(task: Task, config: LoopConfig, workdir: Workdir, checkpoints: Checkpoi
 def start_or_restore(
     task: Task, config: LoopConfig, checkpoints: Checkpoints
 ) -> tuple[State, StageProgress, bool]:
-    """The state of the newest checkpoint, or the first; its progress; whether it was restored."""
+    """Returns the newest checkpoint's state or the first, its progress, and if it was restored."""
     state = task.init()
+    if task.partition is None:
+        # What is restored, and what follows from it, lies on this device by decision and not by
+        # default, and JAX compiles anew for the difference.
+        state = jax.device_put(state, jax.local_devices()[0])
     restored = checkpoints.restore(state)
     checkpoints.clear_after(restored[2] if restored else 0)
     if restored is not None:
@@ -269,7 +273,7 @@ def _still_improving(progress: StageProgress, config: LoopConfig) -> bool:
 
 
 def compile_step(task: Task, state: State) -> Any:
-    """The jitted, donating (state, batch, rate) -> (state, statistics), at the task's shardings.
+    """Compiles the donating (state, batch, rate) -> (state, statistics), at the task's shardings.
 
     Args:
       state: arrays, or their shapes.
@@ -289,7 +293,7 @@ def compile_step(task: Task, state: State) -> Any:
 
 
 class Report(Protocol):
-    """Where a stage's lines go, such as `core.metric_writers.ProgressReport`."""
+    """Takes a stage's lines, such as `core.metric_writers.ProgressReport`."""
 
     def step(self, step: int, values: dict[str, float]) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard events, and the terminal."""
+"""Writes a run's numbers to metrics.jsonl, TensorBoard events and the terminal."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class MetricWriter:
         lines, damaged = _read(self._path)
         if damaged:
             _LOG.warning("%s; the file is kept as %s", damaged, _put_aside(self._path))
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= first_step]
-        write_lines(workdir, kept)
+        earlier = [line for line in lines if line["stage"] != stage or line["step"] <= first_step]
+        write_lines(workdir, earlier)
         self._events = _Events(workdir.file("events", stage, ""), first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Ranking metrics of one relevant item among candidates, with ties taken in expectation.
+"""Computes ranking metrics of one relevant item among candidates, with ties taken in expectation.
 
 A metric is a function of two counts: how many candidates score above the target, and how many tie
 with it. Tied candidates come in a random order, so a constant scorer over 100 candidates gets
@@ -63,7 +63,7 @@ _FAMILIES: dict[str, Callable[..., jax.Array]] = {"hr": _hit_rate, "ndcg": _ndcg
 
 
 def metric(name: str) -> Metric:
-    """The metric called 'hr@K' or 'ndcg@K': (above [...], tied [...]) -> float32 [...].
+    """Returns the metric called 'hr@K' or 'ndcg@K': (above [...], tied [...]) -> float32 [...].
 
     Raises:
       UserError: no metric has that name.
@@ -96,7 +96,7 @@ def half_interval(gains: np.ndarray) -> float:
 
 
 def full_name(name: str, protocol: str) -> str:
-    """'ndcg@5' against 'neg99' is 'ndcg@5/neg99'."""
+    """Names a metric with its protocol: 'ndcg@5' against 'neg99' is 'ndcg@5/neg99'."""
     return f"{name}/{protocol}"
 
 
@@ -148,7 +148,7 @@ class Sums:
         return sum(len(part) for part in self._above)
 
     def per_example(self) -> dict[str, np.ndarray]:
-        """float32 [E] per metric, in the order of the examples added."""
+        """Returns float32 [E] per metric, in the order in which examples were added."""
         above = np.concatenate([*self._above, np.zeros(0, np.int32)]).astype(np.int32)
         tied = np.concatenate([*self._tied, np.zeros(0, np.int32)]).astype(np.int32)
         return {n: np.asarray(f(above, tied), np.float32) for n, f in self._metrics.items()}

@@ -1,6 +1,6 @@
 """Meshes of devices, and which array of a state lies where on them.
 
-A mesh has two axes. Batches are cut over both; tables are cut by rows over `table` and copied over
+A mesh has two axes. Batches are cut over both; tables are cut by rows over `model` and copied over
 `data`; everything else is copied to every device. So (n, 1) is data-parallel, (1, n) is
 table-parallel, and anything between is both. Models name no device: one list of rules maps the
 names of a state's arrays to the mesh.
@@ -20,8 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from core.errors import UserError
 from core.tables import rows_together
 
-DATA, TABLE = "data", "table"
-BATCH_AXES = (DATA, TABLE)
+DATA, MODEL = "data", "model"
+BATCH_AXES = (DATA, MODEL)
 # Rows of sharded tables, packed or not, come in multiples of this on every mesh, so that a
 # checkpoint fits all.
 ROW_MULTIPLE = 256
@@ -31,7 +31,7 @@ Rules = tuple[tuple[str, PartitionSpec], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """A mesh, and rules of the form (regular expression over an array's path, its spec).
+    """Joins a mesh with rules of the form (regular expression over an array's path, its spec).
 
     An array's path joins the keys that lead to it by '/', for instance `tables/item`; the first
     rule found in it counts, and an array without one is copied to every device.
@@ -54,14 +54,14 @@ class Partition:
 
     @property
     def rows_together(self) -> int:
-        """p: tables [V, D] lie as [V/p, p*D]."""
-        cut = self.mesh.shape[TABLE] > 1
+        """Returns p: tables [V, D] lie as [V/p, p*D]."""
+        cut = self.mesh.shape[MODEL] > 1
         return rows_together(self.table_width) if cut and self.table_width else 1
 
     @property
     def row_multiple(self) -> int:
-        """What V of every table must be a multiple of."""
-        return ROW_MULTIPLE * self.rows_together if self.mesh.shape[TABLE] > 1 else 1
+        """Returns what V of every table must be a multiple of."""
+        return ROW_MULTIPLE * self.rows_together if self.mesh.shape[MODEL] > 1 else 1
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -72,7 +72,7 @@ class Partition:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def shardings(self, state: Any) -> Any:
-        """The sharding of every array of `state`, by the rules."""
+        """Returns the sharding of every array of `state`, by the rules."""
 
         def of(path, leaf):
             del leaf
@@ -93,7 +93,7 @@ class Partition:
         )
 
     def batch_shardings(self, batch: Any) -> Any:
-        """The sharding of every array of a training batch, a dict."""
+        """Returns the sharding of every array of a training batch, a dict."""
 
         def of(path, leaf):
             del leaf
@@ -102,7 +102,7 @@ class Partition:
         return jax.tree_util.tree_map_with_path(of, batch)
 
     def put_part(self, part: Any) -> Any:
-        """A batch over the devices from the parts that the processes made of it.
+        """Puts a batch over the devices, from the parts that the processes made of it.
 
         Args:
           part: a dict of host arrays [B / n, ...], of n processes: the rows of a batch [B, ...]
@@ -140,7 +140,7 @@ class Partition:
         return jax.tree.map(put, batch)
 
     def put_whole(self, tree: Any) -> Any:
-        """Host arrays that every process brings alike, on every device."""
+        """Puts host arrays that every process brings alike on every device."""
         return jax.tree.map(lambda array: placed(array, self.replicated), tree)
 
     def check_batch_size(self, size: int, name: str = "a batch size") -> None:
@@ -152,7 +152,7 @@ class Partition:
 
 
 def placed(array: Any, sharding: NamedSharding) -> jax.Array:
-    """A host array that every process brings alike, cut over the devices.
+    """Cuts a host array that every process brings alike over the devices.
 
     `jax.device_put` would let the processes compare it first, over the network.
     """
@@ -161,13 +161,13 @@ def placed(array: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def own_rows(count: int) -> slice:
-    """The rows, of `count` in a whole batch, that this of several processes is to hold."""
+    """Returns which rows, of `count` in a whole batch, this one of several processes is to hold."""
     own = count // jax.process_count()
     return slice(jax.process_index() * own, (jax.process_index() + 1) * own)
 
 
 def random_bits_impl(partition: Partition | None) -> str:
-    """The generator of a training step's many random bits, as `jax.random.key` names it.
+    """Names the generator of a training step's many random bits, as `jax.random.key` takes it.
 
     rbg is the fastest on one device, a CPU too. But a TPU's partitioner does not cut it: every chip
     would draw the bits of the whole batch. Over several accelerators it is threefry, which is cut.
@@ -178,15 +178,15 @@ def random_bits_impl(partition: Partition | None) -> str:
 
 
 def path_name(path: Any) -> str:
-    """'tables/item' of a path as `jax.tree_util` gives it."""
+    """Writes a path of `jax.tree_util` as 'tables/item'."""
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
-def make_mesh(data: int, table: int, devices: Any = None) -> Mesh:
-    """A mesh of the given extents; -1 means all devices that the other axis leaves.
+def make_mesh(data: int, model: int, devices: Any = None) -> Mesh:
+    """Makes a mesh of the given extents; -1 means all devices that the other axis leaves.
 
     Args:
-      data, table: copies of the tables, and parts that each copy is cut into.
+      data, model: copies of the tables or network, and parts that each copy is cut into.
       devices: of this mesh in order; by default this run's.
 
     Raises:
@@ -195,29 +195,29 @@ def make_mesh(data: int, table: int, devices: Any = None) -> Mesh:
     devices = np.asarray(jax.devices() if devices is None else devices).reshape(-1)
     # Each process's devices in a row: it makes a contiguous part of every batch.
     devices = np.array(sorted(devices, key=lambda device: device.process_index))
-    extents = {DATA: data, TABLE: table}
+    extents = {DATA: data, MODEL: model}
     if list(extents.values()).count(-1) > 1 or any(n == 0 or n < -1 for n in extents.values()):
         raise UserError(
-            f"expected config.mesh.data and config.mesh.table of at least 1, one of them -1 at "
-            f"most, found {data} and {table}; -1 takes all remaining devices"
+            f"expected config.mesh.data and config.mesh.model of at least 1, one of them -1 at "
+            f"most, found {data} and {model}; -1 takes all remaining devices"
         )
-    for axis, other in ((DATA, table), (TABLE, data)):
+    for axis, other in ((DATA, model), (MODEL, data)):
         if extents[axis] == -1:
             extents[axis] = max(1, len(devices) // other)
     total = math.prod(extents.values())
     if total > len(devices):
         raise UserError(
             f"expected a mesh of at most {len(devices)} devices, found config.mesh of "
-            f"{extents[DATA]} x {extents[TABLE]}; make it smaller or run on more devices"
+            f"{extents[DATA]} x {extents[MODEL]}; make it smaller or run on more devices"
         )
     if jax.process_count() > 1 and total < len(devices):
         raise UserError(
             f"expected a mesh of all {len(devices)} devices of {jax.process_count()} processes, "
-            f"found config.mesh of {extents[DATA]} x {extents[TABLE]}; set one extent to -1"
+            f"found config.mesh of {extents[DATA]} x {extents[MODEL]}; set one extent to -1"
         )
-    if ROW_MULTIPLE % extents[TABLE]:
+    if ROW_MULTIPLE % extents[MODEL]:
         raise UserError(
-            f"expected config.mesh.table to divide {ROW_MULTIPLE}, found {extents[TABLE]}; make it "
+            f"expected config.mesh.model to divide {ROW_MULTIPLE}, found {extents[MODEL]}; make it "
             "a power of two, and config.mesh.data larger"
         )
-    return Mesh(devices[:total].reshape(extents[DATA], extents[TABLE]), BATCH_AXES)
+    return Mesh(devices[:total].reshape(extents[DATA], extents[MODEL]), BATCH_AXES)

@@ -1,4 +1,4 @@
-"""Early stopping and learning-rate reduction on plateau, as plain numbers on the host."""
+"""Decides early stopping and learning-rate reduction on plateau, from plain numbers on the host."""
 
 from __future__ import annotations
 

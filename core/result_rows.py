@@ -11,9 +11,9 @@ import numpy as np
 from core.errors import UserError
 from core.files import load_npz
 
-# What every row of results.json has; those of rankings have 'candidates_seed' and 'per_user' too.
+# What every row of results.json has; rows of rankings add 'candidates_seed' and 'per_user'.
 _ROW_KEYS = {
-    **dict.fromkeys(("stage", "split", "protocol", "selected_on", "commit"), str),
+    **dict.fromkeys(("stage", "split", "protocol", "selected_on", "commit", "device"), str),
     **dict.fromkeys(("data", "data_hash", "data_split"), str),
     **dict.fromkeys(("step", "examples", "seed"), int),
     "metrics": dict,

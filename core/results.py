@@ -1,4 +1,6 @@
-"""A run's results: rows of results.json, per-user metrics, the table, the summary with curves."""
+"""Saves and shows a run's results: rows of results.json, per-user metrics, table, summary with
+curves.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ WIDEST = 8
 
 
 def device() -> str:
-    """'2 CPU cores' or '1 x NVIDIA H100' of this machine."""
+    """Describes this machine's devices: '2 CPU cores' or '1 x NVIDIA H100'."""
     if jax.default_backend() == "cpu":
         return f"{os.cpu_count()} CPU cores"
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -103,7 +105,7 @@ def counting(
 
     Args:
       users: of the examples, [E].
-      counted: bool [E], those that are ranked.
+      counted: bool [E], whether an example is ranked.
       more: further entries of the row.
       selection: the metric that decided on validation.
     """
@@ -113,13 +115,13 @@ def counting(
 
 
 def tested(workdir: Workdir) -> set[tuple[str, int, str]]:
-    """The stage, step and protocol of every row of the test split, alike on all processes.
+    """Returns stage, step and protocol of every row of the test split, alike on all processes.
 
     `launch.evaluate` may have added rows of validation beside them.
     """
     rows = workdir.read_results()["rows"]
-    found = [(r["stage"], r["step"], r["protocol"]) for r in rows if r["split"] == "test"]
-    return {(stage, step, protocol) for stage, step, protocol in distributed.of_first(found)}
+    keys = [(r["stage"], r["step"], r["protocol"]) for r in rows if r["split"] == "test"]
+    return {(stage, step, protocol) for stage, step, protocol in distributed.of_first(keys)}
 
 
 def grid(results: dict[str, Any], split: str) -> tuple[list[str], list[list[str]]]:
@@ -146,7 +148,7 @@ def title(results: dict[str, Any], split: str) -> str:
 
 
 def remarks(results: dict[str, Any], split: str) -> list[str]:
-    """Says, in one line each, what a reader of the table should know of its stages."""
+    """Returns, in one line each, what a reader of the table should know of its stages."""
     rows = [row for row in results["rows"] if row["split"] == split]
     rising = {row["stage"]: row["step"] for row in rows if row.get("still_improving")}
     lines = [
@@ -162,7 +164,7 @@ def remarks(results: dict[str, Any], split: str) -> list[str]:
 
 
 def reported_split(results: dict[str, Any]) -> str:
-    """What a finished run is reported on: 'test', or for identifiers the catalogue."""
+    """Returns what a finished run is reported on: 'test', or for identifiers the catalogue."""
     splits = [row["split"] for row in results["rows"]]
     return splits[0] if splits and "test" not in splits else "test"
 

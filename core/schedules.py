@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
+import optax
 
 
-def rate_at(step: jax.Array, max_steps: int, warmup: float) -> jax.Array:
-    """Factor of the learning rate: a linear rise over `warmup` of the updates, then a cosine."""
+def rate_at(step: jax.Array, max_steps: int, warmup: float) -> Any:
+    """Returns the factor of the learning rate: a linear rise, then a cosine to 0.
+
+    Args:
+      step: updates made so far; the first is made at the rate of step 0, which is above 0.
+      max_steps: of the stage; the factor of its last update is 0.
+      warmup: share of `max_steps`; the rise takes at least one update.
+    """
+    # A share need not be a whole number of updates: optax takes fractions of one.
     rising = max(1.0, warmup * max_steps)
-    progress = jnp.clip((step + 1 - rising) / max(1.0, max_steps - rising), 0.0, 1.0)
-    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    return jnp.where(step + 1 < rising, (step + 1) / rising, cosine)
+    falling = max(1.0, max_steps - rising)
+    return optax.warmup_cosine_decay_schedule(0.0, 1.0, rising, rising + falling)(step + 1)

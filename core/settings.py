@@ -13,7 +13,7 @@ from core.errors import UserError
 
 
 def build(cls: type, values: dict[str, Any], *, section: str) -> Any:
-    """A settings dataclass from a config section.
+    """Builds a settings dataclass from a config section.
 
     Raises:
       UserError: a value the dataclass refuses, or one it misses.
@@ -23,6 +23,10 @@ def build(cls: type, values: dict[str, Any], *, section: str) -> Any:
         return cls(**{key: value for key, value in values.items() if key in known})
     except (ValueError, TypeError) as error:
         raise UserError(f"config.{section}: {error}; see the config's defaults file") from None
+
+
+def _value(config: config_dict.ConfigDict, key: str) -> Any:
+    return functools.reduce(lambda section, name: section[name], key.split("."), config)
 
 
 def positive(config: config_dict.ConfigDict, *keys: str) -> None:
@@ -35,7 +39,7 @@ def positive(config: config_dict.ConfigDict, *keys: str) -> None:
       UserError: one is not; names the key and the value.
     """
     for key in keys:
-        value = functools.reduce(lambda section, name: section[name], key.split("."), config)
+        value = _value(config, key)
         if not 0 < value < math.inf:
             raise UserError(f"expected config.{key} above 0, found {value}; set such a number")
 
@@ -44,13 +48,12 @@ def not_negative(config: config_dict.ConfigDict, *keys: str) -> None:
     """Refuses weights of the loss below 0, with which training would raise what it should lower.
 
     Args:
-      keys: dotted, of finite numbers; those that the config does not have are left out.
+      keys: dotted, such as 'rl.clip_eps', of numbers that must be finite and 0 or more.
 
     Raises:
-      UserError: one is below 0 or no number; names the key and the value.
+      UserError: one is not; names the key and the value.
     """
     for key in keys:
-        section, _, name = key.partition(".")
-        value = config.get(section, {}).get(name, 0)
+        value = _value(config, key)
         if not 0 <= value < math.inf:
             raise UserError(f"expected config.{key} of 0 or more, found {value}; set such a number")

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from core.partitioning import BATCH_AXES, DATA, TABLE
+from core.partitioning import BATCH_AXES, DATA, MODEL
 from core.tables import TableOptimizer, TouchedRows, distinct_beyond
 from core.tables import touched as local_touched
 
-_BATCH, _ROWS, _ALL = PartitionSpec(BATCH_AXES), PartitionSpec(TABLE), PartitionSpec()
+_BATCH, _ROWS, _ALL = PartitionSpec(BATCH_AXES), PartitionSpec(MODEL), PartitionSpec()
 
 
 class Limits(NamedTuple):
@@ -44,7 +44,7 @@ _LIMITS = Limits()
 
 
 class ShardedRows(NamedTuple):
-    """The distinct rows that a batch's ids name, by device; u places on each of P devices.
+    """Holds the distinct rows that a batch's ids name, by device; u places on each of P devices.
 
     Attributes:
       ids: int32 [P * u]; the first of each device is padding's, the number of rows of the table
@@ -66,7 +66,7 @@ def touched(
 
     Args:
       ids: int32 [B, m] in [0, V), B cut over all devices.
-      table: float [V/p, p*D], rows cut over the axis `table`.
+      table: float [V/p, p*D], rows cut over the axis `model`.
       pack: p.
 
     Returns:
@@ -80,16 +80,16 @@ def touched(
 
         def serve(exchange: _Round, carry):
             values, share = carry
-            asked = jax.lax.all_to_all(exchange.ids, TABLE, 0, 0, tiled=True)
+            asked = jax.lax.all_to_all(exchange.ids, MODEL, 0, 0, tiled=True)
             own = _own_rows(asked, held)
             answer = shard.at[own // pack].get(mode="fill", fill_value=0.0)
             answer = _part(answer, own % pack, pack)
-            back = jax.lax.all_to_all(answer, TABLE, 0, 0, tiled=True)
+            back = jax.lax.all_to_all(answer, MODEL, 0, 0, tiled=True)
             # Other copies of the tables are asked by other devices; all of these share a row.
             everyone = jax.lax.all_gather(own, DATA, axis=0)
             counts = jnp.zeros(held, jnp.int32).at[everyone].add(1, mode="drop")
             askers = jax.lax.all_to_all(
-                counts.at[own].get(mode="fill", fill_value=1), TABLE, 0, 0, tiled=True
+                counts.at[own].get(mode="fill", fill_value=1), MODEL, 0, 0, tiled=True
             )
             return (
                 _put(values, exchange.places.reshape(-1), back.reshape(-1, width)),
@@ -111,7 +111,7 @@ def touched(
 
 
 def spread(values: jax.Array, rows: ShardedRows, mesh: Mesh, limits: Limits = _LIMITS) -> jax.Array:
-    """The vectors [B, m, D] of a batch's ids from the values [P * u, D] of its distinct rows."""
+    """Returns vectors [B, m, D] of a batch's ids from values [P * u, D] of its distinct rows."""
     return jax.shard_map(
         functools.partial(_spread_on_device, most_scattered=limits.most_scattered),
         mesh=mesh,
@@ -132,7 +132,7 @@ def update(
     mesh: Mesh,
     limits: Limits = _LIMITS,
 ) -> tuple[jax.Array, Any]:
-    """`optimizer.update` on the owners of the touched rows.
+    """Runs `optimizer.update` on the owners of the touched rows.
 
     Args:
       table, state: [V/p, p*D], packed as for `touched`.
@@ -147,9 +147,9 @@ def update(
 
         def serve(exchange: _Round, carry):
             shard, state = carry
-            ids = jax.lax.all_to_all(exchange.ids, TABLE, 0, 0, tiled=True).reshape(-1)
+            ids = jax.lax.all_to_all(exchange.ids, MODEL, 0, 0, tiled=True).reshape(-1)
             sent = gradient.at[exchange.places].get(mode="fill", fill_value=0.0)
-            received = jax.lax.all_to_all(sent, TABLE, 0, 0, tiled=True)
+            received = jax.lax.all_to_all(sent, MODEL, 0, 0, tiled=True)
             received = received.reshape(ids.shape[0], -1)
             # The copies of the tables must stay equal: each sees every copy's gradients.
             ids = jax.lax.all_gather(ids, DATA).reshape(-1)
@@ -157,17 +157,17 @@ def update(
             own = _own_rows(ids, held)
             # Counted from 1, so that ids that stand for nothing are the padding of `touched`.
             packed = jnp.where(own < held, own // pack + 1, 0)
-            found = local_touched(packed, shard.shape[0] + 1)
-            u = found.ids.shape[0]
+            unique = local_touched(packed, shard.shape[0] + 1)
+            u = unique.ids.shape[0]
             width = received.shape[1]
             lanes = jnp.arange(pack * width) // width
             received = jnp.tile(received, (1, pack))
             received = jnp.where(lanes == (own % pack)[:, None], received, 0.0)
             summed = jnp.zeros((u, shard.shape[1]), received.dtype)
-            summed = summed.at[found.places].add(received)
-            named = jnp.zeros(u * pack, bool).at[found.places * pack + own % pack].set(True)
+            summed = summed.at[unique.places].add(received)
+            named = jnp.zeros(u * pack, bool).at[unique.places * pack + own % pack].set(True)
             return optimizer.update(
-                TouchedRows(found.ids - 1, found.places),
+                TouchedRows(unique.ids - 1, unique.places),
                 summed,
                 shard,
                 state,
@@ -188,14 +188,14 @@ def update(
 
 
 class _Round(NamedTuple):
-    """What a device asks each owner in one round: int32 [S, C], padded with -1 and with u."""
+    """Holds what a device asks each owner in one round: int32 [S, C], padded with -1 and with u."""
 
     ids: jax.Array
     places: jax.Array
 
 
 def _distinct(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
-    """Distinct ids [min(n, V) + 1], 0 first whether named or not, and places [n].
+    """Returns distinct ids [min(n, V) + 1], 0 first whether named or not, and places [n].
 
     By hashing with linear probing: a slot for every row, as on one device, would not fit where
     tables are cut for their size, and compilers for TPUs take minutes over long sorts. Equal ids
@@ -227,8 +227,9 @@ def _distinct(ids: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _running_sum(flags: jax.Array) -> jax.Array:
-    """int32 cumulative sum of bool [n], n a power of two, by blocks: one of all of them takes
-    compilers for TPUs seconds to compile."""
+    """Computes the int32 cumulative sum of bool [n], n a power of two, by blocks: compilers for
+    TPUs take seconds for one sum of all.
+    """
     blocks = flags.reshape(-1, min(flags.shape[0], 512))
     within = jnp.cumsum(blocks, 1, dtype=jnp.int32)
     before = jnp.cumsum(within[:, -1], dtype=jnp.int32) - within[:, -1]
@@ -236,7 +237,7 @@ def _running_sum(flags: jax.Array) -> jax.Array:
 
 
 def _put(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
-    """`values` [n, ...] at places [n] that differ wherever they lie within `target`."""
+    """Puts `values` [n, ...] at places [n] that differ wherever they lie within `target`."""
     places = distinct_beyond(places, target.shape[0])
     return target.at[places].set(values, mode="drop", unique_indices=True)
 
@@ -244,11 +245,11 @@ def _put(target: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
 def _own_rows(ids: jax.Array, held: int) -> jax.Array:
     """Numbers of ids among the rows that this device holds; `held` for ids of -1, which stand for
     nothing."""
-    return jnp.where(ids < 0, held, ids - jax.lax.axis_index(TABLE) * held)
+    return jnp.where(ids < 0, held, ids - jax.lax.axis_index(MODEL) * held)
 
 
 def _part(packed: jax.Array, part: jax.Array, pack: int) -> jax.Array:
-    """The rows [..., D] that lie at `part` [...] of packed rows [..., p*D]."""
+    """Returns the rows [..., D] that lie at `part` [...] of packed rows [..., p*D]."""
     parts = jnp.split(packed, pack, -1)
     return jax.lax.select_n(jnp.broadcast_to(part[..., None], parts[0].shape), *parts)
 
@@ -262,8 +263,8 @@ def _spread_forward(values, places, most_scattered):
     return values[places], (values, places)
 
 
-def _spread_backward(most_scattered, kept, gradient):
-    values, places = kept
+def _spread_backward(most_scattered, residuals, gradient):
+    values, places = residuals
     flat = gradient.reshape(-1, gradient.shape[-1])
     return _add_rows(jnp.zeros_like(values), places.reshape(-1), flat, most_scattered), None
 
@@ -272,7 +273,7 @@ _spread_on_device.defvjp(_spread_forward, _spread_backward)
 
 
 def _add_rows(target: jax.Array, places: jax.Array, values: jax.Array, most: int) -> jax.Array:
-    """`target` [u, D] with `values` [n, D] added at `places` [n] < u, a chunk at a time."""
+    """Adds `values` [n, D] to `target` [u, D] at `places` [n] < u, a chunk at a time."""
     n = places.shape[0]
     chunk = min(n, most)
     if chunk == n:
@@ -298,7 +299,7 @@ def _in_rounds(
     limits: Limits,
 ) -> Any:
     """Runs `serve` until every distinct id of every device has been in a round, exactly once."""
-    owners, u = mesh.shape[TABLE], distinct.shape[0]
+    owners, u = mesh.shape[MODEL], distinct.shape[0]
     capacity = min(-(-2 * u // owners), limits.most_rows // mesh.size)
     capacity = min(u, max(limits.least_capacity, capacity))
     per_owner = num_rows // owners

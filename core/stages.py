@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 STAGE_TITLES = {
-    "pretrain": "after pre-training",
+    "train": "after training",
     "rl": "after RL",
     "control": "control: as long without RL",
     "fit": "fitted",
@@ -21,9 +21,9 @@ def stage_order(stage: str) -> tuple[int, int, int, str]:
     """Returns a key that sorts stages in the order in which a run trains them."""
     if stage == "align":
         return 0, 0, 0, ""
-    if found := _ROUND.fullmatch(stage):
-        loop, place = _LOOPS[found[1]]
-        return loop, int(found[2]), place, ""
+    if round_name := _ROUND.fullmatch(stage):
+        loop, place = _LOOPS[round_name[1]]
+        return loop, int(round_name[2]), place, ""
     known = list(STAGE_TITLES)
     return 3, known.index(stage) if stage in known else len(known), 0, stage
 

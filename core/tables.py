@@ -1,4 +1,4 @@
-"""Large embedding tables: rows are gathered, and only the rows a batch touched are updated.
+"""Reads and updates large embedding tables: rows are gathered, and only touched rows are updated.
 
 A step never forms a gradient of a table's size: the distinct rows that a batch names are gathered
 once [u, D], the batch's fields index into them, gradients are taken with respect to them, and the
@@ -23,12 +23,12 @@ LANES = 128
 
 
 def rows_together(width: int) -> int:
-    """p, how many rows [D] fill one row of 128 lanes; 1 where D does not divide 128."""
+    """Returns p, how many rows [D] fill one row of 128 lanes; 1 where D does not divide 128."""
     return LANES // width if LANES % width == 0 else 1
 
 
 class TouchedRows(NamedTuple):
-    """The distinct rows that a batch's ids [n] name.
+    """Holds the distinct rows that a batch's ids [n] name.
 
     Attributes:
       ids: int32 [u], u = min(n, V) + 1: place 0 is padding's, distinct ids follow, and places that
@@ -62,12 +62,12 @@ def touched(ids: jax.Array, num_rows: int) -> TouchedRows:
 
 
 def distinct_beyond(ids: jax.Array, limit: int) -> jax.Array:
-    """`ids` [n] with those from `limit` on made different from each other, still beyond it."""
+    """Makes ids [n] from `limit` on different from each other; they stay beyond it."""
     return jnp.where(ids >= limit, limit + jnp.arange(ids.shape[0], dtype=ids.dtype), ids)
 
 
 def gather_touched(table: jax.Array, rows: TouchedRows) -> jax.Array:
-    """The touched rows [u, D] of `table` [V, D]; zero at places that are left over."""
+    """Gathers the touched rows [u, D] of `table` [V, D]; zero at places that are left over."""
     return table.at[rows.ids].get(mode="fill", fill_value=0.0)
 
 
@@ -80,7 +80,7 @@ Update = Callable[..., tuple[jax.Array, Any]]
 
 
 class TableOptimizer(NamedTuple):
-    """`init(table) -> state`; `update(rows, gradient, table, state, learning_rate, step)`.
+    """Joins `init(table) -> state` and `update(rows, gradient, table, state, learning_rate, step)`.
 
     `gradient` [u, D] is with respect to `gather_touched`, so that gradients of equal ids are
     already added up; `step` counts updates from 0. Touched rows take `named` too, bool [u, D]:
@@ -92,7 +92,9 @@ class TableOptimizer(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """An optimizer on rows: number of moments, and (g, moments, lr, step) -> (delta, moments)."""
+    """Describes an optimizer on rows: number of moments, and (g, moments, lr, step) -> (delta,
+    moments).
+    """
 
     moments: int
     start: float
@@ -134,7 +136,7 @@ _RULES: dict[str, Callable[..., _Rule]] = {"sgd": _sgd, "adagrad": _adagrad, "ad
 
 
 def touched_rows(kind: str, **settings: float) -> TableOptimizer:
-    """An optimizer that reads and writes touched rows only.
+    """Returns an optimizer that reads and writes touched rows only.
 
     Args:
       kind: 'sgd' and 'adagrad' agree exactly with their dense forms. 'adam' is the lazy variant:
@@ -168,7 +170,7 @@ def touched_rows(kind: str, **settings: float) -> TableOptimizer:
 
 
 def dense(kind: str, **settings: float) -> TableOptimizer:
-    """The same rules from a gradient of the whole table; `rows` is ignored."""
+    """Returns an optimizer of the same rules from a whole table's gradient; it ignores `rows`."""
     rule = _RULES[kind](**settings)
 
     def init(table):

@@ -1,4 +1,4 @@
-"""What the training loop asks of a system: the `Task` protocol."""
+"""Defines what the training loop asks of a system: the `Task` protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Batch = dict[str, Any]
 
 
 class Task(Protocol):
-    """One stage of one system's training.
+    """Describes one stage of one system's training.
 
     Attributes:
       name: the stage's name; its checkpoints and metrics carry it.
@@ -32,21 +32,21 @@ class Task(Protocol):
     partition: Partition | None
 
     def init(self) -> State:
-        """The state before the first update, with an int32 scalar `step`."""
+        """Returns the state before the first update, with an int32 scalar `step`."""
         ...
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Training batches from update `start_step` on, without end; this process's parts."""
+        """Yields this process's parts of training batches from `start_step` on, without end."""
         ...
 
     def train_step(
         self, state: State, batch: Batch, learning_rate: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
-        """One update, jit-able; the statistics are scalars and include `loss`."""
+        """Makes one update, jit-able; the statistics are scalars and include `loss`."""
         ...
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """Validation metrics by full name, the selection metric among them."""
+        """Returns validation metrics by full name, the selection metric among them."""
         ...
 
 

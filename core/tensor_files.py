@@ -46,13 +46,13 @@ class Tensors:
         Raises:
           UserError: its values are no float16, bfloat16, float32 or float64.
         """
-        found = self._files[name].get_slice(name)
-        if found.get_dtype() not in _FLOATS:
+        part = self._files[name].get_slice(name)
+        if part.get_dtype() not in _FLOATS:
             raise UserError(
-                f"expected weights of {', '.join(_FLOATS)}, found {name} of {found.get_dtype()} in "
+                f"expected weights of {', '.join(_FLOATS)}, found {name} of {part.get_dtype()} in "
                 f"{self.path}; pass a checkpoint that is not quantised"
             )
-        return found
+        return part
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor; raises UserError as `part`."""
@@ -103,7 +103,7 @@ def opened(path: str | pathlib.Path) -> Iterator[Tensors]:
         files = [path / name for name in sorted(set(index.values()))]
     with contextlib.ExitStack() as stack:
         owners: dict[str, pathlib.Path] = {}
-        found: dict[str, Any] = {}
+        files_of: dict[str, Any] = {}
         for file in files:
             tensors = stack.enter_context(_file(file))
             for name in tensors.keys():  # noqa: SIM118
@@ -112,10 +112,10 @@ def opened(path: str | pathlib.Path) -> Iterator[Tensors]:
                         f"expected each tensor in one file, found {name} in {owners[name]} and in "
                         f"{file}; download the checkpoint again"
                     )
-                owners[name], found[name] = file, tensors
+                owners[name], files_of[name] = file, tensors
         if index is not None:
             _check_index(path, index, owners)
-        yield Tensors(path, found)
+        yield Tensors(path, files_of)
 
 
 def _index(folder: pathlib.Path) -> dict[str, str] | None:
@@ -124,16 +124,16 @@ def _index(folder: pathlib.Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     again = "download the checkpoint again"
-    found = read_json(str(path), "the index of a checkpoint", again).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    shards = read_json(str(path), "the index of a checkpoint", again).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
         raise UserError(f"expected a weight_map in {path}, found none; {again}")
-    for name, shard in found.items():
+    for name, shard in shards.items():
         if not isinstance(shard, str) or shard != pathlib.PurePath(shard).name or "\\" in shard:
             raise UserError(
                 f"expected a file's name beside {path} for {name}, found {str(shard)[:80]!r}; "
                 f"{again}"
             )
-    return found
+    return shards
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ class Trie:
 
     Attributes:
       tokens: at place l, int32 [N_(l+1)]: the last token of each node of depth l + 1.
-      first: at place l, int32 [N_l + 1]: the first child of each node of depth l among those of
-        depth l + 1; the children of node n end where those of n + 1 start.
+      first: at place l, int32 [N_l + 1]: the first child of each node of depth l among nodes of
+        depth l + 1; the children of node n end where the children of n + 1 start.
       items: int32 [N_L], the item of each leaf.
       fanout: at place l, the most children that a node of depth l has.
     """
@@ -43,12 +43,12 @@ class Trie:
 
     @property
     def length(self) -> int:
-        """L, tokens of an identifier."""
+        """Returns L, the tokens of an identifier."""
         return len(self.tokens)
 
     @property
     def per_user(self) -> bool:
-        """Whether each user has a trie of their own."""
+        """Tells whether each user has a trie of their own."""
         return self.items.ndim == 2
 
     @property
@@ -58,7 +58,7 @@ class Trie:
 
 
 class Children(NamedTuple):
-    """The children of nodes [B, K], in order of token, padded to F = fanout.
+    """Holds the children of nodes [B, K], in order of token, padded to F = fanout.
 
     Attributes:
       nodes: int32 [B, K, F], numbers among the nodes of the next depth; -1 is padding.
@@ -72,7 +72,9 @@ class Children(NamedTuple):
 
 
 def _layers(rows: jax.Array, items: jax.Array, valid: jax.Array) -> tuple[Trie, jax.Array]:
-    """A trie of V identifiers [V, L] in arrays of V nodes a depth, and its node counts [L]."""
+    """Lays out a trie of V identifiers [V, L] in arrays of V nodes a depth, with node counts
+    [L].
+    """
     count, length = rows.shape
     # The last key is the primary one: rows that do not count go to the end.
     order = jnp.lexsort((*(rows[:, i] for i in reversed(range(length))), ~valid))
@@ -95,7 +97,7 @@ def _layers(rows: jax.Array, items: jax.Array, valid: jax.Array) -> tuple[Trie, 
 
 
 def build(identifiers: np.ndarray, items: np.ndarray | None = None) -> Trie:
-    """The trie of a catalogue.
+    """Builds the trie of a catalogue.
 
     Args:
       identifiers: integers [V, L], the tokens of each item, at least 0.
@@ -144,7 +146,7 @@ def _refuse_duplicates(identifiers: np.ndarray, items: np.ndarray) -> None:
 
 
 def of_candidates(identifiers: jax.Array, candidates: jax.Array, valid: jax.Array) -> Trie:
-    """A trie for each user's candidates; runs inside jit.
+    """Builds a trie of each user's candidates; runs inside jit.
 
     A candidate listed twice is in the trie once.
 
@@ -160,7 +162,7 @@ def of_candidates(identifiers: jax.Array, candidates: jax.Array, valid: jax.Arra
 
 
 def _read(array: jax.Array, places: jax.Array, per_user: bool) -> jax.Array:
-    """`array` [N], or [B, N] where `per_user`, at `places` [B, ...]."""
+    """Reads `array` [N], or [B, N] where `per_user`, at `places` [B, ...]."""
     if not per_user:
         return jnp.take(array, places, mode="clip")
     flat = places.reshape(places.shape[0], -1)
@@ -168,7 +170,7 @@ def _read(array: jax.Array, places: jax.Array, per_user: bool) -> jax.Array:
 
 
 def children(trie: Trie, depth: int, nodes: jax.Array) -> Children:
-    """What may follow the prefixes that `nodes` stand for.
+    """Returns what may follow the prefixes that `nodes` stand for.
 
     Args:
       trie: of L tokens.
@@ -184,12 +186,12 @@ def children(trie: Trie, depth: int, nodes: jax.Array) -> Children:
 
 
 def leaf_items(trie: Trie, leaves: jax.Array) -> jax.Array:
-    """The items int32 [B, K] of leaves [B, K]; -1 where the leaf is -1."""
+    """Returns the items int32 [B, K] of leaves [B, K]; -1 where the leaf is -1."""
     return jnp.where(leaves >= 0, _read(trie.items, leaves, trie.per_user), -1)
 
 
 def find(trie: Trie, tokens: jax.Array) -> jax.Array:
-    """The items int32 [B, K] of whole identifiers [B, K, L]; -1 where no item has one."""
+    """Returns the items int32 [B, K] of whole identifiers [B, K, L]; -1 where no item has one."""
     chex.assert_axis_dimension(tokens, 2, trie.length)
     nodes = jnp.zeros(tokens.shape[:2], jnp.int32)
     for depth in range(trie.length):

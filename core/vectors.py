@@ -1,4 +1,4 @@
-"""Item vectors that identifiers are learnt from: GenSAR (RecSys 2025) 3.2.1, CRS 3.1.1.
+"""Makes the item vectors that identifiers are learnt from: GenSAR (RecSys 2025) 3.2.1, CRS 3.1.1.
 
 Semantic: any sentence-transformers model, or TF-IDF factors, which need no download. Collaborative:
 vectors exported from a trained recommender, or factors of the training clicks. All are float32
@@ -26,13 +26,13 @@ _EXPORT_AGAIN = "export them again with launch.export_vectors from a model of th
 
 
 def content_hash(vectors: np.ndarray) -> str:
-    """16 hex digits over the shape and the float32 values."""
+    """Returns 16 hex digits over the shape and the float32 values."""
     values = np.ascontiguousarray(vectors, np.float32)
     return hashlib.sha256(json.dumps(values.shape).encode() + values.tobytes()).hexdigest()[:16]
 
 
 def source_hash(name: str) -> str:
-    """16 hex digits over a file, or over a folder's files and their names; '' of any other name.
+    """Returns 16 hex digits over a file, or a folder's files and their names; '' of any other name.
 
     What is kept under a setting that names a path must not outlive what lies there.
     """
@@ -40,8 +40,8 @@ def source_hash(name: str) -> str:
         return ""
     paths = [name]
     if os.path.isdir(name):
-        found = (os.path.join(at, file) for at, _, files in os.walk(name) for file in files)
-        paths = sorted(found)
+        inside = (os.path.join(at, file) for at, _, files in os.walk(name) for file in files)
+        paths = sorted(inside)
     digest = hashlib.sha256()
     for path in paths:
         digest.update(os.path.relpath(path, name).encode())
@@ -67,7 +67,7 @@ def _check_texts(texts: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FactorConfig:
-    """How sparse rows become dense ones.
+    """Says how sparse rows become dense ones.
 
     Attributes:
       width: singular vectors kept; fewer where there are fewer rows or columns.
@@ -90,7 +90,7 @@ class FactorConfig:
 
 
 def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
-    """The first singular vectors of the rows, beside a random projection of what they leave out.
+    """Returns the first singular vectors of the rows, beside a random projection of the rest.
 
     A truncated SVD gives rows that differ in rare columns alone nearly the same vector, and with it
     the same identifier; the projection (Johnson and Lindenstrauss 1984) keeps them apart.
@@ -99,25 +99,27 @@ def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
 
     width = min(config.width, *rows.shape)
     left, values, right = randomized_svd(rows, width, random_state=config.seed)
-    kept = left * values
+    reduced = left * values
     if not config.sketch_width:
-        return unit_rows(kept)
+        return unit_rows(reduced)
     rng = np.random.default_rng(config.seed)
     shape = (rows.shape[1], config.sketch_width)
     directions = rng.normal(size=shape) / np.sqrt(config.sketch_width)
     whole = rows @ directions
-    rest = whole - kept @ (right @ directions)
+    rest = whole - reduced @ (right @ directions)
     # Where nothing is left out the rest is rounding, which would tell equal rows apart.
     norms = [np.linalg.norm(part, axis=1) for part in (rest, whole)]
     rest = unit_rows(np.where((norms[0] > 1e-6 * norms[1])[:, None], rest, 0.0))
     share = config.sketch_share
-    return unit_rows(np.concatenate([(1 - share) ** 0.5 * unit_rows(kept), share**0.5 * rest], 1))
+    return unit_rows(
+        np.concatenate([(1 - share) ** 0.5 * unit_rows(reduced), share**0.5 * rest], 1)
+    )
 
 
 def from_text(
     texts: Sequence[str], split: Callable[[str], list[str]], config: FactorConfig
 ) -> np.ndarray:
-    """TF-IDF (1 + log tf, smooth idf, rows of length 1) as singular vectors and a sketch.
+    """Returns TF-IDF (1 + log tf, smooth idf, rows of length 1) as singular vectors and a sketch.
 
     Args:
       split: a text's words.
@@ -135,7 +137,7 @@ def from_text(
 def sentence_encoder(
     name: str, *, key: str = "vectors.semantic"
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """A sentence-transformers model, by its name or folder, loaded once.
+    """Loads a sentence-transformers model, by its name or folder.
 
     Args:
       key: of the config, which names the model; for messages.
@@ -181,7 +183,7 @@ def from_sentence_transformer(texts: Sequence[str], name: str) -> np.ndarray:
 
 
 def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
-    """The training clicks of each item as singular vectors and a sketch.
+    """Returns the training clicks of each item as singular vectors and a sketch.
 
     A row holds an item's users, each weighing 1 / sqrt(the user's items) so that the active do not
     decide alone, brought to length 1.
@@ -189,9 +191,9 @@ def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndar
     Args:
       clicks: [U+1, V+1], counts; row and column 0 are padding.
     """
-    seen = clicks[1:, 1:].sign().astype(np.float64)
-    users = np.maximum(np.asarray(seen.sum(1)).ravel(), 1.0) ** -0.5
-    rows = scipy.sparse.csr_array(seen.T) * users
+    clicked = clicks[1:, 1:].sign().astype(np.float64)
+    users = np.maximum(np.asarray(clicked.sum(1)).ravel(), 1.0) ** -0.5
+    rows = scipy.sparse.csr_array(clicked.T) * users
     norms = np.sqrt(np.maximum(np.asarray(rows.power(2).sum(1)).ravel(), 1e-12))
     rows = scipy.sparse.diags_array(1.0 / norms) @ rows
     return _factors(rows.tocsr(), config)
@@ -228,10 +230,10 @@ def load_vectors(path: str, *, num_items: int, data_hash: str) -> np.ndarray:
     described = files.items() if isinstance(files, dict) else ()
     own = [wanted for file, wanted in described if file.endswith(".npy")]
     checksums.check(folder, {name: own[0]} if own else None, again)
-    vectors, found = load_npy(path, "item vectors", again), description.get("data_hash")
-    if found != data_hash:
+    vectors, origin = load_npy(path, "item vectors", again), description.get("data_hash")
+    if origin != data_hash:
         raise UserError(
-            f"expected vectors of the log {data_hash} in {path}, found those of {found}; {again}"
+            f"expected vectors of the log {data_hash} in {path}, found those of {origin}; {again}"
         )
     if vectors.ndim != 2 or len(vectors) != num_items or vectors.dtype.kind != "f":
         raise UserError(

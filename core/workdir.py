@@ -1,14 +1,16 @@
 """Keeps a run's folder: resolved config, results, and the rule that one run owns it.
 
-Layout: `config.json`, `log.json` (the data's hash), `metrics.jsonl`, TensorBoard events,
-`checkpoints/STAGE/`, `per_user/`, `results.json`, `summary.md` and the curves as PNG; beside them
-`.lock*`, which running processes hold, and `.partial-*`, which writers rename once they are whole.
+Layout: `config.json` (with the version that wrote it), `log.json` (the data's hash),
+`metrics.jsonl`, TensorBoard events, `checkpoints/STAGE/`, `per_user/`, `results.json`, `summary.md`
+and the curves as PNG; beside them `.lock*`, which running processes hold, and `.partial-*`, which
+writers rename once they are whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import subprocess
@@ -18,7 +20,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from core import distributed, result_rows
+from core import distributed, result_rows, run_schema
 from core.errors import UserError
 from core.files import (
     PARTIAL,
@@ -31,31 +33,19 @@ from core.files import (
 )
 
 # Where things lie, on this machine or its devices, does not change what is computed.
-_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.table")
+_LOCATION_KEYS = ("cache_dir", "mesh.data", "mesh.model")
 _CONFIG_FILE, _LOG_FILE, _RESULTS_FILE = "config.json", "log.json", "results.json"
 _LOCK = ".lock"
 _RESTORE = "restore the file, or train again in another --workdir"
-# Keys that configs got after there were runs, with the values that leave everything as it was.
-_ADDED_KEYS = {
-    "data.item_words": 0,
-    "distill.teacher": "",
-    "model.checkpoint": "",
-    "model.norm_epsilon": 1e-6,
-    "model.rope_theta": 1e6,
-    "on_sample.hops": False,
-    "pretrain.teacher": "",
-    "pretrain.teacher_stage": "",
-    "semantic_ids.extend": "",
-}
 
 
 def is_writer() -> bool:
-    """Whether this process writes what a run has once, whatever the number of processes."""
+    """Tells whether this process writes what a run has once, whatever the number of processes."""
     return jax.process_index() == 0
 
 
 def commit_id() -> str:
-    """The library's git commit, `-dirty` where the tree has changes, `unknown` outside git."""
+    """Returns the library's git commit, `-dirty` if the tree has changes, `unknown` outside git."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         head = subprocess.run(
@@ -78,8 +68,8 @@ def commit_id() -> str:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A config's values by 'section.key', those that runs of before a key do not name too."""
-    return _ADDED_KEYS | _flatten(config)
+    """Returns a config's values by 'section.key'."""
+    return _flatten(config)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -119,7 +109,7 @@ class Workdir:
         self._locks: list[TextIO] = []
 
     def file(self, *parts: str) -> str:
-        """A path inside the workdir; its folder is made.
+        """Returns a path inside the workdir, whose folder is made.
 
         Raises:
           UserError: it cannot be made.
@@ -188,7 +178,8 @@ class Workdir:
         """Returns the resolved config.
 
         Raises:
-          UserError: there is none, or it is not what a run has written.
+          UserError: there is none, it is not what a run has written, or as
+            `core.run_schema.unstamped`.
         """
         path = os.path.join(self.path, _CONFIG_FILE)
         if not os.path.lexists(path):
@@ -196,7 +187,7 @@ class Workdir:
                 f"expected a training workdir with a {_CONFIG_FILE}, found none in {self.path}; "
                 "pass the --workdir of a run of launch.train"
             )
-        return read_json(path, "the config of a run", _RESTORE)
+        return run_schema.unstamped(read_json(path, "the config of a run", _RESTORE), path)
 
     def read_setting(self, key: str, kind: type) -> Any:
         """Returns the setting 'section.name' of the run's config.
@@ -215,12 +206,10 @@ class Workdir:
         return value
 
     def check_log(self, log_hash: str) -> None:
-        """Refuses data other than the run was trained on.
-
-        A run without log.json is held to the data that its results name.
+        """Refuses data other than the run was trained on; passes where no run has begun.
 
         Raises:
-          UserError: it was trained on another log; or nothing says on which, and it has trained.
+          UserError: the run was trained on another log, or its log.json is missing or damaged.
         """
         before = self._log_hash()
         if before is not None and before != log_hash:
@@ -230,22 +219,20 @@ class Workdir:
                 "or version back, or pass another --workdir"
             )
 
+    def has_trained(self) -> bool:
+        """Tells whether a stage has saved a checkpoint in the workdir."""
+        return bool(glob.glob(os.path.join(glob.escape(self.path), "checkpoints", "*", "[0-9]*")))
+
     def _log_hash(self) -> str | None:
-        """Returns the hash of the log that the run was trained on; None before any training."""
+        """Returns the hash of the log that the run was trained on; None where no run has begun."""
         path = os.path.join(self.path, _LOG_FILE)
         if os.path.lexists(path):
             what = "the data that a run was trained on"
-            found = read_json(path, what, _RESTORE).get("hash")
-            if not isinstance(found, str):
+            log_hash = read_json(path, what, _RESTORE).get("hash")
+            if not isinstance(log_hash, str):
                 raise UserError(f"expected {what} as 'hash' in {path}, found none; {_RESTORE}")
-            return found
-        if not os.path.lexists(os.path.join(self.path, _CONFIG_FILE)):
-            return None
-        named = {row["data_hash"] for row in self.read_results()["rows"]}
-        if len(named) == 1:
-            return named.pop()
-        trained = os.path.join(self.path, "checkpoints")
-        if named or (os.path.isdir(trained) and os.listdir(trained)):
+            return log_hash
+        if os.path.lexists(os.path.join(self.path, _CONFIG_FILE)):
             raise UserError(
                 f"expected {_LOG_FILE}, which says on what data the run in {self.path} was "
                 f"trained, found none; {_RESTORE}"
@@ -256,8 +243,11 @@ class Workdir:
         """Returns {'rows': [...]}, one row a stage, split and protocol; none before the first.
 
         Raises:
-          UserError: results.json cannot be read, or a row lacks what every row has.
+          UserError: results.json cannot be read, a row lacks what every row has, or the run is of
+            another schema (`core.run_schema.unstamped`).
         """
+        if os.path.lexists(os.path.join(self.path, _CONFIG_FILE)):
+            self.read_config()  # what another schema calls a row says nothing here
         path = os.path.join(self.path, _RESULTS_FILE)
         if not os.path.lexists(path):
             return {"rows": []}
@@ -272,9 +262,9 @@ class Workdir:
     def change_results(
         self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
     ) -> None:
-        """Puts the rows that `change` returns, given those of now, in their place.
+        """Replaces the rows by what `change` returns for the current rows.
 
-        Nobody else can change them meanwhile. Only the writing process does anything.
+        No other process can change them meanwhile. Only the writing process does anything.
         """
         if not is_writer():
             return
@@ -384,7 +374,7 @@ def open_workdir(path: str, config: dict[str, Any], log_hash: str | None = None)
     Of several processes the first checks, locks and writes; the others go on once it is through.
 
     Args:
-      log_hash: of the data that the run trains on; None where it has none.
+      log_hash: of the data that the run trains on; None for a run without data.
 
     Raises:
       UserError: as `check_workdir` and `Workdir.check_log`; or another running process has it.
@@ -401,9 +391,9 @@ def open_workdir(path: str, config: dict[str, Any], log_hash: str | None = None)
                 if not new:
                     workdir.check_log(log_hash)
                 # Before the config: a run that has one has its log.
-                if new or not os.path.lexists(os.path.join(workdir.path, _LOG_FILE)):
+                if new:
                     write_atomically(workdir.file(_LOG_FILE), json.dumps({"hash": log_hash}) + "\n")
             if new:
-                text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+                text = json.dumps(run_schema.stamped(config), indent=2, sort_keys=True) + "\n"
                 write_atomically(workdir.file(_CONFIG_FILE), text)
     return workdir

@@ -11,7 +11,7 @@ from core.beam_search import Step
 
 
 class FreeBeams(NamedTuple):
-    """The best token sequences, best first.
+    """Holds the best token sequences, best first.
 
     Attributes:
       tokens: int32 [B, K, L].
@@ -27,7 +27,8 @@ def _select(array: jax.Array, parents: jax.Array) -> jax.Array:
 
 
 def search(step: Step, cache: Any, start: jax.Array, length: int, width: int) -> FreeBeams:
-    """The likeliest sequences of `length` tokens that a beam of `width` finds; runs inside jit.
+    """Returns the likeliest sequences of `length` tokens that a beam of `width` finds; runs inside
+    jit.
 
     Args:
       step, cache, start: as in `core.beam_search.search`.
@@ -40,8 +41,8 @@ def search(step: Step, cache: Any, start: jax.Array, length: int, width: int) ->
         logits, cache = step(level, read, cache)
         words = logits.shape[-1]
         likelihood = scores[..., None] + jax.nn.log_softmax(logits.astype(jnp.float32), -1)
-        kept = min(width, likelihood.shape[1] * words)
-        scores, places = jax.lax.top_k(likelihood.reshape(batch, -1), kept)
+        count = min(width, likelihood.shape[1] * words)
+        scores, places = jax.lax.top_k(likelihood.reshape(batch, -1), count)
         parents, read = places // words, places % words
         written = jnp.concatenate([_select(written, parents), read[..., None]], -1)
         if level + 1 < length:

@@ -28,7 +28,7 @@ TO_ITEM = "Which item has this id?"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ItemContext:
-    """What is known of an item; None is left out."""
+    """Holds what is known of an item; None is left out."""
 
     title: str
     price: str | None = None
@@ -43,7 +43,7 @@ class ItemContext:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """A search, or without a query a recommendation.
+    """Describes a search, or without a query a recommendation.
 
     Attributes:
       query: the words as text.
@@ -70,7 +70,7 @@ class Event:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UserContext:
-    """What is known when a user searches.
+    """Holds what is known when a user searches.
 
     Attributes:
       profile: of the user.
@@ -112,7 +112,7 @@ _CLOSING = f"{END}\n{START}assistant\n"
 
 
 def user_parts(context: UserContext) -> tuple[str, list[str], str]:
-    """The context's JSON in three parts: before the events, each event, after them."""
+    """Writes the context's JSON in three parts: before the events, each event, after them."""
     head = "{"
     if context.profile:
         head += f'"user":{_json(_clean(context.profile))},'
@@ -173,14 +173,16 @@ def user_prompt(
             )
         first, last, _ = around(_shortened(context, length))
         return Prompt([*first, *last], True)
-    kept: list[list[int]] = []
+    latest: list[list[int]] = []
     for number, event in enumerate(reversed(events)):
         tokens = vocabulary.encode(event + ("," if number else ""))
         room -= len(tokens)
         if room < 0:
             break
-        kept.append(tokens)
-    return Prompt([*first, *(token for tokens in reversed(kept) for token in tokens), *last], False)
+        latest.append(tokens)
+    return Prompt(
+        [*first, *(token for tokens in reversed(latest) for token in tokens), *last], False
+    )
 
 
 def greatest_fitting(most: int, fits: Callable[[int], bool]) -> int:
@@ -213,7 +215,7 @@ def item_to_id_prompt(item: ItemContext) -> str:
 
 
 def item_prompt(item: ItemContext, vocabulary: Vocabulary, *, limit: int) -> list[int]:
-    """The tokens of `item_to_id_prompt`; what is too long loses text of the item alone.
+    """Returns the tokens of `item_to_id_prompt`; what is too long loses text of the item alone.
 
     Args:
       limit: tokens at most.
@@ -226,7 +228,9 @@ def item_prompt(item: ItemContext, vocabulary: Vocabulary, *, limit: int) -> lis
 
 
 def item_answer(item: ItemContext, vocabulary: Vocabulary, *, limit: int) -> list[int]:
-    """The tokens of an item's JSON, which answers `id_to_item_prompt`; as `item_prompt`."""
+    """Returns the tokens of an item's JSON, which answers `id_to_item_prompt`, cut as
+    `item_prompt`.
+    """
     encode = lambda shorter: vocabulary.encode(shorter.to_json())  # noqa: E731 - short
     return _fitted(item, encode, limit, "max_answer")
 
@@ -234,7 +238,9 @@ def item_answer(item: ItemContext, vocabulary: Vocabulary, *, limit: int) -> lis
 def _fitted(
     item: ItemContext, encode: Callable[[ItemContext], list[int]], limit: int, setting: str
 ) -> list[int]:
-    """What `encode` gives of the item without the end of its title, then without whole fields."""
+    """Returns what `encode` gives of the item without the end of its title, then without whole
+    fields.
+    """
     tokens = encode(item)
     if len(tokens) <= limit:
         return tokens
@@ -265,7 +271,7 @@ def id_to_item_prompt(name: str) -> str:
 
 
 def template_texts() -> list[str]:
-    """What every prompt repeats, to train a tokenizer on."""
+    """Returns what every prompt repeats, to train a tokenizer on."""
     example = Event(query="", clicked=["x"], unclicked=["x"], time="", place="")
     context = UserContext(query="", profile={"": ""}, events=[example], time="", place="")
     head, events, tail = user_parts(context)

@@ -1,4 +1,4 @@
-"""The decoder of CRS: Qwen3 (arXiv 2505.09388) in Flax linen.
+"""Defines the decoder of CRS: Qwen3 (arXiv 2505.09388) in Flax linen.
 
 Grouped-query attention with normalised queries and keys, rotary positions, SwiGLU, and logits from
 the embedding. Layers are scanned: a layer's parameters are stacked along a leading axis.
@@ -51,7 +51,7 @@ class KeysValues(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Earlier tokens: part m of a user is read by rows m*N/M to (m+1)*N/M - 1.
+    """Holds earlier tokens: part m of a user is read by rows m*N/M to (m+1)*N/M - 1.
 
     Attributes:
       keys, values: [layers, B, M, S, K, E].
@@ -64,7 +64,7 @@ class Segment(NamedTuple):
 
 
 class Norm(nn.Module):
-    """Division by the root mean square over the last axis; statistics in float32."""
+    """Divides by the root mean square over the last axis; statistics in float32."""
 
     epsilon: float
     dtype: Any
@@ -78,7 +78,9 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x @ (kernel + alpha/r a @ b), no bias; the second term is LoRA's (arXiv 2106.09685)."""
+    """Computes x @ (kernel + alpha/r a @ b), no bias; the second term is LoRA's (arXiv
+    2106.09685).
+    """
 
     config: DecoderConfig
     features: int
@@ -98,7 +100,7 @@ class Dense(nn.Module):
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions (arXiv 2104.09864) in the two halves' form: [..., heads, E].
+    """Applies rotary positions (arXiv 2104.09864) in the two halves' form: [..., heads, E].
 
     Args:
       x: [..., heads, E].
@@ -114,7 +116,7 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """New tokens attend to those of the segments and, causally, to themselves."""
+    """Lets new tokens attend to the segments' tokens and, causally, to themselves."""
 
     config: DecoderConfig
 
@@ -143,11 +145,11 @@ class Attention(nn.Module):
         for segment in past:
             parts = segment.keys.shape[1]
             grouped = query.reshape(b, parts, n // parts, *query.shape[2:])
-            found = jnp.einsum("bmjqkre,bmske->bmjkrqs", grouped, segment.keys)
-            found = jnp.where(
-                segment.valid[:, :, None, None, None, None], found.astype(jnp.float32), _MASKED
+            scores = jnp.einsum("bmjqkre,bmske->bmjkrqs", grouped, segment.keys)
+            scores = jnp.where(
+                segment.valid[:, :, None, None, None, None], scores.astype(jnp.float32), _MASKED
             )
-            logits.append(found.reshape(b, n, *found.shape[3:]))
+            logits.append(scores.reshape(b, n, *scores.shape[3:]))
         weights = jax.nn.softmax(jnp.concatenate(logits, -1), -1).astype(x.dtype)
         ends = np.cumsum([part.shape[-1] for part in logits])[:-1]
         first, *others = jnp.split(weights, ends, -1)
@@ -161,7 +163,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x)."""
+    """Computes SwiGLU: down(silu(gate x) * up x)."""
 
     config: DecoderConfig
 
@@ -173,7 +175,7 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and SwiGLU, each normalised before and added after."""
+    """Applies attention and SwiGLU, each normalised before and added after."""
 
     config: DecoderConfig
 
@@ -190,7 +192,7 @@ class Layer(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Rows of the vocabulary, those of a checkpoint and the new ones, and the output layer."""
+    """Embeds tokens with a checkpoint's rows and new ones, and is the output layer."""
 
     config: DecoderConfig
 
@@ -203,8 +205,8 @@ class Embedder(nn.Module):
         c = self.config
         text = jnp.take(self.embedding, jnp.minimum(tokens, c.text_rows - 1), 0)
         new = jnp.take(self.new_embedding, jnp.maximum(tokens - c.text_rows, 0), 0, mode="clip")
-        found = jnp.where((tokens < c.text_rows)[..., None], text, new)
-        return found.astype(c.compute_dtype)
+        rows = jnp.where((tokens < c.text_rows)[..., None], text, new)
+        return rows.astype(c.compute_dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits float32 [..., W] of [..., D]."""
@@ -218,7 +220,7 @@ class Embedder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The whole network; token ids from `text_rows` on are the new rows'."""
+    """Computes the whole network; token ids from `text_rows` on are the new rows'."""
 
     config: DecoderConfig
 
@@ -242,7 +244,7 @@ class Decoder(nn.Module):
         segment_ids: jax.Array,
         past: tuple[Segment, ...] = (),
     ) -> tuple[jax.Array, KeysValues]:
-        """Reads new tokens after those of `past`.
+        """Reads new tokens after the tokens of `past`.
 
         Args:
           tokens, positions: int32 [B, N, Q].
@@ -275,7 +277,7 @@ class Decoder(nn.Module):
 
 
 def init_params(config: DecoderConfig, key: jax.Array, partition: Partition | None = None) -> Any:
-    """Random parameters of a network, each made where the partition has it."""
+    """Draws random parameters of a network, each made where the partition has it."""
     token = jnp.ones((1, 1, 1), jnp.int32)
 
     def start(key):
@@ -287,7 +289,7 @@ def init_params(config: DecoderConfig, key: jax.Array, partition: Partition | No
 
 
 def logical_axes(params: Any) -> Any:
-    """The names of every parameter's axes, as a tree of tuples like `params`.
+    """Names every parameter's axes, as a tree of tuples like `params`.
 
     Raises:
       ValueError: a parameter whose path `LOGICAL_AXES` does not know.

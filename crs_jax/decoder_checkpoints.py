@@ -1,4 +1,4 @@
-"""The decoder's parameters from Hugging Face safetensors of Qwen3, in one file or several."""
+"""Reads the decoder's parameters from Hugging Face safetensors of Qwen3, in one file or several."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ _SPREAD = 0.1
 
 
 def tensors_of(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
-    """(our name, layer, shape in the file) of each tensor, in the network's order."""
+    """Returns (our name, layer, shape in the file) of each tensor, in the network's order."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     ours = {n: leaf.shape for n, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
-    found: dict[str, tuple[str, int | None, tuple[int, ...]]] = {}
-    found[_EMBEDDING] = (_WHOLE[_EMBEDDING], None, ours[_WHOLE[_EMBEDDING]])
+    names: dict[str, tuple[str, int | None, tuple[int, ...]]] = {}
+    names[_EMBEDDING] = (_WHOLE[_EMBEDDING], None, ours[_WHOLE[_EMBEDDING]])
     for layer in range(config.layers):
         for theirs, name in _OF_LAYER.items():
             # PyTorch keeps the transposes of our matrices.
             shape = ours[f"layers/{name}"][1:][::-1]
-            found[f"model.layers.{layer}.{theirs}.weight"] = (f"layers/{name}", layer, shape)
+            names[f"model.layers.{layer}.{theirs}.weight"] = (f"layers/{name}", layer, shape)
     name = _WHOLE["model.norm.weight"]
-    return found | {"model.norm.weight": (name, None, ours[name])}
+    return names | {"model.norm.weight": (name, None, ours[name])}
 
 
 def checkpoint_rows(path: str | pathlib.Path) -> int:
@@ -141,17 +141,17 @@ def _put(partition: Partition | None, name: str, array: Any) -> jax.Array:
 
 
 def _new_parameters(config: DecoderConfig, key: jax.Array) -> dict[str, jax.Array]:
-    """LoRA's parameters, which no checkpoint has: a random, b zero."""
+    """Draws LoRA's parameters, which no checkpoint has: a random, b zero."""
     if not config.lora_rank:
         return {}
     shapes = jax.eval_shape(lambda: init_params(config, key))
-    found = {}
+    parameters = {}
     for number, (name, leaf) in enumerate(traverse_util.flatten_dict(shapes, sep="/").items()):
         if name.endswith("lora_a"):
-            found[name] = 0.02 * jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
+            parameters[name] = 0.02 * jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
         elif name.endswith("lora_b"):
-            found[name] = jnp.zeros(leaf.shape)
-    return found
+            parameters[name] = jnp.zeros(leaf.shape)
+    return parameters
 
 
 def _check(config: DecoderConfig, expected: Any, tensors: Tensors, path: Any) -> None:
@@ -159,10 +159,10 @@ def _check(config: DecoderConfig, expected: Any, tensors: Tensors, path: Any) ->
     for name, (_, _, shape) in expected.items():
         if name not in tensors:
             raise UserError(f"expected the tensor {name} of Qwen3, found none in {path}; {advice}")
-        seen = tensors.shape(name)
-        if seen != shape:
+        stored = tensors.shape(name)
+        if stored != shape:
             raise UserError(
-                f"expected {name} of shape {list(shape)}, found {list(seen)} in {path}; {advice}"
+                f"expected {name} of shape {list(shape)}, found {list(stored)} in {path}; {advice}"
             )
     unknown = sorted(tensors.names() - expected.keys() - {_OUTPUT})
     if unknown:
@@ -175,16 +175,16 @@ def _check(config: DecoderConfig, expected: Any, tensors: Tensors, path: Any) ->
             f"of its own ({_OUTPUT}, or tie_word_embeddings of config.json) in {path}; pass another"
         )
     for ours, theirs in _NUMBERS.items():
-        found = said.get(theirs, getattr(config, ours))
-        if found != getattr(config, ours):
+        value = said.get(theirs, getattr(config, ours))
+        if value != getattr(config, ours):
             raise UserError(
                 f"expected {theirs} of {getattr(config, ours):g} as config.model.{ours}, found "
-                f"{found} in {about}; pass --config.model.{ours}={found}"
+                f"{value} in {about}; pass --config.model.{ours}={value}"
             )
 
 
 def _repeated(tensors: Tensors) -> bool:
-    """Whether the output layer of a file is its embedding once more."""
+    """Tells whether the output layer of a file is its embedding once more."""
     ours, theirs = (tensors.part(name) for name in (_EMBEDDING, _OUTPUT))
     if ours.get_shape() != theirs.get_shape():
         return False
@@ -208,10 +208,10 @@ def read_about(path: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     about = (path if path.is_dir() else path.parent) / "config.json"
     if not about.exists():
         return about, {}
-    found = read_json(str(about), "the settings of a checkpoint", "download the checkpoint again")
+    values = read_json(str(about), "the settings of a checkpoint", "download the checkpoint again")
     # Older files have `rope_scaling`, newer ones `rope_parameters`; each may say that it is none.
     for key in ("rope_scaling", "rope_parameters"):
-        rotary = found.get(key) or {}
+        rotary = values.get(key) or {}
         kind = rotary
         if isinstance(rotary, dict):
             kind = rotary.get("rope_type", rotary.get("type", "default"))
@@ -220,5 +220,5 @@ def read_about(path: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
                 f"expected rotary positions that are not scaled, found {key} of {str(kind)[:60]!r} "
                 f"in {about}; pass another checkpoint"
             )
-        found = found | rotary
-    return about, found
+        values = values | rotary
+    return about, values

@@ -13,7 +13,7 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Shapes of a network; defaults are those of Qwen3-0.6B.
+    """Holds the shapes of a network; the defaults are Qwen3-0.6B's.
 
     Attributes:
       text_rows: rows of the vocabulary that a checkpoint has.
@@ -57,7 +57,7 @@ class DecoderConfig:
 
     @property
     def compute_dtype(self):
-        """The dtype of activations."""
+        """Returns the dtype of activations."""
         return _DTYPES[self.dtype]
 
 
@@ -79,7 +79,7 @@ QWEN3_ROWS = 151_936
 
 
 def of_size(size: str, text_rows: int, new_rows: int, **settings) -> DecoderConfig:
-    """The configuration called `size`, with any of its attributes set otherwise.
+    """Returns the configuration called `size`, with any of its attributes set otherwise.
 
     Raises:
       UserError: no size has that name.

@@ -1,4 +1,5 @@
-"""What is distilled: what a teacher's checkpoint, a file or templates say of training searches.
+"""Makes what is distilled: what a teacher's checkpoint, a file or templates say of training
+searches.
 
 All of it is kept as subsets of a run, so that one that continues reads what it began with.
 """
@@ -25,7 +26,7 @@ _BATCHES = 4
 
 
 def check(config: config_dict.ConfigDict) -> None:
-    """Finds what is wrong with `config.distill.teacher` before a run begins.
+    """Validates the inputs of distillation up front, so that no alignment is trained in vain.
 
     Raises:
       UserError: no folder of a Qwen3 checkpoint, tensors of another size than its config.json
@@ -78,7 +79,7 @@ def distilled(
     mesh: Mesh,
     load: Callable[[config_dict.ConfigDict, Mesh], Teacher] = load_teacher,
 ) -> list[Case]:
-    """The subset that `stage` distils: what a teacher, a file or templates say of searches.
+    """Returns the subset that `stage` distils: what a teacher, a file or templates say of searches.
 
     A teacher says it in parts, `teacher_0` and so on, each a subset of its own that is not made
     again after a kill. What has no </think> or no words, names the target or has an id is dropped.
@@ -106,24 +107,24 @@ def distilled(
         told = [examples.in_words(row) for row in rows]
         asked = [teacher.prompt(words, *one, limit=settings.max_prompt) for one in told]
         said = loaded()(asked, number)
-        kept = [(row, text) for row, text in zip(rows, said, strict=True) if text]
-        return [Case(row, tokens, 0) for row, tokens in examples.usable(kept)]
+        reasoning = [(row, text) for row, text in zip(rows, said, strict=True) if text]
+        return [Case(row, tokens, 0) for row, tokens in examples.usable(reasoning)]
 
     def every() -> list[Case]:
         rows = examples.distilled().tolist()
-        found: list[Case] = []
+        cases: list[Case] = []
         for number, start in enumerate(range(0, len(rows), _BATCHES * size)):
             chosen = rows[start : start + _BATCHES * size]
-            found += subsets.get(f"teacher_{number}", functools.partial(part, number, chosen))
+            cases += subsets.get(f"teacher_{number}", functools.partial(part, number, chosen))
             _LOG.info(
-                "teacher: %d of %d asked, %d kept", start + len(chosen), len(rows), len(found)
+                "teacher: %d of %d asked, %d kept", start + len(chosen), len(rows), len(cases)
             )
-        if not found:
+        if not cases:
             raise UserError(
                 f"expected reasoning that ends in </think> within {settings.max_reasoning} tokens "
                 f"and tells neither target nor id, found none of {len(rows)} from "
                 f"{config.distill.teacher}; raise config.prompts.max_reasoning or pass another"
             )
-        return found
+        return cases
 
     return subsets.get(stage, every)

@@ -1,4 +1,4 @@
-"""CRS's examples from a log: ids, vocabulary, contexts, prompts and answers."""
+"""Makes CRS's examples from a log: ids, vocabulary, contexts, prompts and answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from crs_jax.packing import Example
 from crs_jax.semantic_ids import SemanticIds
 from crs_jax.user_contexts import UserContexts
 from crs_jax.vocabulary import Vocabulary, code_name
-from input_pipelines import search_task, segmenters, twins
+from input_pipelines import repeated_interactions, search_task, segmenters
 from input_pipelines.dataset import Dataset
 from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
@@ -35,17 +35,17 @@ def fitted_prompts(
     users: Iterable[UserContext], words: Vocabulary, *, limit: int, reason: bool
 ) -> list[list[int]]:
     """Returns the tokens of `contexts.user_prompt`, and says how many contexts were cut to fit."""
-    found = [contexts.user_prompt(user, words, limit=limit, reason=reason) for user in users]
-    cut = sum(prompt.cut for prompt in found)
+    prompts = [contexts.user_prompt(user, words, limit=limit, reason=reason) for user in users]
+    cut = sum(prompt.cut for prompt in prompts)
     if cut:
         _LOG.warning(
             "%d of %d queries and profiles are longer than config.prompts.max_prompt=%d tokens: "
             "the ends of their longest texts are cut",
             cut,
-            len(found),
+            len(prompts),
             limit,
         )
-    return [prompt.tokens for prompt in found]
+    return [prompt.tokens for prompt in prompts]
 
 
 def check_alike(identities: Sequence[Any]) -> None:
@@ -81,8 +81,8 @@ class CRSExamples:
         self._config, self._data, self._log = config, data, data.log
         self._seed = config.seed
         self._titles: dict[str, str] | None = None
-        # Items of the ids before that the log has no more.
-        self._left: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.int32))
+        # Items that had an id in the run that is extended, and that the log has no more.
+        self._departed: tuple[list[str], np.ndarray] = ([], np.zeros((0, 0), np.int32))
         self.contexts = UserContexts(config.data, data, self.name)
         self.texts = ["", *data.log.item_texts()]
         every = search_task.training_searches(data.log, data.splits)
@@ -114,16 +114,17 @@ class CRSExamples:
         return np.sort(rng.choice(count, most, replace=False))
 
     def _count_sales(self, searches: SearchExamples) -> np.ndarray:
-        """How often each item was clicked in training, [V+1]; nothing of a held-out user or event
-        counts, and a click that its search holds too counts once."""
+        """Counts how often each item was clicked in training, [V+1]; nothing of a held-out user
+        or event counts, and a click that its search holds too counts once.
+        """
         clicked = np.asarray(self._log.rec_items)[self._data.splits.training_rows]
-        # The twin of a training search's click is at its time, so it trains too.
-        only_searched = searches.item[~twins.have_twins(self._log, searches)]
+        # The same click on its own is at the time of its training search, so it trains too.
+        only_searched = searches.item[~repeated_interactions.also_clicked(self._log, searches)]
         items = np.concatenate([clicked, only_searched])
         return np.bincount(items, minlength=self._log.num_items + 1)
 
     def item_vectors(self) -> np.ndarray:
-        """Text vectors float32 [V, D] of the items, by `config.vectors`."""
+        """Makes text vectors float32 [V, D] of the items, by `config.vectors`."""
         settings, texts = self._config.vectors, self.texts[1:]
         if settings.semantic != TFIDF:
             return vectors.from_sentence_transformer(texts, settings.semantic)
@@ -136,42 +137,41 @@ class CRSExamples:
         return vectors.from_text(texts, segmenters.segmenter(self._config.data.segmenter), factors)
 
     def _make_ids(self) -> SemanticIds:
-        """Made once for the same settings, and kept beside the prepared data.
+        """Makes ids once for the same settings, and stores them beside the prepared data.
 
-        Or those of `config.semantic_ids.extend`, which new items join where the log has any.
+        With `config.semantic_ids.extend`, returns the ids of that run, which new items join.
         """
         config = self._config
         content = [self._data.log.hash, str(config.seed), config.data.segmenter]
         content += [config[name].to_json(sort_keys=True) for name in ("vectors", "semantic_ids")]
         source = vectors.source_hash(config.vectors.semantic)
         content += [source] if source else []
-        # Runs of before this setting have none.
-        before, names = config.semantic_ids.get("extend", ""), self.item_names()
+        before, names = config.semantic_ids.extend, self.item_names()
         sizes, last = tuple(config.semantic_ids.codes), config.semantic_ids.last_codes
-        kept = semantic_ids.read_list(before) if before else None
-        if kept is not None:
-            self._left = kept.left(names)
+        recorded = semantic_ids.read_list(before) if before else None
+        if recorded is not None:
+            self._departed = recorded.departed(names)
             own = semantic_ids.load(before)
-            same = list(kept.rows)[: len(names)] == names and len(own.codes) == len(names)
+            same = list(recorded.rows)[: len(names)] == names and len(own.codes) == len(names)
             if same and own.levels[:-1] == sizes and last in (0, own.levels[-1]):
                 return own
-            content.append(json.dumps([list(kept.rows), kept.codes.tolist()]))
+            content.append(json.dumps([list(recorded.rows), recorded.codes.tolist()]))
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         folder = self._data.beside(f"semantic-ids-{digest}")
         # A kill may leave the folder alone.
         if not os.path.exists(os.path.join(folder, semantic_ids.FILE)):
             points = self.item_vectors()
-            if kept is None:
-                found = semantic_ids.fit(points, sizes, last_codes=last, seed=config.seed)
+            if recorded is None:
+                ids = semantic_ids.fit(points, sizes, last_codes=last, seed=config.seed)
             else:
-                found = semantic_ids.extend(kept, names, points, sizes, last_codes=last)
+                ids = semantic_ids.extend(recorded, names, points, sizes, last_codes=last)
             os.makedirs(folder, exist_ok=True)
-            found.save(folder)
+            ids.save(folder)
         return semantic_ids.load(folder)
 
     def save_ids(self, folder: str) -> None:
         """Writes the ids, and a list of them by name that `semantic_ids.extend` reads."""
-        items, codes = self._left
+        items, codes = self._departed
         every = np.concatenate([self.ids.codes, codes]) if items else self.ids.codes
         self.ids.save(folder)
         # Last: whoever finds the list takes the ids for whole.
@@ -180,7 +180,7 @@ class CRSExamples:
     def inputs_hash(self) -> str:
         """Returns 16 hex digits over the training searches and the items' texts and facts.
 
-        The log's hash has none of these. Subsets name searches by their place among them.
+        The log's hash covers neither. Subsets name searches by their place among them.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.train.target_row, np.int64).tobytes())
         for item in range(1, len(self.texts)):
@@ -203,7 +203,9 @@ class CRSExamples:
             yield "".join(code_name(level, code) for level, code in enumerate(codes))
 
     def _tokenizer(self):
-        """Given by path, or the checkpoint's; or trained on catalogue and training queries once."""
+        """Reads the tokenizer by its path, or the checkpoint's; or trains one on catalogue and
+        training queries once.
+        """
         settings, checkpoint = self._config.vocabulary, self._config.model.checkpoint
         if settings.tokenizer:
             return vocabulary.read_tokenizer(settings.tokenizer)
@@ -229,24 +231,24 @@ class CRSExamples:
         return [*self.texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES, *told]
 
     def query(self, search: int) -> str:
-        """The text of a search."""
+        """Returns the text of a search."""
         return self.contexts.query(search)
 
     def item_context(self, item: int) -> ItemContext:
-        """What the log knows of an item; its text stands in where no fact tells its title."""
+        """Returns what the log knows of an item; its text stands in for a missing title."""
         facts = {"title": self.texts[item]} | self._log.facts(item)
         return ItemContext(**facts, sales=int(self.sales[item]))
 
     def name(self, item: int) -> str:
-        """The id of an item as text."""
+        """Returns the id of an item as text."""
         return self._names[item]
 
     def asked(self, line: str) -> tuple[str, UserContext]:
-        """As `UserContexts.asked`."""
+        """Reads a line as `UserContexts.asked` does."""
         return self.contexts.asked(line)
 
     def context_of(self, examples: Examples, row: int) -> UserContext:
-        """As `UserContexts.context_of`."""
+        """Returns the context of an example, as `UserContexts.context_of`."""
         return self.contexts.context_of(examples, row)
 
     def prompts(self, examples: Examples, *, reason: bool) -> list[list[int]]:
@@ -260,29 +262,31 @@ class CRSExamples:
         return fitted_prompts(contexts_of, self.vocabulary, limit=limit, reason=reason)
 
     def answer(self, item: int, reasoning: Sequence[int] | None = None) -> list[int]:
-        """The tokens after a prompt: the reasoning and its end where there is one, id and end."""
+        """Returns the tokens after a prompt: with reasoning also that and its end, then id and
+        end.
+        """
         words = self.vocabulary
         said = [] if reasoning is None else [*reasoning, words.end_think]
         return [*said, *self.item_tokens[item].tolist(), words.end]
 
     def alignment(self) -> list[Example]:
-        """Item -> id, id -> item, context -> id (3.1.2); of items that training has shown."""
+        """Makes item -> id, id -> item, context -> id (3.1.2), of items that training has shown."""
         words, settings = self.vocabulary, self._config.prompts
-        found = []
+        examples = []
         for item in np.flatnonzero(self.sales > 0).tolist():
             context = self.item_context(item)
             asked = contexts.item_prompt(context, words, limit=settings.max_prompt)
-            found.append(Example(asked, self.answer(item)))
+            examples.append(Example(asked, self.answer(item)))
             told = contexts.item_answer(context, words, limit=settings.max_answer - 1)
             name = words.encode(contexts.id_to_item_prompt(self.name(item)))
-            found.append(Example(name, [*told, words.end]))
+            examples.append(Example(name, [*told, words.end]))
         prompts = self.prompts(self.train, reason=False)
         for prompt, item in zip(prompts, self.train.item.tolist(), strict=True):
-            found.append(Example(prompt, self.answer(item)))
-        return found
+            examples.append(Example(prompt, self.answer(item)))
+        return examples
 
     def teacher_reasoning(self, row: int) -> str:
-        """What the template teacher says about a training example."""
+        """Writes what the template teacher says about a training example."""
         examples = self.train
         earlier = [event.query for event in self.context_of(examples, row).events if event.query]
         title = self.texts[int(examples.item[row])]
@@ -290,7 +294,7 @@ class CRSExamples:
         return traces.TemplateTeacher().reasoning(query, earlier, title, row)
 
     def distillation(self) -> list[tuple[int, list[int]]]:
-        """(training example, tokens of its reasoning) of the teacher of `config.distill`.
+        """Returns (training example, tokens of its reasoning) of the teacher of `config.distill`.
 
         Traces that hold the target's title or an id are left out.
 
@@ -302,21 +306,25 @@ class CRSExamples:
             told = self._matched(traces.read_traces(path))
         else:
             told = [(row, self.teacher_reasoning(row)) for row in self.distilled().tolist()]
-        kept = self.usable(told)
-        _LOG.info("traces: %d of %d left without the target's title and ids", len(kept), len(told))
-        if not kept:
+        usable = self.usable(told)
+        _LOG.info(
+            "traces: %d of %d left without the target's title and ids", len(usable), len(told)
+        )
+        if not usable:
             raise UserError(
                 f"expected traces that do not tell the target, found none among {len(told)}; bring "
                 "others in config.distill.traces"
             )
-        return kept
+        return usable
 
     def distilled(self) -> np.ndarray:
         """Returns the training examples that a teacher is asked about, int [E]."""
         return self._chosen("distill", len(self.train), self._config.distill.examples)
 
     def usable(self, told: Iterable[tuple[int, str]]) -> list[tuple[int, list[int]]]:
-        """(training example, tokens) of traces that hold neither the target's title nor an id."""
+        """Returns (training example, tokens) of traces that hold neither the target's title nor
+        an id.
+        """
         most = self._config.prompts.max_reasoning - 1
         return [
             (row, self.vocabulary.encode(text)[:most])
@@ -325,7 +333,9 @@ class CRSExamples:
         ]
 
     def in_words(self, row: int) -> tuple[str, list[str], str]:
-        """(query, what the user did before, oldest first, the target's title) of an example."""
+        """Tells (query, what the user did before, oldest first, the target's title) of an
+        example.
+        """
         if self._titles is None:
             self._titles = dict(zip(self._names, self.texts, strict=True))
         titles, context = self._titles, self.context_of(self.train, row)
@@ -337,14 +347,16 @@ class CRSExamples:
             events += [" and ".join(parts)] if parts else []
         return context.query, events, self.texts[int(self.train.item[row])]
 
-    def _matched(self, found: Sequence[traces.Trace]) -> list[tuple[int, str]]:
-        """(training example, reasoning) of traces; those of examples not chosen are left out."""
+    def _matched(self, read: Sequence[traces.Trace]) -> list[tuple[int, str]]:
+        """Returns (training example, reasoning) of traces; examples that are not chosen are
+        skipped.
+        """
         rows: dict[tuple[str, str, str], int] = {}
         for row, key in enumerate(self._keys(self.train)):
             rows.setdefault(key, row)
         matched: list[tuple[int, str]] = []
         missing: list[traces.Trace] = []
-        for trace in found:
+        for trace in read:
             fitting = [rows[name] for name in self._keys_of(trace) if name in rows]
             if fitting:
                 matched.append((fitting[0], trace.reasoning))
@@ -360,12 +372,12 @@ class CRSExamples:
         if missing:
             _LOG.info(
                 "traces: %d of %d are of examples that config.data.train_examples leaves out",
-                *(len(missing), len(found)),
+                *(len(missing), len(read)),
             )
         return matched
 
     def _keys(self, examples: SearchExamples) -> Iterator[tuple[str, str, str]]:
-        """User, query and item of examples, by the source's names."""
+        """Returns user, query and item of examples, by the source's names."""
         log = self._log
         for row in range(len(examples)):
             yield (
@@ -375,6 +387,6 @@ class CRSExamples:
             )
 
     def _keys_of(self, trace: traces.Trace) -> list[tuple[str, str, str]]:
-        """A trace's key with its query as it stands, and as the log would write it."""
+        """Returns a trace's key with its query as it stands, and as the log would write it."""
         queries = (trace.query, self._data.query_text(trace.query))
         return [(trace.user, query, trace.item) for query in queries]

@@ -1,4 +1,6 @@
-"""CRS from a config: alignment, distillation, the self-evolving loop, evaluation of every stage."""
+"""Runs CRS from a config: alignment, distillation, the self-evolving loop, evaluation of every
+stage.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +60,8 @@ class CRSExperiment(Experiment):
         self.config, self.data = config, data
         search_protocol.check(config)
         check_codes(config)
-        self._mesh = make_mesh(config.mesh.data, config.mesh.table)
-        # Runs from before there was this setting have none.
-        if config.distill.get("teacher"):
+        self._mesh = make_mesh(config.mesh.data, config.mesh.model)
+        if config.distill.teacher:
             distillation.check(config)
         rounds = range(config.evolve.iterations)
         evolved = [name for i in rounds for name in (rl_stage(i), sft_stage(i + 1))]
@@ -91,7 +92,7 @@ class CRSExperiment(Experiment):
         self._prompts: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]] = {}
 
     def held_out(self, split: str) -> SearchExamples:
-        """The searches of a split that are evaluated."""
+        """Returns the searches of a split that are evaluated."""
         return search_protocol.held_out(self.config, self.data, split)
 
     def check_data(self) -> None:
@@ -103,11 +104,11 @@ class CRSExperiment(Experiment):
         if self.config.model.checkpoint:
             decoder_checkpoints.check(self.config.model.checkpoint, self.network.config)
         for split in ("validation", "test"):
-            found = self.held_out(split)
+            searches = self.held_out(split)
             for reason in (False, True):
                 self._asked(split, reason)
             if search_protocol.IMPRESSIONS in search_protocol.evaluated(self.config):
-                search_protocol.impressions(self.data.log, found)
+                search_protocol.impressions(self.data.log, searches)
         self._asked("train", True)
         self.examples.check_room()
         distillation.check_data(self.config, self.examples)
@@ -121,7 +122,7 @@ class CRSExperiment(Experiment):
         return self._prompts[split, reason]
 
     def answers(self, params: Any, split: str, rows: np.ndarray | None = None) -> Answers:
-        """Two-step inference on a split, or on some rows of it."""
+        """Runs two-step inference on a split, or on some rows of it."""
         prompts, lengths = self._asked(split, True)
         if rows is not None:
             prompts, lengths = prompts[rows], lengths[rows]
@@ -146,10 +147,11 @@ class CRSExperiment(Experiment):
             scores = self.inference.scores(params, prompts, lengths, tokens, reason=reason)
             search_protocol.add_impressions(sums, scores, shown)
             return sums
-        found = self.inference(params, prompts, lengths, width=self.config.eval.beam, reason=reason)
+        width = self.config.eval.beam
+        answers = self.inference(params, prompts, lengths, width=width, reason=reason)
         examples = self.held_out(split)
         others = candidates.other_clicks(self.data.log, examples)
-        above, tied, broken = found.ranks(examples.item, others)
+        above, tied, broken = answers.ranks(examples.item, others)
         sums.add(above, tied, np.ones(len(above)), broken)
         return sums
 
@@ -157,7 +159,7 @@ class CRSExperiment(Experiment):
         return search_protocol.columns(task, protocol)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Further arguments of `results.save` for a row."""
+        """Returns further arguments of `results.save` for a row."""
         initial = self.config.model.checkpoint or "from scratch"
         more = {"task": "search", "identifiers": self.examples.ids.hash, "initial": initial}
         users = search_protocol.users(self.data.log, self.held_out(split), protocol)
@@ -204,12 +206,12 @@ class CRSExperiment(Experiment):
             [context for _, context in contexts_of], words, limit=limit, reason=reason
         )
         width = max(self.config.eval.beam, top_k)
-        found = self.inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
+        answers = self.inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
         for row, (user, context) in enumerate(contexts_of):
-            said = found.reasoning[row, : found.lengths[row]].tolist()
+            said = answers.reasoning[row, : answers.lengths[row]].tolist()
             if said and said[-1] in (words.end_think, words.end):
                 said = said[:-1]
-            ranked = zip(found.items[row].tolist(), found.scores[row].tolist(), strict=True)
+            ranked = zip(answers.items[row].tolist(), answers.scores[row].tolist(), strict=True)
             for rank, (item, score) in enumerate(list(ranked)[:top_k], start=1):
                 if item > 0:
                     yield {
@@ -223,7 +225,7 @@ class CRSExperiment(Experiment):
                     }
 
     def abstract_state(self, stage: str) -> Any:
-        """Shapes, dtypes and places of a stage's state, to restore a checkpoint into."""
+        """Returns shapes, dtypes and places of a stage's state, to restore a checkpoint into."""
         state = jax.eval_shape(lambda: self._any_task(stage).init())
         return state if self.partition is None else self.partition.abstract(state)
 
@@ -344,7 +346,7 @@ class CRSExperiment(Experiment):
             len(self.examples.train),
         )
         with distributed.first_alone():
-            recorded_inputs.keep(workdir, self.examples)
+            recorded_inputs.record(workdir, self.examples)
         subsets = Subsets(workdir.file("subsets", ""), words.decode)
         # Before alignment, which what cannot be distilled would cost.
         told = distillation.distilled(config, self.examples, subsets, DISTILL, self._mesh)
@@ -399,9 +401,9 @@ class CRSExperiment(Experiment):
         )
 
     def _incorrect(self, subsets: Subsets, params: Any, stage: str, iteration: int) -> list[Case]:
-        found = self._collected(subsets, incorrect, params, stage, iteration)
+        cases = self._collected(subsets, incorrect, params, stage, iteration)
         chosen_by = seeds.stream(self.config.seed, "rl_sample", iteration)
-        return sampled(found, self.config.evolve.rl_sample, chosen_by)
+        return sampled(cases, self.config.evolve.rl_sample, chosen_by)
 
     def _fine_tune(
         self, workdir: Workdir, settings: Any, stage: str, iteration: int, cases: Any, params: Any
@@ -430,5 +432,5 @@ class CRSExperiment(Experiment):
 
 
 def _reasons(tables: Any) -> bool:
-    """Whether a stage's model has been told to reason."""
+    """Tells whether a stage's model has been told to reason."""
     return bool(np.asarray(tables["reasons"])[0])

@@ -1,4 +1,4 @@
-"""Reasoning by sampling, answers by beams, and the log-probabilities of both, under one cache.
+"""Draws reasoning, answers by beams, and scores both, under one cache.
 
 All functions run inside jit. Axis letters: B users, T prompt tokens, G trajectories a user, R
 reasoning tokens, A tokens of a trajectory, K answers, L levels of an identifier, W words.
@@ -23,7 +23,7 @@ from crs_jax.decoder import Decoder, KeysValues, Segment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How reasoning is drawn.
+    """Says how reasoning is drawn.
 
     Attributes:
       max_tokens: R, the end token included.
@@ -86,13 +86,13 @@ def read_prompts(network: Decoder, params: Any, tokens: jax.Array, lengths: jax.
 
 def _apply(network, params, tokens, positions, valid, past=()) -> tuple[jax.Array, KeysValues]:
     segments = valid.astype(jnp.int32)
-    found: Any = network.apply({"params": params}, tokens, positions, segments, past)
-    return found
+    output: Any = network.apply({"params": params}, tokens, positions, segments, past)
+    return output
 
 
 def _logits(network: Decoder, params: Any, states: jax.Array) -> jax.Array:
-    found: Any = network.apply({"params": params}, states, method="logits")
-    return found
+    logits: Any = network.apply({"params": params}, states, method="logits")
+    return logits
 
 
 def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -176,7 +176,7 @@ def sample(
 
 
 class Place(NamedTuple):
-    """Where answers begin.
+    """Says where answers begin.
 
     Attributes:
       past: what was read before `token`.
@@ -190,7 +190,7 @@ class Place(NamedTuple):
 
 
 def after_reasoning(prompted: Prompted, samples: Samples, stops: tuple[int, ...]) -> Place:
-    """After the reasoning of samples and `stops[0]`, </think>.
+    """Returns the place after the reasoning of samples and `stops[0]`, </think>.
 
     A trajectory that has not ended, or ended otherwise, is ended by </think> too.
     """
@@ -202,7 +202,9 @@ def after_reasoning(prompted: Prompted, samples: Samples, stops: tuple[int, ...]
 
 
 def after_prompt(prompted: Prompted, tokens: jax.Array) -> Place:
-    """At once after prompts int32 [B, T], whose last token is read again; G is 1."""
+    """Returns the place at once after prompts int32 [B, T], whose last token is read again; G is
+    1.
+    """
     last = prompted.lengths[:, None] - 1
     valid = prompted.segment.valid & (jnp.arange(tokens.shape[1]) < last[..., None])
     token = jnp.take_along_axis(tokens, last, 1)
@@ -210,7 +212,7 @@ def after_prompt(prompted: Prompted, tokens: jax.Array) -> Place:
 
 
 def _beam_step(network: Decoder, params: Any, place: Place) -> tuple[Any, Any]:
-    """(step, cache) of `core.beam_search`, its users being all trajectories B*G."""
+    """Returns (step, cache) of `core.beam_search`, its users being all trajectories B*G."""
     c = network.config
     batch, count = place.token.shape
 
@@ -248,21 +250,21 @@ def _beam_step(network: Decoder, params: Any, place: Place) -> tuple[Any, Any]:
     return step, KeysValues(nothing, nothing)
 
 
-def _by_user(found: Any, shape: tuple[int, ...]) -> Any:
-    return jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), found)
+def _by_user(beams: Any, shape: tuple[int, ...]) -> Any:
+    return jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), beams)
 
 
 def constrained_answers(
     network: Decoder, params: Any, place: Place, trie: Trie, width: int
 ) -> Beams:
-    """The likeliest items of a trie: Beams of [B, G, K] and [B, G, K, L]."""
+    """Returns the likeliest items of a trie: Beams of [B, G, K] and [B, G, K, L]."""
     step, cache = _beam_step(network, params, place)
-    found = beam_search.search(step, cache, place.token.reshape(-1), trie, width)
-    return _by_user(found, place.token.shape)
+    beams = beam_search.search(step, cache, place.token.reshape(-1), trie, width)
+    return _by_user(beams, place.token.shape)
 
 
 def answer_log_probs(network: Decoder, params: Any, place: Place, answers: jax.Array) -> jax.Array:
-    """log p of given answers int32 [B, N, L] in nats, float32 [B, N]; all words compete.
+    """Returns log p of given answers int32 [B, N, L] in nats, float32 [B, N]; all words compete.
 
     Each answer sees what was read before and its own tokens alone.
 
@@ -281,16 +283,18 @@ def answer_log_probs(network: Decoder, params: Any, place: Place, answers: jax.A
 
 
 def free_answers(network: Decoder, params: Any, place: Place, length: int, width: int) -> FreeBeams:
-    """The likeliest sequences of `length` tokens, whatever they mean: [B, G, K, L], [B, G, K]."""
+    """Returns the likeliest sequences of `length` tokens, whatever they mean: [B, G, K, L], [B,
+    G, K].
+    """
     step, cache = _beam_step(network, params, place)
-    found = free_beams.search(step, cache, place.token.reshape(-1), length, width)
-    return _by_user(found, place.token.shape)
+    beams = free_beams.search(step, cache, place.token.reshape(-1), length, width)
+    return _by_user(beams, place.token.shape)
 
 
 def token_log_probs(
     network: Decoder, params: Any, states: jax.Array, targets: jax.Array, chunk: int = 128
 ) -> jax.Array:
-    """log p of targets int32 [B, N, A] from the states [B, N, A, D] before them, float32.
+    """Returns log p of targets int32 [B, N, A] from the states [B, N, A, D] before them, float32.
 
     In chunks of tokens that are computed again in the backward pass: logits of a whole batch over
     150,000 words would be most of a chip.
@@ -319,8 +323,8 @@ def token_log_probs(
         shape = (*array.shape[:2], chunks, size, *array.shape[3:])
         return jnp.moveaxis(array.reshape(shape), 2, 0)
 
-    found = jnp.moveaxis(jax.lax.map(of, (cut(states), cut(targets))), 0, 2)
-    return found.reshape(*targets.shape)[..., :count]
+    log_probs = jnp.moveaxis(jax.lax.map(of, (cut(states), cut(targets))), 0, 2)
+    return log_probs.reshape(*targets.shape)[..., :count]
 
 
 def teacher_forced(
@@ -331,7 +335,8 @@ def teacher_forced(
     answers: jax.Array,
     answer_lengths: jax.Array,
 ) -> jax.Array:
-    """log p of each token of trajectories after their prompts, float32 [B, G, A]; 0 at padding.
+    """Returns log p of each token of trajectories after their prompts, float32 [B, G, A]; 0 at
+    padding.
 
     The prompt is read once for all trajectories.
 

@@ -1,4 +1,4 @@
-"""Two-step inference, 3.4 of CRS: greedy reasoning, then a beam held to the catalogue's trie.
+"""Answers in two steps, 3.4 of CRS: greedy reasoning, then a beam held to the catalogue's trie.
 
 Or, after the same reasoning, the scores of given items.
 """
@@ -60,9 +60,9 @@ class Answers:
         others &= (self.items[:, :, None] != left_out[:, None]).all(-1)
         above = (others & (self.scores > score)).sum(1)
         tied = (others & (self.scores == score)).sum(1)
-        found = own.any(1)
+        answered = own.any(1)
         broken = np.isnan(self.scores).any(1)
-        return np.where(found, above, MISSED), np.where(found, tied, 0), broken
+        return np.where(answered, above, MISSED), np.where(answered, tied, 0), broken
 
 
 class Inference:
@@ -90,14 +90,16 @@ class Inference:
         self._stops = (controls.end_think, controls.end)
         self._sampling = Sampling(max_tokens=max_reasoning, temperature=0.0)
         # Every process reads all that is found.
-        found = None if partition is None else partition.replicated
+        everywhere = None if partition is None else partition.replicated
         self._answer = jax.jit(
-            self._answers, static_argnames=("width", "reason"), out_shardings=found
+            self._answers, static_argnames=("width", "reason"), out_shardings=everywhere
         )
-        self._score = jax.jit(self._scores, static_argnames=("reason",), out_shardings=found)
+        self._score = jax.jit(self._scores, static_argnames=("reason",), out_shardings=everywhere)
 
     def _reasoned(self, whole, prompts, lengths, reason: bool) -> tuple[Place, Any, Any]:
-        """Where the answers to prompts begin; the reasoning [B, R] before them, its lengths [B]."""
+        """Returns where the answers to prompts begin; the reasoning [B, R] before them, its
+        lengths [B].
+        """
         prompted = generation.read_prompts(self._network, whole, prompts, lengths)
         if not reason:
             return generation.after_prompt(prompted, prompts), prompts[:, :0], lengths * 0
@@ -120,9 +122,9 @@ class Inference:
         return (generation.answer_log_probs(self._network, whole, place, answers),)
 
     def _batched(self, compute: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
-        """The outputs of `compute` on all rows, `batch_size` of them at once."""
+        """Returns the outputs of `compute` on all rows, `batch_size` of them at once."""
         size, count = self._batch_size, len(arrays[0])
-        found = []
+        outputs = []
         for start in range(0, count, size):
             rows = np.arange(start, start + size)
             real = rows < count
@@ -130,18 +132,18 @@ class Inference:
             batch = tuple(array[rows] for array in arrays)
             if self._partition is not None:
                 batch = self._partition.put_batch(batch)
-            found.append([np.asarray(part)[real] for part in compute(*batch)])
-        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+            outputs.append([np.asarray(part)[real] for part in compute(*batch)])
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
     def __call__(
         self, params: Any, prompts: np.ndarray, lengths: np.ndarray, *, width: int, reason: bool
     ) -> Answers:
-        """Answers to prompts int32 [E, T] of lengths [E].
+        """Returns answers to prompts int32 [E, T] of lengths [E].
 
         Args:
           params: as a stage holds them.
           width: of the beam.
-          reason: the prompts end in <think>; False for those that ask for the id at once.
+          reason: the prompts end in <think>; False for prompts that ask for the id at once.
         """
         compute = functools.partial(self._answer, params, self._trie, width=width, reason=reason)
         return Answers(*self._batched(compute, prompts, lengths))
@@ -155,7 +157,7 @@ class Inference:
         *,
         reason: bool,
     ) -> np.ndarray:
-        """Log-likelihoods float32 [E, N] in nats of answers int32 [E, N, L] to prompts.
+        """Returns log-likelihoods float32 [E, N] in nats of answers int32 [E, N, L] to prompts.
 
         The ids of the items that a beam has found get the beam's own scores.
 

@@ -1,4 +1,4 @@
-"""Which parameters are trained: all, or with LoRA its own and the id tokens' rows.
+"""Chooses which parameters are trained: all, or with LoRA its own and the id tokens' rows.
 
 A stage's parameters are {'trained': ..., 'kept': ...}, each flat by path; without LoRA nothing is
 kept.
@@ -18,7 +18,7 @@ _NEW_ROWS = "embedder/new_embedding"
 
 
 def split(params: Any, use_lora: bool) -> dict[str, dict[str, Any]]:
-    """A network's parameters as a stage holds them."""
+    """Splits a network's parameters as a stage holds them."""
     flat = traverse_util.flatten_dict(params, sep="/")
     if not use_lora:
         return {"trained": flat}
@@ -30,7 +30,7 @@ def split(params: Any, use_lora: bool) -> dict[str, dict[str, Any]]:
 
 
 def whole(params: dict[str, dict[str, Any]], trained: dict[str, Any] | None = None) -> Any:
-    """The network's parameters, with other trained ones where these are given."""
+    """Joins the network's parameters again, with other trained ones where these are given."""
     own = params["trained"] if trained is None else trained
     return traverse_util.unflatten_dict({**params.get("kept", {}), **own}, sep="/")
 

@@ -12,7 +12,7 @@ ROW_MULTIPLE = 8
 
 
 class Example(NamedTuple):
-    """Token ids; the loss is on the answer."""
+    """Holds token ids; the loss is on the answer."""
 
     prompt: Sequence[int]
     answer: Sequence[int]
@@ -23,7 +23,8 @@ class Example(NamedTuple):
 
 
 def rows_of(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Which examples share a row of `width` tokens: longest first, each to the first with room.
+    """Tells which examples share a row of `width` tokens: longest first, each to the first with
+    room.
 
     Raises:
       ValueError: an example longer than a row.
@@ -46,7 +47,7 @@ def rows_of(lengths: Sequence[int], width: int) -> list[list[int]]:
 def packed(
     examples: Sequence[Example], width: int, least_rows: int = 0, row_multiple: int = ROW_MULTIPLE
 ) -> dict[str, np.ndarray]:
-    """A batch of rows [R, T], R a multiple of `row_multiple` of at least `least_rows`.
+    """Packs a batch into rows [R, T], R a multiple of `row_multiple` of at least `least_rows`.
 
     Returns:
       tokens int32; segments int32, the example of each token of a row, from 1, 0 for padding;
@@ -73,8 +74,10 @@ def packed(
 
 
 def prompt_array(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32 [E, T] padded with 0, lengths int32 [E]) of prompts of at most `width`."""
-    found = np.zeros((len(prompts), width), np.int32)
+    """Returns (tokens int32 [E, T] padded with 0, lengths int32 [E]) of prompts of at most
+    `width`.
+    """
+    tokens = np.zeros((len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
-        found[row, : len(prompt)] = prompt
-    return found, np.array([len(prompt) for prompt in prompts], np.int32)
+        tokens[row, : len(prompt)] = prompt
+    return tokens, np.array([len(prompt) for prompt in prompts], np.int32)

@@ -1,4 +1,4 @@
-"""R-GRPO, Eq. 7-8 of CRS, and plain GRPO behind the same functions.
+"""Computes R-GRPO, Eq. 7-8 of CRS, and plain GRPO behind the same functions.
 
 Axis letters: G trajectories of one user, B users, K answers of one trajectory, T tokens.
 """
@@ -19,13 +19,13 @@ ALGORITHMS = ("r_grpo", "grpo")
 
 
 def rank_weights(answers: int, log_base: float = math.e) -> np.ndarray:
-    """1 / (1 + log n) / W of Eq. 7 for n = 1..K, float32 [K]; they sum to 1."""
+    """Returns 1 / (1 + log n) / W of Eq. 7 for n = 1..K, float32 [K]; they sum to 1."""
     weights = 1.0 / (1.0 + np.log(np.arange(1, answers + 1)) / math.log(log_base))
     return (weights / weights.sum()).astype(np.float32)
 
 
 class Outcome(NamedTuple):
-    """What a trajectory is optimised for.
+    """Holds what a trajectory is optimised for.
 
     Attributes:
       answer: int32 [G, B], the place of o*'s answer among the K, best ranked first.
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(rewards: jax.Array, algorithm: str, log_base: float = math.e) -> Outcome:
-    """o* and r* of each trajectory.
+    """Returns o* and r* of each trajectory.
 
     'r_grpo' is Eq. 7: the answer of the highest reward (the best ranked of equals), and the rewards
     of all answers weighted by rank. 'grpo' takes the first answer and its reward.
@@ -68,7 +68,7 @@ def objective(
     clip_eps: float,
     kl_weight: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """J of Eq. 8, to be maximised, and what to log.
+    """Returns J of Eq. 8, to be maximised, and what to log.
 
     The ratio is clipped and the KL (k3) taken per token; a trajectory is the mean over its |o*|
     tokens, a user the mean over trajectories.

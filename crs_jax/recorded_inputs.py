@@ -1,4 +1,6 @@
-"""What a run of CRS keeps beside its checkpoints: ids, tokenizer, notes on its stages."""
+"""Records what a run of CRS is trained with beside its checkpoints: ids, tokenizer, notes on
+stages.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def reopened(
 ) -> config_dict.ConfigDict:
     """Points the config of a run that is opened again to the ids and tokenizer that it keeps.
 
-    So it is read with those that it was trained with, also where its checkpoint and cache are not.
+    So it is read with its own ids and tokenizer, even if its checkpoint and cache are gone. A run
+    that was stopped before it had written them takes them from where its config says.
 
     Args:
       folder: of the run; without one the config stays as it is.
@@ -49,14 +52,14 @@ def reopened(
 
 
 def text_rows(config: config_dict.ConfigDict) -> int | None:
-    """Rows of text of a run's embedding; None for as many as its tokenizer has tokens.
+    """Returns the rows of text of a run's embedding; None for as many as its tokenizer has tokens.
 
     Raises:
       UserError: as `decoder_checkpoints.checkpoint_rows`.
     """
-    kept = config.vocabulary.get("text_rows")  # only `reading` sets it
-    if kept is not None or not config.model.checkpoint:
-        return kept
+    rows = config.vocabulary.get("text_rows")  # only `reopened` sets it
+    if rows is not None or not config.model.checkpoint:
+        return rows
     return decoder_checkpoints.checkpoint_rows(config.model.checkpoint)
 
 
@@ -73,11 +76,12 @@ def _check(examples: CRSExamples, trained: str) -> None:
         )
 
 
-def keep(workdir: Workdir, examples: CRSExamples) -> None:
+def record(workdir: Workdir, examples: CRSExamples) -> None:
     """Writes what a new run is trained with; holds one that continues to what it has.
 
     Raises:
-      UserError: ids, tokenizer, training searches, or the items' texts or facts are others.
+      UserError: ids, tokenizer, training searches, or the items' texts or facts are others; or the
+        run has trained and its record of these is missing.
     """
     _hold_inputs(workdir, examples.inputs_hash())
     if os.path.exists(workdir.file(semantic_ids.FILE)):
@@ -101,17 +105,22 @@ def keep(workdir: Workdir, examples: CRSExamples) -> None:
             )
 
 
-def _hold_inputs(workdir: Workdir, found: str) -> None:
+def _hold_inputs(workdir: Workdir, digest: str) -> None:
     path = workdir.file(_INPUTS)
     if not os.path.exists(path):
+        if workdir.has_trained():
+            raise UserError(
+                f"expected the record of the items that the run in {workdir.path} was trained with "
+                f"as {_INPUTS}, found none; {_MEND}"
+            )
         if is_writer():
-            write_atomically(path, json.dumps({"items": found}) + "\n")
+            write_atomically(path, json.dumps({"items": digest}) + "\n")
         return
     before = read_json(path, "the record of a run's items", _MEND).get("items")
-    if before != found:
+    if before != digest:
         raise UserError(
             f"expected the training searches, items' texts and facts {before} that the run in "
-            f"{workdir.path} was trained with, found {found}; bring the data with these back, or "
+            f"{workdir.path} was trained with, found {digest}; bring the data with these back, or "
             "train in another --workdir"
         )
 

@@ -1,4 +1,4 @@
-"""The rewards of CRS, Eq. 3-6, as pure functions.
+"""Computes the rewards of CRS, Eq. 3-6, as pure functions.
 
 Axis letters: G trajectories of one user, B users, K answers of one trajectory, L levels of an
 identifier, T tokens; a leading ... is any of them.
@@ -18,7 +18,7 @@ from core.trie import Trie
 
 
 class Reasoning(NamedTuple):
-    """What lies between the tags.
+    """Describes what lies between the tags.
 
     Attributes:
       complete: bool [...], <think> is there and </think> after it.
@@ -30,7 +30,7 @@ class Reasoning(NamedTuple):
 
 
 def reasoning(tokens: jax.Array, think: int, end_think: int) -> Reasoning:
-    """The reasoning of trajectories int32 [..., T]."""
+    """Describes the reasoning of trajectories int32 [..., T]."""
     places = jnp.arange(tokens.shape[-1])
     opens = tokens == think
     start = jnp.argmax(opens, -1)
@@ -41,19 +41,19 @@ def reasoning(tokens: jax.Array, think: int, end_think: int) -> Reasoning:
 
 
 def structure(complete: jax.Array) -> jax.Array:
-    """r_structure of Eq. 3: 0 where both tags exist, -1 otherwise."""
+    """Returns r_structure of Eq. 3: 0 where both tags exist, -1 otherwise."""
     return jnp.where(complete, 0.0, -1.0)
 
 
 def length(count: jax.Array, limit: int) -> jax.Array:
-    """r_length of Eq. 4: min(1, count / L), of tokens between the tags."""
+    """Returns r_length of Eq. 4: min(1, count / L), of tokens between the tags."""
     return jnp.minimum(1.0, count / limit)
 
 
 def accuracy(
     predicted: jax.Array, target: jax.Array, weights: Sequence[float], *, prefix: bool = False
 ) -> jax.Array:
-    """r_sid_acc of Eq. 5, float32 [...]: the sum of w_i over the levels i that match.
+    """Returns r_sid_acc of Eq. 5, float32 [...]: the sum of w_i over the levels i that match.
 
     Args:
       predicted, target: int32 [..., L].
@@ -68,17 +68,19 @@ def accuracy(
 
 
 def validity(trie: Trie, predicted: jax.Array) -> jax.Array:
-    """r_sid_val of Eq. 6 of identifiers int32 [B, K, L]: 1 where an item has it, 0 otherwise."""
+    """Returns r_sid_val of Eq. 6 of identifiers int32 [B, K, L]: 1 where an item has it, 0
+    otherwise.
+    """
     return (tries.find(trie, predicted) >= 0).astype(jnp.float32)
 
 
 def total(
-    found: Reasoning,
+    reasoning: Reasoning,
     limit: int,
     accuracies: jax.Array,
     validities: jax.Array,
 ) -> jax.Array:
-    """The sum of all rewards of each answer, float32 [..., K].
+    """Returns the sum of all rewards of each answer, float32 [..., K].
 
     Without </think> there is no answer: the sum is that of the structure alone, -1.
 
@@ -88,6 +90,6 @@ def total(
       accuracies, validities: float32 [..., K].
     """
     chex.assert_equal_shape([accuracies, validities])
-    complete = found.complete[..., None]
-    shared = (structure(found.complete) + length(found.length, limit))[..., None]
+    complete = reasoning.complete[..., None]
+    shared = (structure(reasoning.complete) + length(reasoning.length, limit))[..., None]
     return shared + jnp.where(complete, accuracies + validities, 0.0)

@@ -1,4 +1,4 @@
-"""Reinforcement learning of the decoder as a `core.task.Task`: R-GRPO or GRPO, 3.3 of CRS.
+"""Trains the decoder by reinforcement as a `core.task.Task`: R-GRPO or GRPO, 3.3 of CRS.
 
 A step draws G reasonings a prompt, lets a beam of K answers follow each, and updates on these
 rollouts `updates_per_rollout` times. Axis letters: B prompts, G trajectories, K answers, L codes of
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from core import grpo, seeds
 from core.loop import steps_for
@@ -30,7 +31,7 @@ State = dict[str, Any]
 
 
 class Tokens(NamedTuple):
-    """Control tokens of a vocabulary."""
+    """Holds the control tokens of a vocabulary."""
 
     think: int
     end_think: int
@@ -39,7 +40,7 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RLConfig:
-    """How a stage of reinforcement learning trains.
+    """Says how a stage of reinforcement learning trains.
 
     Attributes:
       algorithm: 'r_grpo' (Eq. 7) or 'grpo'.
@@ -124,7 +125,8 @@ class Rollouts(NamedTuple):
 def trajectory(
     reasoning: jax.Array, lengths: jax.Array, complete: jax.Array, answer: jax.Array, end: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(tokens int32 [B, G, R+L+1], |o*| [B, G]) of reasoning with an answer and the end token.
+    """Returns (tokens int32 [B, G, R+L+1], |o*| [B, G]) of reasoning with an answer and the end
+    token.
 
     Args:
       reasoning: int32 [B, G, R], </think> its last token where `complete` [B, G].
@@ -261,7 +263,7 @@ def update(
         trained, moments = carry
         (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
         updates, moments = optimizer.update(gradient, moments, trained)
-        trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
+        trained = optax.apply_updates(trained, optax.tree.scale(-learning_rate, updates))
         return (trained, moments), {"loss": loss, **statistics}
 
     start = (params["trained"], state["optimizer"])
@@ -276,8 +278,8 @@ def update(
 
 @functools.lru_cache
 def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "rbg") -> Any:
-    """(state, batch, rate) -> (state, statistics); one function, and so one compilation, for all
-    stages and seeds.
+    """Makes (state, batch, rate) -> (state, statistics); one function, and so one compilation,
+    serves all stages and seeds.
 
     Args:
       impl: of the random bits, `core.partitioning.random_bits_impl`.

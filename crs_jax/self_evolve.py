@@ -1,4 +1,4 @@
-"""The self-evolving loop of CRS, 3.2 and Eq. 2, over stages that can each be resumed."""
+"""Runs the self-evolving loop of CRS, 3.2 and Eq. 2, over stages that can each be resumed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Collect = Callable[[Any, str, int], list[Case]]
 
 
 def rl_stage(iteration: int) -> str:
-    """M_rl^i."""
+    """Names the stage M_rl^i."""
     return f"rl_{iteration}"
 
 
 def sft_stage(iteration: int) -> str:
-    """M_sft^i; M_sft^0 is the distilled model."""
+    """Names the stage M_sft^i; M_sft^0 is the distilled model."""
     return f"sft_{iteration}"
 
 
 def sft_only_stage(iteration: int) -> str:
-    """The variant without RL after i rounds (4.3)."""
+    """Names the variant without RL after i rounds (4.3)."""
     return f"sft_only_{iteration}"
 
 
@@ -70,7 +70,7 @@ def evolve(
 def evolve_without_rl(
     params: Any, iterations: int, subsets: Subsets, *, correct: Collect, fine_tune: Train
 ) -> str | None:
-    """The variant of 4.3: each iteration fine-tunes on what the model before it got right."""
+    """Runs the variant of 4.3: each iteration fine-tunes on what the model before it got right."""
     for iteration in range(iterations):
         stage = sft_only_stage(iteration + 1)
         params = _fine_tuned(stage, iteration, params, subsets, correct, fine_tune)
@@ -87,7 +87,9 @@ def _fine_tuned(
     correct: Collect,
     fine_tune: Train,
 ) -> Any:
-    """The parameters after a stage on what those before it got right; None without such cases."""
+    """Returns the parameters after a stage on what its forerunner got right; None without such
+    cases.
+    """
     cases = subsets.get(stage, functools.partial(correct, params, stage, iteration))
     if not cases:
         return None

@@ -1,4 +1,4 @@
-"""Semantic ids of items: residual k-means, Eq. 1 of CRS, and a de-duplication level.
+"""Makes semantic ids of items: residual k-means, Eq. 1 of CRS, and a de-duplication level.
 
 Axis letters: V items, L levels of k-means (an id has L + 1 codes), N codes of a level, D width.
 """
@@ -27,22 +27,22 @@ _CHUNK = 2**24
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(code int [V], squared distance [V]) of the nearest centre, the first of equals."""
+    """Returns (code int [V], squared distance [V]) of the nearest centre, the first of equals."""
     codes, distances = np.empty(len(points), np.int64), np.empty(len(points))
     squares = np.square(centres).sum(1)
     step = max(1, _CHUNK // len(centres))
     for start in range(0, len(points), step):
         part = points[start : start + step]
-        found = squares - 2.0 * part @ centres.T
-        codes[start : start + step] = chosen = found.argmin(1)
+        shifted = squares - 2.0 * part @ centres.T
+        codes[start : start + step] = chosen = shifted.argmin(1)
         distances[start : start + step] = np.square(part - centres[chosen]).sum(1)
     return codes, distances
 
 
-def _too_few(size: int, level: int, found: str) -> UserError:
+def _too_few(size: int, level: int, there: str) -> UserError:
     return UserError(
         f"expected at least {size} different vectors for the codes of level {level + 1}, found "
-        f"{found}; lower config.semantic_ids.codes"
+        f"{there}; lower config.semantic_ids.codes"
     )
 
 
@@ -59,24 +59,24 @@ def fit_level(
     fitted = points[np.sort(rng.choice(len(points), min(_FIT_ITEMS, len(points)), replace=False))]
     kmeans = KMeans(size, n_init=1, max_iter=_ITERATIONS, random_state=seed * 97 + level)
     centres = kmeans.fit(fitted).cluster_centers_
-    given: set[int] = set()
+    moved: set[int] = set()
     while True:
         codes, distances = _nearest(points, centres)
         counts = np.bincount(codes, minlength=size)
         empty = np.flatnonzero(counts == 0)
         if not len(empty):
             return centres, codes
-        if given.intersection(empty.tolist()):
+        if moved.intersection(empty.tolist()):
             # It has lost its point to a code on a point that rounding cannot tell from it.
             raise _too_few(size, level, "fewer up to rounding")
         # An empty code takes the point that is farthest from its own among those with company.
         distances[counts[codes] == 1] = -1.0
         centres[empty[0]] = points[distances.argmax()]
-        given.add(int(empty[0]))
+        moved.add(int(empty[0]))
 
 
 def _numbers_within(prefixes: np.ndarray) -> np.ndarray:
-    """0, 1, ... for the rows of each distinct prefix, in the order of the rows."""
+    """Numbers the rows of each distinct prefix 0, 1, ..., in the order of the rows."""
     _, group = np.unique(prefixes, axis=0, return_inverse=True)
     group = group.ravel()
     order = np.argsort(group, kind="stable")
@@ -108,7 +108,7 @@ class SemanticIds:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over the codes and the levels."""
+        """Returns 16 hex digits over the codes and the levels."""
         content = json.dumps(self.levels).encode() + np.ascontiguousarray(self.codes).tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -122,7 +122,7 @@ class SemanticIds:
 def _with_last(
     prefixes: np.ndarray, last: np.ndarray, codebooks: tuple[np.ndarray, ...], size: int
 ) -> SemanticIds:
-    """The ids of prefixes [V, L] and their last codes [V]; `size` 0 takes as many as there are."""
+    """Makes the ids of prefixes [V, L] and last codes [V]; `size` 0 takes as many as there are."""
     needed = int(last.max()) + 1
     size = size or needed
     if needed > size:
@@ -150,16 +150,16 @@ def fit(vectors: np.ndarray, sizes: Sequence[int], *, last_codes: int, seed: int
     rest = np.asarray(vectors, np.float64)
     books, codes = [], []
     for level, size in enumerate(sizes):
-        centres, found = fit_level(rest, size, seed, level)
+        centres, of_level = fit_level(rest, size, seed, level)
         books.append(centres)
-        codes.append(found)
-        rest = rest - centres[found]
+        codes.append(of_level)
+        rest = rest - centres[of_level]
     prefixes = np.stack(codes, 1)
     return _with_last(prefixes, _numbers_within(prefixes), tuple(books), last_codes)
 
 
 def extend(
-    kept: Kept,
+    recorded: RecordedIds,
     items: Sequence[str],
     vectors: np.ndarray,
     sizes: Sequence[int],
@@ -173,7 +173,7 @@ def extend(
     last codes that no item ever had.
 
     Args:
-      kept: the ids of before.
+      recorded: the ids of the earlier catalogue.
       items: the names of items 1..V.
       vectors: float [V, D].
       sizes: N of each level of k-means.
@@ -183,22 +183,23 @@ def extend(
       UserError: none of the items had an id, the kept ids have other levels, or more items share
         their first codes than `last_codes`.
     """
-    rows = np.array([kept.rows.get(item, -1) for item in items])
+    rows = np.array([recorded.rows.get(item, -1) for item in items])
     old, new = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
     if not len(old):
         raise UserError(
-            f"expected items of this log in {kept.path}, found none; pass ids of the same catalogue"
+            f"expected items of this log in {recorded.path}, found none; pass ids of the same "
+            "catalogue"
         )
     levels = len(sizes)
-    if kept.codes.shape[1] != levels + 1 or (kept.codes[:, :-1] >= np.array(sizes)).any():
-        most = tuple((kept.codes[:, :-1].max(0) + 1).tolist())
+    if recorded.codes.shape[1] != levels + 1 or (recorded.codes[:, :-1] >= np.array(sizes)).any():
+        most = tuple((recorded.codes[:, :-1].max(0) + 1).tolist())
         raise UserError(
-            f"expected ids of config.semantic_ids.codes={tuple(sizes)} in {kept.path}, found codes "
-            f"up to {most}; pass the codes that they were made with"
+            f"expected ids of config.semantic_ids.codes={tuple(sizes)} in {recorded.path}, found "
+            f"codes up to {most}; pass the codes that they were made with"
         )
     rest, books = np.asarray(vectors, np.float64), []
     prefixes = np.empty((len(items), levels), np.int64)
-    prefixes[old] = kept.codes[rows[old], :-1]
+    prefixes[old] = recorded.codes[rows[old], :-1]
     for level, size in enumerate(sizes):
         codes = prefixes[old, level]
         centres = np.zeros((size, rest.shape[1]))
@@ -210,9 +211,9 @@ def extend(
         rest = rest - centres[prefixes[:, level]]
         books.append(centres)
     last = np.empty(len(items), np.int64)
-    last[old] = kept.codes[rows[old], -1]
+    last[old] = recorded.codes[rows[old], -1]
     taken: dict[tuple[int, ...], int] = {}
-    for *prefix, code in kept.codes.tolist():
+    for *prefix, code in recorded.codes.tolist():
         taken[tuple(prefix)] = max(taken.get(tuple(prefix), 0), code + 1)
     free = np.array([taken.get(tuple(prefix), 0) for prefix in prefixes[new].tolist()], np.int64)
     last[new] = free + _numbers_within(prefixes[new])
@@ -220,12 +221,12 @@ def extend(
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
-    """The ids of a catalogue of before, as `write_list` has left them.
+class RecordedIds:
+    """Holds the ids of an earlier catalogue, as `write_list` has recorded them.
 
     Attributes:
       path: of the file.
-      rows: of `codes`, by the items' names, in order: the catalogue's, then those that have left.
+      rows: of `codes`, by the items' names, in order: the catalogue's, then the departed items'.
       codes: int32 [V, L+1].
     """
 
@@ -233,8 +234,8 @@ class Kept:
     rows: dict[str, int]
     codes: np.ndarray
 
-    def left(self, items: Sequence[str]) -> tuple[list[str], np.ndarray]:
-        """Names and codes of those that are not among `items`; nobody may get their codes."""
+    def departed(self, items: Sequence[str]) -> tuple[list[str], np.ndarray]:
+        """Returns names and codes of items that are not among `items`; their codes stay taken."""
         present = set(items)
         rows = {item: row for item, row in self.rows.items() if item not in present}
         return list(rows), self.codes[list(rows.values())]
@@ -252,7 +253,7 @@ def write_list(folder: str, items: Iterable[str], codes: np.ndarray) -> None:
     checksums.save(os.path.join(folder, LIST), "".join(lines).encode())
 
 
-def read_list(folder: str) -> Kept:
+def read_list(folder: str) -> RecordedIds:
     """Reads the list of names and codes that `write_list` wrote to a folder.
 
     Raises:
@@ -271,8 +272,8 @@ def read_list(folder: str) -> Kept:
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(lines_of(file)):
             try:
-                found = json.loads(line)
-                item, own = str(found["item"]), np.array(found["codes"], np.int32).tolist()
+                record = json.loads(line)
+                item, own = str(record["item"]), np.array(record["codes"], np.int32).tolist()
                 fits = min(own) >= 0 and item not in rows and len(own) == len((codes or [own])[0])
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 fits = False
@@ -285,7 +286,7 @@ def read_list(folder: str) -> Kept:
             codes.append(own)
     if not codes:
         raise UserError(f"expected ids in {path}, found none; pass the workdir of another run")
-    return Kept(path, rows, np.array(codes, np.int32))
+    return RecordedIds(path, rows, np.array(codes, np.int32))
 
 
 def load(folder: str) -> SemanticIds:

@@ -1,4 +1,4 @@
-"""What a CRS config asks of its decoder and its stages, checked before anything is trained."""
+"""Checks what a CRS config asks of its decoder and its stages, before anything is trained."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_codes(config: config_dict.ConfigDict) -> None:
 
 
 def decoder_of(config: config_dict.ConfigDict, text_rows: int, new_rows: int) -> Decoder:
-    """The network of `config.model` with rows for text tokens and for codes.
+    """Makes the network of `config.model` with rows for text tokens and for codes.
 
     Raises:
       UserError: a setting that does not exist or fit.
@@ -53,7 +53,7 @@ def decoder_of(config: config_dict.ConfigDict, text_rows: int, new_rows: int) ->
 
 
 def stage_settings(config: config_dict.ConfigDict, levels: int) -> tuple[SFTConfig, RLConfig]:
-    """The settings of fine-tuning and of RL.
+    """Returns the settings of fine-tuning and of RL.
 
     Args:
       levels: of the ids, the de-duplication level among them.

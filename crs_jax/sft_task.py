@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the decoder as a `core.task.Task`: alignment, distillation, Eq. 2."""
+"""Fine-tunes the decoder as a `core.task.Task`: alignment, distillation, Eq. 2."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ State = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTConfig:
-    """How a stage of fine-tuning trains.
+    """Says how a stage of fine-tuning trains.
 
     Attributes:
       batch_size: examples an update.
@@ -52,7 +52,7 @@ class SFTConfig:
 
 
 def optimizer_of(config: Any) -> optax.GradientTransformation:
-    """AdamW without a rate, which the step multiplies."""
+    """Makes AdamW without a rate, which the step multiplies."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(),
@@ -63,7 +63,7 @@ def optimizer_of(config: Any) -> optax.GradientTransformation:
 def first_state(
     params: Any, config: Any, tables: dict[str, np.ndarray], partition: Partition | None
 ) -> State:
-    """The state before the first update; all but `params` is made where the partition has it.
+    """Makes the state before the first update; all but `params` where the partition has it.
 
     Args:
       params: as `lora.split` gives them.
@@ -83,21 +83,22 @@ def first_state(
 
 
 def answer_loss(network: Decoder, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """-log p of the answers' tokens, the mean over them, in nats; rows as `packing.packed` makes.
+    """Returns -log p of the answers' tokens, their mean in nats; rows as `packing.packed` makes.
 
     A row's N is 1: [R, 1, T].
     """
     tokens, segments = batch["tokens"][:, None], batch["segments"][:, None]
-    given: Any = network.apply({"params": params}, tokens, batch["positions"][:, None], segments)
-    log_probs = token_log_probs(network, params, given[0][:, :, :-1], tokens[:, :, 1:])
+    output: Any = network.apply({"params": params}, tokens, batch["positions"][:, None], segments)
+    log_probs = token_log_probs(network, params, output[0][:, :, :-1], tokens[:, :, 1:])
     answers = batch["answers"][:, None, 1:]
     return -(log_probs * answers).sum() / jnp.maximum(answers.sum(), 1)
 
 
 @functools.lru_cache
 def sft_step(network: Decoder, config: SFTConfig) -> Any:
-    """(state, batch, rate) -> (state, statistics); one function, and so one compilation, for all
-    stages of the same shapes."""
+    """Makes (state, batch, rate) -> (state, statistics); one function, and so one compilation,
+    serves all stages of the same shapes.
+    """
     optimizer = optimizer_of(config)
 
     def step(state: State, batch: dict[str, Any], learning_rate: jax.Array) -> Any:
@@ -109,7 +110,7 @@ def sft_step(network: Decoder, config: SFTConfig) -> Any:
         loss, gradient = jax.value_and_grad(loss_of)(params["trained"])
         updates, moments = optimizer.update(gradient, state["optimizer"], params["trained"])
         rate = learning_rate * batch["rate"]
-        trained = jax.tree.map(lambda p, u: p - rate * u, params["trained"], updates)
+        trained = optax.apply_updates(params["trained"], optax.tree.scale(-rate, updates))
         return {
             **state,
             "step": state["step"] + 1,
@@ -187,7 +188,7 @@ class SFTTask:
         return np.resize(order, self.steps_per_epoch * size)[place * size : (place + 1) * size]
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]:
-        """Packed batches from a step on.
+        """Yields packed batches from a step on.
 
         Each of several processes packs them all and yields its part of the rows.
         """

@@ -1,4 +1,4 @@
-"""Where a stage's arrays lie on a mesh: FSDP over `data`, tensor parallel over `table`.
+"""Lays a stage's arrays on a mesh: FSDP over `data`, tensor parallel over `model`.
 
 The mesh is `core.partitioning`'s: batches are cut over both axes, and its second axis, which cuts
 the tables of other systems, cuts vocabulary, heads and hidden units here.
@@ -12,18 +12,18 @@ import jax
 from flax import traverse_util
 from jax.sharding import Mesh, PartitionSpec
 
-from core.partitioning import DATA, TABLE, Partition, Rules
+from core.partitioning import DATA, MODEL, Partition, Rules
 from crs_jax.decoder import init_params, logical_axes
 from crs_jax.decoder_config import DecoderConfig
 
-# From the logical axes of parameters to those of the mesh; others are whole everywhere.
-AXIS_RULES = {"embed": DATA, "vocab": TABLE, "heads": TABLE, "mlp": TABLE}
+# From the logical axes of parameters to axes of the mesh; other axes are whole everywhere.
+AXIS_RULES = {"embed": DATA, "vocab": MODEL, "heads": MODEL, "mlp": MODEL}
 # What of a batch of either task is no row of it.
 WHOLE = frozenset({"rate", "trie", "seed"})
 
 
 def rules_of(config: DecoderConfig, mesh: Mesh) -> Rules:
-    """A rule for each parameter, which fits its moments and its copy as a reference too.
+    """Returns a rule for each parameter, which fits its moments and its copy as a reference too.
 
     An axis that the mesh's does not divide stays whole.
     """
@@ -41,7 +41,7 @@ def rules_of(config: DecoderConfig, mesh: Mesh) -> Rules:
 
 
 def partition_of(config: DecoderConfig, mesh: Mesh) -> Partition | None:
-    """The mesh with the network's rules; None for one device."""
+    """Returns the mesh with the network's rules; None for one device."""
     if mesh.size == 1:
         return None
     return Partition(mesh, rules_of(config, mesh), whole=WHOLE)

@@ -1,4 +1,4 @@
-"""The training subsets of Eq. 2 on disk, whole or not at all, each with its hash."""
+"""Keeps the training subsets of Eq. 2 on disk, whole or not at all, each with its hash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AGAIN = "remove it and the file of the same name beside it, and run again"
 
 
 class Case(NamedTuple):
-    """One training example and what the model made of it.
+    """Holds one training example and what the model made of it.
 
     Attributes:
       example: its place among the training examples.
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 def incorrect(
     answers: Answers, targets: np.ndarray, examples: np.ndarray, end_think: int
 ) -> list[Case]:
-    """Incorrect(D, M) of Eq. 2: the first answer is not the target.
+    """Returns Incorrect(D, M) of Eq. 2: the first answer is not the target.
 
     Args:
       answers: to the prompts of `examples` int [E], places among the training examples.
@@ -60,7 +60,9 @@ def sampled(cases: list[Case], most: int, seed: int | np.random.SeedSequence) ->
 def correct(
     answers: Answers, targets: np.ndarray, examples: np.ndarray, end_think: int
 ) -> list[Case]:
-    """Correct(D, M) of Eq. 2: the first answer is the target, and the reasoning has an end."""
+    """Returns Correct(D, M) of Eq. 2: the first answer is the target, and the reasoning has an
+    end.
+    """
     last = np.maximum(answers.lengths - 1, 0)[:, None]
     ended = np.take_along_axis(answers.reasoning, last, 1)[:, 0] == end_think
     right = np.flatnonzero((answers.items[:, 0] == targets) & ended & (answers.lengths > 0))
@@ -68,13 +70,13 @@ def correct(
 
 
 def _cases(answers: Answers, examples: np.ndarray, rows: np.ndarray, end_think: int) -> list[Case]:
-    found = []
+    cases = []
     for row in rows.tolist():
         said = answers.reasoning[row, : answers.lengths[row]].tolist()
         if said and said[-1] == end_think:
             said = said[:-1]
-        found.append(Case(int(examples[row]), said, int(answers.items[row, 0])))
-    return found
+        cases.append(Case(int(examples[row]), said, int(answers.items[row, 0])))
+    return cases
 
 
 class Subsets:
@@ -89,7 +91,7 @@ class Subsets:
         self._folder, self._decode = folder, decode
 
     def get(self, name: str, make: Callable[[], list[Case]]) -> list[Case]:
-        """The subset of that name, made and saved on first use.
+        """Returns the subset of that name, which is made and saved on first use.
 
         Of several processes, which share the folder, all make it and the first saves it.
 
@@ -104,7 +106,7 @@ class Subsets:
         return self._load(name)
 
     def hashes(self) -> dict[str, dict[str, object]]:
-        """{'rows', 'sha256'} of each subset."""
+        """Returns {'rows', 'sha256'} of each subset."""
         if not os.path.isdir(self._folder):
             return {}
         names = sorted(

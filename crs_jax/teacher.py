@@ -1,4 +1,4 @@
-"""A teacher from a Qwen3 checkpoint: why a user chose what training shows (CRS 3.2).
+"""Asks a Qwen3 checkpoint, the teacher, why a user chose what training shows (CRS 3.2).
 
 A folder as Hugging Face has it: config.json, tokenizer.json and safetensors. The teacher is told
 the target's title, which no student is at inference; what names it is dropped (`traces.leaks`).
@@ -41,31 +41,31 @@ _ASK = "Explain in a sentence or two which need leads to this choice. Do not nam
 
 
 def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
-    """The network of a checkpoint's folder; one new row, since there is no network without.
+    """Reads the network of a checkpoint's folder; it gets one new row, since none has fewer.
 
     Raises:
       UserError: no config.json, or not that of a Qwen3 whose output layer is its embedding.
     """
-    path, found = read_about(folder)
+    path, values = read_about(folder)
     try:
-        sizes = {ours: found[theirs] for ours, theirs in SIZES.items()}
-        tied = found["tie_word_embeddings"]
+        sizes = {ours: values[theirs] for ours, theirs in SIZES.items()}
+        tied = values["tie_word_embeddings"]
     except KeyError as error:
         raise UserError(
             f"expected the config.json of a Qwen3 checkpoint at {path}, found no such file or none "
             f"with {error}; correct config.distill.teacher"
         ) from None
-    if found.get("model_type") != "qwen3" or not tied:
+    if values.get("model_type") != "qwen3" or not tied:
         raise UserError(
             f"expected a Qwen3 whose output layer is its embedding, as of 0.6B to 4B, found "
-            f"model_type {found.get('model_type')!r} with tie_word_embeddings {tied} in {path}; "
+            f"model_type {values.get('model_type')!r} with tie_word_embeddings {tied} in {path}; "
             "pass another config.distill.teacher"
         )
     return DecoderConfig(new_rows=1, dtype=dtype, **sizes)
 
 
 def read_vocabulary(folder: str, config: DecoderConfig) -> Vocabulary:
-    """The teacher's own tokens. Raises UserError as `read_tokenizer` and `Vocabulary`."""
+    """Reads the teacher's own tokens. Raises UserError as `read_tokenizer` and `Vocabulary`."""
     return Vocabulary(read_tokenizer(folder), (1,), config.text_rows)
 
 
@@ -97,8 +97,8 @@ def prompt(
     def written(first: int, length: int) -> list[int]:
         asked, chosen = quoted(query[:length]), quoted(title[:length])
         now = f"Now the user searches for {asked} and chooses {chosen}."
-        kept = "; ".join(events[first:]).replace("<", "(")
-        lines = [f"Earlier this user {kept}."] if kept else []
+        history = "; ".join(events[first:]).replace("<", "(")
+        lines = [f"Earlier this user {history}."] if history else []
         text = "\n".join([f"{START}user", *lines, now, _ASK, END, f"{START}assistant", THINK, ""])
         return vocabulary.encode(text)
 
@@ -119,7 +119,7 @@ def prompt(
 
 
 def quoted(text: str) -> str:
-    """A text in quotation marks, without the marks and the < that it has."""
+    """Puts a text in quotation marks, without the marks and the < that it has."""
     return '"' + text.replace('"', "'").replace("<", "(") + '"'
 
 
@@ -166,19 +166,19 @@ class Teacher:
         def draw(params, tokens, lengths, number, start):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), start)
             prompted = generation.read_prompts(network, params, tokens, lengths)
-            found = generation.sample(network, params, prompted, key, 1, sampling, stops)
-            return found.tokens[:, 0], found.lengths[:, 0]
+            samples = generation.sample(network, params, prompted, key, 1, sampling, stops)
+            return samples.tokens[:, 0], samples.lengths[:, 0]
 
         self._draw = functools.partial(draw, self._params)
 
     def __call__(self, prompts: Sequence[Sequence[int]], number: int) -> list[str | None]:
-        """What the teacher thinks of each prompt; None where </think> never came.
+        """Returns what the teacher thinks of each prompt; None where </think> never came.
 
         Args:
           prompts: token ids, at most T each.
           number: of these prompts, so that each set has draws of its own.
         """
-        found: list[str | None] = []
+        texts: list[str | None] = []
         for start in range(0, len(prompts), self._batch_size):
             chosen = list(prompts[start : start + self._batch_size])
             spare = self._batch_size - len(chosen)
@@ -187,8 +187,8 @@ class Teacher:
                 batch = self._partition.put_batch(batch)
             tokens, lengths = map(np.asarray, self._draw(*batch, number, start))
             rows = zip(tokens[: len(chosen)], lengths[: len(chosen)], strict=True)
-            found += [self._said(said[:length].tolist()) for said, length in rows]
-        return found
+            texts += [self._said(said[:length].tolist()) for said, length in rows]
+        return texts
 
     def _said(self, tokens: list[int]) -> str | None:
         if tokens[-1] != self.vocabulary.end_think:

@@ -1,4 +1,4 @@
-"""Reasoning to distil from: a file of traces, or the offline template teacher (CRS 3.2).
+"""Reads reasoning to distil from: a file of traces, or the offline template teacher (CRS 3.2).
 
 A file has one JSON object a line: {"user": ..., "query": ..., "item": ..., "reasoning": ...}, with
 the names of the source. What tells the target's title or an id is dropped: such reasoning cannot be
@@ -29,7 +29,7 @@ _START, _RUN = 6, 8
 
 
 class Trace(NamedTuple):
-    """The reasoning of a teacher about one training example; names are the source's."""
+    """Holds the reasoning of a teacher about one training example; names are the source's."""
 
     user: str
     query: str
@@ -43,20 +43,20 @@ def read_traces(path: str) -> list[Trace]:
     Raises:
       UserError: no such file, or broken JSON, a missing key or no text: names the line.
     """
-    found = []
+    traces = []
     lines = read_lines(path, "traces", "correct config.distill.traces")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            found.append(_trace(record))
+            traces.append(_trace(record))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"expected a JSON object with {', '.join(_KEYS)} as text in line {number} of "
                 f"{path}, found {line[:60]!r}; mend the file"
             ) from None
-    return found
+    return traces
 
 
 def _trace(record: Mapping[str, Any]) -> Trace:
@@ -67,9 +67,9 @@ def _trace(record: Mapping[str, Any]) -> Trace:
             raise ValueError("a name is neither text nor a number")
     if not isinstance(reasoning, str) or not reasoning.strip():
         raise ValueError("no reasoning")
-    found = Trace(str(user), str(query), str(item), reasoning)
-    "".join(found).encode()  # half of a pair of surrogates is no text
-    return found
+    trace = Trace(str(user), str(query), str(item), reasoning)
+    "".join(trace).encode()  # half of a pair of surrogates is no text
+    return trace
 
 
 def leaks(reasoning: str, text: str) -> bool:

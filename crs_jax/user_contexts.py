@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from crs_jax.contexts import Event, UserContext
-from input_pipelines import histories, times, twins
+from input_pipelines import histories, repeated_interactions, times
 from input_pipelines.dataset import Dataset
 from input_pipelines.splits import Examples
 
@@ -21,12 +21,12 @@ _TIMES = ("log", "none")
 
 
 def hour(milliseconds: int) -> str:
-    """'2024-11-03 14h' of a time since 1970, in UTC; minutes are left out."""
+    """Writes '2024-11-03 14h' for a time since 1970, in UTC; minutes are left out."""
     return f"{datetime.datetime.fromtimestamp(milliseconds // 1000, datetime.UTC):%Y-%m-%d %Hh}"
 
 
 def age(milliseconds: int) -> str:
-    """'3h' of three hours and a bit, '0m' of seconds."""
+    """Writes '3h' for three hours and a bit, '0m' for seconds."""
     for length, letter in _AGES:
         if milliseconds >= length:
             return f"{milliseconds // length}{letter}"
@@ -53,10 +53,9 @@ class UserContexts:
         self._check(settings)
         told = np.ones(len(self._log.rec_items), bool)
         if settings.use_search:
-            told = ~twins.twin_clicks(self._log, settings.clicks)
+            told = ~repeated_interactions.repeated_clicks(self._log, settings.clicks)
         self._clicks = np.flatnonzero(told)
-        # Runs of before there was this setting have none.
-        self._dated = bool(settings.get("query_time")) and self._has_clock()
+        self._dated = settings.query_time and self._has_clock()
 
     def _check(self, settings: config_dict.ConfigDict) -> None:
         if settings.times not in _TIMES:
@@ -67,7 +66,7 @@ class UserContexts:
         # Nanoseconds of the log's unit; None shows no times.
         told = settings.times == "log"
         self._unit = times.CLOCKS.get(self._log.time_unit) if told else None
-        self._most_unclicked = settings.get("unclicked", 0)  # runs of before there was one
+        self._most_unclicked = settings.unclicked
         if self._most_unclicked < 0:
             raise UserError(
                 f"expected config.data.unclicked of 0 or more, found {self._most_unclicked}; 0 "
@@ -81,7 +80,7 @@ class UserContexts:
         return times.unit_of(self._log.rec_times, self._log.search_times) == self._log.time_unit
 
     def query(self, search: int) -> str:
-        """The text of a search."""
+        """Returns the text of a search."""
         return histories.query_text(self._log, search)
 
     def context(
@@ -132,8 +131,7 @@ class UserContexts:
                     place=log.place(row) or None,
                 )
             )
-        # Runs from before there was this setting have none.
-        profile = log.profile(user) if self._settings.get("profiles") else {}
+        profile = log.profile(user) if self._settings.profiles else {}
         return UserContext(query=query, profile=profile, events=events, time=asked, place=place)
 
     def time(self, now: int) -> str | None:
@@ -148,7 +146,7 @@ class UserContexts:
         return time * (self._unit or 0) // times.CLOCKS["milliseconds"]
 
     def asked(self, line: str) -> tuple[str, UserContext]:
-        """The user's name and the context of 'USER TAB QUERY', or of 'USER' and the latest query.
+        """Returns user and context of 'USER TAB QUERY', or of 'USER' and the latest query.
 
         Raises:
           UserError: an unknown user, or one without a query.
@@ -172,14 +170,16 @@ class UserContexts:
                 return name, self._before(user, latest)
         words = self._data.query_text(query)
         if not words:
-            found = f"no word in {query[:40]!r}" if query.strip() else "none in the log"
+            what = f"no word in {query[:40]!r}" if query.strip() else "none in the log"
             raise UserError(
-                f"expected a query of user {name}, found {found}; write {name} TAB query"
+                f"expected a query of user {name}, found {what}; write {name} TAB query"
             )
         return name, self.context(user, rec_end, search_end, words, None, None)
 
     def _before(self, user: int, search: int) -> UserContext:
-        """The context of a search of the log: what came after it, its clicks too, is not there."""
+        """Returns the context of a search of the log, without its clicks and all that came after
+        it.
+        """
         log = self._log
         time = log.asked_at(search)
         rec_end, search_end = (
@@ -196,7 +196,7 @@ class UserContexts:
         return self.context(user, rec_end, search_end, self.query(search), now, place)
 
     def context_of(self, examples: Examples, row: int) -> UserContext:
-        """The context of a search example."""
+        """Returns the context of a search example."""
         return self._of_search(
             int(examples.user[row]),
             int(examples.rec_end[row]),

@@ -1,4 +1,4 @@
-"""The tokens of CRS: a tokenizer's own, then one token for each code of each level.
+"""Defines the tokens of CRS: a tokenizer's own, then one token for each code of each level.
 
 <a_0> <a_1> ... are the first level's codes, <b_0> ... the second's, and so on (paper, 3.1.1); their
 ids follow the rows that a checkpoint has.
@@ -23,7 +23,7 @@ _CODE = re.compile(r"<([a-z])_(\d+)>")
 
 
 def read_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
-    """A tokenizer.json, such as Qwen3's or what `train_tokenizer` made.
+    """Reads a tokenizer.json, such as Qwen3's or what `train_tokenizer` made.
 
     Raises:
       UserError: no such file, or it is none.
@@ -43,7 +43,7 @@ def read_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE trained on a catalogue's own texts and queries, with Qwen3's controls.
+    """Trains a byte-level BPE on a catalogue's own texts and queries, with Qwen3's controls.
 
     Args:
       size: tokens at most, the 256 bytes and 5 controls included.
@@ -56,26 +56,26 @@ def train_tokenizer(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
             f"expected a vocabulary of at least {256 + len(_CONTROLS)} tokens, found {size}; "
             "raise config.vocabulary.size"
         )
-    found = tokenizers.Tokenizer(tokenizers.models.BPE())
-    found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    found.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(_CONTROLS),
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    found.train_from_iterator(texts, trainer)
-    return found
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 class Vocabulary:
-    """Text and codes as one range of ids.
+    """Joins text and codes in one range of ids.
 
     Args:
       tokenizer: from `read_tokenizer` or `train_tokenizer`.
       levels: codes of each level of the identifiers.
-      text_rows: rows of the network's embedding before those of the codes, a checkpoint's; None
+      text_rows: rows of the network's embedding before the codes' rows, a checkpoint's; None
         takes as many as the tokenizer has tokens.
 
     Raises:
@@ -135,27 +135,27 @@ class Vocabulary:
         return (codes + self._starts).astype(np.int32)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; names of codes, such as <a_23>, are one token each.
+        """Returns token ids; names of codes, such as <a_23>, are one token each.
 
         Raises:
           ValueError: a code beyond its level.
         """
-        found: list[int] = []
+        tokens: list[int] = []
         start = 0
         for match in _CODE.finditer(text):
-            found += self._text(text[start : match.start()])
+            tokens += self._text(text[start : match.start()])
             level, code = string.ascii_lowercase.index(match[1]), int(match[2])
             if level >= len(self.levels) or code >= self.levels[level]:
                 raise ValueError(f"expected codes of {self.levels}, found {match[0]}")
-            found.append(int(self._starts[level]) + code)
+            tokens.append(int(self._starts[level]) + code)
             start = match.end()
-        return found + self._text(text[start:])
+        return tokens + self._text(text[start:])
 
     def _text(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of token ids; rows of a checkpoint without a token are left out."""
+        """Returns the text of token ids; rows of a checkpoint without a token are left out."""
         parts = []
         codes = lambda token: token >= self.text_rows  # noqa: E731 - a key of groupby
         for is_code, group in itertools.groupby(map(int, tokens), codes):
@@ -166,15 +166,15 @@ class Vocabulary:
         return "".join(parts)
 
     def code_name(self, token: int) -> str:
-        """<a_23> of a code's token."""
+        """Writes a code's token as <a_23>."""
         level = int(np.searchsorted(self._starts, token, side="right")) - 1
         return code_name(level, token - int(self._starts[level]))
 
     def to_json(self) -> str:
-        """The tokenizer's own tokenizer.json."""
+        """Returns the tokenizer's own tokenizer.json."""
         return self._tokenizer.to_str()
 
 
 def code_name(level: int, code: int) -> str:
-    """<a_23> of code 23 of level 0."""
+    """Writes code 23 of level 0 as <a_23>."""
     return f"<{string.ascii_lowercase[level]}_{code}>"

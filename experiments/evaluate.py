@@ -41,8 +41,8 @@ def columns(restored: Restored, task: str | None, given: Sequence[str] | None) -
     """Returns what is to be measured: columns of some protocols, or of the run's own test.
 
     Args:
-      task: 'recommendation' or 'search'; None for the one that the run is tested on.
-      given: protocols; None for those of the run's config.
+      task: 'recommendation' or 'search'; None for the task that the run is tested on.
+      given: protocols; None for the protocols of the run's config.
 
     Raises:
       UserError: a task or protocol that the run does not have, or none at all.

@@ -37,7 +37,7 @@ def export(config: Any, out: str, epochs: int, given: Any = ()) -> Export:
     if config.method != "gensar":
         raise UserError(
             f"expected a config of method gensar, found {config.method!r}; pass "
-            "configs/gensar_NAME.py"
+            "configs/gensar.py:DATASET"
         )
     exported.check_place(out)
     data = Dataset(config)
@@ -72,8 +72,8 @@ def _records(experiment: GenSARExperiment, evaluated: list[str], epochs: int) ->
     total = epochs * mixture.examples_per_epoch
     for start in range(0, total, _AT_ONCE):
         stop = min(start + _AT_ONCE, total)
-        found = mixture.at(np.arange(start, stop))
-        for number, example in zip(found.task.tolist(), examples.stream(start, stop), strict=True):
+        places = mixture.at(np.arange(start, stop))
+        for number, example in zip(places.task.tolist(), examples.stream(start, stop), strict=True):
             yield Record(mixture.tasks[number], "train", example)
     log = experiment.data.log
     for task in evaluated:

@@ -27,10 +27,10 @@ def check_place(out: str) -> None:
     path = stem + ".json"
     if not os.path.lexists(path):
         return
-    found: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     with contextlib.suppress(UserError):
-        found = read_json(path, "a description of vectors", "")
-    if found.get("ids_file") != _ids_file(stem):
+        description = read_json(path, "a description of vectors", "")
+    if description.get("ids_file") != _ids_file(stem):
         raise UserError(
             f"expected {path} to be free for the vectors' description, found another file; pass "
             "another --out"
@@ -42,7 +42,7 @@ def _ids_file(stem: str) -> str:
 
 
 def content_hash(rows: np.ndarray, names: list[str]) -> str:
-    """16 hex digits over the vectors' bytes and the names, one a line."""
+    """Returns 16 hex digits over the vectors' bytes and the names, one a line."""
     digest = hashlib.sha256(np.ascontiguousarray(rows).data)
     digest.update("".join(f"{name}\n" for name in names).encode())
     return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from ml_collections import config_dict
 
@@ -45,7 +46,8 @@ def open_experiment(
     if config.method == "lcr_ser":
         return LCRSERExperiment(config, data, teacher)
     if config.method in _EXPERIMENTS:
-        return _EXPERIMENTS[config.method](config, data)
+        open_one: Callable[..., Experiment] = _EXPERIMENTS[config.method]
+        return open_one(config, data)
     return open_baseline(config, data)
 
 

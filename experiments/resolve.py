@@ -15,7 +15,7 @@ from experiments import value_ranges
 # Keys whose values are files or folders where they are not empty.
 _PATHS = (
     *("identifiers", "model.checkpoint", "vocabulary.tokenizer", "vocabulary.pieces_model"),
-    *("prompts.pseudo_queries", "semantic_ids.extend", "pretrain.teacher"),
+    *("prompts.pseudo_queries", "semantic_ids.extend", "train.teacher"),
     *("distill.teacher", "distill.traces"),
 )
 
@@ -27,7 +27,7 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
     (`on_sample.replaced`), or is named in `given`.
 
     Args:
-      given: keys set on the command line, such as 'pretrain.max_epochs'. From Python only a value
+      given: keys set on the command line, such as 'train.max_epochs'. From Python only a value
         that is set to what the config file has needs to be named here.
 
     Raises:
@@ -38,10 +38,10 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
     if not config.dataset:
         raise UserError(
             "expected a config that names its data set, found none in it; pass "
-            "--config=configs/MODEL_DATASET.py or --config.dataset=NAME"
+            "--config=configs/METHOD.py:DATASET or --config.dataset=NAME"
         )
     _make_absolute(config)
-    own_pieces = config.get("method") == "gensar" and config.model.get("checkpoint")
+    own_pieces = config.method == "gensar" and config.model.checkpoint
     if own_pieces and not config.vocabulary.pieces_model:
         config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
     if config.data_dir:
@@ -81,7 +81,7 @@ def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> No
 
 
 def _make_absolute(config: config_dict.ConfigDict) -> None:
-    """So that a run belongs to a file or folder, however and from wherever it is called."""
+    """Makes paths whole, so that a run belongs to a file however and wherever it is called."""
     for key in _PATHS:
         section, _, name = key.rpartition(".")
         place = config.get(section) if section else config
@@ -90,7 +90,9 @@ def _make_absolute(config: config_dict.ConfigDict) -> None:
 
 
 def _pieces_of(checkpoint: str) -> str:
-    """The SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with another."""
+    """Returns the SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with
+    another.
+    """
     path = os.path.join(checkpoint, "spiece.model")
     if not os.path.isfile(path):
         raise UserError(

@@ -1,4 +1,4 @@
-"""A finished or running workdir, opened again: for evaluation, prediction and notebooks."""
+"""Opens a finished or running workdir again: for evaluation, prediction and notebooks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from input_pipelines.dataset import Dataset
 _KINDS = {"method": str, "dataset": str, "seed": int, "data": dict, "eval": dict}
 
 
-def mesh_here(data: int, table: int, devices: int) -> dict[str, int]:
-    """The mesh that a run is opened on, which was trained on data x table devices; -1 was the rest.
+def mesh_here(data: int, model: int, devices: int) -> dict[str, int]:
+    """Returns the mesh to open a run on that was trained on data x model devices; -1 was the rest.
 
     The rest is a power of two here, since batches and tables are cut into parts of one size; and
     one device serves where there are fewer than the mesh asks for.
     """
-    free = devices // abs(data * table)
+    free = devices // abs(data * model)
     rest = 2 ** (free.bit_length() - 1) if free else 0
-    data, table = (rest if extent == -1 else extent for extent in (data, table))
+    data, model = (rest if extent == -1 else extent for extent in (data, model))
     return (
-        {"data": data, "table": table} if 0 < data * table <= devices else {"data": 1, "table": 1}
+        {"data": data, "model": model} if 0 < data * model <= devices else {"data": 1, "model": 1}
     )
 
 
@@ -93,8 +93,7 @@ def open_run(workdir: Workdir, devices: int) -> Any:
     """
     config = read_run_config(workdir)
     with settings_named(workdir):
-        if config.get("mesh") is not None:
-            config.mesh.update(mesh_here(config.mesh.data, config.mesh.table, devices))
+        config.mesh.update(mesh_here(config.mesh.data, config.mesh.model, devices))
         config = reopened(config, workdir.path, training=False)
         data = Dataset(config, workdir.path)
         workdir.check_log(data.log.hash)
@@ -108,8 +107,8 @@ class Restored:
 
     Args:
       workdir: the folder of a run of launch.train.
-      stage: 'pretrain', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
-        has an evaluated checkpoint, else 'pretrain'.
+      stage: 'train', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
+        has an evaluated checkpoint, else 'train'.
       devices: to open it on; None takes all.
 
     Attributes:
@@ -136,7 +135,9 @@ class Restored:
 
     @functools.cached_property
     def tables_with_words(self) -> Any:
-        """The tables to score with where no `Evaluator` does: items with `data.item_words`."""
+        """Returns the tables to score with where no `Evaluator` does: items with
+        `data.item_words`.
+        """
         return self.experiment.scoring_tables(self.tables)
 
     def _restore(self) -> None:

@@ -1,4 +1,4 @@
-"""A finished run as a teacher: its scores of the candidates that another run trains on."""
+"""Makes a teacher of a finished run: its scores of the candidates that another run trains on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Teacher:
         if run.params is None or run.experiment.partition is not None:
             raise UserError(
                 f"expected a trained ranker on one device in {workdir}, found another run; pass "
-                "the folder of one as --config.pretrain.teacher"
+                "the folder of one as --config.train.teacher"
             )
         if run.data.log.hash != data.log.hash:
             raise UserError(
@@ -65,7 +65,7 @@ class Teacher:
         return self.run.stage
 
     def with_scores(self, batches: Batches) -> Batches:
-        """The same batches with the teacher's logits float32 [B, N] in each."""
+        """Adds the teacher's logits float32 [B, N] to each batch."""
         params, tables = self.run.params, self.run.tables_with_words
 
         def scored(start: int) -> Iterator[dict[str, Any]]:
@@ -76,12 +76,12 @@ class Teacher:
 
 
 def open_teacher(config: config_dict.ConfigDict, data: Dataset) -> Teacher | None:
-    """Opens the run and the stage of it that `config.pretrain` names; None where it names none.
+    """Opens the run and the stage of it that `config.train` names; None where it names none.
 
     Raises:
       UserError: no such run or stage, or as `Teacher`.
     """
-    path = config.get("pretrain", {}).get("teacher")
+    path = config.get("train", {}).get("teacher")
     if not path:
         return None
-    return Teacher(Restored(path, config.pretrain.get("teacher_stage") or None), config, data)
+    return Teacher(Restored(path, config.train.teacher_stage or None), config, data)

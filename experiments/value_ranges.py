@@ -1,4 +1,4 @@
-"""What the values of a config must be whatever its method, found where it is resolved.
+"""Checks what a config's values must be whatever its method, where it is resolved.
 
 What depends on a method, or on other settings, its experiment looks at.
 """
@@ -29,8 +29,8 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         (
             *("data.rec_length", "data.search_length", "data.words", "data.clicks"),
             *("data.train_negatives", "data.history", "data.unclicked", "data.train_examples"),
-            *("model.layers", "pretrain.min_learning_rate", "pretrain.plateau_patience"),
-            *("pretrain.stop_patience", "eval.validation_users", "eval.test_users"),
+            *("model.layers", "train.min_learning_rate", "train.plateau_patience"),
+            *("train.stop_patience", "eval.validation_users", "eval.test_users"),
             *("evolve.iterations", "evolve.corpus", "evolve.rl_sample"),
         ),
         "of 0 or more",
@@ -45,7 +45,7 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     # At a rate of 1 nothing is left to scale up.
     (("model.dropout", "model.dropout_rate"), "from 0 to below 1", lambda rate: 0 <= rate < 1),
     (
-        ("pretrain.user_dropout", "pretrain.plateau_factor"),
+        ("train.user_dropout", "train.plateau_factor"),
         "from 0 to 1",
         lambda share: 0 <= share <= 1,
     ),

@@ -1,4 +1,6 @@
-"""GenSAR's examples from a log: its vocabulary, the training mixture, and prompts to evaluate."""
+"""Makes GenSAR's examples from a log: its vocabulary, the training mixture, and prompts to
+evaluate.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def check_settings(config: config_dict.ConfigDict) -> None:
 
 
 def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarray], int]:
-    """(codes [V, L] of both kinds, shared levels): 'both' as they are, or one kind for both."""
+    """Returns (codes [V, L] of both kinds, shared levels): 'both' as they are, or one kind for
+    both.
+    """
     if kinds == "both":
         return table.codes, table.shared_levels
     codes = table.codes[kinds]
@@ -130,10 +134,10 @@ class GenSARExamples:
         split = segmenters.segmenter(config.data.segmenter)
         if settings.pseudo_queries:
             numbers = {str(name): i for i, name in enumerate(data.log.item_ids.tolist()) if i}
-            found = pseudo_queries.read(settings.pseudo_queries, numbers)
+            queries = pseudo_queries.read(settings.pseudo_queries, numbers)
         else:
-            found = pseudo_queries.from_texts(self._texts, split)
-        self.query_pairs = [(item, query) for item, query in found if trained[item]]
+            queries = pseudo_queries.from_texts(self._texts, split)
+        self.query_pairs = [(item, query) for item, query in queries if trained[item]]
         self.pseudo_queries_hash = _hash(self.query_pairs)
         self.sizes = {
             "nrip": len(self._train),
@@ -148,7 +152,7 @@ class GenSARExamples:
         )
 
     def _pieces(self, settings: config_dict.ConfigDict, data: Dataset) -> bytes:
-        """The SentencePiece model: given, or trained on catalogue and training queries once."""
+        """Reads the SentencePiece model, or trains one on catalogue and training queries once."""
         if settings.pieces_model:
             return vocabulary.read_pieces(settings.pieces_model)
         queries = sorted({histories.query_text(self._log, row) for row in self._queries.target_row})
@@ -176,16 +180,16 @@ class GenSARExamples:
         return [(_BEHAVIOURS[kind], what) for kind, what in events]
 
     def stream(self, start: int, stop: int) -> list[Example]:
-        """Training examples at places [start, stop) of the mixture's endless stream."""
-        found = self.mixture.at(np.arange(start, stop))
-        tasks = [self.mixture.tasks[number] for number in found.task.tolist()]
+        """Returns the training examples at places [start, stop) of the mixture's endless stream."""
+        places = self.mixture.at(np.arange(start, stop))
+        tasks = [self.mixture.tasks[number] for number in places.task.tolist()]
         return [
             self.training_example(*each)
-            for each in zip(tasks, found.example.tolist(), found.phrasing.tolist(), strict=True)
+            for each in zip(tasks, places.example.tolist(), places.phrasing.tolist(), strict=True)
         ]
 
     def training_example(self, task: str, row: int, phrasing: int) -> Example:
-        """One example of a task of the mixture."""
+        """Returns one example of a task of the mixture."""
         prompts = self.prompts
         if task == "nrip":
             item = int(self._log.rec_items[self._train.target_row[row]])
@@ -213,10 +217,12 @@ class GenSARExamples:
     def search(
         self, examples: Examples, row: int, query: str, item: int, phrasing: int = 0
     ) -> Example:
-        """A search for `item` after the history of an example, without what the run is blind to."""
+        """Writes a search for `item` after an example's history, without what the run is blind
+        to.
+        """
         history = [] if self._blind == "history" else self.history(examples, row)
-        seen = None if self._blind == "query" else query
-        return self.prompts.next_searched_item(history, seen, item, phrasing)
+        shown_query = None if self._blind == "query" else query
+        return self.prompts.next_searched_item(history, shown_query, item, phrasing)
 
     def evaluation_examples(self, examples: Examples) -> Iterator[Example]:
         """Prompts of the first phrasing with their targets."""
@@ -232,11 +238,11 @@ class GenSARExamples:
         return padded([example.inputs for example in self.evaluation_examples(examples)])
 
     def forced(self, task: str) -> list[int]:
-        """The decoder's first tokens for 'recommendation' or 'search'."""
+        """Returns the decoder's first tokens for 'recommendation' or 'search'."""
         return self.prompts.forced("<S_I>" if task == "search" else "<R_I>")
 
     def tokens_of(self, task: str) -> np.ndarray:
-        """int32 [V+1, L], the identifiers that a task decodes."""
+        """Returns int32 [V+1, L], the identifiers that a task decodes."""
         return self.identifiers["semantic" if task == "search" else "collaborative"]
 
 
@@ -248,9 +254,9 @@ def _hash(values: Iterable[Any]) -> str:
 
 
 def padded(rows: Sequence[Sequence[int]], multiple: int = 32) -> np.ndarray:
-    """int32 [E, T], T the longest row in steps of `multiple`."""
+    """Returns int32 [E, T], T the longest row in steps of `multiple`."""
     width = -(-max(map(len, rows)) // multiple) * multiple
-    found: Any = np.zeros((len(rows), width), np.int32)
+    array: Any = np.zeros((len(rows), width), np.int32)
     for place, row in enumerate(rows):
-        found[place, : len(row)] = row
-    return found
+        array[place, : len(row)] = row
+    return array

@@ -1,4 +1,6 @@
-"""GenSAR from a config: identifiers, joint training of all tasks, evaluation by beam search."""
+"""Runs GenSAR from a config: identifiers, joint training of all tasks, evaluation by beam
+search.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
 
 
 def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTable:
-    """Trains identifiers with the config's own settings, or returns those that it has.
+    """Trains identifiers with the config's own settings, or returns the ones it has.
 
     They are kept beside the prepared data, so that ablations share them.
 
@@ -130,7 +132,7 @@ class GenSARExperiment(Experiment):
             *("train.evals", "eval.beam", "loop.log_every", "loop.checkpoint_every"),
         )
         check_evaluation(config)
-        self._mesh = make_mesh(config.mesh.data, config.mesh.table)
+        self._mesh = make_mesh(config.mesh.data, config.mesh.model)
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
         self._check_lengths()
         self._check_protocols()
@@ -180,10 +182,10 @@ class GenSARExperiment(Experiment):
 
     @property
     def _checkpoint(self) -> str:
-        return self.config.model.get("checkpoint", "")  # runs of before there was one
+        return self.config.model.checkpoint
 
     def _pretrained(self) -> Any:
-        """The parameters of `config.model.checkpoint`, with rows for behaviours and codes."""
+        """Loads the parameters of `config.model.checkpoint`, with rows for behaviours and codes."""
         key, text_rows = jax.random.key(self.config.seed), self.examples.vocabulary.text_rows
         return checkpoints.load(self._checkpoint, self.network.config, text_rows, key)
 
@@ -305,7 +307,7 @@ class GenSARExperiment(Experiment):
             self._check_examples()
         assert self.table is not None
         with distributed.first_alone():
-            recorded_inputs.keep(workdir, self.examples, self.table)
+            recorded_inputs.record(workdir, self.examples, self.table)
         mixture = self.examples.mixture
         _LOG.info(
             "mixture of %d examples an epoch: %s; %d tokens, %d of them text",
@@ -341,15 +343,15 @@ class GenSARExperiment(Experiment):
         )
 
     def validate(self, params: Any, tables: Any) -> dict[str, float]:
-        """Metrics of the saved validation users, the selection metric among them."""
-        found: dict[str, float] = {}
+        """Returns metrics of the saved validation users, the selection metric among them."""
+        values: dict[str, float] = {}
         for column in self._validated():
             means = self.evaluate(params, tables, "validation", column).means()
-            found |= {metrics.full_name(name, column): value for name, value in means.items()}
-        return found
+            values |= {metrics.full_name(name, column): value for name, value in means.items()}
+        return values
 
     def _parsed(self, column: str) -> tuple[str, str, int | None]:
-        """(task, protocol, width of the beam; None scores every candidate) of a column."""
+        """Splits a column into (task, protocol, width of the beam; None scores every candidate)."""
         task = "search" if column.startswith(_SEARCH) else "recommendation"
         protocol, _, how = column.removeprefix(_SEARCH).partition("/")
         known = {c for p in _protocols(task) for c in self.columns(task, p)}
@@ -360,7 +362,7 @@ class GenSARExperiment(Experiment):
         return task, protocol, None if how == "exact" else self.config.eval.beam
 
     def evaluated(self, task: str, split: str) -> tuple[Examples, np.ndarray]:
-        """The examples that are evaluated, and their places among all of the split."""
+        """Returns the examples that are evaluated, and their places among all of the split."""
         return self.data.chosen(task, split, self.config.eval[f"{split}_users"])
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
@@ -407,7 +409,7 @@ class GenSARExperiment(Experiment):
         return sums
 
     def _batch_size(self, name: str, examples: int) -> int:
-        """The config's, or as few as hold all examples and fit the mesh."""
+        """Returns the config's batch size, or as few as hold all examples and fit the mesh."""
         devices = 1 if self.partition is None else self.partition.size
         return min(self.config.eval[name], -(-examples // devices) * devices)
 
@@ -416,7 +418,7 @@ class GenSARExperiment(Experiment):
         return lambda size: np.broadcast_to(np.array(tokens, np.int32), (size, len(tokens)))
 
     def trie(self, task: str) -> tries.Trie:
-        """Of the whole catalogue's identifiers for 'recommendation' or 'search'."""
+        """Builds the trie of the whole catalogue's identifiers for 'recommendation' or 'search'."""
         if task not in self._tries:
             tokens = self.examples.tokens_of(task)
             self._tries[task] = tries.build(tokens[1:], np.arange(1, len(tokens)))
@@ -432,31 +434,31 @@ class GenSARExperiment(Experiment):
         """
         target, _ = candidates.targets(self.data.log, examples)
         left_out = candidates.seen_items if unseen_only else candidates.other_clicks
-        seen = left_out(self.data.log, examples)
+        left_out_items = left_out(self.data.log, examples)
         config = self.config.eval
         # Long histories together, so that the wide beams which they need are few.
-        order = np.argsort((seen > 0).sum(1), kind="stable")
+        order = np.argsort((left_out_items > 0).sum(1), kind="stable")
         size = self._batch_size("full_batch_size", len(examples))
         params = self._ranker.place_params(params)
-        found: list[tuple[np.ndarray, ...]] = []
+        ranks_of_batches: list[tuple[np.ndarray, ...]] = []
         for start in range(0, len(examples), size):
             rows, mask = _rows(start, size, len(examples))
             rows = order[rows]
-            longest = int((seen[rows] > 0).sum(1).max())
+            longest = int((left_out_items[rows] > 0).sum(1).max())
             # In steps of the beam, so that few widths are compiled.
             needed = _UNSEEN + longest if unseen_only else config.beam
             width = -(-max(config.beam, needed) // config.beam) * config.beam
             removed = np.zeros((size, max(width, longest)), np.int32)
-            removed[:, :longest] = seen[rows, :longest]
+            removed[:, :longest] = left_out_items[rows, :longest]
             prompts, forced, targets, gone = self._ranker.place(
                 (inputs[rows], self._forced(task)(size), target[rows], removed)
             )
             ranks = self._ranker.full(
                 params, prompts, forced, self.trie(task), targets, gone, width=width
             )
-            kept = mask > 0
-            found.append(tuple(np.asarray(part)[kept] for part in ranks))
-        above, tied, broken = (np.concatenate(parts) for parts in zip(*found))
+            real = mask > 0
+            ranks_of_batches.append(tuple(np.asarray(part)[real] for part in ranks))
+        above, tied, broken = (np.concatenate(parts) for parts in zip(*ranks_of_batches))
         back = np.argsort(order)
         sums = metrics.Sums(tuple(config.metrics))
         sums.add(above[back], tied[back], np.ones(len(back)), broken[back])
@@ -512,7 +514,7 @@ class GenSARExperiment(Experiment):
 
 
 def _shape(model: config_dict.ConfigDict) -> T5Config:
-    """The network of `config.model`, its vocabulary's size left open.
+    """Makes the network of `config.model`, its vocabulary's size left open.
 
     Raises:
       UserError: a setting that does not exist or fit.
@@ -525,14 +527,14 @@ def _shape(model: config_dict.ConfigDict) -> T5Config:
 
 
 def _protocols(task: str) -> tuple[str, ...]:
-    """What a task can be evaluated against."""
+    """Returns what a task can be evaluated against."""
     if task == "search":
         return (*WHOLE, *SAMPLED)
     return ("full", *(p for p in SAMPLED if p != candidates.BM25))
 
 
 def _rows(start: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of a batch, the last one filled up with row 0 under a mask of 0."""
+    """Returns the row numbers of a batch, the last one filled up with row 0 under a mask of 0."""
     rows = np.arange(start, start + size)
     real = rows < count
     return np.where(real, rows, 0), real.astype(np.float32)

@@ -23,7 +23,7 @@ def generate(
     *,
     renormalise: bool = False,
 ) -> Beams:
-    """The items whose identifiers are likeliest after a prompt; runs inside jit.
+    """Returns the items whose identifiers are likeliest after a prompt; runs inside jit.
 
     The encoder runs once, its keys and values are shared by the beams, and the tokens before the
     identifier are read by one beam.

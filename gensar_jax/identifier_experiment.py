@@ -1,4 +1,6 @@
-"""GenSAR's identifiers from a config: item vectors, the joint RQ-VAE, and the identifier table."""
+"""Makes GenSAR's identifiers from a config: item vectors, the joint RQ-VAE, and the identifier
+table.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import vectors
+from core import results, vectors
 from core.errors import UserError
 from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, run_stage
@@ -39,21 +41,23 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
     factors = build(
         vectors.FactorConfig, settings.to_dict() | {"seed": config.seed}, section="vectors"
     )
-    found = {}
+    of_source = {}
     for source in config.model.sources:
         if source == "semantic" and settings.semantic == TFIDF:
             split = segmenters.segmenter(config.data.segmenter)
-            found[source] = vectors.from_text(log.item_texts(), split, factors)
+            of_source[source] = vectors.from_text(log.item_texts(), split, factors)
         elif source == "semantic":
-            found[source] = vectors.from_sentence_transformer(log.item_texts(), settings.semantic)
+            of_source[source] = vectors.from_sentence_transformer(
+                log.item_texts(), settings.semantic
+            )
         elif settings.collaborative == CLICKS:
-            found[source] = vectors.from_clicks(data.training_clicks(), factors)
+            of_source[source] = vectors.from_clicks(data.training_clicks(), factors)
         else:
-            found[source] = vectors.load_vectors(
+            of_source[source] = vectors.load_vectors(
                 settings.collaborative, num_items=log.num_items, data_hash=log.hash
             )
             _check_split(settings.collaborative, data)
-        missing = int((~found[source].any(1)).sum())
+        missing = int((~of_source[source].any(1)).sum())
         if missing:
             what = "text" if source == "semantic" else "training clicks"
             _LOG.info(
@@ -63,12 +67,12 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
                 what,
                 source,
             )
-    return found
+    return of_source
 
 
 def _check_split(path: str, data: Dataset) -> None:
-    found = vectors.read_description(path).get("training_split")
-    data.check_training_split(found, f"item vectors in {path}")
+    recorded = vectors.read_description(path).get("training_split")
+    data.check_training_split(recorded, f"item vectors in {path}")
 
 
 class IdentifierExperiment(Experiment):
@@ -112,10 +116,10 @@ class IdentifierExperiment(Experiment):
                 f"expected config.eval.selection {IdentifierTask.selection!r}, found "
                 f"{config.eval.selection!r}"
             )
-        self.vectors = item_vectors(config, data)
-        widths = tuple(self.vectors[source].shape[1] for source in model.sources)
+        self.item_vectors = item_vectors(config, data)
+        widths = tuple(self.item_vectors[source].shape[1] for source in model.sources)
         self.task = IdentifierTask(
-            RQVAE(model, widths), training, scaled(self.vectors), seed=config.seed
+            RQVAE(model, widths), training, scaled(self.item_vectors), seed=config.seed
         )
 
     def run(self, workdir: Workdir) -> None:
@@ -156,7 +160,7 @@ class IdentifierExperiment(Experiment):
         model, data = self.task.model.config, self.data
         assignment = self.task.assign(finished.state["params"])
         resolved = self._resolve(assignment, finished.state["params"]["codebooks"])
-        codes = {source: found.codes for source, found in resolved.items()}
+        codes = {source: resolution.codes for source, resolution in resolved.items()}
         values = self.task.describe(assignment)
         for source in model.sources:
             values[f"collision_rate_after/{source}"] = identifiers.collision_rate(codes[source])
@@ -179,8 +183,10 @@ class IdentifierExperiment(Experiment):
             "data": data.label,
             "step": finished.best_step,
             "sources": list(model.sources),
-            "vectors": {source: vectors.content_hash(v) for source, v in self.vectors.items()},
-            "resolution_rounds": {source: found.rounds for source, found in resolved.items()},
+            "vectors": {source: vectors.content_hash(v) for source, v in self.item_vectors.items()},
+            "resolution_rounds": {
+                source: resolution.rounds for source, resolution in resolved.items()
+            },
         }
         # At once, because measuring takes minutes and a table can be used without; again with it.
         identifiers.save_table(workdir.path, table, {**report, "metrics": values, **written})
@@ -199,24 +205,27 @@ class IdentifierExperiment(Experiment):
                 "data_hash": data.log.hash,
                 "data_split": self.config.data.split,
                 "identifiers": table.hash,
+                "device": results.device(),
                 **written,
             }
         )
         _LOG.info("identifier table %s in %s", table.hash, os.path.join(workdir.path, ""))
 
     def _meaning(self, codes: dict[str, np.ndarray]) -> dict[str, float]:
-        """What the codes keep of the vectors, beside residual k-means of the same vectors."""
+        """Measures what the codes keep of the vectors, beside residual k-means of the same
+        vectors.
+        """
         model = self.task.model.config
         _LOG.info("measuring the codes' meaning against residual k-means of the same vectors")
-        values = meaning.measure(codes, self.vectors)
+        values = meaning.measure(codes, self.item_vectors)
         baseline = meaning.residual_kmeans_codes(
-            self.vectors,
+            self.item_vectors,
             shared_levels=model.shared_levels,
             specific_levels=model.specific_levels,
             num_codes=model.codes,
             seed=self.config.seed,
         )
-        for name, value in meaning.measure(baseline, self.vectors).items():
+        for name, value in meaning.measure(baseline, self.item_vectors).items():
             values[f"kmeans_{name}"] = value
         for source in model.sources:
             rate = identifiers.collision_rate(baseline[source])

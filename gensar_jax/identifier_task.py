@@ -1,4 +1,4 @@
-"""Training of the joint RQ-VAE as a `core.task.Task`, and the assignment of a whole catalogue."""
+"""Trains the joint RQ-VAE as a `core.task.Task`, and assigns codes to a whole catalogue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHUNK = 4_096
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the RQ-VAE is trained.
+    """Says how the RQ-VAE is trained.
 
     Attributes:
       batch_size: items a step; at most the catalogue.
@@ -51,7 +51,7 @@ class TrainingConfig:
 
 
 class Assignment(NamedTuple):
-    """The nearest codes of a catalogue, by source.
+    """Holds the nearest codes of a catalogue, by source.
 
     Attributes:
       codes: int32 [V, L_m + L_n].
@@ -162,8 +162,8 @@ class IdentifierTask:
 
         gradient, output = jax.grad(loss_of, has_aux=True)(state["params"])
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"], state["params"])
-        rate = learning_rate * (1.0 - state["step"] / self.max_steps)
-        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
+        rate = learning_rate * optax.linear_schedule(1.0, 0.0, self.max_steps)(state["step"])
+        params = optax.apply_updates(state["params"], optax.tree.scale(-rate, updates))
         codebooks, idle, revived = {}, {}, jnp.int32(0)
         key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
         for number, (name, book) in enumerate(sorted(params["codebooks"].items())):
@@ -192,8 +192,8 @@ class IdentifierTask:
         config = self.model.config
         latents = self.model.encode(params["network"], vectors)
         levels = quantizer.quantize(latents, params["codebooks"], config.sources)
-        found = quantizer.quantized_latents(levels, config.sources)
-        decoded: Any = self.model.network.apply(params["network"], found, method="decode")
+        quantized = quantizer.quantized_latents(levels, config.sources)
+        decoded: Any = self.model.network.apply(params["network"], quantized, method="decode")
         errors = {s: jnp.square(vectors[s] - decoded[s]).mean(-1) for s in config.sources}
         last = {
             s: levels[s if config.specific_levels else SHARED].inputs[-1] for s in config.sources
@@ -201,7 +201,7 @@ class IdentifierTask:
         return quantizer.identifiers(levels, config.sources), last, errors
 
     def assign(self, params: Params) -> Assignment:
-        """Nearest codes of every item; no Sinkhorn."""
+        """Returns the nearest codes of every item; no Sinkhorn."""
         parts = []
         for start in range(0, self.num_items, _CHUNK):
             rows = {s: v[start : start + _CHUNK] for s, v in self._vectors.items()}
@@ -215,20 +215,20 @@ class IdentifierTask:
 
     def describe(self, assignment: Assignment) -> dict[str, float]:
         config = self.model.config
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for source in config.sources:
             counts = quantizer.use_counts(jnp.asarray(assignment.codes[source]), config.codes)
             usage, perplexity = quantizer.usage(counts), quantizer.perplexity(counts)
             for level in range(config.levels):
                 part = SHARED if level < config.shared_levels else source
                 number = level + 1 if part == SHARED else level + 1 - config.shared_levels
-                found[f"usage_{number}/{part}"] = float(usage[level])
-                found[f"perplexity_{number}/{part}"] = float(perplexity[level])
+                values[f"usage_{number}/{part}"] = float(usage[level])
+                values[f"perplexity_{number}/{part}"] = float(perplexity[level])
             codes = assignment.codes[source]
-            found[f"collision_rate/{source}"] = identifiers.collision_rate(codes)
-            found[f"colliding_items/{source}"] = identifiers.colliding_items(codes)
-            found[f"explained/{source}"] = explained(
+            values[f"collision_rate/{source}"] = identifiers.collision_rate(codes)
+            values[f"colliding_items/{source}"] = identifiers.colliding_items(codes)
+            values[f"explained/{source}"] = explained(
                 self._vectors[source], assignment.errors[source]
             )
-        each = [found[f"explained/{source}"] for source in config.sources]
-        return found | {self.selection: float(np.mean(each))}
+        each = [values[f"explained/{source}"] for source in config.sources]
+        return values | {self.selection: float(np.mean(each))}

@@ -49,7 +49,8 @@ def _groups(codes: np.ndarray) -> list[np.ndarray]:
 
 
 def balanced_codes(distances: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
-    """Sinkhorn in float64 on the host, for groups of any size; `quantizer.sinkhorn_assign` else.
+    """Assigns by Sinkhorn in float64 on the host, for groups of any size;
+    `quantizer.sinkhorn_assign` elsewhere.
 
     Args:
       distances: [B, K], squared.
@@ -75,7 +76,7 @@ def _distances(residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Resolution:
-    """Unique codes int32 [V, L], and what they took.
+    """Holds unique codes int32 [V, L], and what they took.
 
     Attributes:
       rounds: Sinkhorn rounds run.
@@ -148,7 +149,9 @@ def _take_spares(codes: np.ndarray, residuals: np.ndarray, codebooks: np.ndarray
 
 
 def _next_prefix(codes: np.ndarray, item: int, codebooks: np.ndarray) -> tuple[int, np.ndarray]:
-    """The code nearest to the item's last but one with room below it, and its free last codes."""
+    """Returns the code nearest to the item's last but one with room below it, and its free last
+    codes.
+    """
     num_codes = len(codebooks[-1])
     if len(codebooks) > 1:
         current = codebooks[-2][codes[item, -2]]
@@ -167,7 +170,7 @@ def _next_prefix(codes: np.ndarray, item: int, codebooks: np.ndarray) -> tuple[i
 
 @dataclasses.dataclass(frozen=True)
 class IdentifierTable:
-    """The identifiers of a catalogue, items 1..V in the order of the log.
+    """Holds the identifiers of a catalogue, items 1..V in the order of the log.
 
     Attributes:
       codes: by 'semantic' and 'collaborative' int32 [V, L], each from 0 to K-1, shared codes first.
@@ -183,11 +186,11 @@ class IdentifierTable:
     shared_levels: int
     num_codes: int
     data_hash: str
-    training_split: str | None = None
+    training_split: str
 
     @property
     def hash(self) -> str:
-        """16 hex digits over the codes and what they mean."""
+        """Returns 16 hex digits over the codes and what they mean."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.shared_levels, self.num_codes, self.data_hash]).encode())
         for source in SOURCES:
@@ -201,7 +204,7 @@ class IdentifierTable:
 
 
 def validate_table(table: IdentifierTable, where: str) -> None:
-    """What every consumer relies on.
+    """Checks what every consumer relies on.
 
     Raises:
       UserError: identifiers that are not unique, codes outside the codebook, shared codes that
@@ -294,10 +297,13 @@ def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
             meta["shared_levels"],
             meta["codes"],
             meta["data_hash"],
-            meta.get("training_split"),
+            meta["training_split"],
         )
         written = meta["hash"]
-        numbers, names = (table.shared_levels, table.num_codes), (table.data_hash, written)
+        numbers, names = (
+            (table.shared_levels, table.num_codes),
+            (table.data_hash, table.training_split, written),
+        )
         if {*map(type, numbers)} != {int} or {*map(type, names)} != {str}:
             raise TypeError(f"expected whole numbers {numbers} and strings {names}")
         if any(array.dtype.kind not in "iu" for array in codes.values()):

@@ -1,4 +1,4 @@
-"""Joint training of GenSAR (paper, 3.3 and Eq. 12) as a `core.task.Task`."""
+"""Trains GenSAR jointly (paper, 3.3 and Eq. 12) as a `core.task.Task`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Stream = Callable[[int, int], Sequence[Example]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JointConfig:
-    """How the network is trained.
+    """Says how the network is trained.
 
     Attributes:
       batch_size: examples an update.
@@ -66,7 +66,9 @@ class JointConfig:
 def descent(
     clip_norm: float, weight_decay: float, relative_rate: bool
 ) -> optax.GradientTransformation:
-    """AdamW of the clipped gradient, before the learning rate; arguments as in `JointConfig`."""
+    """Makes AdamW of the clipped gradient, before the learning rate; arguments as in
+    `JointConfig`.
+    """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(),
@@ -92,7 +94,7 @@ def packed_batch(
     """Examples packed into rows, padded with empty rows.
 
     Args:
-      least_rows: rows at least; beyond, as many as a multiple of those of each part needs.
+      least_rows: rows at least; beyond, as many as a multiple of each part's rows needs.
       row_multiple: of the rows of each part.
 
     Returns:
@@ -108,7 +110,7 @@ def packed_batch(
 
 
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log P(y_t | y_<t, Ins) of Eq. 12 in nats, float32 [B, S]; 0 at padding.
+    """Returns -log P(y_t | y_<t, Ins) of Eq. 12 in nats, float32 [B, S]; 0 at padding.
 
     Args:
       logits: float32 [B, S, W].
@@ -119,7 +121,7 @@ def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 class JointTask:
-    """A `core.task.Task`.
+    """Trains GenSAR's network on the mixture of tasks, as a `core.task.Task`.
 
     Args:
       network: T5 over the vocabulary of text, behaviours and codes.
@@ -173,7 +175,9 @@ class JointTask:
         return jax.jit(self._first, out_shardings=shardings)(params)
 
     def random_state(self) -> State:
-        """A state of random parameters, whatever `initial` is: it has the shapes of every state."""
+        """Returns a state of random parameters, whatever `initial` is: it has every state's
+        shapes.
+        """
         token = jnp.ones((1, 1), jnp.int32)
         init = functools.partial(self.network.init, enable_dropout=False)
         return self._first(init(jax.random.key(self._seed), token, token, token)["params"])
@@ -187,7 +191,8 @@ class JointTask:
         }
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """Packed batches, made ahead; update s has the examples from s * batch_size on, whole.
+        """Yields packed batches, made ahead; update s has the examples from s * batch_size on,
+        whole.
 
         Each of several processes packs them all and yields its part of the rows.
         """
@@ -213,7 +218,7 @@ class JointTask:
         return self._evaluate(state["params"], state["tables"])
 
     def loss_sum(self, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-        """Eq. 12 summed over all targets of a packed batch."""
+        """Returns Eq. 12 summed over all targets of a packed batch."""
         arguments: dict[str, Any] = batch
         rngs = {"dropout": key}
         logits: Any = self.network.apply({"params": params}, **arguments, rngs=rngs)
@@ -222,7 +227,7 @@ class JointTask:
     def train_step(
         self, state: State, batch: dict[str, Any], learning_rate: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
-        """One update by the mean over the target tokens of the batch, whatever `accumulate` is."""
+        """Updates once by the mean over the batch's target tokens, whatever `accumulate` is."""
         count = self.config.accumulate
         parts = jax.tree.map(lambda a: a.reshape(count, -1, a.shape[-1]), batch)
         if self.partition is not None:
@@ -235,8 +240,10 @@ class JointTask:
 
         def add(total, numbered):
             number, part = numbered
-            found = jax.value_and_grad(self.loss_sum)(params, part, jax.random.fold_in(key, number))
-            return jax.tree.map(jnp.add, total, found), None
+            loss_and_gradient = jax.value_and_grad(self.loss_sum)(
+                params, part, jax.random.fold_in(key, number)
+            )
+            return jax.tree.map(jnp.add, total, loss_and_gradient), None
 
         nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
         (loss, gradient), _ = jax.lax.scan(add, nothing, (jnp.arange(count), parts))
@@ -252,7 +259,7 @@ class JointTask:
         }
         return {
             "step": state["step"] + 1,
-            "params": jax.tree.map(lambda p, u: p - rate * u, params, updates),
+            "params": optax.apply_updates(params, optax.tree.scale(-rate, updates)),
             "optimizer": optimizer,
             "tables": state["tables"],
         }, stats

@@ -1,4 +1,4 @@
-"""k-means, where codebooks start: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd.
+"""Fits k-means, where codebooks start: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd.
 
 Axis letters: P points, K centres, D width.
 """
@@ -15,7 +15,7 @@ from gensar_jax.quantizer import SHARED, squared_distances
 
 
 def _seeds(key: jax.Array, points: jax.Array, num_centres: int) -> jax.Array:
-    """k-means++: each seed is drawn in proportion to its squared distance to those before."""
+    """Draws k-means++'s seeds, each in proportion to its squared distance to the seeds before."""
     first_key, rest_key = jax.random.split(key)
     first = points[jax.random.randint(first_key, (), 0, len(points))]
     centres = jnp.zeros((num_centres, points.shape[1]), points.dtype).at[0].set(first)
@@ -48,7 +48,7 @@ def kmeans(key: jax.Array, points: jax.Array, num_centres: int, iterations: int)
 def residual_kmeans(
     key: jax.Array, points: jax.Array, *, levels: int, num_centres: int, iterations: int
 ) -> tuple[jax.Array, jax.Array]:
-    """k-means of the points, then of what each level leaves: ([L, K, D], residuals [P, D])."""
+    """Fits k-means to the points, then to what each level leaves: ([L, K, D], residuals [P, D])."""
     codebooks = []
     for level in range(levels):
         centres = kmeans(jax.random.fold_in(key, level), points, num_centres, iterations)

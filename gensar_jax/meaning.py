@@ -1,4 +1,5 @@
-"""Do codes mean something? Random unique codes never collide, so collisions alone say little.
+"""Measures whether codes mean something: random unique codes never collide, so collisions say
+little.
 
 Two measures against item vectors, and residual k-means of the same vectors to hold them against.
 Axis letters: V items, L levels, K codes, D width.
@@ -27,12 +28,13 @@ def _unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shared_prefix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How many codes agree from the first on, int [P], of identifiers [P, L] and [P, L]."""
+    """Counts how many codes agree from the first on, int [P], of identifiers [P, L] and [P, L]."""
     return np.cumprod(first == second, axis=1).sum(1)
 
 
 def prefix_correlation(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) -> float:
-    """Spearman correlation of shared-prefix length with cosine over 200,000 random pairs of items.
+    """Returns the Spearman correlation of shared-prefix length with cosine over 200,000 random
+    pairs of items.
 
     Args:
       codes: int [V, L].
@@ -53,7 +55,7 @@ def prefix_correlation(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0)
 
 
 def neighbours_kept(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) -> float:
-    """Share of the 10 nearest neighbours by cosine that have an item's first code.
+    """Returns the share of the 10 nearest neighbours by cosine that have an item's first code.
 
     Over 5,000 random items, or all where there are fewer; items whose row is 0 are left out.
     """
@@ -61,15 +63,15 @@ def neighbours_kept(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     count = min(NEIGHBOURS, len(chosen) - 1)
     queries = rng.choice(chosen, min(_QUERIES, len(chosen)), replace=False)
-    kept = []
+    shares = []
     chunk = max(1, _COSINES // len(vectors))
     for start in range(0, len(queries), chunk):
         rows = queries[start : start + chunk]
         cosines = unit[rows] @ unit[chosen].T
         cosines[rows[:, None] == chosen] = -np.inf
         nearest = chosen[np.argpartition(-cosines, count - 1, axis=1)[:, :count]]
-        kept.append((codes[nearest, 0] == codes[rows, :1]).mean(1))
-    return float(np.concatenate(kept).mean())
+        shares.append((codes[nearest, 0] == codes[rows, :1]).mean(1))
+    return float(np.concatenate(shares).mean())
 
 
 def residual_kmeans_codes(
@@ -92,11 +94,11 @@ def residual_kmeans_codes(
         np.concatenate(list(vectors.values()), 1), shared_levels, num_codes, seed
     )
     ends = np.cumsum([rows.shape[1] for rows in vectors.values()])[:-1]
-    found = {}
+    codes = {}
     for number, (source, rest) in enumerate(zip(vectors, np.split(residual, ends, axis=1))):
         own, _ = _levels(rest, specific_levels, num_codes, seed + 1 + number)
-        found[source] = np.stack([*parts, *own], 1).astype(np.int32)
-    return found
+        codes[source] = np.stack([*parts, *own], 1).astype(np.int32)
+    return codes
 
 
 def _levels(
@@ -115,16 +117,16 @@ def _levels(
 
 
 def measure(codes: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Both measures of each source's identifiers against that source's vectors, by full name.
+    """Takes both measures of each source's identifiers against that source's vectors, by full name.
 
     Of two sources also against the concatenation of both, which is what shared codes are of.
     """
-    found = {}
+    values = {}
     for source, rows in vectors.items():
-        found[f"prefix_correlation/{source}"] = prefix_correlation(codes[source], rows)
-        found[f"neighbours_kept/{source}"] = neighbours_kept(codes[source], rows)
+        values[f"prefix_correlation/{source}"] = prefix_correlation(codes[source], rows)
+        values[f"neighbours_kept/{source}"] = neighbours_kept(codes[source], rows)
     if len(vectors) > 1:
         both, first = np.concatenate(list(vectors.values()), 1), next(iter(vectors))
-        found[f"prefix_correlation/{SHARED}"] = prefix_correlation(codes[first], both)
-        found[f"neighbours_kept/{SHARED}"] = neighbours_kept(codes[first], both)
-    return found
+        values[f"prefix_correlation/{SHARED}"] = prefix_correlation(codes[first], both)
+        values[f"neighbours_kept/{SHARED}"] = neighbours_kept(codes[first], both)
+    return values

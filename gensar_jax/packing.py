@@ -1,4 +1,4 @@
-"""Several examples in one row, so that little of a batch is padding.
+"""Packs several examples in one row, so that little of a batch is padding.
 
 A row holds examples one after the other; segment ids keep them from seeing each other (the
 network's masks), and relative positions need no correction: only differences within an example
@@ -15,7 +15,7 @@ from gensar_jax.prompts import Example
 
 
 def rows_of(examples: Sequence[Example], max_inputs: int, max_targets: int) -> list[list[int]]:
-    """Which examples share a row: each goes to the first row with room (first-fit).
+    """Tells which examples share a row: each goes to the first row with room (first-fit).
 
     Longest prompts first, so that short ones fill what is left; equal lengths in the order given.
 
@@ -54,7 +54,7 @@ def to_packed_batch(
     """Rows of `rows_of` as arrays int32 [B, T] and [B, S], padded with 0.
 
     Returns:
-      T5X's names: those of `prompts.to_batch`, each example's decoder inputs starting with 0, and
+      T5X's names, as of `prompts.to_batch`: each example's decoder inputs starting with 0, and
       encoder_segment_ids and decoder_segment_ids, from 1 in each row.
     """
     batch = {

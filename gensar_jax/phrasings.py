@@ -1,4 +1,5 @@
-"""Ten phrasings of each of GenSAR's six tasks; the first of a task is the paper's (3.3), if any.
+"""Holds ten phrasings of each of GenSAR's six tasks; the first of a task is the paper's (3.3), if
+any.
 
 {history}, {query}, {text} and {identifier} are places; a query's place holds <S_Q> and its words.
 """
@@ -98,7 +99,7 @@ TASKS = tuple(_ALL)
 
 
 def phrasings(task: str) -> tuple[str, ...]:
-    """The ten templates of a task.
+    """Returns the ten templates of a task.
 
     Raises:
       UserError: no task has that name.
@@ -111,15 +112,15 @@ def phrasings(task: str) -> tuple[str, ...]:
 
 
 def texts() -> list[str]:
-    """All templates without their places, for training pieces that know their words.
+    """Returns all templates without their places, for training pieces that know their words.
 
     Give as many copies as make their words frequent: beside the 12,101 titles of Amazon Beauty and
     with 4,000 pieces, a template takes 18.1 tokens on average with one copy, 14.1 with 50.
     """
     places = ("{history}", "{query}", "{text}", "{identifier}")
-    found = []
+    fixed = []
     for template in sum(_ALL.values(), ()):
         for place in places:
             template = template.replace(place, " ")
-        found.append(template)
-    return found
+        fixed.append(template)
+    return fixed

@@ -28,7 +28,7 @@ _PLACE = re.compile(r"(\{[a-z]+\})")
 
 
 class Example(NamedTuple):
-    """Encoder tokens, and decoder targets with an end."""
+    """Holds encoder tokens, and decoder targets with an end."""
 
     inputs: list[int]
     targets: list[int]
@@ -36,7 +36,7 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """What prompts know of the items; row 0 is padding.
+    """Holds what prompts know of the items; row 0 is padding.
 
     Attributes:
       semantic, collaborative: int32 [V, L], the tokens of both identifiers, from
@@ -118,25 +118,26 @@ class Prompts:
         return words + 1 + (self.behaviour_tokens == "encoder")
 
     def has_pieces(self, text: str) -> bool:
-        """Whether a text is any tokens: a zero-width space is none."""
+        """Tells whether a text is any tokens: a zero-width space is none."""
         # A letter always is one, and a catalogue's texts are too many to encode them all for this.
         return bool(_LETTER.search(text) or self._encode(text))
 
     def event(self, behaviour: str, what: int | str) -> list[int]:
-        """ID(b, x) of Eq. 11: <R_I> with the collaborative identifier, <S_I> with the semantic
-        one, <S_Q> with the words."""
+        """Writes ID(b, x) of Eq. 11: <R_I> with the collaborative identifier, <S_I> with the
+        semantic one, <S_Q> with the words.
+        """
         if isinstance(what, str):
             return [*self._behaviour("<S_Q>"), *self._encode(what)]
         kind = {"<R_I>": "collaborative", "<S_I>": "semantic"}[behaviour]
         return [*self._behaviour(behaviour), *self.catalogue.identifier(what, kind)]
 
     def next_item(self, history: Sequence[Event], item: int, phrasing: int = 0) -> Example:
-        """NRIP, 3.3.1: `history`, oldest first, to the next recommended item."""
+        """Makes NRIP, 3.3.1: `history`, oldest first, to the next recommended item."""
         inputs = self._inputs("nrip", phrasing, history, behaviour="<R_I>")
         return self._item(inputs, "<R_I>", item)
 
     def next_query(self, history: Sequence[Event], query: str, phrasing: int = 0) -> Example:
-        """NSQP, 3.3.2: `history` to the next query; a long one is cut."""
+        """Makes NSQP, 3.3.2: `history` to the next query; a long one is cut."""
         inputs = self._inputs("nsqp", phrasing, history, behaviour="<S_Q>")
         target = [*self._start("<S_Q>"), *self._encode(query)]
         return self._text(inputs, target)
@@ -144,13 +145,13 @@ class Prompts:
     def next_searched_item(
         self, history: Sequence[Event], query: str | None, item: int, phrasing: int = 0
     ) -> Example:
-        """NSIP, 3.3.3: `history` and the query to the item clicked; None writes no query."""
+        """Makes NSIP, 3.3.3: `history` and the query to the item clicked; None writes no query."""
         words = [*self._behaviour("<S_Q>"), *self._encode(query or "")]
         inputs = self._inputs("nsip", phrasing, history, words, behaviour="<S_I>")
         return self._item(inputs, "<S_I>", item)
 
     def description_to_item(self, text: str, item: int, kind: str, phrasing: int = 0) -> Example:
-        """Desc2ID, 3.3.4: without behaviour tokens, to the 'semantic' or 'collaborative' one.
+        """Makes Desc2ID, 3.3.4: without behaviour tokens, to the 'semantic' or 'collaborative' one.
 
         Raises:
           UserError: an item without text.
@@ -159,7 +160,7 @@ class Prompts:
         return Example(inputs, [*self.catalogue.identifier(item, kind), END])
 
     def item_to_description(self, text: str, item: int, kind: str, phrasing: int = 0) -> Example:
-        """ID2Desc, 3.3.4; a long description is cut.
+        """Makes ID2Desc, 3.3.4; a long description is cut.
 
         Raises:
           UserError: an item without text.
@@ -169,13 +170,13 @@ class Prompts:
         return self._text(inputs, self._described(text, item))
 
     def pseudo_query(self, query: str, item: int, phrasing: int = 0) -> Example:
-        """A pseudo-query alone to the item's semantic identifier (READINGS)."""
+        """Makes a pseudo-query alone to the item's semantic identifier (READINGS)."""
         words = [*self._behaviour("<S_Q>"), *self._encode(query)]
         inputs = self._inputs("pseudo_query", phrasing, cut=words, behaviour="<S_I>")
         return self._item(inputs, "<S_I>", item)
 
     def forced(self, behaviour: str) -> list[int]:
-        """Decoder tokens that generation forces, unscored: of '<R_I>' or '<S_I>'."""
+        """Returns the decoder tokens that generation forces, unscored: of '<R_I>' or '<S_I>'."""
         return self._start(behaviour)
 
     def _behaviour(self, behaviour: str) -> list[int]:
@@ -213,7 +214,7 @@ class Prompts:
         whole: Sequence[int] = (),
         behaviour: str | None = None,
     ) -> list[int]:
-        """A template with its places filled, at most max_inputs tokens with the end.
+        """Fills a template's places; gives at most max_inputs tokens with the end.
 
         Room goes to the template and `whole` first, then to `cut` (from its start; where it is
         long, half of the room or what `history` leaves), then to the latest events that fit.
@@ -237,18 +238,18 @@ class Prompts:
         return inputs + suffix
 
     def _latest(self, history: Sequence[Event], room: int) -> list[int]:
-        """The latest events that fit, separated, in order of time."""
+        """Returns the latest events that fit, separated, in order of time."""
         separator = self.vocabulary.separator()
-        kept: list[int] = []
+        latest: list[int] = []
         for behaviour, what in reversed(history):
             tokens = self.event(behaviour, what)
             if isinstance(what, str):
                 tokens = tokens[: self.max_inputs // _LONG_SHARE]
-            joined = [*tokens, *separator, *kept] if kept else tokens
+            joined = [*tokens, *separator, *latest] if latest else tokens
             if len(joined) > room:
                 break
-            kept = joined
-        return kept
+            latest = joined
+        return latest
 
 
 def to_batch(examples: Sequence[Example], max_inputs: int, max_targets: int) -> dict:

@@ -1,4 +1,5 @@
-"""Pseudo-queries of items: from a file (Doc2query's, for instance), or the text's rarest words.
+"""Makes pseudo-queries of items: from a file (Doc2query's, for instance), or the text's rarest
+words.
 
 A pseudo-query alone is to give the item's semantic identifier (READINGS, sixth task).
 """
@@ -15,7 +16,8 @@ _WORDS = 3
 
 
 def from_texts(texts: Sequence[str], split: Callable[[str], list[str]]) -> list[tuple[int, str]]:
-    """One query an item: the three words of its text that the fewest texts have, in their order.
+    """Makes one query an item: the three words of its text that the fewest texts have, in their
+    order.
 
     Args:
       texts: of items 1..V.
@@ -26,12 +28,12 @@ def from_texts(texts: Sequence[str], split: Callable[[str], list[str]]) -> list[
     """
     words = [list(dict.fromkeys(split(text))) for text in texts]
     counts = collections.Counter(word for one in words for word in one)
-    found = []
+    queries = []
     for item, one in enumerate(words, 1):
         rarest = set(sorted(one, key=lambda word: (counts[word], word))[:_WORDS])
         if rarest:
-            found.append((item, " ".join(word for word in one if word in rarest)))
-    return found
+            queries.append((item, " ".join(word for word in one if word in rarest)))
+    return queries
 
 
 def read(path: str, numbers: Mapping[str, int]) -> list[tuple[int, str]]:
@@ -46,7 +48,7 @@ def read(path: str, numbers: Mapping[str, int]) -> list[tuple[int, str]]:
     Raises:
       UserError: no such file, a malformed line, an unknown item, or no query.
     """
-    found = []
+    queries = []
     lines = read_lines(path, "pseudo-queries", "correct config.prompts.pseudo_queries")
     for number, line in enumerate(lines, 1):
         item, tab, query = line.partition("\t")
@@ -55,7 +57,7 @@ def read(path: str, numbers: Mapping[str, int]) -> list[tuple[int, str]]:
                 f"expected an item of the catalogue, TAB and a query in line {number} of {path}, "
                 f"found {line[:60]!r}; mend the file"
             )
-        found.append((numbers[item], query.strip()))
-    if not found:
+        queries.append((numbers[item], query.strip()))
+    if not queries:
         raise UserError(f"expected pseudo-queries in {path}, found none; fill the file")
-    return found
+    return queries

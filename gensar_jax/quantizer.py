@@ -1,4 +1,4 @@
-"""Residual quantisation over shared and specific codebooks: GenSAR (RecSys 2025) 3.2.2, Eq. 3-6, 9.
+"""Quantizes residuals over shared and specific codebooks: GenSAR (RecSys 2025) 3.2.2, Eq. 3-6, 9.
 
 Axis letters: B items, L levels, K codes, D width of a level, d width of one source's latents, N
 sources.
@@ -25,14 +25,14 @@ _ABSORB_EVERY = 5
 
 
 class Balance(NamedTuple):
-    """Sinkhorn settings: `epsilon` in units of half the range of the distances."""
+    """Holds Sinkhorn's settings: `epsilon` in units of half the range of the distances."""
 
     epsilon: float
     iterations: int
 
 
 class Levels(NamedTuple):
-    """What one stack of codebooks made of its start.
+    """Holds what one stack of codebooks made of its start.
 
     Attributes:
       codes: int32 [B, L].
@@ -48,7 +48,7 @@ class Levels(NamedTuple):
 
 
 def squared_distances(points: jax.Array, codebook: jax.Array) -> jax.Array:
-    """||r - e_k||^2 of Eq. 3, float32 [B, K], from points [B, D] and a codebook [K, D]."""
+    """Returns ||r - e_k||^2 of Eq. 3, float32 [B, K], from points [B, D] and a codebook [K, D]."""
     # Codes must not depend on the accelerator's reduced matmul precision.
     product = jnp.matmul(points, codebook.T, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.square(points).sum(-1)[:, None] + jnp.square(codebook).sum(-1)
@@ -101,7 +101,7 @@ def quantize_levels(
     residual_gradient: str = "every_level",
     balance_last: Balance | None = None,
 ) -> Levels:
-    """Eq. 3 or 4: nearest codes of the residuals, level after level.
+    """Computes Eq. 3 or 4: nearest codes of the residuals, level after level.
 
     Args:
       start: float32 [B, D], r_0.
@@ -139,7 +139,8 @@ def quantize(
     residual_gradient: str = "every_level",
     balance_last: Balance | None = None,
 ) -> dict[str, Levels]:
-    """Shared levels over all latents, then each source's own levels over its part of the residual.
+    """Quantizes by shared levels over all latents, then by each source's own levels over its part
+    of the residual.
 
     Args:
       latents: float32 [B, N*d], [z_s; z_c] in the order of `sources`.
@@ -162,19 +163,19 @@ def quantize(
 
 
 def quantized_latents(levels: Mapping[str, Levels], sources: Sequence[str]) -> jax.Array:
-    """Eq. 6: [z_s_hat; z_c_hat], float32 [B, N*d]."""
+    """Returns Eq. 6: [z_s_hat; z_c_hat], float32 [B, N*d]."""
     specific = jnp.concatenate([levels[source].chosen.sum(0) for source in sources], axis=1)
     return levels[SHARED].chosen.sum(0) + specific
 
 
 def identifiers(levels: Mapping[str, Levels], sources: Sequence[str]) -> dict[str, jax.Array]:
-    """Eq. 5: for each source int32 [B, L_m + L_n], shared codes first."""
+    """Returns Eq. 5: for each source int32 [B, L_m + L_n], shared codes first."""
     shared = levels[SHARED].codes
     return {source: jnp.concatenate([shared, levels[source].codes], 1) for source in sources}
 
 
 def rq_loss(levels: Mapping[str, Levels], *, alpha: float, reduction: str = "mean") -> jax.Array:
-    """Eq. 9, the mean over the batch.
+    """Returns Eq. 9, the mean over the batch.
 
     Args:
       reduction: 'sum' over a level's dimensions and over all levels of all parts, as printed;
@@ -186,25 +187,25 @@ def rq_loss(levels: Mapping[str, Levels], *, alpha: float, reduction: str = "mea
     reduce = jnp.sum if reduction == "sum" else jnp.mean
     losses = []
     for part in levels.values():
-        for given, chosen in zip(part.inputs, part.chosen, strict=True):
-            code_term = jnp.square(jax.lax.stop_gradient(given) - chosen)
-            commitment = jnp.square(given - jax.lax.stop_gradient(chosen))
+        for latent, chosen in zip(part.inputs, part.chosen, strict=True):
+            code_term = jnp.square(jax.lax.stop_gradient(latent) - chosen)
+            commitment = jnp.square(latent - jax.lax.stop_gradient(chosen))
             losses.append(reduce(code_term + alpha * commitment, axis=-1).mean())
     return reduce(jnp.stack(losses)) if losses else jnp.zeros(())
 
 
 def use_counts(codes: jax.Array, num_codes: int) -> jax.Array:
-    """How often each code occurs, int32 [L, K], in codes [B, L]."""
+    """Counts how often each code occurs, int32 [L, K], in codes [B, L]."""
     return jax.vmap(lambda column: jnp.bincount(column, length=num_codes), in_axes=1)(codes)
 
 
 def usage(counts: jax.Array) -> jax.Array:
-    """Share of codes that occur, float32 [L]."""
+    """Returns the share of codes that occur, float32 [L]."""
     return (counts > 0).mean(-1)
 
 
 def perplexity(counts: jax.Array) -> jax.Array:
-    """exp of the entropy of the codes, float32 [L]; K where all are equally frequent."""
+    """Returns exp of the entropy of the codes, float32 [L]; K where all are equally frequent."""
     shares = counts / counts.sum(-1, keepdims=True)
     return jnp.exp(-jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-30)), 0).sum(-1))
 

@@ -19,7 +19,7 @@ MISSED = 1 << 20
 
 
 class Ranks(NamedTuple):
-    """Of each row [B]: items above the target, tied with it, and whether a score is NaN."""
+    """Holds of each row [B]: items above the target, tied with it, and whether a score is NaN."""
 
     above: jax.Array
     tied: jax.Array
@@ -27,7 +27,7 @@ class Ranks(NamedTuple):
 
 
 def ranks_of(beams: Beams, target: jax.Array, removed: jax.Array) -> Ranks:
-    """Where targets stand among what a beam found.
+    """Tells where targets stand among what a beam found.
 
     Args:
       beams: of B users.
@@ -38,12 +38,12 @@ def ranks_of(beams: Beams, target: jax.Array, removed: jax.Array) -> Ranks:
     counts = (beams.items >= 0) & ~own
     counts &= (beams.items[:, :, None] != removed[:, None]).all(-1)
     score = jnp.where(own, beams.scores, -jnp.inf).max(-1, keepdims=True)
-    found = own.any(-1)
+    reached = own.any(-1)
     above = (counts & (beams.scores > score)).sum(-1)
     tied = (counts & (beams.scores == score)).sum(-1)
     return Ranks(
-        jnp.where(found, above, MISSED).astype(jnp.int32),
-        jnp.where(found, tied, 0).astype(jnp.int32),
+        jnp.where(reached, above, MISSED).astype(jnp.int32),
+        jnp.where(reached, tied, 0).astype(jnp.int32),
         jnp.isnan(beams.scores).any(-1),
     )
 
@@ -64,7 +64,7 @@ class BeamRanker:
         self._copy = jax.jit(lambda params: params, out_shardings=whole)
 
     def place_params(self, params: Any) -> Any:
-        """The whole network on every device, as ranking wants it."""
+        """Puts the whole network on every device, as ranking wants it."""
         return params if self._partition is None else self._copy(params)
 
     def place(self, batch: Any) -> Any:

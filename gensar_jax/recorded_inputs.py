@@ -1,4 +1,6 @@
-"""What a run of GenSAR keeps beside its checkpoints: its inputs that no hash of the log covers."""
+"""Records what a run of GenSAR is trained with beside its checkpoints: inputs that no log's hash
+covers.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,11 @@ import os
 
 from ml_collections import config_dict
 
-from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.files import read_json, write_atomically
 from core.workdir import Workdir, is_writer
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifiers import IdentifierTable, save_table
-from gensar_jax.joint_task import JointTask
 
 _FILE, _VOCABULARY, _IDENTIFIERS = "inputs.json", "vocabulary", "identifiers"
 # Only read in training.
@@ -28,7 +28,7 @@ _BRING_BACK = {
 
 
 def _hashes(examples: GenSARExamples, table_hash: str) -> dict[str, str]:
-    """By name; what others follow from comes first."""
+    """Returns the inputs' hashes by name; what others follow from comes first."""
     return {
         "item texts": examples.texts_hash,
         "identifier table": table_hash,
@@ -42,39 +42,41 @@ def check(
 ) -> None:
     """Holds a run that is opened again to what it was trained with.
 
-    A workdir of before there was a record passes.
+    A run that has not trained yet may have no record: it was stopped before it wrote one.
 
     Args:
       table_hash: of the identifier table that `examples` were made with.
       training: whether it goes on training, so that pseudo-queries count.
 
     Raises:
-      UserError: texts, identifiers, vocabulary or pseudo-queries are others.
+      UserError: texts, identifiers, vocabulary or pseudo-queries are others; or the run has trained
+        and its record of these is missing.
     """
     path = os.path.join(workdir.path, _FILE)
     if not os.path.exists(path):
+        if workdir.has_trained():
+            raise UserError(
+                f"expected the record of what the run in {workdir.path} was trained with as "
+                f"{_FILE}, found none; {_MEND}"
+            )
         return
     before = read_json(path, "the record of what a run was trained with", _MEND)
-    for name, found in _hashes(examples, table_hash).items():
+    for name, own_hash in _hashes(examples, table_hash).items():
         if not isinstance(before.get(name), str):
             raise UserError(f"expected the hash of the {name} in {path}, found none; {_MEND}")
-        if before[name] != found and (training or name != _PSEUDO_QUERIES):
+        if before[name] != own_hash and (training or name != _PSEUDO_QUERIES):
             raise UserError(
                 f"expected the {name} {before[name]} that the run in {workdir.path} was trained "
-                f"with, found {found}; bring {_BRING_BACK[name]} back, or train in another "
+                f"with, found {own_hash}; bring {_BRING_BACK[name]} back, or train in another "
                 "--workdir"
             )
 
 
-def keep(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable) -> None:
-    """Writes the record of a new run; holds one that continues to its own, as `check`.
-
-    A run of before there was a record gets none: nothing says what it has been trained with.
-    """
+def record(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable) -> None:
+    """Writes the record of a new run; holds one that continues to its own, as `check`."""
     check(workdir, examples, table.hash, training=True)
     path = workdir.file(_FILE)
-    trained = newest_progress(os.path.join(workdir.path, "checkpoints", JointTask.name))
-    if is_writer() and trained is None and not os.path.exists(path):
+    if is_writer() and not os.path.exists(path):
         examples.vocabulary.save(workdir.file(_VOCABULARY))
         save_table(workdir.file(_IDENTIFIERS, ""), table, {})
         write_atomically(path, json.dumps(_hashes(examples, table.hash), indent=2) + "\n")

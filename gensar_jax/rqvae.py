@@ -1,4 +1,5 @@
-"""The joint RQ-VAE of GenSAR (RecSys 2025) 3.2: encoders, quantiser, decoders, Eq. 2 and 7-10.
+"""Defines the joint RQ-VAE of GenSAR (RecSys 2025) 3.2: encoders, quantiser, decoders, Eq. 2 and
+7-10.
 
 With one source it is the ordinary RQ-VAE of L_m + L_n levels, for "Only Semantic" and "Only
 Collaborative" of Figures 4 and 5. Axis letters as in `gensar_jax.quantizer`.
@@ -22,7 +23,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RQVAEConfig:
-    """Shape and loss of the model.
+    """Holds shape and loss of the model.
 
     Attributes:
       sources: of the vectors, in the order of [z_s; z_c]; one or both of SOURCES.
@@ -80,7 +81,9 @@ class RQVAEConfig:
 
 
 class MLP(nn.Module):
-    """Dense layers with a ReLU between two; Xavier-normal weights, as in the released code."""
+    """Applies dense layers with a ReLU between two; Xavier-normal weights, as in the released
+    code.
+    """
 
     widths: Sequence[int]
 
@@ -93,7 +96,9 @@ class MLP(nn.Module):
 
 
 class Network(nn.Module):
-    """The encoders of Eq. 2 and the decoders of Eq. 7; `input_widths` in the order of sources."""
+    """Computes the encoders of Eq. 2 and the decoders of Eq. 7; `input_widths` in the order of
+    sources.
+    """
 
     config: RQVAEConfig
     input_widths: tuple[int, ...]
@@ -104,12 +109,12 @@ class Network(nn.Module):
         self.decoders = [MLP((*hidden[::-1], width)) for width in self.input_widths]
 
     def encode(self, vectors: Mapping[str, jax.Array]) -> jax.Array:
-        """[z_s; z_c], float32 [B, N*d], from each source's vectors [B, D]."""
+        """Returns [z_s; z_c], float32 [B, N*d], from each source's vectors [B, D]."""
         parts = zip(self.encoders, self.config.sources, strict=True)
         return jnp.concatenate([encoder(vectors[source]) for encoder, source in parts], axis=1)
 
     def decode(self, latents: jax.Array) -> dict[str, jax.Array]:
-        """Reconstructed vectors of each source from [B, N*d]."""
+        """Reconstructs the vectors of each source from [B, N*d]."""
         parts = jnp.split(latents, len(self.decoders), axis=1)
         return {
             source: decoder(part)
@@ -132,17 +137,19 @@ class Output(NamedTuple):
 def reconstruction_loss(
     vectors: Mapping[str, jax.Array], reconstructed: Mapping[str, jax.Array], reduction: str
 ) -> jax.Array:
-    """Eq. 8, the mean over the batch: over a vector's dimensions 'sum' (printed) or 'mean'."""
+    """Returns Eq. 8, the mean over the batch: over a vector's dimensions 'sum' (printed) or
+    'mean'.
+    """
     reduce = jnp.sum if reduction == "sum" else jnp.mean
     errors = [
-        reduce(jnp.square(vectors[source] - found), axis=-1).mean()
-        for source, found in reconstructed.items()
+        reduce(jnp.square(vectors[source] - decoded), axis=-1).mean()
+        for source, decoded in reconstructed.items()
     ]
     return jnp.stack(errors).sum()
 
 
 class RQVAE:
-    """Pure functions over parameters {'network': ..., 'codebooks': ...}.
+    """Computes pure functions over parameters {'network': ..., 'codebooks': ...}.
 
     Args:
       input_widths: of each source's vectors, in the order of `config.sources`.
@@ -153,7 +160,7 @@ class RQVAE:
         self.network = Network(config, input_widths)
 
     def init_network(self, key: jax.Array) -> Params:
-        """Random encoders and decoders."""
+        """Draws random encoders and decoders."""
         shapes = zip(self.config.sources, self.network.input_widths, strict=True)
         example = {source: jnp.zeros((1, width)) for source, width in shapes}
         return dict(self.network.init(key, example))
@@ -164,7 +171,7 @@ class RQVAE:
         return latents
 
     def loss(self, params: Params, vectors: Mapping[str, jax.Array], *, balanced: bool) -> Output:
-        """Eq. 10 on a batch; decoders read z + sg(z_hat - z) (straight-through).
+        """Computes Eq. 10 on a batch; decoders read z + sg(z_hat - z) (straight-through).
 
         Args:
           balanced: Sinkhorn on the last specific level, as in training.
@@ -178,8 +185,8 @@ class RQVAE:
             residual_gradient=config.residual_gradient,
             balance_last=config.balance if balanced else None,
         )
-        found = quantizer.quantized_latents(levels, config.sources)
-        passed = latents + jax.lax.stop_gradient(found - latents)
+        quantized = quantizer.quantized_latents(levels, config.sources)
+        passed = latents + jax.lax.stop_gradient(quantized - latents)
         decoded: Any = self.network.apply(params["network"], passed, method="decode")
         reconstruction = reconstruction_loss(vectors, decoded, config.reduction)
         rq = quantizer.rq_loss(levels, alpha=config.alpha, reduction=config.reduction)

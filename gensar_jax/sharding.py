@@ -1,4 +1,4 @@
-"""Where T5's arrays lie on a mesh: the network names its axes, one table maps the names.
+"""Lays T5's arrays on a mesh: the network names its axes, one table maps the names.
 
 The mesh is `core.partitioning`'s: batches are cut over both axes, and its second axis, which cuts
 the tables of other systems, cuts the network here (model parallelism): vocabulary, heads and hidden
@@ -15,7 +15,7 @@ from flax import traverse_util
 from flax.linen import partitioning
 from jax.sharding import Mesh, PartitionSpec
 
-from core.partitioning import TABLE, Partition, Rules
+from core.partitioning import MODEL, Partition, Rules
 from gensar_jax.t5.network import Transformer
 
 # Logical axes that the second axis cuts. Of an array with two of them the first is cut.
@@ -23,7 +23,7 @@ CUT = ("vocab", "heads", "joined_kv", "mlp")
 
 
 def rules_of(network: Transformer, parts: int) -> Rules:
-    """A rule for each parameter that is cut, which fits its optimizer moments too.
+    """Returns a rule for each parameter that is cut, which fits its optimizer moments too.
 
     Args:
       parts: extent of the mesh's second axis. An array whose axis it does not divide stays whole.
@@ -44,13 +44,13 @@ def rules_of(network: Transformer, parts: int) -> Rules:
             if axis in CUT and shapes[path].shape[place] % parts == 0
         ]
         if places:
-            spec = [None] * places[0] + [TABLE]
+            spec = [None] * places[0] + [MODEL]
             rules.append((f"(^|/){re.escape(path)}$", PartitionSpec(*spec)))
     return tuple(rules)
 
 
 def partition_of(network: Transformer, mesh: Mesh) -> Partition | None:
-    """The mesh with the network's rules; None for one device."""
+    """Returns the mesh with the network's rules; None for one device."""
     if mesh.size == 1:
         return None
-    return Partition(mesh, rules_of(network, mesh.shape[TABLE]))
+    return Partition(mesh, rules_of(network, mesh.shape[MODEL]))

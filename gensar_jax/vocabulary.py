@@ -1,4 +1,4 @@
-"""The tokens of GenSAR: SentencePiece pieces, then behaviour tokens, then code tokens.
+"""Defines the tokens of GenSAR: SentencePiece pieces, then behaviour tokens, then code tokens.
 
 Ids: 0 padding (also the decoder's start), 1 end, 2 unknown and further text pieces up to P; then
 <R_I>, <S_Q>, <S_I>; then <M1_0>, <M1_1>, ..., <M2_0>, ..., <S1_0>, ..., <R1_0>, .... The ids of a
@@ -58,11 +58,11 @@ def processor_of(model: bytes, source: str) -> sentencepiece.SentencePieceProces
         raise UserError(
             f"expected a SentencePiece model, found {source}, which is none; pass another file"
         ) from None
-    found = processor.pad_id(), processor.eos_id()
-    if found != (PADDING, END):
+    special_ids = processor.pad_id(), processor.eos_id()
+    if special_ids != (PADDING, END):
         raise UserError(
-            f"expected a SentencePiece model with padding 0 and end 1, found {found[0]} and "
-            f"{found[1]} in {source}; train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
+            f"expected a SentencePiece model with padding 0 and end 1, found {special_ids[0]} and "
+            f"{special_ids[1]} in {source}; train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
         )
     return processor
 
@@ -172,11 +172,11 @@ class Vocabulary:
 
     @property
     def digest(self) -> str:
-        """Equal where every token is."""
+        """Returns a digest that is equal where every token is."""
         return hashlib.sha256(self._model + json.dumps(self._sizes).encode()).hexdigest()
 
     def code_token(self, letter: str, level: int, code: int) -> int:
-        """The id of <M1_k>: letter 'M', 'S' or 'R', level from 1."""
+        """Returns the id of <M1_k>: letter 'M', 'S' or 'R', level from 1."""
         if not 0 <= code < self._sizes[letter][level - 1]:
             raise IndexError(f"expected a code below {self._sizes[letter][level - 1]}: {code}")
         return self._starts[letter][level - 1] + code
@@ -229,12 +229,12 @@ class Vocabulary:
             )
 
     def separator(self) -> list[int]:
-        """What stands between two events of a history: ';'."""
+        """Returns what stands between two events of a history: ';'."""
         piece = self._pieces.PieceToId(";")
         return [piece] if piece != self._pieces.unk_id() else self.encode_text(";")
 
     def text_of(self, tokens: Iterable[int]) -> str:
-        """The text up to the end; behaviour and code tokens appear by name."""
+        """Returns the text up to the end; behaviour and code tokens appear by name."""
         words: list[str] = []
         run: list[int] = []
         for token in (*itertools.takewhile(lambda t: t != END, map(int, tokens)), -1):
@@ -249,7 +249,7 @@ class Vocabulary:
         return " ".join(words)
 
     def name(self, token: int) -> str:
-        """The piece, '<R_I>' or '<M1_k>' of an id in [0, size)."""
+        """Returns the piece, '<R_I>' or '<M1_k>' of an id in [0, size)."""
         if token < self.text_rows:
             return self._pieces.IdToPiece(token)
         for behaviour, number in self.behaviours.items():
@@ -279,11 +279,11 @@ class Vocabulary:
           UserError: a file is missing or malformed, or there are no code tokens.
         """
         file, again = pathlib.Path(folder) / _CODES, "save the vocabulary again"
-        kept = checksums.read_sealed(str(file), "code tokens beside the pieces", again)
-        checksums.check(str(folder), kept.get("files"), again)
+        described = checksums.read_sealed(str(file), "code tokens beside the pieces", again)
+        checksums.check(str(folder), described.get("files"), again)
         model = read_pieces(pathlib.Path(folder) / _MODEL)
         try:
-            sizes = kept["sizes"]
+            sizes = described["sizes"]
             shared, semantic, collaborative = ([int(n) for n in sizes[c]] for c in "MSR")
         except (ValueError, KeyError, TypeError, OverflowError):
             raise UserError(

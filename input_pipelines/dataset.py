@@ -127,7 +127,7 @@ class Dataset:
                 num_users=config.on_sample.users,
                 seed=config.on_sample.seed,
                 shuffle_searches=config.on_sample.shuffle_searches,
-                hops=config.on_sample.get("hops", False),
+                hops=config.on_sample.hops,
             )
             _LOG.info("no data_dir given: using sample data (made up, Qilin's format) %s", data_dir)
         self.raw_dir = data_dir
@@ -149,28 +149,21 @@ class Dataset:
         rows = np.ascontiguousarray(self.splits.training_rows, np.int64)
         return f"{self.splits.name}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}"
 
-    def check_training_split(self, found: str | None, what: str) -> None:
+    def check_training_split(self, recorded: object, what: str) -> None:
         """Refuses what was trained on another split of the log: its clicks may be held out here.
 
         Args:
-          found: the `training_split` recorded with it; None passes with a warning (files of before
-            it was recorded).
+          recorded: the `training_split` recorded with it, as read from a file.
           what: such as 'item vectors in FILE'.
 
         Raises:
-          UserError: another split.
+          UserError: another split, or no record of one.
         """
-        if found is None:
-            _LOG.warning(
-                "%s: no record of the split that trained them; they may have seen what %s holds "
-                "out",
-                what,
-                self.splits.name,
-            )
-        elif found != self.training_split:
+        if recorded != self.training_split:
+            told = f"those of {recorded:.60}" if isinstance(recorded, str) else "no record of them"
             raise UserError(
-                f"expected {what} of the training clicks of {self.training_split}, found those of "
-                f"{found}; make them again with config.data.split={self.splits.name!r}"
+                f"expected {what} of the training clicks of {self.training_split}, found {told}; "
+                f"make them again with config.data.split={self.splits.name!r}"
             )
 
     @property
@@ -234,7 +227,7 @@ class Dataset:
         Raises:
           UserError: fewer than none.
         """
-        most = self._config.data.get("item_words", 0)  # runs of before there was one
+        most = self._config.data.item_words
         if most < 0:
             raise UserError(
                 f"expected config.data.item_words of 0 or more, found {most}; 0 leaves items "

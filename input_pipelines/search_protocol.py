@@ -30,7 +30,7 @@ _GROUPS = 3
 
 def evaluated(config: config_dict.ConfigDict) -> tuple[str, ...]:
     """The columns of a run's table. Raises UserError where one does not exist."""
-    names = config.eval.get("search_protocols", ("catalogue",))  # runs of before there was one
+    names = config.eval.search_protocols
     return tuple(column for name in names for column in columns("search", name))
 
 

@@ -1,6 +1,6 @@
 """Runs a sweep of LCR-SER and tables it.
 
-    python -m launch.ablate --config=configs/lcr_ser_amazon_beauty.py --sweep=k:0,1,2,3,4,5 \\
+    python -m launch.ablate --config=configs/lcr_ser.py:amazon_beauty --sweep=k:0,1,2,3,4,5 \\
         --workdir=W [--seeds=3] [--metric=ndcg@5/neg99] [--share=I/N] [--config.data_dir=DIR]
 
 Sweeps over numbers: k, lambda_tcl, lambda_kl, margin, gamma, learning_rate (also figure6, figure7,
@@ -12,7 +12,7 @@ figure2, with a config of unisar, trains it anew on the searches above cosine th
 
 W holds one sweep: table.md, table.json, table.png, and under W/arms a normal workdir for every
 arm, which launch.evaluate, launch.predict and launch.compare take, and launch.train continues, but
-for those of figure2: no key of a single run filters searches. The same command continues a sweep
+for arms of figure2: no key of a single run filters searches. The same command continues a sweep
 that was stopped or killed; finished arms are not trained again.
 
 Several processes, on machines that share W, take a part of the arms each: --share=0/4 the first,
@@ -30,7 +30,7 @@ from core.errors import UserError
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/lcr_ser_DATASET.py.")
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/lcr_ser.py:DATASET.")
     flags.DEFINE_string("sweep", None, "NAME or NAME:VALUE,VALUE,...")
     flags.DEFINE_string("workdir", None, "Folder of the sweep.")
     flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.")

@@ -1,4 +1,4 @@
-"""A number of reasoning steps for every user: calibrated on validation, measured on test.
+"""Gives every user a number of reasoning steps: calibrated on validation, measured on test.
 
     python -m launch.adaptive --workdir=W [--stage=rl] [--metric=ndcg@5] [--tolerance=.002]
 
@@ -19,7 +19,7 @@ from core import cli
 
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.", required=True)
-    flags.DEFINE_string("stage", None, "pretrain, rl or control; rl where it was trained.")
+    flags.DEFINE_string("stage", None, "train, rl or control; rl where it was trained.")
     flags.DEFINE_string("metric", "ndcg@5", "Metric among the 99 sampled negatives.")
     flags.DEFINE_float("tolerance", 0.002, "Most that users of validation may lose (95%).")
 
@@ -31,8 +31,8 @@ from studies.adaptive import adapt
 
 
 def main() -> None:
-    found = flags.FLAGS
-    print(adapt(found.workdir, found.stage, found.metric, found.tolerance))
+    values = flags.FLAGS
+    print(adapt(values.workdir, values.stage, values.metric, values.tolerance))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Without --metric it is every metric that all runs have. Workdirs whose configs d
 alone are one row. Every stage of a run is a row of its own, in the order of training. Prints
 Markdown: per row the mean over examples (as in results.json), its deviation over seeds and the
 seeds; per pair the difference of per-user means over the seeds that both rows have, with a 95%
-interval (bootstrap; Student's t of fewer than 30 users) and a paired t-test, p-values corrected by
-Holm's method over the pairs of a metric. A user's examples are averaged first, so that
+interval (BCa bootstrap; Student's t of fewer than 30 users) and a paired t-test, p-values
+corrected by Holm's method over the pairs of a metric. A user's examples are averaged first, so that
 each user counts once, however many examples the split gives them. --strata=popularity adds a table
 by how often the target was clicked in training; --strata=noise, on sample data, one by the share of
 noise among the searches in a user's history, which only the sample knows; --strata=hops, where

@@ -64,7 +64,7 @@ def main() -> None:
         mesh = crs_pod_steps.mesh_of(config, devices)
         what = f"decoder {config.model.size}"
         # No table is cut by rows: there is no shard whose copies would be counted.
-        found = [
+        steps = [
             compiled_step(name, step, (0,), *arguments)
             for name, step, arguments in crs_pod_steps.steps(config, mesh, values.batch)
         ]
@@ -72,12 +72,12 @@ def main() -> None:
         partition = partition_for(config, devices)
         sizes = sizes_of(config, items=values.items, users=values.users, words=values.words)
         mesh, what = partition.mesh, f"{sizes.items:,} items"
-        found = compile_steps(config, partition, sizes, values.batch)
+        steps = compile_steps(config, partition, sizes, values.batch)
     hbm = HBM[values.topology.split(":")[0]]
     extents = " x ".join(f"{extent} {axis}" for axis, extent in mesh.shape.items())
     title = f"{values.topology}, mesh {extents}, {what}: per chip"
-    print_table(found, title, hbm)
-    for step in found:
+    print_table(steps, title, hbm)
+    for step in steps:
         if step.peak > hbm:
             raise UserError(
                 f"expected the {step.name} step in {hbm / 1e9:.1f} GB a chip, found a peak of "

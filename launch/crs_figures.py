@@ -1,8 +1,8 @@
-"""CRS's Figure 2, Table 3 and Figure 3 from finished runs.
+"""Makes CRS's Figure 2, Table 3 and Figure 3 from finished runs.
 
     python -m launch.crs_figures --workdirs=A,B --names=R-GRPO,GRPO --out=DIR [--beside=C,D]
 
-A, B are runs of CRS; those of one name are its seeds (without --names a run is called by its
+A, B are runs of CRS; runs of one name are its seeds (without --names a run is called by its
 `rl.algorithm`). Figure 2: two metrics after every stage of the self-evolving loop, dashed the
 variant without RL. Table 3: after each RL stage every name's metrics, and each name's difference
 from the last of them, paired over users. Figure 3: hr@10 by how many queries a user asked before,
@@ -34,12 +34,12 @@ from studies.crs_figures import read, write
 
 
 def main() -> None:
-    found = flags.FLAGS
-    if not found.workdirs:
+    values = flags.FLAGS
+    if not values.workdirs:
         raise UserError("expected --workdirs=A,B,..., found none; pass folders of runs of CRS")
-    out = expanded(found.out, "--out")
+    out = expanded(values.out, "--out")
     check_no_file(out, "--out")
-    print(write(read(found.workdirs, found.names), found.workdirs[0], found.beside, out))
+    print(write(read(values.workdirs, values.names), values.workdirs[0], values.beside, out))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m launch.evaluate --workdir=W [--split=test] [--stage=rl] [--protocols=neg99,full]
     python -m launch.evaluate --workdir=W --task=search --protocol=bm25_99       # GenSAR
 
-Without --protocols it is against those that the run itself is tested on, its config.eval.protocols;
-for --task=search, and runs that answer searches alone, its config.eval.search_protocols.
+By default, uses the protocols of the run's own config.eval: `protocols`, or for --task=search and
+runs that answer searches alone `search_protocols`.
 In a notebook: `Restored(workdir)` from `experiments.restored`, then `evaluate(restored, "test",
 "full")` from `experiments.evaluate`.
 """
@@ -21,7 +21,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
     flags.DEFINE_string("split", "test", "validation or test.")
     flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+        "stage", None, "train, rl or control; default rl where it was trained, else train."
     )
     flags.DEFINE_string(
         "task", None, "recommendation or search; default search of runs that answer nothing else."
@@ -33,7 +33,7 @@ def define_flags() -> None:
         "Of recommendation any of neg99, neg99pop, published99, full; of searches full, catalogue, "
         "neg99, neg99pop, bm25_99, impressions, as far as the method and the data "
         "have them; "
-        "default those of the run's config.",
+        "by default the protocols of the run's config.",
     )
 
 
@@ -56,7 +56,7 @@ def check_flags() -> None:
     if given is not None and not any(given):
         raise UserError(
             "expected protocols after --protocols=, found none; name some, or leave the flag out "
-            "for those of the run's config"
+            "for the protocols of the run's config"
         )
 
 

@@ -1,10 +1,10 @@
 """Writes GenSAR's examples for T5X: SeqIO's files, the vocabulary and the identifiers.
 
-    python -m launch.export_t5x --config=configs/gensar_amazon_beauty.py --out=E [--epochs=1]
+    python -m launch.export_t5x --config=configs/gensar.py:amazon_beauty --out=E [--epochs=1]
 
-Training examples are those of the first epochs of the stream that launch.train reads, with their
-phrasings, by task; of validation and test, the users that the config evaluates. launch.t5x trains
-from the folder E.
+Training examples come from the first epochs of the stream that launch.train reads, with their
+phrasings, by task; examples of validation and test are of the users that the config evaluates.
+launch.t5x trains from the folder E.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.errors import UserError
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/gensar_DATASET.py.")
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/gensar.py:DATASET.")
     flags.DEFINE_string("out", None, "The folder to write.")
     flags.DEFINE_integer("epochs", 1, "Epochs of the training stream.", lower_bound=1)
 
@@ -39,9 +39,9 @@ def main() -> None:
     values = flags.FLAGS
     holder: Any = values["config"]
     given = config_flags.get_override_values(holder)
-    found = export(values.config, values.out, values.epochs, given)
-    print(f"{values.out}: {found.data}")
-    for task, sizes in found.sizes.items():
+    exported = export(values.config, values.out, values.epochs, given)
+    print(f"{values.out}: {exported.data}")
+    for task, sizes in exported.sizes.items():
         print(f"{task}: {', '.join(f'{split} {size}' for split, size in sizes.items())}")
 
 

@@ -19,7 +19,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "The .npy file to write.")
     flags.DEFINE_string("table", "item", "Which vectors: item, user or word.")
     flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+        "stage", None, "train, rl or control; default rl where it was trained, else train."
     )
 
 
@@ -38,9 +38,9 @@ from experiments.restored import Restored
 def main() -> None:
     check_place(flags.FLAGS.out)
     restored = Restored(flags.FLAGS.workdir, flags.FLAGS.stage)
-    found = export(restored, flags.FLAGS.table, flags.FLAGS.out)
-    rows, width = found["shape"]
-    print(f"{flags.FLAGS.out}: {rows} vectors of width {width}, hash {found['hash']}")
+    description = export(restored, flags.FLAGS.table, flags.FLAGS.out)
+    rows, width = description["shape"]
+    print(f"{flags.FLAGS.out}: {rows} vectors of width {width}, hash {description['hash']}")
 
 
 if __name__ == "__main__":

@@ -25,4 +25,4 @@ if [[ $# -gt 0 ]]; then printf -v arguments ' %q' "$@"; fi
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="\
 cd ${REMOTE_DIR:-lcrsr} && export PATH=\"\$PWD/.venv/bin:\$PATH\" && \
 exec python -m launch.train --coordinator=auto \
-$first --config.mesh.table=-1$arguments"
+$first --config.mesh.model=-1$arguments"

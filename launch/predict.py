@@ -25,7 +25,7 @@ def define_flags() -> None:
     flags.DEFINE_string("query", None, "Words of a search, for a run of GenSAR.")
     flags.DEFINE_integer("top_k", 20, "Items per user.", lower_bound=1)
     flags.DEFINE_string(
-        "stage", None, "pretrain, rl or control; default rl where it was trained, else pretrain."
+        "stage", None, "train, rl or control; default rl where it was trained, else train."
     )
     flags.DEFINE_string("out", None, "File to write; default standard output.")
 
@@ -54,8 +54,8 @@ def main() -> None:
         check_out(values.out, "--out")
     users = read_users(values.users) if values.users else None
     restored = Restored(values.workdir, values.stage)
-    found = predict(restored, users, values.top_k, values.query)
-    lines = [json.dumps(row, ensure_ascii=False) for row in found]
+    rows = predict(restored, users, values.top_k, values.query)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "".join(line + "\n" for line in lines)
     if flags.FLAGS.out:
         write_atomically(flags.FLAGS.out, text)

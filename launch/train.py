@@ -15,7 +15,7 @@ from core.errors import UserError
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Config file: configs/MODEL_DATASET.py.")
+    config_flags.DEFINE_config_file("config", None, "Config file: configs/METHOD.py:DATASET.")
     flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
     cli.define_job_flags()
 
@@ -34,7 +34,7 @@ from typing import Any
 
 from core import distributed, results
 from core.errors import Preempted
-from core.partitioning import DATA, TABLE, make_mesh
+from core.partitioning import DATA, MODEL, make_mesh
 from core.workdir import Workdir, is_writer
 from experiments.train import train
 
@@ -53,8 +53,8 @@ def _train_in_job() -> None:
 def _describe(config: Any) -> None:
     text = distributed.describe()
     if "mesh" in config:
-        mesh = make_mesh(config.mesh.data, config.mesh.table)
-        text += f", mesh data {mesh.shape[DATA]} x table {mesh.shape[TABLE]}"
+        mesh = make_mesh(config.mesh.data, config.mesh.model)
+        text += f", mesh data {mesh.shape[DATA]} x model {mesh.shape[MODEL]}"
     _LOG.info(text)
     if not is_writer():
         # One report of the progress is enough.
@@ -62,7 +62,7 @@ def _describe(config: Any) -> None:
 
 
 def default_name(config_file: str) -> str:
-    """'baseline_unisar_kuaisar' of 'configs/baseline.py:unisar,kuaisar': a run's default folder."""
+    """Names a run's default folder: 'sasrec_kuaisar_ce' of 'configs/sasrec.py:kuaisar,ce'."""
     path, _, choice = config_file.partition(":")
     name = os.path.splitext(os.path.basename(path))[0]
     return "_".join([name, *choice.split(",")]) if choice else name

@@ -1,4 +1,4 @@
-"""How many reasoning steps a user gets, told before the first one (LCR-SER, open question 1).
+"""Chooses how many reasoning steps a user gets, before the first one (LCR-SER, open question 1).
 
 A linear head reads a user's encoded histories and predicts the ranking loss under every number of
 steps; a user gets the number whose predicted loss and price together are least. One price of a step
@@ -34,33 +34,33 @@ _PRICES = np.concatenate([-_ABOVE_0[::-1], [0.0], _ABOVE_0])
 
 
 def features(histories: Histories) -> jax.Array:
-    """What the head reads, float32 [B, 2 D + 2]: h^(0) of both sides, and log(1 + length)."""
+    """Returns the head's inputs float32 [B, 2 D + 2]: h^(0) of both sides, and log(1 + length)."""
     sides = (histories.rec, histories.search)
     lengths = [jnp.log1p(side.mask.sum(-1, keepdims=True)) for side in sides]
     return jnp.concatenate([side.start for side in sides] + lengths, -1).astype(jnp.float32)
 
 
 def ranking_losses(logits: jax.Array) -> jax.Array:
-    """-log softmax of the target, candidate 0: [...] of logits [..., N], in nats."""
+    """Returns -log softmax of the target, candidate 0: [...] of logits [..., N], in nats."""
     return -jax.nn.log_softmax(logits.astype(jnp.float32))[..., 0]
 
 
 @flax.struct.dataclass
 class Head:
-    """Predicted losses [B, K+1] = features [B, F] @ weights [F, K+1] + bias [K+1]."""
+    """Predicts losses [B, K+1] = features [B, F] @ weights [F, K+1] + bias [K+1]."""
 
     weights: jax.Array
     bias: jax.Array
 
     def steps(self, x: jax.Array, price: jax.Array) -> jax.Array:
-        """int32 [B] of features [B, F]: argmin over k of the predicted loss + price * k."""
+        """Returns int32 [B] of features [B, F]: argmin over k of the predicted loss + price * k."""
         k = jnp.arange(len(self.bias))
         return jnp.argmin(x @ self.weights + self.bias + price * k, -1).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What validation users decided.
+    """Holds what validation users decided.
 
     Attributes:
       best_fixed: the K whose mean metric is best, the smallest of equals.
@@ -88,7 +88,7 @@ def calibrate(
       x: features float32 [E, F] of validation examples.
       losses: [E, K+1] under every number of steps.
       values: the metric [E, K+1].
-      users: of the examples, [E]; those of one user are in one fold.
+      users: of the examples, [E]; all examples of a user are in one fold.
       tolerance: how far below the best fixed K that lower end may lie.
 
     Raises:

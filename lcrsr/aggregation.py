@@ -1,4 +1,4 @@
-"""Target-aware aggregation (Eq. 8) and the prediction MLP (Eq. 10).
+"""Computes target-aware aggregation (Eq. 8) and the prediction MLP (Eq. 10).
 
 The first MLP layer is a sum over its four inputs, so it is kept as four blocks: the user's part is
 computed once a user, the item's once an item, and for a whole catalogue the histories' parts move
@@ -20,7 +20,7 @@ ATTENTIONS = ("bilinear", "scaled_dot", "mean")
 
 
 class ScorerWeights(NamedTuple):
-    """Eq. 8's W a side [D, D], and the MLP of Eq. 10.
+    """Holds Eq. 8's W a side [D, D], and the MLP of Eq. 10.
 
     `user`, `search`, `rec`, `item` [D, F1] are the blocks of its first kernel for e_u, w_s, w_r,
     e_v; `rest` holds the further layers as (kernel, bias), ending in width 1.
@@ -49,7 +49,7 @@ def _identity(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def _start_on_differences(item_scale: float) -> Callable[..., jax.Array]:
-    """Xavier for e_u, w_s and w_r; the block of e_v undoes those of w_s and w_r.
+    """Starts with Xavier for e_u, w_s and w_r, and with a block of e_v that undoes w_s's and w_r's.
 
     The MLP of a concatenation has to find by itself that nearness of e_v to w_s and w_r matters,
     and training stood still for hundreds of updates until it did (docs/decisions.md). Here it
@@ -97,7 +97,7 @@ class Scorer(nn.Module):
 def weights_of_rows(
     side: Side, bilinear: jax.Array, candidates: jax.Array, attention: str
 ) -> jax.Array:
-    """Attention of candidates over a side's rows, Eq. 8, in float32.
+    """Computes the attention of candidates over a side's rows, Eq. 8, in float32.
 
     Args:
       candidates: [B, N, D], or [N, D] shared by all users.
@@ -117,14 +117,14 @@ def weights_of_rows(
 def _logits_of_rows(
     rows: jax.Array, bilinear: jax.Array, candidates: jax.Array, attention: str
 ) -> jax.Array:
-    """What `weights_of_rows` takes the softmax of, [B, N, R]."""
+    """Returns what `weights_of_rows` takes the softmax of, [B, N, R]."""
     keys = rows @ bilinear.T if attention == "bilinear" else rows * rows.shape[-1] ** -0.5
     axes = "bnd,brd->bnr" if candidates.ndim == 3 else "nd,brd->bnr"
     return jnp.einsum(axes, candidates, keys)
 
 
 def _finish(weights: ScorerWeights, first: jax.Array) -> jax.Array:
-    """The MLP after its first layer's sum [..., F1]; logits float32 [...]."""
+    """Applies the MLP after its first layer's sum [..., F1]; logits float32 [...]."""
     x = first
     for kernel, bias in weights.rest:
         x = jax.nn.relu(x) @ kernel + bias
@@ -178,7 +178,7 @@ def score_every_k(
     candidates: jax.Array,
     attention: str,
 ) -> jax.Array:
-    """The logits of `score` for 0, 1, .., K reasoning rows, from one pass.
+    """Returns the logits of `score` for 0, 1, .., K reasoning rows, from one pass.
 
     A further row k moves Eq. 8's sum c by a_k (h_k - c), a_k its weight among the rows so far, so
     that the histories are aggregated once and a step costs the MLP's further layers.

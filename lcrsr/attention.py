@@ -1,4 +1,5 @@
-"""Attention, feed-forward and normalisation weights of one side, and the functions that use them.
+"""Holds one side's attention, feed-forward and normalisation weights, and the functions that use
+them.
 
 Modules here only hold parameters; the arithmetic is in plain functions over arrays, so that the
 encoder and the reasoning steps (inside `jax.lax.scan`) share it.
@@ -29,7 +30,7 @@ class AttentionWeights(NamedTuple):
 
 
 class FeedForwardWeights(NamedTuple):
-    """W1 [D, F], b1 [F], W2 [F, D], b2 [D]."""
+    """Holds W1 [D, F], b1 [F], W2 [F, D], b2 [D]."""
 
     in_kernel: jax.Array
     in_bias: jax.Array
@@ -38,7 +39,7 @@ class FeedForwardWeights(NamedTuple):
 
 
 class NormWeights(NamedTuple):
-    """Scale and bias [D] of a layer norm."""
+    """Holds scale and bias [D] of a layer norm."""
 
     scale: jax.Array
     bias: jax.Array
@@ -91,12 +92,12 @@ class Norm(nn.Module):
 
 
 def cast(weights: Any, dtype: Any) -> Any:
-    """The weights in the dtype of the computation."""
+    """Returns the weights in the dtype of the computation."""
     return jax.tree.map(lambda w: w.astype(dtype), weights)
 
 
 def normalise(weights: NormWeights, x: jax.Array) -> jax.Array:
-    """Layer norm over the last axis, statistics in float32."""
+    """Applies layer norm over the last axis, statistics in float32."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -105,13 +106,14 @@ def normalise(weights: NormWeights, x: jax.Array) -> jax.Array:
 
 
 def feed_forward(weights: FeedForwardWeights, x: jax.Array) -> jax.Array:
-    """W2 relu(W1 x + b1) + b2."""
+    """Computes W2 relu(W1 x + b1) + b2."""
     hidden = jax.nn.relu(x @ weights.in_kernel + weights.in_bias)
     return hidden @ weights.out_kernel + weights.out_bias
 
 
 def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis in float32; zeros, without gradients, where nothing is valid.
+    """Computes softmax over the last axis in float32; zeros, without gradients, where nothing is
+    valid.
 
     Args:
       logits: [..., L].
@@ -137,7 +139,7 @@ def last_valid(states: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def self_attention(weights: AttentionWeights, x: jax.Array, mask: jax.Array, heads: int):
-    """MSA of a whole history, Eq. 1.
+    """Computes MSA of a whole history, Eq. 1.
 
     Args:
       x: [B, L, D].
@@ -164,7 +166,7 @@ def attend(
     masks: tuple[jax.Array, ...],
     heads: int,
 ) -> jax.Array:
-    """Attention of one query a user over rows that lie in several arrays, Eq. 3-5.
+    """Computes the attention of one query a user over rows that lie in several arrays, Eq. 3-5.
 
     The query is folded with the key projection and the values are projected after they are mixed,
     so the rows themselves are never projected: q_h . (W_k e) = (W_k^T q_h) . e. The key bias adds

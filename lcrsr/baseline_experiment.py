@@ -1,4 +1,4 @@
-"""A baseline from a config: any module of `lcrsr.baselines`, named by `config.method`.
+"""Opens a baseline from a config: any module of `lcrsr.baselines`, named by `config.method`.
 
 A module that trains by gradients has `Settings` and `ranker(settings) -> Ranker`; one that is
 fitted at once has `Settings` and `fit(settings, clicks)`. Adding one touches its own file and its
@@ -27,13 +27,13 @@ _SHARED = ("fitted", "sequence", "two_histories")
 
 
 def names() -> list[str]:
-    """The baselines that there are."""
-    found = (module.name for module in pkgutil.iter_modules(lcrsr.baselines.__path__))
-    return sorted(set(found) - set(_SHARED))
+    """Returns the names of the baselines, sorted."""
+    modules = (module.name for module in pkgutil.iter_modules(lcrsr.baselines.__path__))
+    return sorted(set(modules) - set(_SHARED))
 
 
 class FittedExperiment(RecommendationExperiment):
-    """A baseline without training: fitted whenever it is opened, from the training clicks."""
+    """Fits a baseline without training whenever it is opened, from the training clicks."""
 
     stages: tuple[str, ...] = ("fit",)
 
@@ -49,7 +49,7 @@ class FittedExperiment(RecommendationExperiment):
 
 
 def open_baseline(config: config_dict.ConfigDict, data: Dataset) -> Experiment:
-    """The experiment of `config.method`.
+    """Opens the experiment of `config.method`.
 
     Raises:
       UserError: no such baseline, or settings it refuses.

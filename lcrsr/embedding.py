@@ -1,4 +1,4 @@
-"""The embedding tables of 3.2.1 and how a batch reads them.
+"""Reads the embedding tables of 3.2.1 for a batch.
 
 Tables stay outside the network's parameters: a step gathers the rows that its batch names, takes
 gradients with respect to those rows only, and updates only them (`core.tables`). With a partition
@@ -27,7 +27,7 @@ Rows = Any
 
 # Tables, their moments and their snapshots lie by rows; the network is copied to every device.
 PARTITION_RULES: partitioning.Rules = (
-    (r"(^|/)(tables|table_states)/", PartitionSpec(partitioning.TABLE)),
+    (r"(^|/)(tables|table_states)/", PartitionSpec(partitioning.MODEL)),
 )
 
 # Which fields of a batch hold ids of which table; `query` is in batches with search examples.
@@ -48,7 +48,7 @@ def init_tables(
     scale: float,
     partition: Partition | None = None,
 ) -> Tables:
-    """Normal rows of standard deviation `scale`; row 0 (padding) is zero.
+    """Draws normal rows of standard deviation `scale`; row 0 (padding) is zero.
 
     Args:
       partition: the mesh that the tables are for. It may ask for rows that no id names, and for
@@ -74,7 +74,7 @@ def init_tables(
 
 
 def with_item_words(tables: Tables, item_words: np.ndarray | None) -> Tables:
-    """The tables with every item's row plus the mean of its words' rows.
+    """Returns the tables with every item's row plus the mean of its words' rows.
 
     Gradients reach the words through whole tables, so that training needs dense table updates.
 
@@ -89,7 +89,7 @@ def with_item_words(tables: Tables, item_words: np.ndarray | None) -> Tables:
 
 
 def flat_ids(batch: dict[str, Any], tables: Iterable[str]) -> dict[str, jax.Array]:
-    """Per table, the ids of all its fields in one int32 vector [n], padding included."""
+    """Returns per table the ids of all its fields in one int32 vector [n], padding included."""
     return {
         table: jnp.concatenate([jnp.ravel(batch[field]) for field in _fields(table, batch)])
         for table in tables
@@ -103,14 +103,14 @@ def _fields(table: str, batch: dict[str, Any]) -> list[str]:
 def touched_rows(
     tables: Tables, batch: dict[str, Any], partition: Partition | None = None
 ) -> tuple[dict[str, Rows], dict[str, jax.Array]]:
-    """Per table, the distinct rows that the batch names, and their values [u, D]."""
+    """Returns per table the distinct rows that the batch names, and their values [u, D]."""
     if partition is not None:
         mesh, pack = partition.mesh, partition.rows_together
-        found = {
+        touched = {
             name: sharded_tables.touched(_ids_by_example(batch, name), table, mesh, pack)
             for name, table in tables.items()
         }
-        return {n: f[0] for n, f in found.items()}, {n: f[1] for n, f in found.items()}
+        return {n: f[0] for n, f in touched.items()}, {n: f[1] for n, f in touched.items()}
     ids = flat_ids(batch, tables)
     rows = {name: table_lib.touched(ids[name], table.shape[0]) for name, table in tables.items()}
     return rows, {name: table_lib.gather_touched(tables[name], rows[name]) for name in tables}
@@ -122,7 +122,9 @@ def fields_of(
     batch: dict[str, Any],
     partition: Partition | None = None,
 ) -> dict[str, jax.Array]:
-    """The fields `user` [B, D], `rec_items` [B, L, D] and so on from the touched rows' values."""
+    """Returns the fields `user` [B, D], `rec_items` [B, L, D] and so on from the touched rows'
+    values.
+    """
     if partition is None:
         return _cut({name: values[name][rows[name].places] for name in values}, batch)
     fields = {}
@@ -140,8 +142,9 @@ def fields_of(
 
 
 def counted_once(values: dict[str, jax.Array], rows: dict[str, Rows]) -> list[jax.Array]:
-    """The touched rows [u, D] of every table, scaled so that their squares add up to each row's
-    square once, however many devices hold it."""
+    """Scales the touched rows [u, D] of every table, so that their squares add up to each row's
+    square once, however many devices hold it.
+    """
     return [
         value if isinstance(held, table_lib.TouchedRows) else value * jnp.sqrt(held.share)[:, None]
         for value, held in ((values[name], rows[name]) for name in values)
@@ -149,7 +152,9 @@ def counted_once(values: dict[str, jax.Array], rows: dict[str, Rows]) -> list[ja
 
 
 def _ids_by_example(batch: dict[str, Any], table: str) -> jax.Array:
-    """The ids of a table's fields, int32 [B, m], so that a part of the batch has its own."""
+    """Returns the ids of a table's fields, int32 [B, m], so that a part of the batch has its
+    own.
+    """
     examples = jnp.shape(batch["user"])[0]
 
     def whole(field):
@@ -173,7 +178,9 @@ def _cut(flat: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Arr
 
 
 def zero_fields(tables: Iterable[str], batch: dict[str, Any], width: int) -> dict[str, jax.Array]:
-    """What `look_up` gives for these tables' fields, all zero: for what depends on shapes only."""
+    """Returns what `look_up` gives for these tables' fields, all zero: for what depends on shapes
+    only.
+    """
     fields = [field for table in tables for field in _fields(table, batch)]
     return {field: jnp.zeros((*jnp.shape(batch[field]), width)) for field in fields}
 
@@ -181,7 +188,7 @@ def zero_fields(tables: Iterable[str], batch: dict[str, Any], width: int) -> dic
 def look_up(
     tables: Tables, batch: dict[str, Any], partition: Partition | None = None
 ) -> dict[str, jax.Array]:
-    """The batch's id fields as vectors, without gradients in mind (evaluation, rollouts)."""
+    """Returns the batch's id fields as vectors, without gradients (evaluation, rollouts)."""
     if partition is not None:
         rows, values = touched_rows(tables, batch, partition)
         return fields_of(values, rows, batch, partition)

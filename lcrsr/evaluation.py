@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from core import metrics
 from core.errors import UserError
-from core.partitioning import DATA, TABLE, Partition
+from core.partitioning import DATA, MODEL, Partition
 from lcrsr.embedding import Tables, look_up, with_item_words
 from lcrsr.ranker import Ranker, numbers_of
 
@@ -27,7 +27,7 @@ class Evaluator:
     Args:
       ranker: the model.
       metric_names: such as 'hr@10', 'ndcg@5'.
-      num_items: V, where the item table has rows beyond it; None means that it has none.
+      num_items: V, where the item table has rows beyond it; None means no more rows.
       partition: the mesh over which the tables are cut, or None for one device. Every device
         ranks its own rows of the catalogue; counts and best items are merged.
       item_words: int32 [V+1, n], words that are part of the items' vectors, or None.
@@ -93,7 +93,9 @@ class Evaluator:
     def top_k(
         self, params: Any, tables: Tables, batch: dict[str, np.ndarray], seen: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best unseen items: ids int32 [B, k] and scores (logits of Eq. 10) float32 [B, k]."""
+        """Returns the best unseen items: ids int32 [B, k] and scores (logits of Eq. 10) float32 [B,
+        k].
+        """
         available = self._last_item(tables)
         if k > available:
             raise UserError(
@@ -119,11 +121,11 @@ class Evaluator:
         return above, tied, jnp.isnan(scores).any(-1)
 
     def _on_catalogue(self, function, params, tables, batch, numbers, *extra):
-        """`function(scores, first, *extra)` of every device's rows of the catalogue.
+        """Runs `function(scores, first, *extra)` on every device's rows of the catalogue.
 
         Args:
           function: gets scores [B', V'] with B' the users of its copy of the tables, the id of
-            its first row, and its users' parts of `extra`; collectives go over the axis `TABLE`.
+            its first row, and its users' parts of `extra`; collectives go over the axis `MODEL`.
         """
         # One candidate is enough for the shapes: the catalogue is scored from its table.
         batch = batch | {"candidates": batch["candidates"][:, :1]}
@@ -133,7 +135,7 @@ class Evaluator:
 
         def on_rows(params, users, rows, table, *extra):
             held = table.shape[0] * self._pack
-            first = 0 if self._partition is None else jax.lax.axis_index(TABLE) * held
+            first = 0 if self._partition is None else jax.lax.axis_index(MODEL) * held
             scores = self._scores_of_rows(params, users, rows, table, numbers or {})
             ids = first + jnp.arange(held)
             return function(jnp.where((ids > 0) & (ids <= last), scores, -jnp.inf), first, *extra)
@@ -148,7 +150,7 @@ class Evaluator:
                 everywhere,
                 by_user,
                 by_user,
-                PartitionSpec(TABLE),
+                PartitionSpec(MODEL),
                 *(by_user for _ in extra),
             ),
             out_specs=by_user,
@@ -175,7 +177,7 @@ class Evaluator:
 
     def _across(self, values, how):
         """Counts of every device's rows together."""
-        return values if self._partition is None else how(values, TABLE)
+        return values if self._partition is None else how(values, MODEL)
 
     def _rank_full(self, params, tables, batch, seen, numbers=None):
         def rank(scores, first, target, seen):
@@ -202,8 +204,8 @@ class Evaluator:
             items = items + first
             if self._partition is None:
                 return items, values
-            items = jax.lax.all_gather(items, TABLE, axis=1, tiled=True)
-            values = jax.lax.all_gather(values, TABLE, axis=1, tiled=True)
+            items = jax.lax.all_gather(items, MODEL, axis=1, tiled=True)
+            values = jax.lax.all_gather(values, MODEL, axis=1, tiled=True)
             values, places = jax.lax.top_k(values, k)
             return jnp.take_along_axis(items, places, 1), values
 

@@ -1,4 +1,6 @@
-"""LCR-SER from a config: pre-training, GRPO, and the control that trains as long without it."""
+"""Runs LCR-SER from a config: pre-training, GRPO, and the control that trains as long without
+it.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,16 @@ class Teacher(Protocol):
 
 
 class LCRSERExperiment(RankerExperiment):
-    """Stages `pretrain`, and where `config.rl.enabled` also `rl` and `control`.
+    """Stages `train`, and where `config.rl.enabled` also `rl` and `control`.
 
     Args:
       config: a resolved config (`experiments.resolve.resolve`).
       data: the data it names.
-      teacher: scores the candidates that pre-training is to learn from (`config.pretrain.teacher`);
+      teacher: scores the candidates that pre-training is to learn from (`config.train.teacher`);
         None where it learns from clicks alone, or where nothing is trained.
     """
 
-    stages: tuple[str, ...] = ("rl", "pretrain", "control")
+    stages: tuple[str, ...] = ("rl", "train", "control")
 
     def __init__(
         self, config: config_dict.ConfigDict, data: Dataset, teacher: Teacher | None = None
@@ -51,19 +53,19 @@ class LCRSERExperiment(RankerExperiment):
             "search_length": config.data.search_length,
         }
         model_config = build(ModelConfig, values, section="model")
-        if not 0 <= config.pretrain.active_steps <= model_config.max_steps:
+        if not 0 <= config.train.active_steps <= model_config.max_steps:
             raise UserError(
-                f"expected config.pretrain.active_steps from 0 to model.max_steps = "
-                f"{model_config.max_steps}, found {config.pretrain.active_steps}; set one of them"
+                f"expected config.train.active_steps from 0 to model.max_steps = "
+                f"{model_config.max_steps}, found {config.train.active_steps}; set one of them"
             )
         if config.rl.enabled:
             sizes = ("examples", "batch_size", "evals", "gamma", "negatives")
             positive(config, *(f"rl.{name}" for name in sizes))
             not_negative(config, "rl.lambda_kl", "rl.learning_rate", "rl.clip_eps")
         weights = ("lambda_tcl", "margin", "lambda_distil")
-        not_negative(config, *(f"pretrain.{name}" for name in weights))
+        not_negative(config, *(f"train.{name}" for name in weights))
         self.model = LCRSER(model_config)
-        loss = build(LossConfig, config.pretrain.to_dict(), section="pretrain")
+        loss = build(LossConfig, config.train.to_dict(), section="train")
         super().__init__(config, data, LCRSERRanker(self.model, loss))
         self._teacher = teacher
         if self.item_words is not None and config.rl.enabled:
@@ -73,7 +75,7 @@ class LCRSERExperiment(RankerExperiment):
             )
         self._reinforce_config = build(
             ReinforceConfig,
-            config.rl.to_dict() | {"active_steps": config.pretrain.active_steps},
+            config.rl.to_dict() | {"active_steps": config.train.active_steps},
             section="rl",
         )
 
@@ -83,7 +85,7 @@ class LCRSERExperiment(RankerExperiment):
     ) -> config_dict.ConfigDict:
         if not training:
             config = config_dict.ConfigDict(config.to_dict())
-            config.pretrain.teacher = ""
+            config.train.teacher = ""
         return config
 
     def check_data(self) -> None:
@@ -92,9 +94,9 @@ class LCRSERExperiment(RankerExperiment):
             next(self._rl_batches()[0](0))
 
     def plan(self, workdir: Workdir) -> Plan:
-        task = self.pretrain_task()
+        task = self.train_task()
         pretrained = yield task, self.loop_config(task)
-        self.test_stage(workdir, "pretrain", pretrained)
+        self.test_stage(workdir, "train", pretrained)
         if not self.config.rl.enabled:
             return
         rl = self.config.rl
@@ -105,8 +107,8 @@ class LCRSERExperiment(RankerExperiment):
         self.test_stage(workdir, "rl", reinforced)
         # The control goes on at the rate of the state it starts from.
         control = yield (
-            self.pretrain_task("control", pretrained.state),
-            self._further(self.config.pretrain.batch_size, pretrained.learning_rate),
+            task.continued("control", pretrained.state),
+            self._further(self.config.train.batch_size, pretrained.learning_rate),
         )
         self.test_stage(workdir, "control", control)
 
@@ -117,7 +119,7 @@ class LCRSERExperiment(RankerExperiment):
         return batches, steps_per_epoch
 
     def _further(self, batch_size: int, learning_rate: float) -> LoopConfig:
-        """`rl.examples` further examples in batches of `batch_size`."""
+        """Makes `rl.examples` further examples in batches of `batch_size`."""
         max_steps = steps_for(self.config.rl.examples, batch_size)
         return self.loop(
             max_steps=max_steps,

@@ -1,4 +1,6 @@
-"""The history encoders of 3.2.2, Eq. 1: one a side, whose layers the reasoning steps share."""
+"""Encodes the histories, 3.2.2 and Eq. 1: one encoder a side, whose layers the reasoning steps
+share.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ BLOCKS = ("post_ln", "printed")
 
 
 class LayerWeights(NamedTuple):
-    """One layer of one side.
+    """Holds one layer of one side.
 
     MSA, FFN and their norms serve both the encoder and the reasoning; MCA and its norm the
     reasoning alone.
@@ -31,7 +33,7 @@ class LayerWeights(NamedTuple):
 
 @flax.struct.dataclass
 class SideHistory:
-    """One side's encoded history.
+    """Holds one side's encoded history.
 
     Attributes:
       inputs: per layer its input rows [B, L, D]; the first is E_hat.
@@ -49,7 +51,7 @@ class SideHistory:
 
 
 def _random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint16 [shape]; mapped over keys, each draws the bits that it draws alone.
+    """Returns uint16 [shape]; mapped over keys, each draws the bits that it draws alone.
 
     JAX's own rule for the generator of accelerators draws them all from the first key.
     """
@@ -67,7 +69,7 @@ def _random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class Dropout(NamedTuple):
-    """Dropout as a value: no key or a rate of 0 drops nothing. `at(i)` is an independent one."""
+    """Holds dropout as a value: no key or a rate of 0 drops nothing; `at(i)` draws on its own."""
 
     key: jax.Array | None
     rate: float
@@ -104,13 +106,13 @@ class Layer(nn.Module):
 def add_and_norm(
     block: str, norm: attention.NormWeights, residual: jax.Array, update: jax.Array
 ) -> jax.Array:
-    """LN(residual + update); the printed equations have the sum alone."""
+    """Computes LN(residual + update); the printed equations have the sum alone."""
     total = residual + update
     return attention.normalise(norm, total) if block == "post_ln" else total
 
 
 def apply_ffn(block: str, layer: LayerWeights, x: jax.Array, dropout: Dropout) -> jax.Array:
-    """LN(x + FFN(x)); as printed FFN(x)."""
+    """Computes LN(x + FFN(x)); as printed FFN(x)."""
     update = dropout(attention.feed_forward(layer.ffn, x))
     return add_and_norm(block, layer.ffn_norm, x, update) if block == "post_ln" else update
 

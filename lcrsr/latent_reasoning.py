@@ -1,4 +1,4 @@
-"""Latent cross reasoning, Eq. 2-7: a `jax.lax.scan` over steps, both sides at once.
+"""Reasons latently across both sides, Eq. 2-7: a `jax.lax.scan` over steps, both sides at once.
 
 The histories' rows stay outside the scan; the carry holds only the K new rows of each side and
 layer, zero until their step.
@@ -19,7 +19,7 @@ SELF_CONTEXTS = ("symmetric", "printed")
 
 
 class SideWeights(NamedTuple):
-    """One side's layers and step positions P~ [K, D]."""
+    """Holds one side's layers and step positions P~ [K, D]."""
 
     layers: tuple[LayerWeights, ...]
     step_positions: jax.Array
@@ -27,14 +27,14 @@ class SideWeights(NamedTuple):
 
 @flax.struct.dataclass
 class States:
-    """h^(1..K) of both sides, [B, K, D]; step k is row k - 1."""
+    """Holds h^(1..K) of both sides, [B, K, D]; step k is row k - 1."""
 
     rec: jax.Array
     search: jax.Array
 
 
 def final_state(states: jax.Array, start: jax.Array, active_steps: jax.Array) -> jax.Array:
-    """h^(active) [B, D] from states [B, K, D]; h^(0) if no step is active."""
+    """Returns h^(active) [B, D] from states [B, K, D]; h^(0) if no step is active."""
     every = jnp.concatenate([start[:, None], states], 1)
     return jnp.take(every, active_steps, axis=1)
 
@@ -53,7 +53,7 @@ def reason(
     self_context: str,
     dropout: Dropout,
 ) -> States:
-    """Eq. 2-6 for every step.
+    """Computes Eq. 2-6 for every step.
 
     Step k reads e_hat^(k) = h^(k-1) + P~[k] (Eq. 2); its self-attention sees the side's inputs
     and its reasoning rows up to k (Eq. 3, 6); its cross-attention sees the other side's (Eq. 4,

@@ -1,4 +1,6 @@
-"""LCR-SER as a `Ranker`: its pre-training loss (Eq. 9, 11), and scores with K active steps."""
+"""Wraps LCR-SER as a `Ranker`: its pre-training loss (Eq. 9, 11), and scores with K active
+steps.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from lcrsr import losses
 from lcrsr.latent_reasoning import States
 from lcrsr.model import LCRSER, Histories
-from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 # In a batch: the logits float32 [B, N] of a teacher for its candidates.
 TEACHER = "teacher"
@@ -19,7 +21,7 @@ TEACHER = "teacher"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The settings of Eq. 9 and 11.
+    """Holds the settings of Eq. 9 and 11.
 
     Attributes:
       recommendation: 'bce' (Eq. 11), or 'cross_entropy', the softmax over the candidates.
@@ -58,7 +60,7 @@ class Reasoned(NamedTuple):
 
 
 class LCRSERRanker:
-    """A `Ranker` around the network.
+    """Ranks with LCR-SER's network: a `Ranker`.
 
     Attributes:
       numbers: what of the loss's settings is arithmetic alone, `active_steps`, `lambda_tcl` and
@@ -79,9 +81,7 @@ class LCRSERRanker:
         }
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        return self.model.init({"params": key}, batch, rows, jnp.int32(0), deterministic=True)[
-            "params"
-        ]
+        return drawn_parameters(self.model, key, batch, rows, jnp.int32(0))
 
     def loss(
         self,

@@ -1,4 +1,4 @@
-"""The losses of pre-training: Eq. 9, 11 and 12."""
+"""Computes the losses of pre-training: Eq. 9, 11 and 12."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STOP_GRADIENTS = ("none", "h_plain", "both")
 
 
 def distance(a: jax.Array, b: jax.Array, kind: str) -> jax.Array:
-    """d(a, b) over the last axis [..., D]: 1 - cosine in [0, 2], or the Euclidean distance.
+    """Returns d(a, b) over the last axis [..., D]: 1 - cosine in [0, 2], or the Euclidean distance.
 
     Both have finite gradients at zero vectors and at a = b.
     """
@@ -30,18 +30,18 @@ def distance(a: jax.Array, b: jax.Array, kind: str) -> jax.Array:
 
 
 def distillation(logits: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over real users of KL(softmax(teacher) || softmax(logits)), in nats.
+    """Returns the mean over real users of KL(softmax(teacher) || softmax(logits)), in nats.
 
     Args:
       logits, teacher: [B, N] of the same candidates; the teacher gets no gradient.
       mask: [B], 0 for rows that are no users.
     """
     chex.assert_equal_shape([logits, teacher])
-    found, wanted = (
+    ours, wanted = (
         jax.nn.log_softmax(scores.astype(jnp.float32))
         for scores in (logits, jax.lax.stop_gradient(teacher))
     )
-    divergence = optax.losses.kl_divergence_with_log_targets(found, wanted)
+    divergence = optax.losses.kl_divergence_with_log_targets(ours, wanted)
     return (divergence * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
 
@@ -55,7 +55,7 @@ def contrastive(
     distance_kind: str,
     stop_gradient: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One side of Eq. 9: mean over users of max(d(e, h) - d(e, h~) + m, 0).
+    """Returns one side of Eq. 9: mean over users of max(d(e, h) - d(e, h~) + m, 0).
 
     A hinge can be won by pushing h~ away, so its two distances are returned apart.
 
@@ -95,7 +95,7 @@ def contrastive_from_outputs(
     distance: str,
     stop_gradient: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Eq. 9 on both sides; zero for K = 0 and for users one of whose histories is empty.
+    """Returns Eq. 9 on both sides; zero for K = 0 and for users one of whose histories is empty.
 
     Args:
       target: raw rows of the positive items [B, D].
@@ -131,7 +131,7 @@ def contrastive_from_outputs(
 
 
 def bce(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """Eq. 11 from logits: the mean of the binary cross-entropy over all (user, item) pairs.
+    """Returns Eq. 11 from logits: the mean of the binary cross-entropy over all (user, item) pairs.
 
     Args:
       logits, labels: [B, N].
@@ -143,7 +143,7 @@ def bce(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """The softmax over the target and its sampled negatives, in Eq. 11's place.
+    """Returns the softmax loss over the target and its sampled negatives, in Eq. 11's place.
 
     Args:
       logits, labels: [B, N]; labels are one-hot.
@@ -158,7 +158,7 @@ RECOMMENDATION = {"bce": bce, "cross_entropy": cross_entropy}
 
 
 def l2(params: Any, touched: Iterable[jax.Array]) -> jax.Array:
-    """||Phi||^2 of Eq. 12 on what the batch touched.
+    """Returns ||Phi||^2 of Eq. 12 on what the batch touched.
 
     Args:
       params: the network's parameters; matrices count, biases and norms do not.

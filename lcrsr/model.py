@@ -1,4 +1,4 @@
-"""LCR-SER's network: Eq. 1-8 and 10 over embedded rows.
+"""Defines LCR-SER's network: Eq. 1-8 and 10 over embedded rows.
 
 The embedding tables are not parameters of the network (`lcrsr.embedding`): it sees vectors and the
 batch's ids, the latter for masks alone.
@@ -81,7 +81,7 @@ class ModelConfig:
 
 @flax.struct.dataclass
 class Histories:
-    """Both sides' encoded histories."""
+    """Holds both sides' encoded histories."""
 
     rec: SideHistory
     search: SideHistory
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
 
 
 class LCRSER(nn.Module):
-    """The network; every method takes `Rows` gathered from the tables for its `Batch`.
+    """Computes the network; every method takes `Rows` gathered from the tables for its `Batch`.
 
     `active_steps` is a traced int32 in [0, max_steps]: one compilation serves every K.
     """
@@ -135,7 +135,7 @@ class LCRSER(nn.Module):
     def __call__(
         self, batch: Batch, rows: Rows, active_steps: jax.Array, *, deterministic: bool
     ) -> Outputs:
-        """Everything that training needs, Eq. 1-8 and 10.
+        """Computes everything that training needs, Eq. 1-8 and 10.
 
         Raises:
           AssertionError: `rows` and `batch` disagree in shape.
@@ -148,7 +148,7 @@ class LCRSER(nn.Module):
         return Outputs(logits, cross, plain, histories)
 
     def encode(self, batch: Batch, rows: Rows, *, deterministic: bool) -> Histories:
-        """3.2.1 and Eq. 1: embedded histories, and their encoders."""
+        """Embeds and encodes both histories, 3.2.1 and Eq. 1."""
         d = self.config.width
         chex.assert_shape(rows["rec_items"], (*batch["rec_items"].shape, d))
         chex.assert_shape(rows["query_words"], (*batch["query_words"].shape, d))
@@ -175,7 +175,7 @@ class LCRSER(nn.Module):
         deterministic: bool,
         steps: int | None = None,
     ) -> States:
-        """Eq. 2-6 from given starts h^(0) [B, D]; `cross=False` leaves MCA out (Eq. 9).
+        """Computes Eq. 2-6 from given starts h^(0) [B, D]; `cross=False` leaves MCA out (Eq. 9).
 
         `steps` takes the first so many alone: h^(k) does not depend on how many follow.
         """
@@ -276,6 +276,8 @@ class LCRSER(nn.Module):
 
 
 def _mean_of_valid(rows: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean over the second last axis of rows [..., W, D] where valid [..., W]; zero if none is."""
+    """Returns the mean over the second last axis of rows [..., W, D] where valid [..., W]; zero
+    if none is.
+    """
     count = jnp.maximum(valid.sum(-1), 1)[..., None].astype(rows.dtype)
     return jnp.where(valid[..., None], rows, 0.0).sum(-2) / count

@@ -1,14 +1,29 @@
-"""What training and evaluation ask of a model that ranks items: the `Ranker` protocol."""
+"""Defines what training and evaluation ask of a model that ranks items: the `Ranker` protocol."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 
 Batch = dict[str, Any]
 Rows = dict[str, jax.Array]
 Params = Any
+
+
+def drawn_parameters(network: nn.Module, key: jax.Array, *inputs: Any) -> Params:
+    """Draws a network's parameters, and computes nothing of what it makes of its inputs.
+
+    Outside a `jit`, `network.init` would compile the whole pass operation by operation.
+
+    Args:
+      key: of the parameters, which are bit for bit those of `network.init`.
+      inputs: arrays of the network's inputs; only their shapes and dtypes matter.
+    """
+    shapes = jax.eval_shape(lambda *arrays: arrays, *inputs)
+    variables: Any = network.lazy_init({"params": key}, *shapes, deterministic=True)
+    return variables["params"]
 
 
 def numbers_of(ranker: Ranker) -> dict[str, Any]:
@@ -17,7 +32,8 @@ def numbers_of(ranker: Ranker) -> dict[str, Any]:
 
 
 class Ranker(Protocol):
-    """LCR-SER or a baseline: pure functions over parameters, and embedding rows of a batch.
+    """Describes LCR-SER or a baseline: pure functions over parameters, and embedding rows of a
+    batch.
 
     Attributes:
       tables: the embedding tables it reads, of 'user', 'item', 'word' (`lcrsr.embedding`).
@@ -40,13 +56,13 @@ class Ranker(Protocol):
     needs_whole_tables: bool
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        """Random parameters of the network, the tables apart."""
+        """Returns random parameters of the network, the tables apart."""
         ...
 
     def loss(
         self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The training loss without L2, and scalars to log.
+        """Returns the training loss without L2, and scalars to log.
 
         Args:
           rows: the batch's fields as vectors, `user` [B, D], `rec_items` [B, Lr, D] and so on.
@@ -56,7 +72,7 @@ class Ranker(Protocol):
         ...
 
     def represent(self, params: Params, batch: Batch, rows: Rows) -> Any:
-        """What scoring needs of a batch's users, without dropout."""
+        """Returns what scoring needs of a batch's users, without dropout."""
         ...
 
     def score(self, params: Params, users: Any, rows: Rows) -> jax.Array:

@@ -1,4 +1,6 @@
-"""A config's model with its data: makes the training task, evaluates states, runs the stages."""
+"""Joins a config's model with its data: makes the training task, evaluates states, runs the
+stages.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from core import metrics, results
 from core.errors import UserError
 from core.experiment import Experiment, Plan
 from core.loop import LoopConfig, StageResult, run_stage
-from core.partitioning import TABLE, Partition, make_mesh
+from core.partitioning import MODEL, Partition, make_mesh
 from core.settings import build, not_negative, positive
 from core.workdir import Workdir
 from input_pipelines import batches
@@ -25,8 +27,8 @@ from input_pipelines.dataset import Dataset
 from input_pipelines.protocols import PROTOCOLS, check_evaluation
 from lcrsr.embedding import PARTITION_RULES, with_item_words
 from lcrsr.evaluation import Evaluator
-from lcrsr.pretrain import PretrainConfig, PretrainTask
 from lcrsr.ranker import Ranker
+from lcrsr.ranker_task import RankerTask, TrainConfig
 
 _LOG = logging.getLogger(__name__)
 # Updates of an epoch at least, and the batches to choose from, where the size of the log decides.
@@ -35,9 +37,9 @@ _UPDATES, _BATCHES = 300, (32, 1024)
 _SELECTING = ("neg99", "full")
 # What a training divides by or counts to, and axes that it reduces.
 _SIZES = (
-    "pretrain.batch_size",
-    "pretrain.max_epochs",
-    "pretrain.evals_per_epoch",
+    "train.batch_size",
+    "train.max_epochs",
+    "train.evals_per_epoch",
     "loop.log_every",
     "loop.checkpoint_every",
     "data.rec_length",
@@ -50,7 +52,7 @@ _SIZES = (
 def partition_of(
     config: config_dict.ConfigDict, table_width: int | None = None
 ) -> Partition | None:
-    """The mesh of `config.mesh` with the rules of its tables; None for one device.
+    """Returns the mesh of `config.mesh` with the rules of its tables; None for one device.
 
     Args:
       table_width: D of the tables' rows, by which they are packed; None packs nothing.
@@ -58,28 +60,28 @@ def partition_of(
     Raises:
       UserError: the mesh does not fit the devices, or a batch size does not fit the mesh.
     """
-    mesh = config.get("mesh")
-    if mesh is None or ((mesh.data, mesh.table) == (1, 1) and jax.process_count() == 1):
+    mesh = config.mesh
+    if (mesh.data, mesh.model) == (1, 1) and jax.process_count() == 1:
         return None
-    partition = Partition(make_mesh(mesh.data, mesh.table), PARTITION_RULES, table_width)
+    partition = Partition(make_mesh(mesh.data, mesh.model), PARTITION_RULES, table_width)
     if partition.size == 1:
         return None
-    sizes = {"pretrain": ("batch_size",), "eval": ("batch_size", "full_batch_size")}
+    sizes = {"train": ("batch_size",), "eval": ("batch_size", "full_batch_size")}
     if "rl" in config:
         sizes["rl"] = ("batch_size",)
     for section, names in sizes.items():
         for name in names:
             partition.check_batch_size(config[section][name], f"config.{section}.{name}")
-    if config.pretrain.table_update == "dense" and partition.mesh.shape[TABLE] > 1:
+    if config.train.table_update == "dense" and partition.mesh.shape[MODEL] > 1:
         raise UserError(
-            f"expected config.mesh.table=1 with pretrain.table_update='dense', found {mesh.table}: "
+            f"expected config.mesh.model=1 with train.table_update='dense', found {mesh.model}: "
             "dense updates need whole tables; cut batches only, with config.mesh.data"
         )
     return partition
 
 
 def batch_for(examples: int) -> int:
-    """Chooses a batch by the size of the log: `pretrain.batch_size` where that is 0.
+    """Chooses a batch by the size of the log: `train.batch_size` where that is 0.
 
     It is the largest power of two that leaves an epoch at least 300 updates, from 32 to 1,024:
     large logs get UniSAR's batch, Amazon Beauty the 256 that validation chose there
@@ -90,12 +92,12 @@ def batch_for(examples: int) -> int:
 
 def _with_batch(config: config_dict.ConfigDict, data: Dataset) -> config_dict.ConfigDict:
     """Sets the batch of a config that leaves it to the size of the log."""
-    if config.pretrain.batch_size != 0:
+    if config.train.batch_size != 0:
         return config
     config = config_dict.ConfigDict(config.to_dict())
     examples = len(data.splits.train)
-    config.pretrain.batch_size = batch_for(examples)
-    _LOG.info("batches of %d for %d training examples", config.pretrain.batch_size, examples)
+    config.train.batch_size = batch_for(examples)
+    _LOG.info("batches of %d for %d training examples", config.train.batch_size, examples)
     return config
 
 
@@ -126,7 +128,7 @@ class RecommendationExperiment(Experiment):
         self.data.possible("test", self.config.eval.protocols)
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
-        """What `evaluate` calls a protocol of a task: here a protocol is itself.
+        """Names what `evaluate` measures for a protocol of a task: here the protocol itself.
 
         Raises:
           UserError: another task than recommendation, or no such protocol.
@@ -218,7 +220,7 @@ class RecommendationExperiment(Experiment):
 
 
 class RankerExperiment(RecommendationExperiment):
-    """Trains a `Ranker` by one stage, `pretrain`.
+    """Trains a `Ranker` by one stage, `train`.
 
     Args:
       config: a resolved config (`experiments.resolve.resolve`).
@@ -229,14 +231,14 @@ class RankerExperiment(RecommendationExperiment):
       UserError: a setting that does not exist or does not fit.
     """
 
-    stages: tuple[str, ...] = ("pretrain",)
+    stages: tuple[str, ...] = ("train",)
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset, ranker: Ranker):
         config = _with_batch(config, data)
         positive(config, *_SIZES)
         if not ranker.needs_whole_tables:
             positive(config, "data.train_negatives")  # the target alone teaches no order
-        not_negative(config, "pretrain.lambda_l2", "pretrain.learning_rate")
+        not_negative(config, "train.lambda_l2", "train.learning_rate")
         check_evaluation(config)
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)
@@ -264,18 +266,18 @@ class RankerExperiment(RecommendationExperiment):
                 "expected a model of recommendation alone where config.data.use_search is False, "
                 "found one that trains on searches too; set --config.model.search_weight=0"
             )
-        if ranker.needs_whole_tables and config.pretrain.table_update != "dense":
+        if ranker.needs_whole_tables and config.train.table_update != "dense":
             raise UserError(
-                f"expected config.pretrain.table_update='dense', found "
-                f"{config.pretrain.table_update!r}: this loss is over all items, and touched rows "
+                f"expected config.train.table_update='dense', found "
+                f"{config.train.table_update!r}: this loss is over all items, and touched rows "
                 "alone get no gradient from it; set it, or another config.model.loss"
             )
-        if self.item_words is not None and config.pretrain.table_update != "dense":
+        if self.item_words is not None and config.train.table_update != "dense":
             raise UserError(
-                f"expected config.pretrain.table_update='dense' with config.data.item_words, found "
-                f"{config.pretrain.table_update!r}; set it"
+                f"expected config.train.table_update='dense' with config.data.item_words, found "
+                f"{config.train.table_update!r}; set it"
             )
-        self._pretrain_config = build(PretrainConfig, config.pretrain.to_dict(), section="pretrain")
+        self._train_config = build(TrainConfig, config.train.to_dict(), section="train")
 
     def check_data(self) -> None:
         super().check_data()
@@ -293,10 +295,10 @@ class RankerExperiment(RecommendationExperiment):
                 task, config = stages.send(run_stage(task, config, workdir))
 
     def plan(self, workdir: Workdir) -> Plan:
-        """The stages in order: gives each to be trained, is sent its result, and tests that."""
-        task = self.pretrain_task()
+        """Yields the stages in order, each to be trained; is sent its result, and tests that."""
+        task = self.train_task()
         finished = yield task, self.loop_config(task)
-        self.test_stage(workdir, "pretrain", finished)
+        self.test_stage(workdir, "train", finished)
 
     def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
         state = finished.state
@@ -305,60 +307,57 @@ class RankerExperiment(RecommendationExperiment):
             workdir, stage, finished.best_step, state["params"], state["tables"], more
         )
 
-    def pretrain_task(self, name: str = "pretrain", initial: Any = None) -> PretrainTask:
-        """Returns the training stage, or with `initial` one that goes on from there."""
-        config = self.config.pretrain
+    def train_task(self) -> RankerTask:
+        """Returns the training stage."""
+        config = self.config.train
         batches, steps_per_epoch = self.training_batches(self.config.seed)
-        first_step = 0 if initial is None else int(initial["step"])
-        return PretrainTask(
-            name=name,
+        return RankerTask(
+            name="train",
             ranker=self.ranker,
-            config=self._pretrain_config,
+            config=self._train_config,
             table_sizes=self.data.table_sizes,
             example_batch=self.example_batch(),
-            # What goes on takes the batch after the state it starts from.
-            batches=lambda start: batches(first_step + start),
+            batches=batches,
             steps_per_epoch=steps_per_epoch,
             batch_size=config.batch_size,
             evaluate=self.validate,
             selection=self.selection,
             seed=self.config.seed,
-            initial=initial,
             item_words=self.item_words,
             partition=self.partition,
         )
 
     def training_batches(self, seed: int) -> tuple[Callable[[int], Iterator[Any]], int]:
-        """Pre-training's endless batches from a step on, and how many an epoch has."""
+        """Returns pre-training's endless batches from a step on, and how many an epoch has."""
         return self.data.training(
-            batch_size=self.config.pretrain.batch_size,
+            batch_size=self.config.train.batch_size,
             negatives=self.config.data.train_negatives,
             seed=seed,
             tasks=self.ranker.tasks,
         )
 
-    def loop_config(self, task: PretrainTask) -> LoopConfig:
-        """How long pre-training runs and how often it looks."""
-        pretrain, steps_per_epoch = self.config.pretrain, task.steps_per_epoch
+    def loop_config(self, task: RankerTask) -> LoopConfig:
+        """Returns how long pre-training runs and how often it looks."""
+        train, steps_per_epoch = self.config.train, task.steps_per_epoch
         return self.loop(
-            max_steps=max(1, round(pretrain.max_epochs * steps_per_epoch)),
-            eval_every=max(1, round(steps_per_epoch / pretrain.evals_per_epoch)),
-            learning_rate=pretrain.learning_rate,
+            max_steps=max(1, round(train.max_epochs * steps_per_epoch)),
+            eval_every=max(1, round(steps_per_epoch / train.evals_per_epoch)),
+            learning_rate=train.learning_rate,
         )
 
     def loop(self, *, max_steps: int, eval_every: int, learning_rate: float) -> LoopConfig:
-        """The loop's settings around what differs between stages."""
-        pretrain = self.config.pretrain
+        """Returns the loop's settings around what differs between stages."""
+        train = self.config.train
         return LoopConfig(
             max_steps=max_steps,
             eval_every=eval_every,
             checkpoint_every=self.config.loop.checkpoint_every,
             log_every=self.config.loop.log_every,
             learning_rate=learning_rate,
-            min_learning_rate=min(learning_rate, pretrain.min_learning_rate),
-            plateau_factor=pretrain.plateau_factor,
-            plateau_patience=pretrain.plateau_patience,
-            stop_patience=pretrain.stop_patience,
+            min_learning_rate=min(learning_rate, train.min_learning_rate),
+            plateau_factor=train.plateau_factor,
+            plateau_patience=train.plateau_patience,
+            stop_patience=train.stop_patience,
         )
 
     def example_batch(self) -> dict[str, np.ndarray]:
@@ -400,7 +399,7 @@ class RankerExperiment(RecommendationExperiment):
         return rows[1 : len(of_rows) + 1], of_rows
 
     def abstract_state(self, stage: str) -> Any:
-        """Shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""
+        """Returns shapes, dtypes and shardings of a stage's state, to restore a checkpoint into."""
         return self._placed(self._shapes(stage))
 
     def _placed(self, state: Any) -> Any:
@@ -408,4 +407,4 @@ class RankerExperiment(RecommendationExperiment):
 
     def _shapes(self, stage: str) -> Any:
         del stage
-        return jax.eval_shape(self.pretrain_task().random_state)
+        return jax.eval_shape(self.train_task().random_state)

@@ -1,4 +1,4 @@
-"""Reinforcement learning (3.4): the task that tunes a pre-trained LCR-SER with GRPO."""
+"""Tunes a pre-trained LCR-SER with GRPO (3.4), as a `core.task.Task`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core import metrics
 from core.partitioning import Partition
 from lcrsr import embedding, rollout
 from lcrsr.model import LCRSER
-from lcrsr.pretrain import Evaluate, State, init_table_states, update_tables
+from lcrsr.ranker_task import Evaluate, State, init_table_states, update_tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,13 +94,14 @@ class ReinforceTask:
         return self.numbers["seed"]
 
     def init(self) -> State:
-        if self.partition is None:
-            return self.state_from(self._initial)
-        shardings = self.partition.shardings(jax.eval_shape(self.state_from, self._initial))
+        # Compiled whole: copies one by one are a program each.
+        shardings = None
+        if self.partition is not None:
+            shardings = self.partition.shardings(jax.eval_shape(self.state_from, self._initial))
         return jax.jit(self.state_from, out_shardings=shardings)(self._initial)
 
     def state_from(self, initial: State) -> State:
-        """The state before the first update, from a pre-training state."""
+        """Returns the state before the first update, from a pre-training state."""
         params, tables = initial["params"], initial["tables"]
         # Copies: the state is donated to the train step, and the pre-trained one is still needed.
         state = {
@@ -176,7 +177,9 @@ class ReinforceTask:
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"])
         new_state = state | {
             "step": state["step"] + 1,
-            "params": jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], updates),
+            "params": optax.apply_updates(
+                state["params"], optax.tree.scale(-learning_rate, updates)
+            ),
             "optimizer": optimizer,
         }
         if config.trainable == "all":

@@ -37,7 +37,7 @@ class Noise(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What scores: the network's parameters and the tables it reads."""
+    """Holds what scores: the network's parameters and the tables it reads."""
 
     params: Any
     tables: Tables
@@ -46,7 +46,7 @@ class Policy(NamedTuple):
 def draw_noise(
     key: jax.Array, histories: Histories, *, trajectories: int, gamma: float | jax.Array
 ) -> Noise:
-    """gamma * rms(h^(0)) * eps with eps ~ N(0, 1), none on the first trajectory, Eq. 14.
+    """Draws gamma * rms(h^(0)) * eps with eps ~ N(0, 1), none on the first trajectory, Eq. 14.
 
     The RMS is taken over D of each user's h^(0), a side, of the policy that rolls out: gamma is
     relative to the state it perturbs.
@@ -82,8 +82,8 @@ def trajectories(
     """Scores of every candidate on every trajectory, logits [G, B, N].
 
     The histories are encoded once, by the caller; reasoning and scoring are mapped over G. Where a
-    device has many users they take turns, and a gradient scores them anew instead of keeping the
-    scorer's layers for all of them.
+    device has many users they are scored in chunks, and a gradient scores each chunk anew instead
+    of keeping the scorer's layers for all of them.
 
     Args:
       partition: the mesh over which the users are cut.
@@ -115,27 +115,27 @@ def trajectories(
 
     candidates = rows["candidates"]
     users, scored = candidates.shape[0], noise.rec.shape[0] * candidates.shape[1]
-    turns = turns_of(users // (partition.size if partition else 1), scored, most_scored)
-    if turns == 1:
+    chunks = chunk_count(users // (partition.size if partition else 1), scored, most_scored)
+    if chunks == 1:
         return of_users(histories, noise, rows["user"], candidates)
 
-    def turn(part):
+    def score_chunk(part):
         histories, noise, *rest = part
-        found = of_users(histories, Noise(*(jnp.moveaxis(n, 1, 0) for n in noise)), *rest)
-        return jnp.moveaxis(found, 0, 1)
+        scores = of_users(histories, Noise(*(jnp.moveaxis(n, 1, 0) for n in noise)), *rest)
+        return jnp.moveaxis(scores, 0, 1)
 
     by_user = (histories, Noise(*(jnp.moveaxis(n, 0, 1) for n in noise)), rows["user"], candidates)
-    cut = jax.tree.map(lambda values: in_turns(values, turns, partition), by_user)
-    # A scan keeps no value of a turn by itself, so that nothing need be hidden from the compiler.
-    found = jax.lax.map(jax.checkpoint(turn, prevent_cse=False), cut)
-    found = out_of_turns(found, partition)
-    return jnp.moveaxis(found, 1, 0)
+    cut = jax.tree.map(lambda values: in_chunks(values, chunks, partition), by_user)
+    # A scan keeps no value of a chunk by itself, so that nothing need be hidden from the compiler.
+    of_all = jax.lax.map(jax.checkpoint(score_chunk, prevent_cse=False), cut)
+    of_all = out_of_chunks(of_all, partition)
+    return jnp.moveaxis(of_all, 1, 0)
 
 
-def turns_of(users: int, scored: int, most_scored: int) -> int:
-    """Returns into how many equal parts a device's users go, of `scored` candidates each.
+def chunk_count(users: int, scored: int, most_scored: int) -> int:
+    """Returns into how many equal chunks a device's users go, of `scored` candidates each.
 
-    A part has `most_scored` candidates at most, or a single user.
+    A chunk has `most_scored` candidates at most, or a single user.
     """
     return next(
         n
@@ -144,18 +144,18 @@ def turns_of(users: int, scored: int, most_scored: int) -> int:
     )
 
 
-def in_turns(values: jax.Array, turns: int, partition: Partition | None) -> jax.Array:
-    """Cuts [B, ...] into [turns, B / turns, ...]; every device's users are in every turn."""
+def in_chunks(values: jax.Array, chunks: int, partition: Partition | None) -> jax.Array:
+    """Cuts [B, ...] into [chunks, B / chunks, ...]; every device's users are in every chunk."""
     devices = partition.size if partition else 1
-    values = values.reshape(devices, turns, -1, *values.shape[1:])
-    values = jnp.moveaxis(values, 1, 0).reshape(turns, -1, *values.shape[3:])
+    values = values.reshape(devices, chunks, -1, *values.shape[1:])
+    values = jnp.moveaxis(values, 1, 0).reshape(chunks, -1, *values.shape[3:])
     return _cut_over_devices(values, partition)
 
 
-def out_of_turns(values: jax.Array, partition: Partition | None) -> jax.Array:
-    """Returns [B, ...] again from what `in_turns` gave."""
-    devices, (turns, _, *rest) = partition.size if partition else 1, values.shape
-    values = _cut_over_devices(values, partition).reshape(turns, devices, -1, *rest)
+def out_of_chunks(values: jax.Array, partition: Partition | None) -> jax.Array:
+    """Returns [B, ...] again from what `in_chunks` gave."""
+    devices, (chunks, _, *rest) = partition.size if partition else 1, values.shape
+    values = _cut_over_devices(values, partition).reshape(chunks, devices, -1, *rest)
     return jnp.moveaxis(values, 0, 1).reshape(-1, *rest)
 
 
@@ -167,7 +167,7 @@ def _cut_over_devices(values: jax.Array, partition: Partition | None) -> jax.Arr
 
 
 def target_log_prob(logits: jax.Array, policy: str) -> jax.Array:
-    """log pi(v_{L+1} | T_i), the target being column 0 of logits [..., N].
+    """Returns log pi(v_{L+1} | T_i), the target being column 0 of logits [..., N].
 
     'softmax' over the candidates; 'sigmoid' is Eq. 10 read as a probability.
     """
@@ -199,7 +199,7 @@ def grpo_loss(
     partition: Partition | None = None,
     most_scored: int = MOST_SCORED,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-J of Eq. 15 on a batch whose target is column 0 of its candidates.
+    """Returns -J of Eq. 15 on a batch whose target is column 0 of its candidates.
 
     Args:
       current: the policy trained; gradients reach `current.params` and `rows`.
@@ -265,7 +265,7 @@ def grpo_loss(
 
 
 def trainable_mask(params: Any, which: str) -> Any:
-    """A tree of Python booleans: which parameters of the network RL updates.
+    """Returns a tree of Python booleans: which parameters of the network RL updates.
 
     'all' and 'dense' take every parameter ('all' also updates the tables, elsewhere); 'reasoning'
     those that only the reasoning steps use: cross-attention, its norm, the steps' positions.

@@ -1,4 +1,4 @@
-"""A number of reasoning steps for every user: calibrated on validation, measured on test."""
+"""Gives every user a number of reasoning steps: calibrated on validation, measured on test."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def metrics_of_every_k(
         above, tied = jax.vmap(metrics.target_ranks)(logits)
         return x, ranking_losses(logits).T, metric(above, tied).T
 
-    found = []
+    outputs_of = []
     for batch in run.data.sampled(split, "neg99"):
         outputs = jax.device_get(of_batch(run.params, run.tables_with_words, batch))
-        found.append([array[batch["mask"] > 0] for array in outputs])
-    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+        outputs_of.append([array[batch["mask"] > 0] for array in outputs])
+    return [np.concatenate(arrays) for arrays in zip(*outputs_of, strict=True)]
 
 
 def _large_batch(run: Restored) -> dict[str, np.ndarray]:
-    """1,024 test users, the same ones again where there are fewer."""
+    """Makes a batch of 1,024 test users, the same ones again where there are fewer."""
     batches = list(run.data.sampled("test", "neg99"))
     whole = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
     places = np.resize(np.flatnonzero(whole["mask"] > 0), _BATCH)
@@ -109,7 +109,7 @@ def heading_of(origin: dict[str, Any]) -> str:
 def to_markdown(
     name: str,
     table: dict[str, dict[str, float]],
-    found: Calibration,
+    calibration: Calibration,
     difference: list[float | None],
     heading: str,
 ) -> str:
@@ -144,10 +144,10 @@ def to_markdown(
     saved = 1 - base["seconds"] / fixed
     lines += [
         "",
-        f"Adaptive minus the best fixed K on validation ({found.best_fixed}), on test: "
+        f"Adaptive minus the best fixed K on validation ({calibration.best_fixed}), on test: "
         f"{mean:+.4f} {interval}. Against K = {most}: {most - base['steps']:.2f} of {most} "
         f"steps saved, and {100 * saved:.0f}% of the time of the faster of its two rows. Price of "
-        f"a step: {found.price:.2g} nats.",
+        f"a step: {calibration.price:.2g} nats.",
         "",
     ]
     return "\n".join(lines)
@@ -170,7 +170,7 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
             f"expected a run of lcr_ser with model.max_steps of 1 or more in {workdir}, found "
             "another; only LCR-SER takes reasoning steps"
         )
-    trained, most = run.experiment.config.pretrain.active_steps, ranker.model.config.max_steps
+    trained, most = run.experiment.config.train.active_steps, ranker.model.config.max_steps
     if trained < most:
         raise UserError(
             f"expected a run trained with all of its {most} steps, found active_steps of "
@@ -185,10 +185,10 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     x, losses, values = metrics_of_every_k(run, scorer, "validation", name)
     try:
         users = _users(run, "validation")
-        head, found = calibrate(x, losses, values, users, tolerance)
+        head, calibration = calibrate(x, losses, values, users, tolerance)
     except ValueError as error:
         raise UserError(f"{error} in {run.data.label}; bring more data") from None
-    price = jnp.float32(found.price)
+    price = jnp.float32(calibration.price)
     test_x, _, test = metrics_of_every_k(run, scorer, "test", name)
     own = np.asarray(head.steps(jnp.asarray(test_x), price))
     reached = test[np.arange(len(own)), own]
@@ -203,25 +203,25 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
         for k in range(test.shape[1])
     }
     table["adaptive"] = {
-        "validation": found.metric,
+        "validation": calibration.metric,
         "test": float(reached.mean()),
         "steps": float(own.mean()),
         "seconds": seconds["adaptive"],
     }
     blocks = f"{test.shape[1] - 1} in blocks"
     table[blocks] = {"seconds": seconds[blocks]}
-    gains = reached - test[:, found.best_fixed]
+    gains = reached - test[:, calibration.best_fixed]
     gain = metrics.means_of_users(gains, _users(run, "test"))
     half = metrics.half_interval(gain) if len(gain) > 1 else None
     difference = [float(gain.mean()), half]
     origin = origin_of(run)
-    text = to_markdown(name, table, found, difference, heading_of(origin))
+    text = to_markdown(name, table, calibration, difference, heading_of(origin))
     values_out = {
         **origin,
         "metric": name,
         "tolerance": tolerance,
-        "price": found.price,
-        "best_fixed": found.best_fixed,
+        "price": calibration.price,
+        "best_fixed": calibration.best_fixed,
         "difference": difference,
         "users_by_steps": np.bincount(own, minlength=test.shape[1]).tolist(),
         "rows": table,

@@ -22,7 +22,7 @@ _FREE_KEYS = frozenset(
         "cache_dir",
         "data_dir",
         "mesh.data",
-        "mesh.table",
+        "mesh.model",
         "loop.log_every",
         "eval.protocols",
         "eval.search_protocols",
@@ -38,9 +38,9 @@ _SEARCH = "search/"  # how protocols of searches begin
 
 
 def _settings(config: dict[str, Any]) -> dict[str, str]:
-    """What sets runs apart, as 'section.key': JSON."""
-    found = settings(config)
-    return {name: json.dumps(value) for name, value in found.items() if name not in _FREE_KEYS}
+    """Returns what sets runs apart, as 'section.key': JSON."""
+    values = settings(config)
+    return {name: json.dumps(value) for name, value in values.items() if name not in _FREE_KEYS}
 
 
 def _config_key(config: dict[str, Any]) -> str:
@@ -48,7 +48,7 @@ def _config_key(config: dict[str, Any]) -> str:
 
 
 def _differing(configs: list[dict[str, Any]]) -> list[str]:
-    """Which settings tell configs of one method apart."""
+    """Returns the settings that tell configs of one method apart."""
     every = [_settings(config) for config in configs]
     names = sorted(set().union(*every))
     return [name for name in names if len({one.get(name) for one in every}) > 1]
@@ -65,7 +65,8 @@ def read_rows(
 
     Raises:
       UserError: a workdir without that metric; runs on different data, splits or users; a run
-        twice; one name for runs that differ in more than their seed, or two for those that do not.
+        twice; one name for runs that differ in more than their seed, or two names for seeds of one
+        config.
     """
     _check_once(workdirs)
     if names and len(names) != len(workdirs):
@@ -85,8 +86,8 @@ def read_rows(
         workdir = Workdir(path)
         config = workdir.read_config()
         rows = workdir.read_results()["rows"]
-        found = [row for row in rows if row["split"] == split and metric in row["metrics"]]
-        if not found:
+        fitting = [row for row in rows if row["split"] == split and metric in row["metrics"]]
+        if not fitting:
             raise _missing(path, config, rows, metric, split)
         if not isinstance(config.get("method"), str):
             raise UserError(
@@ -98,7 +99,7 @@ def read_rows(
         if names:
             _check_name(named, key, names[place], path)
             named[key] = names[place]
-        for row in sorted(found, key=lambda row: stage_order(row["stage"])):
+        for row in sorted(fitting, key=lambda row: stage_order(row["stage"])):
             users, values = workdir.read_per_user(row, name)
             if first is None:
                 first = (path, row, users)
@@ -129,10 +130,10 @@ def read_rows(
 
 
 def shared_metrics(workdirs: Sequence[str], split: str) -> tuple[list[str], list[str]]:
-    """Returns the metrics of a split that all runs have, and those that only some have.
+    """Returns the metrics of a split that all runs have, and the metrics that only some have.
 
-    Both are in the order of the first run that has them. Metrics without examples behind them,
-    such as those of identifiers, are left out.
+    Both are in the order of the first run that has them. Metrics without per-example values, such
+    as the metrics of identifiers, are left out.
 
     Raises:
       UserError: the runs have none in common.
@@ -165,7 +166,7 @@ def _check_once(workdirs: Sequence[str]) -> None:
 
 
 def _check_name(named: dict[str, str], key: str, name: str, path: str) -> None:
-    """Refuses a name of the run in `path` that does not go with those of the runs before it."""
+    """Refuses a name of the run in `path` that contradicts the names of the runs before it."""
     if named.get(key, name) != name:
         raise UserError(
             f"expected one name for runs that differ in their seed alone, found {named[key]} and, "
@@ -181,10 +182,10 @@ def _check_name(named: dict[str, str], key: str, name: str, path: str) -> None:
 def _missing(
     path: str, config: dict[str, Any], rows: list[dict[str, Any]], metric: str, split: str
 ) -> UserError:
-    """That none of a run's rows has the metric on a split, with what helps."""
+    """Makes the error that none of a run's rows has the metric on a split, with what helps."""
     name, _, protocol = metric.partition("/")
     of_task = [r for r in rows if r["protocol"].startswith(_SEARCH) == protocol.startswith(_SEARCH)]
-    # All that there is, where the run is of another task.
+    # All rows, where the run is of another task.
     alike = [r for r in of_task if r["protocol"] == protocol] if of_task else rows
     there = [known for r in alike if r["split"] == split for known in r["metrics"]]
     computed = _value(config, "eval.metrics")
@@ -220,7 +221,7 @@ def _label(
     key: str,
     stage: str,
     stages: set[str],
-    given: str | None,
+    own_name: str | None,
 ) -> str:
     """Names the method, its stage where there are several, and what sets it apart.
 
@@ -228,9 +229,9 @@ def _label(
       runs: a config and the folder of its first run, by what tells configs apart.
     """
     config, path = runs[key]
-    name = (given or config["method"]) + (f" ({stage})" if len(stages) > 1 else "")
+    name = (own_name or config["method"]) + (f" ({stage})" if len(stages) > 1 else "")
     like = {k: run for k, run in runs.items() if run[0]["method"] == config["method"]}
-    if given or len(like) == 1:
+    if own_name or len(like) == 1:
         return name
     settings_apart = _differing([other for other, _ in like.values()])
     if len(settings_apart) > _MOST_SETTINGS:

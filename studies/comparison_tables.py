@@ -25,7 +25,7 @@ def to_markdown(tables: Mapping[str, tuple[Sequence[Row], Sequence[Pair]]]) -> s
     ]
     keys = dict.fromkeys((r.config, r.stage) for rows in rows_of.values() for r in rows)
     for key in keys:
-        found = {
+        of_metric = {
             metric: row
             for metric, rows in rows_of.items()
             for row in rows
@@ -33,10 +33,10 @@ def to_markdown(tables: Mapping[str, tuple[Sequence[Row], Sequence[Pair]]]) -> s
         }
         means: list[str] = []
         for metric in tables:
-            row = found.get(metric)
+            row = of_metric.get(metric)
             means += _mean_and_spread(row, len(tables) == 1) if row else [""]
-        name = max((row.name for row in found.values()), key=len)
-        seeds = "; ".join(dict.fromkeys(", ".join(map(str, r.seeds)) for r in found.values()))
+        name = max((row.name for row in of_metric.values()), key=len)
+        seeds = "; ".join(dict.fromkeys(", ".join(map(str, r.seeds)) for r in of_metric.values()))
         lines.append(f"| {name} | {' | '.join([*means, seeds])} |")
     tested: dict[tuple[str, str], dict[str, Pair]] = {}
     for metric, (_, pairs) in tables.items():

@@ -1,4 +1,4 @@
-"""CRS's Figure 2, Table 3 and Figure 3 from finished runs."""
+"""Makes CRS's Figure 2, Table 3 and Figure 3 from finished runs."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Runs:
     origin: str
 
     def stages(self) -> list[str]:
-        """Of Figure 2: M_sft^0, M_rl^0, M_sft^1, ..."""
+        """Returns the stages of Figure 2: M_sft^0, M_rl^0, M_sft^1, ..."""
         rounds = range(self.iterations)
         later = [stage for i in rounds for stage in (rl_stage(i), sft_stage(i + 1))]
         return [sft_stage(0), *later]
 
     def last(self, name: str) -> Row:
-        """hr@10 after the last stage of the loop that all seeds of a name have."""
-        found = [self.rows.get((_GROUPED, name, stage)) for stage in self.stages()]
-        there = [row for row in found if row is not None]
+        """Returns hr@10 after the last stage of the loop that all seeds of a name have."""
+        of_stages = [self.rows.get((_GROUPED, name, stage)) for stage in self.stages()]
+        there = [row for row in of_stages if row is not None]
         return [row for row in there if len(row.seeds) == len(there[0].seeds)][-1]
 
 
@@ -94,24 +94,25 @@ def read(workdirs: Sequence[str], names: Sequence[str]) -> Runs:
 
 def _origin(workdirs: Sequence[str]) -> str:
     every = [row for path in workdirs for row in Workdir(path).read_results()["rows"]]
-    found = [row for row in every if (row["split"], row["protocol"]) == ("test", PROTOCOL)]
+    tested = [row for row in every if (row["split"], row["protocol"]) == ("test", PROTOCOL)]
     commits, devices = (
-        ", ".join(dict.fromkeys(row[key] for row in found if key in row))
-        for key in ("commit", "device")
+        ", ".join(dict.fromkeys(row[key] for row in tested)) for key in ("commit", "device")
     )
-    split, examples = found[0]["data_split"], found[0]["examples"]
-    made = f"commit {commits}, {devices}" if devices else f"commit {commits}"
-    return f"{found[0]['data']}, test split ({split}), {examples} searches, {PROTOCOL}, {made}"
+    split, examples = tested[0]["data_split"], tested[0]["examples"]
+    made = f"commit {commits}, {devices}"
+    return f"{tested[0]['data']}, test split ({split}), {examples} searches, {PROTOCOL}, {made}"
 
 
 def figure_2(runs: Runs) -> list[str]:
-    """The stages as a Markdown table: a line a name and stage, that without RL below."""
+    """Writes the stages as a Markdown table: a line a name and stage, the stages without RL
+    below.
+    """
     header = " | ".join(_SHOWN)
     lines = [f"| run | stage | seeds | {header} |", "|---|---|---|" + "---:|" * len(_SHOWN)]
     for name in runs.names:
         for stage in (*runs.stages(), *_alone(runs)[1:]):
-            found = [runs.rows.get((metric, name, stage)) for metric in _SHOWN]
-            present = [row for row in found if row is not None]
+            of_metrics = [runs.rows.get((metric, name, stage)) for metric in _SHOWN]
+            present = [row for row in of_metrics if row is not None]
             if present:
                 cells = " | ".join(mean_text(row.means) for row in present)
                 seeds = ", ".join(map(str, present[0].seeds))
@@ -120,12 +121,13 @@ def figure_2(runs: Runs) -> list[str]:
 
 
 def _alone(runs: Runs) -> list[str]:
-    """The stages of the variant without RL, which starts as the loop does."""
+    """Returns the stages of the variant without RL, which starts as the loop does."""
     return [sft_stage(0), *(sft_only_stage(i + 1) for i in range(runs.iterations))]
 
 
 def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
-    """Each RL stage's metrics by name as Markdown, and the tests behind its last column.
+    """Writes each RL stage's metrics by name as Markdown; returns also the tests behind its last
+    column.
 
     A name is tested against the last one, as R-GRPO is against GRPO in the paper, where both have
     the same seeds; p is corrected over the whole table.
@@ -153,13 +155,13 @@ def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
             if (_TESTED, name, stage) not in runs.rows:
                 continue
             row = runs.rows[_TESTED, name, stage]
-            found = [mean_text(runs.rows[metric, name, stage].means) for metric in _TABLE]
+            means = [mean_text(runs.rows[metric, name, stage].means) for metric in _TABLE]
             pair, test = cells.get((stage, row.name)), ["", ""]
             if pair is not None:
                 between = f"[{pair.low:+.4f}, {pair.high:+.4f}]"
                 test = [f"{pair.difference:+.4f} {between}", f"{pair.p_holm:.2g}"]
             seeds = ", ".join(map(str, row.seeds))
-            lines.append(f"| {stage} | {name} | {seeds} | {' | '.join([*found, *test])} |")
+            lines.append(f"| {stage} | {name} | {seeds} | {' | '.join([*means, *test])} |")
     return lines, tested
 
 
@@ -174,17 +176,17 @@ def _draw_figure_2(runs: Runs, path: str) -> None:
                 ({stage: i for i, stage in enumerate(loop)}, "o-", name),
                 (places, "s--", f"{name}, without RL"),
             ):
-                found = [
+                points = [
                     (place, runs.rows[metric, name, stage])
                     for stage, place in stages.items()
                     if (metric, name, stage) in runs.rows
                 ]
-                if style == "s--" and len(found) < 2:
+                if style == "s--" and len(points) < 2:
                     continue
-                means = [np.mean(row.means) for _, row in found]
-                spreads = [np.std(r.means, ddof=1) if len(r.means) > 1 else 0 for _, r in found]
+                means = [np.mean(row.means) for _, row in points]
+                spreads = [np.std(r.means, ddof=1) if len(r.means) > 1 else 0 for _, r in points]
                 axis.errorbar(
-                    [place for place, _ in found],
+                    [place for place, _ in points],
                     means,
                     yerr=spreads,
                     fmt=style,
@@ -220,7 +222,7 @@ def _draw_figure_3(rows: Sequence[Row], groups: dict[str, np.ndarray], path: str
 
 
 def _titled(row: Row) -> Row:
-    """A row under its method, stage and seeds."""
+    """Names a row by its method, stage and seeds."""
     seeds = f"seeds {', '.join(map(str, row.seeds))}" if len(row.seeds) > 1 else "one seed"
     return dataclasses.replace(row, name=f"{row.method}, {row.stage}, {seeds}")
 
@@ -237,7 +239,7 @@ def write(runs: Runs, workdir: str, beside: Sequence[str], out: str) -> str:
     """
     metric = f"{_GROUPED}/{PROTOCOL}"
     last = [_titled(runs.last(name)) for name in runs.names]
-    # Read beside one of CRS, which refuses those that were tested on other searches.
+    # Read beside a run of CRS: runs that were tested on other searches are refused.
     others = read_rows([workdir, *beside], metric, "test") if beside else []
     rows = [*last, *(row for row in others if row.method != "crs")]
     groups = strata.of("queries", workdir, "test", PROTOCOL, len(rows[0].users))

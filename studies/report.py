@@ -8,6 +8,9 @@ import os
 import re
 from collections.abc import Sequence
 
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
 from core import results
 from core.errors import UserError
 from core.files import expanded
@@ -48,8 +51,8 @@ def report(workdirs: Sequence[str]) -> str:
         than its head, with a figure that is not there or no PNG in it, or results that are broken.
     """
     sections, links, runs = [], [], []
-    for number, given in enumerate(workdirs):
-        path = expanded(given, "--workdirs")
+    for number, folder in enumerate(workdirs):
+        path = expanded(folder, "--workdirs")
         pages = [p for p in (*_PAGES, _MORE) if os.path.isfile(os.path.join(path, p))]
         if not pages or pages == [_MORE]:
             raise UserError(
@@ -125,45 +128,66 @@ def _all_runs(paths: Sequence[str]) -> str:
 def to_html(text: str, folder: str) -> str:
     """Returns HTML of the Markdown that our programs write: headings, tables, lists, images, text.
 
+    What else Markdown or HTML may be, such as links, emphasis and tags, stays text: names of runs
+    and metrics hold such signs. An image is a paragraph of its own.
+
     Args:
       folder: where the images lie.
 
     Raises:
       UserError: as `report`.
     """
-    found = []
-    for block in re.split(r"\n{2,}", text.strip()):
-        lines = block.split("\n")
-        if lines[0].startswith("#"):
-            found.append(f"<h2>{html.escape(lines[0].lstrip('# '))}</h2>")
-        elif lines[0].startswith("|"):
-            found.append(_table(lines, folder))
-        elif lines[0].startswith("- "):
-            items = "".join(f"<li>{html.escape(line[2:])}</li>" for line in lines)
-            found.append(f"<ul>{items}</ul>")
-        elif image := re.fullmatch(r"!\[(.*)\]\((.+)\)", block):
-            found.append(_image(image[1], image[2], folder))
-        else:
-            found.append(f"<p>{html.escape(' '.join(lines))}</p>")
-    return "".join(f"{part}\n" for part in found)
+    _check_tables(text, folder)
+    tokens = _MARKDOWN.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 1)}"  # below the heading of the page
+    for place in range(len(tokens) - 2, -1, -1):
+        image = re.fullmatch(r"!\[([^\]]*)\]\(([^)]+)\)", tokens[place + 1].content)
+        if tokens[place].type == "paragraph_open" and image:
+            content = _image(image[1], image[2], folder) + "\n"
+            tokens[place : place + 3] = [Token("html_block", "", 0, content=content)]
+    return _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
+
+
+def _markdown() -> MarkdownIt:
+    """Returns a parser of what our programs write alone."""
+    parser = MarkdownIt("zero", {"html": False}).enable(["heading", "list", "newline", "table"])
+
+    def cell(renderer: object, tokens: Sequence[Token], place: int, *_: object) -> str:
+        token = tokens[place]
+        right = "right" in str(token.attrGet("style") or "")
+        return f"<{token.tag}{' class=right' if right else ''}>"
+
+    for kind in ("th_open", "td_open"):
+        parser.add_render_rule(kind, cell)
+    for kind, tag in (
+        ("table_open", '<div class="wide"><table>\n'),
+        ("table_close", "</table></div>\n"),
+        ("softbreak", " "),
+    ):
+        parser.add_render_rule(kind, lambda *_, tag=tag: tag)
+    return parser
+
+
+_MARKDOWN = _markdown()
+
+
+def _check_tables(text: str, folder: str) -> None:
+    """Raises UserError where a table's lines differ in their cells; the parser would fill them."""
+    for table in re.finditer(r"^\|.*(?:\n.+)*", text, re.MULTILINE):
+        lines = table[0].split("\n")
+        count, *counts = [len(_cells(line)) for line in lines]
+        for found in counts or [0]:
+            if found != count:
+                raise UserError(
+                    "expected tables with as many cells in every line as in their head in "
+                    f"{folder}, found {found} for {count} below {lines[0][:60]!r}; {_AGAIN}"
+                )
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
-
-
-def _table(lines: Sequence[str], folder: str) -> str:
-    head, *rest = [_cells(line) for line in lines]
-    right = [cell.endswith(":") for cell in rest[0]] if rest else []
-    body = rest[1:]
-    every: list[Sequence[object]] = [right, *body]
-    for cells in every:
-        if len(cells) != len(head):
-            raise UserError(
-                f"expected tables with as many cells in every line as in their head in {folder}, "
-                f"found {len(cells)} for {len(head)} below {lines[0][:60]!r}; {_AGAIN}"
-            )
-    return _html_table(head, body, right)
+    return line.strip().removeprefix("|").removesuffix("|").split("|")
 
 
 def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[bool]) -> str:

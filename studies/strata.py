@@ -52,14 +52,16 @@ def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     from input_pipelines.sample.hops import hops
 
     config = read_run_config(Workdir(workdir))
-    if config.get("data_dir") or not (config.get("on_sample") or {}).get("hops", False):
+    with settings_named(Workdir(workdir)):
+        has_hops = not config.data_dir and config.on_sample.hops
+    if not has_hops:
         raise UserError(
             f"expected runs with --config.on_sample.hops=True for --strata=hops, found {workdir} "
             "without; elsewhere nobody knows the steps"
         )
     data = _data(config, workdir)
-    found = hops(data.log, data.split(split))
-    return {f"{n} hops": found == n for n in np.unique(found).tolist()}
+    steps = hops(data.log, data.split(split))
+    return {f"{n} hops": steps == n for n in np.unique(steps).tolist()}
 
 
 def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
@@ -87,8 +89,12 @@ def popularity_of(
     order = np.argsort(-clicks[1:], kind="stable") + 1
     head = np.zeros(len(clicks), bool)
     head[order[: round(_HEAD_SHARE * num_items)]] = True
-    seen = clicks[targets] > 0
-    strata = {"head": head[targets] & seen, "tail": ~head[targets] & seen, "never clicked": ~seen}
+    clicked = clicks[targets] > 0
+    strata = {
+        "head": head[targets] & clicked,
+        "tail": ~head[targets] & clicked,
+        "never clicked": ~clicked,
+    }
     return {label: chosen for label, chosen in strata.items() if chosen.any()}
 
 
@@ -115,7 +121,7 @@ def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndar
 
 
 def _data(config: config_dict.ConfigDict, workdir: str) -> Dataset:
-    """The data of a run. Raises UserError where they are not what it was trained on."""
+    """Opens the data of a run. Raises UserError where they are not what it was trained on."""
     with settings_named(Workdir(workdir)):
         data = Dataset(config)
     Workdir(workdir).check_log(data.log.hash)
@@ -132,15 +138,15 @@ def of(kind: str, workdir: str, split: str, protocol: str, examples: int) -> dic
       UserError: results of a part of the split or of another task, or as that kind.
     """
     if kind == "queries":
-        found = queries_strata(workdir, split, protocol)
+        strata = queries_strata(workdir, split, protocol)
     else:
         of_split = {"noise": noise_strata, "popularity": popularity_strata, "hops": hops_strata}
-        found = of_split[kind](workdir, split)
-    known = len(next(iter(found.values())))
+        strata = of_split[kind](workdir, split)
+    known = len(next(iter(strata.values())))
     if examples != known:
         raise UserError(
             f"expected results of {known} examples for --strata={kind}, found {examples}; evaluate "
             f"with config.eval.{split}_users=0, and see that the metric is of the same task and "
             "its protocol leaves nobody out"
         )
-    return found
+    return strata

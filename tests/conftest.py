@@ -3,21 +3,27 @@
 import os
 import signal
 
+from core import memory
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def pytest_configure(config):
     flags = "--xla_force_host_platform_device_count=8"
-    if config.option.markexpr == "not slow":
-        # Compiling is most of the default tests' work; the slow ones train for minutes.
+    if not config.option.optimize:
+        # Compiling is most of the tests' work.
         flags += " --xla_backend_optimization_level=0"
     os.environ.setdefault("XLA_FLAGS", flags)
+    memory.keep_freed_memory()  # as every program does
     # A shell has its background jobs ignore Ctrl-C, and so would what tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--optimize", action="store_true", help="Let XLA optimise: for tests marked `trains`."
+    )
     parser.addoption(
         "--update-golden", action="store_true", help="Write tests/golden anew instead of comparing."
     )

@@ -1,7 +1,7 @@
 """Rows of results.json as a run writes them, for tests that make results by hand."""
 
 ROW = {
-    "stage": "pretrain",
+    "stage": "train",
     "split": "test",
     "protocol": "full",
     "step": 1,

@@ -1,1 +1,1 @@
-"""T5 in Flax linen with T5X's parameter names, shapes, initialisers and logical axes."""
+"""Defines T5 in Flax linen with T5X's parameter names, shapes, initialisers and logical axes."""

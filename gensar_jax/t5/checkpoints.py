@@ -33,7 +33,7 @@ _OUTPUT = "decoder/logits_dense/kernel"
 _MSGPACK, _ORBAX = "checkpoint", "state"
 _SETTINGS = "config.json"
 _SHOWN = 100  # characters of a name in a message
-# Bytes that arrays of a checkpoint may have, beside those that each byte of its files justifies.
+# Bytes that arrays of a checkpoint may have, beside what each byte of its files justifies.
 _FREE_BYTES, _UNPACKED_A_BYTE = 2**26, 100
 _HF_DEFAULTS = {
     "feed_forward_proj": "relu",
@@ -57,7 +57,7 @@ _HF_KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 
 
 def our_name(name: str) -> str | None:
-    """T5X's path of a Hugging Face parameter; None if there is none."""
+    """Returns T5X's path of a Hugging Face parameter; None if it has none."""
     whole = {
         "shared.weight": _EMBEDDING,
         "lm_head.weight": _OUTPUT,
@@ -106,16 +106,16 @@ def _check_settings(file: pathlib.Path, config: T5Config) -> None:
     """Refuses a network that differs from a config.json in what no shape shows."""
     written = read_json(str(file), "the settings of a T5", "download the whole folder")
     # Files leave out what is the default.
-    found = {name: written.get(name, default) for name, default in _HF_DEFAULTS.items()}
+    said = {name: written.get(name, default) for name, default in _HF_DEFAULTS.items()}
     expected = {
         "feed_forward_proj": "relu" if config.mlp_activations == ("relu",) else "gated-gelu",
         "relative_attention_max_distance": config.max_distance,
         "tie_word_embeddings": config.logits_via_embedding,
     }
     for name, value in expected.items():
-        if found[name] != value:
+        if said[name] != value:
             raise UserError(
-                f"expected {name} of {value!r} in {file}, found {found[name]!r}; pass the size and "
+                f"expected {name} of {value!r} in {file}, found {said[name]!r}; pass the size and "
                 "version of the file"
             )
 
@@ -136,7 +136,7 @@ def from_hugging_face(
       UserError: as `core.tensor_files`; a parameter that is missing, unknown or of another shape,
         or fewer rows than `text_rows`.
     """
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     with tensor_files.opened(path) as tensors:
         for name in sorted(tensors.names()):
             if _IGNORED.fullmatch(name) or (
@@ -150,8 +150,8 @@ def from_hugging_face(
                 )
             array = tensors.read(name)
             # PyTorch keeps the transposes of T5X's matrices, but for the embedding.
-            found[ours] = array if ours == _EMBEDDING else array.T
-    return _fitted(found, config, text_rows, key, str(path))
+            arrays[ours] = array if ours == _EMBEDDING else array.T
+    return _fitted(arrays, config, text_rows, key, str(path))
 
 
 def from_t5x(
@@ -167,15 +167,15 @@ def from_t5x(
     """
     folder = pathlib.Path(folder)
     if (folder / _ORBAX).is_dir():
-        found = _orbax_arrays(folder / _ORBAX)
+        arrays = _orbax_arrays(folder / _ORBAX)
     elif (folder / _MSGPACK).is_file():
-        found = _msgpack_arrays(folder)
+        arrays = _msgpack_arrays(folder)
     else:
         raise UserError(
             f"expected a T5X checkpoint, found no {folder / _MSGPACK} and no {folder / _ORBAX}; "
             "pass a folder checkpoint_N"
         )
-    return _fitted(found, config, text_rows, key, str(folder))
+    return _fitted(arrays, config, text_rows, key, str(folder))
 
 
 def to_t5x(folder: str | pathlib.Path, params: Params, step: int = 0) -> pathlib.Path:
@@ -249,7 +249,7 @@ def _msgpack_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"expected optimizer/target in a T5X checkpoint, found none in {file}; pass another"
         ) from error
-    found = {}
+    arrays = {}
     for name, leaf in flat.items():
         try:
             if isinstance(leaf, Mapping):
@@ -258,13 +258,13 @@ def _msgpack_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
                 opened = tensorstore.open({"driver": "zarr", "kvstore": store}).result()
                 _check_stored([opened], place)
                 leaf = opened.read().result()
-            found[name] = np.asarray(leaf, np.float32)
+            arrays[name] = np.asarray(leaf, np.float32)
         except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             raise UserError(
                 f"expected an array {name} in {folder}, found none that can be read; copy the "
                 "whole checkpoint"
             ) from error
-    return found
+    return arrays
 
 
 def _zarr_folder(folder: pathlib.Path, described: Mapping[str, Any]) -> pathlib.Path:
@@ -299,41 +299,42 @@ def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
 
 
 def _fitted(
-    found: dict[str, np.ndarray], config: T5Config, text_rows: int, key: jax.Array, source: str
+    arrays: dict[str, np.ndarray], config: T5Config, text_rows: int, key: jax.Array, source: str
 ) -> Params:
-    """The tree of `found`, its vocabulary extended, after a check of names and shapes."""
+    """Returns the tree of `arrays`, its vocabulary extended, after a check of names and shapes."""
     expected = _shapes(config)
-    for name in sorted(expected.keys() ^ found.keys()):
-        wanted, seen = (
+    for name in sorted(expected.keys() ^ arrays.keys()):
+        wanted, unwanted = (
             (name, "none")
             if name in expected
             else ("no such parameter in this network", name[:_SHOWN])
         )
         raise UserError(
-            f"expected {wanted}, found {seen} in {source}; pass the size and version of the file"
+            f"expected {wanted}, found {unwanted} in {source}; pass the size and version of the "
+            "file"
         )
     names = [_EMBEDDING] + [_OUTPUT] * (not config.logits_via_embedding)
     for name, part in zip(names, jax.random.split(key, len(names)), strict=True):
-        table = found[name] if name == _EMBEDDING else found[name].T
+        table = arrays[name] if name == _EMBEDDING else arrays[name].T
         if not 0 < text_rows <= min(len(table), config.vocab_size):
             raise UserError(
                 f"expected a vocabulary of up to {min(len(table), config.vocab_size)} rows of "
                 f"text, found {text_rows}, in {source}; pass the SentencePiece model of the file"
             )
         table = extend_vocabulary(table[:text_rows], config.vocab_size, part)
-        found[name] = table if name == _EMBEDDING else table.T
+        arrays[name] = table if name == _EMBEDDING else table.T
     for name, shape in expected.items():
-        tensor_files.check_finite(found[name], name, source)
-        if found[name].shape != shape:
+        tensor_files.check_finite(arrays[name], name, source)
+        if arrays[name].shape != shape:
             raise UserError(
-                f"expected {name} of shape {shape}, found {found[name].shape} in {source}; pass "
+                f"expected {name} of shape {shape}, found {arrays[name].shape} in {source}; pass "
                 "the size and version of the file"
             )
-    return traverse_util.unflatten_dict({n: jnp.asarray(v) for n, v in found.items()}, sep="/")
+    return traverse_util.unflatten_dict({n: jnp.asarray(v) for n, v in arrays.items()}, sep="/")
 
 
 def extend_vocabulary(table: np.ndarray, rows: int, key: jax.Array) -> np.ndarray:
-    """`table` float32 [V, D] with new rows, [rows, D].
+    """Adds new rows to `table` float32 [V, D], giving [rows, D].
 
     A new row is the mean of the old ones plus a tenth of their standard deviation in each column.
     """

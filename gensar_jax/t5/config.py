@@ -55,7 +55,7 @@ class T5Config:
 
     @property
     def compute_dtype(self):
-        """The dtype of activations."""
+        """Returns the dtype of activations."""
         return _DTYPES[self.dtype]
 
 
@@ -97,7 +97,7 @@ SIZES: dict[str, dict[str, object]] = {
 
 
 def of_size(size: str, vocab_size: int, **settings) -> T5Config:
-    """The configuration called `size`, with any of its attributes set otherwise.
+    """Returns the configuration called `size`, with any of its attributes set otherwise.
 
     Raises:
       UserError: no size has that name.

@@ -1,4 +1,5 @@
-"""Layers of T5: names, shapes, initialisers and logical axes are those of T5X's minimal network.
+"""Defines T5's layers with the names, shapes, initialisers and logical axes of T5X's minimal
+network.
 
 Axis letters: B batch, Q and T query and key positions, K beams, D width, H heads, E width of a
 head, F hidden width of the feed-forward block, W words.
@@ -30,7 +31,7 @@ class KeysValues(NamedTuple):
 
 
 class Dense(nn.Module):
-    """x @ kernel, no bias."""
+    """Computes x @ kernel, no bias."""
 
     features: int
     axes: tuple[str, str]
@@ -46,7 +47,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Division by the root mean square, without mean or bias; statistics in float32."""
+    """Divides by the root mean square, without mean or bias; statistics in float32."""
 
     dtype: jnp.dtype
 
@@ -86,7 +87,8 @@ class Embed(nn.Module):
 def relative_position_bucket(
     relative: np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int
 ) -> np.ndarray:
-    """The bucket of each key position minus query position: exact when near, logarithmic when far.
+    """Returns the bucket of each key position minus query position: exact when near, logarithmic
+    when far.
 
     Source: Raffel et al., JMLR 2020, section 2.1.
     """
@@ -107,7 +109,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBiases(nn.Module):
-    """What a head adds to the logit of a query and a key, by how far apart they are."""
+    """Returns what a head adds to the logit of a query and a key, by how far apart they are."""
 
     config: T5Config
     bidirectional: bool
@@ -130,7 +132,7 @@ class RelativePositionBiases(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention; T5 folds the scale of the logits into the initialisation."""
+    """Applies multi-head attention; T5 folds the scale of the logits into the initialisation."""
 
     config: T5Config
 
@@ -197,7 +199,7 @@ class Attention(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """relu(x wi) wo, or the gated gelu(x wi_0) (x wi_1) wo of version 1.1."""
+    """Computes relu(x wi) wo, or the gated gelu(x wi_0) (x wi_1) wo of version 1.1."""
 
     config: T5Config
 
@@ -219,5 +221,5 @@ class MlpBlock(nn.Module):
 
 
 def mask_bias(mask: jax.Array) -> jax.Array:
-    """0 where `mask` is true and a large negative number elsewhere, float32."""
+    """Returns 0 where `mask` is true and a large negative number elsewhere, float32."""
     return jnp.where(mask, 0.0, _MASKED)

@@ -1,4 +1,4 @@
-"""The encoder-decoder, T5 1.0 and 1.1.
+"""Defines the encoder-decoder, T5 1.0 and 1.1.
 
 Source: Raffel et al., JMLR 2020; parameters as in T5X's minimal network (`Transformer`): names,
 shapes, initialisers, and logical axes in the collection `params_axes`.
@@ -27,7 +27,7 @@ from gensar_jax.t5.layers import (
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward block, each normalised before and added after."""
+    """Applies self-attention and a feed-forward block, each normalised before and added after."""
 
     config: T5Config
 
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array, *, deterministic: bool) -> jax.Array:
-        """[B, T, D] of tokens [B, T] under a mask [B, 1, T, T] (query, key)."""
+        """Returns [B, T, D] of tokens [B, T] under a mask [B, 1, T, T] (query, key)."""
         c = self.config
         positions = np.arange(tokens.shape[1])
         relative = RelativePositionBiases(c, bidirectional=True, name="relpos_bias")
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to the encoder, and feed-forward block."""
+    """Applies self-attention, attention to the encoder, and a feed-forward block."""
 
     config: T5Config
 
@@ -88,7 +88,7 @@ class DecoderLayer(nn.Module):
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """[B, S, D] of rows [B, S, D], all at once."""
+        """Returns [B, S, D] of rows [B, S, D], all at once."""
         y = self.pre_self_attention_layer_norm(x)
         own = self.self_attention.project(y)
         y = self.self_attention(y, own, bias, deterministic=deterministic)
@@ -103,7 +103,7 @@ class DecoderLayer(nn.Module):
         context: KeysValues,
         cross_bias: jax.Array,
     ) -> tuple[jax.Array, KeysValues]:
-        """[B, K, D] of the next row of each beam [B, K, D], and the cache with it."""
+        """Returns [B, K, D] of the next row of each beam [B, K, D], and the cache with it."""
         y = self.pre_self_attention_layer_norm(x)
         new = self.self_attention.project(y)
         cache = jax.tree.map(
@@ -168,7 +168,9 @@ class Decoder(nn.Module):
         return self._logits(x)
 
     def contexts(self, encoded: jax.Array) -> tuple[KeysValues, ...]:
-        """What the steps of all beams read: a layer's keys and values of the encoder's output."""
+        """Returns what the steps of all beams read: a layer's keys and values of the encoder's
+        output.
+        """
         return tuple(layer.project(encoded) for layer in self.layers)
 
     def step(
@@ -196,7 +198,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The whole network; token 0 is padding and the decoder's start."""
+    """Computes the whole network; token 0 is padding and the decoder's start."""
 
     config: T5Config
 
@@ -245,7 +247,7 @@ class Transformer(nn.Module):
         *,
         enable_dropout: bool = True,
     ) -> jax.Array:
-        """The encoder's output [B, T, D]."""
+        """Returns the encoder's output [B, T, D]."""
         chex.assert_rank(encoder_input_tokens, 2)
         valid = encoder_input_tokens > 0
         mask = valid[:, :, None] & valid[:, None]
@@ -282,11 +284,11 @@ class Transformer(nn.Module):
         )
 
     def contexts(self, encoded: jax.Array) -> tuple[KeysValues, ...]:
-        """The encoder's output [B, T, D] as the steps read it, [B, T, H, E] a layer."""
+        """Returns the encoder's output [B, T, D] as the steps read it, [B, T, H, E] a layer."""
         return self.decoder.contexts(encoded)
 
     def empty_cache(self, batch: int) -> tuple[KeysValues, ...]:
-        """The cache of `step` before any token: one beam that has read nothing."""
+        """Returns the cache of `step` before any token: one beam that has read nothing."""
         c = self.config
         empty = jnp.zeros((batch, 1, 0, c.num_heads, c.head_dim), c.compute_dtype)
         return tuple(KeysValues(empty, empty) for _ in range(c.num_decoder_layers))

@@ -1,4 +1,4 @@
-"""Beam search over the identifiers of a trie as T5X's `decode_fn`.
+"""Searches the identifiers of a trie by beams as T5X's `decode_fn`.
 
 Two forms. `raw` is the search of `core.beam_search`, whose scores are log-likelihoods over the
 whole vocabulary (READINGS: the default), with T5X's network and cache. `renormalised` is T5X's own
@@ -36,7 +36,7 @@ _SHARED = ("cache_index", "cached_bias")
 
 
 def constrained(folder: str, task: str, renormalise: bool = False) -> DecodeFn:
-    """The decoding of a task over the whole catalogue of a folder of launch.export_t5x.
+    """Makes the decoding of a task over the whole catalogue of a folder of launch.export_t5x.
 
     Args:
       folder: with the identifiers.
@@ -56,7 +56,9 @@ def constrained(folder: str, task: str, renormalise: bool = False) -> DecodeFn:
 
 
 def catalogue(folder: str, task: str) -> tuple[Trie, tuple[int, ...]]:
-    """(trie of all items 1..V, tokens forced before their identifiers); see `constrained`."""
+    """Returns (trie of all items 1..V, tokens forced before their identifiers); see
+    `constrained`.
+    """
     if task not in _KINDS:
         raise UserError(f"expected task {' or '.join(_KINDS)}, found {task!r}; pass one of them")
     tokens = exported.identifiers(folder, _KINDS[task])
@@ -65,7 +67,7 @@ def catalogue(folder: str, task: str) -> tuple[Trie, tuple[int, ...]]:
 
 
 def items_of(sequences: jax.Array, trie: Trie, forced: int) -> jax.Array:
-    """The items int32 [B, K] of decoded sequences [B, K, S]; -1 where there is none."""
+    """Returns the items int32 [B, K] of decoded sequences [B, K, S]; -1 where no item fits."""
     return tries.find(trie, sequences[:, :, forced : forced + trie.length])
 
 
@@ -80,7 +82,7 @@ def raw(
     forced: tuple[int, ...],
     **ignored: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """`core.beam_search.search` with T5X's network.
+    """Runs `core.beam_search.search` with T5X's network.
 
     Args:
       inputs: [B, S], for its shape; its tokens are not read.
@@ -126,26 +128,26 @@ def raw(
         def narrowed(array):
             return array.reshape(batch, num_decodes, *array.shape[1:])[:, :beams]
 
-        found = traverse_util.flatten_dict(dict(after))
-        return narrowed(logits), {path: narrowed(found[path]) for path in rows}
+        cache = traverse_util.flatten_dict(dict(after))
+        return narrowed(logits), {path: narrowed(cache[path]) for path in rows}
 
     start = (0, *forced)
     for read, token in enumerate(start[:-1]):
         _, own = step(read, jnp.full((batch, 1), token, jnp.int32), own)
-    found = beam_search.search(
+    best = beam_search.search(
         lambda level, tokens, rows: step(len(forced) + level, tokens, rows),
         own,
         jnp.full(batch, start[-1], jnp.int32),
         trie,
         num_decodes,
     )
-    valid = (found.items >= 0)[..., None]
+    valid = (best.items >= 0)[..., None]
     prefix = jnp.broadcast_to(jnp.array(forced, jnp.int32), (*valid.shape[:2], len(forced)))
     end = jnp.full_like(prefix, eos_id, shape=valid.shape)
-    whole = jnp.where(valid, jnp.concatenate([prefix, found.tokens, end], -1), 0)
+    whole = jnp.where(valid, jnp.concatenate([prefix, best.tokens, end], -1), 0)
     missing = num_decodes - whole.shape[1]
     whole = jnp.pad(whole, ((0, 0), (0, missing), (0, length - whole.shape[2])))
-    scores = jnp.pad(found.scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    scores = jnp.pad(best.scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
     return whole[:, ::-1], scores[:, ::-1]
 
 
@@ -160,7 +162,7 @@ def renormalised(
     forced: tuple[int, ...],
     **more: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """T5X's beam search with the logits of what the trie does not allow masked.
+    """Runs T5X's beam search with the logits of what the trie does not allow masked.
 
     Args, returns: as `raw`, but for the scores; **more goes to T5X. Its length penalty is off,
     since identifiers are equally long.
@@ -183,7 +185,7 @@ def renormalised(
 
 
 def _allowed(state: Any, trie: Trie, forced: int, vocab_size: int, num_decodes: int) -> jax.Array:
-    """bool [B K, W]: which tokens may follow the live sequences."""
+    """Tells which tokens may follow the live sequences, bool [B K, W]."""
     rows = state.sequences.shape[0]
     # sequences start with 0: the codes read so far are those after the forced tokens.
     codes = jax.lax.dynamic_slice_in_dim(state.sequences, 1 + forced, trie.length, 1)

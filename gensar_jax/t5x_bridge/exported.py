@@ -1,4 +1,5 @@
-"""The folder in which GenSAR's examples go to T5X: written by launch.export_t5x, read by SeqIO.
+"""Defines the folder in which GenSAR's examples go to T5X: written by launch.export_t5x, read by
+SeqIO.
 
 export.json                     sizes, lengths and rates (`Export`)
 vocabulary/                     of `gensar_jax.vocabulary.Vocabulary.save`
@@ -35,7 +36,7 @@ _FILES = 16
 
 
 class Record(NamedTuple):
-    """An example of a split.
+    """Holds an example of a split.
 
     Attributes:
       task, split: 'nrip' and 'train', for instance.
@@ -123,17 +124,17 @@ def write(
         sizes = _write_records(partial, records, splits)
         save_npz(os.path.join(partial, _IDENTIFIERS), identifiers)
         write_atomically(os.path.join(partial, _ITEMS), "".join(f"{item}\n" for item in items))
-        found = Export(
+        export = Export(
             vocab_size=vocabulary.size,
             sizes=sizes,
             files=checksums.describe(partial, [_IDENTIFIERS, _ITEMS]),
             **description,
         )
-        checksums.write_sealed(os.path.join(partial, _DESCRIPTION), dataclasses.asdict(found))
+        checksums.write_sealed(os.path.join(partial, _DESCRIPTION), dataclasses.asdict(export))
         if os.path.isdir(folder):
             os.rmdir(folder)
         os.rename(partial, folder)
-    return found
+    return export
 
 
 def _write_records(
@@ -177,7 +178,7 @@ def _paths(folder: str, task: str, split: str) -> Iterator[str]:
 
 
 def pattern(folder: str, task: str, split: str) -> str:
-    """What matches the files of a task's split."""
+    """Returns what matches the files of a task's split."""
     return os.path.join(folder, f"{task}-{split}.tfrecord-*")
 
 
@@ -206,7 +207,7 @@ def read(folder: str) -> Export:
 
 
 def vocabulary(folder: str) -> Vocabulary:
-    """The tokens of a folder."""
+    """Reads the tokens of a folder."""
     return Vocabulary.load(os.path.join(folder, _VOCABULARY))
 
 

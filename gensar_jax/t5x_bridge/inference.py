@@ -1,4 +1,4 @@
-"""What t5x.infer writes for GenSAR: items instead of tokens."""
+"""Writes what t5x.infer writes for GenSAR: items instead of tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_items(
     task: str,
     top_k: int,
 ) -> None:
-    """A `write_fn` of t5x.infer: JSON lines {"user", "rank", "item", "score", "target"}.
+    """Writes JSON lines {"user", "rank", "item", "score", "target"}: a `write_fn` of t5x.infer.
 
     Items that the user had seen are left out, the target never; the score is that of the
     `decode_fn`, in nats.
@@ -44,14 +44,14 @@ def write_items(
     names = exported.items(folder)
     trie, forced = decoding.catalogue(folder, task)
     sequences, aux = inferences
-    found = np.asarray(decoding.items_of(jnp.asarray(sequences), trie, len(forced)))
+    items = np.asarray(decoding.items_of(jnp.asarray(sequences), trie, len(forced)))
     scores = np.asarray(aux["scores"])
     with tf.io.gfile.GFile(path, "w") as file:
         for row, example in enumerate(task_ds.as_numpy_iterator()):
-            ranked = zip(found[row, ::-1].tolist(), scores[row, ::-1].tolist(), strict=True)
+            ranked = zip(items[row, ::-1].tolist(), scores[row, ::-1].tolist(), strict=True)
             seen = set(example["seen"].tolist()) - {int(example["item"])}
-            kept = [(item, score) for item, score in ranked if item > 0 and item not in seen]
-            for rank, (item, score) in enumerate(kept[:top_k], 1):
+            unseen = [(item, score) for item, score in ranked if item > 0 and item not in seen]
+            for rank, (item, score) in enumerate(unseen[:top_k], 1):
                 line = {
                     "user": example["user"].decode(),
                     "rank": rank,

@@ -1,4 +1,4 @@
-"""T5X with the JAX of today."""
+"""Imports T5X under the current JAX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GenSAR's network and optimizer as T5X's, for gin files."""
+"""Wraps GenSAR's network and optimizer as T5X's, for gin files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gensar_jax.t5x_bridge import exported
 
 
 def network_config(folder: str, size: str, **settings: Any) -> network.T5Config:
-    """T5X's configuration of a size of `gensar_jax.t5.config`, for a folder's vocabulary.
+    """Returns T5X's configuration of a size of `gensar_jax.t5.config`, for a folder's vocabulary.
 
     Args:
       folder: of launch.export_t5x.
@@ -36,7 +36,7 @@ def network_config(folder: str, size: str, **settings: Any) -> network.T5Config:
 
 
 def as_t5x(config: T5Config) -> network.T5Config:
-    """The same network in T5X's words.
+    """Writes the same network in T5X's words.
 
     Raises:
       UserError: relative positions other than T5X's, which are fixed.
@@ -64,7 +64,9 @@ def as_t5x(config: T5Config) -> network.T5Config:
 
 
 def learning_rate(peak: float, total_steps: int, warmup: float) -> Callable[[Any], jax.Array]:
-    """The schedule of `JointTask`: a linear rise over a share of the steps, then a cosine to 0."""
+    """Returns the schedule of `JointTask`: a linear rise over a share of the steps, then a
+    cosine to 0.
+    """
     return lambda step: peak * rate_at(step, total_steps, warmup)
 
 
@@ -75,7 +77,7 @@ def optimizer(
     relative_rate: bool,
     microbatches: int,
 ) -> optimizers.OptimizerDef:
-    """The optimizer of `JointTask`, with its schedule; arguments as in `JointConfig`.
+    """Returns the optimizer of `JointTask`, with its schedule; arguments as in `JointConfig`.
 
     T5X adds up the means of its microbatches, in the loss that it reports too; here they are
     averaged before the clipping.

@@ -1,4 +1,4 @@
-"""Packed rows as `gensar_jax.packing` makes them, in SeqIO's place for packing."""
+"""Packs rows as `gensar_jax.packing` makes them, in place of SeqIO's packing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUFFIXES = ("", "_segment_ids", "_positions")
 
 
 class PackingConverter(seqio.EncDecFeatureConverter):
-    """T5's features, rows filled by first-fit, longest prompts first.
+    """Makes T5's features, rows filled by first-fit, longest prompts first.
 
     SeqIO fills rows in the order of the examples, which leaves more of them empty.
     """
@@ -36,9 +36,9 @@ class PackingConverter(seqio.EncDecFeatureConverter):
                 [tf.int32] * (len(widths) * len(_SUFFIXES)),
                 stateful=False,
             )
-            found = iter(rows)
+            columns = iter(rows)
             return {
-                name + suffix: tf.ensure_shape(next(found), [None, width])
+                name + suffix: tf.ensure_shape(next(columns), [None, width])
                 for name, width in widths.items()
                 for suffix in _SUFFIXES
             }
@@ -72,11 +72,11 @@ def packed(inputs_of: np.ndarray, targets_of: np.ndarray, *, inputs: int, target
     # Longest prompts come first in a window; a batch is to hold rows of all kinds.
     order = np.random.default_rng(0).permutation(len(batch["encoder_input_tokens"]))
     batch = {name: rows[order] for name, rows in batch.items()}
-    found = []
+    columns = []
     for side, tokens in (("encoder", "encoder_input_tokens"), ("decoder", "decoder_target_tokens")):
         segments = batch[f"{side}_segment_ids"]
-        found += [batch[tokens], segments, _positions(segments)]
-    return found
+        columns += [batch[tokens], segments, _positions(segments)]
+    return columns
 
 
 def _positions(segments: np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""GenSAR's tasks and their mixture for SeqIO (paper, 3.3), from a folder of launch.export_t5x."""
+"""Registers GenSAR's tasks and their mixture with SeqIO (paper, 3.3), from a folder of
+launch.export_t5x.
+"""
 
 from __future__ import annotations
 
@@ -40,18 +42,18 @@ def task(folder: str, name: str) -> str:
     Raises:
       UserError: no such folder, or it has no such task.
     """
-    found = _register(folder)
-    if name not in found:
+    names = _register(folder)
+    if name not in names:
         raise UserError(
-            f"expected a task of {', '.join(found)} in {folder}, found {name!r}; pass one of them"
+            f"expected a task of {', '.join(names)} in {folder}, found {name!r}; pass one of them"
         )
-    return found[name]
+    return names[name]
 
 
 def feature_lengths(folder: str) -> dict[str, int]:
     """Tokens of a packed row of inputs and of targets."""
-    found = exported.read(folder)
-    return {"inputs": found.inputs, "targets": found.targets}
+    export = exported.read(folder)
+    return {"inputs": export.inputs, "targets": export.targets}
 
 
 def total_steps(folder: str, epochs: float, examples_per_step: float) -> int:
@@ -61,16 +63,16 @@ def total_steps(folder: str, epochs: float, examples_per_step: float) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _register(folder: str) -> dict[str, str]:
-    """The registered name of each task."""
-    found, vocabulary = exported.read(folder), GenSARVocabulary(folder)
+    """Registers the tasks; returns each one's registered name."""
+    export, vocabulary = exported.read(folder), GenSARVocabulary(folder)
     # Prompts and targets have their end already.
     feature = seqio.Feature(vocabulary, add_eos=False)
-    names = {name: f"{MIXTURE}_{name}" for name in found.sizes}
+    names = {name: f"{MIXTURE}_{name}" for name in export.sizes}
     for registry in (seqio.MixtureRegistry, seqio.TaskRegistry):
         for name in list(registry.names()):
             if name == MIXTURE or name.startswith(f"{MIXTURE}_"):
                 registry.remove(name)
-    for name, sizes in found.sizes.items():
+    for name, sizes in export.sizes.items():
         seqio.TaskRegistry.add(
             names[name],
             source=seqio.TFExampleDataSource(
@@ -81,7 +83,7 @@ def _register(folder: str) -> dict[str, str]:
             preprocessors=[_as_int32],
             output_features={"inputs": feature, "targets": feature},
         )
-    rates = [(names[name], float(rate)) for name, rate in found.rates.items()]
+    rates = [(names[name], float(rate)) for name, rate in export.rates.items()]
     seqio.MixtureRegistry.add(MIXTURE, rates)
     return names
 

@@ -1,4 +1,4 @@
-"""GenSAR's tokens as a SeqIO vocabulary."""
+"""Wraps GenSAR's tokens as a SeqIO vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNKNOWN = 2
 
 
 class GenSARVocabulary(seqio.Vocabulary):
-    """Text pieces, behaviours and codes; equal where every token is.
+    """Joins text pieces, behaviours and codes; equal where every token is.
 
     Args:
       folder: of launch.export_t5x.

@@ -67,7 +67,9 @@ class QilinEvents:
     shown_item: np.ndarray
 
 
-def read_qilin(data_dir: str, *, segmenter: str = "characters") -> Log:
+def read_qilin(
+    data_dir: str, *, segmenter: str = "characters", batch_rows: int = qilin_files.BATCH_ROWS
+) -> Log:
     """Reads Qilin's folders (or toy CSVs) into a log.
 
     Where the notes' table is there, an item's text is its note's title and content; where the
@@ -75,13 +77,14 @@ def read_qilin(data_dir: str, *, segmenter: str = "characters") -> Log:
 
     Args:
       segmenter: 'characters' or 'jieba'.
+      batch_rows: rows of a parquet file that are read at once.
 
     Raises:
       UserError: files or columns missing or malformed; the full set with wrong counts.
     """
     split_query = segmenters.segmenter(segmenter)
     qilin_files.raw_files(data_dir)  # names a missing table before the others are read
-    events = read_events(data_dir)
+    events = read_events(data_dir, batch_rows)
     words = {query: split_query(query) for query in set(events.search_query)}
     notes = np.unique(np.concatenate([events.click_item, events.search_clicks, events.shown_item]))
     users = np.unique(np.concatenate([events.click_user, events.search_user]))
@@ -96,15 +99,15 @@ def read_qilin(data_dir: str, *, segmenter: str = "characters") -> Log:
         search_clicks=Ragged(events.search_click_ends, events.search_clicks),
         search_unclicked=Ragged(events.search_unclicked_ends, events.search_unclicked),
         items=events.shown_item,
-        item_texts=qilin_files.read_note_texts(data_dir, notes),
-        user_profiles=qilin_files.read_profiles(data_dir, users),
+        item_texts=qilin_files.read_note_texts(data_dir, notes, batch_rows),
+        user_profiles=qilin_files.read_profiles(data_dir, users, batch_rows),
         time_unit="milliseconds",
     )
     is_sample = os.path.exists(os.path.join(data_dir, qilin_files.SAMPLE_MARK))
     return build_log("qilin", raw, is_sample=is_sample)
 
 
-def read_events(data_dir: str) -> QilinEvents:
+def read_events(data_dir: str, batch_rows: int = qilin_files.BATCH_ROWS) -> QilinEvents:
     """Reads the events straight from the files. Raises UserError like `read_qilin`."""
     searches = _Gathered()
     clicks: list[np.ndarray] = []
@@ -113,7 +116,7 @@ def read_events(data_dir: str) -> QilinEvents:
     counts = dict.fromkeys(FULL_ROWS, 0)
     for kind in qilin_files.KINDS:
         for part in qilin_files.PARTS:
-            for rows in qilin_files.read_rows(data_dir, kind, part):
+            for rows in qilin_files.read_rows(data_dir, kind, part, batch_rows):
                 counts[f"{kind}_{part}"] += len(rows.user)
                 users.append(rows.user)
                 shown.append(_unique_pairs(rows.user[rows.row], rows.note))

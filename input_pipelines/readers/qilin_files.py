@@ -37,7 +37,7 @@ _LISTS = {
     "search": ("search_result_details_with_idx", "search_timestamp", 1000),
     "recommendation": ("rec_result_details_with_idx", "request_timestamp", 1),
 }
-_BATCH_ROWS = 8192
+BATCH_ROWS = 8192
 
 # A cell prints as [{'click': 1, 'page_time': nan, ...} {...}], without commas between dicts.
 # Nothing is tried twice (possessive, matched in place): made-up cells take no longer.
@@ -103,7 +103,9 @@ def _optional_files(data_dir: str, name: str) -> list[pathlib.Path]:
     return found or [path for path in [root / f"{name}.csv"] if path.is_file()]
 
 
-def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
+def read_note_texts(
+    data_dir: str, wanted: np.ndarray, batch_rows: int = BATCH_ROWS
+) -> dict[str, str] | None:
     """Reads title and content by id of notes `wanted`, int64 ascending; None without their table.
 
     Raises:
@@ -113,11 +115,13 @@ def read_note_texts(data_dir: str, wanted: np.ndarray) -> dict[str, str] | None:
         return None
     return {
         note: " ".join(value.strip() for value in values if value.strip())
-        for note, *values in _rows_of(data_dir, "notes", "note_idx", _NOTE_TEXT, wanted)
+        for note, *values in _rows_of(data_dir, "notes", "note_idx", _NOTE_TEXT, wanted, batch_rows)
     }
 
 
-def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]] | None:
+def read_profiles(
+    data_dir: str, wanted: np.ndarray, batch_rows: int = BATCH_ROWS
+) -> dict[str, dict[str, str]] | None:
     """Reads gender, platform, age and location, where known, of users `wanted`, int64 ascending.
 
     By id as text; None without a table of users.
@@ -133,18 +137,20 @@ def read_profiles(data_dir: str, wanted: np.ndarray) -> dict[str, dict[str, str]
             for name, value in zip(_PROFILE, values, strict=True)
             if value.strip() not in ("", "unknown")
         }
-        for user, *values in _rows_of(data_dir, "user_feat", "user_idx", _PROFILE, wanted)
+        for user, *values in _rows_of(
+            data_dir, "user_feat", "user_idx", _PROFILE, wanted, batch_rows
+        )
     }
 
 
 def _rows_of(
-    data_dir: str, table: str, key: str, names: Sequence[str], wanted: np.ndarray
+    data_dir: str, table: str, key: str, names: Sequence[str], wanted: np.ndarray, batch_rows: int
 ) -> Iterator[tuple[str, ...]]:
     """Yields (id, text, ...) of an optional table's rows whose `key` is wanted; absent is ''."""
     for path in _optional_files(data_dir, table):
         first = 1
         try:
-            for batch in _optional_batches(path, [key, *names]):
+            for batch in _optional_batches(path, [key, *names], batch_rows):
                 keys = _ids(batch.column(key), key, path)
                 places = np.flatnonzero(np.isin(keys, wanted))
                 numbers = (places + first).tolist()
@@ -163,22 +169,27 @@ def _rows_of(
             ) from error
 
 
-def _optional_batches(path: pathlib.Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _optional_batches(
+    path: pathlib.Path, columns: list[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
         with open_parquet(path, columns) as file:
             names = file.schema_arrow.names
             for name in columns:
                 if name not in names:
                     raise _missing(path, name, names)
-            yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+            yield from file.iter_batches(batch_size=batch_rows, columns=columns)
         return
     rows = _csv_rows(path, columns)
     arrays = [pa.array([row[name] for row in rows], pa.string()) for name in columns]
     yield pa.RecordBatch.from_arrays(arrays, names=columns)
 
 
-def read_rows(data_dir: str, kind: str, part: str) -> Iterator[Rows]:
-    """One table in batches of rows, so that memory holds the needed fields of one batch.
+def read_rows(data_dir: str, kind: str, part: str, batch_rows: int = BATCH_ROWS) -> Iterator[Rows]:
+    """Yields one table in batches of rows: memory holds the needed fields of one batch.
+
+    Args:
+      batch_rows: of a parquet file; a CSV file is one batch.
 
     Raises:
       UserError: a file is missing, cut short, lacks a column, or holds ids that are no ids.
@@ -187,9 +198,12 @@ def read_rows(data_dir: str, kind: str, part: str) -> Iterator[Rows]:
     fields = ["note_idx", "position", "click", time_field]
     columns = ["user_idx", "query"] if kind == "search" else ["user_idx"]
     for path in table_files(data_dir, kind, part):
-        read = _csv_batches if path.suffix == ".csv" else _parquet_batches
         try:
-            for batch in read(path, columns, column, fields):
+            if path.suffix == ".csv":
+                batches = _csv_batches(path, columns, column, fields)
+            else:
+                batches = _parquet_batches(path, columns, column, fields, batch_rows)
+            for batch in batches:
                 yield _flatten(batch, path, kind)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
@@ -209,7 +223,7 @@ def _missing(path: pathlib.Path, name: str, found: list[str]) -> UserError:
 
 
 def _parquet_batches(
-    path: pathlib.Path, columns: list[str], column: str, fields: list[str]
+    path: pathlib.Path, columns: list[str], column: str, fields: list[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     with open_parquet(path, [*columns, column]) as file:
         schema = file.schema_arrow
@@ -228,7 +242,7 @@ def _parquet_batches(
                 raise _missing(path, f"{column}.{name}", inner)
         paths = [file.schema.column(i).path for i in range(len(file.schema))]
         leaves = [p for p in paths if p.startswith(f"{column}.") and p.split(".")[-1] in fields]
-        yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns + leaves)
+        yield from file.iter_batches(batch_size=batch_rows, columns=columns + leaves)
 
 
 def _is_list(kind: pa.DataType) -> bool:

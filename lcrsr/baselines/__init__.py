@@ -1,1 +1,3 @@
-"""What LCR-SER is compared with: each a `lcrsr.ranker.Ranker` or a fitted scorer of its own."""
+"""Holds what LCR-SER is compared with: each a `lcrsr.ranker.Ranker` or a fitted scorer of its
+own.
+"""

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import optax
 
 from lcrsr.baselines.sequence import DotProduct, Transformer
-from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes, dropout, and the share of items that the cloze task hides."""
+    """Holds sizes, dropout, and the share of items that the cloze task hides."""
 
     width: int
     layers: int
@@ -66,12 +66,10 @@ class BERT4Rec(DotProduct):
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         sequence, _, valid, last = self._appended(batch, rows)
-        return self.network.init({"params": key}, sequence, valid, last, deterministic=True)[
-            "params"
-        ]
+        return drawn_parameters(self.network, key, sequence, valid, last)
 
     def _appended(self, batch: Batch, rows: Rows):
-        """History and target as one sequence: rows, ids, valid, where the target is."""
+        """Joins history and target in one sequence: rows, ids, valid, where the target is."""
         ids = jnp.pad(batch["rec_items"], ((0, 0), (0, 1)))
         places = jnp.arange(ids.shape[1])
         after_last = jnp.where(ids != 0, places + 1, 0).max(1)

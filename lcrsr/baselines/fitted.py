@@ -26,7 +26,7 @@ def below_zero(counts: np.ndarray) -> np.ndarray:
 
 
 class Fitted(Protocol):
-    """Made from the training clicks at once."""
+    """Scores items by what it has fitted to the training clicks."""
 
     def scores(self, batch: Batch) -> np.ndarray:
         """Scores of all items for a batch's users, float32 [B, V+1]; column 0 is padding."""
@@ -34,7 +34,9 @@ class Fitted(Protocol):
 
 
 class FittedEvaluator:
-    """`lcrsr.evaluation.Evaluator` for a fitted scorer; `params` and `tables` are not used."""
+    """Evaluates a fitted scorer as `lcrsr.evaluation.Evaluator` does; `params` and `tables` are not
+    used.
+    """
 
     def __init__(self, scorer: Fitted, metric_names: Sequence[str]):
         self._scorer, self._names = scorer, tuple(metric_names)
@@ -65,7 +67,7 @@ class FittedEvaluator:
     def top_k(
         self, params: Any, tables: Any, batch: Batch, seen: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best unseen items: ids int32 [B, k] and scores float32 [B, k]; ties by id."""
+        """Returns the best unseen items: ids int32 [B, k] and scores float32 [B, k]; ties by id."""
         del params, tables
         scores = self._without(batch, seen)
         if k > scores.shape[1] - 1:

@@ -20,7 +20,7 @@ from lcrsr.baselines.sequence import SequentialRanker
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
+    """Holds sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
 
     width: int
     hidden: int
@@ -38,7 +38,7 @@ class Network(nn.Module):
     def __call__(self, rows: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
         s = self.settings
         x = nn.Dropout(s.dropout, deterministic=deterministic)(rows)
-        # A recurrent state has no mask: rows that are no events go behind those that are.
+        # A recurrent state has no mask: padding rows go behind the events.
         order = jnp.argsort(~valid, axis=1, stable=True)
         x = jnp.take_along_axis(x, order[..., None], 1)
         valid = jnp.take_along_axis(valid, order, 1)

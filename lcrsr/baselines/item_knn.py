@@ -20,7 +20,7 @@ from lcrsr.ranker import Batch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Recency decay in (0, 1], and the power of the history's length, at least 0."""
+    """Holds the recency decay in (0, 1], and the power of the history's length, at least 0."""
 
     decay: float
     history_power: float
@@ -42,10 +42,10 @@ class ItemKNN:
 
     def __init__(self, settings: Settings, clicks: scipy.sparse.csr_array):
         self._decay = settings.decay
-        seen = clicks.sign().astype(np.float64)
-        lengths = np.maximum(np.asarray(seen.sum(1)).ravel(), 1.0)
+        clicked = clicks.sign().astype(np.float64)
+        lengths = np.maximum(np.asarray(clicked.sum(1)).ravel(), 1.0)
         weights = scipy.sparse.diags_array(lengths**-settings.history_power)
-        together = (seen.T @ weights @ seen).tocsr()
+        together = (clicked.T @ weights @ clicked).tocsr()
         norms = np.sqrt(np.maximum(together.diagonal(), 1e-12))
         scale = scipy.sparse.diags_array(1.0 / norms)
         similarity = (scale @ together @ scale).tolil()

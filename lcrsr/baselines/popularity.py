@@ -12,11 +12,11 @@ from lcrsr.ranker import Batch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Popularity has nothing to set."""
+    """Holds nothing: popularity has no setting."""
 
 
 class Popularity:
-    """A fitted scorer.
+    """Scores every item by its clicks in training.
 
     Args:
       clicks: training clicks, sparse [U+1, V+1], counts.
@@ -27,7 +27,7 @@ class Popularity:
         self._counts = np.asarray(clicks.sum(0), np.float32).ravel()
 
     def scores(self, batch: Batch) -> np.ndarray:
-        """Float32 [B, V+1], the same for every user."""
+        """Returns float32 [B, V+1], the same for every user."""
         return np.broadcast_to(self._counts, (len(batch["user"]), len(self._counts)))
 
 

@@ -70,7 +70,7 @@ class Settings:
 
 
 class Block(nn.Module):
-    """A pre-LN Transformer block over rows that follow earlier ones."""
+    """Applies a pre-LN Transformer block over rows that follow earlier ones."""
 
     heads: int
 
@@ -78,7 +78,7 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, before: jax.Array | None, mask: jax.Array, dropout: Dropout
     ) -> tuple[jax.Array, jax.Array]:
-        """x [B, Q, D] attends to the normalised rows `before` [B, L, D] and to itself.
+        """Lets x [B, Q, D] attend to the normalised rows `before` [B, L, D] and to itself.
 
         Args:
           mask: bool [B, L + Q] or [B, Q, L + Q].
@@ -122,18 +122,18 @@ class Network(nn.Module):
         x, history = self.through(x, [None] * s.layers, mask, dropout.at(1))
         states = [last_valid(self.last_norm(x), valid)]
         # Reasoning rows are seen by all that follow; of an empty history its first row is.
-        seen = valid | (~valid.any(-1, keepdims=True) & (jnp.arange(length) == 0))
+        attended = valid | (~valid.any(-1, keepdims=True) & (jnp.arange(length) == 0))
         plain, other = history, history
         after_noise = []
         for step in range(s.reasoning_steps):
-            seen = jnp.pad(seen, ((0, 0), (0, 1)), constant_values=True)
+            attended = jnp.pad(attended, ((0, 0), (0, 1)), constant_values=True)
             start = (states[-1] + self.steps[step])[:, None]
             drop = dropout.at(2 + step)
-            x, plain = self.through(start, plain, seen, drop.at(0))
+            x, plain = self.through(start, plain, attended, drop.at(0))
             states.append(self.last_norm(x)[:, 0])
             if noised:
                 noise = s.noise * jax.random.normal(self.make_rng("noise"), start.shape)
-                x, other = self.through(start + noise, other, seen, drop.at(1))
+                x, other = self.through(start + noise, other, attended, drop.at(1))
                 after_noise.append(self.last_norm(x)[:, 0])
         if noised:
             return jnp.stack(states, 1), jnp.stack(after_noise, 1)
@@ -143,13 +143,14 @@ class Network(nn.Module):
         """Runs all blocks on rows [B, T, D] that follow the kept rows of each block."""
         rows = []
         for number, (block, earlier) in enumerate(zip(self.blocks, before, strict=True)):
-            x, kept = block(x, earlier, mask, dropout.at(number))
-            rows.append(kept)
+            x, appended = block(x, earlier, mask, dropout.at(number))
+            rows.append(appended)
         return x, rows
 
 
 def pushed_apart(logits: jax.Array) -> jax.Array:
-    """ERL's regulariser [B]: the mean over ordered pairs of steps of KL(p_i || p_j), p_j fixed.
+    """Returns ERL's regulariser [B]: the mean over ordered pairs of steps of KL(p_i || p_j), p_j
+    fixed.
 
     Args:
       logits: [B, T, V] of every step; minus infinity for padding.
@@ -166,7 +167,7 @@ def pushed_apart(logits: jax.Array) -> jax.Array:
 
 
 def contrasted(states: jax.Array, noised: jax.Array, mask: jax.Array) -> jax.Array:
-    """PRL's contrastive loss [B]: each noised state against the clean ones of all users.
+    """Returns PRL's contrastive loss [B]: each noised state against the clean ones of all users.
 
     Args:
       states, noised: [B, K, D], the latter already divided by the temperature.
@@ -180,7 +181,7 @@ def contrasted(states: jax.Array, noised: jax.Array, mask: jax.Array) -> jax.Arr
 
 
 class ReaRec(SequentialRanker):
-    """A `Ranker`."""
+    """Ranks by reasoning states over a history: a `Ranker`."""
 
     def __init__(self, settings: Settings):
         super().__init__(
@@ -196,7 +197,7 @@ class ReaRec(SequentialRanker):
         return jax.jit(init)({"params": key}, *self.history(batch, rows))["params"]
 
     def user(self, states: jax.Array) -> jax.Array:
-        """The vector [B, D] to rank with, of the states [B, K + 1, D]."""
+        """Returns the vector [B, D] to rank with, of the states [B, K + 1, D]."""
         return states.mean(1) if self.settings.variant == "erl" else states[:, -1]
 
     def loss(
@@ -205,7 +206,7 @@ class ReaRec(SequentialRanker):
         s = self.settings
         progressive = s.variant == "prl"
         noise_key, dropout_key = jax.random.split(key)
-        found: Any = self.network.apply(
+        output: Any = self.network.apply(
             {"params": params},
             *self.history(batch, rows),
             deterministic=False,
@@ -224,7 +225,7 @@ class ReaRec(SequentialRanker):
         def mean(each):
             return (each * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
 
-        states = found[0] if progressive else found
+        states = output[0] if progressive else output
         click = mean(cross_entropy(logits_of(self.user(states), s.temperature)))
         if not progressive:
             apart = mean(pushed_apart(logits_of(states, s.temperature)))
@@ -235,7 +236,7 @@ class ReaRec(SequentialRanker):
             for k, decay in enumerate(s.temperature_decay ** (steps - k) for k in range(steps))
         ]
         progressive_loss = jnp.stack(taught).mean()
-        contrast = mean(contrasted(states[:, 1:], found[1] / s.temperature, batch["mask"]))
+        contrast = mean(contrasted(states[:, 1:], output[1] / s.temperature, batch["mask"]))
         total = click + s.progressive_weight * progressive_loss + s.contrastive_weight * contrast
         return total, {
             "cross_entropy": click,

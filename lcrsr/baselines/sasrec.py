@@ -18,7 +18,7 @@ from lcrsr.baselines.sequence import SequentialRanker, Transformer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
+    """Holds sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
 
     width: int
     layers: int

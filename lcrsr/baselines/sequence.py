@@ -1,4 +1,5 @@
-"""What sequential recommenders share: a Transformer over the clicked items, and dot-product scores.
+"""Holds what sequential recommenders share: a Transformer over clicked items, and dot-product
+scores.
 
 A sequential baseline reads `rec_items` alone, represents a user as one vector [B, D] and scores an
 item by its dot product with the item's row.
@@ -14,13 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from lcrsr.losses import RECOMMENDATION
-from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 LOSSES = (*RECOMMENDATION, "full_cross_entropy")
 
 
 class Block(nn.Module):
-    """A pre-LN Transformer block: x + MHA(LN x), then x + FFN(LN x)."""
+    """Applies a pre-LN Transformer block: x + MHA(LN x), then x + FFN(LN x)."""
 
     heads: int
     dropout: float
@@ -40,7 +41,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions, blocks and a last layer norm over right-padded rows.
+    """Applies positions, blocks and a last layer norm to right-padded rows.
 
     Attributes:
       length: L at most.
@@ -72,7 +73,7 @@ class Transformer(nn.Module):
 def recommendation_loss(
     kind: str, users: jax.Array, batch: Batch, rows: Rows, tables: dict[str, jax.Array]
 ) -> jax.Array:
-    """The loss of dot-product scores.
+    """Computes the loss of dot-product scores.
 
     Args:
       kind: 'bce' or 'cross_entropy' over the batch's candidates, or 'full_cross_entropy' over all
@@ -89,7 +90,7 @@ def recommendation_loss(
 
 
 class DotProduct:
-    """The scoring half of a `Ranker` that represents a user as one vector [B, D]."""
+    """Scores with one vector [B, D] a user: the scoring half of a `Ranker`."""
 
     tables: tuple[str, ...] = ("item",)
     tasks: tuple[str, ...] = ("recommendation",)
@@ -106,7 +107,7 @@ class DotProduct:
 
 
 class SequentialRanker(DotProduct):
-    """A `Ranker` around a network from (rows [B, L, D], valid [B, L]) to users [B, D]."""
+    """Ranks with a network from (rows [B, L, D], valid [B, L]) to users [B, D]: a `Ranker`."""
 
     def __init__(self, network: nn.Module, *, width: int, init_scale: float, loss: str):
         if loss not in LOSSES:
@@ -116,9 +117,7 @@ class SequentialRanker(DotProduct):
         self.width, self.init_scale = width, init_scale
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
-        return self.network.init({"params": key}, *self.history(batch, rows), deterministic=True)[
-            "params"
-        ]
+        return drawn_parameters(self.network, key, *self.history(batch, rows))
 
     def history(self, batch: Batch, rows: Rows) -> tuple[jax.Array, jax.Array]:
         return rows["rec_items"], jnp.not_equal(batch["rec_items"], 0)

@@ -29,7 +29,7 @@ from lcrsr.ranker import Batch, Rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes, and the weights of the losses.
+    """Holds sizes, and the weights of the losses.
 
     Attributes:
       width: T of the tables' rows.
@@ -69,7 +69,7 @@ class Settings:
 
 
 class Parts(NamedTuple):
-    """One encoded history and its parts.
+    """Holds one encoded history and its parts.
 
     Attributes:
       rows: [B, L, D].
@@ -86,7 +86,7 @@ class Parts(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A batch's users."""
+    """Holds a batch's users."""
 
     inputs: Inputs
     rec: Parts
@@ -94,7 +94,7 @@ class Encoded(NamedTuple):
 
 
 def split(weights: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Similar and dissimilar events, bool [B, L]: weights of at least 1/n, and below.
+    """Tells similar from dissimilar events, bool [B, L]: weights of at least 1/n, and below.
 
     Args:
       weights: [B, L], summing to 1 over the n events of a user.
@@ -107,7 +107,7 @@ def split(weights: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def triplet(parts: Parts, margin: float) -> jax.Array:
-    """max(d(a, s) - d(a, t) + margin, 0), [B]: anchor a, means s and t of both parts."""
+    """Returns max(d(a, s) - d(a, t) + margin, 0), [B]: anchor a, means s and t of both parts."""
 
     def mean(mask):
         return (parts.rows * mask[..., None]).sum(1) / jnp.maximum(mask.sum(-1), 1)[:, None]
@@ -119,7 +119,7 @@ def triplet(parts: Parts, margin: float) -> jax.Array:
 
 
 class CoAttention(nn.Module):
-    """Each event's weight from its affinities tanh(x_i^T W y_j) to the other history."""
+    """Weighs each event by its affinities tanh(x_i^T W y_j) to the other history."""
 
     @nn.compact
     def __call__(
@@ -139,7 +139,7 @@ class CoAttention(nn.Module):
 
 
 class Network(nn.Module):
-    """Encoders, the split and the prediction."""
+    """Encodes both histories, splits them and predicts."""
 
     settings: Settings
 
@@ -169,10 +169,10 @@ class Network(nn.Module):
     def recommend(self, users: Encoded, items: jax.Array, dropout: Dropout) -> jax.Array:
         """Logits [B, N] of items [B or 1, N, T]."""
         items = self.features.items(items)
-        seen: list[jax.Array] = []
+        pooled: list[jax.Array] = []
         for pool, part in ((self.pool_rec, users.rec), (self.pool_search, users.search)):
-            seen += pool(part.rows, (part.mask, part.similar, part.dissimilar), items)
-        hidden = nn.relu(self.first(jnp.concatenate(seen, -1), items, users.inputs.user))
+            pooled += pool(part.rows, (part.mask, part.similar, part.dissimilar), items)
+        hidden = nn.relu(self.first(jnp.concatenate(pooled, -1), items, users.inputs.user))
         return self.logit(self.tower(dropout.at(0)(hidden), dropout.at(1)))[..., 0]
 
     def losses(

@@ -1,4 +1,4 @@
-"""What baselines that read both histories share: inputs, encoder layers, pooling, alignment.
+"""Holds what baselines that read both histories share: inputs, encoder layers, pooling, alignment.
 
 UniSAR (Shi et al., SIGIR 2024) and SESRec (Si et al., SIGIR 2023) have these in common. Axes: B
 batch, L history, W words, C clicks, N candidates, T the tables' width, D the network's width, H
@@ -24,7 +24,7 @@ QUIET = Dropout(None, 0.0)
 
 
 class Inputs(NamedTuple):
-    """A batch's histories as vectors.
+    """Holds a batch's histories as vectors.
 
     Attributes:
       user: [B, D].
@@ -43,13 +43,13 @@ class Inputs(NamedTuple):
     search_mask: jax.Array
 
     def searches(self) -> jax.Array:
-        """A search as its query plus the mean of its clicked items, [B, Ls, D]."""
+        """Returns each search as its query plus the mean of its clicked items, [B, Ls, D]."""
         count = jnp.maximum(self.click_mask.sum(-1, keepdims=True), 1)
         return self.queries + self.clicked.sum(2) / count
 
 
 def flat(layer: nn.Module, x: jax.Array) -> jax.Array:
-    """A layer over the last axis of x, applied to x's rows [n, D].
+    """Applies a layer over the last axis of x to x's rows [n, D].
 
     On a CPU the kernel's gradient takes half as long as from more axes.
     """
@@ -58,7 +58,9 @@ def flat(layer: nn.Module, x: jax.Array) -> jax.Array:
 
 
 class Features(nn.Module):
-    """tanh of a linear map from the tables' rows [..., T] to vectors [..., D], one a kind."""
+    """Applies tanh of a linear map to the tables' rows [..., T], one map a kind, giving vectors
+    [..., D].
+    """
 
     width: int
 
@@ -80,7 +82,7 @@ class Features(nn.Module):
         )
 
     def items(self, rows: jax.Array) -> jax.Array:
-        """[..., T] to [..., D]."""
+        """Maps items [..., T] to [..., D]."""
         return jnp.tanh(flat(self.item, rows))
 
     def queries(self, words: jax.Array, mask: jax.Array) -> jax.Array:
@@ -91,7 +93,7 @@ class Features(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with keys that are valid or not."""
+    """Applies multi-head attention with keys that are valid or not."""
 
     heads: int
 
@@ -116,7 +118,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """x + W2 relu(W1 x), as wide inside as outside, then layer norm."""
+    """Applies x + W2 relu(W1 x), as wide inside as outside, then layer norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array, dropout: Dropout) -> jax.Array:
@@ -126,7 +128,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """A post-LN Transformer layer whose queries and keys may be different rows."""
+    """Applies a post-LN Transformer layer whose queries and keys may be different rows."""
 
     heads: int
 
@@ -134,7 +136,7 @@ class EncoderLayer(nn.Module):
     def __call__(
         self, x: jax.Array, rows: jax.Array, mask: jax.Array, dropout: Dropout
     ) -> jax.Array:
-        """x [B, Q, D] attends to rows [B, L, D], mask bool [B, L]; self-attention: x is rows."""
+        """Lets x [B, Q, D] attend to rows [B, L, D], mask bool [B, L], or to itself as its rows."""
         attended = Attention(self.heads)(x, rows, mask)
         x = nn.LayerNorm()(x + dropout.at(0)(attended))
         return FeedForward()(x, dropout.at(1))
@@ -159,7 +161,7 @@ class HistoryEncoder(nn.Module):
 
 
 class TargetAttention(nn.Module):
-    """A history as a candidate sees it: softmax over its rows of h^T W v."""
+    """Pools a history as a candidate sees it: softmax over its rows of h^T W v."""
 
     @nn.compact
     def __call__(
@@ -177,7 +179,7 @@ class TargetAttention(nn.Module):
 
 
 class PartwiseDense(nn.Module):
-    """A linear map of [pooled; item; user] that maps each part by itself.
+    """Applies a linear map of [pooled; item; user] that maps each part by itself.
 
     What does not depend on the candidate is mapped once a user, and what does not depend on the
     user once a candidate.
@@ -187,14 +189,14 @@ class PartwiseDense(nn.Module):
 
     @nn.compact
     def __call__(self, pooled: jax.Array, items: jax.Array, users: jax.Array) -> jax.Array:
-        """Pooled [B, N, P], items [B or 1, N, D], users [B, Q] to [B, N, width]."""
+        """Maps pooled [B, N, P], items [B or 1, N, D], users [B, Q] to [B, N, width]."""
         of_pooled = flat(nn.Dense(self.width, use_bias=False, name="pooled"), pooled)
         of_items = flat(nn.Dense(self.width, use_bias=False, name="item"), items)
         return of_pooled + of_items + nn.Dense(self.width, name="user")(users)[:, None]
 
 
 class Tower(nn.Module):
-    """An MLP with relu and dropout after each of its layers."""
+    """Applies an MLP with relu and dropout after each of its layers."""
 
     widths: tuple[int, ...]
 
@@ -224,7 +226,7 @@ class Pairs(NamedTuple):
 
 
 def clicked_pairs(inputs: Inputs, negative_items: jax.Array, batch: Batch, most: int) -> Pairs:
-    """The first `most` pairs of a batch, whose examples are in random order.
+    """Returns the first `most` pairs of a batch, whose examples are in random order.
 
     Negative items are the users' first negative candidates, drawn uniformly, and negative queries
     the users' latest searches: B of each, where the released code draws 1,024 of each a step.
@@ -256,7 +258,7 @@ def clicked_pairs(inputs: Inputs, negative_items: jax.Array, batch: Batch, most:
 
 
 def _signature(words: jax.Array) -> jax.Array:
-    """A hash of the words [..., W], uint32 [...]: equal queries have equal ones."""
+    """Hashes the words [..., W], uint32 [...]: equal queries have equal hashes."""
     signs = jnp.zeros(words.shape[:-1], jnp.uint32)
     for place in range(words.shape[-1]):
         signs = (signs ^ words[..., place].astype(jnp.uint32)) * jnp.uint32(16777619)
@@ -264,13 +266,13 @@ def _signature(words: jax.Array) -> jax.Array:
 
 
 class QueryItemAlignment(nn.Module):
-    """InfoNCE between queries and the items clicked for them, similarity tanh(q^T W i)."""
+    """Computes InfoNCE between queries and the items clicked for them, similarity tanh(q^T W i)."""
 
     temperature: float
 
     @nn.compact
     def __call__(self, pairs: Pairs) -> jax.Array:
-        """The mean over pairs and both directions; zero without pairs."""
+        """Returns the mean over pairs and both directions; zero without pairs."""
         width = pairs.items.shape[-1]
         kernel = self.param("kernel", nn.initializers.xavier_normal(), (width, width))
         scale = self.param("log_temperature", constant(math.log(self.temperature)), ())
@@ -286,19 +288,19 @@ class QueryItemAlignment(nn.Module):
 
 
 def _info_nce(positive: jax.Array, negative: jax.Array, allowed: jax.Array, scale: jax.Array):
-    """-log softmax of the positive [P] among itself and the allowed negatives [P, M]."""
+    """Returns -log softmax of the positive [P] among itself and the allowed negatives [P, M]."""
     logits = jnp.where(allowed, negative * scale, MASKED)
     total = jnp.logaddexp(positive * scale, jax.nn.logsumexp(logits, -1))
     return total - positive * scale
 
 
 def constant(value: float) -> Any:
-    """An initialiser that fills with `value`."""
+    """Returns an initialiser that fills with `value`."""
     return lambda key, shape: jnp.full(shape, value, jnp.float32)
 
 
 class TwoHistoriesRanker:
-    """A `Ranker` around a network that is given its dropout, `QUIET` outside training.
+    """Ranks with a network that is given its dropout, `QUIET` outside training: a `Ranker`.
 
     Args:
       network: with `encode(batch, rows, dropout)`, `recommend(users, items, dropout)`,

@@ -37,7 +37,7 @@ from lcrsr.ranker import Batch, Params, Rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes, and the weights of the losses.
+    """Holds sizes, and the weights of the losses.
 
     Attributes:
       width: T of the tables' rows.
@@ -96,7 +96,9 @@ class Transitions(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A batch's users: transitions, both kinds fused, the user's vector [B, D] and the inputs."""
+    """Holds a batch's users: transitions, both kinds fused, the user's vector [B, D] and the
+    inputs.
+    """
 
     inputs: Inputs
     transitions: Transitions
@@ -105,7 +107,7 @@ class Encoded(NamedTuple):
 
 
 class Merged(nn.Module):
-    """The Transformer over the merged history whose events see the other kind alone."""
+    """Applies the Transformer over the merged history, whose events see the other kind alone."""
 
     settings: Settings
 
@@ -127,7 +129,7 @@ class Merged(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Transformer decoder layers: transitions within a kind attend to those from the other."""
+    """Applies Transformer decoder layers: transitions within a kind attend to the other kind's."""
 
     settings: Settings
 
@@ -145,7 +147,7 @@ class Fusion(nn.Module):
 
 
 class Alignment(nn.Module):
-    """InfoNCE between the two transitions of a kind, averaged over a user's events.
+    """Computes InfoNCE between the two transitions of a kind, averaged over a user's events.
 
     The other users' transitions of either sort are negatives; similarity is tanh(a^T W b).
     """
@@ -154,7 +156,7 @@ class Alignment(nn.Module):
 
     @nn.compact
     def __call__(self, own: jax.Array, other: jax.Array, mask: jax.Array, counts: jax.Array):
-        """The mean over users that count, bool [B]; rows [B, L, D], mask bool [B, L]."""
+        """Returns the mean over users that count, bool [B]; rows [B, L, D], mask bool [B, L]."""
         width = own.shape[-1]
         kernel = self.param("kernel", nn.initializers.xavier_normal(), (width, width))
         scale = self.param(
@@ -174,7 +176,7 @@ class Alignment(nn.Module):
 
 
 class Experts(nn.Module):
-    """A gated mixture of shared and specific experts, then the task's tower: logits [B, N]."""
+    """Applies a gated mixture of shared and specific experts, then the task's tower: [B, N]."""
 
     settings: Settings
 
@@ -195,7 +197,9 @@ class Experts(nn.Module):
         users: jax.Array,
         dropout: Dropout,
     ) -> jax.Array:
-        """Task 0 recommends, 1 searches; pooled [B, N, 2D], items [B or 1, N, D], users [B, 2D]."""
+        """Scores for task 0, recommendation, or 1, search; pooled [B, N, 2D], items [B or 1, N, D],
+        users [B, 2D].
+        """
         s = self.settings
         parts = (pooled, items, users)
         hidden = jnp.concatenate([self.specific[task](*parts), self.shared(*parts)], -1)
@@ -207,7 +211,7 @@ class Experts(nn.Module):
 
 
 class Network(nn.Module):
-    """Extraction, alignment, fusion and prediction."""
+    """Extracts, aligns and fuses the transitions of both histories, and predicts."""
 
     settings: Settings
 
@@ -257,7 +261,7 @@ class Network(nn.Module):
         return self.experts(task, pooled, items, both, dropout)
 
     def contrastive(self, users: Encoded, batch: Batch, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        """The query-item loss and the sum of both kinds' transition losses."""
+        """Returns the query-item loss and the sum of both kinds' transition losses."""
         t, inputs = users.transitions, users.inputs
         negative_items = self.features.items(rows["candidates"][:, 1])
         pairs = two_histories.clicked_pairs(
@@ -272,7 +276,7 @@ class Network(nn.Module):
     def losses(
         self, batch: Batch, rows: Rows, dropout: Dropout
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The recommendation rows' loss plus, weighted, the search rows', and their parts."""
+        """Returns the recommendation loss plus, weighted, the search loss, and their parts."""
         s = self.settings
         users = self.encode(batch, rows, dropout.at(0))
         first = len(batch["user"]) - len(batch.get("query", ()))
@@ -314,7 +318,7 @@ class Network(nn.Module):
 
 
 class UniSAR(TwoHistoriesRanker):
-    """A `Ranker` of recommendations; batches that end in search examples train both tasks."""
+    """Ranks recommendations, a `Ranker`; batches that end in search examples train both tasks."""
 
     def __init__(self, settings: Settings):
         super().__init__(Network(settings), settings)

@@ -1,4 +1,4 @@
-"""A floor of the search task from a config: `config.model.kind` names a scorer."""
+"""Runs a floor of the search task from a config: `config.model.kind` names a scorer."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class SearchBaselineExperiment(Experiment):
         return [tuple(self.data.log.query(int(row))) for row in examples.target_row]
 
     def _histories(self, examples: SearchExamples) -> np.ndarray:
-        """The last clicks before each example, int32 [E, L], right-padded."""
+        """Returns the last clicks before each example, int32 [E, L], right-padded."""
         log, length = self.data.log, self.config.data.rec_length
         first = np.maximum(log.rec_offsets[examples.user], examples.rec_end - length)
         places = first[:, None] + np.arange(length)
@@ -126,7 +126,7 @@ class SearchBaselineExperiment(Experiment):
         return {"user_groups": search_protocol.user_groups(self.data, examples, sums)}
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
-        """The row of results.json that a protocol gives: 'search/full', for instance.
+        """Names the row of results.json that a protocol gives: 'search/full', for instance.
 
         Raises:
           UserError: another task than search, or no such protocol.
@@ -159,9 +159,9 @@ class SearchBaselineExperiment(Experiment):
         return self.data.counted(split, protocol.removeprefix(_PREFIX), "search")[places]
 
     def _chosen(self, split: str) -> tuple[SearchExamples, np.ndarray]:
-        found, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
-        assert isinstance(found, SearchExamples)
-        return found, places
+        searches, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
+        assert isinstance(searches, SearchExamples)
+        return searches, places
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         """Measures one of `columns`; `params` and `tables` are not used."""

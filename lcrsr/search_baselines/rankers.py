@@ -105,7 +105,8 @@ class OrPopular:
 
 
 class TextSimilarity:
-    """Cosine of a query's TF-IDF vector with the items', or of their singular vectors (LSA).
+    """Scores by the cosine of a query's TF-IDF vector with the items', or of their singular vectors
+    (LSA).
 
     Args:
       texts: of items 1..V.
@@ -157,7 +158,7 @@ class TextSimilarity:
 
 
 class ByQuery:
-    """Any function of the query alone, asked once for each different query of a batch.
+    """Scores by any function of the query alone, asked once for each different query of a batch.
 
     Args:
       score: from the words of a query to float32 [V].
@@ -168,5 +169,5 @@ class ByQuery:
 
     def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
         del histories
-        found = {query: self._score(query) for query in set(queries)}
-        return np.pad(np.stack([found[q] for q in queries]), ((0, 0), (1, 0))).astype(np.float32)
+        of_query = {query: self._score(query) for query in set(queries)}
+        return np.pad(np.stack([of_query[q] for q in queries]), ((0, 0), (1, 0))).astype(np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from core import run_schema
 from core.errors import UserError
 from core.files import read_json, write_atomically
 from core.termination import watched
@@ -84,7 +85,8 @@ def ablate(
     with workdir.alone("sweep"):
         _check_sweep_workdir(workdir, settled)  # another share may have begun it meanwhile
         if not os.path.lexists(os.path.join(workdir.path, _PLAN)):
-            write_atomically(workdir.file(_PLAN), json.dumps(settled, indent=2) + "\n")
+            text = json.dumps(run_schema.stamped(settled), indent=2) + "\n"
+            write_atomically(workdir.file(_PLAN), text)
     workdir.remove_abandoned()
     with watched():
         if experiments is None:
@@ -105,7 +107,7 @@ def ablate(
     paths = {label: [run.path for run in of_one] for label, of_one in runs.items()}
     broken = {run.path for run in every if run.name in stopped}
     rows = tables.read_sweep(sweep, paths, metric, broken)
-    finished = {label: [p for p in found if p not in broken] for label, found in paths.items()}
+    finished = {label: [p for p in folders if p not in broken] for label, folders in paths.items()}
     heading = tables.title(config, data, rows)
     beside = figures.beside(sweep, finished, workdir, config, data, metric)
     return tables.write(workdir, sweep, rows, metric, heading, stopped, beside)
@@ -114,7 +116,7 @@ def ablate(
 def _runs(
     config: config_dict.ConfigDict, sweep: Sweep, seeds: int, workdir: Workdir
 ) -> dict[str, list[Run]]:
-    """The runs of every setting, one a seed; settings with the same keys share theirs."""
+    """Makes the runs of every setting, one a seed; settings with the same keys share theirs."""
     made: dict[str, list[Run]] = {}
     by_changes: dict[str, list[Run]] = {}
     for setting in sweep.settings:
@@ -144,7 +146,7 @@ def run_of(config: config_dict.ConfigDict, setting: Setting, seed: int, workdir:
 
 
 def _settled(config: config_dict.ConfigDict, sweep: Sweep, seeds: int) -> dict[str, Any]:
-    """What a workdir's sweep is, beside where things lie."""
+    """Returns what a workdir's sweep is, beside where things lie."""
     values = config.to_dict()
     values.pop("cache_dir", None)
     return json.loads(json.dumps({"sweep": sweep.text, "seeds": seeds, "config": values}))
@@ -152,14 +154,15 @@ def _settled(config: config_dict.ConfigDict, sweep: Sweep, seeds: int) -> dict[s
 
 def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
     check_no_file(workdir.path)
-    if os.path.lexists(os.path.join(workdir.path, _PLAN)):
-        before = _read(workdir, _PLAN)
+    plan = os.path.join(workdir.path, _PLAN)
+    if os.path.lexists(plan):
+        before = run_schema.unstamped(_read(workdir, _PLAN), plan)
         for key in ("sweep", "seeds", "config"):
             if before.get(key) != settled[key]:
-                found = "another config" if key == "config" else repr(settled[key])
+                what = "another config" if key == "config" else repr(settled[key])
                 held = "its own" if key == "config" else repr(before.get(key))
                 raise UserError(
-                    f"expected the sweep of {workdir.path} with {key} {held}, found {found}; pass "
+                    f"expected the sweep of {workdir.path} with {key} {held}, found {what}; pass "
                     "another --workdir"
                 )
     elif os.path.isdir(workdir.path) and not has_only_scaffolding(workdir.path):
@@ -170,7 +173,7 @@ def _check_sweep_workdir(workdir: Workdir, settled: dict[str, Any]) -> None:
 
 
 def _share(text: str, sweep: Sweep) -> tuple[int, int] | None:
-    """(I, N) of 'I/N'; None where all is one process's.
+    """Parses 'I/N' to (I, N); None where all is one process's.
 
     Raises:
       UserError: another form, or a sweep that has no arms to share.
@@ -193,7 +196,7 @@ def _share(text: str, sweep: Sweep) -> tuple[int, int] | None:
 
 
 def _done(workdir: Workdir) -> dict[str, Any]:
-    """By name, the arms that are through in any share, and what stopped them, or None."""
+    """Returns by name the arms that are through in any share, and what stopped them, or None."""
     names = glob.glob("arms*.json", root_dir=workdir.path)
     done = {name: stop for file in sorted(names) for name, stop in _read(workdir, file).items()}
     wrong = [stop for stop in done.values() if stop is not None and not isinstance(stop, str)]

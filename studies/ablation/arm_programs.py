@@ -1,4 +1,4 @@
-"""The compiled steps of arms (`studies.ablation.arms`), and how their states lie on devices."""
+"""Compiles the steps of arms (`studies.ablation.arms`), and lays their states on devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 def row(leaf: jax.Array, place: int) -> jax.Array:
-    """leaf[place], from the device that holds it."""
+    """Returns leaf[place], from the device that holds it."""
     for shard in leaf.addressable_shards:
         start, stop, _ = shard.index[0].indices(leaf.shape[0])
         if start <= place < stop:
@@ -26,7 +26,7 @@ def row(leaf: jax.Array, place: int) -> jax.Array:
 
 
 class Programs:
-    """The compiled steps, by what of their arguments has an arm axis."""
+    """Holds the compiled steps, by what of their arguments has an arm axis."""
 
     def __init__(self, devices: list[Any]):
         self._devices = devices
@@ -40,11 +40,11 @@ class Programs:
         return Mesh(np.asarray(self._devices[:count]), (ARM,)) if count > 1 else None
 
     def device(self, place: int, size: int) -> Any:
-        """The device of the arm at `place` in a stack of `size`."""
+        """Returns the device of the arm at `place` in a stack of `size`."""
         return self._devices[place * self._count(size) // size]
 
     def spread(self, arms: list[_T]) -> list[list[_T]]:
-        """The arms in stacks that leave no device more of them than another by over one."""
+        """Cuts the arms into stacks that leave no device more of them than another by over one."""
         size, devices = len(arms), len(self._devices)
         if size // self._count(size) == -(-size // devices):
             return [arms]
@@ -52,7 +52,9 @@ class Programs:
         return [arms[:whole], arms[whole:]]
 
     def stacked(self, *leaves: jax.Array) -> jax.Array:
-        """[A, ...] of the arms' leaves [...], wherever these lie, each part made on its device."""
+        """Stacks the arms' leaves [...] as [A, ...], wherever they lie, each part made on its
+        device.
+        """
         size = len(leaves)
         mesh = self._mesh(size)
         each = size // self._count(size)
@@ -68,7 +70,7 @@ class Programs:
         return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
     def everywhere(self, leaf: jax.Array, size: int) -> jax.Array:
-        """What the arms of a stack share, on all of its devices."""
+        """Puts what the arms of a stack share on all of its devices."""
         mesh = self._mesh(size)
         if mesh is None:
             return jax.device_put(leaf, self._devices[0])
@@ -83,7 +85,7 @@ class Programs:
         own_steps: bool,
         own_batches: bool,
     ) -> Callable[..., Any]:
-        """(state, batch, rate, numbers) -> (state, one dictionary of statistics an arm)."""
+        """Makes (state, batch, rate, numbers) -> (state, one dictionary of statistics an arm)."""
         key = (size, differing, own_steps, own_batches)
         if key not in self._made:
             self._made[key] = self._make(task, *key)

@@ -46,7 +46,7 @@ _USED_SHARE = 0.8
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One run of a sweep: its name in messages, one of its stages, and its folder."""
+    """Describes one run of a sweep: its name in messages, one of its stages, and its folder."""
 
     name: str
     task: TracedTask
@@ -55,7 +55,7 @@ class Arm:
 
 
 def arms_that_fit(task: Task, available: int, devices: int = 1) -> int:
-    """How many arms of a task `available` bytes on each device hold, at least 1 on each.
+    """Returns how many arms of a task `available` bytes on each device hold, at least 1 on each.
 
     Temporaries are left a fifth.
     """
@@ -65,12 +65,14 @@ def arms_that_fit(task: Task, available: int, devices: int = 1) -> int:
 
 
 def device_of(place: int, arms: int, devices: Sequence[Any]) -> Any:
-    """Where the arm at `place` among `arms` is made and restored, spread over the devices."""
+    """Tells where the arm at `place` among `arms` is made and restored, spread over the devices."""
     return devices[place * len(devices) // max(arms, len(devices))]
 
 
 def available_bytes() -> tuple[int, int]:
-    """Memory that arms may use on a device, and on how many: CPU devices share what is free."""
+    """Returns the memory that arms may use on a device, and on how many: CPU devices share what
+    is free.
+    """
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     known = [limit for limit in limits if limit]
     if known:
@@ -144,13 +146,13 @@ def run_arms(
 
 
 def _length(arm: Arm) -> tuple[str, LoopConfig]:
-    """What arms of one stage have in common: all but their rates."""
+    """Returns what arms of one stage have in common: all but their rates."""
     config = dataclasses.replace(arm.config, learning_rate=0.0, min_learning_rate=0.0)
     return arm.task.name, config
 
 
 class _ArmReport:
-    """An arm's part of the report that all arms share."""
+    """Writes an arm's part of the report that all arms share."""
 
     def __init__(self, name: str):
         self._name = name
@@ -167,7 +169,7 @@ class _ArmReport:
 
 
 class _ArmRun:
-    """An arm with its state between calls of the program."""
+    """Holds an arm with its state between calls of the program."""
 
     def __init__(self, arm: Arm, stack: contextlib.ExitStack, device: Any):
         self.arm, self.report = arm, _ArmReport(arm.name)
@@ -176,8 +178,8 @@ class _ArmRun:
         stack.callback(self._checkpoints.close)
         self.state: State | None
         with jax.default_device(device):
-            found = start_or_restore(arm.task, arm.config, self._checkpoints)
-        state, self.progress, restored = found
+            started = start_or_restore(arm.task, arm.config, self._checkpoints)
+        state, self.progress, restored = started
         # Held to it: what is made there alone would go back to the first.
         self.state = jax.device_put(state, device)
         if self.progress.finished:

@@ -1,4 +1,4 @@
-"""Figure 2 of LCR-SER: UniSAR trained anew on the searches near the clicks, by threshold.
+"""Makes Figure 2 of LCR-SER: UniSAR trained anew on the searches near the clicks, by threshold.
 
 The first run keeps all searches; its item and word vectors, fixed from then on, say which searches
 the others keep (`input_pipelines.search_filter`).
@@ -67,7 +67,7 @@ def run_all(
 ) -> dict[str, str]:
     """Trains and tests one run after another; returns by name what stopped one.
 
-    Vectors are those of the first run with all searches that ends, whatever its seed.
+    Vectors come from the first run with all searches that ends, whatever its seed.
     """
     stopped = {}
     for run in runs:

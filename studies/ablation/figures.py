@@ -1,4 +1,4 @@
-"""What a sweep shows beside its table: inference times, hidden states, the scores of every K.
+"""Makes what a sweep shows beside its table: inference times, hidden states, the scores of every K.
 
 Table 4, figures 4 and 5, and the second curve of figure 6 of LCR-SER. Each function takes the
 finished runs by label and gives Markdown lines and values for the JSON.
@@ -28,7 +28,7 @@ from lcrsr.experiment import LCRSERExperiment
 from lcrsr.losses import distance
 from lcrsr.model import LCRSER
 from studies.ablation.sweeps import Sweep
-from studies.ablation.tables import Found, mean_text
+from studies.ablation.tables import Supplement, mean_text
 
 _SIDES = {"rec": "recommendation", "search": "search"}
 _BINS = np.linspace(0.0, 2.0, 41)
@@ -44,8 +44,8 @@ def beside(
     config: config_dict.ConfigDict,
     data: Dataset,
     metric: str,
-) -> Found | None:
-    """What a sweep has beside its table; None for most.
+) -> Supplement | None:
+    """Makes what a sweep has beside its table; None for most.
 
     Args:
       runs: the folders of a setting's finished runs, one a seed, by its label.
@@ -59,23 +59,23 @@ def beside(
     if sweep.name in ("figure4", "figure5"):
         # Opened one at a time, when the figure comes to them.
         hidden = {
-            label: (hidden_states(Restored(path, "pretrain")) for path in paths)
+            label: (hidden_states(Restored(path, "train")) for path in paths)
             for label, paths in runs.items()
         }
         draw = steps_figure if sweep.name == "figure4" else contrast_figure
         return draw(hidden, workdir.file(f"{sweep.name}.png"))
     if sweep.name == "figure6" and not metric.endswith("/full"):
-        stages = ("pretrain", "rl") if config.rl.enabled else ("pretrain",)
+        stages = ("train", "rl") if config.rl.enabled else ("train",)
         largest = max(sweep.settings, key=lambda s: s.value or 0).label
-        found = [
+        of_stages = [
             every_k((Restored(path, stage) for path in runs[largest]), stage, metric)
             for stage in stages
             if largest in runs
         ]
-        return Found(
-            [line for one in found for line in one.lines],
-            {"every_k": [one.values for one in found]},
-            {name: curve for one in found for name, curve in one.curves.items()},
+        return Supplement(
+            [line for one in of_stages for line in one.lines],
+            {"every_k": [one.values for one in of_stages]},
+            {name: curve for one in of_stages for name, curve in one.curves.items()},
         )
     return None
 
@@ -88,23 +88,23 @@ def check_users(sweep: Sweep, data: Dataset) -> None:
     """
     if sweep.name not in ("figure4", "figure5"):
         return
-    found = 0
+    users = 0
     for batch in data.sampled("test", "neg99"):
         words, clicks = (batch[name].any((1, 2)) for name in ("query_words", "clicked_items"))
         both = batch["rec_items"].any(1) & (words | clicks)
-        found += int((both & (batch["mask"] > 0)).sum())
-        if found >= _FEWEST_USERS:
+        users += int((both & (batch["mask"] > 0)).sum())
+        if users >= _FEWEST_USERS:
             return
     raise UserError(
         f"expected at least {_FEWEST_USERS} test users with clicks and searches for {sweep.name}, "
-        f"found {found} in {data.label}; bring more data or longer histories"
+        f"found {users} in {data.label}; bring more data or longer histories"
     )
 
 
 def inference_times(
     config: config_dict.ConfigDict, data: Dataset, ks: Sequence[int], path: str, repeats: int = 5
-) -> Found:
-    """Table 4: seconds to score the test split's 100 candidates with networks of K steps.
+) -> Supplement:
+    """Measures Table 4: seconds to score the test split's 100 candidates with networks of K steps.
 
     Every K is a network of that many steps, with random parameters: time does not depend on them.
     Passes over the split take turns, after one that compiles; their median counts.
@@ -117,9 +117,9 @@ def inference_times(
     passes = []
     for k in ks:
         changed = config_dict.ConfigDict(config.to_dict())
-        changed.model.max_steps = changed.pretrain.active_steps = k
+        changed.model.max_steps = changed.train.active_steps = k
         experiment = LCRSERExperiment(changed, data)
-        state = experiment.pretrain_task().init()
+        state = experiment.train_task().init()
         passes.append((experiment.evaluator, state["params"], state["tables"]))
     taken: list[list[float]] = [[] for _ in ks]
     for repeat in range(repeats + 1):
@@ -143,7 +143,7 @@ def inference_times(
         "| time (s) | " + " | ".join(f"{one:.3f}" for one in medians) + " |",
         "| increase (%) | " + " | ".join(f"{one:+.1f}" for one in increases) + " |",
     ]
-    return Found(lines, {"steps": list(ks), "seconds": taken, "increase_percent": increases})
+    return Supplement(lines, {"steps": list(ks), "seconds": taken, "increase_percent": increases})
 
 
 def _draw_times(ks: Sequence[int], taken: Sequence[Sequence[float]], title: str, path: str) -> None:
@@ -184,7 +184,7 @@ class Hidden:
 
 def hidden_states(run: Restored) -> Hidden:
     """Reasons over the test users of a run, up to its own K."""
-    model, active = run.experiment.model, run.experiment.config.pretrain.active_steps
+    model, active = run.experiment.model, run.experiment.config.train.active_steps
 
     @jax.jit
     def of_batch(params, tables, batch):
@@ -217,11 +217,11 @@ def hidden_states(run: Restored) -> Hidden:
 
 
 def distances(target: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Cosine distances [U, K+1] of targets [U, D] to states [U, K+1, D]."""
+    """Returns cosine distances [U, K+1] of targets [U, D] to states [U, K+1, D]."""
     return np.asarray(distance(jnp.asarray(target[:, None]), jnp.asarray(states), "cosine"))
 
 
-def steps_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Found:
+def steps_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Supplement:
     """Draws Figure 4: histograms of d(e, h^(k)) by step, and t-SNE of the states and targets.
 
     Args:
@@ -235,16 +235,16 @@ def steps_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Found:
     figure, axes = pyplot.subplots(2, 2, figsize=(9.2, 7.2), constrained_layout=True)
     lines = ["", "![](figure4.png)", "", *_seeds_line([cross], "; t-SNE shows the first")]
     lines += ["| mean distance to the target | recommendation | search |", "|---|---:|---:|"]
-    found = {side: np.concatenate(per_seed) for side, per_seed in cross.items()}
-    steps = found["rec"].shape[1]
+    distances = {side: np.concatenate(per_seed) for side, per_seed in cross.items()}
+    steps = distances["rec"].shape[1]
     for k in range(steps):
-        means = [mean_text([one[:, k].mean() for one in cross[side]]) for side in found]
+        means = [mean_text([one[:, k].mean() for one in cross[side]]) for side in distances]
         lines.append(f"| step {k} | {' | '.join(means)} |")
     chosen = np.random.default_rng(0).permutation(len(hidden.target))[:_DRAWN_USERS]
     for column, (side, states) in enumerate(hidden.cross.items()):
         for k in range(steps):
             axes[0, column].hist(
-                found[side][:, k], _BINS, histtype="step", density=True, label=f"step {k}"
+                distances[side][:, k], _BINS, histtype="step", density=True, label=f"step {k}"
             )
         axes[0, column].set_xlabel(f"cosine distance to the target, {_SIDES[side]}")
         axes[0, column].legend(fontsize=8)
@@ -260,14 +260,16 @@ def steps_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Found:
         axes[1, column].legend(fontsize=8)
     drawing.save(figure, path, dpi=120)
     values = {side: _summary(per_seed) for side, per_seed in cross.items()}
-    return Found(lines, {"users": len(hidden.target), "distances": values})
+    return Supplement(lines, {"users": len(hidden.target), "distances": values})
 
 
 _OfSides = dict[str, list[np.ndarray]]
 
 
 def _of_seeds(runs: Iterable[Hidden]) -> tuple[Hidden, _OfSides, _OfSides]:
-    """The first run's states, and every run's distances [U, K+1] with and without MCA by side."""
+    """Returns the first run's states, and every run's distances [U, K+1] with and without MCA by
+    side.
+    """
     first: Hidden | None = None
     cross: _OfSides = {side: [] for side in _SIDES}
     plain: _OfSides = {side: [] for side in _SIDES}
@@ -298,7 +300,7 @@ def _summary(per_seed: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def contrast_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Found:
+def contrast_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Supplement:
     """Draws Figure 5: d(e, h^(K)) and d(e, h~^(K)), with and without the contrastive loss.
 
     Args:
@@ -334,11 +336,11 @@ def contrast_figure(runs: Mapping[str, Iterable[Hidden]], path: str) -> Found:
             values.setdefault(label, {})[side] = _summary(per_seed)
         axes[-1, column].set_xlabel("cosine distance to the target")
     drawing.save(figure, path, dpi=120)
-    return Found(lines, {"distances": values})
+    return Supplement(lines, {"distances": values})
 
 
-def every_k(runs: Iterable[Restored], stage: str, metric: str) -> Found:
-    """Figure 6's other curve: scores of 0..K active steps from the model of the largest K.
+def every_k(runs: Iterable[Restored], stage: str, metric: str) -> Supplement:
+    """Makes Figure 6's other curve: scores of 0..K active steps from the model of the largest K.
 
     Args:
       runs: that model's runs, one a seed, opened at `stage`.
@@ -362,7 +364,7 @@ def every_k(runs: Iterable[Restored], stage: str, metric: str) -> Found:
             )
             return *jax.vmap(metrics.target_ranks)(scores), jnp.isnan(scores).any(-1)
 
-        steps = run.experiment.config.pretrain.active_steps + 1  # no K that it has not trained
+        steps = run.experiment.config.train.active_steps + 1  # no K that it has not trained
         sums = [metrics.Sums((name,)) for _ in range(steps)]
         tables = run.tables_with_words
         for batch in run.data.sampled("test", protocol):
@@ -381,4 +383,6 @@ def every_k(runs: Iterable[Restored], stage: str, metric: str) -> Found:
     ]
     curve = [(float(k), float(mean)) for k, mean in enumerate(means)]
     name = f"one model of the largest K ({stage})"
-    return Found(lines, {"stage": stage, "metric": metric, "per_seed": per_seed}, {name: curve})
+    return Supplement(
+        lines, {"stage": stage, "metric": metric, "per_seed": per_seed}, {name: curve}
+    )

@@ -32,7 +32,9 @@ TrainArms = Callable[[Sequence[Arm]], dict[str, NotFinite]]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One arm: its name in messages, its resolved config, and its folder, a normal workdir."""
+    """Describes one arm: its name in messages, its resolved config, and its folder, a normal
+    workdir.
+    """
 
     name: str
     config: config_dict.ConfigDict
@@ -40,7 +42,7 @@ class Run:
 
 
 def _structure(config: config_dict.ConfigDict) -> str:
-    """What programs depend on: the config without its numbers."""
+    """Returns what programs depend on: the config without its numbers."""
     copy = config_dict.ConfigDict(config.to_dict())
     for key in NUMBERS:
         section, _, name = key.rpartition(".")
@@ -51,7 +53,9 @@ def _structure(config: config_dict.ConfigDict) -> str:
 
 
 def _start(config: config_dict.ConfigDict) -> str:
-    """What pre-training and the control depend on: of RL's settings only how long that is."""
+    """Returns what pre-training and the control depend on: of RL's settings only how long that
+    is.
+    """
     values = config.to_dict()
     values["rl"] = {name: values["rl"][name] for name in ("examples", "evals")}
     return json.dumps(values, sort_keys=True)
@@ -65,10 +69,10 @@ def check_runs(runs: Sequence[Run], data: Dataset) -> list[LCRSERExperiment]:
     """
     experiments = []
     for run in runs:
-        mesh = run.config.get("mesh")
-        if mesh is not None and (mesh.data, mesh.table) != (1, 1):
+        mesh = run.config.mesh
+        if (mesh.data, mesh.model) != (1, 1):
             raise UserError(
-                f"expected config.mesh of 1 x 1 in a sweep, found {mesh.data} x {mesh.table}: its "
+                f"expected config.mesh of 1 x 1 in a sweep, found {mesh.data} x {mesh.model}: its "
                 "arms lie on the devices; leave it out"
             )
         check_workdir(run.path, run.config.to_dict())
@@ -95,7 +99,7 @@ def groups_that_fit(
     for same in structures.values():
         for _, experiment in same[1:]:
             experiment.evaluator.share_programs(same[0][1].evaluator)
-        fit = min(len(same), arms_that_fit(same[0][1].pretrain_task(), available, devices))
+        fit = min(len(same), arms_that_fit(same[0][1].train_task(), available, devices))
         if fit < len(same):
             memory = f"{devices} x {available / 1e9:.1f} GB"
             _LOG.info("%d of %d arms fit in %s: in groups", fit, len(same), memory)
@@ -109,7 +113,7 @@ def run_all(
     experiments: Sequence[LCRSERExperiment],
     train: TrainArms = run_arms,
 ) -> dict[str, str]:
-    """Trains and tests every run, those of one structure side by side as far as memory holds them.
+    """Trains and tests every run; runs of one structure go side by side as far as memory allows.
 
     Args:
       experiments: as `check_runs` returns them.
@@ -122,25 +126,25 @@ def run_all(
       core.errors.Preempted, UserError: as `core.loop.run_stage`.
     """
     firsts: dict[str, Run] = {}
-    twins = {run.name: firsts.setdefault(_start(run.config), run) for run in runs}
+    pretrained_by = {run.name: firsts.setdefault(_start(run.config), run) for run in runs}
     stopped: dict[str, str] = {}
     for group in groups_that_fit(runs, experiments, *available_bytes()):
-        _run_together(group, data, twins, stopped, train)
+        _run_together(group, data, pretrained_by, stopped, train)
     return stopped
 
 
 def _run_together(
     group: Sequence[tuple[Run, LCRSERExperiment]],
     data: Dataset,
-    twins: dict[str, Run],
+    pretrained_by: dict[str, Run],
     stopped: dict[str, str],
     train: TrainArms,
 ) -> None:
     """Takes all runs through their stages in step with each other.
 
     Args:
-      twins: by name, the first run with the same pre-training and control, maybe the run itself:
-        these are trained there and copied.
+      pretrained_by: by name, the first run with the same pre-training and control, maybe the run
+        itself: these are trained there and copied.
       stopped: gets what stopped a run, by name.
     """
     workdirs = {
@@ -156,7 +160,7 @@ def _run_together(
     while due:
         arms = [Arm(name, task, loop, workdirs[name]) for name, (task, loop) in due.items()]
         stage = arms[0].task.name
-        copied = {} if stage == "rl" else _to_copy(due, twins, stage, stopped)
+        copied = {} if stage == "rl" else _to_copy(due, pretrained_by, stage, stopped)
         trained = [arm for arm in arms if arm.name not in copied]
         failures = train(trained) if trained else {}
         for name, first in copied.items():
@@ -180,16 +184,16 @@ def _run_together(
 
 
 def _to_copy(
-    due: Collection[str], twins: dict[str, Run], stage: str, stopped: Collection[str]
+    due: Collection[str], pretrained_by: dict[str, Run], stage: str, stopped: Collection[str]
 ) -> dict[str, Run]:
-    """Of the runs due, those whose twin trains this stage beside them or has trained it."""
-    found = {}
+    """Returns the due runs whose first run trains this stage beside them or has trained it."""
+    to_copy = {}
     for name in due:
-        first = twins[name]
+        first = pretrained_by[name]
         trained = os.path.isdir(stage_directory(Workdir(first.path), stage))
         if first.name != name and (first.name in due or (trained and first.name not in stopped)):
-            found[name] = first
-    return found
+            to_copy[name] = first
+    return to_copy
 
 
 def _copy_stage(source: Workdir, target: Workdir, stage: str) -> None:
@@ -198,8 +202,8 @@ def _copy_stage(source: Workdir, target: Workdir, stage: str) -> None:
     if os.path.exists(there):
         return
     lines = [line for line in read_lines(source.file(METRICS_FILE)) if line["stage"] == stage]
-    kept = [line for line in read_lines(target.file(METRICS_FILE)) if line["stage"] != stage]
-    write_lines(target, [*lines, *kept])
+    others = [line for line in read_lines(target.file(METRICS_FILE)) if line["stage"] != stage]
+    write_lines(target, [*lines, *others])
     events = target.file("events", stage)
     with writing(target.path):
         if os.path.exists(source.file("events", stage)):

@@ -1,4 +1,4 @@
-"""What `launch.ablate --sweep=...` can sweep: names, values, and the settings they stand for."""
+"""Names what `launch.ablate --sweep=...` can sweep: values, and the settings they stand for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lcrsr import history_encoder, latent_reasoning, losses, rollout
 NUMBERS = frozenset(
     [
         "seed",
-        "pretrain.active_steps",
-        "pretrain.lambda_tcl",
-        "pretrain.margin",
-        "pretrain.learning_rate",
+        "train.active_steps",
+        "train.lambda_tcl",
+        "train.margin",
+        "train.learning_rate",
         "rl.gamma",
         "rl.lambda_kl",
         "rl.learning_rate",
@@ -30,7 +30,7 @@ NUMBERS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One row of a sweep: its label and the config keys it sets.
+    """Describes one row of a sweep: its label and the config keys it sets.
 
     Attributes:
       value: its place on the figure's axis; None where the axis has names.
@@ -45,7 +45,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A named list of settings.
+    """Names a list of settings.
 
     Attributes:
       text: as given, such as 'k:0,1,2'; a workdir belongs to one.
@@ -62,7 +62,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class _Number:
-    """A numeric sweep: its key, default values, and what a value must fulfil."""
+    """Describes a numeric sweep: its key, default values, and what a value must fulfil."""
 
     key: str
     axis: str
@@ -74,7 +74,7 @@ class _Number:
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """A sweep over the names that a setting can have."""
+    """Describes a sweep over the names that a setting can have."""
 
     key: str
     names: tuple[str, ...]
@@ -88,26 +88,26 @@ def _not_negative(value: float) -> bool:
 _WEIGHTS = (0.0, 0.01, 0.05, 0.1, 0.3, 0.5, 1.0)
 _MOST_K = 100  # memory and time grow with every step
 _K = _Number(
-    "pretrain.active_steps",
+    "train.active_steps",
     "K",
     (),
     lambda k: 0 <= k <= _MOST_K and k == int(k),
     f"whole, from 0 to {_MOST_K}",
 )
-_TCL = _Number("pretrain.lambda_tcl", "lambda_TCL", _WEIGHTS, _not_negative, "0 or more")
+_TCL = _Number("train.lambda_tcl", "lambda_TCL", _WEIGHTS, _not_negative, "0 or more")
 _KL = _Number("rl.lambda_kl", "lambda_KL", _WEIGHTS, _not_negative, "0 or more", needs_rl=True)
 _NUMBERS = {
     "k": _K,
     "lambda_tcl": _TCL,
     "lambda_kl": _KL,
     "margin": _Number(
-        "pretrain.margin", "margin", (0.0, 0.05, 0.1, 0.2, 0.5), _not_negative, "0 or more"
+        "train.margin", "margin", (0.0, 0.05, 0.1, 0.2, 0.5), _not_negative, "0 or more"
     ),
     "gamma": _Number(
         "rl.gamma", "gamma", (0.03, 0.1, 0.3, 1.0, 3.0), lambda v: v > 0, "above 0", needs_rl=True
     ),
     "learning_rate": _Number(
-        "pretrain.learning_rate",
+        "train.learning_rate",
         "learning rate",
         (3e-4, 1e-3, 3e-3),
         lambda v: v > 0,
@@ -120,8 +120,8 @@ _NUMBERS = {
 _CHOICES = {
     "block": _Choice("model.block", history_encoder.BLOCKS),
     "self_context": _Choice("model.self_context", latent_reasoning.SELF_CONTEXTS),
-    "distance": _Choice("pretrain.distance", losses.DISTANCES),
-    "stop_gradient": _Choice("pretrain.stop_gradient", losses.STOP_GRADIENTS),
+    "distance": _Choice("train.distance", losses.DISTANCES),
+    "stop_gradient": _Choice("train.stop_gradient", losses.STOP_GRADIENTS),
     "policy": _Choice("rl.policy", rollout.POLICIES, needs_rl=True),
     "reward": _Choice("rl.reward", ("hr@1", "hr@5", "ndcg@5", "ndcg@10"), needs_rl=True),
 }
@@ -132,7 +132,7 @@ _THRESHOLDS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str] = ()) -> Sweep:
-    """The sweep that `text` names: NAME or NAME:VALUE,VALUE,...
+    """Parses the sweep that `text` names: NAME or NAME:VALUE,VALUE,...
 
     Args:
       config: resolved; a sweep over K may ask for more steps than it has.
@@ -149,7 +149,7 @@ def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str
     if config.method != method:
         raise UserError(
             f"expected a config of {method} for the sweep {name}, found one of {config.method}; "
-            f"pass --config=configs/{method}_NAME.py"
+            f"pass --config=configs/{method}.py:DATASET"
         )
     if len(set(values)) < len(values):
         raise UserError(f"expected every value of --sweep once, found {listed}; leave one out")
@@ -168,7 +168,9 @@ def parse_sweep(text: str, config: config_dict.ConfigDict, given: Collection[str
 
 
 def number_text(value: float) -> str:
-    """A value as labels and folders show it: different ones differ, however close they are."""
+    """Writes a value as labels and folders show it: different ones differ, however close they
+    are.
+    """
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
@@ -296,26 +298,26 @@ def _table3(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
     """Modules added one after another; the last run gives both of its last rows."""
     _needs_rl("table3", config)
     base = {
-        "pretrain.active_steps": 0,
-        "pretrain.lambda_tcl": 0.0,
+        "train.active_steps": 0,
+        "train.lambda_tcl": 0.0,
         "model.attention": "mean",
         "rl.enabled": False,
     }
-    steps, attention = config.pretrain.active_steps, config.model.attention
-    if steps == 0 or attention == "mean" or config.pretrain.lambda_tcl == 0:
+    steps, attention = config.train.active_steps, config.model.attention
+    if steps == 0 or attention == "mean" or config.train.lambda_tcl == 0:
         raise UserError(
             "expected a config with reasoning steps, target-aware attention and a contrastive "
             f"loss for table3, found active_steps={steps}, attention={attention!r}, lambda_tcl="
-            f"{config.pretrain.lambda_tcl:g}; these are what its rows add"
+            f"{config.train.lambda_tcl:g}; these are what its rows add"
         )
-    lcr = base | {"pretrain.active_steps": steps}
+    lcr = base | {"train.active_steps": steps}
     tra = lcr | {"model.attention": attention}
     whole: dict[str, Any] = {}
     return (
-        Setting("Base", base, stage="pretrain"),
-        Setting("+ LCR", lcr, stage="pretrain"),
-        Setting("+ TRA", tra, stage="pretrain"),
-        Setting("+ TCL", whole, stage="pretrain"),
+        Setting("Base", base, stage="train"),
+        Setting("+ LCR", lcr, stage="train"),
+        Setting("+ TRA", tra, stage="train"),
+        Setting("+ TCL", whole, stage="train"),
         Setting("+ RL (LCR-SER)", whole, stage="rl"),
         Setting("control: + TCL, trained as long", whole, stage="control"),
     )
@@ -323,26 +325,26 @@ def _table3(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
 
 def _reasons(name: str, config: config_dict.ConfigDict) -> None:
     _needs_searches(name, config)
-    if config.pretrain.active_steps == 0:
+    if config.train.active_steps == 0:
         raise UserError(
-            f"expected config.pretrain.active_steps of 1 or more for {name}, found 0; set it"
+            f"expected config.train.active_steps of 1 or more for {name}, found 0; set it"
         )
 
 
 def _figure4(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
     _reasons("figure4", config)
-    return (Setting("LCR-SER", {"rl.enabled": False}, stage="pretrain"),)
+    return (Setting("LCR-SER", {"rl.enabled": False}, stage="train"),)
 
 
 def _figure5(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
     _reasons("figure5", config)
-    if config.pretrain.lambda_tcl == 0:
+    if config.train.lambda_tcl == 0:
         raise UserError(
-            "expected config.pretrain.lambda_tcl above 0 for figure5, found 0: it shows what that "
+            "expected config.train.lambda_tcl above 0 for figure5, found 0: it shows what that "
             "loss does; set it"
         )
-    without = {"rl.enabled": False, "pretrain.lambda_tcl": 0.0}
+    without = {"rl.enabled": False, "train.lambda_tcl": 0.0}
     return (
-        Setting("without L_TCL", without, stage="pretrain"),
-        Setting("with L_TCL", {"rl.enabled": False}, stage="pretrain"),
+        Setting("without L_TCL", without, stage="train"),
+        Setting("with L_TCL", {"rl.enabled": False}, stage="train"),
     )

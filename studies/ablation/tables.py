@@ -1,4 +1,6 @@
-"""A sweep's results: rows of means over seeds, tests against the first row, Markdown, JSON, PNG."""
+"""Tables a sweep's results: rows of means over seeds, tests against the first row, Markdown,
+JSON, PNG.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ _PANEL_WIDTH = 4.6  # inches
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What a sweep shows beside its table (`studies.ablation.figures`).
+class Supplement:
+    """Holds what a sweep shows beside its table (`studies.ablation.figures`).
 
     Attributes:
       lines: of Markdown.
@@ -40,13 +42,13 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class SweepRow:
-    """One setting after one stage.
+    """Holds one setting after one stage.
 
     Attributes:
       seeds: that have finished the stage, of `runs` that the setting has.
       metrics: every metric's values, one a seed.
       tested: what `launch.compare` tests: the sweep's metric by example, with their users.
-      commits, devices: that its runs were made by, each once; runs of before name no device.
+      commits, devices: that its runs were made by, each once.
       pair: the row against the first of its stage; None for that one, or where it is alone.
     """
 
@@ -71,12 +73,12 @@ def read_sweep(
 
     Args:
       workdirs: the folders of a setting's runs, one a seed, by its label.
-      stopped: those of them that ended before their last stage: what they have counts.
+      stopped: folders of runs that ended before their last stage; their finished stages count.
 
     Raises:
       UserError: a finished run without the metric.
     """
-    found: dict[str, list[SweepRow]] = {}
+    groups: dict[str, list[SweepRow]] = {}
     for setting in sweep.settings:
         by_stage: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         paths = workdirs.get(setting.label, ())
@@ -91,8 +93,8 @@ def read_sweep(
         for stage, rows in by_stage.items():
             # Rows of a table that adds modules are compared whatever their stages.
             group = "" if setting.stage else stage
-            found.setdefault(group, []).append(_row(setting, stage, rows, metric, len(paths)))
-    of_stages = sorted(found.items(), key=lambda item: stage_order(item[0]))
+            groups.setdefault(group, []).append(_row(setting, stage, rows, metric, len(paths)))
+    of_stages = sorted(groups.items(), key=lambda item: stage_order(item[0]))
     return [row for _, rows in of_stages for row in _tested(rows)]
 
 
@@ -124,8 +126,7 @@ def _row(
     of_seeds = np.stack([per_example[seed] for seed in seeds])
     tested = Row(setting.label, seeds, metrics[metric], of_seeds, first[1])
     commits, devices = (
-        tuple(dict.fromkeys(row[name] for _, row in rows if name in row))
-        for name in ("commit", "device")
+        tuple(dict.fromkeys(row[name] for _, row in rows)) for name in ("commit", "device")
     )
     return SweepRow(setting, stage, seeds, runs, metrics, tested, commits, devices)
 
@@ -137,13 +138,13 @@ def _tested(rows: list[SweepRow]) -> list[SweepRow]:
 
 
 def mean_text(values: Sequence[float], form: str = ".4f") -> str:
-    """The mean over seeds, with their deviation where there are several."""
+    """Writes the mean over seeds, with their deviation where there are several."""
     text = f"{np.mean(values):{form}}"
     return text + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def title(config: config_dict.ConfigDict, data: Dataset, rows: Sequence[SweepRow]) -> str:
-    """Where a sweep's numbers come from, in a line."""
+    """Says where a sweep's numbers come from, in a line."""
     commits, devices = origin(rows)
     made = [f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}", *devices]
     return (
@@ -153,11 +154,11 @@ def title(config: config_dict.ConfigDict, data: Dataset, rows: Sequence[SweepRow
 
 
 def origin(rows: Sequence[SweepRow]) -> tuple[list[str], list[str]]:
-    """The commits and devices that made the rows; those of now where there are none."""
+    """Returns the commits and devices that made the rows; without rows, the current ones."""
     if not rows:
         return [commit_id()], [device()]
     commits, devices = (
-        dict.fromkeys(found for row in rows for found in getattr(row, name))
+        dict.fromkeys(made_by for row in rows for made_by in getattr(row, name))
         for name in ("commits", "devices")
     )
     return list(commits), list(devices)
@@ -226,22 +227,22 @@ def _shared_stages(rows: Sequence[SweepRow]) -> set[str]:
         by_stage.setdefault(row.stage, []).append(row)
     return {
         stage
-        for stage, found in by_stage.items()
-        if len(found) > 1 and all(row.metrics == found[0].metrics for row in found)
+        for stage, of_stage in by_stage.items()
+        if len(of_stage) > 1 and all(row.metrics == of_stage[0].metrics for row in of_stage)
     }
 
 
 def _stopped_lines(stopped: Mapping[str, str]) -> list[str]:
     if not stopped:
         return []
-    found = [f"- {name}: {message}" for name, message in stopped.items()]
-    return ["", "Stopped; of stages that they had finished they have rows:", "", *found]
+    lines = [f"- {name}: {message}" for name, message in stopped.items()]
+    return ["", "Stopped; of stages that they had finished they have rows:", "", *lines]
 
 
 def to_json(
     sweep: Sweep, rows: Sequence[SweepRow], metric: str, heading: str, stopped: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the table shows, unrounded."""
+    """Returns what the table shows, unrounded."""
 
     def entry(row: SweepRow) -> dict[str, Any]:
         return {
@@ -352,10 +353,10 @@ def write(
     metric: str,
     heading: str,
     stopped: Mapping[str, str],
-    beside: Found | None = None,
+    beside: Supplement | None = None,
 ) -> str:
     """Writes table.md, table.json and table.png; returns the Markdown."""
-    beside = beside or Found([], {})
+    beside = beside or Supplement([], {})
     text = to_markdown(sweep, rows, metric, heading, stopped)
     values = to_json(sweep, rows, metric, heading, stopped)
     if rows:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import run
 from benchmarks.run import benchmark, print_table
 from benchmarks.timing import matmul_operations, measure
-from configs import lcr_ser_defaults, sasrec_qilin
+from configs import lcr_ser, sasrec
 from core.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_measure_carries_a_donated_state_and_counts_its_buffers_once():
 
 @pytest.mark.slow
 def test_the_suites_of_gensar():
-    found = benchmark(["identifiers", "gensar"], "tiny", "float32", lcr_ser_defaults.get_config())
+    found = benchmark(["identifiers", "gensar"], "tiny", "float32", lcr_ser.method())
     units = [(row["suite"], row["unit"]) for row in found["rows"]]
     assert units == [
         ("identifiers", "items/s"),
@@ -64,7 +64,7 @@ def test_the_suites_of_gensar():
 
 
 def test_a_suite_gives_rows_and_a_table(capsys):
-    found = benchmark(["score"], "tiny", "bfloat16", lcr_ser_defaults.get_config())
+    found = benchmark(["score"], "tiny", "bfloat16", lcr_ser.method())
     first = found["rows"][0]
     assert (first["suite"], first["unit"]) == ("score", "users/s")
     seconds = first["details"]["seconds"]
@@ -83,7 +83,7 @@ def test_an_unknown_suite_is_named():
     with pytest.raises(UserError, match=r"expected --suite of all or train, .*, found ''; pass"):
         benchmark([], "tiny", "float32", None)
     with pytest.raises(UserError, match="a config of lcr_ser, found one of 'sasrec'"):
-        benchmark(["score"], "tiny", "float32", sasrec_qilin.get_config())
+        benchmark(["score"], "tiny", "float32", sasrec.get_config())
 
 
 def test_all_suites_may_stand_beside_some():

@@ -1,4 +1,4 @@
-"""The sharding of every array of every config's states, as text: tests/golden/shardings.txt.
+"""The sharding of every array of every method's states, as text: tests/golden/shardings.txt.
 
 A change shows as a difference; `pytest tests/benchmarks/test_golden_shardings.py --update-golden`
 writes the file anew.
@@ -62,9 +62,27 @@ class ShapesOnly:
         yield random_batch(self.shape, 2, SIZES)
 
 
-def shardings_of(name):
+# Methods by their files, with choices that differ in what they train.
+CHOICES = {
+    "bert4rec": ["qilin"],
+    "crs": ["amazon_beauty", "amazon_beauty,tiny"],
+    "gensar": ["amazon_beauty", "amazon_electronics"],
+    "gensar_identifiers": ["amazon_beauty"],
+    "gru4rec": ["qilin"],
+    "item_knn": ["qilin"],
+    "lcr_ser": ["qilin", "amazon_beauty,ce", "unisar_pickles"],
+    "popularity": ["qilin"],
+    "rearec": ["qilin,erl", "qilin,prl"],
+    "sasrec": ["qilin,bce", "qilin,ce"],
+    "sesrec": ["amazon_beauty", "qilin"],
+    "unisar": ["amazon_beauty", "qilin"],
+}
+
+
+def shardings_of(file, choice):
     """Lines `CONFIG STAGE PATH SHAPE SPEC` of one config; one line where nothing is trained."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"configs.{file}").get_config(choice)
+    name = f"{file}:{choice}"
     if config.method == "gensar_identifiers":
         return [f"{name} lies on one device"]
     if config.method == "crs":
@@ -79,14 +97,14 @@ def shardings_of(name):
         partition = sharding.partition_of(network, make_mesh(2, 4))
         state = partition.abstract(jax.eval_shape(joint_task(config, network, partition).init))
         return lines_of(f"{name} mesh 2x4 joint", state)
-    dense = config.pretrain.table_update == "dense"
-    config.mesh.data, config.mesh.table = (8, 1) if dense else (2, 4)
+    dense = config.train.table_update == "dense"
+    config.mesh.data, config.mesh.model = (8, 1) if dense else (2, 4)
     experiment = open_experiment(config, ShapesOnly(config))
     if experiment.stages == ("fit",):
         return [f"{name} is fitted, not trained"]
-    mesh = f"mesh {config.mesh.data}x{config.mesh.table}"
+    mesh = f"mesh {config.mesh.data}x{config.mesh.model}"
     lines = []
-    for stage in ("pretrain", "rl"):
+    for stage in ("train", "rl"):
         if stage not in experiment.stages:
             continue
         lines += lines_of(f"{name} {mesh} {stage}", experiment.abstract_state(stage))
@@ -116,21 +134,26 @@ def joint_task(config, network, partition):
     )
 
 
-def test_shardings_of_every_config(request):
-    names = sorted(path.stem for path in (ROOT / "configs").glob("*_*.py") if path.stem[0] != "_")
-    names = [name for name in names if not name.endswith("_defaults")]
-    found = [line for name in names for line in shardings_of(name)]
+def test_shardings_of_every_method(request):
+    found = [
+        line for file in CHOICES for choice in CHOICES[file] for line in shardings_of(file, choice)
+    ]
     if request.config.getoption("--update-golden"):
         GOLDEN.write_text("\n".join(found) + "\n", encoding="utf-8")
         pytest.skip("wrote tests/golden/shardings.txt anew")
     assert found == GOLDEN.read_text(encoding="utf-8").splitlines()
 
 
+def test_every_method_that_trains_has_its_shardings():
+    methods = {path.stem for path in (GOLDEN.parent / "configs").glob("*.txt")}
+    assert set(CHOICES) == methods - {"matching", "retrieval"}
+
+
 def test_the_golden_text_cuts_tables_and_nothing_else():
     lines = GOLDEN.read_text(encoding="utf-8").splitlines()
     # GenSAR and CRS have no tables: the mesh cuts their networks.
     lines = [line for line in lines if " joint " not in line and " crs " not in line]
-    cut = [line for line in lines if line.endswith("(table)")]
+    cut = [line for line in lines if line.endswith("(model)")]
     assert any(" rl tables/item 1024x128 " in line for line in cut)
     assert all("tables/" in line or "table_states/" in line for line in cut)
     assert sum(line.endswith("()") for line in lines) > len(cut)

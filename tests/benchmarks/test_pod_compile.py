@@ -34,9 +34,9 @@ def test_one_device_becomes_a_table_over_all_chips():
     import jax
 
     config = lcr_ser_qilin.get_config()
-    assert dict(partition_for(config, jax.devices()).mesh.shape) == {"data": 1, "table": 8}
-    config.mesh.data, config.mesh.table = 2, -1
-    assert dict(partition_for(config, jax.devices()).mesh.shape) == {"data": 2, "table": 4}
+    assert dict(partition_for(config, jax.devices()).mesh.shape) == {"data": 1, "model": 8}
+    config.mesh.data, config.mesh.model = 2, -1
+    assert dict(partition_for(config, jax.devices()).mesh.shape) == {"data": 2, "model": 4}
 
 
 def test_an_unknown_generation_or_no_compiler_is_named():
@@ -69,7 +69,7 @@ def test_a_program_that_this_jaxlib_cannot_read_is_measured_all_the_same(capsys)
             raise jax.errors.JaxRuntimeError("INTERNAL: an instruction of a newer compiler")
 
     assert pod_compile.program_of(Unreadable()) is None
-    step = pod_compile.Compiled("pretrain", 1, 1, 1, 1, 1.0, 1.0, None, None)
+    step = pod_compile.Compiled("train", 1, 1, 1, 1, 1.0, 1.0, None, None)
     pod_compile.print_table([step], "title", 100)
     assert capsys.readouterr().out.count("?") == 2
 
@@ -79,7 +79,7 @@ def test_a_program_that_this_jaxlib_cannot_read_is_measured_all_the_same(capsys)
 def test_a_pod_that_is_too_small_ends_with_2():
     command = [sys.executable, "-m", "launch.compile_check", "--topology=v5e:2x2", "--batch=8"]
     command += ["--config=configs/lcr_ser_qilin.py", "--config.model.max_steps=1"]
-    command += ["--config.pretrain.active_steps=1"]
+    command += ["--config.train.active_steps=1"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost"}
     fits = subprocess.run(
         [*command, "--items=1000"], env=environment, capture_output=True, text=True

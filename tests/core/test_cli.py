@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import lcr_ser_defaults
+from configs import lcr_ser
 from core import cli
 from core.errors import Preempted, UserError
 from experiments.resolve import resolve
@@ -41,16 +41,29 @@ def parse(monkeypatch):
         (
             "baseline.py:sasrec,amazon_kindle",
             r"^expected configs/baseline.py:METHOD,DATASET .* a data set of amazon_beauty, "
-            r"amazon_raw, .*, found 'sasrec,amazon_kindle'; pass one that there is$",
+            r"amazon_raw, .*, found 'sasrec,amazon_kindle'; pass one of them$",
         ),
-        ("retrieval.py:bm25", r"^expected configs/retrieval.py:KIND,DATASET .*, found 'bm25'; "),
+        (
+            "retrieval.py:bm25",
+            r"^expected configs/retrieval.py:DATASET\[,VARIANT\] .*found 'bm25'; ",
+        ),
+        ("sasrec.py:amazon_beuty", r"found 'amazon_beuty' \(did you mean amazon_beauty\?\); pass"),
+        (
+            "sasrec.py:kuaisar,cee",
+            r"a variant of bce, ce, found 'kuaisar,cee' \(did you mean ce\?\)",
+        ),
         ("no.py", "expected a config file, found none that loads"),
         (
             "lcr_ser_qilim.py",
             r"found none that loads at .*lcr_ser_qilim.py \(.*No such file or .*\); did you "
-            r"mean .*configs/lcr_ser_qilin.py\? pass --config=configs/NAME.py$",
+            r"mean .*configs/lcr_ser_qilin.py\? pass --config=configs/METHOD.py:DATASET$",
         ),
-        ("nowhere/unisar_qiln.py", r"did you mean configs/unisar_qilin.py\?"),
+        ("nowhere/unisra.py", r"did you mean configs/unisar.py\?"),
+        ("unisar_qilin.py", r"did you mean .*configs/unisar.py:qilin( or .*)?\? pass"),
+        (
+            "gensar_identifiers_x.py",
+            r"did you mean .*configs/gensar_identifiers.py:x( or .*)?\? pass",
+        ),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--config.seed=1"]])
@@ -66,7 +79,7 @@ def test_keys_and_their_types(parse):
         parse(file, "--config.wings=3")
     words = r"found 'max_epoch'; did you mean max_epochs\? see the file for its keys$"
     with pytest.raises(UserError, match=words):
-        parse(file, "--config.pretrain.max_epoch=3")
+        parse(file, "--config.train.max_epoch=3")
     with pytest.raises(UserError, match=r"found --confg; did you mean --config\? see --help$"):
         parse(file, "--confg=3")
     with pytest.raises(UserError, match=r"known flags with fitting values, found: .*seed"):
@@ -74,7 +87,7 @@ def test_keys_and_their_types(parse):
 
 
 def test_a_config_without_a_data_set_is_no_run():
-    config = lcr_ser_defaults.get_config()
+    config = lcr_ser.method()
     for folder in ("", "/somewhere"):
         config.data_dir = folder
         with pytest.raises(UserError, match="names its data set, found none in it; pass --config="):

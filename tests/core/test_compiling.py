@@ -24,11 +24,11 @@ def test_the_time_left_counts_neither_compiling_nor_what_ran_before(caplog, monk
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with caplog.at_level(logging.INFO):
-        report = ProgressReport("pretrain", 1000, 1120, 8)
+        report = ProgressReport("train", 1000, 1120, 8)
         clock[0] = 90.0  # compiling
         report.step(1020, {"loss": 0.5})
         clock[0] = 92.0
         report.step(1040, {"loss": 0.25})
     first, second = [record.getMessage() for record in caplog.records]
-    assert first == "pretrain step 1020/1120 loss 0.5000"
-    assert second == "pretrain step 1040/1120 loss 0.2500 80 examples/s, 8 s left at most"
+    assert first == "train step 1020/1120 loss 0.5000"
+    assert second == "train step 1040/1120 loss 0.2500 80 examples/s, 8 s left at most"

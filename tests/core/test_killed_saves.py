@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 folder, trials = sys.argv[1], int(sys.argv[2])
 
 def save_for_ever(out):
-    partition = Partition(make_mesh(1, -1), (("table", PartitionSpec("table")),))
+    partition = Partition(make_mesh(1, -1), (("table", PartitionSpec("model")),))
     def state(step):
         values = {"table": np.full((4096, 64), step, np.float32), "w": np.full(9, step, np.int32)}
         return jax.tree.map(jax.device_put, values, partition.shardings(values))

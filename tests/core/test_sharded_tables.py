@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from core import sharded_tables, tables
 from core.errors import UserError
-from core.partitioning import BATCH_AXES, TABLE, Partition, make_mesh
+from core.partitioning import BATCH_AXES, MODEL, Partition, make_mesh
 
 ROWS, BATCH, EACH = 512, 16, 20
 
@@ -51,7 +51,7 @@ def one_device(kind, optimizer, table):
 
 
 def on_mesh(kind, optimizer, table, mesh, limits):
-    by_row = NamedSharding(mesh, PartitionSpec(TABLE))
+    by_row = NamedSharding(mesh, PartitionSpec(MODEL))
     by_example = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     width, pack = table.shape[1], tables.rows_together(table.shape[1])
     table = jax.device_put(table.reshape(ROWS // pack, pack * width), by_row)
@@ -101,7 +101,7 @@ def test_equal_to_one_device(kind, extents, width):
 def test_rows_that_lie_in_one_packed_row():
     """Worked by hand: 4, 5, 6 and 7 share a packed row; 6 and 7 stay as they are, bit for bit."""
     mesh = make_mesh(1, 2)
-    by_row = NamedSharding(mesh, PartitionSpec(TABLE))
+    by_row = NamedSharding(mesh, PartitionSpec(MODEL))
     packed = jnp.arange(16.0).repeat(32).reshape(4, 128)
     state = (jnp.full_like(packed, 0.5), jnp.full_like(packed, 0.5))
     # The gradient of row 5 is 1 + 2 + 4, named twice by one device and once by the other.
@@ -152,7 +152,7 @@ def test_no_temporary_of_the_size_of_a_shard():
             optimizer, touched, values, table, state, jnp.float32(0.1), jnp.int32(0), mesh
         )
 
-    by_row = NamedSharding(mesh, PartitionSpec(TABLE))
+    by_row = NamedSharding(mesh, PartitionSpec(MODEL))
     shape = (rows // pack, pack * width)
     table = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=by_row)
     ids = jax.ShapeDtypeStruct(
@@ -166,8 +166,8 @@ def test_no_temporary_of_the_size_of_a_shard():
 
 
 def test_meshes_that_do_not_fit_are_refused():
-    assert dict(make_mesh(2, -1).shape) == {"data": 2, "table": 4}
-    assert dict(make_mesh(-1, 8).shape) == {"data": 1, "table": 8}
+    assert dict(make_mesh(2, -1).shape) == {"data": 2, "model": 4}
+    assert dict(make_mesh(-1, 8).shape) == {"data": 1, "model": 8}
     with pytest.raises(UserError, match=r"at most 8 devices, found .* 4 x 4"):
         make_mesh(4, 4)
     with pytest.raises(UserError, match="one of them -1"):

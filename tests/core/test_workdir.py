@@ -70,7 +70,7 @@ def test_no_row_of_several_writers_is_lost(tmp_path):
 
 
 def test_a_row_that_is_changed_is_the_one_of_now(tmp_path):
-    # What crs_kept.note does while launch.evaluate adds a row.
+    # What crs_jax.recorded_inputs.note does while launch.evaluate adds a row.
     workdir = Workdir(str(tmp_path))
     workdir.write_result_row(row(stage="a"))
     before = workdir.read_results()["rows"]
@@ -123,20 +123,30 @@ def test_what_killed_writers_left_goes_and_what_living_ones_write_stays(tmp_path
     assert os.listdir(tmp_path / "checkpoints") == [".partial-dead"]
 
 
-def test_a_run_without_its_log_is_held_to_what_its_results_name(tmp_path):
+def test_a_run_without_its_log_is_refused(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    workdir.check_log("h")  # no run has begun
     workdir = open_workdir(str(tmp_path), {}, "h")
-    (tmp_path / "log.json").unlink()
-    workdir.check_log("other")  # nothing has been trained
-    (tmp_path / "checkpoints" / "pretrain").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"expected log\.json, .* found none; restore the file"):
-        workdir.check_log("h")
-    workdir.write_result_row(row(data_hash="h"))
-    workdir.check_log("h")
     with pytest.raises(UserError, match=r"expected the log h that the run in .*, found other"):
         workdir.check_log("other")
+    (tmp_path / "log.json").unlink()
     del workdir
-    open_workdir(str(tmp_path), {}, "h")
-    assert json.loads((tmp_path / "log.json").read_text()) == {"hash": "h"}
+    for read in (
+        lambda: Workdir(str(tmp_path)).check_log("h"),
+        lambda: open_workdir(str(tmp_path), {}, "h"),
+    ):
+        with pytest.raises(UserError, match=r"expected log\.json, .* found none; restore the file"):
+            read()
+    assert not (tmp_path / "log.json").exists()
+
+
+def test_a_run_has_trained_once_a_checkpoint_is_there(tmp_path):
+    workdir = Workdir(str(tmp_path / "[w]"))
+    assert not workdir.has_trained()
+    os.makedirs(workdir.file("checkpoints", "joint", ".partial-1"))
+    assert not workdir.has_trained()
+    os.makedirs(workdir.file("checkpoints", "joint", "20"))
+    assert workdir.has_trained()
 
 
 BROKEN = {

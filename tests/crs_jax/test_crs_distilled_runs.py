@@ -95,7 +95,7 @@ def settings(path, **changes):
 def taught(experiment, folder, load=distillation.load_teacher):
     words = experiment.examples.vocabulary
     subsets = Subsets(str(folder), words.decode)
-    mesh = make_mesh(experiment.config.mesh.data, experiment.config.mesh.table)
+    mesh = make_mesh(experiment.config.mesh.data, experiment.config.mesh.model)
     return distillation.distilled(
         experiment.config, experiment.examples, subsets, "sft_0", mesh, load
     )
@@ -151,7 +151,7 @@ def test_a_mesh_says_what_one_device_says(data, tmp_path):
     path = write_teacher(tmp_path / "t")
     one = opened(*data, **settings(path, **{"distill.examples": 6}))
     cut = opened(
-        *data, **settings(path, **{"distill.examples": 6, "mesh.data": 2, "mesh.table": 2})
+        *data, **settings(path, **{"distill.examples": 6, "mesh.data": 2, "mesh.model": 2})
     )
     assert taught(cut, tmp_path / "cut") == taught(one, tmp_path / "one")
 
@@ -219,7 +219,7 @@ def test_a_run_is_read_with_its_own_tokenizer_and_without_its_checkpoint(data, t
     changes = {"model.checkpoint": path, **sizes}
     config, trained = config_of(*data, **changes), opened(*data, **changes)
     workdir = open_workdir(str(tmp_path / "w"), config.to_dict(), trained.data.log.hash)
-    recorded_inputs.keep(workdir, trained.examples)
+    recorded_inputs.record(workdir, trained.examples)
     # Another tokenizer comes to the checkpoint's folder, then both go.
     train_tokenizer(["quite other words"], 270).save(f"{path}/tokenizer.json")
     expected = trained.examples.vocabulary

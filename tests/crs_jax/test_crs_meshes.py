@@ -146,7 +146,7 @@ def test_states_are_made_in_their_parts_and_what_does_not_divide_is_whole():
     # 12 words and 16 columns of heads over 1 x 8: the words stay whole.
     rules = dict(sharding.rules_of(CONFIG, make_mesh(1, 8)))
     assert rules["(^|/)embedder/embedding$"] == jax.sharding.PartitionSpec(None, "data")
-    assert rules[f"(^|/){name}$"] == jax.sharding.PartitionSpec(None, "data", "table")
+    assert rules[f"(^|/){name}$"] == jax.sharding.PartitionSpec(None, "data", "model")
     assert sharding.partition_of(CONFIG, make_mesh(1, 1)) is None
 
 

@@ -27,15 +27,15 @@ def cache(tmp_path_factory):
 def test_a_run_is_held_to_its_ids_and_its_tokenizer(folder, cache, tmp_path):
     experiment = opened(folder, cache)
     workdir = Workdir(str(tmp_path))
-    recorded_inputs.keep(workdir, experiment.examples)
-    recorded_inputs.keep(workdir, experiment.examples)
+    recorded_inputs.record(workdir, experiment.examples)
+    recorded_inputs.record(workdir, experiment.examples)
     before = (tmp_path / "semantic_ids.npz").read_bytes()
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"expected the tokenizer that this run has in .*json"):
-        recorded_inputs.keep(workdir, experiment.examples)
+        recorded_inputs.record(workdir, experiment.examples)
     other = opened(folder, cache, **{"semantic_ids.codes": (3, 4, 4)})
     with pytest.raises(UserError, match=r"semantic ids \w+ that this run .* bring its config"):
-        recorded_inputs.keep(workdir, other.examples)
+        recorded_inputs.record(workdir, other.examples)
     assert (tmp_path / "semantic_ids.npz").read_bytes() == before
 
 
@@ -45,7 +45,7 @@ def test_broken_records_of_a_run_are_one_line(folder, cache, tmp_path):
     for content in (b"", b"[]", b"{", b"\xe9", b"[" * 100_000, b"{}", b'{"items": 3}'):
         (tmp_path / "inputs.json").write_bytes(content)
         with pytest.raises(UserError, match=r"expected the .*items.*, found .*; (restore|bring)"):
-            recorded_inputs.keep(workdir, experiment.examples)
+            recorded_inputs.record(workdir, experiment.examples)
     config = config_of(folder, cache)
     for content in (b"", b"[]", b"{}", b'"3"', b"\xe9"):
         (tmp_path / "text_rows.json").write_bytes(content)
@@ -59,7 +59,7 @@ def ids_by_name(examples):
 
 def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path):
     before = opened(folder, cache).examples
-    recorded_inputs.keep(Workdir(str(tmp_path / "run")), before)
+    recorded_inputs.record(Workdir(str(tmp_path / "run")), before)
     shutil.copytree(folder, tmp_path / "larger")
     with open(tmp_path / "larger" / "items.jsonl", "a") as file:
         for item in range(ITEMS, ITEMS + 3):
@@ -79,10 +79,10 @@ def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path):
         opened(folder, cache, **extend, **{"semantic_ids.codes": (3, 4, 4)})
 
     # An item that leaves keeps its id from those that come later.
-    recorded_inputs.keep(Workdir(str(tmp_path / "second")), after)
+    recorded_inputs.record(Workdir(str(tmp_path / "second")), after)
     extend = {"semantic_ids.extend": str(tmp_path / "second")}
     back = opened(folder, cache, **extend).examples
-    recorded_inputs.keep(Workdir(str(tmp_path / "third")), back)
+    recorded_inputs.record(Workdir(str(tmp_path / "third")), back)
     assert back.ids.codes.tolist() == before.ids.codes.tolist()
     extend = {"semantic_ids.extend": str(tmp_path / "third")}
     with open(tmp_path / "larger" / "items.jsonl", "a") as file:
@@ -98,21 +98,21 @@ def test_a_run_continues_with_what_it_keeps_and_the_same_items(folder, cache, tm
     config = config_of(folder, cache)
     assert reopened(config, str(begun), training=True) is config
     experiment = opened(folder, cache)
-    recorded_inputs.keep(Workdir(str(begun)), experiment.examples)
+    recorded_inputs.record(Workdir(str(begun)), experiment.examples)
     # Neither the cache nor the run whose ids were extended need be there any more.
     config.cache_dir = str(tmp_path / "empty")
     config.semantic_ids.extend = str(tmp_path / "gone")
     config = reopened(config, str(begun), training=True)
     again = open_experiment(config, Dataset(config))
     assert again.examples.ids.hash == experiment.examples.ids.hash
-    recorded_inputs.keep(Workdir(str(begun)), again.examples)
+    recorded_inputs.record(Workdir(str(begun)), again.examples)
     other = shutil.copytree(folder, tmp_path / "dearer")
     lines = (other / "items.jsonl").read_text().replace('"title"', '"price": 9.5, "title"', 1)
     (other / "items.jsonl").write_text(lines)
     dearer = opened(str(other), tmp_path / "other")
     assert dearer.data.log.hash == experiment.data.log.hash
     with pytest.raises(UserError, match=r"expected the training searches, items' texts .* found"):
-        recorded_inputs.keep(Workdir(str(begun)), dearer.examples)
+        recorded_inputs.record(Workdir(str(begun)), dearer.examples)
 
 
 def test_no_room_for_an_item_is_found_before_anything_is_made(folder, cache):

@@ -7,6 +7,7 @@ from experiments.train import train
 
 
 @pytest.mark.slow
+@pytest.mark.trains
 def test_alignment_finds_more_than_matching_texts(tmp_path):
     config = crs_sample.get_config()
     config.cache_dir = str(tmp_path / "cache")

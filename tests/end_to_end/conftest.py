@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from configs import lcr_ser_defaults
+from configs import lcr_ser
 
 SMALL = {
     "data.rec_length": 6,
@@ -16,9 +16,9 @@ SMALL = {
     "model.ffn_width": 8,
     "model.max_steps": 2,
     "model.mlp_widths": (16, 8),
-    "pretrain.active_steps": 2,
-    "pretrain.batch_size": 32,
-    "pretrain.max_epochs": 2.0,
+    "train.active_steps": 2,
+    "train.batch_size": 32,
+    "train.max_epochs": 2.0,
     "rl.examples": 96,
     "rl.batch_size": 16,
     "rl.evals": 2,
@@ -56,7 +56,7 @@ def csv_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_config(csv_folder, tmp_path_factory):
-    config = lcr_ser_defaults.get_config()
+    config = lcr_ser.method()
     config.dataset = "csv_log"
     config.data_dir = str(csv_folder)
     config.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from core import cli, distributed
 from core.errors import Preempted
 from core.loop import LoopConfig, run_stage
-from core.partitioning import TABLE, Partition, make_mesh
+from core.partitioning import MODEL, Partition, make_mesh
 from core.workdir import open_workdir
 
 ROWS, WIDTH, BATCH = 256, 8, 16
@@ -74,7 +74,7 @@ class SmallTask:
 
 
 def partition_of(devices=None):
-    return Partition(make_mesh(1, -1, devices), (("tables/", PartitionSpec(TABLE)),))
+    return Partition(make_mesh(1, -1, devices), (("tables/", PartitionSpec(MODEL)),))
 
 
 def main():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import lcr_ser_defaults, unisar_qilin
+from configs import lcr_ser, unisar
 from core.errors import UserError
 from core.loop import LoopConfig
 from core.metrics import Sums
@@ -35,7 +35,7 @@ from studies.ablation.sweeps import Setting
 from studies.compare import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-SHORT = {"pretrain.max_epochs": 1.0, "model.max_steps": 1, "pretrain.active_steps": 1}
+SHORT = {"train.max_epochs": 1.0, "model.max_steps": 1, "train.active_steps": 1}
 
 
 def changed(config, **values):
@@ -58,7 +58,7 @@ def test_arms_are_normal_runs_and_are_not_trained_again(small_config, tmp_path):
     config = changed(small_config, **SHORT, **{"rl.enabled": False})
     folder = tmp_path / "sweep"
     table = ablate(config, "k:0,1", str(folder))
-    assert "| K = 0 | after pre-training | 0 |" in table
+    assert "| K = 0 | after training | 0 |" in table
     found = json.loads((folder / "table.json").read_text())
     assert [row["value"] for row in found["rows"]] == [0.0, 1.0]
     assert found["rows"][1]["against_first"]["p_holm"] <= 1.0
@@ -73,7 +73,7 @@ def test_arms_are_normal_runs_and_are_not_trained_again(small_config, tmp_path):
     again = evaluate(Restored(str(arm)), "test", key[1])["metrics"]
     assert again == pytest.approx(ours[1])
     rows = read_rows([str(p) for p in (folder / "arms").glob("*/*")], "ndcg@5/full", "test")
-    assert {row.name.partition("=")[0] for row in rows} == {"lcr_ser pretrain.active_steps"}
+    assert {row.name.partition("=")[0] for row in rows} == {"lcr_ser train.active_steps"}
     assert train(config, str(arm))["rows"], "the arm's own command finds it finished"
 
     assert ablate(config, "k:0,1", str(folder), train=nothing) == table
@@ -93,23 +93,23 @@ def test_a_sweep_over_rl_pretrains_once(small_config, tmp_path):
 
     config = changed(small_config, **SHORT)
     ablate(config, "lambda_kl:0,2", str(tmp_path / "w"), train=watched)
-    assert [stage for stage, _ in trained] == ["pretrain", "rl", "rl", "control"]
+    assert [stage for stage, _ in trained] == ["train", "rl", "rl", "control"]
     first, second = (metrics_of(tmp_path / "w/arms" / f"lambda_KL={v}" / "seed0") for v in (0, 2))
-    assert first["pretrain", "full"] == second["pretrain", "full"]
+    assert first["train", "full"] == second["train", "full"]
     assert first["control", "full"] == second["control", "full"]
     lines = [
         json.loads(line)
         for line in (tmp_path / "w/arms/lambda_KL=2/seed0/metrics.jsonl").read_text().splitlines()
     ]
-    assert {line["stage"] for line in lines} == {"pretrain", "rl", "control"}
+    assert {line["stage"] for line in lines} == {"train", "rl", "control"}
     kl = [line["train/kl"] for line in lines if "train/kl" in line]
     assert kl
 
 
 def command(csv_folder, cache, workdir, *more):
-    flags = {"model.width": 8, "model.ffn_width": 8, "pretrain.max_epochs": 3, "rl.enabled": False}
+    flags = {"model.width": 8, "model.ffn_width": 8, "train.max_epochs": 3, "rl.enabled": False}
     flags |= {"data_dir": csv_folder, "cache_dir": cache, "model.max_steps": 1}
-    flags |= {"pretrain.batch_size": 8, "pretrain.active_steps": 1}
+    flags |= {"train.batch_size": 8, "train.active_steps": 1}
     flags |= {"eval.batch_size": 32, "eval.full_batch_size": 16}
     return [
         *(sys.executable, "-m", "launch.ablate", "--config=configs/lcr_ser_csv_log.py"),
@@ -123,7 +123,7 @@ def test_killed_it_continues_the_arms_that_are_not_done(csv_folder, tmp_path):
     sweep = command(csv_folder, tmp_path / "cache", tmp_path / "w")
     process = subprocess.Popen(sweep, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 400
-    second = tmp_path / "w/arms/lambda_TCL=0.5/seed0/checkpoints/pretrain"
+    second = tmp_path / "w/arms/lambda_TCL=0.5/seed0/checkpoints/train"
     while time.monotonic() < deadline and process.poll() is None:
         if second.is_dir() and any(path.name.isdigit() for path in second.iterdir()):
             process.send_signal(signal.SIGKILL)
@@ -149,7 +149,7 @@ def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path):
         for k in range(5)
     ]
     experiments = side_by_side.check_runs(runs, data)
-    shapes = jax.eval_shape(experiments[0].pretrain_task().init)
+    shapes = jax.eval_shape(experiments[0].train_task().init)
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     # Two arms, three copies of each, in four fifths of it.
     memory = int(2.1 * 3 * one / 0.8)
@@ -162,7 +162,7 @@ def test_arms_that_memory_does_not_hold_run_in_groups(small_config, tmp_path):
 class Idle:
     """A stage of one update that changes nothing."""
 
-    name, selection, steps_per_epoch, batch_size, partition = "pretrain", "score", 1, 1, None
+    name, selection, steps_per_epoch, batch_size, partition = "train", "score", 1, 1, None
     numbers, stream = {"seed": 0}, 0
     loop = LoopConfig(
         max_steps=1,
@@ -193,7 +193,7 @@ class Scored(LCRSERExperiment):
     """Trains the stage that changes nothing; the scores of seed 1 are NaN."""
 
     def plan(self, workdir):
-        self.test_stage(workdir, "pretrain", (yield Idle(), Idle.loop))
+        self.test_stage(workdir, "train", (yield Idle(), Idle.loop))
 
     def evaluate(self, params, tables, split, protocol):
         sums, zeros = Sums(("ndcg@5",)), np.zeros(57, int)
@@ -210,7 +210,7 @@ def test_an_arm_whose_test_is_not_finite_ends_alone(small_config, tmp_path):
     stopped = side_by_side.run_all(runs, data, [Scored(run.config, data) for run in runs])
     assert list(stopped) == ["seed 1"]
     assert "found NaN scores in 57 of 57 examples" in stopped["seed 1"]
-    assert "in the test of stage pretrain against neg99" in stopped["seed 1"]
+    assert "in the test of stage train against neg99" in stopped["seed 1"]
     assert [(tmp_path / str(k) / "summary.md").exists() for k in range(3)] == [True, False, True]
 
 
@@ -271,6 +271,13 @@ def test_workdirs_of_something_else_are_refused(small_config, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_of_another_schema_is_refused(small_config, tmp_path):
+    (tmp_path / "sweep.json").write_text('{"sweep": "k:0,1", "seeds": 1, "config": {}}')
+    with pytest.raises(UserError, match=r"sweep\.json, found one written by a version before 0"):
+        ablate(small_config, "k:0,1", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
 def test_a_mistake_on_the_command_line_is_one_line(csv_folder, tmp_path):
     wrong = command(csv_folder, tmp_path / "cache", tmp_path / "w", "--sweep=k:2")
     done = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True)
@@ -282,7 +289,7 @@ def test_a_mistake_on_the_command_line_is_one_line(csv_folder, tmp_path):
 
 @pytest.mark.slow
 def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
-    config = changed(small_config, **SHORT | {"rl.enabled": False, "pretrain.max_epochs": 2.0})
+    config = changed(small_config, **SHORT | {"rl.enabled": False, "train.max_epochs": 2.0})
     ablate(config, "figure6:0,1", str(tmp_path / "w"))
     found = json.loads((tmp_path / "w/table.json").read_text())
     # With all its steps the model of the largest K is the run of that K.
@@ -291,7 +298,7 @@ def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
     assert one_model[1] == pytest.approx(own[1]) and len(one_model) == 2
     assert one_model[0] != pytest.approx(own[0], abs=1e-6)
 
-    hidden = figures.hidden_states(Restored(str(tmp_path / "w/arms/K=1/seed0"), "pretrain"))
+    hidden = figures.hidden_states(Restored(str(tmp_path / "w/arms/K=1/seed0"), "train"))
     runs = {"K = 1": [hidden]}
     for side in ("rec", "search"):
         assert hidden.cross[side].shape == (*hidden.target.shape[:1], 2, 8)
@@ -319,7 +326,7 @@ def untrained(config, seed=0):
     """What `Restored` gives of a run of this seed, without training it."""
     data = Dataset(config)
     experiment = LCRSERExperiment(changed(config, seed=seed), data)
-    state = experiment.pretrain_task().init()
+    state = experiment.train_task().init()
     return SimpleNamespace(
         experiment=experiment,
         data=data,
@@ -335,8 +342,8 @@ def test_table_4_has_a_picture(small_config, tmp_path):
 
 
 def test_the_one_model_stops_at_the_largest_k_it_was_trained_with(small_config):
-    config = changed(small_config, **{"pretrain.active_steps": 1, "model.max_steps": 2})
-    found = figures.every_k([untrained(config)], "pretrain", "ndcg@5/neg99")
+    config = changed(small_config, **{"train.active_steps": 1, "model.max_steps": 2})
+    found = figures.every_k([untrained(config)], "train", "ndcg@5/neg99")
     assert [len(one) for one in found.values["per_seed"]] == [2]
 
 
@@ -370,7 +377,7 @@ def test_too_few_users_with_both_histories_are_found_before_training(csv_folder,
     shutil.copytree(csv_folder, folder)
     one = [line for line in lines if line.startswith(("user,", "u20,"))]
     (folder / "searches.csv").write_text("".join(one))
-    config = lcr_ser_defaults.get_config()
+    config = lcr_ser.method()
     config.dataset, config.data_dir = "csv_log", str(folder)
     config.cache_dir = str(tmp_path / "cache")
     with pytest.raises(UserError, match="2 test users with clicks and searches for figure4, found"):
@@ -387,17 +394,17 @@ def test_distances_by_hand():
 
 @pytest.mark.slow
 def test_thresholds_retrain_on_fewer_searches(csv_folder, small_config, tmp_path):
-    config = unisar_qilin.get_config()
+    config = unisar.get_config()
     config.dataset, config.data_dir = "csv_log", str(csv_folder)
     config.cache_dir = small_config.cache_dir
     sizes = {"width": 8, "hidden": 8, "experts": 1, "expert_width": 8, "tower_widths": (8,)}
     # These searches led to no clicks to train on.
     config.model.update(sizes | {"alignment_pairs": 16, "search_weight": 0.0})
     config.data.update({"rec_length": 3, "search_length": 2, "words": 2, "clicks": 1})
-    config.pretrain.update({"batch_size": 64, "max_epochs": 1.0})
+    config.train.update({"batch_size": 64, "max_epochs": 1.0})
     config.eval.update({"batch_size": 64, "full_batch_size": 64, "protocols": ("neg99",)})
     table = ablate(config, "figure2:-1,1", str(tmp_path / "w"))
-    assert "| threshold = 1 | after pre-training |" in table
+    assert "| threshold = 1 | after training |" in table
     kept = json.loads((tmp_path / "w/arms/threshold=-1/seed0/config.json").read_text())
     assert "search_filter" not in kept["data"]
     (tmp_path / "w").rename(tmp_path / "moved")

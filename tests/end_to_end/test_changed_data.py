@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from configs import popularity_qilin
+from configs import popularity
 from core.errors import UserError
 from experiments.restored import Restored
 from experiments.train import train
@@ -28,7 +28,7 @@ def change(config):
 
 
 def test_a_run_keeps_to_its_log(config, tmp_path):
-    popular = popularity_qilin.get_config()
+    popular = popularity.get_config()
     popular.dataset, popular.data = config.dataset, config.data
     popular.data_dir, popular.cache_dir = config.data_dir, config.cache_dir
     popular.eval.protocols = ("neg99",)
@@ -42,12 +42,10 @@ def test_a_run_keeps_to_its_log(config, tmp_path):
         train(popular, str(workdir))
     with pytest.raises(UserError, match=WORDS):
         Restored(str(workdir))
-    # Without its record it is held to the data that its results name.
     log.unlink()
-    with pytest.raises(UserError, match=WORDS):
-        Restored(str(workdir))
-    with pytest.raises(UserError, match=WORDS):
-        train(popular, str(workdir))
+    for program, arguments in ((Restored, ()), (train, (popular,))):
+        with pytest.raises(UserError, match=r"expected log\.json, .* found none; restore the file"):
+            program(*arguments, str(workdir))
 
 
 def test_a_sweep_keeps_to_its_log(config, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import popularity_qilin, sasrec_qilin
+from configs import popularity, sasrec
 from core import checksums
 from core.errors import UserError
 from core.experiment import Experiment
@@ -37,14 +37,14 @@ def config_of(module, small_config):
     config.dataset = "csv_log"
     config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     config.data = small_config.data.copy_and_resolve_references()
-    config.pretrain.batch_size, config.pretrain.max_epochs = 32, 1.0
+    config.train.batch_size, config.train.max_epochs = 32, 1.0
     config.eval.protocols = ("neg99",)
     return config
 
 
 @pytest.fixture(scope="module")
 def trained(small_config, tmp_path_factory):
-    config = config_of(sasrec_qilin, small_config)
+    config = config_of(sasrec, small_config)
     config.model.width, config.model.layers = 8, 1
     workdir = tmp_path_factory.mktemp("run") / "w"
     train(config, str(workdir))
@@ -63,7 +63,7 @@ def test_the_files_hold_the_table_in_the_order_of_the_ids(trained, tmp_path):
     saved = checksums.read_sealed(str(tmp_path / "items.json"), "", "")
     assert saved == described
     assert saved["hash"] == hashlib.sha256(rows.tobytes() + text.encode()).hexdigest()[:16]
-    assert saved["method"] == "sasrec" and saved["stage"] == "pretrain"
+    assert saved["method"] == "sasrec" and saved["stage"] == "train"
     assert saved["step"] == restored.step > 0 and saved["workdir"] == str(trained)
     assert saved["ids_file"] == "items.ids.txt" and saved["commit"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -81,13 +81,14 @@ def test_what_is_refused(trained, small_config, tmp_path):
         with pytest.raises(UserError, match=r"--out=FILE\.npy"):
             export(restored, "item", str(out))
     popular = tmp_path / "popular"
-    train(config_of(popularity_qilin, small_config), str(popular))
+    train(config_of(popularity, small_config), str(popular))
     with pytest.raises(UserError, match="found one of popularity, which has no vectors at all"):
         export(Restored(str(popular)), "item", str(tmp_path / "items.npy"))
     empty = Workdir(str(tmp_path / "empty"))
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "config.json").write_text((trained / "config.json").read_text())
-    with pytest.raises(UserError, match="expected checkpoints of stage pretrain"):
+    for name in ("config.json", "log.json"):
+        (tmp_path / "empty" / name).write_text((trained / name).read_text())
+    with pytest.raises(UserError, match="expected checkpoints of stage train"):
         Restored(empty.path)
     assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.json"))
 

@@ -21,9 +21,9 @@ def changed(config, **values):
 
 @pytest.mark.slow
 def test_both_stages_on_a_mesh_give_one_devices_metrics(small_config, tmp_path):
-    short = {"pretrain.max_epochs": 1.0, "rl.examples": 32, "rl.evals": 1}
+    short = {"train.max_epochs": 1.0, "rl.examples": 32, "rl.evals": 1}
     alone = train(changed(small_config, **short), str(tmp_path / "alone"))
-    on_mesh = changed(small_config, **short, **{"mesh.data": 2, "mesh.table": 4})
+    on_mesh = changed(small_config, **short, **{"mesh.data": 2, "mesh.model": 4})
     cut = train(on_mesh, str(tmp_path / "cut"))
     assert len(cut["rows"]) == len(alone["rows"]) == 6
     for ours, theirs in zip(cut["rows"], alone["rows"], strict=True):
@@ -39,11 +39,11 @@ def test_both_stages_on_a_mesh_give_one_devices_metrics(small_config, tmp_path):
 
 
 def test_meshes_that_do_not_fit_the_config_are_refused(small_config):
-    config = resolve(changed(small_config, **{"mesh.table": 8, "eval.full_batch_size": 12}))
+    config = resolve(changed(small_config, **{"mesh.model": 8, "eval.full_batch_size": 12}))
     with pytest.raises(UserError, match=r"config\.eval\.full_batch_size .* 8 devices, found 12"):
         partition_of(config)
-    config = changed(small_config, **{"mesh.table": 8, "pretrain.table_update": "dense"})
-    with pytest.raises(UserError, match=r"table=1 with pretrain\.table_update='dense'"):
+    config = changed(small_config, **{"mesh.model": 8, "train.table_update": "dense"})
+    with pytest.raises(UserError, match=r"model=1 with train\.table_update='dense'"):
         partition_of(config)
     assert partition_of(small_config) is None
     assert partition_of(changed(small_config, **{"mesh.data": -1})).size == 8

@@ -5,7 +5,7 @@ import functools
 import pytest
 from absl import flags
 
-from configs import bert4rec_qilin, popularity_qilin, rearec_erl_qilin, sasrec_qilin
+from configs import bert4rec, popularity, rearec, sasrec
 from core.errors import UserError
 from core.settings import positive
 from experiments.resolve import resolve
@@ -27,10 +27,10 @@ def refused(config, changes, workdir, words):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("pretrain.batch_size", -8),
-        ("pretrain.max_epochs", 0.0),
-        ("pretrain.evals_per_epoch", 0.0),
-        ("pretrain.evals_per_epoch", -1.0),
+        ("train.batch_size", -8),
+        ("train.max_epochs", 0.0),
+        ("train.evals_per_epoch", 0.0),
+        ("train.evals_per_epoch", -1.0),
         ("loop.log_every", 0),
         ("loop.checkpoint_every", 0),
         ("eval.batch_size", -8),
@@ -60,17 +60,17 @@ def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("pretrain.lambda_tcl", -1.0),
-        ("pretrain.margin", -3.0),
-        ("pretrain.lambda_distil", -0.1),
-        ("pretrain.lambda_l2", -1e-5),
-        ("pretrain.learning_rate", -1.0),
+        ("train.lambda_tcl", -1.0),
+        ("train.margin", -3.0),
+        ("train.lambda_distil", -0.1),
+        ("train.lambda_l2", -1e-5),
+        ("train.learning_rate", -1.0),
         ("rl.lambda_kl", -1.0),
         ("rl.learning_rate", -1.0),
         ("rl.clip_eps", -0.2),
         ("data.search_length", -3),
-        ("pretrain.plateau_patience", -1),
-        ("pretrain.min_learning_rate", -1.0),
+        ("train.plateau_patience", -1),
+        ("train.min_learning_rate", -1.0),
     ],
 )
 def test_weights_below_0(small_config, tmp_path, key, value):
@@ -84,7 +84,7 @@ def test_without_rl_its_sizes_do_not_matter(small_config, tmp_path):
     refused(small_config, changes, tmp_path / "w", "found 'half'")
 
 
-@pytest.mark.parametrize("model", [None, popularity_qilin])
+@pytest.mark.parametrize("model", [None, popularity])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -104,7 +104,7 @@ def test_what_the_test_split_could_not_be_read_with(small_config, tmp_path, mode
 
 
 def test_heads_that_do_not_divide_the_width(small_config, tmp_path):
-    for module in (sasrec_qilin, bert4rec_qilin, rearec_erl_qilin):
+    for module in (sasrec, bert4rec, rearec):
         config = module.get_config()
         config.dataset, config.data = small_config.dataset, small_config.data
         config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
@@ -208,8 +208,8 @@ def test_there_are_no_evaluation_lists_of_the_training_split(small_config):
 
 
 def test_positive_names_the_first_key_that_is_not(small_config):
-    positive(small_config, "loop.log_every", "pretrain.max_epochs")
+    positive(small_config, "loop.log_every", "train.max_epochs")
     config = small_config.copy_and_resolve_references()
     config.loop.log_every, config.rl.evals = -2, 0
     with pytest.raises(UserError, match=r"config\.loop\.log_every above 0, found -2"):
-        positive(config, "pretrain.batch_size", "loop.log_every", "rl.evals")
+        positive(config, "train.batch_size", "loop.log_every", "rl.evals")

@@ -13,7 +13,7 @@ import jobs
 import numpy as np
 import pytest
 
-from configs import popularity_qilin
+from configs import popularity
 from core.errors import Preempted
 from core.termination import watched
 from core.workdir import open_workdir
@@ -62,7 +62,7 @@ def row_before_sigterm(config, path):
 
 
 def test_between_the_protocols_of_the_test_split(small_config, tmp_path):
-    config = popularity_qilin.get_config()
+    config = popularity.get_config()
     config.dataset, config.data = small_config.dataset, small_config.data
     config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     config.eval.protocols = ("neg99", "full")
@@ -81,7 +81,7 @@ def test_between_the_stages_of_a_sweep(small_config, tmp_path):
         terminate()
         return {}
 
-    with pytest.raises(Preempted, match="before stage pretrain"):
+    with pytest.raises(Preempted, match="before stage train"):
         ablate(small_config, "lambda_tcl:0,0.5", str(tmp_path / "w"), train=trained)
 
 

@@ -54,7 +54,7 @@ def mistake(done):
 def test_training_leaves_every_result(trained):
     _, workdir, results = trained
     found = {(r["stage"], r["protocol"]) for r in results["rows"]}
-    stages = ("pretrain", "rl", "control")
+    stages = ("train", "rl", "control")
     assert found == {(s, p) for s in stages for p in ("neg99", "full")}
     for row in results["rows"]:
         assert row["split"] == "test" and row["data_split"] == "leave_one_out"
@@ -73,17 +73,17 @@ def test_training_leaves_every_result(trained):
 
 def test_evaluating_again_gives_the_same_numbers(trained):
     _, workdir, results = trained
-    restored = Restored(str(workdir), "pretrain")
+    restored = Restored(str(workdir), "train")
     for protocol in ("neg99", "full"):
         before = next(
-            r for r in results["rows"] if (r["stage"], r["protocol"]) == ("pretrain", protocol)
+            r for r in results["rows"] if (r["stage"], r["protocol"]) == ("train", protocol)
         )
         assert evaluate(restored, "test", protocol)["metrics"] == pytest.approx(before["metrics"])
 
 
 def test_adaptive_steps_are_calibrated_and_measured(trained):
     _, workdir, results = trained
-    text = adapt(str(workdir), "pretrain", "ndcg@5", 0.001)
+    text = adapt(str(workdir), "train", "ndcg@5", 0.001)
     found = json.loads((workdir / "adaptive.json").read_text())
     assert (workdir / "adaptive.md").read_text() == text
     assert list(found["rows"]) == ["0", "1", "2", "adaptive", "2 in blocks"]
@@ -92,10 +92,10 @@ def test_adaptive_steps_are_calibrated_and_measured(trained):
     taken = np.dot(found["users_by_steps"], range(3)) / 57
     assert found["rows"]["adaptive"]["steps"] == pytest.approx(taken)
     # The run's own test metric is that of its two active steps.
-    row = next(r for r in results["rows"] if (r["stage"], r["protocol"]) == ("pretrain", "neg99"))
+    row = next(r for r in results["rows"] if (r["stage"], r["protocol"]) == ("train", "neg99"))
     assert found["rows"]["2"]["test"] == pytest.approx(row["metrics"]["ndcg@5/neg99"], abs=1e-5)
     with pytest.raises(UserError, match="tolerance of 0 or more, found -1"):
-        adapt(str(workdir), "pretrain", "ndcg@5", -1.0)
+        adapt(str(workdir), "train", "ndcg@5", -1.0)
 
 
 def test_steps_that_were_not_trained_are_not_adapted(trained, tmp_path):
@@ -103,10 +103,10 @@ def test_steps_that_were_not_trained_are_not_adapted(trained, tmp_path):
     other = tmp_path / "w"
     shutil.copytree(workdir, other)
     config = json.loads((other / "config.json").read_text())
-    config["pretrain"]["active_steps"] = 1
+    config["train"]["active_steps"] = 1
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="all of its 2 steps, found active_steps of 1"):
-        adapt(str(other), "pretrain", "ndcg@5", 0.001)
+        adapt(str(other), "train", "ndcg@5", 0.001)
 
 
 def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
@@ -115,8 +115,8 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
     student.update_from_flattened_dict(
         {
             "model.max_steps": 0,
-            "pretrain.active_steps": 0,
-            "pretrain.teacher": str(workdir),
+            "train.active_steps": 0,
+            "train.teacher": str(workdir),
             "rl.enabled": False,
         }
     )
@@ -128,18 +128,18 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
     assert batch["teacher"].shape == batch["candidates"].shape
     assert np.asarray(batch["teacher"]).std() > 0
     # What its RL stage keeps may be where it began, so the scores cannot tell the stage.
-    student.pretrain.teacher_stage = "pretrain"
+    student.train.teacher_stage = "train"
     taught.append(open_teacher(resolve(student), data))
-    assert [each.stage for each in taught] == ["rl", "pretrain"]
-    student.pretrain.teacher_stage = ""
+    assert [each.stage for each in taught] == ["rl", "train"]
+    student.train.teacher_stage = ""
     results = train(student, str(tmp_path / "student"))
-    assert {row["stage"] for row in results["rows"]} == {"pretrain"}
+    assert {row["stage"] for row in results["rows"]} == {"train"}
     lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["train/distillation"] for line in lines if "distillation" in line]
     assert losses[-1] < losses[0]
     # Evaluated and used without its teacher.
     moved = json.loads((tmp_path / "student" / "config.json").read_text())
-    moved["pretrain"]["teacher"] = str(tmp_path / "gone")
+    moved["train"]["teacher"] = str(tmp_path / "gone")
     (tmp_path / "student" / "config.json").write_text(json.dumps(moved))
     row = next(row for row in results["rows"] if row["protocol"] == "neg99")
     again = evaluate(Restored(str(tmp_path / "student")), "test", "neg99")["metrics"]
@@ -149,16 +149,16 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"pretrain.teacher": "nowhere"}, "nowhere"),
+        ({"train.teacher": "nowhere"}, "nowhere"),
         ({"data.rec_length": 5}, "config.data.rec_length=5, found 6"),
-        ({"pretrain.teacher_stage": "sft"}, "a stage of rl, pretrain, control, found 'sft'"),
+        ({"train.teacher_stage": "sft"}, "a stage of rl, train, control, found 'sft'"),
     ],
     ids=str,
 )
 def test_teachers_that_do_not_fit_are_refused(trained, tmp_path, changes, words):
     config, workdir, _ = trained
     student = config.copy_and_resolve_references()
-    student.update_from_flattened_dict({"pretrain.teacher": str(workdir)} | changes)
+    student.update_from_flattened_dict({"train.teacher": str(workdir)} | changes)
     with pytest.raises(UserError, match=words):
         train(student, str(tmp_path / "student"))
     assert not (tmp_path / "student").exists()

@@ -7,8 +7,9 @@ import shutil
 
 import jax.numpy as jnp
 import pytest
+from ml_collections import config_dict
 
-from configs import popularity_qilin
+from configs import popularity
 from core.checkpoints import Checkpoints
 from core.errors import UserError
 from core.loop import stage_directory
@@ -19,6 +20,9 @@ from experiments.restored import Restored, mesh_here, stage_to_open
 from experiments.train import train
 from input_pipelines.dataset import Dataset
 from lcrsr.experiment import LCRSERExperiment
+from studies.adaptive import adapt
+from studies.compare import read_rows
+from studies.report import report
 
 
 def opened(folder, config):
@@ -41,12 +45,12 @@ def test_rl_is_taken_once_it_has_been_evaluated(small_config, tmp_path):
         return stage_to_open(workdir, LCRSERExperiment.stages)
 
     assert stage() == "rl", "without any, what is missing is named as before"
-    save(workdir, "pretrain", {1: None, 2: 2})
-    assert stage() == "pretrain"
+    save(workdir, "train", {1: None, 2: 2})
+    assert stage() == "train"
     save(workdir, "rl", {})  # a run that begins with RL makes the folder
-    assert (tmp_path / "w" / "checkpoints" / "rl").is_dir() and stage() == "pretrain"
+    assert (tmp_path / "w" / "checkpoints" / "rl").is_dir() and stage() == "train"
     save(workdir, "rl", {1: None})
-    assert stage() == "pretrain"
+    assert stage() == "train"
     save(workdir, "rl", {2: 2, 3: 2})
     assert stage() == "rl"
     shutil.rmtree(tmp_path / "w" / "checkpoints" / "rl" / "3" / "progress")
@@ -78,7 +82,7 @@ def test_a_run_opens_on_other_numbers_of_devices(trained, devices, expected):
 
 @pytest.fixture(scope="module")
 def fitted(small_config, tmp_path_factory):
-    config = popularity_qilin.get_config()
+    config = popularity.get_config()
     config.dataset, config.data, config.data_dir = (
         small_config.dataset,
         small_config.data,
@@ -121,6 +125,33 @@ def test_a_config_that_has_been_changed_is_one_line_or_works(fitted, tmp_path):
         except UserError:
             refused += 1
     assert refused > 50
+
+
+def test_a_run_of_another_schema_is_one_line_for_every_program(fitted, tmp_path):
+    folder = tmp_path / "w"
+    shutil.copytree(fitted, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["written_by"]
+    values = config_dict.ConfigDict(config)
+    for record, words in (
+        ({"schema": 9, "version": "9.9.9"}, r"found one of schema 9, written by version 9\.9\.9; "),
+        (None, r"found one written by a version before 0\.2\.0; open it with that version"),
+    ):
+        written = config | ({"written_by": record} if record else {})
+        (folder / "config.json").write_text(json.dumps(written))
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for program in (
+            lambda: train(values, str(folder)),
+            lambda: Restored(str(folder)),  # of launch.evaluate, predict and export_vectors
+            lambda: adapt(str(folder), None, "ndcg@5", 0.0),
+            lambda: read_rows([str(folder)], "ndcg@5/neg99", "test"),
+            lambda: report([str(folder)]),
+        ):
+            with pytest.raises(UserError, match=words) as caught:
+                program()
+            assert "\n" not in str(caught.value)
+        after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert after == before
 
 
 def test_a_full_disk_in_evaluate_is_one_line_and_loses_nothing(fitted, tmp_path):

@@ -50,7 +50,7 @@ def stop_in(process, workdir, stage, number):
 def states(workdir):
     """The newest state of every stage, and the results without what differs by time."""
     found = {}
-    for stage in ("pretrain", "rl", "control"):
+    for stage in ("train", "rl", "control"):
         restored = Restored(str(workdir), stage)
         like = restored.experiment.abstract_state(stage)
         checkpoints = Checkpoints(str(workdir / "checkpoints" / stage))
@@ -68,7 +68,7 @@ def test_killed_in_both_stages_it_ends_in_the_same_bits(csv_folder, tmp_path):
     output = whole.communicate(timeout=400)[0]
     assert whole.returncode == 0, output
     killed = tmp_path / "killed"
-    for stage in ("pretrain", "rl", "control"):
+    for stage in ("train", "rl", "control"):
         code, output = stop_in(start(csv_folder, cache, killed), killed, stage, signal.SIGKILL)
         assert code == -signal.SIGKILL, output
     last = start(csv_folder, cache, killed)
@@ -88,8 +88,8 @@ def test_killed_in_both_stages_it_ends_in_the_same_bits(csv_folder, tmp_path):
 def test_sigterm_saves_exits_with_0_and_says_so(csv_folder, tmp_path):
     workdir = tmp_path / "w"
     process = start(csv_folder, tmp_path / "cache", workdir)
-    code, output = stop_in(process, workdir, "pretrain", signal.SIGTERM)
+    code, output = stop_in(process, workdir, "train", signal.SIGTERM)
     if "SIGTERM: saved step" not in output:
         pytest.fail(output)
     assert code == 0 and "the same command continues" in output
-    assert os.listdir(workdir / "checkpoints" / "pretrain")
+    assert os.listdir(workdir / "checkpoints" / "train")

@@ -1,6 +1,6 @@
 """What searches are worth on the sample, where the best possible ranking is known.
 
-One seed takes four trainings of some three minutes; --gap-seeds=3 is what docs/results.md reports.
+One seed takes four trainings of some two minutes; --gap-seeds=3 is what docs/results.md reports.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
         if key not in done:
             workdir = folder / str(len(done))
             train(config_of(folder / "cache", seed, **changes), str(workdir))
-            with np.load(workdir / "per_user" / "pretrain-test-neg99.npz") as file:
+            with np.load(workdir / "per_user" / "train-test-neg99.npz") as file:
                 done[key] = file["ndcg@5"]
         return done[key]
 
@@ -66,18 +66,26 @@ def interval(differences):
 
 
 BLIND = {"data.use_search": False}
+# README's first command reaches .52 to .54, by machine.
+FLOOR = 0.50
 
 
 @pytest.mark.slow
+@pytest.mark.trains
+@pytest.mark.xdist_group("gap")
 def test_recovers_most_of_what_searches_are_worth(trained, truth, seeds):
     best, best_blind, _ = truth
     gains = [(trained(seed) - trained(seed, **BLIND)).mean() for seed in seeds]
     share = np.mean(gains) / (best - best_blind).mean()
     print(f"gains {gains}, share of the Bayes gap {share:.3f}")
     assert share >= 0.70
+    # The pre-training of README's first command.
+    assert all(trained(seed).mean() > FLOOR for seed in seeds)
 
 
 @pytest.mark.slow
+@pytest.mark.trains
+@pytest.mark.xdist_group("gap")
 def test_users_whose_searches_are_all_noise_lose_little(trained, truth, seeds):
     """Against itself without searches only, which is below an item-kNN there (docs/results.md)."""
     *_, all_noise = truth
@@ -88,6 +96,8 @@ def test_users_whose_searches_are_all_noise_lose_little(trained, truth, seeds):
 
 
 @pytest.mark.slow
+@pytest.mark.trains
+@pytest.mark.xdist_group("shuffled")
 def test_searches_of_other_users_bring_nothing(trained, seeds):
     shuffled = {"on_sample.shuffle_searches": True}
     gains = [trained(seed, **shuffled) - trained(seed, **shuffled, **BLIND) for seed in seeds[:1]]

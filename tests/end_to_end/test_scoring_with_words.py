@@ -27,7 +27,7 @@ class Untrained(Restored):
         self.data = Dataset(config)
         self.experiment = open_experiment(config, self.data)
         self.workdir = open_workdir(folder, config.to_dict())
-        state = jax.jit(self.experiment.pretrain_task().random_state)()
+        state = jax.jit(self.experiment.train_task().random_state)()
         self.params = state["params"]
         self.tables = {name: 20 * table for name, table in state["tables"].items()}
 
@@ -48,7 +48,7 @@ def run(small_config, csv_folder, tmp_path_factory):
         writer.writerows(rows)
     config = small_config.copy_and_resolve_references()
     config.data_dir, config.rl.enabled = str(data), False
-    config.data.item_words, config.pretrain.table_update = 2, "dense"
+    config.data.item_words, config.train.table_update = 2, "dense"
     return Untrained(resolve(config), str(folder / "w"))
 
 
@@ -68,7 +68,7 @@ def test_a_teacher_ranks_as_the_evaluator(run, expected):
 
 
 def test_the_scores_of_every_k_end_in_the_evaluators(run, expected):
-    (curve,) = figures.every_k([run], "pretrain", "ndcg@10/neg99").curves.values()
+    (curve,) = figures.every_k([run], "train", "ndcg@10/neg99").curves.values()
     assert curve[-1][1] == pytest.approx(expected, abs=1e-6)
 
 

@@ -12,6 +12,7 @@ from studies.ablation.ablate import ablate
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_shares_train_their_arms_and_the_last_writes_the_table(csv_folder, tmp_path):
     cache, workdir = tmp_path / "cache", tmp_path / "w"
 
@@ -23,7 +24,7 @@ def test_shares_train_their_arms_and_the_last_writes_the_table(csv_folder, tmp_p
 
     # At once, also at the preparation of the data. The first is killed in its arm.
     processes = [share(0), share(1)]
-    own = workdir / "arms/lambda_TCL=0/seed0/checkpoints/pretrain"
+    own = workdir / "arms/lambda_TCL=0/seed0/checkpoints/train"
     deadline = time.monotonic() + 400
     while not (own.is_dir() and any(path.name.isdigit() for path in own.iterdir())):
         assert time.monotonic() < deadline and processes[0].poll() is None
@@ -38,7 +39,7 @@ def test_shares_train_their_arms_and_the_last_writes_the_table(csv_folder, tmp_p
     output, error = again.communicate(timeout=400)
     assert again.returncode == 0 and "continues from" in error, error
     table = (workdir / "table.md").read_text()
-    assert output.strip() == table.strip() and table.count("after pre-training") == 2
+    assert output.strip() == table.strip() and table.count("after training") == 2
     whole = subprocess.run(
         command(csv_folder, cache, tmp_path / "whole"), cwd=ROOT, capture_output=True
     )

@@ -12,7 +12,7 @@ from jobs import await_checkpoint, finished, lines_of, program, rows_of
 
 SMALL = conftest.SMALL | {
     "on_sample.users": 80,
-    "pretrain.max_epochs": 1.0,
+    "train.max_epochs": 1.0,
     "rl.examples": 192,
     # So small a model hardly ever ranks a target first.
     "rl.reward": "ndcg@5",
@@ -34,13 +34,14 @@ def numbers(line, statistics):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     # More threads than the mesh has devices: on two cores, two would wait for each other.
-    two = "--config.mesh.table=2"
+    two = "--config.mesh.model=2"
     finished(program("train", *flags_of(tmp_path, alone), two, devices=8))
 
-    both = [*flags_of(tmp_path, together), "--config.mesh.table=-1"]
+    both = [*flags_of(tmp_path, together), "--config.mesh.model=-1"]
     job = jobs.together("train", *both)
     await_checkpoint(together / "checkpoints" / "rl", job)
     job[1].send_signal(signal.SIGKILL)

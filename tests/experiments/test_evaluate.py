@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from configs import baseline, crs_sample, gensar_qilin, lcr_ser_kuaisar_small, matching, retrieval
+from configs import baseline, crs_sample, gensar_qilin, lcr_ser, matching, retrieval
 from core import results
 from core.errors import UserError
 from core.loop import NotFinite
@@ -17,7 +17,7 @@ from experiments.methods import experiment_class
     [
         (baseline.get_config("sasrec,amazon_beauty"), "recommendation", ("neg99", "full")),
         # There `full` takes days.
-        (lcr_ser_kuaisar_small.get_config(), "recommendation", ("neg99",)),
+        (lcr_ser.get_config("kuaisar"), "recommendation", ("neg99",)),
         (gensar_qilin.get_config(), "recommendation", ("neg99", "full")),
         (gensar_qilin.get_config("dsi"), "search", ("bm25_99", "full")),
         (retrieval.get_config("bm25,amazon_beauty"), "search", ("bm25_99", "full")),

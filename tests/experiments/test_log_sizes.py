@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from configs import baseline, lcr_ser_csv_log, lcr_ser_qilin, sasrec_amazon_beauty
+from configs import baseline, lcr_ser_csv_log, lcr_ser_qilin, sasrec
 from core import results
 from core.errors import UserError
 from experiments.evaluate import evaluate
@@ -53,18 +53,18 @@ def test_a_batch_set_by_hand_wins_and_configs_with_one_keep_it(tmp_path):
     raw = write_log(tmp_path / "raw", clicks)
     config = config_of("sasrec,csv_log", raw, tmp_path)
     data = Dataset(resolve(config))
-    assert open_experiment(resolve(config), data).config.pretrain.batch_size == 32
-    config.pretrain.batch_size = 7
-    assert open_experiment(resolve(config), data).config.pretrain.batch_size == 7
-    assert sasrec_amazon_beauty.get_config().pretrain.batch_size == 256
-    assert resolve(lcr_ser_qilin.get_config()).pretrain.batch_size == 128
-    assert resolve(baseline.get_config("sasrec,qilin")).pretrain.batch_size == 128
+    assert open_experiment(resolve(config), data).config.train.batch_size == 32
+    config.train.batch_size = 7
+    assert open_experiment(resolve(config), data).config.train.batch_size == 7
+    assert sasrec.get_config("amazon_beauty").train.batch_size == 256
+    assert resolve(lcr_ser_qilin.get_config()).train.batch_size == 128
+    assert resolve(baseline.get_config("sasrec,qilin")).train.batch_size == 128
 
 
 def test_a_catalogue_below_a_hundred_items_trains_and_selects_by_the_full_ranking(tmp_path, caplog):
     clicks = [(f"u{u}", f"i{(u + t) % 40}", t) for u in range(60) for t in range(6)]
     raw = write_log(tmp_path / "raw", clicks)
-    values = {"pretrain.max_epochs": 2.0, "model.width": 8}
+    values = {"train.max_epochs": 2.0, "model.width": 8}
     config = config_of("sasrec,csv_log", raw, tmp_path, **values)
     (row,) = train(config, str(tmp_path / "w"))["rows"]
     assert row["still_improving"] in (True, False)
@@ -113,22 +113,6 @@ def test_the_documented_example_has_all_that_training_reads(tmp_path, caplog):
     assert len(lines) == len(set(lines))  # pre-training and RL say what they share once
 
 
-@pytest.mark.slow
-def test_the_documented_example_trains(tmp_path):
-    config = example_config(tmp_path)
-    config.update_from_flattened_dict(
-        {
-            **{"pretrain.max_epochs": 1.0, "rl.examples": 8, "rl.batch_size": 8, "rl.evals": 1},
-            **{"model.width": 8, "model.ffn_width": 8, "model.mlp_widths": (4,)},
-            **{"model.max_steps": 1, "eval.batch_size": 4, "eval.full_batch_size": 4},
-        }
-    )
-    rows = train(config, str(tmp_path / "w"))["rows"]
-    assert {(row["stage"], row["protocol"]) for row in rows} == {
-        (stage, "full") for stage in ("pretrain", "rl", "control")
-    }
-
-
 @pytest.mark.parametrize("method", ["popularity", "sasrec"])
 def test_a_split_without_a_part_is_one_line_before_anything_is_written(tmp_path, method):
     cases = (
@@ -152,11 +136,11 @@ def test_a_split_without_a_part_is_one_line_before_anything_is_written(tmp_path,
 
 
 def test_a_table_says_what_was_still_improving_and_whom_a_protocol_leaves_out():
-    row = {"stage": "pretrain", "split": "test", "protocol": "full", "step": 1_088}
+    row = {"stage": "train", "split": "test", "protocol": "full", "step": 1_088}
     rows = [row, row | {"stage": "rl"}, row | {"protocol": "neg99", "left_out": 2}]
-    rising = [one | {"still_improving": one["stage"] == "pretrain"} for one in rows]
+    rising = [one | {"still_improving": one["stage"] == "train"} for one in rows]
     assert results.remarks({"rows": rising}, "test") == [
-        "after pre-training: still improving at its last evaluation, after 1,088 updates; longer "
+        "after training: still improving at its last evaluation, after 1,088 updates; longer "
         "training may do better",
         "neg99: without 2 examples of users who have touched nearly all items",
     ]

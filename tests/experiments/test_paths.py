@@ -11,7 +11,7 @@ from input_pipelines.dataset import Dataset
 @pytest.mark.parametrize(
     ("module", "keys"),
     [
-        (lcr_ser_qilin, ["pretrain.teacher"]),
+        (lcr_ser_qilin, ["train.teacher"]),
         (
             gensar_qilin,
             ["identifiers", "vocabulary.pieces_model", "prompts.pseudo_queries"],

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import configs
-from configs import crs_sample, gensar_qilin, lcr_ser_qilin, sasrec_qilin, unisar_qilin
+from configs import choices, crs_sample, gensar_qilin, lcr_ser_qilin, sasrec, unisar
 from core import workdir
 from core.errors import UserError
 from experiments.resolve import resolve
@@ -28,17 +28,17 @@ def resolved(module, **changes):
         (lcr_ser_qilin, "on_sample__users", -7, "above 0"),
         (lcr_ser_qilin, "on_sample__seed", -4, "of whole numbers from 0 to 2147483647"),
         (lcr_ser_qilin, "seed", -1, "of whole numbers from 0 to 2147483647"),
-        (sasrec_qilin, "seed", 2**31, "of whole numbers from 0 to 2147483647"),
+        (sasrec, "seed", 2**31, "of whole numbers from 0 to 2147483647"),
         (crs_sample, "seed", 2**64, "of whole numbers from 0 to 2147483647"),
         (gensar_qilin, "data__candidates_seed", 2**70, "of whole numbers from 0 to 2147483647"),
-        (lcr_ser_qilin, "pretrain__batch_size", 2**63, "of 64 bits"),
+        (lcr_ser_qilin, "train__batch_size", 2**63, "of 64 bits"),
         (lcr_ser_qilin, "model__mlp_widths", (200, 0), "with widths above 0"),
-        (lcr_ser_qilin, "pretrain__user_dropout", 1.5, "from 0 to 1"),
-        (lcr_ser_qilin, "pretrain__plateau_factor", -2.0, "from 0 to 1"),
+        (lcr_ser_qilin, "train__user_dropout", 1.5, "from 0 to 1"),
+        (lcr_ser_qilin, "train__plateau_factor", -2.0, "from 0 to 1"),
         (lcr_ser_qilin, "model__dropout", -0.2, "from 0 to below 1"),
-        (sasrec_qilin, "model__dropout", 1.0, "from 0 to below 1"),
-        (sasrec_qilin, "model__heads", 0, "above 0"),
-        (unisar_qilin, "model__tower_widths", (-1,), "with widths above 0"),
+        (sasrec, "model__dropout", 1.0, "from 0 to below 1"),
+        (sasrec, "model__heads", 0, "above 0"),
+        (unisar, "model__tower_widths", (-1,), "with widths above 0"),
         (gensar_qilin, "model__dropout_rate", 1.5, "from 0 to below 1"),
         (gensar_qilin, "data__rec_length", -1, "of 0 or more"),
         (crs_sample, "evolve__iterations", -1, "of 0 or more"),
@@ -56,8 +56,8 @@ def test_values_out_of_their_range(module, key, value, words):
     ("module", "key"),
     [
         (lcr_ser_qilin, "model__init_scale"),
-        (lcr_ser_qilin, "pretrain__lambda_tcl"),
-        (lcr_ser_qilin, "pretrain__max_epochs"),
+        (lcr_ser_qilin, "train__lambda_tcl"),
+        (lcr_ser_qilin, "train__max_epochs"),
         (gensar_qilin, "train__learning_rate"),
         (crs_sample, "rl__kl_weight"),
     ],
@@ -91,9 +91,9 @@ def test_the_ends_of_the_ranges_are_in_them():
     resolved(
         lcr_ser_qilin,
         model__dropout=0.0,
-        pretrain__user_dropout=1.0,
-        pretrain__plateau_factor=1.0,
-        pretrain__plateau_patience=0,
+        train__user_dropout=1.0,
+        train__plateau_factor=1.0,
+        train__plateau_patience=0,
     )
     resolved(crs_sample, evolve__iterations=0, data__history=0)
     resolved(gensar_qilin, data__rec_length=0, data__clicks=0)
@@ -132,14 +132,10 @@ def on_sample():
     """Every config of the sample, by its name."""
     for path in sorted(pathlib.Path(configs.__path__[0]).glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
-        if path.stem == "matching":
-            for kind in ("bm25", "dense", "dsi"):
-                yield f"{kind},qilin", module.get_config(f"{kind},qilin")
-        elif hasattr(module, "get_config") and path.stem not in ("baseline", "retrieval"):
-            config = module.get_config()
-            if "on_sample" in config:
-                yield path.stem, config
-    yield "dsi", gensar_qilin.get_config("dsi")
+        for variant in getattr(module, "VARIANTS", choices.ONE_FORM):
+            if "qilin" in getattr(module, "DATASETS", ()):
+                choice = choices.choice_of("qilin", variant)
+                yield f"{path.stem}:{choice}", module.get_config(choice)
 
 
 def test_the_sample_has_its_own_values_and_what_is_set_by_hand_stays():
@@ -160,20 +156,20 @@ def test_the_sample_has_its_own_values_and_what_is_set_by_hand_stays():
 
 def test_a_value_set_by_hand_wins():
     config = lcr_ser_qilin.get_config()
-    base = config.pretrain.max_epochs
-    assert resolve(config).pretrain.max_epochs == 6.0
-    config.pretrain.max_epochs = 1.0  # from Python
+    base = config.train.max_epochs
+    assert resolve(config).train.max_epochs == 6.0
+    config.train.max_epochs = 1.0  # from Python
     config.rl.examples = 64
     found = resolve(config)
-    assert (found.pretrain.max_epochs, found.rl.examples) == (1.0, 64)
-    assert found.pretrain.batch_size == 128, "the rest is the sample's"
-    config.pretrain.max_epochs = base  # told by its name alone
-    assert resolve(config).pretrain.max_epochs == 6.0
-    assert resolve(config, {"pretrain.max_epochs"}).pretrain.max_epochs == base
-    config.on_sample.overrides.pretrain.max_epochs = 2.0
-    assert resolve(config).pretrain.max_epochs == 2.0
+    assert (found.train.max_epochs, found.rl.examples) == (1.0, 64)
+    assert found.train.batch_size == 128, "the rest is the sample's"
+    config.train.max_epochs = base  # told by its name alone
+    assert resolve(config).train.max_epochs == 6.0
+    assert resolve(config, {"train.max_epochs"}).train.max_epochs == base
+    config.on_sample.overrides.train.max_epochs = 2.0
+    assert resolve(config).train.max_epochs == 2.0
     config.on_sample.overrides.loop = {"log_every": 7}  # which the file does not replace
-    config.pretrain.max_epochs = 1.0
+    config.train.max_epochs = 1.0
     found = resolve(config)
-    assert (found.loop.log_every, found.pretrain.max_epochs) == (7, 1.0)
+    assert (found.loop.log_every, found.train.max_epochs) == (7, 1.0)
     assert resolve(found).to_dict() == found.to_dict()

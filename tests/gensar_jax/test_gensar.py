@@ -83,8 +83,9 @@ def write_beauty(folder):
     return str(folder)
 
 
-def table_of(log):
+def table_of(data):
     """Distinct random identifiers, one shared and two own levels of 8."""
+    log = data.log
     rng = np.random.default_rng(0)
     shared = rng.integers(0, 8, (log.num_items, 1))
     codes = {}
@@ -95,7 +96,7 @@ def table_of(log):
             rows = np.flatnonzero(shared[:, 0] == code)
             own[rows] = pairs[: len(rows)]
         codes[source] = np.concatenate([shared, own], 1).astype(np.int32)
-    return IdentifierTable(codes, 1, 8, log.hash)
+    return IdentifierTable(codes, 1, 8, log.hash, data.training_split)
 
 
 def small_config(tmp_path_factory):
@@ -105,7 +106,7 @@ def small_config(tmp_path_factory):
     found.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
     found.update_from_flattened_dict(SMALL)
     folder = tmp_path_factory.mktemp("identifiers")
-    save_table(str(folder), table_of(Dataset(resolve(found)).log), {})
+    save_table(str(folder), table_of(Dataset(resolve(found))), {})
     found.identifiers = str(folder)
     return found
 
@@ -141,10 +142,10 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     assert "tasks of nrip, nsqp, nsip" in refused(other, tmp_path)
     folder = tmp_path / "table"
     folder.mkdir()
-    log, table = data.log, table_of(data.log)
+    log, table = data.log, table_of(data)
     elsewhere = changed(config, identifiers=str(folder))
     assert "found no such file" in refused(elsewhere, tmp_path)
-    save_table(str(folder), IdentifierTable(table.codes, 1, 8, "another"), {})
+    save_table(str(folder), IdentifierTable(table.codes, 1, 8, "another", "by_user-0"), {})
     assert f"identifiers of the log {log.hash}" in refused(elsewhere, tmp_path)
     save_table(str(folder), table, {})
     twice = {source: codes.copy() for source, codes in table.codes.items()}
@@ -203,7 +204,7 @@ def test_validation_without_searches_is_found_before_training(config, tmp_path):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = Dataset(resolve(config))
     os.mkdir(config.identifiers)
-    save_table(config.identifiers, table_of(data.log), {})
+    save_table(config.identifiers, table_of(data), {})
     experiment = open_experiment(resolve(config), data)
     with pytest.raises(UserError, match="expected validation searches"):
         experiment.check_data()
@@ -225,12 +226,14 @@ def test_tiger_and_the_ablations_are_arguments(config, data):
         int(data.log.rec_items[data.splits.train.target_row[3]]), "semantic"
     )
     assert example.targets == [*semantic, 1] and found.forced("recommendation") == []
-    ablated = GenSARExamples(resolve(changed(config, mixture__nsqp=0)), data, table_of(data.log))
+    ablated = GenSARExamples(resolve(changed(config, mixture__nsqp=0)), data, table_of(data))
     assert "nsqp" not in ablated.mixture.tasks and "nsip" in ablated.mixture.tasks
     bare = changed(config, prompts__behaviour_tokens="none")
-    found = GenSARExamples(resolve(bare), data, table_of(data.log))
+    found = GenSARExamples(resolve(bare), data, table_of(data))
     assert found.forced("search") == []
-    with pytest.raises(ValueError, match="gensar, tiger or dsi"):
+    with pytest.raises(
+        ValueError, match="a variant of gensar, tiger, dsi, found 'amazon_beauty,lion'"
+    ):
         gensar_amazon_beauty.get_config("lion")
 
 
@@ -257,6 +260,7 @@ def trained(config, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_a_run_gives_every_row_and_evaluate_the_same(trained):
     workdir, found = trained
     rows = {row["protocol"]: row for row in found["rows"]}
@@ -293,14 +297,15 @@ def test_a_run_gives_every_row_and_evaluate_the_same(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
-    found = train(changed(config, mesh__data=2, mesh__table=2), str(tmp_path / "w"))
+    found = train(changed(config, mesh__data=2, mesh__model=2), str(tmp_path / "w"))
     for ours, theirs in zip(found["rows"], trained[1]["rows"], strict=True):
         assert ours["protocol"] == theirs["protocol"]
         assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
     # Its checkpoint on one device, too.
     restored = Restored(str(tmp_path / "w"))
-    restored.experiment.config.mesh.data = restored.experiment.config.mesh.table = 1
+    restored.experiment.config.mesh.data = restored.experiment.config.mesh.model = 1
     one = open_experiment(restored.experiment.config, restored.data)
     sums = one.evaluate(
         jax.device_get(restored.params), jax.device_get(restored.tables), "test", "neg99/exact"
@@ -311,6 +316,7 @@ def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_predictions_are_items_unseen_best_first(trained):
     restored = Restored(str(trained[0]))
     experiment, log = restored.experiment, restored.data.log
@@ -378,6 +384,7 @@ def teacher_forced(restored, user, task, query):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("gensar")
 def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_path):
     workdir, expected = trained
     experiment = open_experiment(resolve(config), Dataset(resolve(config)))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import gensar_amazon_electronics, gensar_identifiers_amazon_electronics
+from configs import gensar, gensar_identifiers
 from experiments.methods import open_experiment
 from experiments.resolve import resolve
 from experiments.train import train
@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
 
 
 def small(module, sizes, folder, cache):
-    config = module.get_config()
+    config = module.get_config("amazon_electronics")
     config.data_dir, config.cache_dir = folder, str(cache)
     config.update_from_flattened_dict(sizes)
     return config
@@ -88,9 +88,9 @@ def prepared(folder, tmp_path_factory):
     """The joint config on identifiers of the other command, and the row of these."""
     cache = tmp_path_factory.mktemp("cache")
     workdir = str(tmp_path_factory.mktemp("identifiers") / "w")
-    first = small(gensar_identifiers_amazon_electronics, IDENTIFIERS, folder, cache)
+    first = small(gensar_identifiers, IDENTIFIERS, folder, cache)
     (row,) = train(first, workdir)["rows"]
-    config = small(gensar_amazon_electronics, JOINT, folder, cache)
+    config = small(gensar, JOINT, folder, cache)
     config.identifiers = workdir
     return config, row
 
@@ -121,8 +121,8 @@ def test_the_papers_config_trains_and_tests_both_tasks(prepared, tmp_path):
 
 def test_both_commands_train_the_same_identifiers(folder, tmp_path):
     """What the joint config would train itself is what the command of the identifiers trains."""
-    alone = resolve(small(gensar_identifiers_amazon_electronics, {}, folder, tmp_path))
-    joint = resolve(small(gensar_amazon_electronics, {}, folder, tmp_path))
+    alone = resolve(small(gensar_identifiers, {}, folder, tmp_path))
+    joint = resolve(small(gensar, {}, folder, tmp_path))
     for section in ("vectors", "model", "train"):
         assert joint[f"identifier_{section}"].to_dict() == alone[section].to_dict()
     assert joint.identifier_vectors.semantic == "BAAI/bge-base-en-v1.5"

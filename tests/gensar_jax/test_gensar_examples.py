@@ -22,7 +22,7 @@ def data(config):
 
 @pytest.fixture(scope="module")
 def examples(config, data):
-    return GenSARExamples(resolve(config), data, table_of(data.log))
+    return GenSARExamples(resolve(config), data, table_of(data))
 
 
 def holds(tokens, identifier):
@@ -89,7 +89,7 @@ def test_controls_take_the_query_or_the_history_out_of_search_prompts(config, da
     recommended, texts = {}, {}
     for control in ("nothing", "query", "history"):
         other = resolve(changed(config, prompts__search_without=control))
-        blind = GenSARExamples(other, data, table_of(data.log))
+        blind = GenSARExamples(other, data, table_of(data))
         prompts = blind.evaluation_inputs(found)
         texts[control] = [blind.vocabulary.text_of([t for t in row if t]) for row in prompts]
         trained = blind.training_example("nsip", 3, 0).inputs
@@ -107,9 +107,9 @@ def test_controls_take_the_query_or_the_history_out_of_search_prompts(config, da
 def test_a_prompt_too_long_loses_its_oldest_events_whole(config, data):
     limit = 64
     short = GenSARExamples(
-        resolve(changed(config, prompts__max_inputs=limit)), data, table_of(data.log)
+        resolve(changed(config, prompts__max_inputs=limit)), data, table_of(data)
     )
-    whole = GenSARExamples(resolve(config), data, table_of(data.log))
+    whole = GenSARExamples(resolve(config), data, table_of(data))
     lost = 0
     for row in range(len(data.splits.test)):
         cut = short.prompts.next_item(short.history(data.splits.test, row), 1).inputs

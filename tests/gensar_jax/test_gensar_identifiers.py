@@ -9,7 +9,7 @@ import pytest
 from configs import (
     gensar_amazon_beauty,
     gensar_identifiers_amazon_beauty,
-    sasrec_amazon_beauty,
+    sasrec,
 )
 from core import checksums, results
 from core.errors import UserError
@@ -151,7 +151,7 @@ def test_items_without_any_text(config, tmp_path):
     )
 
 
-def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config, tmp_path, caplog):
+def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config, tmp_path):
     data = Dataset(resolve(config))
     path = tmp_path / "items.npy"
     rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
@@ -168,43 +168,42 @@ def test_exported_vectors_of_another_log_are_refused_and_its_own_are_used(config
     message = refused(given)
     assert f"item vectors in {path} of the training clicks of leave_one_out-" in message
     assert "found those of by_user-0123456789ab" in message
-    # Vectors that say nothing of the split.
     describe(data_hash=data.log.hash)
+    assert "found no record of them; make them again with" in refused(given)
+    describe(data_hash=data.log.hash, training_split=data.training_split)
     experiment = open_experiment(resolve(given), data)
-    assert f"item vectors in {path}: no record of the split" in caplog.text
-    used = experiment.vectors["collaborative"]
+    used = experiment.item_vectors["collaborative"]
     np.testing.assert_allclose(used, rows / np.linalg.norm(rows, axis=1)[:, None], rtol=1e-5)
 
 
 def test_vectors_of_a_trained_recommender_become_collaborative_vectors(config, tmp_path):
     """launch.train and launch.export_vectors, then what identifiers are trained on."""
-    sasrec = sasrec_amazon_beauty.get_config()
-    sasrec.data_dir = write_beauty(tmp_path / "beauty", items=120)
-    sasrec.cache_dir = config.cache_dir
-    sasrec.model.width, sasrec.model.layers = 8, 1
-    sasrec.pretrain.max_epochs, sasrec.eval.protocols = 1.0, ("neg99",)
-    train(sasrec, str(tmp_path / "sasrec"))
+    trained = sasrec.get_config("amazon_beauty")
+    trained.data_dir = write_beauty(tmp_path / "beauty", items=120)
+    trained.cache_dir = config.cache_dir
+    trained.model.width, trained.model.layers = 8, 1
+    trained.train.max_epochs, trained.eval.protocols = 1.0, ("neg99",)
+    train(trained, str(tmp_path / "sasrec"))
     path = tmp_path / "items.npy"
     export(Restored(str(tmp_path / "sasrec")), "item", str(path))
-    given = changed(config, data_dir=sasrec.data_dir, vectors__collaborative=str(path))
+    given = changed(config, data_dir=trained.data_dir, vectors__collaborative=str(path))
     experiment = open_experiment(resolve(given), Dataset(resolve(given)))
     rows = np.load(path)
     assert rows.shape == (120, 8)
     expected = rows / np.linalg.norm(rows, axis=1)[:, None]
-    np.testing.assert_allclose(experiment.vectors["collaborative"], expected, rtol=1e-5)
+    np.testing.assert_allclose(experiment.item_vectors["collaborative"], expected, rtol=1e-5)
     # SASRec has seen clicks that another split holds out.
     other = changed(given, data__split="by_user")
     assert "of the training clicks of by_user-" in refused(other)
 
 
-def test_a_table_serves_the_split_that_trained_it(trained, config, tmp_path, caplog):
+def test_a_table_serves_the_split_that_trained_it(trained, config, tmp_path):
     folder, _ = trained
     joint = gensar_amazon_beauty.get_config()
     joint.data_dir, joint.cache_dir = config.data_dir, config.cache_dir
     joint.identifiers = str(folder)
     own = Dataset(resolve(joint))
     assert train_table(joint, own).training_split == own.training_split
-    assert "no record" not in caplog.text
     for split in ("by_user", "global_time"):
         other = changed(joint, data__split=split)
         with pytest.raises(UserError) as error:
@@ -213,15 +212,15 @@ def test_a_table_serves_the_split_that_trained_it(trained, config, tmp_path, cap
         assert f"identifiers in {folder} of the training clicks of {split}-" in message
         assert f"found those of {own.training_split}; " in message and "\n" not in message
     assert not (tmp_path / "w").exists()
-    # A table that says nothing of the split passes, and a line says so.
-    shutil.copytree(folder, tmp_path / "older")
-    path = tmp_path / "older" / "identifiers.json"
+    # Nor does a table that does not say what trained it.
+    shutil.copytree(folder, tmp_path / "silent")
+    path = tmp_path / "silent" / "identifiers.json"
     described = json.loads(path.read_text())
     del described["training_split"], described["checksum"]
     checksums.write_sealed(str(path), described)
-    joint.identifiers = str(tmp_path / "older")
-    assert train_table(joint, own).hash == described["hash"]
-    assert "no record of the split that trained them" in caplog.text
+    joint.identifiers = str(tmp_path / "silent")
+    with pytest.raises(UserError, match=r"identifiers\.json in .*silent, found none .*KeyError"):
+        train_table(joint, own)
 
 
 def test_a_single_source_gives_both_identifiers_the_same_codes(config, tmp_path):

@@ -99,16 +99,13 @@ def test_training_starts_from_a_checkpoint_of_either_form(pretrained, data, tmp_
     starts_from(experiment, params)
     more = experiment.details("test", "neg99/exact")["more"]
     assert more["initial"] == "t5-tiny"
-    on_mesh = changed(config, mesh__data=2, mesh__table=2)
+    on_mesh = changed(config, mesh__data=2, mesh__model=2)
     starts_from(open_experiment(resolve(on_mesh), data), params)
     folder = checkpoints.to_t5x(tmp_path, params, step=5)
     from_t5x = changed(config, model__checkpoint=str(folder), vocabulary__pieces_model=str(pieces))
     starts_from(open_experiment(resolve(from_t5x), data), params)
-    # Workdirs of before there was the setting.
-    old = resolve(changed(config, model__checkpoint=""))
-    with old.unlocked():
-        del old.model.checkpoint
-    more = open_experiment(old, data).details("test", "neg99/exact")["more"]
+    scratch = resolve(changed(config, model__checkpoint=""))
+    more = open_experiment(scratch, data).details("test", "neg99/exact")["more"]
     assert more["initial"] == "from scratch"
 
 

@@ -7,13 +7,11 @@ import pathlib
 import signal
 import types
 
-import jax.numpy as jnp
 import pytest
 from test_gensar import SHARED, SMALL, changed, table_of, write_beauty
 from test_gensar_examples import holds
 
 from configs import gensar_amazon_beauty
-from core.checkpoints import Checkpoints
 from core.errors import Preempted, UserError
 from core.termination import watched
 from core.workdir import Workdir
@@ -36,7 +34,7 @@ def config(tmp_path):
     found.update_from_flattened_dict(SMALL)
     found.identifiers = str(tmp_path / "table")
     (tmp_path / "table").mkdir()
-    save_table(found.identifiers, table_of(Dataset(resolve(found)).log), {})
+    save_table(found.identifiers, table_of(Dataset(resolve(found))), {})
     return found
 
 
@@ -100,7 +98,7 @@ def test_a_run_is_held_to_its_pieces_and_keeps_them(config, tmp_path):
 
 def data_and_table(config):
     data = Dataset(resolve(config))
-    return data, table_of(data.log)
+    return data, table_of(data)
 
 
 def test_training_is_held_to_its_pseudo_queries_and_nothing_else_is(config, tmp_path):
@@ -116,24 +114,27 @@ def test_training_is_held_to_its_pseudo_queries_and_nothing_else_is(config, tmp_
 
 def test_a_continued_run_is_held_to_its_identifiers_at_its_start(config, tmp_path):
     workdir = begin(config, tmp_path)
-    table = table_of(Dataset(resolve(config)).log)
+    table = table_of(Dataset(resolve(config)))
     codes = {name: codes[::-1] for name, codes in table.codes.items()}
-    other = IdentifierTable(codes, 1, 8, table.data_hash)
+    other = IdentifierTable(codes, 1, 8, table.data_hash, table.training_split)
     save_table(config.identifiers, other, {})
     for program, arguments in ((train, (config, str(workdir))), (Restored, (str(workdir),))):
         message = refused(program, *arguments)
         assert f"expected the identifier table {table.hash}" in message and other.hash in message
 
 
-def test_runs_of_before_there_was_a_record_pass_and_get_none(config, tmp_path):
+def test_a_trained_run_without_its_record_is_refused(config, tmp_path):
     experiment = GenSARExperiment(resolve(config), Dataset(resolve(config)))
-    checkpoints = Checkpoints(str(tmp_path / "w" / "checkpoints" / "joint"))
-    checkpoints.save(1, {"x": jnp.ones(1)}, {"step": 1, "best_step": None}, None)
-    checkpoints.wait()
-    checkpoints.close()
+    (tmp_path / "w" / "checkpoints" / "joint").mkdir(parents=True)
     workdir = Workdir(str(tmp_path / "w"))
-    recorded_inputs.keep(workdir, experiment.examples, experiment.table)
-    recorded_inputs.check(workdir, experiment.examples, experiment.table_hash)
+    recorded_inputs.check(workdir, experiment.examples, experiment.table_hash)  # not trained yet
+    (tmp_path / "w" / "checkpoints" / "joint" / "1").mkdir()
+    for read, table in (
+        (recorded_inputs.record, experiment.table),
+        (recorded_inputs.check, experiment.table_hash),
+    ):
+        message = refused(read, workdir, experiment.examples, table)
+        assert f"the run in {workdir.path} was trained with as inputs.json, found none;" in message
     assert not (tmp_path / "w" / "inputs.json").exists()
 
 

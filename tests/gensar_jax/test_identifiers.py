@@ -15,9 +15,8 @@ from gensar_jax.identifiers import IdentifierTable, load_table, resolve, save_ta
 
 def table(semantic=((0, 1), (0, 2), (1, 0)), collaborative=((0, 0), (0, 1), (1, 3)), **changes):
     codes = {"semantic": np.array(semantic), "collaborative": np.array(collaborative)}
-    return IdentifierTable(
-        **({"codes": codes, "shared_levels": 1, "num_codes": 4, "data_hash": "d"} | changes)
-    )
+    values = {"codes": codes, "shared_levels": 1, "num_codes": 4, "data_hash": "d"}
+    return IdentifierTable(**(values | {"training_split": "by_user-0"} | changes))
 
 
 def test_collision_rate_by_hand():
@@ -133,7 +132,8 @@ def test_tables_that_nobody_should_use(tmp_path, changes, found):
     # The same table from another program is refused on loading.
     bad = table(**changes)
     np.savez(tmp_path / "identifiers.npz", **bad.codes)
-    meta = {"hash": bad.hash, "shared_levels": bad.shared_levels, "codes": 4, "data_hash": "d"}
+    meta = {"hash": bad.hash, "shared_levels": bad.shared_levels, "codes": 4}
+    meta |= {"data_hash": "d", "training_split": "by_user-0"}
     seal(tmp_path, meta)
     with pytest.raises(UserError, match=found):
         load_table(str(tmp_path), data_hash="d")

@@ -165,9 +165,9 @@ def test_the_network_is_cut_by_its_logical_axes():
         path_name(path): leaf.spec
         for path, leaf in jax.tree_util.tree_leaves_with_path(partition.shardings(state))
     }
-    cut, whole = PartitionSpec("table"), PartitionSpec()
+    cut, whole = PartitionSpec("model"), PartitionSpec()
     assert found["params/encoder/layers_0/mlp/wo/kernel"] == cut
-    assert found["params/encoder/layers_0/mlp/wi/kernel"] == PartitionSpec(None, "table")
+    assert found["params/encoder/layers_0/mlp/wi/kernel"] == PartitionSpec(None, "model")
     assert found["optimizer/1/nu/decoder/layers_0/self_attention/query/kernel"] == PartitionSpec(
         None, "table"
     )

@@ -54,7 +54,8 @@ def config(tmp_path_factory):
         overrides.prompts = {"max_inputs": INPUTS, "max_targets": 16}
         overrides.train.update({"row_inputs": INPUTS, "row_targets": TARGETS})
         overrides.eval.update({"validation_users": 8, "test_users": 10})
-    log = Dataset(resolve(found)).log
+    data = Dataset(resolve(found))
+    log = data.log
     rng = np.random.default_rng(0)
     shared = rng.integers(0, 16, (log.num_items, 1))
     codes = {}
@@ -62,7 +63,8 @@ def config(tmp_path_factory):
         own = np.stack(np.divmod(rng.permutation(1024)[: log.num_items], 32), 1)
         codes[kind] = np.concatenate([shared, own], 1).astype(np.int32)
     found.identifiers = str(tmp_path_factory.mktemp("table"))
-    save_table(found.identifiers, IdentifierTable(codes, 1, 32, log.hash), {})
+    table = IdentifierTable(codes, 1, 32, log.hash, data.training_split)
+    save_table(found.identifiers, table, {})
     return found
 
 
@@ -88,6 +90,7 @@ def records(folder, task, split):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 def test_an_export_holds_the_stream_and_the_users_that_are_evaluated(config, folder, tmp_path):
     experiment = open_experiment(resolve(config), Dataset(resolve(config)))
     examples, log = experiment.examples, experiment.data.log
@@ -121,6 +124,7 @@ def test_an_export_holds_the_stream_and_the_users_that_are_evaluated(config, fol
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 def test_an_export_that_fails_leaves_nothing(folder, tmp_path):
     def broken():
         yield exported.Record("nrip", "train", Example([5, 1], [6, 1]))
@@ -214,6 +218,7 @@ def bridge():
 
 @with_t5x
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 def test_t5x_trains_and_its_checkpoint_gives_the_same_logits_here(folder, trained, network):
     own = bridge()
     theirs = own["model"].network.Transformer(own["model"].as_t5x(network.config))
@@ -241,6 +246,7 @@ def test_t5x_trains_and_its_checkpoint_gives_the_same_logits_here(folder, traine
 
 @with_t5x
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 def test_its_network_has_our_logical_axes(network):
     own = bridge()
     theirs = own["model"].network.Transformer(own["model"].as_t5x(network.config))
@@ -258,6 +264,7 @@ def test_its_network_has_our_logical_axes(network):
 
 @with_t5x
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 def test_a_packed_batch_has_the_loss_of_its_examples(folder, trained, network):
     own = bridge()
     seqio, tasks = own["seqio"], own["tasks"]
@@ -302,6 +309,7 @@ def test_a_packed_batch_has_the_loss_of_its_examples(folder, trained, network):
 
 @with_t5x
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 @pytest.mark.parametrize("task", ["recommendation", "search"])
 def test_its_decoding_finds_our_beams(folder, trained, network, task):
     own = bridge()
@@ -345,6 +353,7 @@ def test_its_decoding_finds_our_beams(folder, trained, network, task):
 
 @with_t5x
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 def test_our_parameters_infer_there(folder, trained, network, tmp_path):
     """From the plain path to T5X: its inference program, on a checkpoint that we wrote."""
     params = parameters(network, trained, STEPS)
@@ -388,6 +397,7 @@ def test_our_parameters_infer_there(folder, trained, network, tmp_path):
 
 @with_t5x
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 def test_a_wrong_export_ends_in_one_line(tmp_path):
     places = [f"--gin.{name}='{tmp_path}'" for name in ("EXPORT", "MODEL_DIR")]
     done = run("train", *files_of("train"), *places)
@@ -398,6 +408,7 @@ def test_a_wrong_export_ends_in_one_line(tmp_path):
 
 @with_t5x
 @pytest.mark.slow
+@pytest.mark.xdist_group("t5x")
 def test_gin_files_bind_to_the_real_modules(folder, monkeypatch, tmp_path):
     bridge()
     import gin

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import lcr_ser_amazon_kindle
+from configs import lcr_ser
 from core.errors import UserError
 from experiments.resolve import resolve
 from input_pipelines.dataset import Dataset
@@ -148,7 +148,7 @@ def test_a_targets_own_query_is_in_no_history_of_it(tmp_path):
 
 
 def test_the_config_opens_on_it(tmp_path):
-    config = lcr_ser_amazon_kindle.get_config()
+    config = lcr_ser.get_config("amazon_raw")
     config.data_dir, config.cache_dir = str(planted(tmp_path / "raw")), str(tmp_path / "cache")
     data = Dataset(resolve(config))
     assert data.label == "amazon_toys" and len(data.splits.test) == 8

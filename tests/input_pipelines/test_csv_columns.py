@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
-from input_pipelines import prepare, splits, twins
+from input_pipelines import prepare, repeated_interactions, splits
 from input_pipelines.log_checks import validate_log
 from input_pipelines.readers import csv_log
 
@@ -303,7 +303,7 @@ def test_a_click_that_names_its_search_is_one_event_told_once(tmp_path, caplog):
         seen = examples.search_end - np.asarray(log.search_offsets)[examples.user]
         place = examples.target_row - np.asarray(log.rec_offsets)[examples.user]
         assert (seen == place).all(), "the searches of the clicks before, and not its own"
-    assert twins.twin_clicks(log, 5).all()
+    assert repeated_interactions.repeated_clicks(log, 5).all()
     assert (log.search_begins == log.search_times - 1).all()
     # What the search does not list of its own clicks is added to it.
     bare, _ = read_shop(tmp_path / "bare", named, searches.assign(clicked_items=""))
@@ -319,8 +319,20 @@ def test_several_clicks_of_one_search_are_all_its_own(tmp_path):
     # b, d and c come before the search is history; the later b is another event.
     assert rec_end.tolist() == [0, 1, 2, 3, 4] and search_end.tolist() == [0, 0, 0, 0, 2]
     assert splits.search_history_ends(log, np.array([0]))[0].tolist() == [1]
-    assert twins.twin_clicks(log, 2).tolist() == [False, True, False, True, False]
-    assert twins.twin_clicks(log, 1).tolist() == [False, True, False, False, False]
+    assert repeated_interactions.repeated_clicks(log, 2).tolist() == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert repeated_interactions.repeated_clicks(log, 1).tolist() == [
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_click_that_its_clock_puts_before_its_search_is_its_own_all_the_same(tmp_path):
@@ -331,7 +343,7 @@ def test_a_click_that_its_clock_puts_before_its_search_is_its_own_all_the_same(t
     # The search's history holds the click on a alone, the click's no search.
     assert splits.search_history_ends(log, np.array([0]))[0].tolist() == [1]
     assert splits.history_ends(log, np.array([1]))[1].tolist() == [0]
-    assert twins.twin_clicks(log, 1).tolist() == [False, True]
+    assert repeated_interactions.repeated_clicks(log, 1).tolist() == [False, True]
 
 
 def test_a_click_that_names_no_search_of_its_user_is_one_line(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs import lcr_ser_unisar_pickles
+from configs import lcr_ser
 from core.errors import UserError
 from experiments.methods import open_experiment
 from experiments.resolve import resolve
@@ -156,7 +156,7 @@ def test_published_negatives_are_the_lists_named_so(folder, tmp_path):
 
 
 def test_the_config_opens_on_it(folder, tmp_path):
-    config = lcr_ser_unisar_pickles.get_config()
+    config = lcr_ser.get_config("unisar_pickles")
     config.data_dir, config.cache_dir = str(folder), str(tmp_path / "cache")
     data = Dataset(resolve(config))
     open_experiment(config, data)

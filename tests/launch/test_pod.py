@@ -26,7 +26,7 @@ def test_every_worker_runs_the_same_command(tmp_path):
     start = '--command=cd lcrsr && export PATH="$PWD/.venv/bin:$PATH" && exec python -m '
     assert lines[7].startswith(start + "launch.train --coordinator=auto ")
     # The mesh comes after the file whose value it changes, and before what the user says of it.
-    assert lines[7].endswith(r"--config=configs/a.py --config.mesh.table=-1 --workdir=/mnt/a\ b")
+    assert lines[7].endswith(r"--config=configs/a.py --config.mesh.model=-1 --workdir=/mnt/a\ b")
 
 
 def test_missing_words_end_with_2(tmp_path):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker_task import RankerTask, TrainConfig
 
 ITEMS, WORDS, USERS = 12, 18, 4
 REC, SEARCHES = 4, 3
@@ -45,10 +45,10 @@ def batch_of(rng, size=48, search_rows=0):
 def trained(ranker, search_rows=0, steps=300):
     """The state after `steps` updates at a rate of .01, and the last step's statistics."""
     rng = np.random.default_rng(0)
-    task = PretrainTask(
-        name="pretrain",
+    task = RankerTask(
+        name="train",
         ranker=ranker,
-        config=PretrainConfig(lambda_l2=0.0, user_dropout=0.0, table_update="touched_rows"),
+        config=TrainConfig(lambda_l2=0.0, user_dropout=0.0, table_update="touched_rows"),
         table_sizes=SIZES,
         example_batch=batch_of(rng),
         batches=lambda step: iter(lambda: batch_of(rng, 48, search_rows), None),

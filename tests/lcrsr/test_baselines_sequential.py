@@ -7,7 +7,7 @@ import pytest
 
 from lcrsr.baselines import bert4rec, gru4rec, rearec, sasrec, sequence
 from lcrsr.embedding import look_up
-from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker_task import RankerTask, TrainConfig
 
 ITEMS, LENGTH = 12, 5
 SIZES = {"num_users": 3, "num_items": ITEMS, "num_words": 2}
@@ -69,10 +69,10 @@ def batch_of(rng, size=64):
 
 def task_of(ranker, dense):
     rng = np.random.default_rng(0)
-    return PretrainTask(
-        name="pretrain",
+    return RankerTask(
+        name="train",
         ranker=ranker,
-        config=PretrainConfig(
+        config=TrainConfig(
             lambda_l2=0.0, user_dropout=0.0, table_update="dense" if dense else "touched_rows"
         ),
         table_sizes=SIZES,

@@ -8,7 +8,7 @@ import pytest
 from lcrsr.baselines import sasrec
 from lcrsr.embedding import with_item_words
 from lcrsr.evaluation import Evaluator
-from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker_task import RankerTask, TrainConfig
 
 # Items 1..12 with the words 1 and 2 in turns; training sees 1..8 alone.
 ITEMS, SEEN = 12, 8
@@ -39,10 +39,10 @@ def trained(item_words):
         )
     )
     rng = np.random.default_rng(0)
-    task = PretrainTask(
-        name="pretrain",
+    task = RankerTask(
+        name="train",
         ranker=ranker,
-        config=PretrainConfig(lambda_l2=0.0, user_dropout=0.0, table_update="dense"),
+        config=TrainConfig(lambda_l2=0.0, user_dropout=0.0, table_update="dense"),
         table_sizes={"num_users": 1, "num_items": ITEMS, "num_words": 2},
         example_batch=batch_of(rng, range(1, SEEN + 1)),
         batches=lambda step: iter(lambda: batch_of(rng, range(1, SEEN + 1)), None),
@@ -87,10 +87,10 @@ def test_vectors_by_hand():
 
 def test_touched_rows_are_refused():
     with pytest.raises(ValueError, match="dense"):
-        PretrainTask(
-            name="pretrain",
+        RankerTask(
+            name="train",
             ranker=None,
-            config=PretrainConfig(lambda_l2=0.0, user_dropout=0.0, table_update="touched_rows"),
+            config=TrainConfig(lambda_l2=0.0, user_dropout=0.0, table_update="touched_rows"),
             table_sizes={},
             example_batch={},
             batches=None,

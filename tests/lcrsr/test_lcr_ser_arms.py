@@ -17,7 +17,7 @@ from lcrsr.evaluation import Evaluator
 from lcrsr.history_encoder import Dropout
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER
-from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker_task import RankerTask, TrainConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
 from studies.ablation.arms import Arm, run_arms
 
@@ -47,11 +47,11 @@ def ranker(active_steps, lambda_tcl=0.1, margin=0.1):
     return LCRSERRanker(MODEL, loss)
 
 
-def pretrain_task(active_steps=1, lambda_tcl=0.1, margin=0.1, seed=0):
-    return PretrainTask(
-        name="pretrain",
+def train_task(active_steps=1, lambda_tcl=0.1, margin=0.1, seed=0):
+    return RankerTask(
+        name="train",
         ranker=ranker(active_steps, lambda_tcl, margin),
-        config=PretrainConfig(lambda_l2=1e-3, user_dropout=0.3, table_update="touched_rows"),
+        config=TrainConfig(lambda_l2=1e-3, user_dropout=0.3, table_update="touched_rows"),
         table_sizes={"num_users": USERS, "num_items": ITEMS, "num_words": WORDS},
         example_batch=ragged_batch(),
         batches=batches_of(seed),
@@ -74,14 +74,14 @@ def reinforce_task(active_steps=1, gamma=0.5, lambda_kl=0.1, seed=0):
             trainable="dense",
             active_steps=active_steps,
         ),
-        initial=pretrain_task(active_steps, seed=seed).init(),
+        initial=train_task(active_steps, seed=seed).init(),
         batches=batches_of(seed),
         seed=seed,
         **COMMON,
     )
 
 
-PRETRAIN = [pretrain_task(0), pretrain_task(1, lambda_tcl=0.5, margin=0.3, seed=1)]
+PRETRAIN = [train_task(0), train_task(1, lambda_tcl=0.5, margin=0.3, seed=1)]
 RL = [reinforce_task(1), reinforce_task(0, gamma=1.0, lambda_kl=2.0)]
 RATES = [1e-2, 3e-3]
 
@@ -101,7 +101,7 @@ def test_rl_without_a_reasoning_step_changes_nothing(active_steps, moves):
 
 
 def test_evaluators_that_share_programs_rank_by_their_own_steps():
-    state, batch = pretrain_task(seed=3).init(), ragged_batch(candidates=20)
+    state, batch = train_task(seed=3).init(), ragged_batch(candidates=20)
     # Rows so large that the reasoning step tells on the ranks.
     tables = {name: 20 * table for name, table in state["tables"].items()}
     evaluators = [Evaluator(ranker(k), ("ndcg@10",)) for k in (0, 1)]
@@ -157,7 +157,7 @@ def greatest_difference(tasks, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tasks", [PRETRAIN, RL], ids=["pretrain", "rl"])
+@pytest.mark.parametrize("tasks", [PRETRAIN, RL], ids=["train", "rl"])
 def test_losses_of_stacked_arms_are_those_alone(tasks, tmp_path):
     assert greatest_difference(tasks, tmp_path) < 1e-3
 

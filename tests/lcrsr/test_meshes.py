@@ -16,7 +16,7 @@ from lcrsr.embedding import PARTITION_RULES
 from lcrsr.evaluation import Evaluator
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER
-from lcrsr.pretrain import PretrainConfig, PretrainTask
+from lcrsr.ranker_task import RankerTask, TrainConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
 
 
@@ -75,21 +75,22 @@ def partition_of(extents):
     return Partition(make_mesh(*extents), PARTITION_RULES, table_width=MEAN.width)
 
 
-def pretrain_task(partition, ranker=MEAN):
-    return PretrainTask(
-        name="pretrain",
-        ranker=ranker,
-        config=PretrainConfig(lambda_l2=1e-2, user_dropout=0.3, table_update="touched_rows"),
-        table_sizes={"num_users": USERS, "num_items": ITEMS, "num_words": WORDS},
-        example_batch=ragged_batch(),
-        batches=lambda start: map(batch_of_8, range(start, 100)),
-        steps_per_epoch=1,
-        batch_size=8,
-        evaluate=lambda params, tables: {},
-        selection="",
-        seed=0,
-        partition=partition,
-    )
+def train_task(partition, ranker=MEAN, **changes):
+    values = {
+        "name": "train",
+        "ranker": ranker,
+        "config": TrainConfig(lambda_l2=1e-2, user_dropout=0.3, table_update="touched_rows"),
+        "table_sizes": {"num_users": USERS, "num_items": ITEMS, "num_words": WORDS},
+        "example_batch": ragged_batch(),
+        "batches": lambda start: map(batch_of_8, range(start, 100)),
+        "steps_per_epoch": 1,
+        "batch_size": 8,
+        "evaluate": lambda params, tables: {},
+        "selection": "",
+        "seed": 0,
+        "partition": partition,
+    }
+    return RankerTask(**(values | changes))
 
 
 def reinforce_task(partition, initial):
@@ -130,7 +131,7 @@ def train(task, count, rate):
 
 @functools.cache
 def trained(extents):
-    return train(pretrain_task(partition_of(extents)), 3, 1e-2)
+    return train(train_task(partition_of(extents)), 3, 1e-2)
 
 
 @pytest.mark.parametrize("extents", [(1, 2), (4, 1), (2, 4), (1, 8)])
@@ -161,8 +162,8 @@ def test_every_device_holds_its_own_rows_only():
 def test_both_stages_of_lcr_ser():
     """RL trains tables too and keeps snapshots, so that every kind of array lies on the mesh."""
     partition = partition_of((2, 4))
-    alone, expected = train(pretrain_task(None, LCR_SER), 3, 1e-2)
-    cut, found = train(pretrain_task(partition, LCR_SER), 3, 1e-2)
+    alone, expected = train(train_task(None, LCR_SER), 3, 1e-2)
+    cut, found = train(train_task(partition, LCR_SER), 3, 1e-2)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     start, placed = filled(alone, partition)
     _, expected = train(reinforce_task(None, start), 3, 1e-2)
@@ -226,7 +227,7 @@ def test_a_checkpoint_restores_on_other_devices(before, extents, tmp_path):
     checkpoints.save(3, saved, {"step": 3}, None)
     checkpoints.wait()
     partition = partition_of(extents)
-    shapes = jax.eval_shape(pretrain_task(partition).random_state)
+    shapes = jax.eval_shape(train_task(partition).random_state)
     like = shapes if partition is None else partition.abstract(shapes)
     state, _, _ = checkpoints.restore(like)
     checkpoints.close()

@@ -165,6 +165,7 @@ def _rewards(advantage_fn, steps=120):
 
 
 @pytest.mark.slow
+@pytest.mark.trains
 def test_the_reward_rises_and_not_with_permuted_advantages():
     before, after = _rewards(lambda rewards, seed: grpo.advantages(rewards))
 

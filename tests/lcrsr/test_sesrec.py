@@ -81,6 +81,7 @@ def test_co_attention_by_hand():
 
 
 @pytest.mark.slow
+@pytest.mark.trains
 def test_learns_what_a_search_announces_and_reads_no_padding():
     ranker = sesrec.ranker(settings())
     state, stats = trained(ranker)

@@ -246,6 +246,7 @@ def test_pairs_are_the_clicks_of_worded_searches_and_never_their_own_negatives()
 
 
 @pytest.mark.slow
+@pytest.mark.trains
 def test_learns_what_a_search_announces_in_both_tasks():
     ranker = unisar.ranker(settings(search_weight=1.0))
     state, stats = trained(ranker, search_rows=24)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_results import row
 
-from configs import lcr_ser_defaults
+from configs import lcr_ser
 from core.errors import UserError
 from core.results import device
 from core.workdir import Workdir, commit_id
@@ -16,7 +16,7 @@ from studies import adaptive
 
 
 def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
-    rows = [row(stage="pretrain", commit="bbb"), row(stage="rl", commit="aaa")]
+    rows = [row(stage="train", commit="bbb"), row(stage="rl", commit="aaa")]
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     run = SimpleNamespace(
         workdir=Workdir(str(tmp_path)),
@@ -25,7 +25,7 @@ def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
             split=lambda name: SimpleNamespace(user=np.arange(8)),
             counted=lambda split, protocol: np.arange(8) > 0,
         ),
-        experiment=SimpleNamespace(config=lcr_ser_defaults.get_config()),
+        experiment=SimpleNamespace(config=lcr_ser.method()),
         stage="rl",
     )
     origin = adaptive.origin_of(run)

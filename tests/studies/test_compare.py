@@ -1,6 +1,7 @@
 """Comparing runs: grouping by seed, paired tests, Holm's correction, and what is refused."""
 
 import json
+import time
 
 import made_results
 import matplotlib.image
@@ -9,10 +10,11 @@ import pytest
 import scipy.stats
 
 from configs import lcr_ser_qilin
-from core import metrics
+from core import metrics, run_schema
 from core.errors import UserError
 from core.stages import stage_order
-from core.workdir import check_workdir
+from core.workdir import Workdir, check_workdir, open_workdir
+from input_pipelines.dataset import Dataset
 from studies import compare, comparison_tables, strata
 from studies.statistics import Row, compare_pairs, holm
 
@@ -22,7 +24,9 @@ def workdir(folder, method, seed, values, **changes):
     (folder / "per_user").mkdir()
     config = {"method": method, "seed": seed, "data_dir": str(folder), "model": {"k": 3}}
     config |= {"dataset": "csv_log", "data": {}, "eval": {}}
-    (folder / "config.json").write_text(json.dumps(config | changes.pop("config", {})))
+    config |= changes.pop("config", {})
+    (folder / "config.json").write_text(json.dumps(run_schema.stamped(config)))
+    (folder / "log.json").write_text('{"hash": "h"}')
     users = changes.pop("users", np.arange(len(values)))
     np.savez(folder / "per_user" / "a.npz", **{"user": users, "ndcg@5": np.float32(values)})
     row = made_results.row(
@@ -127,6 +131,46 @@ def test_an_interval_of_few_users_holds_what_it_says():
     assert (pair.low, pair.high, pair.p) == (-np.inf, np.inf, 1.0)
 
 
+def interval_of(gains):
+    (pair,) = compare_pairs([made("a", [0 * gains], (0,)), made("b", [gains], (0,))])
+    return pair.low, pair.high
+
+
+def test_intervals_of_skewed_gains_are_bias_corrected_and_accelerated():
+    gains = np.random.default_rng(0).exponential(size=100) ** 2
+    mean, half = gains.mean(), 1.96 * gains.std(ddof=1) / 10
+    # Efron 1987, Eq. 6.6 on draws of our own; a mean's acceleration is skewness / (6 sqrt n).
+    draws = np.random.default_rng(1).choice(gains, (20_000, 100)).mean(1)
+    shift = scipy.stats.norm.ppf((draws < mean).mean())
+    acceleration = scipy.stats.skew(gains) / 60
+    ends = shift + np.array([-1.96, 1.96])
+    quantiles = scipy.stats.norm.cdf(shift + ends / (1 - acceleration * ends))
+    found = interval_of(gains)
+    np.testing.assert_allclose(found, np.quantile(draws, quantiles), atol=half / 8)
+    # It reaches farther up than down; the percentiles alone lie a quarter of a half lower.
+    assert found[1] - mean > 1.5 * (mean - found[0])
+    assert found[0] - np.quantile(draws, 0.025) > half / 8
+
+
+def test_intervals_of_equal_gains_are_one_point():
+    assert interval_of(np.zeros(40)) == (0.0, 0.0)
+    # A tenth, up to rounding.
+    gains = np.where(np.arange(40) % 2, 0.1, np.nextafter(0.1, 1.0))
+    assert interval_of(gains) == pytest.approx((0.1, 0.1), abs=1e-12)
+    low, high = interval_of(np.arange(40) == 7)
+    assert low == 0.0 and 0.05 < high < 0.2
+
+
+def test_intervals_of_many_users_take_time_in_proportion():
+    # 64,000 users: leaving each out once would be four billion values.
+    gains = np.random.default_rng(0).normal(0.1, 1.0, 64_000)
+    begin = time.perf_counter()
+    low, high = interval_of(gains)
+    assert time.perf_counter() - begin < 10
+    half = 1.96 * gains.std() / np.sqrt(len(gains))
+    np.testing.assert_allclose([low, high], gains.mean() + np.array([-half, half]), atol=half / 10)
+
+
 def test_intervals_of_small_samples_cover_the_truth():
     # 95% of intervals of two normal gains hold their mean; with 1.96 it were 70%.
     rng = np.random.default_rng(0)
@@ -157,9 +201,9 @@ def test_stages_stand_in_the_order_of_training(tmp_path):
     path = workdir(tmp_path / "a", "a", 0, [0.1, 0.3])
     file = tmp_path / "a" / "results.json"
     (row,) = json.loads(file.read_text())["rows"]
-    stages = ["pretrain", "rl", "control"]
+    stages = ["train", "rl", "control"]
     # A stage that was evaluated again stands last in results.json.
-    rows = [row | {"stage": stage} for stage in ("control", "rl", "pretrain")]
+    rows = [row | {"stage": stage} for stage in ("control", "rl", "train")]
     file.write_text(json.dumps({"rows": rows}))
     assert [r.stage for r in compare.read_rows([path], "ndcg@5/full", "test")] == stages
     loop = ["align", "sft_0", "rl_0", "sft_1", "rl_1", "sft_10", "sft_only_1", "sft_only_2"]
@@ -273,9 +317,9 @@ def test_a_metric_that_is_missing_comes_with_what_helps(tmp_path, metric, split,
         compare.read_rows([path], "hr@5/full", "test")
 
 
-def test_a_workdir_of_before_there_were_methods_is_refused(tmp_path):
+def test_a_workdir_whose_config_names_no_method_is_refused(tmp_path):
     path = workdir(tmp_path / "a", "a", 0, [0.1, 0.2])
-    (tmp_path / "a" / "config.json").write_text("{}")
+    (tmp_path / "a" / "config.json").write_text(json.dumps(run_schema.stamped({})))
     with pytest.raises(UserError, match="names its method"):
         compare.read_rows([path], "ndcg@5/full", "test")
 
@@ -301,18 +345,29 @@ def test_strata_show_gains_over_the_first_row():
     assert table[3] == "| b | 0.5000 (+0.5000 ± 6.3531) | 1.0000 (+0.0000 ± 0.0000) |"
 
 
-def test_a_key_of_later_does_not_set_runs_apart_where_it_changes_nothing(tmp_path):
+def test_a_setting_sets_runs_apart_and_no_setting_is_left_out(tmp_path):
     paths = [
         workdir(tmp_path / f"a{i}", "crs", i, [0.0, 1.0], config={"semantic_ids": ids})
-        for i, ids in enumerate(({}, {"extend": ""}, {"extend": "/w"}))
+        for i, ids in enumerate(({"extend": ""}, {"extend": ""}, {"extend": "/w"}, {}))
     ]
     rows = compare.read_rows(paths, "ndcg@5/full", "test")
-    assert [row.seeds for row in rows] == [(0, 1), (2,)]
-    check_workdir(paths[0], json.loads((tmp_path / "a0" / "config.json").read_text()))
-    before = json.loads((tmp_path / "a0" / "config.json").read_text())
-    check_workdir(paths[0], before | {"semantic_ids": {"extend": ""}})
+    assert [row.seeds for row in rows] == [(0, 1), (2,), (3,)]
+    before = Workdir(paths[0]).read_config()
+    check_workdir(paths[0], before)
     with pytest.raises(UserError, match=r"semantic_ids\.extend was '' and is '/w'"):
         check_workdir(paths[0], before | {"semantic_ids": {"extend": "/w"}})
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_a_run_of_another_schema_is_refused(tmp_path, old):
+    paths = [workdir(tmp_path / f"a{i}", "sasrec", i, [0.0, 1.0]) for i in range(2)]
+    (tmp_path / f"a{old}" / "config.json").write_text('{"method": "sasrec"}')
+    for read in (
+        lambda: compare.read_rows(paths, "ndcg@5/full", "test"),
+        lambda: compare.shared_metrics(paths, "test"),
+    ):
+        with pytest.raises(UserError, match=rf"a{old}/config\.json, found one written by a"):
+            read()
 
 
 def test_queries_strata_are_of_searches(tmp_path):
@@ -358,9 +413,9 @@ def test_the_trade_off_finds_rows_whose_stages_differ(tmp_path):
     figure = str(tmp_path / "f.png")
     metric, against = "ndcg@5/full", "ndcg@5/search/full"
     rows = compare.read_rows([path], metric, "test")
-    assert [row.name for row in rows] == ["a (pretrain)", "a (rl)"]
+    assert [row.name for row in rows] == ["a (train)", "a (rl)"]
     table = compare.trade_off(rows, [path], "test", metric, against, [], figure).splitlines()
-    assert table[2:] == ["| a (pretrain) | 0.2000 | 0.2000 |"]
+    assert table[2:] == ["| a (train) | 0.2000 | 0.2000 |"]
 
 
 def test_hops_strata_are_of_the_sample_that_has_them(tmp_path):
@@ -369,12 +424,11 @@ def test_hops_strata_are_of_the_sample_that_has_them(tmp_path):
     config.on_sample.users = 40
     config.on_sample.hops = True
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.json").write_text(config.to_json())
+    open_workdir(str(run), config.to_dict(), Dataset(config).log.hash)
     found = strata.hops_strata(str(run), "test")
     assert list(found) == [f"{n} hops" for n in range(5)]
     assert (np.sum(list(found.values()), 0) == np.ones(40)).all()
     config.on_sample.hops = False
-    (run / "config.json").write_text(config.to_json())
+    (run / "config.json").write_text(json.dumps(run_schema.stamped(config.to_dict())))
     with pytest.raises(UserError, match=r"on_sample.hops=True"):
         strata.hops_strata(str(run), "test")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import crs_sample
-from core import metrics
+from core import metrics, run_schema
 from core.errors import UserError
 from core.workdir import Workdir, check_no_file
 from experiments.resolve import resolve
@@ -38,7 +38,8 @@ def run(folder, sample, stages, *, seed=0, method="crs", algorithm="r_grpo", **e
     config.method, config.seed, config.rl.algorithm = method, seed, algorithm
     workdir = Workdir(str(folder))
     with open(workdir.file("config.json"), "w", encoding="utf-8") as file:
-        file.write(config.to_json())
+        json.dump(run_schema.stamped(config.to_dict()), file)
+    (folder / "log.json").write_text(json.dumps({"hash": log_hash}))
     rows = []
     for stage, value in stages.items():
         values = np.broadcast_to(np.float32(value), len(users))

@@ -1,16 +1,19 @@
 """The page of sweeps and runs: whole in itself, with their tables and figures."""
 
 import base64
+import html
 import html.parser
 import json
 import os
 import re
+import time
 
 import made_results
 import matplotlib.image
 import numpy as np
 import pytest
 
+from core import run_schema
 from core.errors import UserError
 from core.results import markdown_table
 from studies.report import report, to_html
@@ -128,12 +131,33 @@ def test_nothing_of_a_run_becomes_html(tmp_path):
     lines = [f"# {evil}", f"| {evil} |\n|---|\n| {evil} |", f"- {evil}", evil]
     lines.append(f'!["{evil}](a.png)')
     (run / "summary.md").write_text("\n\n".join(lines))
-    (run / "config.json").write_text(json.dumps({"method": evil}))
+    (run / "config.json").write_text(json.dumps(run_schema.stamped({"method": evil})))
     saved = made_results.row(stage=evil, data=evil, metrics={f"{evil}/full": 0.5}, commit=evil)
     (run / "results.json").write_text(json.dumps({"rows": [saved]}))
     page = report([str(run)])
     assert "<script" not in page and page.count("&lt;script&gt;") > 8
     assert 'alt="&quot;&lt;script' in page
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "*a* __b__ `c` ~~d~~",
+        "[a](http://b) <http://b> http://b",
+        "[a](javascript:b) [a][b]",
+        "<b>a</b> &amp; &#60; <!-- -->",
+        "a ![](/etc/passwd) b",
+        "10^5 a_b_c \\* \\_",
+    ],
+)
+def test_markup_in_a_name_stays_text(tmp_path, name):
+    for text in (f"| {name} |\n|---|\n| {name} |", f"- {name}", name, f"# {name}"):
+        parser = Balanced()
+        found = to_html(text, str(tmp_path))
+        parser.feed(found)
+        tags = set(re.findall(r"<(\w+)", found)) - {"div", "table", "thead", "tbody", "tr"}
+        assert not parser.open and tags <= {"th", "td", "ul", "li", "p", "h2"}
+        assert html.unescape(re.sub("<.*?>", "", found)).strip().split("\n")[0] == name
 
 
 @pytest.mark.parametrize(
@@ -143,12 +167,28 @@ def test_nothing_of_a_run_becomes_html(tmp_path):
         ("| a | b |\n|---|", "found 1 for 2"),
         ("| a |\n|---|\n| 1 | 2 |", "found 2 for 1"),
         ("| a | b |", "found 0 for 2"),
+        ("text\n| a | b |\n|---|---|\n| 1 |", "found 1 for 2"),
     ],
 )
 def test_a_ragged_table_is_one_line(tmp_path, text, words):
     (tmp_path / "summary.md").write_text(text)
     with pytest.raises(UserError, match=re.escape(words)):
         report([str(tmp_path)])
+
+
+def test_headings_lists_and_tables_beside_text_keep_their_places(tmp_path):
+    found = to_html("# a\n\n## b\nword\n- c\n- d\n\n| e |\n|---:|\n| f |\n", str(tmp_path))
+    assert found.replace("\n", "") == (
+        "<h2>a</h2><h3>b</h3><p>word</p><ul><li>c</li><li>d</li></ul>"
+        '<div class="wide"><table><thead><tr><th class=right>e</th></tr></thead>'
+        "<tbody><tr><td class=right>f</td></tr></tbody></table></div>"
+    )
+
+
+def test_half_an_image_again_and_again_is_read_in_time(tmp_path):
+    begin = time.perf_counter()
+    assert to_html("![](" * 100_000, str(tmp_path)).count("![](") == 100_000
+    assert time.perf_counter() - begin < 10
 
 
 def test_a_page_that_is_no_text_is_one_line(tmp_path):
@@ -161,11 +201,11 @@ def test_a_page_that_is_no_text_is_one_line(tmp_path):
 
 
 def test_one_table_holds_all_runs_with_their_methods(tmp_path):
-    for method, stages in (("popularity", ["fit"]), ("lcr_ser", ["rl", "pretrain"])):
+    for method, stages in (("popularity", ["fit"]), ("lcr_ser", ["rl", "train"])):
         run = tmp_path / f"run_{method}"
         run.mkdir()
         (run / "summary.md").write_text("# one\n")
-        (run / "config.json").write_text(json.dumps({"method": method}))
+        (run / "config.json").write_text(json.dumps(run_schema.stamped({"method": method})))
         metrics = {"hr@1/full": 0.25} | ({"hr@5/full": 0.5} if method == "lcr_ser" else {})
         rows = [made_results.row(stage=stage, metrics=metrics, seed=3) for stage in stages]
         (run / "results.json").write_text(json.dumps({"rows": rows}))
@@ -176,9 +216,17 @@ def test_one_table_holds_all_runs_with_their_methods(tmp_path):
     assert parser.cells == [
         *("run", "seed", "hr@1/full", "hr@5/full"),
         *("popularity, fitted", "run_popularity", "3", "0.2500"),
-        *("lcr_ser, after pre-training", "run_lcr_ser", "3", "0.2500", "0.5000"),
+        *("lcr_ser, after training", "run_lcr_ser", "3", "0.2500", "0.5000"),
         *("lcr_ser, after RL", "run_lcr_ser", "3", "0.2500", "0.5000"),
     ]
+
+
+def test_a_run_of_another_schema_is_refused(tmp_path):
+    (tmp_path / "summary.md").write_text("# one\n")
+    (tmp_path / "config.json").write_text('{"method": "popularity"}')
+    (tmp_path / "results.json").write_text('{"rows": "of another kind"}')
+    with pytest.raises(UserError, match=r"config\.json, found one written by a version before 0"):
+        report([str(tmp_path)])
 
 
 def test_a_wide_summary_has_a_line_a_metric():

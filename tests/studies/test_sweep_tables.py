@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from configs import lcr_ser_defaults
+from configs import lcr_ser
 from core import drawing
 from core.errors import UserError
 from core.results import device
 from core.workdir import Workdir, commit_id
 from studies.ablation.sweeps import Setting, Sweep
-from studies.ablation.tables import Found, draw, read_sweep, title, write
+from studies.ablation.tables import Supplement, draw, read_sweep, title, write
 from studies.statistics import holm
 
 SWEEP = Sweep("k", "k:0,2,3", "K", tuple(Setting(f"K = {k}", {}, value=k) for k in (0, 2, 3)))
@@ -27,7 +27,7 @@ USERS = {
 }
 
 
-def run(folder, seed, values, stages=("pretrain",), users=None, **made):
+def run(folder, seed, values, stages=("train",), users=None, **made):
     (folder / "per_user").mkdir(parents=True)
     users = np.arange(len(values)) if users is None else users
     rows = []
@@ -81,18 +81,18 @@ def test_a_user_with_many_examples_counts_once(tmp_path):
 
 
 def test_every_stage_has_a_first_row_of_its_own(tmp_path):
-    rows = read_sweep(SWEEP, folders(tmp_path, stages=("pretrain", "rl")), "ndcg@5/neg99")
-    assert [row.stage for row in rows] == ["pretrain"] * 3 + ["rl"] * 3
+    rows = read_sweep(SWEEP, folders(tmp_path, stages=("train", "rl")), "ndcg@5/neg99")
+    assert [row.stage for row in rows] == ["train"] * 3 + ["rl"] * 3
     assert [row.pair is None for row in rows] == [True, False, False] * 2
     # Modules added one by one are compared across stages.
     added = Sweep(
         "table3",
         "table3",
         "model",
-        (Setting("K = 0", {}, stage="pretrain"), Setting("K = 2", {}, stage="rl")),
+        (Setting("K = 0", {}, stage="train"), Setting("K = 2", {}, stage="rl")),
     )
     base, last = read_sweep(added, _again(tmp_path), "ndcg@5/neg99")
-    assert (base.stage, last.stage) == ("pretrain", "rl")
+    assert (base.stage, last.stage) == ("train", "rl")
     difference = np.mean(USERS["K = 2"], 0) + 1 - np.mean(USERS["K = 0"], 0)
     assert last.pair.difference == pytest.approx(difference.mean())
 
@@ -106,10 +106,10 @@ def test_the_files_say_what_stopped_and_round_nothing_in_json(tmp_path):
     missing = {label: paths for label, paths in found.items() if label != "K = 3"}
     rows = read_sweep(SWEEP, missing, "ndcg@5/neg99")
     workdir, stopped = Workdir(str(tmp_path / "w")), {"K = 3, seed 0": "loss nan at step 7"}
-    beside = Found(["", "more"], {"seconds": [1.5]}, {"one model": [(0.0, 0.5), (2.0, 0.6)]})
+    beside = Supplement(["", "more"], {"seconds": [1.5]}, {"one model": [(0.0, 0.5), (2.0, 0.6)]})
     text = write(workdir, SWEEP, rows, "ndcg@5/neg99", "sample, test", stopped, beside)
     mean, spread = np.mean(rows[0].metrics["ndcg@5/neg99"]), 0.02 / np.sqrt(2)
-    assert f"| K = 0 | after pre-training | 0, 1 | {mean:.4f} ± {spread:.4f} |" in text
+    assert f"| K = 0 | after training | 0, 1 | {mean:.4f} ± {spread:.4f} |" in text
     assert "- K = 3, seed 0: loss nan at step 7" in text and text.endswith("\nmore\n")
     values = json.loads((tmp_path / "w" / "table.json").read_text())
     assert values["rows"][0]["metrics"]["ndcg@5/neg99"] == list(rows[0].metrics["ndcg@5/neg99"])
@@ -125,8 +125,8 @@ def test_a_stage_that_all_settings_share_is_one_row(tmp_path):
     }
     rows = read_sweep(SWEEP, paths, "ndcg@5/neg99")
     lines = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {}).splitlines()
-    told = [line for line in lines if "after pre-training" in line]
-    assert len(told) == 1 and told[0].startswith("| all settings | after pre-training | 0, 1 |")
+    told = [line for line in lines if "after training" in line]
+    assert len(told) == 1 and told[0].startswith("| all settings | after training | 0, 1 |")
 
 
 def test_settings_that_tie_in_the_tested_metric_alone_keep_their_rows(tmp_path):
@@ -140,7 +140,7 @@ def test_settings_that_tie_in_the_tested_metric_alone_keep_their_rows(tmp_path):
     other.write_text(json.dumps(found))
     rows = read_sweep(SWEEP, paths, "ndcg@5/neg99")
     text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {})
-    assert "all settings" not in text and text.count("| after pre-training |") == len(USERS)
+    assert "all settings" not in text and text.count("| after training |") == len(USERS)
 
 
 def test_a_metric_that_no_run_has_is_named(tmp_path):
@@ -149,11 +149,11 @@ def test_a_metric_that_no_run_has_is_named(tmp_path):
 
 
 def test_a_long_legend_lies_within_the_picture(tmp_path):
-    stages = ("pretrain", "rl", "control")
+    stages = ("train", "rl", "control")
     rows = read_sweep(SWEEP, folders(tmp_path, stages=stages), "ndcg@5/neg99")
     curves = {
         f"one model of the largest K ({stage})": [(0.0, 0.5), (2.0, 0.6)]
-        for stage in ("pretrain", "rl")
+        for stage in ("train", "rl")
     }
     figure = draw(SWEEP, rows, ["ndcg@5/neg99"], "sample, test", curves)
     drawing.save(figure, str(tmp_path / "table.png"), dpi=120)
@@ -164,7 +164,7 @@ def test_a_long_legend_lies_within_the_picture(tmp_path):
 @pytest.fixture
 def small_data():
     data = SimpleNamespace(label="sample", split=lambda name: np.zeros(40))
-    return lcr_ser_defaults.get_config(), data
+    return lcr_ser.method(), data
 
 
 def test_tables_name_what_made_their_rows_and_not_what_wrote_them(tmp_path, small_data):
@@ -189,9 +189,9 @@ def test_tables_name_what_made_their_rows_and_not_what_wrote_them(tmp_path, smal
 
 def test_what_a_stopped_run_had_finished_keeps_its_row(tmp_path):
     paths = {
-        "K = 0": [run(tmp_path / str(i), i, BASE, stages=("pretrain", "rl")) for i in (0, 1)],
+        "K = 0": [run(tmp_path / str(i), i, BASE, stages=("train", "rl")) for i in (0, 1)],
         "K = 2": [
-            run(tmp_path / "2", 0, BASE + 0.1, stages=("pretrain", "rl")),
+            run(tmp_path / "2", 0, BASE + 0.1, stages=("train", "rl")),
             run(tmp_path / "3", 1, BASE + 0.2),
         ],
         "K = 3": [run(tmp_path / "4", 0, BASE - 0.1), str(tmp_path / "5")],
@@ -204,15 +204,15 @@ def test_what_a_stopped_run_had_finished_keeps_its_row(tmp_path):
     broken = [str(tmp_path / name) for name in ("3", "4", "5")]
     rows = read_sweep(SWEEP, paths, "ndcg@5/neg99", broken)
     assert [(row.setting.label, row.stage, row.seeds) for row in rows] == [
-        ("K = 0", "pretrain", (0, 1)),
-        ("K = 2", "pretrain", (0, 1)),
-        ("K = 3", "pretrain", (0,)),
+        ("K = 0", "train", (0, 1)),
+        ("K = 2", "train", (0, 1)),
+        ("K = 3", "train", (0,)),
         ("K = 0", "rl", (0, 1)),
         ("K = 2", "rl", (0,)),
     ]
     text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {"x": "nan"})
     assert "| K = 2 | after RL | 0 (of 2 seeds) |" in text
-    assert "| K = 2 | after pre-training | 0, 1 |" in text
+    assert "| K = 2 | after training | 0, 1 |" in text
 
 
 def test_arms_of_other_users_or_broken_examples_are_one_line(tmp_path):
@@ -222,9 +222,9 @@ def test_arms_of_other_users_or_broken_examples_are_one_line(tmp_path):
     paths = {"K = 0": [paths["K = 0"][0], run(tmp_path / "3", 1, BASE[:20])]}
     with pytest.raises(UserError, match=r"the same test users in .*0 and .*3, found others"):
         read_sweep(SWEEP, paths, "ndcg@5/neg99")
-    file = tmp_path / "0" / "per_user" / "pretrain.npz"
+    file = tmp_path / "0" / "per_user" / "train.npz"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"the results of every example at .*pretrain\.npz"):
+    with pytest.raises(UserError, match=r"the results of every example at .*train\.npz"):
         read_sweep(SWEEP, {"K = 0": paths["K = 0"][:1]}, "ndcg@5/neg99")
 
 

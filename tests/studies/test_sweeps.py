@@ -2,13 +2,13 @@
 
 import pytest
 
-from configs import lcr_ser_defaults, sasrec_qilin, unisar_qilin
+from configs import lcr_ser, sasrec, unisar
 from core.errors import UserError
 from studies.ablation.sweeps import parse_sweep
 
 
 def config(**changes):
-    found = lcr_ser_defaults.get_config()
+    found = lcr_ser.method()
     found.update_from_flattened_dict(changes)
     return found
 
@@ -20,8 +20,8 @@ def values(sweep):
 def test_numbers_become_one_setting_each():
     sweep = parse_sweep("lambda_tcl:0,0.5", config())
     assert values(sweep) == [
-        ("lambda_TCL = 0", {"pretrain.lambda_tcl": 0.0}),
-        ("lambda_TCL = 0.5", {"pretrain.lambda_tcl": 0.5}),
+        ("lambda_TCL = 0", {"train.lambda_tcl": 0.0}),
+        ("lambda_TCL = 0.5", {"train.lambda_tcl": 0.5}),
     ]
     assert [s.value for s in sweep.settings] == [0.0, 0.5]
     assert len(parse_sweep("figure8", config()).settings) == 7
@@ -30,13 +30,13 @@ def test_numbers_become_one_setting_each():
 def test_a_sweep_over_k_takes_as_many_steps_as_its_largest():
     sweep = parse_sweep("k:0,5", config())
     assert values(sweep) == [
-        ("K = 0", {"model.max_steps": 5, "pretrain.active_steps": 0}),
-        ("K = 5", {"model.max_steps": 5, "pretrain.active_steps": 5}),
+        ("K = 0", {"model.max_steps": 5, "train.active_steps": 0}),
+        ("K = 5", {"model.max_steps": 5, "train.active_steps": 5}),
     ]
     default = parse_sweep("k", config())
-    assert [s.changes["pretrain.active_steps"] for s in default.settings] == [0, 1, 2, 3]
+    assert [s.changes["train.active_steps"] for s in default.settings] == [0, 1, 2, 3]
     kept = parse_sweep("k:0,3", config(), given=["model.max_steps"])
-    assert values(kept)[1] == ("K = 3", {"pretrain.active_steps": 3})
+    assert values(kept)[1] == ("K = 3", {"train.active_steps": 3})
 
 
 def test_values_that_are_close_have_labels_of_their_own():
@@ -48,16 +48,16 @@ def test_values_that_are_close_have_labels_of_their_own():
 def test_table3_adds_modules_one_by_one():
     base, lcr, tra, tcl, rl, control = parse_sweep("table3", config()).settings
     assert base.changes == {
-        "pretrain.active_steps": 0,
-        "pretrain.lambda_tcl": 0.0,
+        "train.active_steps": 0,
+        "train.lambda_tcl": 0.0,
         "model.attention": "mean",
         "rl.enabled": False,
     }
-    assert lcr.changes == base.changes | {"pretrain.active_steps": 3}
+    assert lcr.changes == base.changes | {"train.active_steps": 3}
     assert tra.changes == lcr.changes | {"model.attention": "bilinear"}
     assert tcl.changes == rl.changes == control.changes == {}
     assert [s.stage for s in (base, lcr, tra, tcl, rl, control)] == [
-        *["pretrain"] * 4,
+        *["train"] * 4,
         "rl",
         "control",
     ]
@@ -109,25 +109,25 @@ def test_what_the_config_does_not_allow_is_refused():
     with pytest.raises(UserError, match=r"rl\.enabled=True for the sweep gamma"):
         parse_sweep("gamma", config(**{"rl.enabled": False}))
     with pytest.raises(UserError, match="lambda_tcl=0; these are what its rows add"):
-        parse_sweep("table3", config(**{"pretrain.lambda_tcl": 0.0}))
+        parse_sweep("table3", config(**{"train.lambda_tcl": 0.0}))
     for text in ("figure4", "figure5"):
         with pytest.raises(UserError, match=rf"use_search=True for {text}, found False; set it"):
             parse_sweep(text, config(**{"data.use_search": False}))
     with pytest.raises(UserError, match="found one of sasrec"):
-        parse_sweep("k", sasrec_qilin.get_config())
+        parse_sweep("k", sasrec.get_config())
 
 
 def test_thresholds_begin_with_all_searches():
-    unisar = unisar_qilin.get_config()
-    sweep = parse_sweep("figure2:-1,0.5", unisar)
+    config_of_unisar = unisar.get_config()
+    sweep = parse_sweep("figure2:-1,0.5", config_of_unisar)
     assert values(sweep) == [
         ("threshold = -1", {}),
         ("threshold = 0.5", {"data.search_filter": 0.5}),
     ]
     with pytest.raises(UserError, match="found 0 twice"):
-        parse_sweep("figure2:-1,0,0.0", unisar)
+        parse_sweep("figure2:-1,0,0.0", config_of_unisar)
     for wrong in ("figure2:0,0.5", "figure2:-1,2", "figure2:-1,a", "figure2:-1,nan"):
         with pytest.raises(UserError, match="-1 to 1 and -1 first"):
-            parse_sweep(wrong, unisar)
+            parse_sweep(wrong, config_of_unisar)
     with pytest.raises(UserError, match="expected a config of unisar"):
         parse_sweep("figure2", config())

@@ -1,0 +1,35 @@
+"""Configures SASRec: with binary cross-entropy as published, or the softmax over all items.
+
+Command: python -m launch.train --config=configs/sasrec.py:DATASET[,ce] --config.data_dir=DIR
+Without a data set it is qilin, and without a folder the embedded sample.
+"""
+
+from ml_collections import config_dict
+
+from configs import choices, datasets, defaults
+
+DATASETS = datasets.EVERY | {
+    "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
+}
+VARIANTS = {
+    "bce": {"model.loss": "bce"},  # the paper
+    "ce": {"model.loss": "full_cross_entropy", "train.table_update": "dense"},
+}
+
+
+def method() -> config_dict.ConfigDict:
+    """Returns what does not depend on the data set."""
+    config = defaults.get_config()
+    config.method = "sasrec"
+    config.model = config_dict.ConfigDict()
+    config.model.width = 64
+    config.model.layers = 2  # the paper
+    config.model.heads = 2
+    config.model.dropout = 0.2  # the paper: .2 on dense sets, .5 on sparse
+    config.model.init_scale = 0.02
+    config.train.lambda_l2 = 0.0
+    return config
+
+
+def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
+    return choices.configure("sasrec", method(), choice, DATASETS, VARIANTS)
