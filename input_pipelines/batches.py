@@ -385,20 +385,15 @@ class TrainBatches:
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
-        fields = self._shape.fields()
-        names = list(fields)
-        sizes = self._shape.sizes(self._rows)
-        shapes = {n: [sizes[axis] for axis in fields[n][0].split()] for n in names}
+        dtypes = {name: dtype for name, (_, dtype, _) in self._shape.fields().items()}
 
         def make(step):
             batch = self.batch_at(int(step))
-            return [batch[name] for name in names]
+            return [batch[name] for name in dtypes]
 
         def load(step):
-            values = tf.numpy_function(make, [step], [fields[n][1] for n in names])
-            return {
-                n: tf.ensure_shape(value, shapes[n]) for n, value in zip(names, values, strict=True)
-            }
+            values = tf.numpy_function(make, [step], list(dtypes.values()))
+            return dict(zip(dtypes, values, strict=True))
 
         dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
         dataset = dataset.map(load, num_parallel_calls=_THREADS, deterministic=True)

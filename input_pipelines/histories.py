@@ -1,4 +1,4 @@
-"""The history of an example as one list of events of both kinds, for models that read it as text.
+"""Merges the two histories of an example into one list, for models that read it as text.
 
 The kinds are those of GenSAR, Eq. 1: a recommended item that was clicked, a query, and an item that
 was clicked after it.
@@ -24,9 +24,17 @@ class Event(NamedTuple):
     what: int | str
 
 
+class Row(NamedTuple):
+    """Names a row of a log: of its clicks where `is_click`, else of its searches."""
+
+    is_click: bool
+    number: int
+    time: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HistoryShape:
-    """How many of the latest events are kept.
+    """Says how many of the latest events a history has.
 
     Attributes:
       rec_length, search_length: clicks, and searches.
@@ -39,29 +47,37 @@ class HistoryShape:
 
 
 def query_text(log: Log, search: int) -> str:
-    """The words of a search as text; empty without words."""
+    """Returns the words of a search as text; empty without words."""
     return segmenters.join(log.query(search))
+
+
+def merged_rows(log: Log, clicks: np.ndarray, searches: np.ndarray) -> list[Row]:
+    """Merges clicks and searches of one user by time; equal times: clicks first.
+
+    Args:
+      clicks, searches: int64 [R], [S], rows of the log, each kind in time order already.
+    """
+    times = np.concatenate([log.rec_times[clicks], log.search_times[searches]]).astype(np.int64)
+    numbers = np.concatenate([clicks, searches]).tolist()
+    # A stable order keeps clicks before searches of their time.
+    order = np.argsort(times, kind="stable").tolist()
+    return [Row(at < len(clicks), numbers[at], int(times[at])) for at in order]
 
 
 def events_before(
     log: Log, user: int, rec_end: int, search_end: int, shape: HistoryShape
 ) -> list[Event]:
-    """The latest events before an example, oldest first; equal times: clicks first.
+    """Returns the latest events before an example, oldest first; equal times: clicks first.
 
     Args:
       user, rec_end, search_end: of one of `splits.Examples`.
     """
     first_click = max(int(log.rec_offsets[user]), rec_end - shape.rec_length)
     first_search = max(int(log.search_offsets[user]), search_end - shape.search_length)
-    clicks = np.arange(first_click, rec_end)
-    searches = np.arange(first_search, search_end)
-    times = np.concatenate([log.rec_times[clicks], log.search_times[searches]])
-    rows = np.concatenate([clicks, searches])
-    # A stable order keeps clicks before searches of their time.
+    clicks, searches = np.arange(first_click, rec_end), np.arange(first_search, search_end)
     events: list[Event] = []
-    for place in np.argsort(times, kind="stable").tolist():
-        row = int(rows[place])
-        if place < len(clicks):
+    for is_click, row, _ in merged_rows(log, clicks, searches):
+        if is_click:
             events.append(Event(CLICK, int(log.rec_items[row])))
             continue
         text = query_text(log, row)

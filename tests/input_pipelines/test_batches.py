@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.prefetch import ahead
 from input_pipelines import batches, candidates, random_streams
 from input_pipelines.log import RawEvents, build_log
+from input_pipelines.search_task import training_searches
 from input_pipelines.splits import split_log
 
 SHAPE = batches.BatchShape(rec_length=3, search_length=2, words=2, clicks=1, candidates=2)
@@ -243,12 +244,21 @@ def test_a_stream_from_step_n_is_the_tail_of_the_whole_stream():
             np.testing.assert_array_equal(batch[name], value, err_msg=name)
 
 
-def test_threads_and_tf_data_give_the_same_batches():
-    source, _ = training(random_log())
+@pytest.mark.parametrize("searches", [False, True])
+@pytest.mark.parametrize("host", [(0, 1), (1, 2)])
+def test_threads_and_tf_data_give_the_same_batches(searches, host):
+    pytest.importorskip("tensorflow", reason="threads make the batches without it")
+    log = random_log()
+    changes = {"process_index": host[0], "process_count": host[1]}
+    if searches:
+        changes["searches"] = training_searches(log, split_log(log, "leave_one_out"))
+    source, _ = training(log, **changes)
     threads = itertools.islice(ahead(source.batch_at, 2, count=4, threads=2), 3)
     for ours, theirs in zip(threads, itertools.islice(source.stream(2), 3), strict=True):
-        for name in batches.BATCH_FIELDS:
-            np.testing.assert_array_equal(ours[name], theirs[name])
+        assert set(ours) == set(theirs) and ("query" in ours) == searches
+        for name, value in ours.items():
+            assert theirs[name].dtype == value.dtype, name
+            np.testing.assert_array_equal(theirs[name], value, err_msg=name)
 
 
 def test_negatives_are_distinct_untouched_and_repeatable():
