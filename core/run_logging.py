@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from core.background_writer import BackgroundWriter
@@ -68,12 +68,16 @@ def logging_run(workdir: Workdir, config: Mapping[str, Any]) -> Iterator[None]:
     """
     names = list(config["loop"]["writers"]) if is_writer() else []
     status = "failed"
+
+    def close(writer: RunWriter) -> None:
+        writer.close(status)
+
     with contextlib.ExitStack() as stack:
         writers: list[RunWriter] = []
         for name in names:
             writer = _opened(name, workdir, config)
             writers.append(writer)
-            stack.callback(lambda writer=writer: writer.close(status))
+            stack.callback(close, writer)
         workdir.writers = writers
         stack.callback(setattr, workdir, "writers", None)
         try:
@@ -92,6 +96,7 @@ def _opened(name: str, workdir: Workdir, config: Mapping[str, Any]) -> RunWriter
     known = _ids(workdir).get(name)
     remember = functools.partial(_remember, workdir, name)
     run = os.path.basename(workdir.path)
+    opening: Callable[[], RunWriter]
     # Imported here: the packages are optional, and take seconds.
     if name == "wandb":
         from core.wandb_writer import open_wandb
