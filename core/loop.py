@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from core.checkpoints import Checkpoints
@@ -234,9 +235,10 @@ def start_or_restore(
     """Returns the newest checkpoint's state or the first, its progress, and if it was restored."""
     state = task.init()
     if task.partition is None:
-        # What is restored, and what follows from it, lies on this device by decision and not by
-        # default, and JAX compiles anew for the difference.
-        state = jax.device_put(state, jax.local_devices()[0])
+        # What is restored, and what follows from it, lies on its device by decision and not by
+        # default, and JAX compiles anew for the difference. A sweep's arms have other defaults.
+        (here,) = jnp.zeros(()).devices()
+        state = jax.device_put(state, here)
     restored = checkpoints.restore(state)
     checkpoints.clear_after(restored[2] if restored else 0)
     if restored is not None:

@@ -18,7 +18,7 @@ import pytest
 from core.background_writer import BackgroundWriter
 from core.checkpoints import Checkpoints
 from core.errors import Preempted, UserError
-from core.loop import LoopConfig, run_stage, stage_directory
+from core.loop import LoopConfig, run_stage, stage_directory, start_or_restore
 from core.metric_writers import read_lines
 from core.termination import repeatable, stop_if_terminated, watched
 from core.workdir import open_workdir
@@ -75,6 +75,17 @@ def config(**changes):
         "stop_patience": 3,
     }
     return LoopConfig(**(values | changes))
+
+
+def test_a_first_state_is_committed_to_the_device_that_is_the_default(tmp_path):
+    for number in (0, 3):
+        checkpoints = Checkpoints(str(tmp_path / str(number)))
+        with jax.default_device(jax.devices()[number]):
+            state, _, restored = start_or_restore(Quadratic(), config(), checkpoints)
+        checkpoints.close()
+        assert not restored
+        for leaf in state.values():
+            assert leaf.devices() == {jax.devices()[number]} and leaf.committed
 
 
 def test_a_run_cut_between_checkpoints_ends_in_the_same_state(tmp_path):
