@@ -142,8 +142,8 @@ def _first_of_ragged(
         return np.zeros((*rows.shape, width), np.int32)
     places = offsets[rows][..., None] + np.arange(width)
     there = places < np.where(real, offsets[rows + 1], 0)[..., None]
-    found = values[np.minimum(places, len(values) - 1, out=places)]
-    return np.where(there, found, 0).astype(np.int32, copy=False)
+    gathered = values[np.minimum(places, len(values) - 1, out=places)]
+    return np.where(there, gathered, 0).astype(np.int32, copy=False)
 
 
 def _merged_order(

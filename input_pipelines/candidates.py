@@ -420,7 +420,7 @@ def other_clicks(log: Log, examples: Examples) -> np.ndarray:
     ends = log.click_offsets
     rows = zip(examples.target_row.tolist(), examples.item.tolist(), strict=True)
     clicks = ((log.click_items[ends[row] : ends[row + 1]], item) for row, item in rows)
-    return _padded([np.unique(found[found != item]) for found, item in clicks])
+    return _padded([np.unique(clicked[clicked != item]) for clicked, item in clicks])
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:

@@ -16,8 +16,8 @@ def spread(counts: np.ndarray) -> dict[str, float]:
     """Quantiles of counts by their names; of none, nothing."""
     if not len(counts):
         return {}
-    found = np.quantile(counts, _QUANTILES).tolist()
-    return {f"{q:g}": value for q, value in zip(_QUANTILES, found, strict=True)}
+    quantiles = np.quantile(counts, _QUANTILES).tolist()
+    return {f"{q:g}": value for q, value in zip(_QUANTILES, quantiles, strict=True)}
 
 
 def _time_range(when: np.ndarray, unit: str) -> list[str]:

@@ -292,19 +292,19 @@ class Dataset:
             self._say(remark)
 
         def stream(start: int) -> Iterator[Batch]:
-            found = source.stream(start)
-            return map(self.adapt, (_part(b, *here) for b in found) if whole else found)
+            unadapted = source.stream(start)
+            return map(self.adapt, (_part(b, *here) for b in unadapted) if whole else unadapted)
 
         return stream, source.steps_per_epoch
 
     def _training_searches(self) -> search_task.SearchExamples:
-        found = search_task.training_searches(self.log, self.splits)
-        if not len(found):
+        searches = search_task.training_searches(self.log, self.splits)
+        if not len(searches):
             raise UserError(
                 f"expected training searches with words and clicks in {self.label}, found none; "
                 "set --config.model.search_weight=0"
             )
-        return found
+        return searches
 
     def training_clicks(self) -> scipy.sparse.csr_array:
         """How often each user clicked each item in training, [U+1, V+1]."""
@@ -353,13 +353,13 @@ class Dataset:
                 f"expected task recommendation or search, found {task!r}; pass one of them"
             )
         self.split(split)
-        found = search_task.held_out_searches(self.log, self.splits, split)
-        if not len(found):
+        searches = search_task.held_out_searches(self.log, self.splits, split)
+        if not len(searches):
             raise UserError(
                 f"expected {split} searches with words and clicks in {self.label}, found none; "
                 "evaluate recommendation"
             )
-        return found
+        return searches
 
     def chosen(self, task: str, split: str, most: int) -> tuple[splits.Examples, np.ndarray]:
         """`most` random ones of `examples` (0 for all), and their places among them.
@@ -474,14 +474,14 @@ class Dataset:
         counted = np.flatnonzero(self.counted(split, protocol))
         examples = every.take(counted)
         lists = self.candidate_lists(split, protocol)[counted]
-        found = batches.evaluation_batches(
+        unadapted = batches.evaluation_batches(
             self.log,
             examples,
             lists,
             self.shape(lists.shape[1]),
             self._config.eval.batch_size,
         )
-        return map(self.adapt, found)
+        return map(self.adapt, unadapted)
 
     def full(self, split: str) -> Iterator[tuple[Batch, np.ndarray]]:
         """Batches with the target as the only candidate, and the items seen before it [B, S]."""
@@ -491,8 +491,8 @@ class Dataset:
             self._seen[split] = candidates.seen_items(self.log, examples)
         seen = self._seen[split]
         targets = np.asarray(self.log.rec_items)[examples.target_row][:, None].astype(np.int32)
-        found = batches.evaluation_batches(self.log, examples, targets, self.shape(1), size)
-        for number, batch in enumerate(found):
+        unadapted = batches.evaluation_batches(self.log, examples, targets, self.shape(1), size)
+        for number, batch in enumerate(unadapted):
             part = seen[number * size : (number + 1) * size]
             part = np.pad(part, ((0, size - len(part)), (0, 0)))
             yield self.adapt(batch), part

@@ -39,28 +39,28 @@ def of_value(value: Any) -> str:
       ValueError: it is no id; says what was found.
     """
     if isinstance(value, str):
-        found = value
+        text = value
     elif isinstance(value, bytes | bytearray | memoryview):
-        found = _decoded(bytes(value))
+        text = _decoded(bytes(value))
     elif isinstance(value, bool | np.bool_):
         raise ValueError(str(value))
     elif isinstance(value, int | np.integer):
-        found = str(int(value))
+        text = str(int(value))
     elif isinstance(value, float | np.floating):
-        found = _whole(float(value))
+        text = _whole(float(value))
     elif value is None:
         raise ValueError("null")
     else:
         raise ValueError(_shown(value))
-    if not found:
+    if not text:
         raise ValueError("an empty one")
-    if _HALF_PAIR.search(found):
-        raise ValueError(f"half a surrogate pair in {_shown(found)}")
-    if "\n" in found or "\r" in found:  # files of ids have one a line
-        raise ValueError(f"a line break in {_shown(found)}")
-    if len(found) > LONGEST_BYTES // 4 and (size := len(found.encode())) > LONGEST_BYTES:
-        raise ValueError(f"{size:,} bytes, {_shown(found)}; {LONGEST_BYTES:,} are the most")
-    return found
+    if _HALF_PAIR.search(text):
+        raise ValueError(f"half a surrogate pair in {_shown(text)}")
+    if "\n" in text or "\r" in text:  # files of ids have one a line
+        raise ValueError(f"a line break in {_shown(text)}")
+    if len(text) > LONGEST_BYTES // 4 and (size := len(text.encode())) > LONGEST_BYTES:
+        raise ValueError(f"{size:,} bytes, {_shown(text)}; {LONGEST_BYTES:,} are the most")
+    return text
 
 
 def _decoded(value: bytes) -> str:
@@ -89,10 +89,10 @@ def number_of(value: Any) -> int:
     Raises:
       ValueError: it is none; says what was found.
     """
-    found = of_value(value)
-    if not _DIGITS.fullmatch(found) or len(found) > _MOST_DIGITS:
+    digits = of_value(value)
+    if not _DIGITS.fullmatch(digits) or len(digits) > _MOST_DIGITS:
         raise ValueError(_shown(value))
-    return int(found)
+    return int(digits)
 
 
 def of_values(values: Iterable[Any], where: str, rows: Sequence[int] | None = None) -> list[str]:
@@ -129,11 +129,11 @@ def of_lists(column: pa.Array | pa.ChunkedArray, where: str) -> list[list[str]]:
     Raises:
       UserError: a value in a list is no id; names its row.
     """
-    ids, found = [], []
+    ids, lists = [], []
     for row, cell in enumerate(column.to_pylist(), 1):
         ids = of_values(cell or (), where, [row] * len(cell or ()))
-        found.append(ids)
-    return found
+        lists.append(ids)
+    return lists
 
 
 def text_of(value: Any) -> str:
@@ -175,16 +175,16 @@ def _each(
     rows: Sequence[int] | None,
 ) -> list[str]:
     """Reads each value; a ValueError of `read` becomes one line that names the row."""
-    found = []
+    texts = []
     for number, value in enumerate(values):
         try:
-            found.append(read(value))
+            texts.append(read(value))
         except ValueError as error:
             row = number + 1 if rows is None else rows[number]
             raise UserError(
                 f"expected {expected} in {where}, found {error} in row {row}; mend the file"
             ) from None
-    return found
+    return texts
 
 
 def texts_of_column(

@@ -20,12 +20,12 @@ def item_words(log: Log, splits: Splits, most: int) -> np.ndarray:
       Word ids int32 [V+1, most], most frequent first, equal ones by id; 0 beyond an item's words
       and for items that no training search led to.
     """
-    found = training_searches(log, splits)
+    searches = training_searches(log, splits)
     offsets = np.asarray(log.word_offsets)
-    lengths = (offsets[1:] - offsets[:-1])[found.target_row]
-    owners = np.repeat(found.item.astype(np.int64), lengths)
+    lengths = (offsets[1:] - offsets[:-1])[searches.target_row]
+    owners = np.repeat(searches.item.astype(np.int64), lengths)
     # Word k of the clicks laid end to end is word k - start of its search.
-    starts = np.repeat(offsets[found.target_row] - (np.cumsum(lengths) - lengths), lengths)
+    starts = np.repeat(offsets[searches.target_row] - (np.cumsum(lengths) - lengths), lengths)
     words = np.asarray(log.word_ids)[starts + np.arange(lengths.sum())]
     pairs, counts = np.unique(owners * (log.num_words + 1) + words, return_counts=True)
     items, words = np.divmod(pairs, log.num_words + 1)
@@ -33,6 +33,6 @@ def item_words(log: Log, splits: Splits, most: int) -> np.ndarray:
     items, words = items[order], words[order]
     places = np.arange(len(items)) - np.searchsorted(items, items)
     out = np.zeros((log.num_items + 1, most), np.int32)
-    kept = places < most
-    out[items[kept], places[kept]] = words[kept]
+    frequent = places < most
+    out[items[frequent], places[frequent]] = words[frequent]
     return out

@@ -164,9 +164,9 @@ def _prepare(
         report("saving", 1.0)
     except OSError as error:
         # NumPy's error of a write that did not fit has no strerror.
-        found = error.strerror or f"a write cut short ({error})"
+        reason = error.strerror or f"a write cut short ({error})"
         raise UserError(
-            f"expected to read {raw_dir} and to write {directory}, found {found}; free space or "
+            f"expected to read {raw_dir} and to write {directory}, found {reason}; free space or "
             f"pass another {place}"
         ) from error
 
@@ -213,11 +213,11 @@ def prepare_log(
             {k: v for k, v in some.items() if k not in of_files}
             for some in (origin.get("settings") or {}, settings)
         )
-        found = {"dataset": origin.get("dataset"), "settings": given}
+        made = {"dataset": origin.get("dataset"), "settings": given}
         for key, value in {"dataset": dataset, "settings": wanted}.items():
-            if found[key] != value:
+            if made[key] != value:
                 raise UserError(
-                    f"expected {data_dir} to be prepared with {key} {value}, found {found[key]}; "
+                    f"expected {data_dir} to be prepared with {key} {value}, found {made[key]}; "
                     "change the config or pass another data_dir"
                 )
         version = READERS[dataset].version
@@ -287,9 +287,9 @@ def validate_prepared(data_dir: str) -> Log:
     """
     log = load_log(data_dir)
     validate_log(log)
-    found = content_hash(log)
-    if found != log.hash:
+    actual = content_hash(log)
+    if actual != log.hash:
         raise UserError(
-            f"expected the content hash {log.hash} of {data_dir}, found {found}; prepare it again"
+            f"expected the content hash {log.hash} of {data_dir}, found {actual}; prepare it again"
         )
     return log

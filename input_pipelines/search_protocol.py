@@ -57,9 +57,9 @@ def columns(task: str, protocol: str) -> tuple[str, ...]:
 
 def held_out(config: config_dict.ConfigDict, data: Dataset, split: str) -> SearchExamples:
     """The searches of a split that are evaluated, `config.eval.SPLIT_users` at most (0: all)."""
-    found, _ = data.chosen("search", split, config.eval[f"{split}_users"])
-    assert isinstance(found, SearchExamples)
-    return found
+    examples, _ = data.chosen("search", split, config.eval[f"{split}_users"])
+    assert isinstance(examples, SearchExamples)
+    return examples
 
 
 def impressions(log: Log, examples: SearchExamples) -> np.ndarray:

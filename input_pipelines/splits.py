@@ -210,8 +210,8 @@ def _published(log: Log, min_history: int, seed: int, max_validation: int) -> Sp
     users = _users_of_rows(log.rec_offsets)
 
     def part(name: str) -> Examples:
-        found = {f: np.asarray(log.published[f"{name}_{f}"]) for f in _PUBLISHED_FIELDS}
-        return Examples(user=users[found["target_row"]], **found)
+        fields = {f: np.asarray(log.published[f"{name}_{f}"]) for f in _PUBLISHED_FIELDS}
+        return Examples(user=users[fields["target_row"]], **fields)
 
     train, validation, test = (part(name) for name in ("train", "validation", "test"))
     held_out = np.zeros(len(users), bool)
@@ -243,9 +243,9 @@ def targets_in_latest_search(log: Log, examples: Examples) -> np.ndarray:
     owners = np.repeat(np.arange(len(some)), lengths)
     rows = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
     targets = np.asarray(log.rec_items)[examples.target_row[some]]
-    found = np.zeros(len(examples), bool)
-    found[some[owners[np.asarray(log.click_items)[rows] == targets[owners]]]] = True
-    return found
+    told = np.zeros(len(examples), bool)
+    told[some[owners[np.asarray(log.click_items)[rows] == targets[owners]]]] = True
+    return told
 
 
 def warn_of_told_targets(log: Log, splits: Splits) -> None:

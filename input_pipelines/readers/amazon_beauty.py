@@ -82,7 +82,7 @@ def _text(record: dict) -> str:
 def _facts(record: dict) -> dict[str, str]:
     """As text; a price to the cent."""
     values = {name: record.get(name) for name in ("title", "brand", "price")}
-    found = {
+    facts = {
         name: ids.whole_text(v.strip())
         for name, v in values.items()
         if isinstance(v, str) and v.strip()
@@ -90,8 +90,8 @@ def _facts(record: dict) -> dict[str, str]:
     price = values["price"]
     # True is no price, though Python takes it for 1.
     if isinstance(price, int | float) and price is not True and 0 < price < _LARGEST_PRICE:
-        found["price"] = f"{price:.2f}"
-    return found
+        facts["price"] = f"{price:.2f}"
+    return facts
 
 
 def _read_items(

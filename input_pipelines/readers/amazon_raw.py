@@ -54,7 +54,7 @@ _REPORT_LINES = 10_000
 def raw_files(data_dir: str) -> list[pathlib.Path]:
     """reviews, meta, queries and qrels. Raises UserError where one is missing or not alone."""
     root = pathlib.Path(data_dir)
-    found = []
+    files = []
     for pattern in _PATTERNS:
         paths = sorted(root.glob(pattern))
         if len(paths) != 1:
@@ -63,11 +63,11 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
                 f"expected one file {pattern} in {data_dir}, found {names}; keep one category a "
                 "folder"
             )
-        found.append(paths[0])
-    if found[1].name != f"meta_{_category(found[0])}.json.gz":
+        files.append(paths[0])
+    if files[1].name != f"meta_{_category(files[0])}.json.gz":
         raise UserError(
-            f"expected reviews and metadata of one category in {data_dir}, found {found[0].name} "
-            f"and {found[1].name}; keep one category a folder"
+            f"expected reviews and metadata of one category in {data_dir}, found {files[0].name} "
+            f"and {files[1].name}; keep one category a folder"
         )
     for name in _QUERIES:
         if not (root / name).is_file():
@@ -75,8 +75,8 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
                 f"expected {name} in {data_dir}, found no such file; take it from "
                 "Amazon-Product-Search"
             )
-        found.append(root / name)
-    return found
+        files.append(root / name)
+    return files
 
 
 def _category(reviews: pathlib.Path) -> str:
@@ -135,8 +135,8 @@ def _record(
             if len(line) > _LITERAL_CHARACTERS:
                 raise
             record = ast.literal_eval(line)
-        found = [convert(record[key]) for key, convert in keys.items()]
-        return found + [_optional_text(record.get(key)) for key in texts]
+        values = [convert(record[key]) for key, convert in keys.items()]
+        return values + [_optional_text(record.get(key)) for key in texts]
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
         expected = f"a dict with {', '.join(keys)}"
         if texts:

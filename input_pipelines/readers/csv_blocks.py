@@ -75,10 +75,10 @@ def read_blocks(
         try:
             reader = _open(file, columns, block_bytes)
             for number, batch in enumerate(reader, 1):
-                found = {n: _values(batch.column(n), t) for n, t in columns.items()}
-                if any(values is None for values in found.values()):
+                converted = {n: _values(batch.column(n), t) for n, t in columns.items()}
+                if any(values is None for values in converted.values()):
                     raise pa.ArrowInvalid("a value out of range")
-                yield Block(row, {n: v for n, v in found.items() if v is not None})
+                yield Block(row, {n: v for n, v in converted.items() if v is not None})
                 row += batch.num_rows
                 # Not the file's position, which runs ahead of what is parsed.
                 report(path.name, min(number * block_bytes / size, 1.0))
@@ -145,10 +145,10 @@ def _check_header(path: pathlib.Path, columns: Iterable[str]) -> None:
     header = header_of(path)
     missing = [name for name in columns if name not in header]
     if missing:
-        found = ", ".join(name if name == name.strip() else repr(name) for name in header)[:300]
+        listed = ", ".join(name if name == name.strip() else repr(name) for name in header)[:300]
         raise UserError(
             f"expected column{'s' * (len(missing) > 1)} {', '.join(missing)} in {path}, found "
-            f"{found or 'an empty file'}; use the file as published"
+            f"{listed or 'an empty file'}; use the file as published"
         )
     twice = [name for name in columns if header.count(name) > 1]
     if twice:

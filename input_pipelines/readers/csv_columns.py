@@ -34,7 +34,7 @@ def names_of(columns: str) -> dict[str, dict[str, str]]:
     Raises:
       UserError: no list of COLUMN=NAME; a column that the schema has not, or cannot do without.
     """
-    found = {table: {name: name for name in names} for table, names in COLUMNS.items()}
+    names_by_table = {table: {name: name for name in names} for table, names in COLUMNS.items()}
     for given in filter(None, (part.strip() for part in columns.split(","))):
         place, sign, name = (part.strip() for part in given.partition("="))
         table, _, column = place.rpartition(".")
@@ -46,8 +46,8 @@ def names_of(columns: str) -> dict[str, dict[str, str]]:
                 f"is none), found {given!r}; correct config.data.columns"
             )
         for each in tables:
-            found[each][column] = name
-    return found
+            names_by_table[each][column] = name
+    return names_by_table
 
 
 def _header(path: pathlib.Path) -> list[str]:

@@ -219,9 +219,9 @@ class _Sessions:
         number = np.cumsum(first) - 1
         clicked = np.flatnonzero(click[order] > 0)
         number, item = number[clicked], item[order][clicked]
-        kept = _first_of_pairs(number, item)
-        self.clicks = item[kept]
-        counts = np.bincount(number[kept], minlength=len(starts))
+        firsts = _first_of_pairs(number, item)
+        self.clicks = item[firsts]
+        counts = np.bincount(number[firsts], minlength=len(starts))
         self.click_ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
@@ -241,10 +241,10 @@ def _keywords(
     legal = pc.match_substring_regex(texts, _KEYWORD).to_numpy(zero_copy_only=False)
     if not legal.all():
         row = int(np.flatnonzero(~legal[codes])[0])
-        found = texts[int(codes[row])].as_py()
+        cell = texts[int(codes[row])].as_py()
         raise UserError(
             f"expected a list of word numbers such as [20, 34, 3] in column keyword of {path}, "
-            f"found {found[:60]!r} in row {row + 1}; use the file as published"
+            f"found {cell[:60]!r} in row {row + 1}; use the file as published"
         )
     # "[20, 34]" and "[20,34]" are one query.
     plain = pc.replace_substring_regex(texts, r"[\s\[\]]", "")

@@ -264,10 +264,10 @@ class _RowsOfNotes:
     def add(self, rows: Rows, wanted: np.ndarray, timed: np.ndarray) -> None:
         """Adds the impressions `wanted`, bool [I], of the rows `timed`, bool [R]."""
         position = np.nan_to_num(rows.position, nan=np.inf)
-        found = _first_of_each_note(rows, np.flatnonzero(wanted), position)
-        found = found[np.lexsort((rows.note[found], position[found], rows.row[found]))]
-        self._counts.append(np.bincount(rows.row[found], minlength=len(timed))[timed])
-        self._notes.append(rows.note[found])
+        chosen = _first_of_each_note(rows, np.flatnonzero(wanted), position)
+        chosen = chosen[np.lexsort((rows.note[chosen], position[chosen], rows.row[chosen]))]
+        self._counts.append(np.bincount(rows.row[chosen], minlength=len(timed))[timed])
+        self._notes.append(rows.note[chosen])
 
     def ends_and_notes(self) -> tuple[np.ndarray, np.ndarray]:
         none = [np.zeros(0, np.int64)]

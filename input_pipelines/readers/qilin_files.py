@@ -77,15 +77,15 @@ def table_files(data_dir: str, kind: str, part: str) -> list[pathlib.Path]:
       UserError: there are none.
     """
     root, name = pathlib.Path(data_dir), f"{kind}_{part}"
-    found = sorted((root / name).glob("*.parquet"))
-    if not found and (root / f"{name}.csv").is_file():
-        found = [root / f"{name}.csv"]
-    if not found:
+    paths = sorted((root / name).glob("*.parquet"))
+    if not paths and (root / f"{name}.csv").is_file():
+        paths = [root / f"{name}.csv"]
+    if not paths:
         raise UserError(
             f"expected {name}/*.parquet or {name}.csv in {data_dir}, found neither; download "
             "Qilin's folders search_train, search_test, recommendation_train, recommendation_test"
         )
-    return found
+    return paths
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
@@ -99,8 +99,8 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
 def _optional_files(data_dir: str, name: str) -> list[pathlib.Path]:
     """The files of the table 'notes' or 'user_feat'; none where it was not downloaded."""
     root = pathlib.Path(data_dir)
-    found = sorted((root / name).glob("*.parquet"))
-    return found or [path for path in [root / f"{name}.csv"] if path.is_file()]
+    paths = sorted((root / name).glob("*.parquet"))
+    return paths or [path for path in [root / f"{name}.csv"] if path.is_file()]
 
 
 def read_note_texts(
@@ -315,11 +315,11 @@ def _in_turn(pattern: re.Pattern[str], text: str, what: str) -> Iterator[re.Matc
         place = between.end() if between else place
         if place == len(text):
             return
-        found = pattern.match(text, place)
-        if found is None:
+        match = pattern.match(text, place)
+        if match is None:
             raise ValueError(f"no printed {what}: {text[place : place + 40]!r}")
-        yield found
-        place = found.end()
+        yield match
+        place = match.end()
 
 
 def _number(text: str) -> float:

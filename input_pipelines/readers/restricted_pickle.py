@@ -174,11 +174,11 @@ class _Machine:
         self._weights[id(holder)] = (holder, depth, values)
 
     def _push_tuple(self, items: list[Any]) -> None:
-        found = tuple(items)
+        made = tuple(items)
         self._count(1)
         if not {*map(type, items)} <= _NUMBERS:
-            self._weigh(found, items, (1, 1))
-        self._stack.append(found)
+            self._weigh(made, items, (1, 1))
+        self._stack.append(made)
 
     def _hand(self, source: Any) -> None:
         """Counts what a call is handed, before it goes through it."""
@@ -261,11 +261,11 @@ class _Machine:
     # Operations, in the order of the table below.
 
     def _read_values(self) -> None:
-        found = _VALUES.match(self._content, self._at)
-        if found is None:
+        run = _VALUES.match(self._content, self._at)
+        if run is None:
             raise ValueError(f"it ends early or has a number of over 9 bytes at byte {self._at:,}")
-        self._at = found.end()
-        values = pickle.loads(b"(%bl." % found[0])
+        self._at = run.end()
+        values = pickle.loads(b"(%bl." % run[0])
         self._count_values(len(values))
         self._stack += values
 

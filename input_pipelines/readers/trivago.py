@@ -57,13 +57,13 @@ _MOST_DIGITS = 18  # of 64 bits
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
     """The parquet files of a folder, sorted. Raises UserError where there is none."""
-    found = sorted(pathlib.Path(data_dir).glob("*.parquet"))
-    if not found:
+    paths = sorted(pathlib.Path(data_dir).glob("*.parquet"))
+    if not paths:
         raise UserError(
             f"expected trivago's sessions as *.parquet in {data_dir}, found no such file; pass the "
             "folder that holds them"
         )
-    return found
+    return paths
 
 
 def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
@@ -91,19 +91,19 @@ def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
         [item for item in dict.fromkeys(shown) if item != clicked]
         for shown, clicked in zip(clicks.impressions, clicks.reference, strict=True)
     ]
-    found = pd.concat([searches, clicks])
+    all_searches = pd.concat([searches, clicks])
     events = RawEvents(
         click_user=clicks.user_id.tolist(),
         click_item=clicks.reference.tolist(),
         click_time=clicks.timestamp.tolist(),
-        search_user=found.user_id.tolist(),
-        search_time=found.timestamp.tolist(),
+        search_user=all_searches.user_id.tolist(),
+        search_time=all_searches.timestamp.tolist(),
         search_words=[words.get(text, []) for text in (*searches.reference, *latest)],
         search_clicks=[[]] * len(searches) + [[item] for item in clicks.reference],
         items=[*pages.item.unique(), *views.reference.unique()],
         item_texts=_titles(pages, pd.concat([views, clicks])),
         search_unclicked=[[]] * len(searches) + unclicked,
-        search_places=found.city.tolist(),
+        search_places=all_searches.city.tolist(),
         time_unit="seconds",
     )
     return build_log("trivago", events)
@@ -223,8 +223,8 @@ def _refuse(
     wrong = np.flatnonzero(~np.asarray(right))
     if len(wrong):
         value = frame[name].iloc[int(wrong[0])]
-        found = "|".join(value) if isinstance(value, list) else value
+        cell = "|".join(value) if isinstance(value, list) else value
         raise UserError(
-            f"expected {expected} in column {name} of {path}, found {str(found)[:60]!r} in row "
+            f"expected {expected} in column {name} of {path}, found {str(cell)[:60]!r} in row "
             f"{wrong[0] + 1}; mend the file"
         )

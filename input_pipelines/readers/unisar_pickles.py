@@ -194,10 +194,10 @@ def _read_log(
     _check_range(clicked, num_items, sessions_path, "pos_items")
     if not len(rec_items):
         raise _wrong(users_path, "clicks in rec_his", "none")
-    kept = with_content(_unpadded(words, rows)[0], _unpadded(clicked, rows)[0])
-    kept_before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-    word_offsets, word_ids = _unpadded(words, rows[kept])
-    click_offsets, click_items = _unpadded(clicked, rows[kept])
+    has_content = with_content(_unpadded(words, rows)[0], _unpadded(clicked, rows)[0])
+    kept_before = np.concatenate([[0], np.cumsum(has_content)]).astype(np.int64)
+    word_offsets, word_ids = _unpadded(words, rows[has_content])
+    click_offsets, click_items = _unpadded(clicked, rows[has_content])
     counts = {"users": len(users), "items": num_items}
     _check_counts(counts, whole, users_path.parent.parent)
     if rec_items.min() < 1 or rec_items.max() > num_items:
@@ -214,13 +214,13 @@ def _read_log(
         rec_items=rec_items.astype(np.int32),
         rec_times=rec_times,
         search_offsets=kept_before[search_offsets],
-        search_times=search_times[kept],
+        search_times=search_times[has_content],
         word_offsets=word_offsets,
         word_ids=word_ids,
         click_offsets=click_offsets,
         click_items=click_items,
         time_unit=times.unit_of(rec_times, search_times),
-        reading=count_left_out(kept),
+        reading=count_left_out(has_content),
     )
     return log, _SessionLists(search_offsets, kept_before)
 
@@ -282,10 +282,10 @@ def _read_part(
     cut += int((search_end < shown).sum())
     if cut:
         _LOG.info("%s: cut %d histories to what is strictly earlier than the target", part, cut)
-    found = {"target_row": target_row, "rec_end": rec_end, "search_end": search_end}
+    arrays = {"target_row": target_row, "rec_end": rec_end, "search_end": search_end}
     if part != "train":
-        found["negatives"] = _negatives(frame, item, path, log.num_items)
-    return {f"{part}_{name}": array for name, array in found.items()}
+        arrays["negatives"] = _negatives(frame, item, path, log.num_items)
+    return {f"{part}_{name}": array for name, array in arrays.items()}
 
 
 def _negatives(

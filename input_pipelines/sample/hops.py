@@ -83,7 +83,7 @@ def hops(log: Log, examples: Examples) -> np.ndarray:
       log: of a sample of `write_hops`.
     """
     topics = ["", *(text.split()[2] for text in log.item_texts())]
-    found = np.zeros(len(examples), np.int32)
+    counts = np.zeros(len(examples), np.int32)
     for row in range(len(examples)):
         first, end = int(log.search_offsets[examples.user[row]]), int(examples.search_end[row])
         links = {}
@@ -93,5 +93,5 @@ def hops(log: Log, examples: Examples) -> np.ndarray:
         word = log.query(end - 1)[0]
         while word in links:
             word = links[word]
-            found[row] += 1
-    return found
+            counts[row] += 1
+    return counts

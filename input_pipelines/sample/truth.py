@@ -153,9 +153,9 @@ def bayes_scores(
             topics = [t for w in words if (t := topic_of_word[w]) is not None]
             announced = topics[0] if topics else announced
         belief.before_click(first, announced)
-        found = note[candidates[row]]
+        notes = note[candidates[row]]
         probabilities = belief.next_item().reshape(-1)
-        scores[row] = np.where(found >= 0, probabilities[np.maximum(found, 0)], 0.0)
+        scores[row] = np.where(notes >= 0, probabilities[np.maximum(notes, 0)], 0.0)
     return scores
 
 
