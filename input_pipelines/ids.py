@@ -36,7 +36,7 @@ def of_value(value: Any) -> str:
     """Returns the id of one value.
 
     Raises:
-      ValueError: it is no id; says what was found.
+      ValueError: the value is no id; says what was found.
     """
     if isinstance(value, str):
         text = value
@@ -84,10 +84,10 @@ def _shown(value: Any) -> str:
 
 
 def number_of(value: Any) -> int:
-    """Returns the whole number that an id of digits is, as text or as a number.
+    """Returns the whole number of an id of digits, given as text or as a number.
 
     Raises:
-      ValueError: it is none; says what was found.
+      ValueError: the value is no whole number; says what was found.
     """
     digits = of_value(value)
     if not _DIGITS.fullmatch(digits) or len(digits) > _MOST_DIGITS:
@@ -109,7 +109,7 @@ def of_values(values: Iterable[Any], where: str, rows: Sequence[int] | None = No
 
 
 def of_column(column: pa.Array | pa.ChunkedArray, where: str) -> list[str]:
-    """Returns the ids of an Arrow column; as `of_values`, whole columns at a time."""
+    """Returns the ids of an Arrow column, like `of_values` but a whole column at a time."""
     column = _plain(column)
     kind = column.type
     if pa.types.is_floating(kind) and kind != pa.float16():

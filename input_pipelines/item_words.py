@@ -1,4 +1,4 @@
-"""Words of items: what training searches that led to an item asked for.
+"""Gives each item the words of the training searches that led to it.
 
 They serve the control without search histories whose items carry the searches' words (on Amazon
 Beauty, where a query is the category path of a bought item, its category).
@@ -14,7 +14,7 @@ from input_pipelines.splits import Splits
 
 
 def item_words(log: Log, splits: Splits, most: int) -> np.ndarray:
-    """The `most` most frequent words of the training searches in which an item was clicked.
+    """Returns the `most` most frequent words of the training searches that led to each item.
 
     Returns:
       Word ids int32 [V+1, most], most frequent first, equal ones by id; 0 beyond an item's words

@@ -1,4 +1,4 @@
-"""Logs from events whose names are integers: arrays throughout, for sources of millions of rows."""
+"""Builds logs from events named by integers, with arrays throughout, for millions of rows."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = F
 
 
 def _number(names: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """int32 ids from 1 of `values`, all of which occur in the sorted `names`."""
+    """Returns the ids of `values`, int32 from 1; the sorted `names` hold all of them."""
     return (np.searchsorted(names, values) + 1).astype(np.int32)
 
 

@@ -46,7 +46,7 @@ class RawHashes:
         """Returns 32 hex digits (XXH3 of 128 bits) over a file's content.
 
         Raises:
-          UserError: it cannot be read, or is written to meanwhile.
+          UserError: the file cannot be read, or is written to meanwhile.
         """
         try:
             before, now = os.stat(path), time.time_ns()

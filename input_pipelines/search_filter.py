@@ -22,7 +22,7 @@ class SearchFilter:
       threshold: in [-1, 1].
 
     Raises:
-      UserError: there is no such file, or none that can be read.
+      UserError: the file is missing or cannot be read.
     """
 
     def __init__(self, path: str, threshold: float):
@@ -37,7 +37,7 @@ class SearchFilter:
         self._threshold = threshold
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch without the searches below; the rest moves up, in order."""
+        """Returns the batch without searches below the threshold; the rest moves up, in order."""
         if self._threshold <= -1:
             return batch
         near = self._similar(batch)
@@ -55,7 +55,7 @@ class SearchFilter:
         return batch | fields
 
     def _similar(self, batch: Batch) -> np.ndarray:
-        """bool [B, Ls]; the cosine of a history or search without vectors is 0."""
+        """Tells which searches are near, bool [B, Ls]; without vectors a cosine is 0."""
         history = _mean(self._items, batch["rec_items"])[:, None]
         searches = _mean(self._words, batch["query_words"])
         searches = searches + _mean(self._items, batch["clicked_items"])
@@ -67,13 +67,13 @@ class SearchFilter:
 
 
 def _mean(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Mean of the rows of ids [..., n] that are not padding, [..., D]."""
+    """Returns the mean of the rows of ids [..., n] that are not padding, [..., D]."""
     valid = ids != 0
     return (table[ids] * valid[..., None]).sum(-2) / np.maximum(valid.sum(-1), 1)[..., None]
 
 
 def _orders(rec: np.ndarray, clicks: np.ndarray, search: np.ndarray, near: np.ndarray) -> Batch:
-    """Places of the events that are left among each other: no gap tells of a removed search."""
+    """Numbers the places of the events that are left anew: no gap tells of a removed search."""
     valid = np.concatenate([clicks, near], 1)
     held = np.where(valid, np.concatenate([rec, search], 1), np.iinfo(np.int32).max)
     places = np.argsort(np.argsort(held, axis=1, kind="stable"), axis=1) * valid

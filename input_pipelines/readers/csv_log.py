@@ -130,7 +130,7 @@ def _check_whole(path: pathlib.Path, header: list[str], columns: tuple[str, ...]
     """Refuses rows that end before a column: pandas reads what is missing as empty fields.
 
     Raises:
-      UserError: there is one; names the first.
+      UserError: a row ends early; names the first one.
     """
     short: list[pyarrow.csv.InvalidRow] = []
 
@@ -158,7 +158,7 @@ def _check_whole(path: pathlib.Path, header: list[str], columns: tuple[str, ...]
 
 
 def _ids(table: _Table, column: str) -> list[str]:
-    """Returns ids as of the module's schema. Raises UserError with the row of one that is none."""
+    """Returns the ids of a column. Raises UserError with the row of a value that is no id."""
     values = table.columns[column]
     names = values if isinstance(values, list) else ids.of_column(values, table.where(column))
     return _check_ids(names, table, column)
@@ -245,7 +245,7 @@ def _unit(clicks: np.ndarray, searches: np.ndarray, dates: Sequence[bool], given
     """Returns the unit of the times.
 
     Raises:
-      UserError: `given`, the setting time_unit, is none or does not fit dates.
+      UserError: `given`, the setting time_unit, is no unit or does not fit dates.
     """
     if given not in (INFER, *times.UNITS):
         raise UserError(
@@ -267,7 +267,7 @@ def _unit(clicks: np.ndarray, searches: np.ndarray, dates: Sequence[bool], given
 def read_csv_log(
     data_dir: str, *, segmenter: str = "characters", columns: str = "", time_unit: str = INFER
 ) -> Log:
-    """Reads the files of the module's schema.
+    """Reads a log from files of the module's schema.
 
     Args:
       segmenter: 'characters' or 'jieba'.

@@ -43,7 +43,7 @@ class Unfinished:
     """Holds what a pickle has begun to make and finishes with a state that follows.
 
     Attributes:
-      finish: of the state, the value.
+      finish: makes the value from the state.
       value: the value once it is finished.
     """
 
@@ -259,7 +259,7 @@ def manager(blocks: Any, axes: Any) -> Manager:
 
 
 def new_manager() -> Unfinished:
-    """Begins a manager as pandas up to 1.2 has written it."""
+    """Begins a manager as pandas up to 1.2 wrote it."""
     return Unfinished(_finished_manager)
 
 
@@ -345,7 +345,7 @@ _MANAGERS = ("pandas.core.internals", "pandas.core.internals.managers")
 _RANGES = ("pandas", "pandas.core.indexes.range", "pandas.indexes.range")
 _NUMBER_INDEXES = ("pandas.core.indexes.numeric", "pandas.indexes.numeric")
 
-# What a pickle may name, at every place where NumPy and pandas have kept it: what it stands for.
+# What a pickle may name, by every module where NumPy and pandas had it: what it stands for.
 CALLED: dict[tuple[str, str], Any] = _named(
     {
         "dtype": (("numpy",), dtype),

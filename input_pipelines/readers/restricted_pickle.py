@@ -65,7 +65,7 @@ _RESULTS = (*_NUMBERS, dict, list, tuple, str, bytes, np.ndarray, pd.DataFrame, 
 
 
 class _Refused(Exception):
-    """The pickle names something that is no constructor of data."""
+    """Says that a pickle names something that is no constructor of data."""
 
 
 def _printable(text: str) -> str:
@@ -73,7 +73,7 @@ def _printable(text: str) -> str:
 
 
 def _bytes_of(made: Any) -> int:
-    """The memory that a call may have taken for what it made."""
+    """Returns the memory that a call may have taken for what it made."""
     if isinstance(made, pd.DataFrame):
         return int(made.memory_usage().sum())
     if isinstance(made, np.ndarray | pd.Index | pd.Series):
@@ -94,7 +94,7 @@ class _Machine:
     """Runs one pickle.
 
     Args:
-      content: of the file.
+      content: the bytes of the file.
     """
 
     def __init__(self, content: bytes):

@@ -1,4 +1,4 @@
-"""trivago's hotel sessions (RecSys Challenge 2019): one or more parquet files of actions.
+"""Reads trivago's hotel sessions (RecSys Challenge 2019) from parquet files of actions.
 
     user_id, session_id, timestamp, step, action_type, reference, city, impressions, prices
 
@@ -56,7 +56,7 @@ _MOST_DIGITS = 18  # of 64 bits
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """The parquet files of a folder, sorted. Raises UserError where there is none."""
+    """Lists the parquet files of a folder, sorted. Raises UserError where there is none."""
     paths = sorted(pathlib.Path(data_dir).glob("*.parquet"))
     if not paths:
         raise UserError(
@@ -110,7 +110,7 @@ def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
 
 
 def _latest_queries(actions: pd.DataFrame, queries: pd.Series) -> pd.Series:
-    """The reference of the latest search up to each action of its session, '' before the first.
+    """Returns the latest search's reference up to each action of a session, '' before any.
 
     Args:
       actions: by session and time.
@@ -121,14 +121,14 @@ def _latest_queries(actions: pd.DataFrame, queries: pd.Series) -> pd.Series:
 
 
 def _pages(clicks: pd.DataFrame) -> pd.DataFrame:
-    """item, city and price (NaN where not given) of every impression of the click-outs."""
+    """Returns item, city and price (NaN where not given) of every impression of the click-outs."""
     pages = pd.DataFrame({"item": clicks.impressions, "city": clicks.city, "price": clicks.prices})
     pages = pages[pages.item.map(len) > 0].explode(["item", "price"], ignore_index=True)
     return pages.astype({"price": float})
 
 
 def _titles(pages: pd.DataFrame, actions: pd.DataFrame) -> dict[str, str]:
-    """What stands in for the title of every item shown, looked at or clicked.
+    """Returns what stands in for the title of every item shown, looked at or clicked.
 
     Args:
       actions: whose reference is an item; their city stands in where no page has shown it.
@@ -148,7 +148,7 @@ def _titles(pages: pd.DataFrame, actions: pd.DataFrame) -> dict[str, str]:
 
 
 def _actions(path: pathlib.Path) -> pd.DataFrame:
-    """The rows of a file, checked; impressions and prices as lists of one length."""
+    """Reads and checks the rows of a file; impressions and prices are lists of one length."""
     try:
         with open_parquet(path, _COLUMNS) as file:
             missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
@@ -191,7 +191,7 @@ def _actions(path: pathlib.Path) -> pd.DataFrame:
 
 
 def _each(test: Callable[[Any], bool], cells: pd.Series) -> np.ndarray:
-    """Which cells pass a test, bool; Series.map gives no booleans where there is no cell."""
+    """Tells which cells pass a test, bool; Series.map gives no booleans where there is no cell."""
     return np.fromiter(map(test, cells), bool, len(cells))
 
 
@@ -212,7 +212,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _parts(value: object) -> Sequence[str]:
-    """The parts of 'a|b'; none of an empty cell."""
+    """Returns the parts of 'a|b'; none of an empty cell."""
     return str(value).split("|") if value not in (None, "") else []
 
 

@@ -1,4 +1,4 @@
-"""A sample whose clicks are 0 to 4 steps of reasoning away, by construction; Qilin's file format.
+"""Makes a sample in Qilin's file format whose clicks are 0 to 4 steps of reasoning away.
 
 Every topic has a word, a note that is clicked in searches alone, and an item that is recommended. A
 link is a search for one topic's word in which another topic's note was clicked. Before a click a
@@ -77,7 +77,7 @@ def write_hops(out: str, *, num_users: int, seed: int) -> None:
 
 
 def hops(log: Log, examples: Examples) -> np.ndarray:
-    """int32 [E]: links between an example's last search and the topic where its chain ends.
+    """Counts the links from an example's last search to the topic where its chain ends, int32 [E].
 
     Args:
       log: of a sample of `write_hops`.
