@@ -74,7 +74,7 @@ class TouchedItems:
         return (self._keys[place] == wanted) & (self._times[place] <= time)
 
     def of_user(self, user: int, *, earlier_than: int | None = None) -> np.ndarray:
-        """Returns the items a user touched, int32, ascending; all, or those before a time."""
+        """Returns the items a user touched, int32, ascending: all, or only before a time."""
         part = slice(self._user_starts[user], self._user_starts[user + 1])
         items = (self._keys[part] - user * self._span).astype(np.int32)
         return items if earlier_than is None else items[self._times[part] < earlier_than]

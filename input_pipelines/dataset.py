@@ -325,7 +325,7 @@ class Dataset:
         if not self._config.data.use_search:
             batch["query_words"] = np.zeros_like(batch["query_words"])
             batch["clicked_items"] = np.zeros_like(batch["clicked_items"])
-            # Nor may a gap in the order tell that there was a search.
+            # A gap in the order would tell of a search.
             place = np.arange(batch["rec_items"].shape[1], dtype=np.int32)
             batch["rec_order"] = place * (batch["rec_items"] != 0)
             batch["search_order"] = np.zeros_like(batch["search_order"])

@@ -159,7 +159,7 @@ def texts_of(values: Iterable[Any], where: str, rows: Sequence[int] | None = Non
     """Returns the texts of a column's values, '' where one is absent.
 
     Args:
-      where, rows: as of `of_values`.
+      where, rows: as in `of_values`.
 
     Raises:
       UserError: a value is no text; names its row.

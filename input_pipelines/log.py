@@ -236,8 +236,9 @@ class Ragged(NamedTuple):
 class RawEvents:
     """Holds the events that a reader hands over, with original names, in any order.
 
-    A source that numbers its users or items itself hands over arrays of int64 from 0 where str is
-    said below: all of a kind, and `Ragged` ones of items per search. The decimal text is the name.
+    A source that numbers its users or items itself hands over int64 from 0 instead of str: arrays
+    for all columns of users or items, and `Ragged` for the items of searches. The decimal text of a
+    number is its name.
 
     Attributes:
       click_user, click_item: str [R]; click_time: int64 [R].
@@ -252,7 +253,7 @@ class RawEvents:
         asked and when its last click came.
       item_facts: by item what is known of title, price, brand and category, text by name, for
         sources that have it; other items are not added by it.
-      time_unit, reading: as of `Log`.
+      time_unit, reading: as in `Log`.
     """
 
     click_user: Sequence[str] | np.ndarray

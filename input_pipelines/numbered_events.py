@@ -29,7 +29,7 @@ class NumberedEvents:
       word_ends, word_values: int64 [S+1]; search s has the words word_values[ends[s]:ends[s+1]].
       search_click_ends, search_click_values: int64 [S+1], the items clicked, likewise.
       items: int64, further items of the catalogue.
-      time_unit: as of `Log`.
+      time_unit: as in `Log`.
     """
 
     click_user: np.ndarray

@@ -172,7 +172,7 @@ def _prepare(
 
 
 def _with_ignored_files(log: Log, raw_dir: str, read: list[pathlib.Path]) -> Log:
-    """Notes which files and folders of the raw ones were not read, for the data card."""
+    """Notes which raw files and folders were not read, for the data card."""
     root = pathlib.Path(raw_dir)
     used = {path.relative_to(root).parts[0] for path in read}
     ignored = [name for name in sorted(os.listdir(root)) if name not in used and name[0] != "."]
@@ -255,7 +255,7 @@ def prepare_into(
     The folder is written whole or not at all: the next call begins a killed one anew.
 
     Args:
-      options, report: as of `prepare_log`.
+      options, report: as in `prepare_log`.
 
     Raises:
       UserError: as `prepare_log`; `data_dir` holds something else.

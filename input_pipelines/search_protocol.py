@@ -63,7 +63,7 @@ def held_out(config: config_dict.ConfigDict, data: Dataset, split: str) -> Searc
 
 
 def impressions(log: Log, examples: SearchExamples) -> np.ndarray:
-    """Returns each search's items int32 [E, N]: the target, those not clicked, padding 0.
+    """Returns each search's items int32 [E, N]: the target, the unclicked items, padding 0.
 
     Other clicked items of a search are not among them, and each item is there once.
 

@@ -51,8 +51,8 @@ class Examples:
 class Splits:
     """Holds the three parts under the split's name.
 
-    `training_rows`, int64, are all clicks of the log that training may see, first clicks of users
-    and those without a target's history among them.
+    `training_rows`, int64, are all clicks of the log that training may see, also users' first
+    clicks and clicks whose history is too short for a target.
     """
 
     name: str

@@ -148,7 +148,7 @@ def check_counts(counts: dict[str, int], num_users: int, data_dir: str) -> bool:
     """Tells whether this is the full Qilin, by its users and the rows of its four tables.
 
     Raises:
-      UserError: the users, or some table, are those of the full set and another table is not.
+      UserError: the count of users or of a table is that of the full set, and another is not.
     """
     if num_users != FULL_USERS and not any(counts[n] == FULL_ROWS[n] for n in FULL_ROWS):
         rows = ", ".join(f"{name} {counts[name]}" for name in FULL_ROWS)

@@ -36,7 +36,7 @@ from input_pipelines.readers.pickled_arrays import (
 )
 
 _MOST_BYTES = 4 * 2**30
-# Values of the whole, those of shared lists counted each time.
+# Values of a whole pickle; the values of a shared list count each time.
 _MOST_VALUES = 2**27
 # Lists, dicts, tuples and places of the memo made.
 _MOST_OBJECTS = 2**25
