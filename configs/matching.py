@@ -29,6 +29,7 @@ def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
     )
     config.method = "search_baseline"
     config.data.rec_length = defaults.get_config().data.rec_length  # of query_knn
+    config.loop = config_dict.ConfigDict({"writers": searches.loop.writers})
     config.model = config_dict.ConfigDict()
     for key, value in VARIANTS[kind].items():
         config.model[key.removeprefix("model.")] = value

@@ -45,6 +45,8 @@ class Termination:
         self._interrupts = 0
         # Describes the body that goes on and can be repeated; None where none does.
         self._repeatable: str | None = None
+        # Whether a signal has ended such a body.
+        self._abandoned = False
         self._left = threading.Event()
 
     def arrived(self) -> bool:
@@ -127,6 +129,7 @@ class Termination:
         self._number = number
         # Once: a second signal must not cut short what the first one has set going.
         if first and self._repeatable is not None:
+            self._abandoned = True
             raise _Abandoned
 
     def _listen(self, wakened: socket.socket, several: bool) -> None:
@@ -147,7 +150,8 @@ class Termination:
             return
         text = self._repeatable
         if text is None:
-            if number == signal.SIGINT:
+            # The main thread may have left the body before this thread has heard of the signal.
+            if number == signal.SIGINT and not self._abandoned:
                 signals.say("Ctrl-C: stops as soon as all is saved; a second one ends at once")
         elif not self._left.wait(_GRACE_S):
             self._number = number

@@ -169,7 +169,7 @@ def test_the_network_is_cut_by_its_logical_axes():
     assert specs["params/encoder/layers_0/mlp/wo/kernel"] == cut
     assert specs["params/encoder/layers_0/mlp/wi/kernel"] == PartitionSpec(None, "model")
     assert specs["optimizer/1/nu/decoder/layers_0/self_attention/query/kernel"] == PartitionSpec(
-        None, "table"
+        None, "model"
     )
     assert specs["params/encoder/layers_0/pre_mlp_layer_norm/scale"] == whole
     # 22 words and 2 heads do not divide by 4.

@@ -70,6 +70,7 @@ def test_the_protocols_of_a_run():
     config = config_dict.ConfigDict(
         {"eval": {"metrics": ("hr@1",), "selection": "hr@1/search/catalogue"}}
     )
+    config.eval.search_protocols = ("catalogue",)
     assert search_protocol.evaluated(config) == ("search/catalogue",)
     search_protocol.check(config)
     config.eval.selection = "hr@1/search/impressions"
