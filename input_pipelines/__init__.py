@@ -1,4 +1,4 @@
-"""Logs of searches and recommendations: readers, splits, candidate lists, batches."""
+"""Turns logs of searches and recommendations into batches: readers, splits, candidate lists."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Batches: what a model sees of examples, as fixed-shape arrays, addressed by one integer.
+"""Makes batches, fixed-shape arrays of what a model sees of examples, from one integer each.
 
 Training examples are visited in a random order that is a pure function of (seed, position), so
 that a batch can be made from its step number alone: resuming is exact, and the order does not
@@ -60,7 +60,7 @@ _MAY_LACK = 0.1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """Lr, Ls, W, C and N of every batch, and how many of its last rows are search examples."""
+    """Holds the sizes Lr, Ls, W, C and N of batches, and how many of the last rows are searches."""
 
     rec_length: int
     search_length: int
@@ -70,9 +70,11 @@ class BatchShape:
     search_rows: int = 0
 
     def fields(self) -> dict[str, tuple[str, type, str]]:
+        """Returns the fields of a batch: name -> (axes, dtype, meaning)."""
         return BATCH_FIELDS | (SEARCH_FIELDS if self.search_rows else {})
 
     def sizes(self, batch_size: int) -> dict[str, int]:
+        """Returns the length of each axis by its letter."""
         return {
             "B": batch_size,
             "S": self.search_rows,
@@ -85,7 +87,7 @@ class BatchShape:
 
 
 def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -> None:
-    """Checks names, shapes, dtypes and id ranges.
+    """Checks the names, shapes, dtypes and id ranges of a batch.
 
     Raises:
       UserError: the batch breaks the contract; names the field.
@@ -125,7 +127,7 @@ def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -
 
 
 def _last(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers [n, length] of the last `length` rows of each range, and which are real."""
+    """Returns row numbers [n, length] of each range's last `length` rows, and which are real."""
     first = np.maximum(starts, ends - length)
     rows = first[:, None] + np.arange(length)
     real = rows < ends[:, None]
@@ -135,21 +137,21 @@ def _last(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray
 def _first_of_ragged(
     offsets: np.ndarray, values: np.ndarray, rows: np.ndarray, real: np.ndarray, width: int
 ) -> np.ndarray:
-    """The first `width` values of ragged `rows` [n, L], int32 [n, L, width], 0 where none is."""
+    """Returns the first `width` values of ragged `rows` [n, L], int32 [n, L, width], 0 padded."""
     if not len(values):
         return np.zeros((*rows.shape, width), np.int32)
     if len(offsets) <= 1:
         return np.zeros((*rows.shape, width), np.int32)
     places = offsets[rows][..., None] + np.arange(width)
     there = places < np.where(real, offsets[rows + 1], 0)[..., None]
-    found = values[np.minimum(places, len(values) - 1, out=places)]
-    return np.where(there, found, 0).astype(np.int32, copy=False)
+    gathered = values[np.minimum(places, len(values) - 1, out=places)]
+    return np.where(there, gathered, 0).astype(np.int32, copy=False)
 
 
 def _merged_order(
     rec_times: np.ndarray, rec_real: np.ndarray, search_times: np.ndarray, search_real: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places of clicks [n, Lr] and searches [n, Ls] in time order, int32, 0 for padding.
+    """Returns places of clicks [n, Lr] and searches [n, Ls] in time order, int32, 0 for padding.
 
     Both are in time order already: an event's place is its place in its kind plus how many of the
     other kind come before it.
@@ -175,7 +177,7 @@ def assemble(
     candidates: np.ndarray,
     mask: np.ndarray | None = None,
 ) -> Batch:
-    """The batch of examples `indices` [B] with their candidates [B, N].
+    """Returns the batch of examples `indices` [B] with their candidates [B, N].
 
     The last Lr clicks and Ls searches are kept, the first W words of a query, the first C clicks
     of a search. An empty history, a query without words, a session without clicks are all legal.
@@ -211,7 +213,7 @@ def assemble(
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Examples of one task with what sampling asks of their targets.
+    """Holds the examples of one task with what sampling asks of their targets.
 
     Attributes:
       examples: [E]; target, time: item and time [E] of each.
@@ -229,14 +231,14 @@ class _Part:
 
 
 class TrainBatches:
-    """Endless training batches, each a pure function of its step.
+    """Makes endless training batches, each a pure function of its step.
 
     Global position p is example `permutation(p mod n)` of epoch `p // n`; step s holds positions
     s * batch_size onwards. Batches run across epoch borders: nothing is dropped or padded.
 
     Where the catalogue leaves fewer negatives than asked for to more than a tenth of the examples,
-    all get as many as nine in ten can have. Examples of users who have touched so much that even
-    these are not left do not train. `remarks` says both.
+    all get as many as nine in ten can have. An example whose user has touched so much that even
+    fewer are left does not train. `remarks` tells of both.
 
     Args:
       batch_size: over all hosts; this host gets its contiguous share.
@@ -331,7 +333,7 @@ class TrainBatches:
         return self._touched.untouched(self._log.num_items, examples.user, time, target)
 
     def batch_at(self, step: int) -> Batch:
-        """This host's share of batch `step`."""
+        """Returns this host's share of batch `step`."""
         parts = [self._part_at(part, step) for part in self._parts]
         if len(parts) == 1:
             return parts[0]
@@ -368,10 +370,10 @@ class TrainBatches:
         return batch
 
     def stream(self, start_step: int) -> Iterator[Batch]:
-        """Batches from `start_step` on, made ahead of their use.
+        """Returns the batches from `start_step` on, made ahead of their use.
 
-        Through tf.data where TensorFlow is installed, through threads elsewhere; the batches are
-        the same. The first is checked against the contract.
+        tf.data makes them where TensorFlow is installed, threads elsewhere; the batches are the
+        same. The first one is checked against the contract.
 
         Raises:
           UserError: the first batch breaks it (`validate_batch`).
@@ -425,7 +427,7 @@ def evaluation_batches(
     shape: BatchShape,
     batch_size: int,
 ) -> Iterator[Batch]:
-    """All examples once, in order; the last batch is padded with rows of mask 0.
+    """Yields all examples once, in order; the last batch is padded with rows of mask 0.
 
     Args:
       candidates: int32 [E, N], the target in column 0.

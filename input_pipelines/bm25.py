@@ -1,4 +1,4 @@
-"""The items whose text is nearest to a query by BM25 (Robertson and Zaragoza 2009)."""
+"""Finds the items whose text is nearest to a query by BM25 (Robertson and Zaragoza 2009)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _METHOD, _K1, _B = "lucene", 1.5, 0.75
 
 
 class ItemTextIndex:
-    """BM25 over the words of the items' texts.
+    """Ranks items for a query by BM25 over the words of their texts.
 
     Args:
       texts: of items 1..V.
@@ -41,14 +41,14 @@ class ItemTextIndex:
         self.num_items = len(texts)
 
     def scores(self, words: Sequence[str]) -> np.ndarray:
-        """float32 [V], of items 1..V; 0 where no word of the query is in a text."""
+        """Returns the scores of items 1..V, float32 [V]; 0 for a text with no word of the query."""
         known = [word for word in words if word in self._known]
         if not known:
             return np.zeros(self.num_items, np.float32)
         return np.asarray(self._index.get_scores(known), np.float32)
 
     def ranking(self, words: Sequence[str]) -> np.ndarray:
-        """Items int32 [V], nearest first; equal scores in a random order that the seed fixes."""
+        """Returns items int32 [V], nearest first; the seed orders equal scores."""
         return (np.lexsort((self._ties, -self.scores(words))) + 1).astype(np.int32)
 
 

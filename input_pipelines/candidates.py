@@ -1,4 +1,4 @@
-"""Candidates of a target: sampled negatives, saved evaluation lists, items already seen."""
+"""Makes the candidates of a target: sampled negatives, saved evaluation lists, seen items."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TouchedItems:
         )
 
     def before(self, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """True where `user` touched `item` at `time` or earlier; arrays of one shape."""
+        """Tells where `user` touched `item` at `time` or earlier; all arrays have one shape."""
         wanted = user.astype(np.int64) * self._span + item
         # Halving within the user's own keys stays in the cache, a search of all keys does not.
         place, end = self._user_starts[user], self._user_starts[user + 1]
@@ -74,7 +74,7 @@ class TouchedItems:
         return (self._keys[place] == wanted) & (self._times[place] <= time)
 
     def of_user(self, user: int, *, earlier_than: int | None = None) -> np.ndarray:
-        """Returns the items a user touched, int32, ascending; all, or those before a time."""
+        """Returns the items a user touched, int32, ascending: all, or only before a time."""
         part = slice(self._user_starts[user], self._user_starts[user + 1])
         items = (self._keys[part] - user * self._span).astype(np.int32)
         return items if earlier_than is None else items[self._times[part] < earlier_than]
@@ -122,11 +122,12 @@ def draw_negatives(
 ) -> np.ndarray:
     """Draws distinct items that are neither the target nor touched by the user up to `time`.
 
-    They are drawn one after the other, each in proportion to its weight among those that are left:
-    draws with replacement of which what does not fit is refused, and after a few rounds, for users
-    who have touched nearly everything, a race of exponential variables over the items left to them
-    (the smallest of Exp(1) / weight come first), which is the same law (Efraimidis and Spirakis
-    2006). A pure function of its arguments: the same keys give the same negatives, in any batch.
+    Items are drawn one after the other, each in proportion to its weight among the items that are
+    left. Draws are made with replacement, and items that do not fit are refused. For users who have
+    touched nearly everything, a race of exponential variables over the items left to them ends this
+    after a few rounds: the smallest of Exp(1) / weight come first, which is the same law
+    (Efraimidis and Spirakis 2006). The function is pure: the same keys give the same negatives, in
+    any batch.
 
     Args:
       num_items: V; items are drawn uniformly from 1..V.
@@ -201,7 +202,7 @@ def _race(
 
 
 def _repeats(items: np.ndarray) -> np.ndarray:
-    """True where a value of a row [n, m] has occurred earlier in it."""
+    """Tells where a value of a row [n, m] has occurred earlier in it, bool [n, m]."""
     order = np.argsort(items, axis=1, kind="stable")
     ordered = np.take_along_axis(items, order, 1)
     repeated = np.zeros(items.shape, bool)
@@ -230,8 +231,9 @@ def evaluation_candidates(
       split: 'validation' or 'test'.
       protocol: 'neg99' draws uniformly, 'neg99pop' from all clicks that train with multiplicity,
         first clicks of users among them; 'published99' takes the lists that came with the data;
-        'bm25_99', of searches, takes the items nearest to the query. What the user touched up to
-        the example, the other clicks of the same search among it, is no negative of any.
+        'bm25_99', of searches, takes the items nearest to the query. No protocol
+        takes as a negative what the user touched up to the example, other clicks of the same search
+        among it.
       seed: of the draw.
       directory: where the lists and their hash are kept, the prepared log's folder.
       cache_dir: where they are kept where that folder cannot be written (`place_beside`). The draw
@@ -330,7 +332,7 @@ def _drawn(
 
 
 def _published_lists(log: Log, splits: Splits, split: str) -> np.ndarray:
-    """The target and its published negatives, int32 [E, 1 + N]."""
+    """Returns the target and its published negatives, int32 [E, 1 + N]."""
     if splits.name != "published" or f"{split}_negatives" not in log.published:
         raise UserError(
             f"expected data.split=published and data with negatives of its own for published99, "
@@ -370,7 +372,7 @@ def _read_lists(stem: str) -> np.ndarray:
 def ranked(lists: np.ndarray) -> np.ndarray:
     """Tells which examples of saved lists [E, N] have negatives, bool [E].
 
-    Those without are left out of sampled protocols: their users have touched nearly all items.
+    Sampled protocols leave out the others, whose users have touched nearly all items.
     """
     return lists[:, 1] > 0
 
@@ -389,10 +391,10 @@ def who_lack(log: Log, users: np.ndarray, count: int) -> str:
 
 
 def seen_items(log: Log, examples: Examples) -> np.ndarray:
-    """Lists what is left out of a ranking of the whole catalogue beside each target.
+    """Lists the items that a ranking of the whole catalogue leaves out for each example.
 
-    That is what the example's user touched strictly before it and, of a search, its other clicks,
-    each of which is a target of its own; the target itself never is.
+    These are the items that its user touched strictly before it and the other clicks of its search,
+    each of which is a target of its own. The target itself is never left out.
 
     Returns:
       int32 [E, S], 0 padded.
@@ -411,7 +413,7 @@ def seen_items(log: Log, examples: Examples) -> np.ndarray:
 
 
 def other_clicks(log: Log, examples: Examples) -> np.ndarray:
-    """Lists the clicks of the same search as each target but itself, int32 [E, S], 0 padded.
+    """Lists the other clicks of each target's search, int32 [E, S], 0 padded.
 
     Examples of recommendation have none.
     """
@@ -420,7 +422,7 @@ def other_clicks(log: Log, examples: Examples) -> np.ndarray:
     ends = log.click_offsets
     rows = zip(examples.target_row.tolist(), examples.item.tolist(), strict=True)
     clicks = ((log.click_items[ends[row] : ends[row + 1]], item) for row, item in rows)
-    return _padded([np.unique(found[found != item]) for found, item in clicks])
+    return _padded([np.unique(clicked[clicked != item]) for clicked, item in clicks])
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:

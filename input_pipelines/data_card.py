@@ -1,4 +1,4 @@
-"""What a log holds, in numbers: the data card."""
+"""Describes a log in numbers: the data card."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
 def spread(counts: np.ndarray) -> dict[str, float]:
-    """Quantiles of counts by their names; of none, nothing."""
+    """Returns quantiles of counts by their names; {} without counts."""
     if not len(counts):
         return {}
-    found = np.quantile(counts, _QUANTILES).tolist()
-    return {f"{q:g}": value for q, value in zip(_QUANTILES, found, strict=True)}
+    quantiles = np.quantile(counts, _QUANTILES).tolist()
+    return {f"{q:g}": value for q, value in zip(_QUANTILES, quantiles, strict=True)}
 
 
 def _time_range(when: np.ndarray, unit: str) -> list[str]:
@@ -38,7 +38,7 @@ def describe(log: Log) -> dict[str, Any]:
     """Returns the data card: counts, shares, quantiles of history lengths, the reader's notes.
 
     `searched_items_without_click` is the share of the items clicked in searches, each time counted,
-    that no click of the log has: ids written in another way show there.
+    that no click of the log has. A large share shows that searches write ids in another way.
     """
     clicks = np.diff(log.rec_offsets)[1:]
     searches = np.diff(log.search_offsets)[1:]

@@ -1,4 +1,4 @@
-"""From a config to batches: the prepared log, its splits and candidate lists, for any model."""
+"""Turns a config into batches: the prepared log, its splits and candidate lists, for any model."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from input_pipelines.log import Log
 from input_pipelines.search_filter import SearchFilter
 
 _LOG = logging.getLogger(__name__)
-# Protocols of the whole catalogue: 'full' is without the items that the user has seen, 'catalogue',
-# of searches alone, with them (CRS).
+# Protocols of the whole catalogue: 'full' leaves out the items that the user has seen; 'catalogue',
+# for searches alone, ranks them too (CRS).
 WHOLE = ("full", "catalogue")
 # Protocols of saved lists.
 SAMPLED = (*candidates.PROTOCOLS, candidates.BM25, candidates.PUBLISHED)
@@ -55,7 +55,7 @@ _READING = ("segmenter", "columns", "time_unit")
 
 
 def _part(batch: Batch, process: int, processes: int) -> Batch:
-    """The rows of a whole batch that one of several processes holds."""
+    """Returns the rows of a whole batch that one of several processes holds."""
     uneven = [name for name, rows in batch.items() if len(rows) % processes]
     if uneven:
         raise UserError(
@@ -102,7 +102,7 @@ class Dataset:
         self._said: set[str] = set()
 
     def _say(self, remark: str) -> None:
-        """Warns of something once, whoever finds it again."""
+        """Logs a warning, but no remark twice."""
         if remark not in self._said:
             _LOG.warning(remark)
             self._said.add(remark)
@@ -140,24 +140,24 @@ class Dataset:
         )
 
     def beside(self, name: str) -> str:
-        """Returns the path of what follows from the prepared log (`place_beside`)."""
+        """Returns the path of a file made from the prepared log (`place_beside`)."""
         return prepared_log.place_beside(name, self.directory, self.cache_dir)
 
     @functools.cached_property
     def training_split(self) -> str:
-        """The split's name and a hash over the clicks that train: what a model may have seen."""
+        """Names the split, with a hash over the clicks that train: what a model may have seen."""
         rows = np.ascontiguousarray(self.splits.training_rows, np.int64)
         return f"{self.splits.name}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}"
 
     def check_training_split(self, recorded: object, what: str) -> None:
-        """Refuses what was trained on another split of the log: its clicks may be held out here.
+        """Refuses a file made from another split's training clicks, which may be held out here.
 
         Args:
-          recorded: the `training_split` recorded with it, as read from a file.
-          what: such as 'item vectors in FILE'.
+          recorded: the `training_split` that the file records.
+          what: names the file in the message, such as 'item vectors in FILE'.
 
         Raises:
-          UserError: another split, or no record of one.
+          UserError: the file records another split, or none.
         """
         if recorded != self.training_split:
             told = f"those of {recorded:.60}" if isinstance(recorded, str) else "no record of them"
@@ -168,6 +168,7 @@ class Dataset:
 
     @property
     def table_sizes(self) -> dict[str, int]:
+        """Counts the users, items and words of the log, without padding."""
         return {
             "num_users": self.log.num_users,
             "num_items": self.log.num_items,
@@ -179,7 +180,7 @@ class Dataset:
         return set(self.log.words.tolist())
 
     def whole_histories(self, users: Sequence[str]) -> splits.Examples:
-        """Returns all that users have done, by their ids as in the raw data.
+        """Returns one example a user with all that the user has done, by ids as in the raw data.
 
         Raises:
           UserError: an id that the data does not hold.
@@ -214,18 +215,18 @@ class Dataset:
     def query_text(self, query: str) -> str:
         """Writes what a user types as the reader of the log writes its queries; '' without words.
 
-        Readers that split queries themselves do so here too. Others take a file's words as they
-        are: so do we with words of the log, and bring the rest to the segmenter's form.
+        Readers that split queries split this one too. Other readers take a file's words as they
+        are: then words that the log has stay as typed, and the segmenter splits the rest.
         """
         splits = "segmenter" in prepare.READERS[self._config.dataset].settings
         split = segmenters.segmenter(self._config.data.segmenter)
         return segmenters.typed(query, split, None if splits else self._known_words)
 
     def item_words(self) -> np.ndarray | None:
-        """Words [V+1, n] that are part of the items' vectors; None for none.
+        """Returns the words [V+1, n] that are part of the items' vectors; None where n is 0.
 
         Raises:
-          UserError: fewer than none.
+          UserError: `config.data.item_words` is negative.
         """
         most = self._config.data.item_words
         if most < 0:
@@ -236,6 +237,7 @@ class Dataset:
         return item_words(self.log, self.splits, most) if most else None
 
     def shape(self, num_candidates: int) -> batches.BatchShape:
+        """Returns the shape of batches with this many candidates a row."""
         data = self._config.data
         return batches.BatchShape(
             rec_length=data.rec_length,
@@ -257,12 +259,12 @@ class Dataset:
     ) -> tuple[Callable[[int], Iterator[Batch]], int]:
         """Returns (start_step -> endless batches, steps per epoch) of the training split.
 
-        Of several processes each gets its own part of every batch.
+        Each of several processes gets its own part of every batch.
 
         Args:
           batch_size: over all processes.
           tasks: with 'search' among them, every batch ends in search examples.
-          searches: these; None takes the log's training searches.
+          searches: the search examples; None takes the log's training searches.
           processes: which this is, and how many there are; None asks JAX.
 
         Raises:
@@ -292,22 +294,22 @@ class Dataset:
             self._say(remark)
 
         def stream(start: int) -> Iterator[Batch]:
-            found = source.stream(start)
-            return map(self.adapt, (_part(b, *here) for b in found) if whole else found)
+            unadapted = source.stream(start)
+            return map(self.adapt, (_part(b, *here) for b in unadapted) if whole else unadapted)
 
         return stream, source.steps_per_epoch
 
     def _training_searches(self) -> search_task.SearchExamples:
-        found = search_task.training_searches(self.log, self.splits)
-        if not len(found):
+        searches = search_task.training_searches(self.log, self.splits)
+        if not len(searches):
             raise UserError(
                 f"expected training searches with words and clicks in {self.label}, found none; "
                 "set --config.model.search_weight=0"
             )
-        return found
+        return searches
 
     def training_clicks(self) -> scipy.sparse.csr_array:
-        """How often each user clicked each item in training, [U+1, V+1]."""
+        """Counts how often each user clicked each item in training, [U+1, V+1]."""
         log, rows = self.log, self.splits.training_rows
         users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))[rows]
         items = np.asarray(log.rec_items)[rows]
@@ -315,7 +317,7 @@ class Dataset:
         return scipy.sparse.csr_array((np.ones(len(rows)), (users, items)), shape=shape)
 
     def adapt(self, batch: Batch) -> Batch:
-        """What the model sees: the shared row for users never trained on, no searches if blind."""
+        """Returns what the model sees: one row for users not trained on; no searches if blind."""
         user = np.where(self._trained_users[batch["user"]], batch["user"], self.log.num_users + 1)
         batch = batch | {"user": user.astype(np.int32)}
         if self._filter is not None:
@@ -323,13 +325,14 @@ class Dataset:
         if not self._config.data.use_search:
             batch["query_words"] = np.zeros_like(batch["query_words"])
             batch["clicked_items"] = np.zeros_like(batch["clicked_items"])
-            # Nor may a gap in the order tell that there was a search.
+            # A gap in the order would tell of a search.
             place = np.arange(batch["rec_items"].shape[1], dtype=np.int32)
             batch["rec_order"] = place * (batch["rec_items"] != 0)
             batch["search_order"] = np.zeros_like(batch["search_order"])
         return batch
 
     def split(self, name: str) -> splits.Examples:
+        """Returns the clicks of validation or test. Raises UserError where there are none."""
         if name not in ("validation", "test"):
             raise UserError(f"expected split validation or test, found {name!r}; pass one of them")
         examples = getattr(self.splits, name)
@@ -341,7 +344,7 @@ class Dataset:
         return examples
 
     def examples(self, task: str, split: str) -> splits.Examples:
-        """What is evaluated: clicks for 'recommendation', clicks of searches for 'search'.
+        """Returns what is evaluated: clicks for 'recommendation', clicks of searches for 'search'.
 
         Raises:
           UserError: no such task or split, or the split has no example of the task.
@@ -353,18 +356,18 @@ class Dataset:
                 f"expected task recommendation or search, found {task!r}; pass one of them"
             )
         self.split(split)
-        found = search_task.held_out_searches(self.log, self.splits, split)
-        if not len(found):
+        searches = search_task.held_out_searches(self.log, self.splits, split)
+        if not len(searches):
             raise UserError(
                 f"expected {split} searches with words and clicks in {self.label}, found none; "
                 "evaluate recommendation"
             )
-        return found
+        return searches
 
     def chosen(self, task: str, split: str, most: int) -> tuple[splits.Examples, np.ndarray]:
-        """`most` random ones of `examples` (0 for all), and their places among them.
+        """Returns `most` random ones of `examples` (0: all), and their places among these.
 
-        Which ones depends on `config.data.candidates_seed` alone.
+        The choice depends on `config.data.candidates_seed` alone.
         """
         every = self.examples(task, split)
         places = np.arange(len(every))
@@ -413,7 +416,7 @@ class Dataset:
     def counted(self, split: str, protocol: str, task: str = "recommendation") -> np.ndarray:
         """Tells which of `examples` a protocol ranks, bool [E].
 
-        Those of users who have touched nearly all items have too few negatives for a sampled one.
+        A user who has touched nearly all items has too few negatives for a sampled protocol.
         """
         if protocol not in SAMPLED:
             return np.ones(len(self.examples(task, split)), bool)
@@ -425,7 +428,7 @@ class Dataset:
         """Picks the protocols that rank at least one example of a split.
 
         Raises:
-          UserError: none of them does.
+          UserError: none of the protocols does.
         """
         ranks = [p for p in protocols if self.counted(split, p, task).any()]
         if protocols and not ranks:
@@ -433,10 +436,11 @@ class Dataset:
         return tuple(ranks)
 
     def selection(self, task: str = "recommendation") -> str:
-        """Returns the metric that decides: `config.eval.selection`, or against the full catalogue.
+        """Returns the metric that selects a run: `config.eval.selection`, or one on all items.
 
-        The latter where the sampled protocol leaves out more than half of the validation examples;
-        that is logged, and result rows say what they were selected on.
+        The metric is taken on the full catalogue where the sampled protocol leaves out more than
+        half of the validation examples. This is logged, and result rows say what they were selected
+        on.
         """
         wanted = self._config.eval.selection
         name, *parts = wanted.split("/")
@@ -467,32 +471,32 @@ class Dataset:
         """Yields batches of a split's `counted` examples against the saved lists of `protocol`.
 
         Raises:
-          UserError: it leaves out all of them.
+          UserError: the protocol leaves out all of them.
         """
         every = self.split(split)
         self.check_ranked(split, protocol)
         counted = np.flatnonzero(self.counted(split, protocol))
         examples = every.take(counted)
         lists = self.candidate_lists(split, protocol)[counted]
-        found = batches.evaluation_batches(
+        unadapted = batches.evaluation_batches(
             self.log,
             examples,
             lists,
             self.shape(lists.shape[1]),
             self._config.eval.batch_size,
         )
-        return map(self.adapt, found)
+        return map(self.adapt, unadapted)
 
     def full(self, split: str) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches with the target as the only candidate, and the items seen before it [B, S]."""
+        """Yields batches with the target as only candidate, and the items seen before it [B, S]."""
         examples = self.split(split)
         size = self._config.eval.full_batch_size
         if split not in self._seen:
             self._seen[split] = candidates.seen_items(self.log, examples)
         seen = self._seen[split]
         targets = np.asarray(self.log.rec_items)[examples.target_row][:, None].astype(np.int32)
-        found = batches.evaluation_batches(self.log, examples, targets, self.shape(1), size)
-        for number, batch in enumerate(found):
+        unadapted = batches.evaluation_batches(self.log, examples, targets, self.shape(1), size)
+        for number, batch in enumerate(unadapted):
             part = seen[number * size : (number + 1) * size]
             part = np.pad(part, ((0, size - len(part)), (0, 0)))
             yield self.adapt(batch), part

@@ -1,4 +1,4 @@
-"""Holds raw files to bounds before they are read: a small file can unpack to more than memory has.
+"""Checks the bounds of raw files before reading: a small file can unpack to more than memory has.
 
 Lines of text may be as long as `core.text_lines.LONGEST_LINE`. A parquet file may hold as many
 values, and unpack to as many bytes, as its own size justifies: sizes of columns of one value are
@@ -28,10 +28,10 @@ _BATCH_ROWS = 2**16
 
 
 def check_lines(paths: Iterable[pathlib.Path]) -> None:
-    """Holds the lines of those of the files that are CSV, TSV or JSON lines to their bound.
+    """Checks that no line of the files in CSV, TSV or JSON lines is too long.
 
     Raises:
-      UserError: a line is longer; names file and line.
+      UserError: a line is longer than `LONGEST_LINE` bytes; names file and line.
     """
     for path in paths:
         if path.suffix in _LINES:
@@ -55,11 +55,11 @@ def _check_lines(path: pathlib.Path) -> None:
 
 
 def open_parquet(path: pathlib.Path, columns: Sequence[str]) -> pq.ParquetFile:
-    """Opens a parquet file whose values, and whose text in `columns`, its size justifies.
+    """Opens a parquet file once its size justifies its values and its text in `columns`.
 
     Raises:
-      UserError: it promises more.
-      pa.ArrowException, OSError: it cannot be read.
+      UserError: the file promises more than its size justifies.
+      pa.ArrowException, OSError: the file cannot be read.
     """
     file = pq.ParquetFile(path)
     try:
@@ -102,7 +102,7 @@ def _check_parquet(path: pathlib.Path, about: pq.FileMetaData, columns: Sequence
 
 
 def _check_text(path: pathlib.Path, leaves: list[str], most: int) -> None:
-    """Sums the bytes of text without unpacking it: as places in dictionaries."""
+    """Refuses too much text; sums its bytes without unpacking it, as places in dictionaries."""
     total = 0
     with pq.ParquetFile(path, read_dictionary=leaves) as file:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=leaves):

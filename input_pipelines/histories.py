@@ -18,7 +18,7 @@ CLICK, QUERY, SEARCHED = "click", "query", "searched"
 
 
 class Event(NamedTuple):
-    """`what` is an item's number, or the text of a query."""
+    """Holds one event; `what` is an item's number, or the text of a query."""
 
     kind: str
     what: int | str

@@ -36,31 +36,31 @@ def of_value(value: Any) -> str:
     """Returns the id of one value.
 
     Raises:
-      ValueError: it is no id; says what was found.
+      ValueError: the value is no id; says what was found.
     """
     if isinstance(value, str):
-        found = value
+        text = value
     elif isinstance(value, bytes | bytearray | memoryview):
-        found = _decoded(bytes(value))
+        text = _decoded(bytes(value))
     elif isinstance(value, bool | np.bool_):
         raise ValueError(str(value))
     elif isinstance(value, int | np.integer):
-        found = str(int(value))
+        text = str(int(value))
     elif isinstance(value, float | np.floating):
-        found = _whole(float(value))
+        text = _whole(float(value))
     elif value is None:
         raise ValueError("null")
     else:
         raise ValueError(_shown(value))
-    if not found:
+    if not text:
         raise ValueError("an empty one")
-    if _HALF_PAIR.search(found):
-        raise ValueError(f"half a surrogate pair in {_shown(found)}")
-    if "\n" in found or "\r" in found:  # files of ids have one a line
-        raise ValueError(f"a line break in {_shown(found)}")
-    if len(found) > LONGEST_BYTES // 4 and (size := len(found.encode())) > LONGEST_BYTES:
-        raise ValueError(f"{size:,} bytes, {_shown(found)}; {LONGEST_BYTES:,} are the most")
-    return found
+    if _HALF_PAIR.search(text):
+        raise ValueError(f"half a surrogate pair in {_shown(text)}")
+    if "\n" in text or "\r" in text:  # files of ids have one a line
+        raise ValueError(f"a line break in {_shown(text)}")
+    if len(text) > LONGEST_BYTES // 4 and (size := len(text.encode())) > LONGEST_BYTES:
+        raise ValueError(f"{size:,} bytes, {_shown(text)}; {LONGEST_BYTES:,} are the most")
+    return text
 
 
 def _decoded(value: bytes) -> str:
@@ -84,15 +84,15 @@ def _shown(value: Any) -> str:
 
 
 def number_of(value: Any) -> int:
-    """Returns the whole number that an id of digits is, as text or as a number.
+    """Returns the whole number of an id of digits, given as text or as a number.
 
     Raises:
-      ValueError: it is none; says what was found.
+      ValueError: the value is no whole number; says what was found.
     """
-    found = of_value(value)
-    if not _DIGITS.fullmatch(found) or len(found) > _MOST_DIGITS:
+    digits = of_value(value)
+    if not _DIGITS.fullmatch(digits) or len(digits) > _MOST_DIGITS:
         raise ValueError(_shown(value))
-    return int(found)
+    return int(digits)
 
 
 def of_values(values: Iterable[Any], where: str, rows: Sequence[int] | None = None) -> list[str]:
@@ -109,7 +109,7 @@ def of_values(values: Iterable[Any], where: str, rows: Sequence[int] | None = No
 
 
 def of_column(column: pa.Array | pa.ChunkedArray, where: str) -> list[str]:
-    """Returns the ids of an Arrow column; as `of_values`, whole columns at a time."""
+    """Returns the ids of an Arrow column, like `of_values` but a whole column at a time."""
     column = _plain(column)
     kind = column.type
     if pa.types.is_floating(kind) and kind != pa.float16():
@@ -129,11 +129,11 @@ def of_lists(column: pa.Array | pa.ChunkedArray, where: str) -> list[list[str]]:
     Raises:
       UserError: a value in a list is no id; names its row.
     """
-    ids, found = [], []
+    ids, lists = [], []
     for row, cell in enumerate(column.to_pylist(), 1):
         ids = of_values(cell or (), where, [row] * len(cell or ()))
-        found.append(ids)
-    return found
+        lists.append(ids)
+    return lists
 
 
 def text_of(value: Any) -> str:
@@ -159,7 +159,7 @@ def texts_of(values: Iterable[Any], where: str, rows: Sequence[int] | None = Non
     """Returns the texts of a column's values, '' where one is absent.
 
     Args:
-      where, rows: as of `of_values`.
+      where, rows: as in `of_values`.
 
     Raises:
       UserError: a value is no text; names its row.
@@ -175,16 +175,16 @@ def _each(
     rows: Sequence[int] | None,
 ) -> list[str]:
     """Reads each value; a ValueError of `read` becomes one line that names the row."""
-    found = []
+    texts = []
     for number, value in enumerate(values):
         try:
-            found.append(read(value))
+            texts.append(read(value))
         except ValueError as error:
             row = number + 1 if rows is None else rows[number]
             raise UserError(
                 f"expected {expected} in {where}, found {error} in row {row}; mend the file"
             ) from None
-    return found
+    return texts
 
 
 def texts_of_column(

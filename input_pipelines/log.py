@@ -1,4 +1,4 @@
-"""The log schema that every data set becomes: per user, clicks and searches in time order.
+"""Defines the log that every data set becomes: per user, clicks and searches in time order.
 
 Ids count from 1; 0 is padding. Times are int64 in one unit a log; the history of a target is what
 has a strictly smaller time.
@@ -172,14 +172,14 @@ class Log:
         return self.words[ids].tolist()
 
     def unclicked(self, search: int) -> np.ndarray:
-        """The items shown in a search and not clicked, int32; none where that is not known."""
+        """Returns a search's items that were shown, not clicked, int32; none where not known."""
         if self.unclicked_offsets is None or self.unclicked_items is None:
             return np.zeros(0, np.int32)
         ends = self.unclicked_offsets
         return self.unclicked_items[ends[search] : ends[search + 1]]
 
     def asked_at(self, search: int) -> int:
-        """When a search was asked."""
+        """Returns the time at which a search was asked."""
         asked = self.search_times if self.search_begins is None else self.search_begins
         return int(asked[search])
 
@@ -190,15 +190,15 @@ class Log:
         return self.places[self.search_places[search]]
 
     def profile(self, user: int) -> dict[str, str]:
-        """What is known of a user, by name; nothing where the source has no profiles."""
+        """Returns what is known of a user, by name; {} where the source has no profiles."""
         return _json_at(self.profile_offsets, self.profile_bytes, user)
 
     def facts(self, item: int) -> dict[str, str]:
-        """Title, price, brand and category of an item as text, as far as the source has them."""
+        """Returns an item's title, price, brand and category as text, as far as they are known."""
         return _json_at(self.fact_offsets, self.fact_bytes, item)
 
     def item_texts(self) -> list[str]:
-        """The texts of items 1..V, '' for an item without.
+        """Returns the texts of items 1..V, '' for an item without one.
 
         Raises:
           UserError: the source has no texts.
@@ -234,10 +234,11 @@ class Ragged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RawEvents:
-    """Holds what a reader hands over: original names, any order.
+    """Holds the events that a reader hands over, with original names, in any order.
 
-    A source that numbers its users or items itself hands over arrays of int64 from 0 where str is
-    said below: all of a kind, and `Ragged` ones of items per search. The decimal text is the name.
+    A source that numbers its users or items itself hands over int64 from 0 instead of str: arrays
+    for all columns of users or items, and `Ragged` for the items of searches. The decimal text of a
+    number is its name.
 
     Attributes:
       click_user, click_item: str [R]; click_time: int64 [R].
@@ -252,7 +253,7 @@ class RawEvents:
         asked and when its last click came.
       item_facts: by item what is known of title, price, brand and category, text by name, for
         sources that have it; other items are not added by it.
-      time_unit, reading: as of `Log`.
+      time_unit, reading: as in `Log`.
     """
 
     click_user: Sequence[str] | np.ndarray
@@ -274,7 +275,7 @@ class RawEvents:
 
 
 def tie_break(values: Sequence[str], seed: int = 0) -> np.ndarray:
-    """A seeded hash of each value, uint64: the order of equal times, unrelated to id order."""
+    """Returns a seeded hash of each value, uint64: an order of equal times, unrelated to ids."""
     key = str(seed).zfill(16)[:16]
     return pd.util.hash_array(np.asarray(values, dtype=object), hash_key=key, categorize=True)
 
@@ -326,10 +327,10 @@ def _ragged(rows: Sequence[Sequence[str]] | Ragged) -> Ragged:
 
 
 def build_log(name: str, events: RawEvents, *, is_sample: bool = False) -> Log:
-    """Numbers names and sorts events.
+    """Builds the log of a reader's events: numbers their names and sorts them.
 
     The same user, item and time twice is one click. A search with neither words nor clicks is
-    dropped (`with_content`) and counted. Words are cut as `segmenters.cut` does, which is told.
+    dropped (`with_content`) and counted. Too long words are cut (`segmenters.cut`) with a warning.
 
     Raises:
       UserError: there is not one click.
@@ -429,7 +430,7 @@ def _column(values: Sequence[str] | np.ndarray) -> np.ndarray:
 def _texts_of_searches(
     events: RawEvents, searches: np.ndarray, item_lists: Sequence[Ragged]
 ) -> list[str]:
-    """Returns what tells each of `searches` from others of its user and time.
+    """Returns a text that tells each of `searches` from others of its user and time.
 
     Args:
       item_lists: names of the items clicked in every search of the source, and of those shown.
@@ -456,7 +457,7 @@ def laid_out_names(*names: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
 
 
 def _cut_words(name: str, events: RawEvents) -> list[list[str]]:
-    """Cuts words that are too long; says how many there were, and where the first is."""
+    """Cuts words that are too long; warns in how many searches, and where the first is."""
     words, cut = [], []
     for row, one in enumerate(events.search_words):
         short = [segmenters.cut(word) for word in one]
@@ -473,13 +474,13 @@ def _cut_words(name: str, events: RawEvents) -> list[list[str]]:
 
 
 def offsets_of_users(users: np.ndarray, num_users: int) -> np.ndarray:
-    """int64 [num_users + 2]: where the rows of each user start, given the user of every row."""
+    """Returns where each user's rows start, int64 [num_users + 2], given the user of every row."""
     counts = np.bincount(users, minlength=num_users + 1)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def take_ragged(ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets [n+1], row numbers) of the ragged rows `order`, in that order."""
+    """Returns (offsets [n+1], row numbers) of the ragged rows `order`, in that order."""
     lengths = np.diff(ends)[order]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     rows = np.repeat(ends[:-1][order] - offsets[:-1], lengths) + np.arange(offsets[-1])

@@ -1,4 +1,4 @@
-"""What every consumer of a log relies on, held before a prepared log is saved or used again."""
+"""Checks what every consumer of a log relies on, before a log is saved or used again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from input_pipelines.log import NAME_ARRAYS, OPTIONAL_ARRAYS, PLACE_ARRAYS, Log
 
 
 def validate_log(log: Log) -> None:
-    """Checks what every consumer relies on.
+    """Checks what every consumer of a log relies on.
 
     Raises:
       UserError: offsets that do not cover the rows, times out of order or in two units, ids out of
@@ -110,7 +110,7 @@ def validate_log(log: Log) -> None:
 
 
 def _validate_names(log: Log, name_offsets: str, name_bytes: str) -> None:
-    """Holds names to what `Names` reads: UTF-8 in parts, the first one empty, none too long."""
+    """Checks that `Names` can read names: UTF-8 in parts, the first one empty, none too long."""
     offsets, flat = getattr(log, name_offsets), getattr(log, name_bytes)
     if offsets is None:
         return

@@ -1,4 +1,4 @@
-"""Mixtures of tasks: which example of which task stands at each position of an endless stream.
+"""Mixes tasks: says which example of which task stands at each position of an endless stream.
 
 As in SeqIO a task has a rate; here it is a number of examples an epoch, and every epoch has exactly
 these, in a random order. What stands where is a pure function of (seed, position), so that the
@@ -21,7 +21,7 @@ ALL = -1
 
 
 class Positions(NamedTuple):
-    """What stands at positions [n], each int64.
+    """Says what stands at positions [n]; each field is int64 [n].
 
     Attributes:
       task: place among the mixture's tasks.
@@ -35,7 +35,7 @@ class Positions(NamedTuple):
 
 
 def check_rates(rates: Mapping[str, int]) -> None:
-    """Finds what is wrong with `Mixture`'s rates whatever its tasks have.
+    """Checks the rates of a `Mixture` as far as that needs no sizes of its tasks.
 
     Raises:
       UserError: a rate below -1, or nothing to train on.
@@ -54,12 +54,12 @@ def check_rates(rates: Mapping[str, int]) -> None:
 
 
 class Mixture:
-    """A mixture of tasks.
+    """Mixes the examples of several tasks at given rates.
 
     Args:
       sizes: examples that each task has.
       rates: examples of each task an epoch: `ALL` takes every one once, 0 leaves the task out, and
-        more than there are take all. A task's examples come once before any comes again.
+        a rate above the task's size takes all. A task's examples come once before any comes again.
       phrasings: of each task; drawn anew for every position.
 
     Raises:
@@ -96,7 +96,7 @@ class Mixture:
         return int(self._ends[-1])
 
     def at(self, position: np.ndarray) -> Positions:
-        """What stands at these positions [n], int64."""
+        """Returns what stands at these positions [n], int64."""
         position = np.asarray(position, np.int64)
         total = self.examples_per_epoch
         epoch, place = np.divmod(position, total)

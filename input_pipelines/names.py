@@ -57,9 +57,9 @@ class Names:
         return self.flat[first:last].tobytes().decode()
 
     def _take(self, numbers: np.ndarray) -> np.ndarray:
-        found = np.empty(numbers.shape, object)
-        found.reshape(-1)[:] = [self._at(number) for number in numbers.reshape(-1).tolist()]
-        return found
+        names = np.empty(numbers.shape, object)
+        names.reshape(-1)[:] = [self._at(number) for number in numbers.reshape(-1).tolist()]
+        return names
 
     def __iter__(self) -> Iterator[str]:
         return self.decoded()
@@ -73,9 +73,9 @@ class Names:
                 yield part[first:last].decode()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        found = np.empty(len(self), object)
-        found[:] = list(self)
-        return found if dtype is None else found.astype(dtype)
+        names = np.empty(len(self), object)
+        names[:] = list(self)
+        return names if dtype is None else names.astype(dtype)
 
     def index(self, name: str) -> int:
         """Returns the first number of a name. Raises ValueError where there is none."""

@@ -1,4 +1,4 @@
-"""Logs from events whose names are integers: arrays throughout, for sources of millions of rows."""
+"""Builds logs from events named by integers, with arrays throughout, for millions of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NumberedEvents:
       word_ends, word_values: int64 [S+1]; search s has the words word_values[ends[s]:ends[s+1]].
       search_click_ends, search_click_values: int64 [S+1], the items clicked, likewise.
       items: int64, further items of the catalogue.
-      time_unit: as of `Log`.
+      time_unit: as in `Log`.
     """
 
     click_user: np.ndarray
@@ -57,8 +57,8 @@ def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = F
     if not len(events.click_user):
         raise UserError(f"expected clicks in the log of {name}, found none; check the source files")
     keep = with_content(events.word_ends, events.search_click_ends)
-    kept = np.flatnonzero(keep)
-    users = np.unique(np.concatenate([events.click_user, events.search_user[kept]]))
+    searches = np.flatnonzero(keep)
+    users = np.unique(np.concatenate([events.click_user, events.search_user[searches]]))
     items = np.unique(np.concatenate([events.click_item, events.search_click_values, events.items]))
     words = np.unique(events.word_values)
 
@@ -75,9 +75,9 @@ def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = F
     )
     click_user, click_item, click_time = click_user[new], click_item[new], click_time[new]
 
-    search_user = _number(users, events.search_user[kept])
-    tie = _row_keys(events)[kept]
-    search_order = kept[np.lexsort((tie, events.search_time[kept], search_user))]
+    search_user = _number(users, events.search_user[searches])
+    tie = _row_keys(events)[searches]
+    search_order = searches[np.lexsort((tie, events.search_time[searches], search_user))]
     word_offsets, word_rows = take_ragged(events.word_ends, search_order)
     click_offsets, click_rows = take_ragged(events.search_click_ends, search_order)
     log = Log(
@@ -100,7 +100,7 @@ def build_numbered_log(name: str, events: NumberedEvents, *, is_sample: bool = F
 
 
 def _number(names: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """int32 ids from 1 of `values`, all of which occur in the sorted `names`."""
+    """Returns the ids of `values`, int32 from 1; the sorted `names` hold all of them."""
     return (np.searchsorted(names, values) + 1).astype(np.int32)
 
 

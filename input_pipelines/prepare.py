@@ -45,9 +45,9 @@ class Reader:
       files: data_dir -> the raw files; UserError where one is missing.
       read: (data_dir, **settings) -> Log.
       settings: the options it heeds.
-      of_files: those of the settings that say no more than how raw files are to be read.
+      of_files: the settings among these that only say how raw files are read.
       version: raised when the same files and options come to give another log.
-      reports: takes a `report` of the progress.
+      reports: whether `read` takes a `report` of its progress.
     """
 
     files: Callable[[str], list[pathlib.Path]]
@@ -120,7 +120,7 @@ def fingerprint(
 
 
 def _settings(dataset: str, raw_dir: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the data set heeds.
+    """Returns the options that the data set heeds.
 
     Raises:
       UserError: an unknown dataset or option, no such folder.
@@ -147,7 +147,7 @@ def _prepare(
     report: Report,
     place: str,
 ) -> None:
-    """Reads, checks and saves; `place` is what the user passed to say where."""
+    """Reads, checks and saves a log; `place` is the option by which the user said where."""
     reader = READERS[dataset]
     settings = origin["settings"] | ({"report": report} if reader.reports else {})
     report("reading", 0.0)
@@ -164,15 +164,15 @@ def _prepare(
         report("saving", 1.0)
     except OSError as error:
         # NumPy's error of a write that did not fit has no strerror.
-        found = error.strerror or f"a write cut short ({error})"
+        reason = error.strerror or f"a write cut short ({error})"
         raise UserError(
-            f"expected to read {raw_dir} and to write {directory}, found {found}; free space or "
+            f"expected to read {raw_dir} and to write {directory}, found {reason}; free space or "
             f"pass another {place}"
         ) from error
 
 
 def _with_ignored_files(log: Log, raw_dir: str, read: list[pathlib.Path]) -> Log:
-    """Notes which files and folders of the raw ones were not read, for the data card."""
+    """Notes which raw files and folders were not read, for the data card."""
     root = pathlib.Path(raw_dir)
     used = {path.relative_to(root).parts[0] for path in read}
     ignored = [name for name in sorted(os.listdir(root)) if name not in used and name[0] != "."]
@@ -196,7 +196,7 @@ def prepare_log(
 
     Args:
       data_dir: the raw files, or a folder that `prepare_into` has written: it is used as it is.
-      options: settings of any reader; those that this data set does not heed change nothing.
+      options: settings of any reader; settings that this data set does not heed change nothing.
       report: told what is being done and the share of it done.
 
     Raises:
@@ -213,11 +213,11 @@ def prepare_log(
             {k: v for k, v in some.items() if k not in of_files}
             for some in (origin.get("settings") or {}, settings)
         )
-        found = {"dataset": origin.get("dataset"), "settings": given}
+        saved = {"dataset": origin.get("dataset"), "settings": given}
         for key, value in {"dataset": dataset, "settings": wanted}.items():
-            if found[key] != value:
+            if saved[key] != value:
                 raise UserError(
-                    f"expected {data_dir} to be prepared with {key} {value}, found {found[key]}; "
+                    f"expected {data_dir} to be prepared with {key} {value}, found {saved[key]}; "
                     "change the config or pass another data_dir"
                 )
         version = READERS[dataset].version
@@ -252,10 +252,10 @@ def prepare_into(
 ) -> Log:
     """Prepares the raw files into the folder `data_dir`, or opens what an earlier call left there.
 
-    Whole or not at all: a call that was killed is begun anew by the next.
+    The folder is written whole or not at all: the next call begins a killed one anew.
 
     Args:
-      options, report: as of `prepare_log`.
+      options, report: as in `prepare_log`.
 
     Raises:
       UserError: as `prepare_log`; `data_dir` holds something else.
@@ -280,16 +280,17 @@ def prepare_into(
 
 
 def validate_prepared(data_dir: str) -> Log:
-    """Opens a prepared folder and holds it to its schema and its hash.
+    """Opens a prepared folder and checks its schema and its hash.
 
     Raises:
-      UserError: it is none, is cut short, breaks the schema or is not what was saved.
+      UserError: the folder holds no prepared log, is cut short, breaks the schema or is not what
+        was saved.
     """
     log = load_log(data_dir)
     validate_log(log)
-    found = content_hash(log)
-    if found != log.hash:
+    actual = content_hash(log)
+    if actual != log.hash:
         raise UserError(
-            f"expected the content hash {log.hash} of {data_dir}, found {found}; prepare it again"
+            f"expected the content hash {log.hash} of {data_dir}, found {actual}; prepare it again"
         )
     return log

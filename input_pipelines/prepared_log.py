@@ -53,7 +53,7 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
 
 
 def is_prepared(directory: str) -> bool:
-    """Whether a prepared log stands there."""
+    """Tells whether a folder holds a prepared log."""
     return os.path.isfile(os.path.join(directory, _META))
 
 
@@ -86,15 +86,15 @@ def _read_meta(directory: str) -> dict[str, Any]:
 
 
 def read_origin(directory: str) -> dict[str, Any] | None:
-    """The `origin` that a prepared log was saved with. Raises UserError like `load_log`."""
+    """Returns the `origin` that a prepared log was saved with. Raises UserError like `load_log`."""
     return _read_meta(directory).get("origin")
 
 
 def load_log(directory: str) -> Log:
-    """Opens a prepared log, memory-mapped, once every array has shown its checksum.
+    """Opens a prepared log, memory-mapped, after checking every array's checksum.
 
-    Every process that opens it reads all of it for that: the disk or memory of each host is its
-    own, and what one process has read, the others of its host find in memory.
+    For the check every process reads the whole log: the disk or memory of each host is its own,
+    and what one process has read, the others of its host find in memory.
 
     Raises:
       UserError: a file is missing, cut short, or not what was saved; another format.
@@ -123,11 +123,11 @@ def load_log(directory: str) -> Log:
 
 
 def place_beside(name: str, directory: str, cache_dir: str) -> str:
-    """Returns the path of what follows from a prepared log, such as candidate lists.
+    """Returns the path of a file made from a prepared log, such as candidate lists.
 
-    It lies in the log's folder, for whoever uses the log; where that cannot be written (a mount
-    that is read only, another user's folder) and has none, in a folder of the cache directory that
-    belongs to this very log.
+    The file lies in the log's folder, for all who use the log. Where that folder cannot be written
+    (a read-only mount, another user's folder) and does not hold the file, it lies in a folder of
+    the cache directory that belongs to this very log.
 
     Args:
       name: of a file or folder.
@@ -135,7 +135,7 @@ def place_beside(name: str, directory: str, cache_dir: str) -> str:
       cache_dir: made on first use; '' for none.
 
     Raises:
-      UserError: neither can be written.
+      UserError: neither folder can be written.
     """
     inside = os.path.join(directory, name)
     meta = os.path.join(directory, _META)

@@ -1,4 +1,4 @@
-"""The protocols of evaluation: against which items a target is ranked."""
+"""Names the protocols of evaluation: against which items a target is ranked."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PROTOCOLS = ("neg99", "neg99pop", "published99", "full")
 
 
 def check_evaluation(config: config_dict.ConfigDict) -> None:
-    """Finds what would only come out once a stage is trained and tested.
+    """Checks `config.eval` up front, so that no stage is trained before its test fails.
 
     Raises:
-      UserError: a size, metric or protocol of `config.eval` that there is not.
+      UserError: a size is not positive; a metric or protocol does not exist.
     """
     positive(config, "eval.batch_size", "eval.full_batch_size")
     for name in config.eval.metrics:

@@ -1,4 +1,4 @@
-"""Stateless random numbers: pure functions of their keys, so that any batch can be made alone."""
+"""Draws random numbers without state, as functions of keys, so that any batch can be made alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROUNDS = 6
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: a bijection of uint64 that looks random."""
+    """Mixes bits by the finaliser of SplitMix64: a bijection of uint64 that looks random."""
     with np.errstate(over="ignore"):
         z = np.asarray(values, np.uint64) + _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * _MIX_1
@@ -20,7 +20,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def keys(*parts: int | np.ndarray) -> np.ndarray:
-    """One uint64 key from several integers or arrays of them; the order of the parts matters."""
+    """Returns one uint64 key from several integers or arrays of them; their order matters."""
     key = np.zeros((), np.uint64)
     for part in parts:
         key = mix(key ^ mix(np.asarray(part).astype(np.uint64)))
@@ -28,7 +28,7 @@ def keys(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def keys_of_rows(ends: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """One uint64 key a ragged row, from its integers in their order.
+    """Returns one uint64 key a ragged row, from its integers in their order.
 
     Args:
       ends: int64 [n+1]; row i is values[ends[i]:ends[i+1]].
@@ -41,7 +41,7 @@ def keys_of_rows(ends: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def below(key: np.ndarray, count: int, limit: int) -> np.ndarray:
-    """`count` integers in [0, limit) for each key [n], int64 [n, count].
+    """Draws `count` integers in [0, limit) for each key [n], int64 [n, count].
 
     The multiplication maps 32 random bits to the range; its bias is below limit / 2^32.
     """
@@ -62,7 +62,7 @@ def exponentials(key: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def permutation(n: int, key: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Where a random permutation of [0, n) sends `positions`, without building it.
+    """Returns where a random permutation of [0, n) sends `positions`, without building it.
 
     A Feistel network permutes the next power of four; walking its cycle until the value falls
     below n makes it a permutation of [0, n).

@@ -46,7 +46,7 @@ class RawHashes:
         """Returns 32 hex digits (XXH3 of 128 bits) over a file's content.
 
         Raises:
-          UserError: it cannot be read, or is written to meanwhile.
+          UserError: the file cannot be read, or is written to meanwhile.
         """
         try:
             before, now = os.stat(path), time.time_ns()
@@ -67,10 +67,10 @@ class RawHashes:
                 f"expected {path} to stay as it is while it is read, found that another program "
                 "writes to it; wait for that program and run the command again"
             )
-        found = digest.hexdigest()
+        digits = digest.hexdigest()
         if now - before.st_ctime_ns > _SETTLED_S * 1e9:
-            self._new[key] = found
-        return found
+            self._new[key] = digits
+        return digits
 
     def save(self) -> None:
         """Remembers what was hashed; a cache that cannot be written forgets it."""
@@ -82,6 +82,6 @@ class RawHashes:
                 checksums.write_sealed(self._path, {"files": files})
 
 
-def _key(found: os.stat_result) -> str:
-    values = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+def _key(status: os.stat_result) -> str:
+    values = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return "-".join(map(str, values))

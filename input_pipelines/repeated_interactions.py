@@ -3,7 +3,7 @@
 Sources whose purchases or click-outs answer searches give both faces (`amazon_beauty`, `trivago`,
 and `csv_log` where clicks name their search). The two are one where user and item are the same and
 the click's time is that of the search, or lies between when it was asked and its time, at which it
-is history. Who reads a history as text, or counts, takes the two for one.
+is history. Whatever reads a history as text, or counts interactions, takes the two for one.
 """
 
 from __future__ import annotations
@@ -67,5 +67,5 @@ def _moments(
 
 
 def _users(offsets: np.ndarray) -> np.ndarray:
-    """The user of every row."""
+    """Returns the user of every row."""
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))

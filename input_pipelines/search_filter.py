@@ -22,7 +22,7 @@ class SearchFilter:
       threshold: in [-1, 1].
 
     Raises:
-      UserError: there is no such file, or none that can be read.
+      UserError: the file is missing or cannot be read.
     """
 
     def __init__(self, path: str, threshold: float):
@@ -37,25 +37,25 @@ class SearchFilter:
         self._threshold = threshold
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch without the searches below; the rest moves up, in order."""
+        """Returns the batch without searches below the threshold; the rest moves up, in order."""
         if self._threshold <= -1:
             return batch
-        kept = self._similar(batch)
-        order = np.argsort(~kept, axis=1, kind="stable")
-        kept = np.take_along_axis(kept, order, 1)
+        near = self._similar(batch)
+        order = np.argsort(~near, axis=1, kind="stable")
+        near = np.take_along_axis(near, order, 1)
 
         def moved(name: str) -> np.ndarray:
             values = batch[name]
             shape = (*order.shape, *[1] * (values.ndim - 2))
             values = np.take_along_axis(values, order.reshape(shape), 1)
-            return np.where(kept.reshape(shape), values, 0).astype(values.dtype)
+            return np.where(near.reshape(shape), values, 0).astype(values.dtype)
 
-        found = {name: moved(name) for name in ("query_words", "clicked_items")}
-        found |= _orders(batch["rec_order"], batch["rec_items"] != 0, moved("search_order"), kept)
-        return batch | found
+        fields = {name: moved(name) for name in ("query_words", "clicked_items")}
+        fields |= _orders(batch["rec_order"], batch["rec_items"] != 0, moved("search_order"), near)
+        return batch | fields
 
     def _similar(self, batch: Batch) -> np.ndarray:
-        """bool [B, Ls]; the cosine of a history or search without vectors is 0."""
+        """Tells which searches are near, bool [B, Ls]; without vectors a cosine is 0."""
         history = _mean(self._items, batch["rec_items"])[:, None]
         searches = _mean(self._words, batch["query_words"])
         searches = searches + _mean(self._items, batch["clicked_items"])
@@ -67,14 +67,14 @@ class SearchFilter:
 
 
 def _mean(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Mean of the rows of ids [..., n] that are not padding, [..., D]."""
+    """Returns the mean of the rows of ids [..., n] that are not padding, [..., D]."""
     valid = ids != 0
     return (table[ids] * valid[..., None]).sum(-2) / np.maximum(valid.sum(-1), 1)[..., None]
 
 
-def _orders(rec: np.ndarray, clicks: np.ndarray, search: np.ndarray, kept: np.ndarray) -> Batch:
-    """Places of the events that are left among each other: no gap tells of a removed search."""
-    valid = np.concatenate([clicks, kept], 1)
+def _orders(rec: np.ndarray, clicks: np.ndarray, search: np.ndarray, near: np.ndarray) -> Batch:
+    """Numbers the places of the events that are left anew: no gap tells of a removed search."""
+    valid = np.concatenate([clicks, near], 1)
     held = np.where(valid, np.concatenate([rec, search], 1), np.iinfo(np.int32).max)
     places = np.argsort(np.argsort(held, axis=1, kind="stable"), axis=1) * valid
     first, second = np.split(places.astype(np.int32), [rec.shape[1]], 1)

@@ -29,7 +29,7 @@ _GROUPS = 3
 
 
 def evaluated(config: config_dict.ConfigDict) -> tuple[str, ...]:
-    """The columns of a run's table. Raises UserError where one does not exist."""
+    """Returns the columns of a run's table. Raises UserError where one does not exist."""
     names = config.eval.search_protocols
     return tuple(column for name in names for column in columns("search", name))
 
@@ -46,7 +46,7 @@ def check(config: config_dict.ConfigDict) -> None:
 
 
 def columns(task: str, protocol: str) -> tuple[str, ...]:
-    """Raises UserError for another task than search, or a protocol that does not exist."""
+    """Returns the columns of a protocol. Raises UserError for another task, no such protocol."""
     if task != "search" or protocol not in _NAMES:
         raise UserError(
             f"expected --task=search --protocol={' or '.join(_NAMES)} of this run, found {task!r} "
@@ -56,19 +56,19 @@ def columns(task: str, protocol: str) -> tuple[str, ...]:
 
 
 def held_out(config: config_dict.ConfigDict, data: Dataset, split: str) -> SearchExamples:
-    """The searches of a split that are evaluated, `config.eval.SPLIT_users` at most (0: all)."""
-    found, _ = data.chosen("search", split, config.eval[f"{split}_users"])
-    assert isinstance(found, SearchExamples)
-    return found
+    """Returns the searches of a split to evaluate, `config.eval.SPLIT_users` at most (0: all)."""
+    examples, _ = data.chosen("search", split, config.eval[f"{split}_users"])
+    assert isinstance(examples, SearchExamples)
+    return examples
 
 
 def impressions(log: Log, examples: SearchExamples) -> np.ndarray:
-    """Returns each search's items int32 [E, N]: the target, those not clicked, padding 0.
+    """Returns each search's items int32 [E, N]: the target, the unclicked items, padding 0.
 
     Other clicked items of a search are not among them, and each item is there once.
 
     Raises:
-      UserError: the log does not have them, or none of these searches has any.
+      UserError: the log does not say what searches showed, or these showed nothing unclicked.
     """
     ends = log.click_offsets
     shown = []
@@ -89,7 +89,7 @@ def impressions(log: Log, examples: SearchExamples) -> np.ndarray:
 
 
 def _ranked(shown: np.ndarray) -> np.ndarray:
-    """bool [E]: there is something to rank, and not the target alone."""
+    """Tells which rows hold more to rank than the target alone, bool [E]."""
     return np.any(shown[:, 1:] > 0, axis=1)
 
 
@@ -100,12 +100,12 @@ def add_impressions(sums: metrics.Sums, scores: np.ndarray, shown: np.ndarray) -
 
 
 def users(log: Log, examples: SearchExamples, protocol: str) -> np.ndarray:
-    """The users of the examples that count under a protocol, in their order."""
+    """Returns the users of the examples that count under a protocol, in their order."""
     return examples.user[counted(log, examples, protocol)]
 
 
 def counted(log: Log, examples: SearchExamples, protocol: str) -> np.ndarray:
-    """bool [E]: which examples count under a protocol."""
+    """Tells which examples count under a protocol, bool [E]."""
     if protocol != IMPRESSIONS:
         return np.ones(len(examples), bool)
     return _ranked(impressions(log, examples))
@@ -131,7 +131,7 @@ def asked_before(log: Log, examples: SearchExamples) -> np.ndarray:
 
 
 def groups_of_users(data: Dataset, examples: SearchExamples) -> list[tuple[int, int, np.ndarray]]:
-    """Three groups by the number of queries before the one that is asked (CRS 4.5).
+    """Forms three groups by the number of queries before the one that is asked (CRS 4.5).
 
     Returns:
       The fewest and the most queries of a group, and which examples it has, bool [E].
@@ -147,7 +147,7 @@ def groups_of_users(data: Dataset, examples: SearchExamples) -> list[tuple[int, 
 def user_groups(
     data: Dataset, examples: SearchExamples, sums: metrics.Sums
 ) -> list[dict[str, Any]]:
-    """hr@10 of `groups_of_users`.
+    """Returns hr@10, or else the last metric of `sums`, of each of `groups_of_users`.
 
     Args:
       sums: of `examples`, in their order.

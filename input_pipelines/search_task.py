@@ -1,4 +1,4 @@
-"""Examples of the search task: for a query, the item that was clicked is to be ranked first."""
+"""Makes the search task's examples: for a query, the clicked item is to be ranked first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEVER = np.iinfo(np.int64).max
 
 @dataclasses.dataclass(frozen=True)
 class SearchExamples(Examples):
-    """Targets (user, search, clicked item); `target_row` is the row of the search.
+    """Holds targets (user, search, clicked item); `target_row` is the row of the search.
 
     Attributes:
       item: int32 [E], the clicked item.
@@ -24,7 +24,7 @@ class SearchExamples(Examples):
 
 
 def training_searches(log: Log, splits: Splits) -> SearchExamples:
-    """Every click of a training search that has words.
+    """Returns every click of a training search that has words.
 
     A search trains if it happened before the first click that its user keeps for validation or
     test; under 'global_time' before the first such click of anyone; under 'by_user' if its user
@@ -35,7 +35,7 @@ def training_searches(log: Log, splits: Splits) -> SearchExamples:
 
 
 def held_out_searches(log: Log, splits: Splits, split: str) -> SearchExamples:
-    """Every click of a validation or test search that has words; none of these searches trains.
+    """Returns every click of a split's searches that have words; none of these searches trains.
 
     Of each user's searches that do not train the last one tests and the others validate; a search
     at the time of the user's validation click is a face of that event and validates. Under
@@ -68,7 +68,7 @@ def held_out_searches(log: Log, splits: Splits, split: str) -> SearchExamples:
 
 
 def targets(log: Log, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """(item int32, time int64) [E] of what each example is to rank first."""
+    """Returns (item int32, time int64) [E] of what each example is to rank first."""
     if isinstance(examples, SearchExamples):
         return examples.item, np.asarray(log.search_times)[examples.target_row]
     rows = examples.target_row
@@ -84,7 +84,7 @@ def _usable(log: Log) -> np.ndarray:
 
 
 def _first_held_out(log: Log, splits: Splits) -> np.ndarray:
-    """int64 [U+1], the time of each user's first click that does not train."""
+    """Returns the time of each user's first click that does not train, int64 [U+1]."""
     held_out = np.setdiff1d(np.arange(len(log.rec_items)), splits.training_rows)
     times = np.asarray(log.rec_times)[held_out]
     until = np.full(log.num_users + 1, _NEVER)
@@ -99,7 +99,7 @@ def _first_held_out(log: Log, splits: Splits) -> np.ndarray:
 
 
 def _last_click(log: Log) -> np.ndarray:
-    """int64 [U+1], the time of each user's last click; the least integer without any."""
+    """Returns the time of each user's last click, int64 [U+1]; the least integer without any."""
     last = np.full(log.num_users + 1, np.iinfo(np.int64).min)
     users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))
     np.maximum.at(last, users, np.asarray(log.rec_times))
@@ -107,7 +107,7 @@ def _last_click(log: Log) -> np.ndarray:
 
 
 def _examples(log: Log, chosen: np.ndarray) -> SearchExamples:
-    """The clicks of the searches that are `chosen` [S] and have words."""
+    """Returns the clicks of the searches that are `chosen` [S] and have words."""
     chosen = chosen & _usable(log)
     users = _users_of_searches(log)
     searches = np.repeat(np.arange(len(log.search_times)), np.diff(log.click_offsets))

@@ -1,4 +1,4 @@
-"""Words of a query: Chinese text has no spaces, so what a word is has to be chosen."""
+"""Splits queries into words: Chinese text has no spaces, so what a word is has to be chosen."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cut(word: str) -> str:
 
 
 def join(words: Sequence[str]) -> str:
-    """Words as text again: no space between two of a script that is written without."""
+    """Joins words to text again, without a space between two of a script that has no spaces."""
     text = ""
     for word in words:
         if text and not (_IDEOGRAPH.match(text[-1]) and _IDEOGRAPH.match(word[0])):

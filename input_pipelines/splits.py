@@ -1,4 +1,4 @@
-"""Which clicks are targets of training, validation and test, and what counts as their history."""
+"""Decides which clicks are targets of training, validation and test, and what their history is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PUBLISHED_FIELDS = ("target_row", "rec_end", "search_end")
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Targets (user, position): everything strictly before one is its history.
+    """Holds targets (user, position): everything strictly before one is its history.
 
     Attributes:
       user: int32 [E].
@@ -43,15 +43,16 @@ class Examples:
         return len(self.user)
 
     def take(self, indices: np.ndarray) -> Self:
+        """Returns the examples at these places."""
         return type(self)(*(getattr(self, f.name)[indices] for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The three parts under the split's name.
+    """Holds the three parts under the split's name.
 
-    `training_rows`, int64, are all clicks of the log that training may see, first clicks of users
-    and those without a target's history among them.
+    `training_rows`, int64, are all clicks of the log that training may see, also users' first
+    clicks and clicks whose history is too short for a target.
     """
 
     name: str
@@ -66,24 +67,24 @@ def _users_of_rows(offsets: np.ndarray) -> np.ndarray:
 
 
 def _moments(users: np.ndarray, times: np.ndarray, first: int, span: int) -> np.ndarray:
-    """One int64 a (user, time) pair, in the pairs' own order."""
+    """Returns one int64 a (user, time) pair, in the pairs' own order."""
     return users * np.int64(span) + (times - first)
 
 
 def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rec_end, search_end) of target click rows: what happened strictly earlier."""
+    """Returns (rec_end, search_end) of target click rows: what happened strictly earlier."""
     clicks, searches, _ = _event_moments(log)
     return _earlier(clicks, searches, clicks[rows])
 
 
 def search_history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rec_end, search_end) of search rows: what happened strictly before they were asked."""
+    """Returns (rec_end, search_end) of search rows: what happened strictly before their asking."""
     clicks, searches, asked = _event_moments(log)
     return _earlier(clicks, searches, asked[rows])
 
 
 def _event_moments(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A (user, time) pair as one int64 for every click, every search, and when each was asked.
+    """Returns (user, time) as one int64 of every click, every search, and each search's asking.
 
     Events are sorted by (user, time), so that one search over pairs answers for all users.
     """
@@ -130,20 +131,20 @@ def split_log(
     seed: int = 0,
     max_validation: int = 5000,
 ) -> Splits:
-    """Splits the log's clicks.
+    """Splits the log's clicks into training, validation and test.
 
     leave_one_out: a user with at least 3 clicks gives the last to test and the one before to
     validation; every other click trains. global_time: clicks before the .8 quantile of all click
     times train, up to the .9 quantile validate, the rest test. by_user: a random .8 of the users
     with clicks train with all their clicks; of a random .1 each the last click validates or tests
-    (CRS 4.1.3), and nothing of these users trains. published: what came with the data; training may
-    see its targets and everything before them that is not held out.
+    (CRS 4.1.3), and nothing of these users trains. published: the split that came with the data;
+    training may see its targets and everything before them that is not held out.
 
     Args:
       name: 'leave_one_out', 'global_time', 'by_user' or 'published'.
       min_history: events, of either kind, before a training target; held-out ones need none.
       seed: of the choice of validation examples, and of users under by_user.
-      max_validation: validation examples kept.
+      max_validation: validation examples at most.
 
     Raises:
       UserError: no such split, or none was published with the data.
@@ -180,7 +181,7 @@ def split_log(
 
 
 def _user_parts(log: Log, seed: int) -> np.ndarray:
-    """0, 1 or 2 for each user number [U+1]: trains, validates, tests."""
+    """Returns 0, 1 or 2 for each user number [U+1]: trains, validates, tests."""
     active = np.flatnonzero(np.diff(log.rec_offsets) > 0)
     order = np.random.default_rng(seed).permutation(active)
     parts = np.zeros(log.num_users + 1, np.int64)
@@ -210,8 +211,8 @@ def _published(log: Log, min_history: int, seed: int, max_validation: int) -> Sp
     users = _users_of_rows(log.rec_offsets)
 
     def part(name: str) -> Examples:
-        found = {f: np.asarray(log.published[f"{name}_{f}"]) for f in _PUBLISHED_FIELDS}
-        return Examples(user=users[found["target_row"]], **found)
+        fields = {f: np.asarray(log.published[f"{name}_{f}"]) for f in _PUBLISHED_FIELDS}
+        return Examples(user=users[fields["target_row"]], **fields)
 
     train, validation, test = (part(name) for name in ("train", "validation", "test"))
     held_out = np.zeros(len(users), bool)
@@ -232,8 +233,9 @@ def _published(log: Log, min_history: int, seed: int, max_validation: int) -> Sp
 def targets_in_latest_search(log: Log, examples: Examples) -> np.ndarray:
     """Tells which targets their latest earlier search has among its clicked items, bool [E].
 
-    A model that repeats the clicks of the latest search is right about these. In a log that tells a
-    click as a search's and again as a later click, they are nearly all, and worth nothing.
+    A model that repeats the clicks of the latest search is right about these. In a log that tells
+    each click twice, as a search's and again as a later one, nearly all targets are such, and being
+    right about them is worth nothing.
     """
     users, starts = examples.user, np.asarray(log.search_offsets)
     some = np.flatnonzero(examples.search_end > starts[users])
@@ -243,9 +245,9 @@ def targets_in_latest_search(log: Log, examples: Examples) -> np.ndarray:
     owners = np.repeat(np.arange(len(some)), lengths)
     rows = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
     targets = np.asarray(log.rec_items)[examples.target_row[some]]
-    found = np.zeros(len(examples), bool)
-    found[some[owners[np.asarray(log.click_items)[rows] == targets[owners]]]] = True
-    return found
+    told = np.zeros(len(examples), bool)
+    told[some[owners[np.asarray(log.click_items)[rows] == targets[owners]]]] = True
+    return told
 
 
 def warn_of_told_targets(log: Log, splits: Splits) -> None:
@@ -281,7 +283,7 @@ def describe(log: Log, splits: Splits) -> dict[str, Any]:
 
 
 def check_leakage(log: Log, splits: Splits) -> None:
-    """Holds a split to its promise.
+    """Checks that histories end before their targets and that no held-out target trains.
 
     Raises:
       UserError: a history holds an event at or after its target, or a held-out target trains.

@@ -64,7 +64,7 @@ def check_ranges(clicks: np.ndarray, searches: np.ndarray, what: str) -> None:
       what: for messages, such as 'log csv_log'.
 
     Raises:
-      UserError: they cannot; shows both ranges.
+      UserError: they cannot be of one unit; shows both ranges.
     """
     kinds = [np.asarray(some) for some in (clicks, searches)]
     if not (_mixed(kinds) or (all(map(len, kinds)) and _apart(*kinds))):

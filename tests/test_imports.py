@@ -86,17 +86,17 @@ def test_only_the_face_of_lcrsr_names_experiments():
 
 
 def test_only_the_programs_for_t5x_import_its_bridge():
-    found = set()
+    programs = set()
     for package in ALLOWED:
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             if path.parent != BRIDGE and re.search(r"^\s*(from|import) .*t5x_bridge", text, re.M):
-                found.add(path.stem)
-    assert found == {"t5x", "export_t5x"}
+                programs.add(path.stem)
+    assert programs == {"t5x", "export_t5x"}
 
 
 def test_what_jax_keeps_private_is_read_in_one_file():
-    found = {
+    files = {
         path.relative_to(ROOT).as_posix()
         for package in ALLOWED
         for path in (ROOT / package).rglob("*.py")
@@ -104,7 +104,7 @@ def test_what_jax_keeps_private_is_read_in_one_file():
         or "jax._src" in path.read_text(encoding="utf-8")
     }
     # The coordinator's key-value store: it needs no device and can wait for hours.
-    assert found == {"core/distributed.py"}
+    assert files == {"core/distributed.py"}
 
 
 def test_no_file_is_named_after_nothing():

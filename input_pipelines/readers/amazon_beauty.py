@@ -1,4 +1,4 @@
-"""Amazon Beauty with semi-synthetic searches, as prepared for CRS-style experiments.
+"""Reads Amazon Beauty with semi-synthetic searches, as prepared for CRS-style experiments.
 
     sequences.tsv   user TAB items in the order of purchase, separated by spaces
     items.jsonl     {"item": 0, "query_ids": [0], "title": "...", ...}: the catalogue
@@ -31,7 +31,7 @@ _FILES = ("sequences.tsv", "items.jsonl", "queries.tsv")
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """The files read. Raises UserError where one is missing."""
+    """Lists the files that are read. Raises UserError where one is missing."""
     paths = [pathlib.Path(data_dir) / name for name in _FILES]
     for path in paths:
         if not path.is_file():
@@ -80,9 +80,9 @@ def _text(record: dict) -> str:
 
 
 def _facts(record: dict) -> dict[str, str]:
-    """As text; a price to the cent."""
+    """Returns an item's facts as text, the price to the cent."""
     values = {name: record.get(name) for name in ("title", "brand", "price")}
-    found = {
+    facts = {
         name: ids.whole_text(v.strip())
         for name, v in values.items()
         if isinstance(v, str) and v.strip()
@@ -90,14 +90,14 @@ def _facts(record: dict) -> dict[str, str]:
     price = values["price"]
     # True is no price, though Python takes it for 1.
     if isinstance(price, int | float) and price is not True and 0 < price < _LARGEST_PRICE:
-        found["price"] = f"{price:.2f}"
-    return found
+        facts["price"] = f"{price:.2f}"
+    return facts
 
 
 def _read_items(
     path: pathlib.Path, queries: dict[int, list[str]]
 ) -> tuple[dict[str, list[int]], dict[str, str], dict[str, dict[str, str]]]:
-    """The query ids, the text and the facts of each item of the catalogue."""
+    """Reads the query ids, the text and the facts of each item of the catalogue."""
     items, texts, facts = {}, {}, {}
     for number, line in enumerate(_lines(path), 1):
         try:
@@ -125,7 +125,7 @@ def _read_items(
 def _read_sequences(
     path: pathlib.Path, items: dict[str, list[int]]
 ) -> tuple[list[str], list[str], list[int], np.ndarray]:
-    """User, item and position of every purchase; the users' numbers int64 [R]."""
+    """Reads user, item and position of every purchase, and the users' numbers int64 [R]."""
     users: list[str] = []
     bought: list[str] = []
     times: list[int] = []

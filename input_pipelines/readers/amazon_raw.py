@@ -1,4 +1,4 @@
-"""Amazon reviews with semi-synthetic searches, any category, from the raw files.
+"""Reads Amazon reviews of any category, with semi-synthetic searches, from the raw files.
 
     reviews_X_5.json.gz   one review a line: reviewerID, asin, unixReviewTime, ...
     meta_X.json.gz        one item a line, a Python dict literal: asin, title, description, ...
@@ -52,9 +52,9 @@ _REPORT_LINES = 10_000
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """reviews, meta, queries and qrels. Raises UserError where one is missing or not alone."""
+    """Lists reviews, meta, queries, qrels. Raises UserError where one is missing or not alone."""
     root = pathlib.Path(data_dir)
-    found = []
+    files = []
     for pattern in _PATTERNS:
         paths = sorted(root.glob(pattern))
         if len(paths) != 1:
@@ -63,11 +63,11 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
                 f"expected one file {pattern} in {data_dir}, found {names}; keep one category a "
                 "folder"
             )
-        found.append(paths[0])
-    if found[1].name != f"meta_{_category(found[0])}.json.gz":
+        files.append(paths[0])
+    if files[1].name != f"meta_{_category(files[0])}.json.gz":
         raise UserError(
-            f"expected reviews and metadata of one category in {data_dir}, found {found[0].name} "
-            f"and {found[1].name}; keep one category a folder"
+            f"expected reviews and metadata of one category in {data_dir}, found {files[0].name} "
+            f"and {files[1].name}; keep one category a folder"
         )
     for name in _QUERIES:
         if not (root / name).is_file():
@@ -75,8 +75,8 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
                 f"expected {name} in {data_dir}, found no such file; take it from "
                 "Amazon-Product-Search"
             )
-        found.append(root / name)
-    return found
+        files.append(root / name)
+    return files
 
 
 def _category(reviews: pathlib.Path) -> str:
@@ -84,7 +84,7 @@ def _category(reviews: pathlib.Path) -> str:
 
 
 def _lines(path: pathlib.Path, report: Report) -> Iterator[tuple[int, str]]:
-    """The lines of a gz file without their ends, numbered from 1."""
+    """Yields the lines of a gz file without their ends, numbered from 1."""
     size = max(path.stat().st_size, 1)
     try:
         with (
@@ -124,9 +124,9 @@ def _record(
     keys: Mapping[str, Callable[[Any], Any]],
     texts: Sequence[str] = (),
 ) -> list:
-    """The values of `keys` in one line, JSON or a Python literal; nothing is executed.
+    """Returns the values of `keys` in one line, JSON or a Python literal; executes nothing.
 
-    Then those of `texts`, keys of text that a line need not have.
+    The values of `texts` follow: keys of text that a line need not have.
     """
     try:
         try:
@@ -135,8 +135,8 @@ def _record(
             if len(line) > _LITERAL_CHARACTERS:
                 raise
             record = ast.literal_eval(line)
-        found = [convert(record[key]) for key, convert in keys.items()]
-        return found + [_optional_text(record.get(key)) for key in texts]
+        values = [convert(record[key]) for key, convert in keys.items()]
+        return values + [_optional_text(record.get(key)) for key in texts]
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
         expected = f"a dict with {', '.join(keys)}"
         if texts:
@@ -145,14 +145,14 @@ def _record(
 
 
 def _optional_text(value: Any) -> str:
-    """On one line; '' of nothing. Raises TypeError where it is no text."""
+    """Returns a text on one line, '' of None. Raises TypeError where the value is no text."""
     if value is not None and not isinstance(value, str):
         raise TypeError
     return " ".join(ids.whole_text(value or "").split())
 
 
 def _item_texts(path: pathlib.Path, report: Report) -> dict[str, str]:
-    """The text of every item that has metadata."""
+    """Reads the text of every item that has metadata."""
     texts = {}
     for number, line in _lines(path, report):
         item, *parts = _record(path, number, line, {"asin": ids.of_value}, _TEXT_KEYS)
@@ -161,7 +161,7 @@ def _item_texts(path: pathlib.Path, report: Report) -> dict[str, str]:
 
 
 def _reviews(path: pathlib.Path, known: set[str], report: Report) -> pd.DataFrame:
-    """user, item, position of the reviews of known items, in order."""
+    """Reads user, item and position of the reviews of known items, in order."""
     users, items, days = [], [], []
     keys = {
         "reviewerID": ids.of_value,
@@ -185,7 +185,7 @@ def _reviews(path: pathlib.Path, known: set[str], report: Report) -> pd.DataFram
 
 
 def _qrels(paths: list[pathlib.Path], num_queries: int, report: Report) -> pd.DataFrame:
-    """Distinct (user, item, query) of the files."""
+    """Reads the distinct (user, item, query) of the files."""
     rows: list[tuple[str, str, int]] = []
     for path in paths:
         for number, line in _lines(path, report):
@@ -200,7 +200,7 @@ def _qrels(paths: list[pathlib.Path], num_queries: int, report: Report) -> pd.Da
 
 
 def _choose(qrels: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """One query for each (user, item), whatever the order of the rows."""
+    """Chooses one query for each (user, item), whatever the order of the rows."""
     ordered = qrels.sort_values(["user", "item", "query"], ignore_index=True)
     groups = ordered.groupby(["user", "item"], sort=False)
     count = groups["query"].transform("size").to_numpy()

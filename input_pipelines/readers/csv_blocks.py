@@ -1,4 +1,4 @@
-"""Large CSV files, read in blocks of columns: memory holds one block, no row passes through Python.
+"""Reads large CSV files by blocks of columns: memory holds one block, Python sees no single row.
 
 Rows count from 1 below the header. A malformed row ends in one line that names it, wherever in
 the file it stands.
@@ -33,12 +33,12 @@ _HEADER_CHARACTERS = 1 << 20
 
 
 def silent(what: str, share: float) -> None:
-    """A `Report` that shows nothing."""
+    """Shows nothing: the `Report` where none is wanted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Consecutive rows of a file.
+    """Holds consecutive rows of a file.
 
     Attributes:
       first_row: number of the first one.
@@ -75,10 +75,10 @@ def read_blocks(
         try:
             reader = _open(file, columns, block_bytes)
             for number, batch in enumerate(reader, 1):
-                found = {n: _values(batch.column(n), t) for n, t in columns.items()}
-                if any(values is None for values in found.values()):
+                converted = {n: _values(batch.column(n), t) for n, t in columns.items()}
+                if any(values is None for values in converted.values()):
                     raise pa.ArrowInvalid("a value out of range")
-                yield Block(row, {n: v for n, v in found.items() if v is not None})
+                yield Block(row, {n: v for n, v in converted.items() if v is not None})
                 row += batch.num_rows
                 # Not the file's position, which runs ahead of what is parsed.
                 report(path.name, min(number * block_bytes / size, 1.0))
@@ -106,7 +106,7 @@ def _open(
 
 
 def _values(column: pa.Array, kind: pa.DataType) -> np.ndarray | pa.DictionaryArray | None:
-    """What a block holds of a column; None where a number is missing or out of range."""
+    """Returns a block's values of a column; None where a number is missing or out of range."""
     if kind == TEXT:
         return column
     if column.null_count:
@@ -122,7 +122,7 @@ def _values(column: pa.Array, kind: pa.DataType) -> np.ndarray | pa.DictionaryAr
 
 
 def header_of(path: pathlib.Path) -> list[str]:
-    """Returns the names of the first line as they stand, spaces too; none of what is no CSV."""
+    """Returns the names of the first line as they stand, spaces too; [] where this is no CSV."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             return next(csv.reader([file.readline(_HEADER_CHARACTERS)]), [])
@@ -131,7 +131,7 @@ def header_of(path: pathlib.Path) -> list[str]:
 
 
 def first_row_is_longer(path: pathlib.Path) -> bool:
-    """Tells whether the first row has more fields than the header; False of what is no CSV."""
+    """Tells whether the first row has more fields than the header; False where this is no CSV."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             header, *rows = itertools.islice(filter(None, csv.reader(file)), 2)
@@ -145,10 +145,10 @@ def _check_header(path: pathlib.Path, columns: Iterable[str]) -> None:
     header = header_of(path)
     missing = [name for name in columns if name not in header]
     if missing:
-        found = ", ".join(name if name == name.strip() else repr(name) for name in header)[:300]
+        listed = ", ".join(name if name == name.strip() else repr(name) for name in header)[:300]
         raise UserError(
             f"expected column{'s' * (len(missing) > 1)} {', '.join(missing)} in {path}, found "
-            f"{found or 'an empty file'}; use the file as published"
+            f"{listed or 'an empty file'}; use the file as published"
         )
     twice = [name for name in columns if header.count(name) > 1]
     if twice:
@@ -159,7 +159,7 @@ def _check_header(path: pathlib.Path, columns: Iterable[str]) -> None:
 
 
 def _explain(path: pathlib.Path, columns: Mapping[str, pa.DataType], error: Exception) -> UserError:
-    """Reads again as text, up to the first row that does not convert, to name it."""
+    """Returns the error that names the first bad row, by reading the file again as text."""
     odd_rows: list[pyarrow.csv.InvalidRow] = []
 
     def keep(odd: pyarrow.csv.InvalidRow) -> str:
@@ -194,7 +194,7 @@ def _explain(path: pathlib.Path, columns: Mapping[str, pa.DataType], error: Exce
 
 
 def _first_odd(texts: pa.StringArray, kind: pa.DataType) -> int | None:
-    """The first row of a block that is no number of its kind."""
+    """Returns the first row of a block that is no number of its kind."""
     low, high = 0, len(texts)
     if _casts(texts, kind):
         return None

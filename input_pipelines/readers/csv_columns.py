@@ -1,4 +1,4 @@
-"""Finds the columns of `csv_log`: those its files need, other names for them, missing ones."""
+"""Finds the columns of `csv_log` that its files need, have by other names, or lack."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = {
 }
 OPTIONAL_TABLES = ("items",)
 OPTIONAL_COLUMNS = ("search_session",)
-# Columns that `columns` may say there are none of.
+# Columns that the setting `columns` may declare absent.
 _LEFT_OUT = ("session", "clicked_items", "title", "search_session")
 _MOST_COLUMNS = 10_000
 _ALL_COLUMNS = tuple(dict.fromkeys(name for names in COLUMNS.values() for name in names))
@@ -32,9 +32,9 @@ def names_of(columns: str) -> dict[str, dict[str, str]]:
       columns: the setting, such as 'user=user_id,searches.time=asked_at,session='.
 
     Raises:
-      UserError: no list of COLUMN=NAME; a column that the schema has not, or cannot do without.
+      UserError: `columns` is no list of COLUMN=NAME, or gives no name to a needed column.
     """
-    found = {table: {name: name for name in names} for table, names in COLUMNS.items()}
+    names_by_table = {table: {name: name for name in names} for table, names in COLUMNS.items()}
     for given in filter(None, (part.strip() for part in columns.split(","))):
         place, sign, name = (part.strip() for part in given.partition("="))
         table, _, column = place.rpartition(".")
@@ -46,8 +46,8 @@ def names_of(columns: str) -> dict[str, dict[str, str]]:
                 f"is none), found {given!r}; correct config.data.columns"
             )
         for each in tables:
-            found[each][column] = name
-    return found
+            names_by_table[each][column] = name
+    return names_by_table
 
 
 def _header(path: pathlib.Path) -> list[str]:
@@ -117,7 +117,7 @@ def check_headers(
 
 
 def _hint(column: str, header: Sequence[str]) -> list[str]:
-    """Guesses what the file calls a column: '' where it can do without; [] of no idea."""
+    """Guesses what the file calls a column: [''] if it may be absent, [] without a guess."""
     likely = [name for name in header if column in name.lower()]
     return likely or [""] * (column in _LEFT_OUT)
 

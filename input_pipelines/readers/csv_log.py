@@ -97,14 +97,14 @@ def _table_file(data_dir: str, name: str) -> pathlib.Path | None:
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
     """Lists the files that are read. Raises UserError where one is missing."""
-    found = [_table_file(data_dir, name) for name in COLUMNS]
-    return [path for path in found if path is not None]
+    paths = [_table_file(data_dir, name) for name in COLUMNS]
+    return [path for path in paths if path is not None]
 
 
 def _read(path: pathlib.Path, names: Mapping[str, str], columns: Sequence[str]) -> _Table:
     """Reads the wanted columns; `names` are the file's of them."""
     wanted = [names[column] for column in columns]
-    found: dict[str, _Column] = {}
+    cells: dict[str, _Column] = {}
     try:
         if path.suffix == ".csv":
             if csv_blocks.first_row_is_longer(path):  # pandas takes gigabytes for what is too much
@@ -116,21 +116,21 @@ def _read(path: pathlib.Path, names: Mapping[str, str], columns: Sequence[str]) 
             header = [str(name) for name in frame.columns]
             if "" in frame.iloc[:, -1].values:  # as a row with too few fields leaves it
                 _check_whole(path, header, tuple(wanted))
-            found = {column: frame[names[column]].tolist() for column in columns}
+            cells = {column: frame[names[column]].tolist() for column in columns}
         else:
             with open_parquet(path, wanted) as file:
                 table = file.read(columns=wanted)
-            found = {column: table[names[column]] for column in columns}
+            cells = {column: table[names[column]] for column in columns}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
-    return _Table(path, found)
+    return _Table(path, cells)
 
 
 def _check_whole(path: pathlib.Path, header: list[str], columns: tuple[str, ...]) -> None:
     """Refuses rows that end before a column: pandas reads what is missing as empty fields.
 
     Raises:
-      UserError: there is one; names the first.
+      UserError: a row ends early; names the first one.
     """
     short: list[pyarrow.csv.InvalidRow] = []
 
@@ -158,16 +158,16 @@ def _check_whole(path: pathlib.Path, header: list[str], columns: tuple[str, ...]
 
 
 def _ids(table: _Table, column: str) -> list[str]:
-    """Returns ids as of the module's schema. Raises UserError with the row of one that is none."""
+    """Returns the ids of a column. Raises UserError with the row of a value that is no id."""
     values = table.columns[column]
-    found = values if isinstance(values, list) else ids.of_column(values, table.where(column))
-    return _check_ids(found, table, column)
+    names = values if isinstance(values, list) else ids.of_column(values, table.where(column))
+    return _check_ids(names, table, column)
 
 
 def _check_ids(
-    found: list[str], table: _Table, column: str, rows: Sequence[int] | None = None
+    values: list[str], table: _Table, column: str, rows: Sequence[int] | None = None
 ) -> list[str]:
-    for number, value in enumerate(found):
+    for number, value in enumerate(values):
         size = len(value) if value.isascii() else len(value.encode())
         if _BAD_ID.search(value) or size > ids.LONGEST_BYTES:
             row = number + 1 if rows is None else rows[number]
@@ -177,7 +177,7 @@ def _check_ids(
                 f"not negative and of {ids.LONGEST_BYTES:,} bytes at most, found {shown} in row "
                 f"{row}; mend the file"
             )
-    return found
+    return values
 
 
 def _texts(table: _Table, column: str) -> list[str]:
@@ -191,20 +191,20 @@ def _clicked(table: _Table) -> list[list[str]]:
     """Returns the item ids of each cell of clicked_items, each once, in order."""
     values, column = table.columns["clicked_items"], "clicked_items"
     if isinstance(values, list):
-        found = [cell.split() for cell in values]
+        cells = [cell.split() for cell in values]
     elif pa.types.is_nested(values.type):
         if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
             raise UserError(
                 f"expected lists or text in {table.where(column)}, found {values.type}; write the "
                 "file again"
             )
-        found = ids.of_lists(values, table.where(column))
+        cells = ids.of_lists(values, table.where(column))
     else:
         texts = ids.texts_of_column(values, table.where(column))
-        found = [text.split() for text in texts]
-    rows = [row for row, cell in enumerate(found, 1) for _ in cell]
-    _check_ids([item for cell in found for item in cell], table, column, rows)
-    return [list(dict.fromkeys(cell)) for cell in found]
+        cells = [text.split() for text in texts]
+    rows = [row for row, cell in enumerate(cells, 1) for _ in cell]
+    _check_ids([item for cell in cells for item in cell], table, column, rows)
+    return [list(dict.fromkeys(cell)) for cell in cells]
 
 
 def _times(table: _Table) -> tuple[np.ndarray, bool]:
@@ -223,7 +223,7 @@ def _times(table: _Table) -> tuple[np.ndarray, bool]:
             # A date has no cast to milliseconds but through a timestamp.
             return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()).to_numpy(), True
         values = ids.texts_of_column(values, table.where("time"))
-    found = np.zeros(len(values), np.int64)
+    numbers = np.zeros(len(values), np.int64)
     dates = bool(values) and times.from_iso(values[0]) is not None
     for row, text in enumerate(values):
         try:
@@ -231,21 +231,21 @@ def _times(table: _Table) -> tuple[np.ndarray, bool]:
             time = times.from_iso(text) if dates else int(text) if _TIME.fullmatch(text) else None
             if time is None or abs(time) >= _LARGEST_TIME:
                 raise ValueError(text)
-            found[row] = time
+            numbers[row] = time
         except ValueError:
             wanted = "ISO 8601 dates, as the first row is," if dates else "whole numbers of 63 bits"
             raise UserError(
                 f"expected {wanted} as time of {table.path}, found {text[:40]!r} in row {row + 1}; "
                 "write times as integers, or all as dates such as 2024-11-03T14:30:00Z"
             ) from None
-    return found, dates
+    return numbers, dates
 
 
 def _unit(clicks: np.ndarray, searches: np.ndarray, dates: Sequence[bool], given: str) -> str:
     """Returns the unit of the times.
 
     Raises:
-      UserError: `given`, the setting time_unit, is none or does not fit dates.
+      UserError: `given`, the setting time_unit, is no unit or does not fit dates.
     """
     if given not in (INFER, *times.UNITS):
         raise UserError(
@@ -267,7 +267,7 @@ def _unit(clicks: np.ndarray, searches: np.ndarray, dates: Sequence[bool], given
 def read_csv_log(
     data_dir: str, *, segmenter: str = "characters", columns: str = "", time_unit: str = INFER
 ) -> Log:
-    """Reads the files of the module's schema.
+    """Reads a log from files of the module's schema.
 
     Args:
       segmenter: 'characters' or 'jieba'.
@@ -281,8 +281,8 @@ def read_csv_log(
     """
     split_query = segmenters.segmenter(segmenter)
     names = names_of(columns)
-    found = {name: _table_file(data_dir, name) for name in COLUMNS}
-    paths = {name: path for name, path in found.items() if path is not None}
+    files = {name: _table_file(data_dir, name) for name in COLUMNS}
+    paths = {name: path for name, path in files.items() if path is not None}
     has = check_headers(paths, names)
     tables = {name: _read(path, names[name], has[name]) for name, path in paths.items()}
     clicks, searches = tables["clicks"], tables["searches"]

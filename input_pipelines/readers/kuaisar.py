@@ -1,4 +1,4 @@
-"""KuaiSAR, small and large (Sun et al., CIKM 2023): the published CSV files.
+"""Reads KuaiSAR, small or large (Sun et al., CIKM 2023), from its published CSV files.
 
     rec_inter.csv       user_id, item_id, timestamp, click, ...: one row an impression
     src_inter.csv       user_id, search_session_id, search_session_timestamp, keyword, item_id,
@@ -62,7 +62,7 @@ _KEYWORD = r"^(\[\s*(\d+\s*(,\s*\d+\s*)*)?\])?$"
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """The files read. Raises UserError where one is missing."""
+    """Lists the files that are read. Raises UserError where one is missing."""
     root = pathlib.Path(data_dir)
     for name in _FILES:
         if not (root / name).is_file():
@@ -139,7 +139,7 @@ def read_events(
 
 
 def check_counts(counts: dict[str, int], data_dir: str) -> str | None:
-    """Which published set this is, 'small' or 'large', or None.
+    """Returns which published set this is, 'small' or 'large', or None.
 
     Raises:
       UserError: a count beside the users' is that of a published set, another is not.
@@ -167,7 +167,7 @@ def check_counts(counts: dict[str, int], data_dir: str) -> str | None:
 def _read_recommendations(
     path: pathlib.Path, read: _ReadBlocks
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Clicks (user, item, time) int64 [3, n], the items shown, the users, the number of rows."""
+    """Returns clicks (user, item, time) int64 [3, n], items shown, users, number of rows."""
     columns = {"user_id": ID, "item_id": ID, "timestamp": TIME, "click": ID}
     clicks, shown, users, rows = [np.zeros((3, 0), np.int64)], [], [], 0
     for block in read(path, columns):
@@ -181,7 +181,7 @@ def _read_recommendations(
 
 
 class _Sessions:
-    """The sessions of src_inter, from its rows.
+    """Gathers the sessions of src_inter from its rows.
 
     Attributes:
       user, time: int64 [S].
@@ -219,16 +219,16 @@ class _Sessions:
         number = np.cumsum(first) - 1
         clicked = np.flatnonzero(click[order] > 0)
         number, item = number[clicked], item[order][clicked]
-        kept = _first_of_pairs(number, item)
-        self.clicks = item[kept]
-        counts = np.bincount(number[kept], minlength=len(starts))
+        firsts = _first_of_pairs(number, item)
+        self.clicks = item[firsts]
+        counts = np.bincount(number[firsts], minlength=len(starts))
         self.click_ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def _keywords(
     parts: list[pa.DictionaryArray], path: pathlib.Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(query of each row, ends [Q+1], words): the distinct keywords, an empty cell like '[]'.
+    """Returns (query of each row, ends [Q+1], words) of the keywords; an empty cell is '[]'.
 
     Raises:
       UserError: a cell is no list of numbers; names its row.
@@ -241,10 +241,10 @@ def _keywords(
     legal = pc.match_substring_regex(texts, _KEYWORD).to_numpy(zero_copy_only=False)
     if not legal.all():
         row = int(np.flatnonzero(~legal[codes])[0])
-        found = texts[int(codes[row])].as_py()
+        cell = texts[int(codes[row])].as_py()
         raise UserError(
             f"expected a list of word numbers such as [20, 34, 3] in column keyword of {path}, "
-            f"found {found[:60]!r} in row {row + 1}; use the file as published"
+            f"found {cell[:60]!r} in row {row + 1}; use the file as published"
         )
     # "[20, 34]" and "[20,34]" are one query.
     plain = pc.replace_substring_regex(texts, r"[\s\[\]]", "")
@@ -260,7 +260,7 @@ def _keywords(
 
 
 def _first_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Row numbers, ascending, of the first occurrence of each (first, second)."""
+    """Returns the rows, ascending, of the first occurrence of each (first, second)."""
     order = np.lexsort((second, first))
     new = np.ones(len(order), bool)
     new[1:] = (first[order[1:]] != first[order[:-1]]) | (second[order[1:]] != second[order[:-1]])

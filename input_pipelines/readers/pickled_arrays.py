@@ -43,7 +43,7 @@ class Unfinished:
     """Holds what a pickle has begun to make and finishes with a state that follows.
 
     Attributes:
-      finish: of the state, the value.
+      finish: makes the value from the state.
       value: the value once it is finished.
     """
 
@@ -150,10 +150,10 @@ def from_buffer(values: Any, kind: Any, shape: Any, order: Any, axes: Any = None
       axes: with the order 'K', where each axis of `shape` goes.
     """
     if order == "K" and axes is not None:
-        found = _array(shape, kind, values, "C")
+        array = _array(shape, kind, values, "C")
         _expect(type(axes) is tuple and _are_whole(axes), "an order of axes")
-        _expect(sorted(axes) == list(range(found.ndim)), "an order of axes")
-        return found.transpose(axes)
+        _expect(sorted(axes) == list(range(array.ndim)), "an order of axes")
+        return array.transpose(axes)
     _expect(order in ("C", "F", "K") and type(order) is str and axes is None, "an array's order")
     return _array(shape, kind, values, "F" if order == "F" else "C")
 
@@ -161,8 +161,8 @@ def from_buffer(values: Any, kind: Any, shape: Any, order: Any, axes: Any = None
 def scalar(kind: Any, value: Any) -> np.generic:
     """Returns the one value of a dtype that the bytes hold."""
     _expect(isinstance(kind, np.dtype) and not kind.hasobject, "the dtype of a number")
-    found: Any = _array((), kind, value, "C")
-    return found[()]
+    array: Any = _array((), kind, value, "C")
+    return array[()]
 
 
 def _array(shape: Any, kind: Any, values: Any, order: Any) -> np.ndarray:
@@ -251,15 +251,15 @@ def block(values: Any, places: Any, dimensions: Any) -> Block:
 def manager(blocks: Any, axes: Any) -> Manager:
     """Returns the blocks and axes of a frame, or the one block and axis of a series."""
     blocks, axes = (
-        tuple(found) if type(found) in (tuple, list) else (found,) for found in (blocks, axes)
+        tuple(each) if type(each) in (tuple, list) else (each,) for each in (blocks, axes)
     )
-    _expect(all(isinstance(found, Block) for found in blocks), "blocks of columns")
-    _expect(all(isinstance(found, pd.Index) for found in axes), "axes of a frame")
+    _expect(all(isinstance(each, Block) for each in blocks), "blocks of columns")
+    _expect(all(isinstance(each, pd.Index) for each in axes), "axes of a frame")
     return Manager(blocks, axes)
 
 
 def new_manager() -> Unfinished:
-    """Begins a manager as pandas up to 1.2 has written it."""
+    """Begins a manager as pandas up to 1.2 wrote it."""
     return Unfinished(_finished_manager)
 
 
@@ -270,8 +270,8 @@ def _finished_manager(state: Any) -> Manager:
     axes, parts = described.get("axes"), described.get("blocks")
     _expect(type(axes) is list and type(parts) is list, "a frame's blocks")
     _expect(all(type(part) is dict for part in parts), "a frame's blocks")
-    found = [block(part.get("values"), part.get("mgr_locs"), len(axes)) for part in parts]
-    return manager(found, axes)
+    blocks = [block(part.get("values"), part.get("mgr_locs"), len(axes)) for part in parts]
+    return manager(blocks, axes)
 
 
 def new_frame() -> Unfinished:
@@ -286,9 +286,9 @@ def new_series() -> Unfinished:
 
 def _parts(state: Any, dimensions: int) -> Manager:
     _expect(type(state) is dict, "the state of a frame")
-    found = state.get("_mgr", state.get("_data"))
-    _expect(isinstance(found, Manager) and len(found.axes) == dimensions, "a frame's blocks")
-    return found
+    contents = state.get("_mgr", state.get("_data"))
+    _expect(isinstance(contents, Manager) and len(contents.axes) == dimensions, "a frame's blocks")
+    return contents
 
 
 def _column(values: np.ndarray) -> pd.Series:
@@ -300,15 +300,15 @@ def _finished_frame(state: Any) -> pd.DataFrame:
     blocks, (columns, rows) = _parts(state, 2)
     width = len(columns)
     _expect(width <= _MOST_COLUMNS and columns.is_unique, "different names of columns")
-    found: dict[int, pd.Series] = {}
+    by_place: dict[int, pd.Series] = {}
     for values, places in blocks:
         numbers = _places(places, width)
         _expect(values.shape == (len(numbers), len(rows)), "one value a row and column")
         for place, column in zip(numbers, values, strict=True):
-            _expect(place not in found, "one block a column")
-            found[place] = _column(column)
-    _expect(len(found) == width, "every column in a block")
-    frame = pd.DataFrame({place: found[place] for place in range(width)})
+            _expect(place not in by_place, "one block a column")
+            by_place[place] = _column(column)
+    _expect(len(by_place) == width, "every column in a block")
+    frame = pd.DataFrame({place: by_place[place] for place in range(width)})
     if not width:
         return pd.DataFrame(index=rows, columns=columns)
     frame.columns, frame.index = columns, rows
@@ -328,9 +328,9 @@ def _places(places: Any, width: int) -> list[int]:
 def _finished_series(state: Any) -> pd.Series:
     blocks, (rows,) = _parts(state, 1)
     _expect(len(blocks) == 1 and blocks[0].values.shape == (len(rows),), "one value a row")
-    found = _column(blocks[0].values)
-    found.index, found.name = rows, _name(state.get("name", state.get("_name")))
-    return found
+    series = _column(blocks[0].values)
+    series.index, series.name = rows, _name(state.get("name", state.get("_name")))
+    return series
 
 
 def _named(names: Mapping[str, tuple[tuple[str, ...], Any]]) -> dict[tuple[str, str], Any]:
@@ -345,7 +345,7 @@ _MANAGERS = ("pandas.core.internals", "pandas.core.internals.managers")
 _RANGES = ("pandas", "pandas.core.indexes.range", "pandas.indexes.range")
 _NUMBER_INDEXES = ("pandas.core.indexes.numeric", "pandas.indexes.numeric")
 
-# What a pickle may name, at every place where NumPy and pandas have kept it: what it stands for.
+# What a pickle may name, by every module where NumPy and pandas had it: what it stands for.
 CALLED: dict[tuple[str, str], Any] = _named(
     {
         "dtype": (("numpy",), dtype),

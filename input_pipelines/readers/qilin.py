@@ -1,4 +1,4 @@
-"""Qilin (THUIR/Qilin): from its search and recommendation rows to the events of a log.
+"""Turns the search and recommendation rows of Qilin (THUIR/Qilin) into the events of a log.
 
 A click event is a clicked impression of a recommendation row, at that impression's own time. A
 search event is one search row: its query, its clicked notes by position, at the time of its last
@@ -41,7 +41,7 @@ _LARGEST_RATIO = 100
 
 @dataclasses.dataclass(frozen=True)
 class QilinEvents:
-    """Qilin's events with its own ids and untouched queries, in any order; times in ms.
+    """Holds Qilin's events with its own ids and untouched queries, in any order; times in ms.
 
     Attributes:
       click_user, click_item, click_time: int64 [R].
@@ -72,8 +72,9 @@ def read_qilin(
 ) -> Log:
     """Reads Qilin's folders (or toy CSVs) into a log.
 
-    Where the notes' table is there, an item's text is its note's title and content; where the
-    users' is, their profiles are of it. A file named SAMPLE beside the tables marks made-up data.
+    Where the notes' table is there, an item's text is its note's title and content. Where the
+    users' table is there, it gives their profiles. A file named SAMPLE beside the tables marks
+    made-up data.
 
     Args:
       segmenter: 'characters' or 'jieba'.
@@ -144,10 +145,10 @@ def read_events(data_dir: str, batch_rows: int = qilin_files.BATCH_ROWS) -> Qili
 
 
 def check_counts(counts: dict[str, int], num_users: int, data_dir: str) -> bool:
-    """Whether this is the full Qilin, by its users and the rows of its four tables.
+    """Tells whether this is the full Qilin, by its users and the rows of its four tables.
 
     Raises:
-      UserError: the users, or some table, are those of the full set and another table is not.
+      UserError: the count of users or of a table is that of the full set, and another is not.
     """
     if num_users != FULL_USERS and not any(counts[n] == FULL_ROWS[n] for n in FULL_ROWS):
         rows = ", ".join(f"{name} {counts[name]}" for name in FULL_ROWS)
@@ -187,7 +188,7 @@ def _unique_pairs(users: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 def _first_of_each_note(rows: Rows, chosen: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Impressions `chosen`, one for each (row, note): that of the smallest rank."""
+    """Returns of the impressions `chosen` the one of smallest rank for each (row, note)."""
     order = chosen[np.lexsort((rank[chosen], rows.note[chosen], rows.row[chosen]))]
     first = np.ones(len(order), bool)
     first[1:] = (rows.row[order[1:]] != rows.row[order[:-1]]) | (
@@ -197,14 +198,14 @@ def _first_of_each_note(rows: Rows, chosen: np.ndarray, rank: np.ndarray) -> np.
 
 
 def _recommendation_clicks(rows: Rows) -> np.ndarray:
-    """(user, note, time) of each click, int64 [3, n]."""
+    """Returns (user, note, time) of each click, int64 [3, n]."""
     chosen = np.flatnonzero(rows.clicked & (rows.time != NO_TIME))
     chosen = _first_of_each_note(rows, chosen, rows.time)
     return np.stack([rows.user[rows.row[chosen]], rows.note[chosen], rows.time[chosen]])
 
 
 class _Gathered:
-    """Search events, batch by batch."""
+    """Gathers search events, batch by batch."""
 
     def __init__(self) -> None:
         self._users: list[np.ndarray] = []
@@ -238,7 +239,7 @@ class _Gathered:
         self._unclicked.add(rows, shown, timed)
 
     def columns(self) -> dict[str, Any]:
-        """Those of QilinEvents whose names start with search."""
+        """Returns the fields of QilinEvents whose names start with search."""
         none = [np.zeros(0, np.int64)]
         click_ends, clicks = self._clicks.ends_and_notes()
         unclicked_ends, unclicked = self._unclicked.ends_and_notes()
@@ -255,7 +256,7 @@ class _Gathered:
 
 
 class _RowsOfNotes:
-    """Some notes of each search, by their place on the page."""
+    """Gathers some notes of each search, by their place on the page."""
 
     def __init__(self) -> None:
         self._counts: list[np.ndarray] = []
@@ -264,10 +265,10 @@ class _RowsOfNotes:
     def add(self, rows: Rows, wanted: np.ndarray, timed: np.ndarray) -> None:
         """Adds the impressions `wanted`, bool [I], of the rows `timed`, bool [R]."""
         position = np.nan_to_num(rows.position, nan=np.inf)
-        found = _first_of_each_note(rows, np.flatnonzero(wanted), position)
-        found = found[np.lexsort((rows.note[found], position[found], rows.row[found]))]
-        self._counts.append(np.bincount(rows.row[found], minlength=len(timed))[timed])
-        self._notes.append(rows.note[found])
+        chosen = _first_of_each_note(rows, np.flatnonzero(wanted), position)
+        chosen = chosen[np.lexsort((rows.note[chosen], position[chosen], rows.row[chosen]))]
+        self._counts.append(np.bincount(rows.row[chosen], minlength=len(timed))[timed])
+        self._notes.append(rows.note[chosen])
 
     def ends_and_notes(self) -> tuple[np.ndarray, np.ndarray]:
         none = [np.zeros(0, np.int64)]

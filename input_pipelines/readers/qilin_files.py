@@ -1,4 +1,4 @@
-"""Qilin's files, flattened: parquet folders as published, or the CSVs of the authors' toy data.
+"""Reads Qilin's files as flat rows: parquet folders as published, or CSVs of the toy data.
 
 Each of search_train, search_test, recommendation_train and recommendation_test is a folder of
 parquet files or a file NAME.csv. A row holds a user and a list of impressions; other columns
@@ -49,7 +49,7 @@ _BETWEEN = re.compile(r"[\s,]*+")
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Some rows of one table; R rows, I impressions.
+    """Holds some rows of one table; R rows, I impressions.
 
     Attributes:
       user: int64 [R].
@@ -71,25 +71,25 @@ class Rows:
 
 
 def table_files(data_dir: str, kind: str, part: str) -> list[pathlib.Path]:
-    """The files of one table, sorted.
+    """Lists the files of one table, sorted.
 
     Raises:
       UserError: there are none.
     """
     root, name = pathlib.Path(data_dir), f"{kind}_{part}"
-    found = sorted((root / name).glob("*.parquet"))
-    if not found and (root / f"{name}.csv").is_file():
-        found = [root / f"{name}.csv"]
-    if not found:
+    paths = sorted((root / name).glob("*.parquet"))
+    if not paths and (root / f"{name}.csv").is_file():
+        paths = [root / f"{name}.csv"]
+    if not paths:
         raise UserError(
             f"expected {name}/*.parquet or {name}.csv in {data_dir}, found neither; download "
             "Qilin's folders search_train, search_test, recommendation_train, recommendation_test"
         )
-    return found
+    return paths
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """All files that a Qilin log depends on. Raises UserError where a table is missing."""
+    """Lists the files that a Qilin log depends on. Raises UserError where a table is missing."""
     files = [f for kind in KINDS for part in PARTS for f in table_files(data_dir, kind, part)]
     files += _optional_files(data_dir, "notes") + _optional_files(data_dir, "user_feat")
     mark = pathlib.Path(data_dir) / SAMPLE_MARK
@@ -97,10 +97,10 @@ def raw_files(data_dir: str) -> list[pathlib.Path]:
 
 
 def _optional_files(data_dir: str, name: str) -> list[pathlib.Path]:
-    """The files of the table 'notes' or 'user_feat'; none where it was not downloaded."""
+    """Lists the files of the table 'notes' or 'user_feat'; none where it was not downloaded."""
     root = pathlib.Path(data_dir)
-    found = sorted((root / name).glob("*.parquet"))
-    return found or [path for path in [root / f"{name}.csv"] if path.is_file()]
+    paths = sorted((root / name).glob("*.parquet"))
+    return paths or [path for path in [root / f"{name}.csv"] if path.is_file()]
 
 
 def read_note_texts(
@@ -124,7 +124,7 @@ def read_profiles(
 ) -> dict[str, dict[str, str]] | None:
     """Reads gender, platform, age and location, where known, of users `wanted`, int64 ascending.
 
-    By id as text; None without a table of users.
+    They stand by id as text; None is returned without a table of users.
 
     Raises:
       UserError: a file cannot be read or lacks a column.
@@ -281,7 +281,7 @@ def _csv_rows(path: pathlib.Path, columns: list[str]) -> list[dict[str, str]]:
 
 
 def parse_cell(cell: str | None, fields: list[str], where: str) -> list[dict[str, float]]:
-    """The numbers `fields` of each impression of a printed list; nothing is evaluated.
+    """Returns the numbers `fields` of each impression of a printed list; evaluates nothing.
 
     Raises:
       UserError: the cell is not a printed list of flat dicts with these fields.
@@ -315,11 +315,11 @@ def _in_turn(pattern: re.Pattern[str], text: str, what: str) -> Iterator[re.Matc
         place = between.end() if between else place
         if place == len(text):
             return
-        found = pattern.match(text, place)
-        if found is None:
+        match = pattern.match(text, place)
+        if match is None:
             raise ValueError(f"no printed {what}: {text[place : place + 40]!r}")
-        yield found
-        place = found.end()
+        yield match
+        place = match.end()
 
 
 def _number(text: str) -> float:

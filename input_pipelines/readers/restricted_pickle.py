@@ -36,7 +36,7 @@ from input_pipelines.readers.pickled_arrays import (
 )
 
 _MOST_BYTES = 4 * 2**30
-# Values of the whole, those of shared lists counted each time.
+# Values of a whole pickle; the values of a shared list count each time.
 _MOST_VALUES = 2**27
 # Lists, dicts, tuples and places of the memo made.
 _MOST_OBJECTS = 2**25
@@ -65,7 +65,7 @@ _RESULTS = (*_NUMBERS, dict, list, tuple, str, bytes, np.ndarray, pd.DataFrame, 
 
 
 class _Refused(Exception):
-    """The pickle names something that is no constructor of data."""
+    """Says that a pickle names something that is no constructor of data."""
 
 
 def _printable(text: str) -> str:
@@ -73,7 +73,7 @@ def _printable(text: str) -> str:
 
 
 def _bytes_of(made: Any) -> int:
-    """The memory that a call may have taken for what it made."""
+    """Returns the memory that a call may have taken for what it made."""
     if isinstance(made, pd.DataFrame):
         return int(made.memory_usage().sum())
     if isinstance(made, np.ndarray | pd.Index | pd.Series):
@@ -94,7 +94,7 @@ class _Machine:
     """Runs one pickle.
 
     Args:
-      content: of the file.
+      content: the bytes of the file.
     """
 
     def __init__(self, content: bytes):
@@ -174,11 +174,11 @@ class _Machine:
         self._weights[id(holder)] = (holder, depth, values)
 
     def _push_tuple(self, items: list[Any]) -> None:
-        found = tuple(items)
+        made = tuple(items)
         self._count(1)
         if not {*map(type, items)} <= _NUMBERS:
-            self._weigh(found, items, (1, 1))
-        self._stack.append(found)
+            self._weigh(made, items, (1, 1))
+        self._stack.append(made)
 
     def _hand(self, source: Any) -> None:
         """Counts what a call is handed, before it goes through it."""
@@ -261,11 +261,11 @@ class _Machine:
     # Operations, in the order of the table below.
 
     def _read_values(self) -> None:
-        found = _VALUES.match(self._content, self._at)
-        if found is None:
+        run = _VALUES.match(self._content, self._at)
+        if run is None:
             raise ValueError(f"it ends early or has a number of over 9 bytes at byte {self._at:,}")
-        self._at = found.end()
-        values = pickle.loads(b"(%bl." % found[0])
+        self._at = run.end()
+        values = pickle.loads(b"(%bl." % run[0])
         self._count_values(len(values))
         self._stack += values
 

@@ -1,4 +1,4 @@
-"""trivago's hotel sessions (RecSys Challenge 2019): one or more parquet files of actions.
+"""Reads trivago's hotel sessions (RecSys Challenge 2019) from parquet files of actions.
 
     user_id, session_id, timestamp, step, action_type, reference, city, impressions, prices
 
@@ -56,14 +56,14 @@ _MOST_DIGITS = 18  # of 64 bits
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """The parquet files of a folder, sorted. Raises UserError where there is none."""
-    found = sorted(pathlib.Path(data_dir).glob("*.parquet"))
-    if not found:
+    """Lists the parquet files of a folder, sorted. Raises UserError where there is none."""
+    paths = sorted(pathlib.Path(data_dir).glob("*.parquet"))
+    if not paths:
         raise UserError(
             f"expected trivago's sessions as *.parquet in {data_dir}, found no such file; pass the "
             "folder that holds them"
         )
-    return found
+    return paths
 
 
 def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
@@ -91,26 +91,26 @@ def read_trivago(data_dir: str, *, segmenter: str = "characters") -> Log:
         [item for item in dict.fromkeys(shown) if item != clicked]
         for shown, clicked in zip(clicks.impressions, clicks.reference, strict=True)
     ]
-    found = pd.concat([searches, clicks])
+    all_searches = pd.concat([searches, clicks])
     events = RawEvents(
         click_user=clicks.user_id.tolist(),
         click_item=clicks.reference.tolist(),
         click_time=clicks.timestamp.tolist(),
-        search_user=found.user_id.tolist(),
-        search_time=found.timestamp.tolist(),
+        search_user=all_searches.user_id.tolist(),
+        search_time=all_searches.timestamp.tolist(),
         search_words=[words.get(text, []) for text in (*searches.reference, *latest)],
         search_clicks=[[]] * len(searches) + [[item] for item in clicks.reference],
         items=[*pages.item.unique(), *views.reference.unique()],
         item_texts=_titles(pages, pd.concat([views, clicks])),
         search_unclicked=[[]] * len(searches) + unclicked,
-        search_places=found.city.tolist(),
+        search_places=all_searches.city.tolist(),
         time_unit="seconds",
     )
     return build_log("trivago", events)
 
 
 def _latest_queries(actions: pd.DataFrame, queries: pd.Series) -> pd.Series:
-    """The reference of the latest search up to each action of its session, '' before the first.
+    """Returns the latest search's reference up to each action of a session, '' before any.
 
     Args:
       actions: by session and time.
@@ -121,14 +121,14 @@ def _latest_queries(actions: pd.DataFrame, queries: pd.Series) -> pd.Series:
 
 
 def _pages(clicks: pd.DataFrame) -> pd.DataFrame:
-    """item, city and price (NaN where not given) of every impression of the click-outs."""
+    """Returns item, city and price (NaN where not given) of every impression of the click-outs."""
     pages = pd.DataFrame({"item": clicks.impressions, "city": clicks.city, "price": clicks.prices})
     pages = pages[pages.item.map(len) > 0].explode(["item", "price"], ignore_index=True)
     return pages.astype({"price": float})
 
 
 def _titles(pages: pd.DataFrame, actions: pd.DataFrame) -> dict[str, str]:
-    """What stands in for the title of every item shown, looked at or clicked.
+    """Returns what stands in for the title of every item shown, looked at or clicked.
 
     Args:
       actions: whose reference is an item; their city stands in where no page has shown it.
@@ -148,7 +148,7 @@ def _titles(pages: pd.DataFrame, actions: pd.DataFrame) -> dict[str, str]:
 
 
 def _actions(path: pathlib.Path) -> pd.DataFrame:
-    """The rows of a file, checked; impressions and prices as lists of one length."""
+    """Reads and checks the rows of a file; impressions and prices are lists of one length."""
     try:
         with open_parquet(path, _COLUMNS) as file:
             missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
@@ -191,7 +191,7 @@ def _actions(path: pathlib.Path) -> pd.DataFrame:
 
 
 def _each(test: Callable[[Any], bool], cells: pd.Series) -> np.ndarray:
-    """Which cells pass a test, bool; Series.map gives no booleans where there is no cell."""
+    """Tells which cells pass a test, bool; Series.map gives no booleans where there is no cell."""
     return np.fromiter(map(test, cells), bool, len(cells))
 
 
@@ -212,7 +212,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _parts(value: object) -> Sequence[str]:
-    """The parts of 'a|b'; none of an empty cell."""
+    """Returns the parts of 'a|b'; none of an empty cell."""
     return str(value).split("|") if value not in (None, "") else []
 
 
@@ -223,8 +223,8 @@ def _refuse(
     wrong = np.flatnonzero(~np.asarray(right))
     if len(wrong):
         value = frame[name].iloc[int(wrong[0])]
-        found = "|".join(value) if isinstance(value, list) else value
+        cell = "|".join(value) if isinstance(value, list) else value
         raise UserError(
-            f"expected {expected} in column {name} of {path}, found {str(found)[:60]!r} in row "
+            f"expected {expected} in column {name} of {path}, found {str(cell)[:60]!r} in row "
             f"{wrong[0] + 1}; mend the file"
         )

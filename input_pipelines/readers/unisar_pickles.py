@@ -54,7 +54,7 @@ _COLUMNS = ("user_id", "item_id", "neg_items", "rec_his", "src_session_his")
 
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
-    """The files read. Raises UserError where one is missing."""
+    """Lists the files that are read. Raises UserError where one is missing."""
     root = pathlib.Path(data_dir)
     paths = [root / "vocab" / f"{name}.pkl" for name in _VOCABULARIES]
     paths += [root / "dataset" / f"rec_{part}.pkl" for part in _PARTS.values()]
@@ -101,7 +101,7 @@ def _wrong(path: pathlib.Path, expected: str, found: object) -> UserError:
 
 
 def _whole(values: Any, path: pathlib.Path, what: str) -> np.ndarray:
-    """int64 of whole numbers stored in any numeric type."""
+    """Returns whole numbers stored in any numeric type as int64."""
     try:
         array = np.asarray(values)
         with np.errstate(invalid="ignore"):  # NaN, which differs from what it becomes
@@ -121,14 +121,14 @@ def _has_rows(values: Any) -> bool:
 
 
 def _check_range(values: np.ndarray, most: int, path: pathlib.Path, what: str) -> None:
-    """Holds numbers, 0 for padding, to the log's 32 bits and to what they count."""
+    """Checks that numbers, 0 for padding, fit the log's 32 bits and what they count."""
     if values.size and (values.min() < 0 or values.max() > most):
         worst = values.min() if values.min() < 0 else values.max()
         raise _wrong(path, f"{what} from 0 to {most}", int(worst))
 
 
 def _flat(users: dict, name: str, path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets [U+2], values) of one list of every user; the log's user 0 has none."""
+    """Returns (offsets [U+2], values) of one list of every user; the log's user 0 has none."""
     parts = [_whole(user[name], path, name).reshape(-1) for user in users.values()]
     lengths = np.array([0, *map(len, parts)], np.int64)
     values = np.concatenate([np.zeros(0, np.int64), *parts])
@@ -141,7 +141,7 @@ class _SessionLists:
 
     Attributes:
       offsets: int64 [U+2], where each user's begin.
-      kept_before: int64 [S+1], how many of the first s are in the log.
+      kept_before: int64 [S+1], how many of the first s sessions are in the log.
     """
 
     offsets: np.ndarray
@@ -194,10 +194,10 @@ def _read_log(
     _check_range(clicked, num_items, sessions_path, "pos_items")
     if not len(rec_items):
         raise _wrong(users_path, "clicks in rec_his", "none")
-    kept = with_content(_unpadded(words, rows)[0], _unpadded(clicked, rows)[0])
-    kept_before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-    word_offsets, word_ids = _unpadded(words, rows[kept])
-    click_offsets, click_items = _unpadded(clicked, rows[kept])
+    has_content = with_content(_unpadded(words, rows)[0], _unpadded(clicked, rows)[0])
+    kept_before = np.concatenate([[0], np.cumsum(has_content)]).astype(np.int64)
+    word_offsets, word_ids = _unpadded(words, rows[has_content])
+    click_offsets, click_items = _unpadded(clicked, rows[has_content])
     counts = {"users": len(users), "items": num_items}
     _check_counts(counts, whole, users_path.parent.parent)
     if rec_items.min() < 1 or rec_items.max() > num_items:
@@ -214,13 +214,13 @@ def _read_log(
         rec_items=rec_items.astype(np.int32),
         rec_times=rec_times,
         search_offsets=kept_before[search_offsets],
-        search_times=search_times[kept],
+        search_times=search_times[has_content],
         word_offsets=word_offsets,
         word_ids=word_ids,
         click_offsets=click_offsets,
         click_items=click_items,
         time_unit=times.unit_of(rec_times, search_times),
-        reading=count_left_out(kept),
+        reading=count_left_out(has_content),
     )
     return log, _SessionLists(search_offsets, kept_before)
 
@@ -237,7 +237,7 @@ def _check_counts(
 
 
 def _unpadded(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets, values int32) of the values that are not 0 in the given rows of [n, width]."""
+    """Returns (offsets, values int32) of what is not 0 in the given rows of [n, width]."""
     table = table.reshape(len(table), -1)
     ends = np.concatenate([[0], np.cumsum((table != 0).sum(1))]).astype(np.int64)
     offsets, places = take_ragged(ends, rows)
@@ -247,7 +247,7 @@ def _unpadded(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _read_part(
     part: str, path: pathlib.Path, log: Log, lists: _SessionLists
 ) -> dict[str, np.ndarray]:
-    """The arrays of `Log.published` of one part."""
+    """Reads the arrays of `Log.published` of one part."""
     frame = load_pickle(path)
     if not isinstance(frame, pd.DataFrame) or set(_COLUMNS) - set(frame.columns):
         raise _wrong(path, f"a frame with {', '.join(_COLUMNS)}", type(frame).__name__)
@@ -282,10 +282,10 @@ def _read_part(
     cut += int((search_end < shown).sum())
     if cut:
         _LOG.info("%s: cut %d histories to what is strictly earlier than the target", part, cut)
-    found = {"target_row": target_row, "rec_end": rec_end, "search_end": search_end}
+    arrays = {"target_row": target_row, "rec_end": rec_end, "search_end": search_end}
     if part != "train":
-        found["negatives"] = _negatives(frame, item, path, log.num_items)
-    return {f"{part}_{name}": array for name, array in found.items()}
+        arrays["negatives"] = _negatives(frame, item, path, log.num_items)
+    return {f"{part}_{name}": array for name, array in arrays.items()}
 
 
 def _negatives(

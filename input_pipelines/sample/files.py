@@ -22,7 +22,7 @@ _CHECKSUMS = "checksums.json"
 
 @dataclasses.dataclass
 class User:
-    """One made-up user.
+    """Holds one made-up user.
 
     Attributes:
       clicks: (seconds, note).
@@ -145,7 +145,7 @@ def write(
 
 
 def check(out: str) -> None:
-    """Holds the files that `write` wrote to their checksums.
+    """Checks the files that `write` wrote by their checksums.
 
     Raises:
       UserError: a file is missing, cut, or not what was written.
@@ -157,7 +157,7 @@ def check(out: str) -> None:
 
 
 def _schema(kind: str) -> pa.Schema:
-    """Columns and types as Qilin publishes them."""
+    """Returns columns and types as Qilin publishes them."""
     stamp = "request_timestamp" if kind == "recommendation" else "search_timestamp"
     whole = ("note_idx", "position", "click", "like", "collect", "comment", "share")
     fields = [(name, pa.int64()) for name in whole]

@@ -1,4 +1,4 @@
-"""The embedded sample: made-up users in Qilin's own file format, with a planted structure.
+"""Writes the embedded sample: made-up users in Qilin's file format, with a planted structure.
 
 Every user has a favourite brand and a current topic that changes now and then. Most users search
 before their topic changes, so an informative query announces the next clicks; noise queries (such
@@ -80,7 +80,7 @@ _VERSION = 3  # checksums
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """The generator's parameters.
+    """Holds the generator's parameters.
 
     Attributes:
       brands, items_per_cell: a cell is a topic and a brand; its items have Zipf weights.
@@ -115,15 +115,15 @@ class Structure:
         return self.num_recommended + self.topics * self.notes_per_topic + self.noise_notes
 
     def topic_probabilities(self) -> np.ndarray:
-        """P(topic of a click | current topic), [T, T]."""
+        """Returns P(topic of a click | current topic), [T, T]."""
         return _sticky(self.topics, self.on_topic)
 
     def brand_probabilities(self) -> np.ndarray:
-        """P(brand of a click | the user's brand), [G, G]."""
+        """Returns P(brand of a click | the user's brand), [G, G]."""
         return _sticky(self.brands, self.on_brand)
 
     def cell_weights(self) -> np.ndarray:
-        """P(item | its cell), [items_per_cell]."""
+        """Returns P(item | its cell), [items_per_cell]."""
         weights = 1.0 / np.arange(1, self.items_per_cell + 1)
         return weights / weights.sum()
 
@@ -133,7 +133,7 @@ def _sticky(size: int, stay: float) -> np.ndarray:
 
 
 def _generate_user(structure: Structure, rng: np.random.Generator) -> tuple[User, bool]:
-    """A user, and whether all of their searches are noise."""
+    """Makes a user, and tells whether all of their searches are noise."""
     s, topics = structure, structure.topics
     all_noise = bool(rng.random() < s.all_noise)
     brand, topic = int(rng.integers(s.brands)), 0
@@ -174,9 +174,9 @@ def _generate_user(structure: Structure, rng: np.random.Generator) -> tuple[User
 
 
 def _notes(structure: Structure) -> pa.Table:
-    """The notes' table: titles by topic and brand; the content is a few words on the same topic."""
+    """Makes the notes' table: titles by topic and brand; a few words on the topic as content."""
     s = structure
-    # Of its own, so that texts change no event.
+    # A generator of its own, so that texts change no event.
     rng = np.random.default_rng(0)
     titles, contents = [], []
     for note in range(s.num_items):
@@ -243,7 +243,7 @@ def ensure_sample(
     """Returns the folder of this sample below `cache_dir`; writes it on first use.
 
     Args:
-      hops: that of `sample.hops`, whose searches cannot be shuffled.
+      hops: takes the sample of `sample.hops`, whose searches cannot be shuffled.
 
     Raises:
       UserError: both hops and shuffle_searches, a cache directory that cannot be written, or a
@@ -277,6 +277,7 @@ def ensure_sample(
 
 
 def main() -> None:
+    """Writes the made-up data that the command line asks for."""
     parser = argparse.ArgumentParser(description="Writes made-up data.")
     parser.add_argument("--out", required=True)
     parser.add_argument("--format", choices=("qilin", "hops", "kuaisar"), default="qilin")

@@ -1,4 +1,4 @@
-"""A sample whose clicks are 0 to 4 steps of reasoning away, by construction; Qilin's file format.
+"""Makes a sample in Qilin's file format whose clicks are 0 to 4 steps of reasoning away.
 
 Every topic has a word, a note that is clicked in searches alone, and an item that is recommended. A
 link is a search for one topic's word in which another topic's note was clicked. Before a click a
@@ -77,13 +77,13 @@ def write_hops(out: str, *, num_users: int, seed: int) -> None:
 
 
 def hops(log: Log, examples: Examples) -> np.ndarray:
-    """int32 [E]: links between an example's last search and the topic where its chain ends.
+    """Counts the links from an example's last search to the topic where its chain ends, int32 [E].
 
     Args:
       log: of a sample of `write_hops`.
     """
     topics = ["", *(text.split()[2] for text in log.item_texts())]
-    found = np.zeros(len(examples), np.int32)
+    counts = np.zeros(len(examples), np.int32)
     for row in range(len(examples)):
         first, end = int(log.search_offsets[examples.user[row]]), int(examples.search_end[row])
         links = {}
@@ -93,5 +93,5 @@ def hops(log: Log, examples: Examples) -> np.ndarray:
         word = log.query(end - 1)[0]
         while word in links:
             word = links[word]
-            found[row] += 1
-    return found
+            counts[row] += 1
+    return counts

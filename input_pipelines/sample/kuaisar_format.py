@@ -1,4 +1,4 @@
-"""Made-up raw files with KuaiSAR's names, columns and size: to rehearse preparing the real ones.
+"""Makes up raw files with KuaiSAR's names, columns and size, to rehearse preparing the real ones.
 
     python -m input_pipelines.sample --format=kuaisar --users=25877 --scale=large --out=DIR
 
@@ -83,7 +83,7 @@ def _bounds(rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _covering(rng: np.random.Generator, rows: int, count: int) -> np.ndarray:
-    """int64 [rows] in [0, count), each at least once where rows allow it, small ones often."""
+    """Draws int64 [rows] in [0, count), each at least once if rows allow it, small ones often."""
     drawn = (count * rng.random(rows) ** 1.5).astype(np.int64)
     drawn[: min(rows, count)] = np.arange(min(rows, count))
     return rng.permutation(drawn)
@@ -128,7 +128,7 @@ def _rec_inter(
 
 
 def _keywords(rng: np.random.Generator, queries: int) -> pa.Array:
-    """As many different lists of word numbers, as text."""
+    """Makes this many different lists of word numbers, as text."""
     number = np.arange(queries)
     extra = [f", {a}, {b}" for a, b in rng.integers(1, _WORDS, (_POOL, 2)).tolist()]
     extra[: _POOL // 2] = [""] * (_POOL // 2)

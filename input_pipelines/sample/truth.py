@@ -1,4 +1,4 @@
-"""The sample's Bayes-optimal ranker: it knows the generator's parameters, not the users' secrets.
+"""Ranks the sample Bayes-optimally: by the generator's parameters, not by the users' secrets.
 
 An exact forward filter over (all searches noise, current topic, brand) reads a user's history in
 time order and gives each item's probability of being clicked next, with or without the searches.
@@ -23,7 +23,7 @@ _TINY = 1e-300
 
 
 class Truth:
-    """What a sample's truth.json says.
+    """Holds what a sample's truth.json says.
 
     Attributes:
       structure: the generator's parameters.
@@ -40,7 +40,7 @@ class Truth:
 
 
 class Filter:
-    """Beliefs [2, T, G] over (user searches before changes or not, topic, brand)."""
+    """Tracks beliefs [2, T, G] over (user searches before changes or not, topic, brand)."""
 
     def __init__(self, structure: Structure, use_search: bool):
         s = structure
@@ -53,7 +53,7 @@ class Filter:
         self.belief = np.broadcast_to(share[:, None, None], (2, t, g)) / (t * g)
 
     def before_click(self, first: bool, announced: int | None) -> None:
-        """The topic may have changed; `announced` is the topic of an informative query, if any."""
+        """Lets the topic change; `announced` is the topic of an informative query, if any."""
         change = 1.0 if first else self._structure.change
         changed = self.belief.sum(1, keepdims=True) / self._structure.topics
         drifted = (1 - change) * self.belief + change * changed
@@ -71,26 +71,26 @@ class Filter:
         self.belief = belief / total if total > _TINY else drifted
 
     def _normaliser(self) -> np.ndarray:
-        """Mass of the unseen items for every topic and brand, [T, G]."""
+        """Returns the mass of the unseen items for every topic and brand, [T, G]."""
         open_mass = (self._weights * self.unseen).sum(-1)
         return self._topic @ open_mass @ self._brand.T
 
     def observe(self, z: int, g: int, i: int) -> None:
-        """A click on item i of cell (z, g)."""
+        """Updates the belief by a click on item i of cell (z, g)."""
         likelihood = np.outer(self._topic[:, z], self._brand[:, g]) / self._normaliser()
         belief = self.belief * likelihood
         self.belief = belief / belief.sum()
         self.unseen[z, g, i] = 0.0
 
     def next_item(self) -> np.ndarray:
-        """P(next click), [T, G, items_per_cell]; zero for items already clicked."""
+        """Returns P(next click), [T, G, items_per_cell]; zero for items already clicked."""
         mixture = self.belief.sum(0) / self._normaliser()
         cells = self._topic.T @ mixture @ self._brand
         return cells[..., None] * self._weights * self.unseen
 
 
 def _events(log: Log, user: int, rec_end: int, search_end: int) -> Iterator[tuple[str, int]]:
-    """('search', row) and ('click', row) of a history by time; at equal times search first."""
+    """Yields ('search', row) and ('click', row) of a history by time; equal times: search first."""
     rec = int(log.rec_offsets[user])
     search = int(log.search_offsets[user])
     while rec < rec_end or search < search_end:
@@ -106,7 +106,7 @@ def _events(log: Log, user: int, rec_end: int, search_end: int) -> Iterator[tupl
 
 
 def noise_share(log: Log, examples: Examples) -> np.ndarray:
-    """Share of noise among the searches in each example's history, float64 [E]; NaN without one."""
+    """Returns the share of noise among each history's searches, float64 [E]; NaN without any."""
     topical = [str(word) in _TOPIC_OF_WORD for word in log.words]
     informative = [
         any(topical[w] for w in log.word_ids[start:end])
@@ -122,7 +122,7 @@ def noise_share(log: Log, examples: Examples) -> np.ndarray:
 def bayes_scores(
     truth: Truth, log: Log, examples: Examples, candidates: np.ndarray, *, use_search: bool
 ) -> np.ndarray:
-    """P(next click) of each candidate.
+    """Returns P(next click) of each candidate.
 
     Args:
       candidates: int32 [E, N], log ids.
@@ -153,12 +153,12 @@ def bayes_scores(
             topics = [t for w in words if (t := topic_of_word[w]) is not None]
             announced = topics[0] if topics else announced
         belief.before_click(first, announced)
-        found = note[candidates[row]]
+        notes = note[candidates[row]]
         probabilities = belief.next_item().reshape(-1)
-        scores[row] = np.where(found >= 0, probabilities[np.maximum(found, 0)], 0.0)
+        scores[row] = np.where(notes >= 0, probabilities[np.maximum(notes, 0)], 0.0)
     return scores
 
 
 def truth_metric(scores: np.ndarray, name: str = "ndcg@5") -> np.ndarray:
-    """A metric per example of the truth's scores [E, N], the target in column 0."""
+    """Computes a metric per example of the truth's scores [E, N], the target in column 0."""
     return np.asarray(metrics.metric(name)(*metrics.target_ranks(scores)))

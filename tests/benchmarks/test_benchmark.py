@@ -50,8 +50,8 @@ def test_measure_carries_a_donated_state_and_counts_its_buffers_once():
 
 @pytest.mark.slow
 def test_the_suites_of_gensar():
-    found = benchmark(["identifiers", "gensar"], "tiny", "float32", lcr_ser.method())
-    units = [(row["suite"], row["unit"]) for row in found["rows"]]
+    report = benchmark(["identifiers", "gensar"], "tiny", "float32", lcr_ser.method())
+    units = [(row["suite"], row["unit"]) for row in report["rows"]]
     assert units == [
         ("identifiers", "items/s"),
         ("identifiers", "of matmul rate"),
@@ -60,20 +60,20 @@ def test_the_suites_of_gensar():
     # Both encoders and decoders, thrice for the gradient (the inputs need none), dominate.
     layers = [192 * 512, 512 * 256, 256 * 128, 128 * 64, 64 * 32]
     dense = 2 * 8 * 2 * (2 * 3 * sum(layers) - layers[0])
-    assert dense < found["rows"][0]["details"]["operations"] < 1.2 * dense
+    assert dense < report["rows"][0]["details"]["operations"] < 1.2 * dense
 
 
 def test_a_suite_gives_rows_and_a_table(capsys):
-    found = benchmark(["score"], "tiny", "bfloat16", lcr_ser.method())
-    first = found["rows"][0]
+    report = benchmark(["score"], "tiny", "bfloat16", lcr_ser.method())
+    first = report["rows"][0]
     assert (first["suite"], first["unit"]) == ("score", "users/s")
     seconds = first["details"]["seconds"]
-    assert first["value"] == pytest.approx(found["shapes"]["batch"] / seconds)
-    rate = found["matmul_gflops_each"][0] * 1e9
+    assert first["value"] == pytest.approx(report["shapes"]["batch"] / seconds)
+    rate = report["matmul_gflops_each"][0] * 1e9
     assert first["share"] == pytest.approx(first["details"]["operations"] / seconds / rate)
     assert first["met"] is None, "marks hold for the full shapes only"
-    json.dumps(found)
-    print_table(found)
+    json.dumps(report)
+    print_table(report)
     assert "scoring 5 candidates" in capsys.readouterr().out
 
 
@@ -98,9 +98,9 @@ def test_a_file_that_could_not_be_written_is_refused_before_anything_is_timed(tm
 
 @pytest.mark.slow
 def test_unisar_is_timed_with_and_without_its_search_task():
-    found = benchmark(["unisar"], "tiny", "float32", None)
-    assert [row["name"] for row in found["rows"]] == [
+    report = benchmark(["unisar"], "tiny", "float32", None)
+    assert [row["name"] for row in report["rows"]] == [
         "UniSAR, recommendation",
         "UniSAR, both tasks",
     ]
-    assert all(row["value"] > 0 for row in found["rows"])
+    assert all(row["value"] > 0 for row in report["rows"])

@@ -18,11 +18,11 @@ def test_operations_worked_by_hand():
         vocab_size=7, emb_dim=2, num_heads=1, head_dim=3, mlp_dim=5, num_encoder_layers=1,
         num_decoder_layers=1,
     )  # fmt: skip
-    found = generation.flops_of_a_user(config, 4, (1, 2), forced=1)
+    flops = generation.flops_of_a_user(config, 4, (1, 2), forced=1)
     # Encoder: 4 rows of 4*2*3 + 2*2*5 + 2*4*3; contexts: 4 rows of 2*2*3; decoder: 1 + 1 + 2 rows
     # of 6*2*3 + 2*2*5 + 2*4*3. Logits: 3 rows of 2*7. Two operations each.
-    assert found.network == 2 * (4 * 68 + 4 * 12 + 4 * 80)
-    assert found.logits == 2 * 3 * 14
+    assert flops.network == 2 * (4 * 68 + 4 * 12 + 4 * 80)
+    assert flops.logits == 2 * 3 * 14
 
 
 @pytest.mark.parametrize("gated", [False, True])

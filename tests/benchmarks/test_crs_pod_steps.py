@@ -86,10 +86,12 @@ def test_a_step_on_a_mesh_is_that_of_one_device():
     partition = sharding.partition_of(network.config, mesh)
     placed = jax.device_put(state, partition.shardings(state))
     cut = partition.put_part(batch)
-    found, again = jax.jit(step)(placed, cut, jnp.float32(0.01))
+    updated, again = jax.jit(step)(placed, cut, jnp.float32(0.01))
     assert float(again["loss"]) == pytest.approx(float(statistics["loss"]), abs=1e-5)
     for name, leaf in expected["params"]["trained"].items():
-        np.testing.assert_allclose(found["params"]["trained"][name], leaf, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            updated["params"]["trained"][name], leaf, atol=1e-4, err_msg=name
+        )
 
 
 @pytest.mark.slow
@@ -99,9 +101,9 @@ def test_a_step_on_a_mesh_is_that_of_one_device():
 )
 def test_both_steps_compile_for_a_pod():
     mesh = crs_pod_steps.mesh_of(tiny(), topology_devices("v5e:2x4"))
-    found = [
+    steps = [
         compiled_step(name, step, (0,), *arguments)
         for name, step, arguments in crs_pod_steps.steps(tiny(), mesh, text_rows=64)
     ]
-    assert [step.name for step in found] == ["sft", "rl"]
-    assert all(0 < step.peak < 2**30 for step in found)
+    assert [step.name for step in steps] == ["sft", "rl"]
+    assert all(0 < step.peak < 2**30 for step in steps)

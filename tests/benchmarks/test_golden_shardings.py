@@ -86,10 +86,10 @@ def shardings_of(file, choice):
     if config.method == "gensar_identifiers":
         return [f"{name} lies on one device"]
     if config.method == "crs":
-        found = crs_pod_steps.steps(config, make_mesh(2, 4), batch_size=8, text_rows=WORDS)
+        steps = crs_pod_steps.steps(config, make_mesh(2, 4), batch_size=8, text_rows=WORDS)
         return [
             line
-            for stage, _, (state, *_) in found
+            for stage, _, (state, *_) in steps
             for line in lines_of(f"{name} mesh 2x4 crs {stage}", state)
         ]
     if config.method == "gensar":
@@ -135,13 +135,13 @@ def joint_task(config, network, partition):
 
 
 def test_shardings_of_every_method(request):
-    found = [
+    lines = [
         line for file in CHOICES for choice in CHOICES[file] for line in shardings_of(file, choice)
     ]
     if request.config.getoption("--update-golden"):
-        GOLDEN.write_text("\n".join(found) + "\n", encoding="utf-8")
+        GOLDEN.write_text("\n".join(lines) + "\n", encoding="utf-8")
         pytest.skip("wrote tests/golden/shardings.txt anew")
-    assert found == GOLDEN.read_text(encoding="utf-8").splitlines()
+    assert lines == GOLDEN.read_text(encoding="utf-8").splitlines()
 
 
 def test_every_method_that_trains_has_its_shardings():

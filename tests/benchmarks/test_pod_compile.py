@@ -22,8 +22,8 @@ NEEDS_LIBTPU = pytest.mark.skipif(
 
 def test_sizes_are_known_or_given():
     config = lcr_ser_qilin.get_config()
-    found = sizes_of(config, items=10**9, users=None, words=None)
-    assert found == TableSizes(SIZES["qilin"].users, 10**9, SIZES["qilin"].words)
+    sizes = sizes_of(config, items=10**9, users=None, words=None)
+    assert sizes == TableSizes(SIZES["qilin"].users, 10**9, SIZES["qilin"].words)
     config.dataset = "mine"
     with pytest.raises(UserError, match="expected --users and --words for the data set 'mine'"):
         sizes_of(config, items=5, users=None, words=None)

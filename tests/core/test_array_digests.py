@@ -42,12 +42,12 @@ def test_parts_of_any_cut_add_up(shape):
     whole = array_digests.digest(array)
     for axis, size in enumerate(shape):
         cuts = sorted({0, 1, size // 3, size // 2 + 1, size})
-        found = 0
+        total = 0
         for start, stop in itertools.pairwise(cuts):
             part = array[(slice(None),) * axis + (slice(start, stop),)]
             starts = [start if number == axis else 0 for number in range(array.ndim)]
-            found += array_digests.digest(part, starts)
-        assert found % 2**64 == whole
+            total += array_digests.digest(part, starts)
+        assert total % 2**64 == whole
 
 
 def test_zeros_that_fill_up_rows_count_nothing():

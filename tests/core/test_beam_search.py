@@ -77,13 +77,13 @@ def test_a_beam_as_wide_as_the_catalogue_ranks_every_item(width, renormalise):
     def allowed(prefix):
         return {int(c[len(prefix)]) for c in codes if tuple(c[: len(prefix)]) == prefix}
 
-    found = run(network, tries.build(codes), width, renormalise=renormalise)
+    beams = run(network, tries.build(codes), width, renormalise=renormalise)
     for user in range(2):
         exact = [network.score(user, c, allowed if renormalise else None) for c in codes]
         order = np.argsort(exact)[::-1]
-        assert found.items[user].tolist() == order.tolist()
-        np.testing.assert_allclose(found.scores[user], np.array(exact)[order], atol=1e-4)
-        np.testing.assert_array_equal(found.tokens[user], codes[order])
+        assert beams.items[user].tolist() == order.tolist()
+        np.testing.assert_allclose(beams.scores[user], np.array(exact)[order], atol=1e-4)
+        np.testing.assert_array_equal(beams.tokens[user], codes[order])
 
 
 def plain_beam_search(network, user, codes, width):
@@ -104,12 +104,12 @@ def plain_beam_search(network, user, codes, width):
 def test_a_narrow_beam_agrees_with_a_beam_search_in_lists(width):
     codes = catalogue(80, 4, seed=1)
     network = Network(4, seed=1)
-    found = run(network, tries.build(codes), width)
+    beams = run(network, tries.build(codes), width)
     rows = {tuple(c): i for i, c in enumerate(codes.tolist())}
     for user in range(2):
         expected = plain_beam_search(network, user, codes, width)
-        assert found.items[user].tolist() == [rows[p] for p, _ in expected]
-        np.testing.assert_allclose(found.scores[user], [s for _, s in expected], atol=1e-4)
+        assert beams.items[user].tolist() == [rows[p] for p, _ in expected]
+        np.testing.assert_allclose(beams.scores[user], [s for _, s in expected], atol=1e-4)
 
 
 def test_each_user_finds_their_own_candidates_only():
@@ -118,25 +118,25 @@ def test_each_user_finds_their_own_candidates_only():
     candidates = np.array([[4, 9, 30, 31, 2, 0], [8, 8, 17, 59, 1, 6]])
     valid = np.array([[True] * 5 + [False], [True] * 6])
     trie = tries.of_candidates(codes, candidates, valid)
-    found = run(network, trie, 10)
+    beams = run(network, trie, 10)
     for user in range(2):
         own = sorted(set(candidates[user][valid[user]].tolist()))
         exact = sorted(((network.score(user, codes[i]), i) for i in own), reverse=True)
-        assert found.items[user][:5].tolist() == [i for _, i in exact]
-        np.testing.assert_allclose(found.scores[user][:5], [s for s, _ in exact], atol=1e-4)
+        assert beams.items[user][:5].tolist() == [i for _, i in exact]
+        np.testing.assert_allclose(beams.scores[user][:5], [s for s, _ in exact], atol=1e-4)
         # Both have five distinct candidates: the sixth place is no item, and item 0 is not there.
-        assert found.items[user][5:].tolist() == [-1]
-        assert np.all(found.scores[user][5:] == -np.inf) and np.all(found.tokens[user][5:] == 0)
+        assert beams.items[user][5:].tolist() == [-1]
+        assert np.all(beams.scores[user][5:] == -np.inf) and np.all(beams.tokens[user][5:] == 0)
 
 
 def test_never_an_identifier_outside_the_trie_and_never_one_twice():
     for seed in range(2):
         codes = catalogue(50, 3, seed)
         trie = tries.build(codes)
-        found = run(Network(3, seed), trie, 20)
-        np.testing.assert_array_equal(tries.find(trie, found.tokens), found.items)
-        assert found.items.min() >= 0
-        assert all(len(set(row)) == 20 for row in found.items.tolist())
+        beams = run(Network(3, seed), trie, 20)
+        np.testing.assert_array_equal(tries.find(trie, beams.tokens), beams.items)
+        assert beams.items.min() >= 0
+        assert all(len(set(row)) == 20 for row in beams.items.tolist())
 
 
 def test_the_likeliest_tokens_may_all_be_forbidden():
@@ -146,11 +146,11 @@ def test_the_likeliest_tokens_may_all_be_forbidden():
         logits = jnp.zeros((1, tokens.shape[1], WORDS)).at[..., 2:].set(90.0)
         return logits.at[..., 1].set(-jnp.inf), cache
 
-    found = beam_search.search(step, (), jnp.zeros(1, jnp.int32), tries.build(codes), 5)
+    beams = beam_search.search(step, (), jnp.zeros(1, jnp.int32), tries.build(codes), 5)
     # Probability zero is still an item, ranked last, ahead of nothing at all.
-    assert found.items.tolist() == [[0, 1]]
-    assert found.scores[0, 0] == pytest.approx(-2 * (90 + np.log(10)), rel=1e-6)
-    assert found.scores[0, 1] <= np.finfo(np.float32).min
+    assert beams.items.tolist() == [[0, 1]]
+    assert beams.scores[0, 0] == pytest.approx(-2 * (90 + np.log(10)), rel=1e-6)
+    assert beams.scores[0, 1] <= np.finfo(np.float32).min
 
 
 def test_a_broken_network_or_a_trie_of_another_vocabulary_shows_as_nan():
@@ -161,11 +161,11 @@ def test_a_broken_network_or_a_trie_of_another_vocabulary_shows_as_nan():
         return jnp.zeros((1, tokens.shape[1], WORDS)), cache
 
     start = jnp.zeros(1, jnp.int32)
-    found = beam_search.search(broken, (), start, tries.build(np.array([[0, 0], [1, 1]])), 2)
-    assert sorted(found.items[0].tolist()) == [0, 1] and np.all(np.isnan(found.scores))
+    beams = beam_search.search(broken, (), start, tries.build(np.array([[0, 0], [1, 1]])), 2)
+    assert sorted(beams.items[0].tolist()) == [0, 1] and np.all(np.isnan(beams.scores))
     beyond = tries.build(np.array([[0, 0], [0, WORDS]]))
-    found = beam_search.search(fine, (), start, beyond, 2)
-    scores = dict(zip(found.items[0].tolist(), found.scores[0].tolist()))
+    beams = beam_search.search(fine, (), start, beyond, 2)
+    scores = dict(zip(beams.items[0].tolist(), beams.scores[0].tolist()))
     assert scores[0] == pytest.approx(-2 * np.log(WORDS)) and np.isnan(scores[1])
 
 

@@ -35,11 +35,11 @@ def largest_file(folder):
 def test_a_flipped_bit_in_the_values_counts_as_unreadable(tmp_path, caplog):
     checkpoints = saved(tmp_path)
     for what in flipped_bits(largest_file(tmp_path / "2" / "state"), 40):
-        found, progress, step = checkpoints.restore(LIKE)
+        restored, progress, step = checkpoints.restore(LIKE)
         assert progress["step"] == step
         # A bit that nobody reads changes nothing.
-        np.testing.assert_array_equal(found["w"], state(step)["w"], what)
-        assert int(found["steps"]) == step
+        np.testing.assert_array_equal(restored["w"], state(step)["w"], what)
+        assert int(restored["steps"]) == step
     checkpoints.close()
     # TensorStore has read some of them without a word.
     assert "the values of w are not those that were saved" in caplog.text
@@ -50,9 +50,9 @@ def test_a_flipped_bit_in_the_values_counts_as_unreadable(tmp_path, caplog):
 def test_a_flipped_bit_beside_the_values_counts_as_unreadable(tmp_path, part):
     checkpoints = saved(tmp_path)
     for what in flipped_bits(tmp_path / "2" / part / "metadata", 8):
-        found, progress, step = checkpoints.restore(LIKE)
+        restored, progress, step = checkpoints.restore(LIKE)
         assert progress == newest_progress(str(tmp_path)) == {"step": step, "rate": 0.25}, what
-        np.testing.assert_array_equal(found["w"], state(step)["w"], what)
+        np.testing.assert_array_equal(restored["w"], state(step)["w"], what)
     assert checkpoints.restore(LIKE)[2] == 2
     os.unlink(tmp_path / "2" / part / "metadata")
     assert checkpoints.restore(LIKE)[2] == newest_progress(str(tmp_path))["step"] == 1
@@ -101,18 +101,18 @@ def test_values_are_checked_on_another_mesh_too(tmp_path, caplog):
         (1, 300, None),
         (2, 512, on(("a", "b"))),
     ):
-        found = np.asarray(checkpoints.restore(wanted(rows, sharding), step)[0]["w"])
+        restored = np.asarray(checkpoints.restore(wanted(rows, sharding), step)[0]["w"])
         same = 300 if step == 2 else rows
-        assert found.shape == (rows, 64) and not np.any(found[same:])
-        np.testing.assert_array_equal(found[:same], values[:same])
+        assert restored.shape == (rows, 64) and not np.any(restored[same:])
+        np.testing.assert_array_equal(restored[:same], values[:same])
     with pytest.raises(UserError, match="cannot be read"):
         checkpoints.restore(wanted(200), 1)
     path = largest_file(tmp_path / "1" / "state")
     unseen = 0
     for _ in flipped_bits(path, 8):
         try:
-            found = checkpoints.restore(wanted(512, on("b")), 1)[0]["w"]
-            np.testing.assert_array_equal(found, values)
+            restored = checkpoints.restore(wanted(512, on("b")), 1)[0]["w"]
+            np.testing.assert_array_equal(restored, values)
             unseen += 1
         except UserError:
             pass

@@ -13,8 +13,8 @@ def test_advantages_are_standardised_by_the_population():
     rewards = jnp.array([[1.0], [0.0], [0.0], [1.0]])
     assert grpo.advantages(rewards)[:, 0].tolist() == [1.0, -1.0, -1.0, 1.0]
     # 3, 0, 0: mean 1, std sqrt((4 + 1 + 1) / 3) = sqrt 2; the sample std would be sqrt 3.
-    found = grpo.advantages(jnp.array([[3.0], [0.0], [0.0]]))[:, 0]
-    np.testing.assert_allclose(found, [2**0.5, -(0.5**0.5), -(0.5**0.5)], rtol=1e-6)
+    advantages = grpo.advantages(jnp.array([[3.0], [0.0], [0.0]]))[:, 0]
+    np.testing.assert_allclose(advantages, [2**0.5, -(0.5**0.5), -(0.5**0.5)], rtol=1e-6)
 
 
 def test_equal_rewards_have_no_advantage():
@@ -26,8 +26,8 @@ def test_kl_is_zero_at_equality_and_never_negative():
     log_prob = jnp.log(jnp.array([0.5, 0.2, 1e-6]))
     assert np.all(np.asarray(grpo.kl_k3(log_prob, log_prob)) == 0.0)
     # ref/p = 2: 2 - log 2 - 1.
-    found = grpo.kl_k3(jnp.log(jnp.array(0.2)), jnp.log(jnp.array(0.4)))
-    assert float(found) == pytest.approx(1 - np.log(2), abs=1e-6)
+    divergence = grpo.kl_k3(jnp.log(jnp.array(0.2)), jnp.log(jnp.array(0.4)))
+    assert float(divergence) == pytest.approx(1 - np.log(2), abs=1e-6)
     rng = np.random.default_rng(0)
     noise = jnp.asarray(rng.standard_normal(10_000) * 1e-3, jnp.float32)
     assert float(grpo.kl_k3(noise, jnp.zeros(10_000)).min()) >= 0.0

@@ -153,8 +153,8 @@ def test_a_stage_that_ends_at_its_best_says_so(tmp_path, caplog, max_steps, valu
 
     caplog.set_level("INFO")
     workdir = open_workdir(str(tmp_path / "w"), {})
-    found = run_stage(Scripted(), config(max_steps=max_steps), workdir)
-    assert found.still_improving == improving
+    outcome = run_stage(Scripted(), config(max_steps=max_steps), workdir)
+    assert outcome.still_improving == improving
     assert ("still improving at its last evaluation, after 15 updates" in caplog.text) == improving
     # Also where the finished stage is opened again.
     assert run_stage(Scripted(), config(max_steps=max_steps), workdir).still_improving == improving

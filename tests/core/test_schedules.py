@@ -22,17 +22,17 @@ def formula(step, max_steps, warmup):
 )
 def test_the_rate_is_a_rise_and_a_cosine(max_steps, warmup):
     steps = np.arange(max_steps + 2)
-    found = jax.jit(rate_at, static_argnums=(1, 2))(jnp.asarray(steps), max_steps, warmup)
+    rates = jax.jit(rate_at, static_argnums=(1, 2))(jnp.asarray(steps), max_steps, warmup)
     expected = [formula(step, max_steps, warmup) for step in steps.tolist()]
     # To the last digit of float32 below 1.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1.2e-7)
+    np.testing.assert_allclose(rates, expected, rtol=0, atol=1.2e-7)
 
 
 def test_an_update_is_subtracted_at_the_rate_bit_for_bit():
     rng = np.random.default_rng(0)
     params, updates = rng.normal(size=(2, 100)).astype(np.float32)
-    found = jax.jit(lambda p, u, rate: optax.apply_updates(p, optax.tree.scale(-rate, u)))(
+    updated = jax.jit(lambda p, u, rate: optax.apply_updates(p, optax.tree.scale(-rate, u)))(
         params, updates, jnp.float32(0.25)
     )
     # A quarter of a float is exact, so that the sum is the only rounding, fused or not.
-    np.testing.assert_array_equal(found, params - np.float32(0.25) * updates)
+    np.testing.assert_array_equal(updated, params - np.float32(0.25) * updates)

@@ -45,18 +45,18 @@ def test_one_file_and_shards_are_read_alike(tmp_path):
     assert tensor_files.is_there(sharded) and tensor_files.is_there(whole)
     assert not tensor_files.is_there(tmp_path)
     for path in (sharded, whole, whole / tensor_files.SINGLE):
-        found = read(path)
-        assert found.keys() == {"a", "b"}
-        np.testing.assert_array_equal(found["a"], A)
-        np.testing.assert_array_equal(found["b"], B)
+        arrays = read(path)
+        assert arrays.keys() == {"a", "b"}
+        np.testing.assert_array_equal(arrays["a"], A)
+        np.testing.assert_array_equal(arrays["b"], B)
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
     halves = {"a": jnp.asarray(A, jnp.bfloat16), "b": jnp.asarray(A, jnp.float16)}
-    found = read(write(tmp_path / "half", {tensor_files.SINGLE: halves}, None))
-    assert all(array.dtype == np.float32 for array in found.values())
-    np.testing.assert_array_equal(found["a"], A)
-    np.testing.assert_array_equal(found["b"], A)
+    arrays = read(write(tmp_path / "half", {tensor_files.SINGLE: halves}, None))
+    assert all(array.dtype == np.float32 for array in arrays.values())
+    np.testing.assert_array_equal(arrays["a"], A)
+    np.testing.assert_array_equal(arrays["b"], A)
 
 
 @pytest.mark.parametrize(

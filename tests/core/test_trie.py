@@ -50,13 +50,13 @@ def test_every_prefix_of_a_random_catalogue_agrees_with_its_rows():
     trie = tries.build(codes)
     prefixes = {(): 0}
     for depth in range(3):
-        found = {}
+        longer = {}
         rows = nodes_of(trie, depth, list(prefixes.values()))
         for prefix, below in zip(prefixes, rows):
             expected = {int(c[depth]) for c in codes if tuple(c[:depth]) == prefix}
             assert [t for t, _ in below] == sorted(expected)
-            found |= {(*prefix, t): n for t, n in below}
-        prefixes = found
+            longer |= {(*prefix, t): n for t, n in below}
+        prefixes = longer
     leaves = jnp.array([list(prefixes.values())])
     items = np.asarray(tries.leaf_items(trie, leaves))[0]
     np.testing.assert_array_equal(codes[items], list(prefixes))
@@ -71,11 +71,11 @@ def test_a_trie_a_user_is_the_trie_of_their_candidates():
     own = [tries.build(codes[[1, 5, 9, 2]]), tries.build(codes[[3, 7]])]
     names = [np.array([1, 5, 9, 2]), np.array([3, 7])]
     everything = jnp.broadcast_to(jnp.asarray(codes), (2, *codes.shape))
-    found = np.asarray(tries.find(trie, everything))
+    items = np.asarray(tries.find(trie, everything))
     for user in range(2):
         alone = np.asarray(tries.find(own[user], everything[:1]))[0]
         np.testing.assert_array_equal(
-            found[user], np.where(alone >= 0, names[user][alone], -1), str(user)
+            items[user], np.where(alone >= 0, names[user][alone], -1), str(user)
         )
     # The padded candidate, item 0, is not there; the one listed twice is one leaf.
     assert sorted(np.asarray(trie.items[1]).tolist()) == [-1, -1, 3, 7]

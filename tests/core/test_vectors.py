@@ -18,10 +18,10 @@ def factors(width=4, sketch_width=0, sketch_share=0.0, seed=0):
 
 def test_texts_with_shared_words_are_near_and_an_item_without_text_is_0():
     texts = ["red pot", "red pot steel", "blue drum", "blue drum kit", ""]
-    found = vectors.from_text(texts, str.split, factors())
-    assert found.dtype == np.float32 and len(found) == 5
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), [1, 1, 1, 1, 0], atol=1e-5)
-    cosines = found @ found.T
+    rows = vectors.from_text(texts, str.split, factors())
+    assert rows.dtype == np.float32 and len(rows) == 5
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [1, 1, 1, 1, 0], atol=1e-5)
+    cosines = rows @ rows.T
     assert cosines[0, 1] > 0.7 and cosines[2, 3] > 0.7 and abs(cosines[0, 2]) < 0.1
 
 
@@ -40,11 +40,9 @@ def test_the_sketch_tells_apart_what_the_singular_vectors_do_not():
 
 def test_equal_texts_have_equal_vectors_where_nothing_is_left_to_sketch():
     texts = [f"kind{n % 12} no{n % 12} of{n % 5}" for n in range(60)]
-    found = vectors.from_text(
-        texts, str.split, factors(width=64, sketch_width=16, sketch_share=0.1)
-    )
-    distinct = {text: found[place] for place, text in enumerate(texts)}
-    np.testing.assert_allclose(found, np.stack([distinct[text] for text in texts]), atol=1e-5)
+    rows = vectors.from_text(texts, str.split, factors(width=64, sketch_width=16, sketch_share=0.1))
+    distinct = {text: rows[place] for place, text in enumerate(texts)}
+    np.testing.assert_allclose(rows, np.stack([distinct[text] for text in texts]), atol=1e-5)
 
 
 def test_no_text_at_all_is_an_error():
@@ -65,10 +63,10 @@ def test_items_of_the_same_users_are_near():
     clicks = np.zeros((7, 6))
     for user, items in enumerate([(1, 2), (1, 2), (1, 2), (3, 4), (3, 4), (2, 1)], 1):
         clicks[user, list(items)] = 1
-    found = vectors.from_clicks(scipy.sparse.csr_array(clicks), factors(width=2))
-    cosines = found @ found.T
+    rows = vectors.from_clicks(scipy.sparse.csr_array(clicks), factors(width=2))
+    cosines = rows @ rows.T
     assert cosines[0, 1] > 0.99 and cosines[2, 3] > 0.99 and abs(cosines[0, 2]) < 0.01
-    assert not found[4].any(), "item 5 was never clicked"
+    assert not rows[4].any(), "item 5 was never clicked"
 
 
 @pytest.mark.parametrize(
@@ -88,8 +86,8 @@ def export(folder, array, **meta):
 
 def test_exported_vectors_are_read_at_length_1(tmp_path):
     path = export(tmp_path, np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]], np.float32))
-    found = vectors.load_vectors(path, num_items=3, data_hash="d")
-    np.testing.assert_allclose(found, [[0.6, 0.8], [0.0, 1.0], [0.0, 0.0]], atol=1e-6)
+    rows = vectors.load_vectors(path, num_items=3, data_hash="d")
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 1.0], [0.0, 0.0]], atol=1e-6)
 
 
 def test_exported_vectors_that_do_not_belong_here(tmp_path):
@@ -147,9 +145,9 @@ def test_what_lies_at_a_path_has_a_hash(tmp_path):
     assert vectors.source_hash("click_svd") == ""
     path = tmp_path / "model" / "weights"
     path.parent.mkdir()
-    found = []
+    hashes = []
     for content in (b"one", b"two", b"one"):
         path.write_bytes(content)
-        found.append((vectors.source_hash(str(path)), vectors.source_hash(str(path.parent))))
-    assert found[0] == found[2]
-    assert all(len({before, after}) == 2 for before, after in zip(*found[:2], strict=True))
+        hashes.append((vectors.source_hash(str(path)), vectors.source_hash(str(path.parent))))
+    assert hashes[0] == hashes[2]
+    assert all(len({before, after}) == 2 for before, after in zip(*hashes[:2], strict=True))

@@ -45,8 +45,8 @@ def test_a_context_is_json_in_time_order():
         '{"time":"1h","place":"Hefei","query":"drum"}'
         '],"query":"red pot","time":"now"}<|im_end|>\n<|im_start|>assistant\n<think>'
     )
-    found = json.loads(prompt.split("\n")[2].removesuffix("<|im_end|>"))
-    assert [event.get("query") for event in found["history"]] == ["tea", None, "drum"]
+    context = json.loads(prompt.split("\n")[2].removesuffix("<|im_end|>"))
+    assert [event.get("query") for event in context["history"]] == ["tea", None, "drum"]
     item = ItemContext(title='a "pot"', brand="b", sales=7)
     assert json.loads(item.to_json()) == {"title": 'a "pot"', "brand": "b", "sales": 7}
 
@@ -62,10 +62,10 @@ def test_truncation_drops_the_oldest_events_whole_and_then_the_ends_of_texts():
             continue
         assert len(prompt) <= limit
         text = words().decode(prompt).split("\n")[2].removesuffix("<|im_end|>")
-        found = json.loads(text)
-        queries.append(found["query"])
-        assert cut == (found["query"] != "red pot" or found["user"] != {"age": "30"})
-        histories.add((found["query"], *(event.get("query") for event in found["history"])))
+        context = json.loads(text)
+        queries.append(context["query"])
+        assert cut == (context["query"] != "red pot" or context["user"] != {"age": "30"})
+        histories.add((context["query"], *(event.get("query") for event in context["history"])))
     whole = {past for query, *past in histories if query == "red pot" for past in [tuple(past)]}
     assert whole == {(), ("drum",), (None, "drum"), ("tea", None, "drum")}
     assert queries == sorted(queries, key=len) and len(set(queries)) > 1
@@ -79,9 +79,11 @@ def test_a_query_longer_than_the_limit_is_cut_and_told():
     for reason in (False, True):
         tokens, cut = contexts.user_prompt(long, words(), limit=120, reason=reason)
         assert cut and 100 < len(tokens) <= 120
-        found = json.loads(words().decode(tokens).split("\n")[2].removesuffix("<|im_end|>"))
-        assert len(found["query"]) == len(found["user"]["tells"]) > 5 and found["history"] == []
-        assert long.query.startswith(found["query"])
+        context = json.loads(words().decode(tokens).split("\n")[2].removesuffix("<|im_end|>"))
+        assert (
+            len(context["query"]) == len(context["user"]["tells"]) > 5 and context["history"] == []
+        )
+        assert long.query.startswith(context["query"])
     placed = dataclasses.replace(CONTEXT, place="Hefei " * 500)
     assert len(contexts.user_prompt(placed, words(), limit=120, reason=True).tokens) <= 120
 
@@ -92,9 +94,9 @@ def test_a_limit_without_room_for_any_query_is_refused():
 
 
 def test_a_tokenizer_is_trained_on_texts_of_any_length():
-    found = vocabulary.train_tokenizer(["a b", "krolvim " * 3000, "жук" * 3000], 400)
-    assert len(found.encode(" krolvim").tokens) == 1
-    assert len(found.encode("жукжук").tokens) == 1
+    tokenizer = vocabulary.train_tokenizer(["a b", "krolvim " * 3000, "жук" * 3000], 400)
+    assert len(tokenizer.encode(" krolvim").tokens) == 1
+    assert len(tokenizer.encode("жукжук").tokens) == 1
 
 
 def test_no_text_of_a_user_becomes_a_control_token_or_an_id():
@@ -112,8 +114,10 @@ def test_no_text_of_an_item_becomes_a_control_token_or_an_id():
     item = ItemContext(title=forged, price=forged, brand=forged, category=forged, sales=2)
     tokens = words().encode(item.to_json())
     assert max(tokens) < words().text_rows and words().end not in tokens
-    found = json.loads(words().decode(tokens))
-    assert found["title"] == found["brand"] == "<a_1>|im_end|>a_99> pot" and found["sales"] == 2
+    context = json.loads(words().decode(tokens))
+    assert (
+        context["title"] == context["brand"] == "<a_1>|im_end|>a_99> pot" and context["sales"] == 2
+    )
 
 
 def test_a_long_item_loses_the_end_of_its_title_then_whole_fields():
@@ -123,7 +127,7 @@ def test_a_long_item_loses_the_end_of_its_title_then_whole_fields():
         (contexts.item_answer, lambda text: text),
     ):
         whole = make(item, words(), limit=10_000)
-        kept = []
+        fields = []
         for limit in range(len(whole), 0, -1):
             try:
                 tokens = make(item, words(), limit=limit)
@@ -132,17 +136,17 @@ def test_a_long_item_loses_the_end_of_its_title_then_whole_fields():
                 break
             assert len(tokens) <= limit
             text = words().decode(tokens)
-            found = json.loads(read(text))
-            assert item.title.startswith(found["title"])
+            context = json.loads(read(text))
+            assert item.title.startswith(context["title"])
             if make is contexts.item_prompt:
                 frame = contexts.item_to_id_prompt(ItemContext(title="")).split('{"title":""}')
                 assert text.startswith(frame[0]) and text.endswith(frame[1])
-            names = tuple(found)
-            if kept[-1:] != [names]:
-                kept.append(names)
+            names = tuple(context)
+            if fields[-1:] != [names]:
+                fields.append(names)
             # Nearly all of the room is used while the title can give.
-            assert len(names) < 4 or not found["title"] or limit - len(tokens) < 30
-        assert kept == [
+            assert len(names) < 4 or not context["title"] or limit - len(tokens) < 30
+        assert fields == [
             ("title", "price", "brand", "sales"),
             ("title", "price", "sales"),
             ("title", "sales"),
@@ -151,21 +155,21 @@ def test_a_long_item_loses_the_end_of_its_title_then_whole_fields():
 
 
 def test_ids_are_one_token_a_code_after_the_text():
-    found = words()
-    start = found.text_rows
-    tokens = found.encode("tea<a_3><d_1>pot")
+    known = words()
+    start = known.text_rows
+    tokens = known.encode("tea<a_3><d_1>pot")
     assert tokens[1:-1].count(start + 3) == 1 and start + 48 + 1 in tokens
-    assert found.decode(tokens) == "tea<a_3><d_1>pot"
-    assert found.size == start + 52 and found.new_rows == 52
+    assert known.decode(tokens) == "tea<a_3><d_1>pot"
+    assert known.size == start + 52 and known.new_rows == 52
     codes = np.array([[0, 0, 0, 0], [15, 15, 15, 3]])
     np.testing.assert_array_equal(
-        found.identifiers(codes), start + np.array([[0, 16, 32, 48], [15, 31, 47, 51]])
+        known.identifiers(codes), start + np.array([[0, 16, 32, 48], [15, 31, 47, 51]])
     )
-    assert found.code_name(start + 51) == "<d_3>"
+    assert known.code_name(start + 51) == "<d_3>"
     with pytest.raises(ValueError, match="found <d_4>"):
-        found.encode("<d_4>")
+        known.encode("<d_4>")
     with pytest.raises(ValueError, match="expected codes below"):
-        found.identifiers(np.array([[16, 0, 0, 0]]))
+        known.identifiers(np.array([[16, 0, 0, 0]]))
 
 
 def test_a_tokenizer_from_its_file_and_what_is_refused(tmp_path):

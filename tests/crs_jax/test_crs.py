@@ -145,9 +145,9 @@ def test_an_items_context_has_title_brand_and_price_each_once(tmp_path):
     (folder / "items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     experiment = opened(str(folder), tmp_path / "cache")
     examples, names = experiment.examples, experiment.data.log.item_ids.tolist()
-    found = json.loads(examples.item_context(names.index("3")).to_json())
-    sales = found.pop("sales")
-    assert found == {"title": records[3]["title"], "price": "3.50", "brand": "Acme"} and sales > 0
+    context = json.loads(examples.item_context(names.index("3")).to_json())
+    sales = context.pop("sales")
+    assert context == {"title": records[3]["title"], "price": "3.50", "brand": "Acme"} and sales > 0
     # What is embedded and searched is the text, as of every method.
     assert examples.texts[names.index("3")] == f"{records[3]['title']} Acme"
 
@@ -238,10 +238,10 @@ def whole(folder, cache, tmp_path_factory):
 @pytest.mark.xdist_group("crs")
 def test_a_whole_cycle_its_results_and_predictions(whole):
     workdir = str(whole)
-    found = json.loads((whole / "results.json").read_text())
-    stages = [row["stage"] for row in found["rows"]]
+    results = json.loads((whole / "results.json").read_text())
+    stages = [row["stage"] for row in results["rows"]]
     assert stages[:3] == ["align", "sft_0", "rl_0"]
-    row = next(row for row in found["rows"] if row["stage"] == "rl_0")
+    row = next(row for row in results["rows"] if row["stage"] == "rl_0")
     assert row["algorithm"] == "r_grpo" and row["examples"] == 4
     assert set(row["metrics"]) >= {"hr@10/search/catalogue", "ndcg@10/search/catalogue"}
     assert sum(group["examples"] for group in row["user_groups"]) == 4
@@ -271,8 +271,8 @@ def test_a_whole_cycle_its_results_and_predictions(whole):
 @pytest.mark.xdist_group("crs")
 def test_a_mesh_trains_every_stage_and_one_device_reads_it(folder, cache, whole, tmp_path):
     workdir = str(tmp_path / "w")
-    found = train(config_of(folder, cache, **{"mesh.data": 2, "mesh.model": 2}), workdir)
-    rows = {row["stage"]: row for row in found["rows"]}
+    results = train(config_of(folder, cache, **{"mesh.data": 2, "mesh.model": 2}), workdir)
+    rows = {row["stage"]: row for row in results["rows"]}
     assert set(rows) >= {"align", "sft_0", "rl_0"}
     alone = json.loads((whole / "results.json").read_text())["rows"]
     expected = next(row for row in alone if row["stage"] == "align")
@@ -284,7 +284,7 @@ def test_a_mesh_trains_every_stage_and_one_device_reads_it(folder, cache, whole,
     assert [row["rank"] for row in predict(restored, ["3"], 2)] == [1, 2]
     # The same workdir on one device: every stage is restored and none trains again.
     again = train(config_of(folder, cache), workdir)
-    assert [row["step"] for row in again["rows"]] == [row["step"] for row in found["rows"]]
+    assert [row["step"] for row in again["rows"]] == [row["step"] for row in results["rows"]]
     experiment = opened(folder, cache)
     one = Restored(workdir, "rl_0")
     column = experiment.columns("search", "catalogue")[0]
@@ -324,16 +324,16 @@ def kill_in(process, workdir, stage):
 def contents(run):
     """The last state of each stage, the subsets' hashes, and the metrics of the rows."""
     restored = Restored(str(run))
-    found = []
+    states = []
     for stage in ("align", "sft_0", "rl_0", "sft_1"):
         checkpoints = Checkpoints(str(run / "checkpoints" / stage))
         state, _, step = checkpoints.restore(restored.experiment.abstract_state(stage))
         checkpoints.close()
-        found.append((step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]))
+        states.append((step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]))
     rows = json.loads((run / "results.json").read_text())["rows"]
     metrics = {row["stage"]: (row["step"], row["metrics"]) for row in rows}
     subsets = {path.name: path.read_text() for path in (run / "subsets").glob("*.json")}
-    return found, metrics, subsets
+    return states, metrics, subsets
 
 
 @pytest.mark.slow

@@ -160,8 +160,8 @@ def test_a_mesh_says_what_one_device_says(data, tmp_path):
 def test_a_run_distils_what_its_teacher_says(data, tmp_path):
     path = write_teacher(tmp_path / "t")
     short = {"align.epochs": 0.2, "evolve.iterations": 0, "distill.epochs": 1.0}
-    found = train(config_of(*data, **settings(path, **short)), str(tmp_path / "w"))
-    rows = {row["stage"]: row for row in found["rows"]}
+    results = train(config_of(*data, **settings(path, **short)), str(tmp_path / "w"))
+    rows = {row["stage"]: row for row in results["rows"]}
     assert list(rows) == ["align", "sft_0"]
     told = (tmp_path / "w" / "subsets" / "sft_0.jsonl").read_text().splitlines()
     assert rows["sft_0"]["subset"]["rows"] == len(told) > 3

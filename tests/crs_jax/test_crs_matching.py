@@ -44,8 +44,8 @@ def config_of(folder, cache, system, **model):
 
 
 def test_bm25_ties_all_items_of_the_kind(folder, tmp_path):
-    found = train(config_of(folder, tmp_path, "bm25"), str(tmp_path / "w"))
-    (row,) = found["rows"]
+    results = train(config_of(folder, tmp_path, "bm25"), str(tmp_path / "w"))
+    (row,) = results["rows"]
     # One of ten equal items is the target: expectations over their order.
     assert row["metrics"]["hr@1/search/catalogue"] == pytest.approx(0.1)
     assert row["metrics"]["hr@5/search/catalogue"] == pytest.approx(0.5)
@@ -87,8 +87,8 @@ def test_rows_of_validation_do_not_stand_for_the_test(folder, tmp_path):
     train(config, str(tmp_path / "w"))
     (tmp_path / "w" / "results.json").unlink()
     evaluate(Restored(str(tmp_path / "w")), "validation", "search/catalogue")
-    found = train(config, str(tmp_path / "w"))
-    assert [row["split"] for row in found["rows"]] == ["validation", "test"]
+    results = train(config, str(tmp_path / "w"))
+    assert [row["split"] for row in results["rows"]] == ["validation", "test"]
 
 
 def test_dsi_reads_the_query_alone_and_ranks_the_same_searches(folder, tmp_path):

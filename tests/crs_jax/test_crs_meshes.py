@@ -93,8 +93,8 @@ def trained(task, state, first, steps):
     return state, every
 
 
-def assert_equal(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
+def assert_equal(actual, expected):
+    for ours, theirs in zip(actual, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
 
 
@@ -169,11 +169,11 @@ def test_a_checkpoint_of_qwen3_goes_to_its_parts_from_the_host():
     config = DecoderConfig(text_rows=40, new_rows=5, lora_rank=2, **sizes)
     key = jax.random.key(0)
     partition = sharding.partition_of(config, make_mesh(2, 4))
-    found = decoder_checkpoints.from_hugging_face(FILE, config, key, partition)
+    params = decoder_checkpoints.from_hugging_face(FILE, config, key, partition)
     expected = decoder_checkpoints.from_hugging_face(FILE, config, key)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    kernel = found["layers"]["mlp"]["down"]["kernel"]
+    kernel = params["layers"]["mlp"]["down"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 5, 6)
-    places = jax.tree.map(lambda leaf: leaf.sharding, found)
-    assert places == partition.shardings(found)
+    places = jax.tree.map(lambda leaf: leaf.sharding, params)
+    assert places == partition.shardings(params)

@@ -142,9 +142,9 @@ def test_ages_and_hours_are_counted_in_the_unit_of_the_log(unit, step, ages):
     settings = crs_sample.get_config().data
     data = types.SimpleNamespace(log=build_log("toy", events), dataset="csv_log")
     contexts = user_contexts.UserContexts(settings, data, str)
-    found = contexts.context(1, 2, 0, "x", start + 3 * step, None)
-    assert [event.time for event in found.events] == ages
-    assert found.time == (None if unit == "positions" else "2024-10-27 06h")
+    context = contexts.context(1, 2, 0, "x", start + 3 * step, None)
+    assert [event.time for event in context.events] == ages
+    assert context.time == (None if unit == "positions" else "2024-10-27 06h")
 
 
 def test_queries_from_outside_are_written_as_the_logs_own(folder, tmp_path):

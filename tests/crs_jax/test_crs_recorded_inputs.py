@@ -88,9 +88,9 @@ def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path):
     with open(tmp_path / "larger" / "items.jsonl", "a") as file:
         record = {"item": ITEMS + 3, "query_ids": [0], "title": "kind0 red"}
         file.write(json.dumps(record) + "\n")
-    found = opened(str(tmp_path / "larger"), cache, **extend).examples
-    assert codes.items() <= ids_by_name(found).items()
-    assert len(np.unique(found.ids.codes, axis=0)) == ITEMS + 4
+    examples = opened(str(tmp_path / "larger"), cache, **extend).examples
+    assert codes.items() <= ids_by_name(examples).items()
+    assert len(np.unique(examples.ids.codes, axis=0)) == ITEMS + 4
 
 
 def test_a_run_continues_with_what_it_keeps_and_the_same_items(folder, cache, tmp_path):

@@ -57,10 +57,10 @@ def flat(params):
 def test_logits_equal_hugging_face_s():
     params, arrays = reference()
     tokens, positions, segments = rows(arrays["tokens"])
-    found = read(CONFIG, params, tokens, positions, segments * arrays["valid"][:, None])[:, 0]
-    assert found.shape == (3, 13, 45)
+    logits = read(CONFIG, params, tokens, positions, segments * arrays["valid"][:, None])[:, 0]
+    assert logits.shape == (3, 13, 45)
     valid = arrays["valid"]
-    np.testing.assert_allclose(found[..., :40][valid], arrays["logits"][valid], atol=1e-4)
+    np.testing.assert_allclose(logits[..., :40][valid], arrays["logits"][valid], atol=1e-4)
 
 
 def test_step_by_step_logits_equal_hugging_face_s_cache():
@@ -199,10 +199,10 @@ def test_a_checkpoint_in_several_files_and_the_new_rows(tmp_path):
     index = {name: file for file, held in parts.items() for name in held}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     assert decoder_checkpoints.checkpoint_rows(tmp_path) == 40
-    found = flat(decoder_checkpoints.from_hugging_face(tmp_path, changed(new_rows=1000), KEY))
+    leaves = flat(decoder_checkpoints.from_hugging_face(tmp_path, changed(new_rows=1000), KEY))
     expected = flat(decoder_checkpoints.from_hugging_face(FILE, CONFIG, KEY))
-    new = np.asarray(found.pop("embedder/new_embedding"))
-    for name, leaf in found.items():
+    new = np.asarray(leaves.pop("embedder/new_embedding"))
+    for name, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, expected[name], name)
     table = tensors["model.embed_tokens.weight"]
     np.testing.assert_allclose(new.mean(0), table.mean(0), atol=0.02 * table.std(0).max())

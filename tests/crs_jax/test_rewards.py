@@ -25,11 +25,11 @@ def test_structure_and_length_count_what_lies_between_the_tags():
             [1, 7, 2, 8, 3, 8],  # one token; a second </think> changes nothing
         ]
     )
-    found = rewards.reasoning(tokens, THINK, END)
-    np.testing.assert_array_equal(found.complete, [True, True, False, False, False, True])
-    np.testing.assert_array_equal(found.length, [3, 0, 0, 0, 0, 1])
-    np.testing.assert_array_equal(rewards.structure(found.complete), [0, 0, -1, -1, -1, 0])
-    np.testing.assert_allclose(rewards.length(found.length, 2), [1, 0, 0, 0, 0, 0.5])
+    reasoning = rewards.reasoning(tokens, THINK, END)
+    np.testing.assert_array_equal(reasoning.complete, [True, True, False, False, False, True])
+    np.testing.assert_array_equal(reasoning.length, [3, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(rewards.structure(reasoning.complete), [0, 0, -1, -1, -1, 0])
+    np.testing.assert_allclose(rewards.length(reasoning.length, 2), [1, 0, 0, 0, 0, 0.5])
 
 
 def test_accuracy_of_levels_alone_and_of_the_prefix():
@@ -50,12 +50,12 @@ def test_validity_of_whole_identifiers():
 
 
 def test_without_an_end_the_sum_is_minus_one_whatever_follows():
-    found = rewards.Reasoning(jnp.array([True, False]), jnp.array([2, 0]))
+    reasoning = rewards.Reasoning(jnp.array([True, False]), jnp.array([2, 0]))
     accuracies, validities = (
         jnp.array([[1.5, 0.0], [1.5, 1.5]]),
         jnp.array([[1.0, 0.0], [1.0, 1.0]]),
     )
-    total = rewards.total(found, 4, accuracies, validities)
+    total = rewards.total(reasoning, 4, accuracies, validities)
     np.testing.assert_allclose(total, [[3.0, 0.5], [-1.0, -1.0]])
 
 
@@ -70,22 +70,22 @@ def test_rank_weights():
 
 def test_a_wrong_first_answer_with_the_target_higher_is_worth_more_to_r_grpo_only():
     # Both first answers are wrong; the target (reward 2) stands second in one, third in the other.
-    found = jnp.array([[[0.0, 2.0, 0.0]], [[0.0, 0.0, 2.0]]])
-    plain = r_grpo.outcome(found, "grpo")
+    accuracies = jnp.array([[[0.0, 2.0, 0.0]], [[0.0, 0.0, 2.0]]])
+    plain = r_grpo.outcome(accuracies, "grpo")
     np.testing.assert_array_equal(plain.reward, [[0.0], [0.0]])
     np.testing.assert_array_equal(plain.answer, [[0], [0]])
     np.testing.assert_array_equal(grpo.advantages(plain.reward), [[0.0], [0.0]])
-    ranked = r_grpo.outcome(found, "r_grpo")
+    ranked = r_grpo.outcome(accuracies, "r_grpo")
     np.testing.assert_array_equal(ranked.answer, [[1], [2]])
     np.testing.assert_allclose(ranked.reward, [[0.571438], [0.461032]], atol=1e-6)
     np.testing.assert_allclose(grpo.advantages(ranked.reward), [[1.0], [-1.0]], atol=1e-5)
 
 
 def test_ties_go_to_the_best_ranked_answer():
-    found = jnp.array([[[1.0, 3.0, 3.0]]])
-    assert int(r_grpo.outcome(found, "r_grpo").answer[0, 0]) == 1
+    accuracies = jnp.array([[[1.0, 3.0, 3.0]]])
+    assert int(r_grpo.outcome(accuracies, "r_grpo").answer[0, 0]) == 1
     with pytest.raises(ValueError, match="found 'ppo'"):
-        r_grpo.outcome(found, "ppo")
+        r_grpo.outcome(accuracies, "ppo")
 
 
 def test_the_objective_by_hand():

@@ -143,14 +143,14 @@ def test_answers_at_once_after_the_prompt():
         return generation.constrained_answers(NETWORK, params, place, trie(), 4)
 
     trie()
-    found = answer(params())
+    answers = answer(params())
     for user in (0, 1):
         prompt = PROMPTS[user, : LENGTHS[user]]
         after = full_log_probs(params(), prompt)[-1]
-        best = int(found.items[user, 0, 0])
+        best = int(answers.items[user, 0, 0])
         a, b = IDENTIFIERS[best]
         expected = after[a] + full_log_probs(params(), np.array([*prompt, a]))[-1][b]
-        assert float(found.scores[user, 0, 0]) == pytest.approx(float(expected), abs=1e-4)
+        assert float(answers.scores[user, 0, 0]) == pytest.approx(float(expected), abs=1e-4)
 
 
 @pytest.mark.slow

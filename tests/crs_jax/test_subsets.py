@@ -153,8 +153,8 @@ def test_traces_are_read_and_broken_lines_named(tmp_path):
     path = tmp_path / "traces.jsonl"
     good = {"user": "7", "query": "red pot", "item": "i3", "reasoning": "wants a pot"}
     path.write_text(json.dumps(good) + "\n\n" + json.dumps(good | {"user": 8}) + "\n")
-    found = traces.read_traces(str(path))
-    assert [trace.user for trace in found] == ["7", "8"] and found[0].reasoning == "wants a pot"
+    read = traces.read_traces(str(path))
+    assert [trace.user for trace in read] == ["7", "8"] and read[0].reasoning == "wants a pot"
     odd = json.dumps(good | {"reasoning": "wants\u2028a pot"}, ensure_ascii=False)
     path.write_text(odd + "\n", encoding="utf-8")
     assert [trace.reasoning for trace in traces.read_traces(str(path))] == ["wants\u2028a pot"]

@@ -129,10 +129,10 @@ def test_given_items_get_the_scores_of_the_beam(reason):
     params = jax.tree.map(lambda leaf: leaf * 5, start())
     prompts, lengths = prompt_array([[4, 5, THINK], [6, THINK], [7, 4, 5, THINK]], 4)
     # Wide enough that nothing is dropped.
-    found = inference(params, prompts, lengths, width=6, reason=reason)
-    given = inference.scores(params, prompts, lengths, ITEMS[found.items], reason=reason)
+    answers = inference(params, prompts, lengths, width=6, reason=reason)
+    given = inference.scores(params, prompts, lengths, ITEMS[answers.items], reason=reason)
     assert given.shape == (3, 6) and given.std() > 0.1
-    np.testing.assert_allclose(given, found.scores, rtol=1e-5)
+    np.testing.assert_allclose(given, answers.scores, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -142,11 +142,11 @@ def test_fine_tuning_memorises_and_two_step_inference_repeats_it():
     assert every[0]["loss"] > 2 and every[-1]["loss"] < 0.05
     inference = Inference(Decoder(CONFIG), CONTROLS, trie(), max_reasoning=4, batch_size=3)
     prompts, lengths = prompt_array([example.prompt for example in memorised()], 4)
-    found = inference(state["params"], prompts, lengths, width=4, reason=True)
-    assert found.items[:, 0].tolist() == [0, 1, 2, 3]
-    assert found.lengths.tolist() == [3] * 4
-    assert found.reasoning[1].tolist() == [8, 10, END_THINK, 0]
-    assert (np.diff(found.scores, axis=1) <= 0).all()
+    answers = inference(state["params"], prompts, lengths, width=4, reason=True)
+    assert answers.items[:, 0].tolist() == [0, 1, 2, 3]
+    assert answers.lengths.tolist() == [3] * 4
+    assert answers.reasoning[1].tolist() == [8, 10, END_THINK, 0]
+    assert (np.diff(answers.scores, axis=1) <= 0).all()
     # The order of examples goes on where it was: the same batch as without a stop.
     again, fresh = task.batches(3), task.batches(0)
     for _ in range(3):
@@ -223,9 +223,9 @@ def test_rl_goes_on_where_it_was():
     task = rl_task_of(start(), [[4, THINK], [5, 6, THINK]], [0, 3], trajectories=16)
     expected, every = run(task, 3, 0.01)
     state, _ = run(task, 1, 0.01)
-    found, rest = run(task, 2, 0.01, state, 1)
+    resumed, rest = run(task, 2, 0.01, state, 1)
     assert rest == every[1:]
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(resumed), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -331,21 +331,21 @@ def test_constrained_rollouts_are_always_valid_and_tell_targets_below_the_mean()
             lambda rewards: np.where(below, -1.0, 1.0),
         )
     )
-    found = roll(task.init()["params"], batch)
-    complete = np.asarray(found.lengths) > 0
-    assert complete.all() and found.tokens.shape == (4, 16, 8)
-    counted = (np.asarray(found.has_target) & below.T)[:2]
-    assert 0 < counted.sum() < np.asarray(found.has_target).sum()
-    assert float(found.statistics["target_below_mean"]) == pytest.approx(counted.mean())
-    share = float(found.statistics["complete"])
-    assert float(found.statistics["validity"]) == pytest.approx(share, abs=1e-6)
+    rollout = roll(task.init()["params"], batch)
+    complete = np.asarray(rollout.lengths) > 0
+    assert complete.all() and rollout.tokens.shape == (4, 16, 8)
+    counted = (np.asarray(rollout.has_target) & below.T)[:2]
+    assert 0 < counted.sum() < np.asarray(rollout.has_target).sum()
+    assert float(rollout.statistics["target_below_mean"]) == pytest.approx(counted.mean())
+    share = float(rollout.statistics["complete"])
+    assert float(rollout.statistics["validity"]) == pytest.approx(share, abs=1e-6)
     forced = generation.teacher_forced(
         Decoder(CONFIG),
         lora.whole(task.init()["params"]),
         batch["prompts"],
         batch["lengths"],
-        found.tokens,
-        found.lengths,
+        rollout.tokens,
+        rollout.lengths,
     )
     assert np.isfinite(forced).all()
 

@@ -291,10 +291,10 @@ def test_a_mistake_on_the_command_line_is_one_line(csv_folder, tmp_path):
 def test_figures_show_the_states_and_scores_of_the_runs(small_config, tmp_path):
     config = changed(small_config, **SHORT | {"rl.enabled": False, "train.max_epochs": 2.0})
     ablate(config, "figure6:0,1", str(tmp_path / "w"))
-    found = json.loads((tmp_path / "w/table.json").read_text())
+    table = json.loads((tmp_path / "w/table.json").read_text())
     # With all its steps the model of the largest K is the run of that K.
-    one_model = found["every_k"][0]["per_seed"][0]
-    own = [row["metrics"]["ndcg@5/neg99"][0] for row in found["rows"]]
+    one_model = table["every_k"][0]["per_seed"][0]
+    own = [row["metrics"]["ndcg@5/neg99"][0] for row in table["rows"]]
     assert one_model[1] == pytest.approx(own[1]) and len(one_model) == 2
     assert one_model[0] != pytest.approx(own[0], abs=1e-6)
 
@@ -337,14 +337,14 @@ def untrained(config, seed=0):
 
 def test_table_4_has_a_picture(small_config, tmp_path):
     path, data = tmp_path / "table.png", Dataset(small_config)
-    found = figures.inference_times(small_config, data, (0, 1), str(path), repeats=1)
-    assert path.stat().st_size > 5000 and "![](table.png)" in found.lines
+    section = figures.inference_times(small_config, data, (0, 1), str(path), repeats=1)
+    assert path.stat().st_size > 5000 and "![](table.png)" in section.lines
 
 
 def test_the_one_model_stops_at_the_largest_k_it_was_trained_with(small_config):
     config = changed(small_config, **{"train.active_steps": 1, "model.max_steps": 2})
-    found = figures.every_k([untrained(config)], "train", "ndcg@5/neg99")
-    assert [len(one) for one in found.values["per_seed"]] == [2]
+    section = figures.every_k([untrained(config)], "train", "ndcg@5/neg99")
+    assert [len(one) for one in section.values["per_seed"]] == [2]
 
 
 def hidden_of(seed):
@@ -405,8 +405,8 @@ def test_thresholds_retrain_on_fewer_searches(csv_folder, small_config, tmp_path
     config.eval.update({"batch_size": 64, "full_batch_size": 64, "protocols": ("neg99",)})
     table = ablate(config, "figure2:-1,1", str(tmp_path / "w"))
     assert "| threshold = 1 | after training |" in table
-    kept = json.loads((tmp_path / "w/arms/threshold=-1/seed0/config.json").read_text())
-    assert "search_filter" not in kept["data"]
+    saved = json.loads((tmp_path / "w/arms/threshold=-1/seed0/config.json").read_text())
+    assert "search_filter" not in saved["data"]
     (tmp_path / "w").rename(tmp_path / "moved")
     none = Restored(str(tmp_path / "moved/arms/threshold=1/seed0"))
     batches = list(none.data.sampled("test", "neg99"))

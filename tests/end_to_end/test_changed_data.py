@@ -16,10 +16,10 @@ WORDS = r"expected the log \w+ that the run in .* was trained on, found \w+: .*a
 
 @pytest.fixture
 def config(small_config, csv_folder, tmp_path):
-    found = small_config.copy_and_resolve_references()
-    found.data_dir = str(tmp_path / "data")
-    shutil.copytree(csv_folder, found.data_dir)
-    return found
+    changed = small_config.copy_and_resolve_references()
+    changed.data_dir = str(tmp_path / "data")
+    shutil.copytree(csv_folder, changed.data_dir)
+    return changed
 
 
 def change(config):

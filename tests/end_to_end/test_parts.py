@@ -46,9 +46,9 @@ def test_parts_make_the_batch_of_one_process(data, tasks):
     parts = [first_batches(data, i, 2, tasks) for i in range(2)]
     for step, batch in enumerate(whole):
         for name, rows in batch.items():
-            found = [part[step][name] for part in parts]
-            assert len(found[0]) == len(found[1]) < len(rows)
-            np.testing.assert_array_equal(np.concatenate(found), rows)
+            pieces = [part[step][name] for part in parts]
+            assert len(pieces[0]) == len(pieces[1]) < len(rows)
+            np.testing.assert_array_equal(np.concatenate(pieces), rows)
 
 
 def test_rows_that_do_not_divide_among_processes_are_refused(data):

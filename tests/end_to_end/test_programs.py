@@ -84,16 +84,16 @@ def test_evaluating_again_gives_the_same_numbers(trained):
 def test_adaptive_steps_are_calibrated_and_measured(trained):
     _, workdir, results = trained
     text = adapt(str(workdir), "train", "ndcg@5", 0.001)
-    found = json.loads((workdir / "adaptive.json").read_text())
+    table = json.loads((workdir / "adaptive.json").read_text())
     assert (workdir / "adaptive.md").read_text() == text
-    assert list(found["rows"]) == ["0", "1", "2", "adaptive", "2 in blocks"]
-    assert text.startswith(adaptive.heading_of(found)) and found["seed"] == 0
-    assert sum(found["users_by_steps"]) == 57
-    taken = np.dot(found["users_by_steps"], range(3)) / 57
-    assert found["rows"]["adaptive"]["steps"] == pytest.approx(taken)
+    assert list(table["rows"]) == ["0", "1", "2", "adaptive", "2 in blocks"]
+    assert text.startswith(adaptive.heading_of(table)) and table["seed"] == 0
+    assert sum(table["users_by_steps"]) == 57
+    taken = np.dot(table["users_by_steps"], range(3)) / 57
+    assert table["rows"]["adaptive"]["steps"] == pytest.approx(taken)
     # The run's own test metric is that of its two active steps.
     row = next(r for r in results["rows"] if (r["stage"], r["protocol"]) == ("train", "neg99"))
-    assert found["rows"]["2"]["test"] == pytest.approx(row["metrics"]["ndcg@5/neg99"], abs=1e-5)
+    assert table["rows"]["2"]["test"] == pytest.approx(row["metrics"]["ndcg@5/neg99"], abs=1e-5)
     with pytest.raises(UserError, match="tolerance of 0 or more, found -1"):
         adapt(str(workdir), "train", "ndcg@5", -1.0)
 

@@ -60,8 +60,8 @@ def test_the_reading_benchmark_runs(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["examples_per_second"] > 0 and found["seconds_to_first_batch"] > 0
+    report = json.loads(done.stdout)
+    assert report["examples_per_second"] > 0 and report["seconds_to_first_batch"] > 0
 
 
 @pytest.mark.parametrize("name", ["sasrec_ce", "bert4rec", "rearec_erl"])

@@ -86,8 +86,8 @@ def test_a_busy_user_is_left_out_of_sampled_protocols_alone(tmp_path, caplog):
     busy = [("busy", f"x{i}", i) for i in range(120)]
     others = [(f"u{u}", f"x{7 * u + t}", t) for u in range(15) for t in range(5)]
     raw = write_log(tmp_path / "raw", busy + others, items=200)
-    found = train(config_of("popularity,csv_log", raw, tmp_path), str(tmp_path / "w"))
-    rows = {row["protocol"]: row for row in found["rows"]}
+    results = train(config_of("popularity,csv_log", raw, tmp_path), str(tmp_path / "w"))
+    rows = {row["protocol"]: row for row in results["rows"]}
     assert (rows["neg99"]["examples"], rows["neg99"]["left_out"]) == (15, 1)
     assert rows["full"]["examples"] == 16 and "left_out" not in rows["full"]
     assert rows["neg99"]["selected_on"] == "ndcg@5/neg99 on validation"

@@ -35,19 +35,21 @@ def test_paths_in_a_config_become_whole(module, keys, tmp_path, monkeypatch):
     for given in ("T", "./T", "~/T", wanted):
         config = module.get_config()
         config.update_from_flattened_dict(dict.fromkeys(keys, given))
-        found = resolve(config)
+        resolved = resolve(config)
         for key in keys:
             section, _, name = key.rpartition(".")
-            assert (found[section] if section else found)[name] == wanted
+            assert (resolved[section] if section else resolved)[name] == wanted
 
 
 def test_empty_paths_and_names_of_models_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = crs_sample.get_config()
     config.vectors.semantic = "org/model"
-    found = resolve(config)
-    assert found.vectors.semantic == "org/model"
-    assert found.distill.teacher == found.model.checkpoint == found.vocabulary.tokenizer == ""
+    resolved = resolve(config)
+    assert resolved.vectors.semantic == "org/model"
+    assert (
+        resolved.distill.teacher == resolved.model.checkpoint == resolved.vocabulary.tokenizer == ""
+    )
 
 
 @pytest.mark.parametrize("key", ["data_dir", "model.checkpoint", "vocabulary.tokenizer"])

@@ -82,8 +82,8 @@ def test_a_weight_that_is_not_finite():
     ],
 )
 def test_a_metric_or_protocol_named_twice(module, key, names):
-    found = f"config.{key.replace('__', '.')} once, found '{names[0]}' 2 times"
-    with pytest.raises(UserError, match=re.escape(found)):
+    message = f"config.{key.replace('__', '.')} once, found '{names[0]}' 2 times"
+    with pytest.raises(UserError, match=re.escape(message)):
         resolved(module, **{key: names})
 
 
@@ -160,9 +160,9 @@ def test_a_value_set_by_hand_wins():
     assert resolve(config).train.max_epochs == 6.0
     config.train.max_epochs = 1.0  # from Python
     config.rl.examples = 64
-    found = resolve(config)
-    assert (found.train.max_epochs, found.rl.examples) == (1.0, 64)
-    assert found.train.batch_size == 128, "the rest is the sample's"
+    resolved = resolve(config)
+    assert (resolved.train.max_epochs, resolved.rl.examples) == (1.0, 64)
+    assert resolved.train.batch_size == 128, "the rest is the sample's"
     config.train.max_epochs = base  # told by its name alone
     assert resolve(config).train.max_epochs == 6.0
     assert resolve(config, {"train.max_epochs"}).train.max_epochs == base
@@ -170,6 +170,6 @@ def test_a_value_set_by_hand_wins():
     assert resolve(config).train.max_epochs == 2.0
     config.on_sample.overrides.loop = {"log_every": 7}  # which the file does not replace
     config.train.max_epochs = 1.0
-    found = resolve(config)
-    assert (found.loop.log_every, found.train.max_epochs) == (7, 1.0)
-    assert resolve(found).to_dict() == found.to_dict()
+    resolved = resolve(config)
+    assert (resolved.loop.log_every, resolved.train.max_epochs) == (7, 1.0)
+    assert resolve(resolved).to_dict() == resolved.to_dict()

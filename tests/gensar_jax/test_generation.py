@@ -52,10 +52,10 @@ def test_raw_scores_are_teacher_forced_log_likelihoods(setting, forced):
     expected = teacher_forced(network, params, inputs, np.array(forced, int), codes)
     prefix = jnp.broadcast_to(jnp.asarray(forced, jnp.int32), (3, len(forced)))
     run = jax.jit(functools.partial(generate, network, width=len(codes)))
-    found = run(params, inputs, prefix, tries.build(codes))
+    beams = run(params, inputs, prefix, tries.build(codes))
     order = np.argsort(-expected, 1)
-    np.testing.assert_array_equal(found.items, order)
-    np.testing.assert_allclose(found.scores, np.take_along_axis(expected, order, 1), atol=1e-4)
+    np.testing.assert_array_equal(beams.items, order)
+    np.testing.assert_allclose(beams.scores, np.take_along_axis(expected, order, 1), atol=1e-4)
     # Prompts and behaviour matter, so agreement is not agreement of constants.
     assert np.ptp(expected, 0).max() > 0.1
 

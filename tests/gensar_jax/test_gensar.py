@@ -101,14 +101,14 @@ def table_of(data):
 
 def small_config(tmp_path_factory):
     """A config of the made-up catalogue with its table of identifiers."""
-    found = gensar_amazon_beauty.get_config()
-    found.data_dir = write_beauty(tmp_path_factory.mktemp("raw") / "beauty")
-    found.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
-    found.update_from_flattened_dict(SMALL)
+    small = gensar_amazon_beauty.get_config()
+    small.data_dir = write_beauty(tmp_path_factory.mktemp("raw") / "beauty")
+    small.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
+    small.update_from_flattened_dict(SMALL)
     folder = tmp_path_factory.mktemp("identifiers")
-    save_table(str(folder), table_of(Dataset(resolve(found))), {})
-    found.identifiers = str(folder)
-    return found
+    save_table(str(folder), table_of(Dataset(resolve(small))), {})
+    small.identifiers = str(folder)
+    return small
 
 
 @pytest.fixture(scope="module")
@@ -217,20 +217,20 @@ def test_tiger_and_the_ablations_are_arguments(config, data):
     tiger.identifiers = config.identifiers
     tiger.vocabulary.pieces = SMALL["vocabulary.pieces"]
     experiment = open_experiment(resolve(tiger), data)
-    found = experiment.examples
-    assert found.mixture.tasks == ("nrip",)
-    example = found.training_example("nrip", 3, 0)
-    names = {found.vocabulary.name(token)[:3] for token in example.inputs + example.targets}
+    examples = experiment.examples
+    assert examples.mixture.tasks == ("nrip",)
+    example = examples.training_example("nrip", 3, 0)
+    names = {examples.vocabulary.name(token)[:3] for token in example.inputs + example.targets}
     assert not names & {"<R_", "<S_", "<R1", "<S1"}, "no behaviours, one kind of identifier"
-    semantic = found.prompts.catalogue.identifier(
+    semantic = examples.prompts.catalogue.identifier(
         int(data.log.rec_items[data.splits.train.target_row[3]]), "semantic"
     )
-    assert example.targets == [*semantic, 1] and found.forced("recommendation") == []
+    assert example.targets == [*semantic, 1] and examples.forced("recommendation") == []
     ablated = GenSARExamples(resolve(changed(config, mixture__nsqp=0)), data, table_of(data))
     assert "nsqp" not in ablated.mixture.tasks and "nsip" in ablated.mixture.tasks
     bare = changed(config, prompts__behaviour_tokens="none")
-    found = GenSARExamples(resolve(bare), data, table_of(data))
-    assert found.forced("search") == []
+    examples = GenSARExamples(resolve(bare), data, table_of(data))
+    assert examples.forced("search") == []
     with pytest.raises(
         ValueError, match="a variant of gensar, tiger, dsi, found 'amazon_beauty,lion'"
     ):
@@ -262,8 +262,8 @@ def trained(config, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.xdist_group("gensar")
 def test_a_run_gives_every_row_and_evaluate_the_same(trained):
-    workdir, found = trained
-    rows = {row["protocol"]: row for row in found["rows"]}
+    workdir, results = trained
+    rows = {row["protocol"]: row for row in results["rows"]}
     assert set(rows) == {"neg99/exact", "neg99/beam10", "search/full"}
     for protocol, row in rows.items():
         assert row["examples"] == 10 and row["initial"] == "from scratch"
@@ -299,8 +299,8 @@ def test_a_run_gives_every_row_and_evaluate_the_same(trained):
 @pytest.mark.slow
 @pytest.mark.xdist_group("gensar")
 def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
-    found = train(changed(config, mesh__data=2, mesh__model=2), str(tmp_path / "w"))
-    for ours, theirs in zip(found["rows"], trained[1]["rows"], strict=True):
+    results = train(changed(config, mesh__data=2, mesh__model=2), str(tmp_path / "w"))
+    for ours, theirs in zip(results["rows"], trained[1]["rows"], strict=True):
         assert ours["protocol"] == theirs["protocol"]
         assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
     # Its checkpoint on one device, too.
@@ -311,7 +311,7 @@ def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
         jax.device_get(restored.params), jax.device_get(restored.tables), "test", "neg99/exact"
     )
     assert sums.means() == pytest.approx(
-        {name.split("/")[0]: v for name, v in found["rows"][0]["metrics"].items()}
+        {name.split("/")[0]: v for name, v in results["rows"][0]["metrics"].items()}
     )
 
 
@@ -403,10 +403,10 @@ def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_pat
         experiment.run(open_workdir(str(other), resolve(config).to_dict(), log))
     gc.collect()  # the error may still hold the lock of the workdir
     assert list((other / "checkpoints" / "joint").glob("[0-9]*")), "else nothing is continued"
-    found = train(config, str(other))
+    results = train(config, str(other))
     left_out = ("written", "commit")  # what the working tree is at is no part of a result
     strip = lambda rows: [{k: v for k, v in r.items() if k not in left_out} for r in rows]  # noqa: E731
-    assert strip(found["rows"]) == strip(expected["rows"])
+    assert strip(results["rows"]) == strip(expected["rows"])
     states = []
     for folder in (workdir, other):
         checkpoints = Checkpoints(str(folder / "checkpoints" / "joint"))

@@ -58,7 +58,7 @@ def pack(path, lines):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Every review is of another item and has a query, its item's category."""
-    found = tmp_path_factory.mktemp("raw")
+    raw = tmp_path_factory.mktemp("raw")
     reviews, metadata, qrels = [], [], []
     for user in range(USERS):
         for place in range(LENGTH):
@@ -68,12 +68,12 @@ def folder(tmp_path_factory):
             record = {"asin": item, "title": f"radio model{number}", "categories": [["Audio"]]}
             metadata.append(record | ({"description": f"plays fm{kind}"} if number % 3 else {}))
             qrels.append(f"A{user}_{kind} 0 {item} 1")
-    pack(found / "reviews_Electronics_5.json.gz", map(json.dumps, reviews))
-    pack(found / "meta_Electronics.json.gz", map(str, metadata))
-    pack(found / "query_text.txt.gz", [f"electronics audio kind{kind}" for kind in range(4)])
-    pack(found / "train.qrels.gz", qrels[::2])
-    pack(found / "test.qrels.gz", qrels[1::2])
-    return str(found)
+    pack(raw / "reviews_Electronics_5.json.gz", map(json.dumps, reviews))
+    pack(raw / "meta_Electronics.json.gz", map(str, metadata))
+    pack(raw / "query_text.txt.gz", [f"electronics audio kind{kind}" for kind in range(4)])
+    pack(raw / "train.qrels.gz", qrels[::2])
+    pack(raw / "test.qrels.gz", qrels[1::2])
+    return str(raw)
 
 
 def small(module, sizes, folder, cache):
@@ -111,10 +111,10 @@ def test_the_papers_config_finds_all_it_reads_in_the_raw_files(prepared):
 @pytest.mark.slow
 def test_the_papers_config_trains_and_tests_both_tasks(prepared, tmp_path):
     config, table = prepared
-    found = train(config, str(tmp_path / "w"))["rows"]
+    rows = train(config, str(tmp_path / "w"))["rows"]
     columns = ("neg99/exact", "neg99/beam10", "search/bm25_99/exact", "search/bm25_99/beam10")
-    assert tuple(row["protocol"] for row in found) == columns
-    for row in found:
+    assert tuple(row["protocol"] for row in rows) == columns
+    for row in rows:
         assert row["examples"] == 4 and row["identifiers"] == table["identifiers"]
         assert np.isfinite(list(row["metrics"].values())).all()
 

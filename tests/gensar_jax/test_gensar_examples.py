@@ -71,31 +71,31 @@ def test_no_training_prompt_or_target_holds_a_held_out_interaction(examples, dat
 
 
 def test_a_search_prompt_holds_its_query_and_no_face_of_its_event(examples, data):
-    found = data.examples("search", "test")
-    assert len(found) == USERS
-    prompts = examples.evaluation_inputs(found)
+    searches = data.examples("search", "test")
+    assert len(searches) == USERS
+    prompts = examples.evaluation_inputs(searches)
     for row in range(USERS):
         prompt = prompts[row].tolist()
         text = examples.vocabulary.text_of(prompt)
-        query = histories.query_text(data.log, int(found.target_row[row]))
+        query = histories.query_text(data.log, int(searches.target_row[row]))
         assert text.count(query) == 1 and text.index(query) > text.index("search query is")
         for kind in ("semantic", "collaborative"):
-            own = examples.prompts.catalogue.identifier(int(found.item[row]), kind)
+            own = examples.prompts.catalogue.identifier(int(searches.item[row]), kind)
             assert not holds(prompt, own)
 
 
 def test_controls_take_the_query_or_the_history_out_of_search_prompts(config, data):
-    found = data.examples("search", "test")
+    searches = data.examples("search", "test")
     recommended, texts = {}, {}
     for control in ("nothing", "query", "history"):
         other = resolve(changed(config, prompts__search_without=control))
         blind = GenSARExamples(other, data, table_of(data))
-        prompts = blind.evaluation_inputs(found)
+        prompts = blind.evaluation_inputs(searches)
         texts[control] = [blind.vocabulary.text_of([t for t in row if t]) for row in prompts]
         trained = blind.training_example("nsip", 3, 0).inputs
         texts[control].append(blind.vocabulary.text_of(trained))
         recommended[control] = blind.training_example("nrip", 3, 0)
-    queries = [histories.query_text(data.log, int(row)) for row in found.target_row]
+    queries = [histories.query_text(data.log, int(row)) for row in searches.target_row]
     for row, query in enumerate(queries):
         assert query in texts["nothing"][row] and "<R_I>" in texts["nothing"][row]
         assert query not in texts["query"][row] and "<R_I>" in texts["query"][row]
@@ -117,10 +117,10 @@ def test_a_prompt_too_long_loses_its_oldest_events_whole(config, data):
         history = whole.history(data.splits.test, row)
         events = [whole.prompts.event(*event) for event in history]
         assert len(cut) <= limit < len(full)
-        kept = [holds(cut, event) for event in events]
+        held = [holds(cut, event) for event in events]
         # The latest events and no others, each whole: once one is kept all later ones are.
-        assert kept == sorted(kept) and kept[-1] and not kept[0]
-        lost += kept.count(False)
+        assert held == sorted(held) and held[-1] and not held[0]
+        lost += held.count(False)
         codes = sum(token >= whole.vocabulary.text_rows + 3 for token in cut)
-        assert codes == sum(3 for (b, _), k in zip(history, kept) if k and b != "<S_Q>")
+        assert codes == sum(3 for (b, _), k in zip(history, held) if k and b != "<S_Q>")
     assert lost > USERS

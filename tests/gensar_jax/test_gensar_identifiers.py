@@ -63,11 +63,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(folder, tmp_path_factory):
-    found = gensar_identifiers_amazon_beauty.get_config()
-    found.data_dir = folder
-    found.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
-    found.update_from_flattened_dict(SMALL)
-    return found
+    small = gensar_identifiers_amazon_beauty.get_config()
+    small.data_dir = folder
+    small.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
+    small.update_from_flattened_dict(SMALL)
+    return small
 
 
 def changed(config, **flat):
@@ -226,8 +226,8 @@ def test_a_table_serves_the_split_that_trained_it(trained, config, tmp_path):
 def test_a_single_source_gives_both_identifiers_the_same_codes(config, tmp_path):
     single = changed(config, model__sources=("semantic",), train__epochs=1, train__evals=1)
     workdir = tmp_path / "w"
-    found = train(single, str(workdir))["rows"][0]
-    table = load_table(str(workdir), data_hash=found["data_hash"])
+    row = train(single, str(workdir))["rows"][0]
+    table = load_table(str(workdir), data_hash=row["data_hash"])
     assert table.shared_levels == 3
     assert table.codes["semantic"].tolist() == table.codes["collaborative"].tolist()
-    assert "collision_rate/collaborative" not in found["metrics"]
+    assert "collision_rate/collaborative" not in row["metrics"]

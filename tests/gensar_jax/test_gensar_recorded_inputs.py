@@ -29,13 +29,13 @@ from input_pipelines.dataset import Dataset
 
 @pytest.fixture
 def config(tmp_path):
-    found = gensar_amazon_beauty.get_config()
-    found.data_dir, found.cache_dir = write_beauty(tmp_path / "raw"), str(tmp_path / "cache")
-    found.update_from_flattened_dict(SMALL)
-    found.identifiers = str(tmp_path / "table")
+    small = gensar_amazon_beauty.get_config()
+    small.data_dir, small.cache_dir = write_beauty(tmp_path / "raw"), str(tmp_path / "cache")
+    small.update_from_flattened_dict(SMALL)
+    small.identifiers = str(tmp_path / "table")
     (tmp_path / "table").mkdir()
-    save_table(found.identifiers, table_of(Dataset(resolve(found))), {})
-    return found
+    save_table(small.identifiers, table_of(Dataset(resolve(small))), {})
+    return small
 
 
 def begin(config, tmp_path):
@@ -72,11 +72,11 @@ def test_a_run_is_held_to_its_item_texts(config, tmp_path):
     before = Dataset(resolve(config)).log
     edit_titles(config)
     assert Dataset(resolve(config)).log.hash == before.hash, "else the log's hash would do"
-    kept = json.loads((workdir / "inputs.json").read_text())
+    recorded = json.loads((workdir / "inputs.json").read_text())
     for program, argument in ((train, config), (Restored, str(workdir))):
         arguments = (argument, str(workdir)) if program is train else (argument,)
         message = refused(program, *arguments)
-        assert f"expected the item texts {kept['item texts']}" in message
+        assert f"expected the item texts {recorded['item texts']}" in message
         assert "bring the data with those texts back" in message
 
 

@@ -52,9 +52,11 @@ def loop(**changes):
 
 def test_scaled_vectors_have_mean_square_1_and_keep_their_cosines():
     rows = {"semantic": np.array([[3.0, 0.0], [0.0, 1.0]])}
-    found = scaled(rows)["semantic"]
+    vectors = scaled(rows)["semantic"]
     # Mean square 10 / 4.
-    np.testing.assert_allclose(found, np.array([[3.0, 0.0], [0.0, 1.0]]) / np.sqrt(2.5), rtol=1e-6)
+    np.testing.assert_allclose(
+        vectors, np.array([[3.0, 0.0], [0.0, 1.0]]) / np.sqrt(2.5), rtol=1e-6
+    )
 
 
 def test_an_epoch_shows_items_once_and_can_start_anywhere():
@@ -93,8 +95,8 @@ def test_a_cut_run_ends_in_the_same_bits(tmp_path):
     resumed = run_stage(task(), loop(), workdir)
     for ours, theirs in zip(jax.tree.leaves(whole.state), jax.tree.leaves(resumed.state)):
         np.testing.assert_array_equal(ours, theirs)
-    found = [task().assign(r.state["params"]).codes["semantic"] for r in (whole, resumed)]
-    np.testing.assert_array_equal(*found)
+    codes = [task().assign(r.state["params"]).codes["semantic"] for r in (whole, resumed)]
+    np.testing.assert_array_equal(*codes)
 
 
 def test_training_raises_what_the_codes_explain_and_the_rate_falls_to_0():
@@ -132,16 +134,18 @@ def test_explained_variance_is_about_the_mean():
 def test_metrics_of_every_level_and_identifier():
     made = task(shared_levels=2)
     state = made.init()
-    found = made.evaluate(state)
+    metrics = made.evaluate(state)
     levels = ("1/shared", "2/shared", "1/semantic", "1/collaborative")
-    assert set(found) == {f"{n}_{x}" for n in ("usage", "perplexity") for x in levels} | {
+    assert set(metrics) == {f"{n}_{x}" for n in ("usage", "perplexity") for x in levels} | {
         f"{n}/{s}"
         for n in ("collision_rate", "colliding_items", "explained")
         for s in ("semantic", "collaborative")
     } | {"explained/catalogue"}
     codes = made.assign(state["params"]).codes["semantic"]
-    assert found["usage_1/semantic"] == len(set(codes[:, 2])) / 8
-    assert found["collision_rate/semantic"] == pytest.approx(1 - len(np.unique(codes, axis=0)) / 50)
+    assert metrics["usage_1/semantic"] == len(set(codes[:, 2])) / 8
+    assert metrics["collision_rate/semantic"] == pytest.approx(
+        1 - len(np.unique(codes, axis=0)) / 50
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,13 +159,13 @@ def test_metrics_of_every_level_and_identifier():
 def test_residuals_are_those_of_the_last_codebook(changes, widths):
     made = task(**changes)
     state = made.init()
-    found = made.assign(state["params"])
+    assigned = made.assign(state["params"])
     for source, width in widths.items():
-        assert found.residuals[source].shape == (50, width)
+        assert assigned.residuals[source].shape == (50, width)
         name = source if made.model.config.specific_levels else "shared"
         book = np.asarray(state["params"]["codebooks"][name][-1])
-        gaps = np.square(found.residuals[source][:, None] - book).sum(-1)
-        assert gaps.argmin(1).tolist() == found.codes[source][:, -1].tolist()
+        gaps = np.square(assigned.residuals[source][:, None] - book).sum(-1)
+        assert gaps.argmin(1).tolist() == assigned.codes[source][:, -1].tolist()
 
 
 def test_settings_that_do_not_fit():

@@ -44,11 +44,11 @@ def test_sinkhorn_separates_items_with_other_residuals():
     codebook = np.array([[0.0], [5.0], [-5.0]], np.float32)
     codes = np.array([[7, 0], [7, 0], [3, 0]], np.int32)
     residuals = np.array([[-0.4], [0.5], [0.0]], np.float32)
-    found = resolve(codes, residuals, codebook[None], epsilon=0.003, iterations=50)
-    assert len({tuple(row) for row in found.codes}) == 3
-    assert found.spares == 0 and 1 <= found.rounds <= 20
+    resolved = resolve(codes, residuals, codebook[None], epsilon=0.003, iterations=50)
+    assert len({tuple(row) for row in resolved.codes}) == 3
+    assert resolved.spares == 0 and 1 <= resolved.rounds <= 20
     # Only those that collided move, and only in the last code.
-    assert found.codes[2].tolist() == [3, 0] and (found.codes[:2, 0] == 7).all()
+    assert resolved.codes[2].tolist() == [3, 0] and (resolved.codes[:2, 0] == 7).all()
     assert codes.tolist() == [[7, 0], [7, 0], [3, 0]]
 
 
@@ -57,9 +57,9 @@ def test_what_sinkhorn_cannot_tell_apart_takes_the_nearest_free_code():
     codebook = np.array([[0.0], [-1.0], [2.0], [9.0]], np.float32)
     codes = np.array([[5, 0], [5, 0], [5, 0], [5, 1], [6, 2]], np.int32)
     residuals = np.array([[0.1], [0.1], [0.1], [-1.0], [2.0]], np.float32)
-    found = resolve(codes, residuals, codebook[None], epsilon=0.0, iterations=50)
-    assert found.codes.tolist() == [[5, 0], [5, 2], [5, 3], [5, 1], [6, 2]]
-    assert (found.rounds, found.moved, found.spares) == (0, 2, 2)
+    resolved = resolve(codes, residuals, codebook[None], epsilon=0.0, iterations=50)
+    assert resolved.codes.tolist() == [[5, 0], [5, 2], [5, 3], [5, 1], [6, 2]]
+    assert (resolved.rounds, resolved.moved, resolved.spares) == (0, 2, 2)
     balanced = resolve(codes, residuals, codebook[None], epsilon=0.003, iterations=50)
     assert identifiers.collision_rate(balanced.codes) == 0.0
     assert balanced.rounds == 20 and balanced.spares == 2
@@ -71,9 +71,9 @@ def test_where_all_last_codes_are_taken_the_own_code_before_it_gives_way():
     codebooks = np.array([[[0.0], [1.0], [5.0]], [[0.0], [3.0], [9.0]]], np.float32)
     codes = np.array([[4, 0, 0]] * 5 + [[4, 1, 0], [4, 1, 2]], np.int32)
     residuals = np.zeros((7, 1), np.float32)
-    found = resolve(codes, residuals, codebooks, epsilon=0.0, iterations=1)
-    assert found.codes[:5].tolist() == [[4, 0, 0], [4, 0, 1], [4, 0, 2], [4, 1, 1], [4, 2, 0]]
-    assert found.codes[5:].tolist() == codes[5:].tolist() and found.spares == 4
+    resolved = resolve(codes, residuals, codebooks, epsilon=0.0, iterations=1)
+    assert resolved.codes[:5].tolist() == [[4, 0, 0], [4, 0, 1], [4, 0, 2], [4, 1, 1], [4, 2, 0]]
+    assert resolved.codes[5:].tolist() == codes[5:].tolist() and resolved.spares == 4
 
 
 def test_more_items_than_codes_below_one_prefix_is_an_error():

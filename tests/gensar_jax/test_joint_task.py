@@ -69,15 +69,15 @@ def task_of(mesh=(1, 1), dropout_rate=0.0, packed_for=None, **changes):
 def test_the_loss_by_hand():
     # Two of three tokens likelier by e: -log(e / (e + 2)) = log(1 + 2/e) = .5514; uniform: log 3.
     logits = jnp.array([[[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [9.0, 0.0, 0.0]]])
-    found = token_losses(logits, jnp.array([[1, 2, 0]]))
-    np.testing.assert_allclose(found, [[0.551445, 1.098612, 0.0]], atol=1e-5)
+    losses = token_losses(logits, jnp.array([[1, 2, 0]]))
+    np.testing.assert_allclose(losses, [[0.551445, 1.098612, 0.0]], atol=1e-5)
 
 
 def test_the_rate_rises_and_falls_as_a_cosine():
-    found = [float(rate_at(jnp.int32(step), 8, 0.25)) for step in range(8)]
+    rates = [float(rate_at(jnp.int32(step), 8, 0.25)) for step in range(8)]
     # Two updates of warm-up: 1/2, then 1; then (1 + cos(pi k / 6)) / 2 for k = 1..6.
     expected = [0.5, 1.0, 0.9330, 0.75, 0.5, 0.25, 0.0670, 0.0]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(rates, expected, atol=1e-4)
 
 
 def test_a_batch_holds_each_example_once_in_whole_rows():
@@ -161,20 +161,20 @@ def test_the_network_is_cut_by_its_logical_axes():
     network = Transformer(of_size("tiny", 22))
     partition = sharding.partition_of(network, make_mesh(2, 4))
     state = jax.eval_shape(task_of(mesh=(2, 4)).init)
-    found = {
+    specs = {
         path_name(path): leaf.spec
         for path, leaf in jax.tree_util.tree_leaves_with_path(partition.shardings(state))
     }
     cut, whole = PartitionSpec("model"), PartitionSpec()
-    assert found["params/encoder/layers_0/mlp/wo/kernel"] == cut
-    assert found["params/encoder/layers_0/mlp/wi/kernel"] == PartitionSpec(None, "model")
-    assert found["optimizer/1/nu/decoder/layers_0/self_attention/query/kernel"] == PartitionSpec(
+    assert specs["params/encoder/layers_0/mlp/wo/kernel"] == cut
+    assert specs["params/encoder/layers_0/mlp/wi/kernel"] == PartitionSpec(None, "model")
+    assert specs["optimizer/1/nu/decoder/layers_0/self_attention/query/kernel"] == PartitionSpec(
         None, "model"
     )
-    assert found["params/encoder/layers_0/pre_mlp_layer_norm/scale"] == whole
+    assert specs["params/encoder/layers_0/pre_mlp_layer_norm/scale"] == whole
     # 22 words and 2 heads do not divide by 4.
-    assert found["params/token_embedder/embedding"] == whole
-    assert found["params/encoder/relpos_bias/rel_embedding"] == whole
+    assert specs["params/token_embedder/embedding"] == whole
+    assert specs["params/encoder/relpos_bias/rel_embedding"] == whole
     assert dict(sharding.rules_of(network, 2))["(^|/)token_embedder/embedding$"] == cut
     assert sharding.partition_of(network, make_mesh(1, 1)) is None
 

@@ -41,18 +41,18 @@ def test_items_without_a_direction_are_left_out():
 
 def test_residual_k_means_finds_the_clusters_and_splits_them():
     rows, cluster = clustered()
-    found = meaning.residual_kmeans_codes(
+    codes = meaning.residual_kmeans_codes(
         {"semantic": rows, "collaborative": rows[:, :4]},
         shared_levels=1,
         specific_levels=1,
         num_codes=12,
     )
-    first = found["semantic"][:, 0]
-    assert first.tolist() == found["collaborative"][:, 0].tolist()
+    first = codes["semantic"][:, 0]
+    assert first.tolist() == codes["collaborative"][:, 0].tolist()
     # scikit-learn started once finds at least 10 of the 12 clusters whole.
     purity = sum(np.bincount(cluster[first == code]).max() for code in set(first)) / 144
     assert purity > 0.8
-    assert set(meaning.measure(found, {"semantic": rows, "collaborative": rows[:, :4]})) == {
+    assert set(meaning.measure(codes, {"semantic": rows, "collaborative": rows[:, :4]})) == {
         f"{name}/{part}"
         for name in ("prefix_correlation", "neighbours_kept")
         for part in ("semantic", "collaborative", "shared")

@@ -69,14 +69,14 @@ def test_logits_of_packed_examples_are_those_of_each_alone():
     params = init(jax.random.key(0), token, token, token)
     apply = jax.jit(functools.partial(network.apply, enable_dropout=False))
     packed = to_packed_batch(examples, rows, 24, 14)
-    found = np.asarray(apply({"params": params["params"]}, **packed))
+    logits = np.asarray(apply({"params": params["params"]}, **packed))
     alone = np.asarray(apply({"params": params["params"]}, **to_batch(examples, 9, 5)))
     for row, places in enumerate(rows):
         start = 0
         for place in places:
             length = len(examples[place].targets)
             np.testing.assert_allclose(
-                found[row, start : start + length], alone[place, :length], atol=1e-5
+                logits[row, start : start + length], alone[place, :length], atol=1e-5
             )
             start += length
 

@@ -181,9 +181,9 @@ def test_ten_phrasings_with_the_places_of_their_task():
     }
     assert tuple(places) == phrasings.TASKS
     for task, expected in places.items():
-        found = phrasings.phrasings(task)
-        assert len(set(found)) == 10
-        for template in found:
+        templates = phrasings.phrasings(task)
+        assert len(set(templates)) == 10
+        for template in templates:
             fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
             assert sorted(fields) == sorted(expected), template
     assert not any("{" in text for text in phrasings.texts())

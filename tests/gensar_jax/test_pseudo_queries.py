@@ -9,22 +9,22 @@ from gensar_jax import pseudo_queries
 def test_the_rarest_words_in_their_order():
     texts = ["red pot of clay pot", "red pan of iron", "", "of red"]
     # In how many texts: red 3, of 3, and the others 1.
-    found = pseudo_queries.from_texts(texts, str.split)
-    assert found == [(1, "pot of clay"), (2, "pan of iron"), (4, "of red")]
+    queries = pseudo_queries.from_texts(texts, str.split)
+    assert queries == [(1, "pot of clay"), (2, "pan of iron"), (4, "of red")]
 
 
 def test_a_file_may_give_an_item_several(tmp_path):
     path = tmp_path / "queries.tsv"
     path.write_text("b\tclay pot\na\tiron pan \nb\tpots\n", encoding="utf-8")
-    found = pseudo_queries.read(str(path), {"a": 1, "b": 2})
-    assert found == [(2, "clay pot"), (1, "iron pan"), (2, "pots")]
+    queries = pseudo_queries.read(str(path), {"a": 1, "b": 2})
+    assert queries == [(2, "clay pot"), (1, "iron pan"), (2, "pots")]
 
 
 def test_only_newlines_end_a_line_and_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
     path = tmp_path / "queries.tsv"
     path.write_text("\ufeffa\tclay\u2028pot\x85\r\nb\tpan\n", encoding="utf-8", newline="")
-    found = pseudo_queries.read(str(path), {"a": 1, "b": 2})
-    assert found == [(1, "clay\u2028pot"), (2, "pan")]
+    queries = pseudo_queries.read(str(path), {"a": 1, "b": 2})
+    assert queries == [(1, "clay\u2028pot"), (2, "pan")]
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,10 @@ def test_no_level_at_all_costs_nothing():
 def test_sinkhorn_agrees_with_its_definition_in_float64(epsilon, iterations):
     distances = np.random.default_rng(4).random((40, 8)).astype(np.float32)
     plan = sinkhorn_plan(distances, epsilon, iterations)
-    found = quantizer.sinkhorn_assign(
+    codes = quantizer.sinkhorn_assign(
         jnp.asarray(distances), quantizer.Balance(epsilon, iterations)
     )
-    assert found.tolist() == plan.argmax(1).tolist()
+    assert codes.tolist() == plan.argmax(1).tolist()
 
 
 def test_sinkhorn_balances_what_the_nearest_code_does_not():

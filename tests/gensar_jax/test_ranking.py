@@ -25,15 +25,15 @@ def test_ranks_by_hand():
     )
     target = jnp.array([2, 8, 2, 7, 5])
     removed = jnp.array([[7, 0, 4], [0, 0, 0], [5, 0, 0], [0, 0, 0], [0, 0, 0]])
-    found = ranks_of(beams, target, removed)
+    ranks = ranks_of(beams, target, removed)
     # 5 alone is above 2 once 7 is removed; 8 was dropped by the beam; 7 and 9 tie with 2, and 5 is
     # removed; leftover places are no items.
-    assert found.above.tolist()[:4] == [1, MISSED, 0, 1]
-    assert found.tied.tolist()[:4] == [0, 0, 2, 0]
-    assert found.broken.tolist() == [False] * 4 + [True]
+    assert ranks.above.tolist()[:4] == [1, MISSED, 0, 1]
+    assert ranks.tied.tolist()[:4] == [0, 0, 2, 0]
+    assert ranks.broken.tolist() == [False] * 4 + [True]
 
 
 def test_a_target_among_the_removed_still_counts():
     beams = beams_of([[5, 7]], [[-1.0, -2.0]])
-    found = ranks_of(beams, jnp.array([7]), jnp.array([[7, 5]]))
-    assert np.asarray(found.above).tolist() == [0]
+    ranks = ranks_of(beams, jnp.array([7]), jnp.array([[7, 5]]))
+    assert np.asarray(ranks.above).tolist() == [0]

@@ -77,8 +77,8 @@ def test_logits_equal_hugging_face_s_with_and_without_the_cache(version):
 @pytest.mark.parametrize("both", [True, False])
 def test_buckets_equal_hugging_face_s(both):
     with np.load(REFERENCE / "buckets.npz") as arrays:
-        found = layers.relative_position_bucket(arrays["relative"], both, 32, 128)
-        np.testing.assert_array_equal(found, arrays[str(both)])
+        buckets = layers.relative_position_bucket(arrays["relative"], both, 32, 128)
+        np.testing.assert_array_equal(buckets, arrays[str(both)])
 
 
 def test_parameters_have_t5x_s_names_shapes_and_axes():

@@ -101,12 +101,12 @@ def test_the_orbax_form_and_our_own_file_give_the_same_parameters(tmp_path):
 
 def test_new_rows_start_near_the_mean_of_the_text_s_rows():
     old = load_file(V1_1)
-    found = flat(checkpoints.from_hugging_face(V1_1, with_vocabulary(1035), 35, KEY))
+    leaves = flat(checkpoints.from_hugging_face(V1_1, with_vocabulary(1035), 35, KEY))
     for name, table in (
         ("token_embedder/embedding", old["shared.weight"]),
         ("decoder/logits_dense/kernel", old["lm_head.weight"]),
     ):
-        rows = np.asarray(found[name] if "embedding" in name else found[name].T)
+        rows = np.asarray(leaves[name] if "embedding" in name else leaves[name].T)
         assert rows.shape == (1035, 12)
         # 35 rows are text; the file's other five are not used.
         np.testing.assert_array_equal(rows[:35], table[:35])
@@ -172,8 +172,8 @@ def test_a_tied_output_of_version_1_0_is_left_out(tmp_path):
     config = T5Config(
         **{**CONFIG.__dict__, "mlp_activations": ("relu",), "logits_via_embedding": True}
     )
-    found = flat(checkpoints.from_hugging_face(tmp_path / "m.safetensors", config, 40, KEY))
-    assert "decoder/logits_dense/kernel" not in found
+    leaves = flat(checkpoints.from_hugging_face(tmp_path / "m.safetensors", config, 40, KEY))
+    assert "decoder/logits_dense/kernel" not in leaves
 
 
 def test_wrong_files_end_in_one_line(tmp_path):

@@ -101,11 +101,11 @@ def test_training_is_deterministic_and_words_of_the_text_are_short(vocab, model)
     ],
 )
 def test_long_and_odd_texts_are_trained_on(text):
-    found = Vocabulary(
+    trained = Vocabulary(
         vocabulary.train_pieces([*TEXTS, text], 340), shared=(5,), semantic=(), collaborative=(8,)
     )
     # The only text with these letters: they are spelt in bytes where it is not read.
-    assert not any(found.name(piece).startswith("<0x") for piece in found.encode_text("жук"))
+    assert not any(trained.name(piece).startswith("<0x") for piece in trained.encode_text("жук"))
 
 
 def test_lines_hold_all_words_and_none_is_too_long():

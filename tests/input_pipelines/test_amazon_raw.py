@@ -69,12 +69,12 @@ def clicks_of(log, name):
 
 def searches_of(log, name):
     user = log.user_ids.tolist().index(name)
-    found = []
+    searches = []
     for s in range(log.search_offsets[user], log.search_offsets[user + 1]):
         words = log.words[log.word_ids[log.word_offsets[s] : log.word_offsets[s + 1]]]
         items = log.item_ids[log.click_items[log.click_offsets[s] : log.click_offsets[s + 1]]]
-        found.append((int(log.search_times[s]), " ".join(words), items.tolist()))
-    return found
+        searches.append((int(log.search_times[s]), " ".join(words), items.tolist()))
+    return searches
 
 
 def test_the_log_by_hand(folder):

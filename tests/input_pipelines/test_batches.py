@@ -67,9 +67,9 @@ def test_histories_are_cut_and_padded_by_hand():
     assert batch["rec_order"].tolist() == [[0, 2, 4]]
     assert batch["search_order"].tolist() == [[1, 3]]
     # Training target i2 at 20: right-padded, and only what is strictly earlier.
-    found = {names[log.rec_items[r]]: n for n, r in enumerate(examples.train.target_row)}
+    places = {names[log.rec_items[r]]: n for n, r in enumerate(examples.train.target_row)}
     batch = batches.assemble(
-        log, examples.train, np.array([found["i2"], found["i6"]]), SHAPE, np.zeros((2, 2), int)
+        log, examples.train, np.array([places["i2"], places["i6"]]), SHAPE, np.zeros((2, 2), int)
     )
     assert names[batch["rec_items"][0]].tolist() == ["i1", "", ""]
     assert words[batch["query_words"][0]].tolist() == [["w1", "w2"], ["", ""]]
@@ -155,8 +155,8 @@ def test_the_validator_names_the_field():
 @pytest.mark.parametrize("n", [1, 2, 5, 16, 17, 1000])
 def test_the_permutation_is_a_bijection(n):
     for epoch in range(3):
-        found = random_streams.permutation(n, random_streams.keys(0, epoch), np.arange(n))
-        assert sorted(found) == list(range(n))
+        order = random_streams.permutation(n, random_streams.keys(0, epoch), np.arange(n))
+        assert sorted(order) == list(range(n))
 
 
 def test_permutations_of_epochs_and_seeds_differ():
@@ -273,12 +273,12 @@ def test_negatives_are_distinct_untouched_and_repeatable():
         "count": 50,
     }
     keys = random_streams.keys(0, np.arange(len(examples)))
-    found = candidates.draw_negatives(touched, log.num_items, key=keys, **arguments)
+    negatives = candidates.draw_negatives(touched, log.num_items, key=keys, **arguments)
     for row in range(len(examples)):
         user, time = int(examples.user[row]), int(arguments["time"][row])
-        assert len(set(found[row])) == 50 and arguments["target"][row] not in found[row]
-        assert not set(found[row]) & set(touched.of_user(user, earlier_than=time + 1).tolist())
-        assert found[row].min() >= 1 and found[row].max() <= log.num_items
+        assert len(set(negatives[row])) == 50 and arguments["target"][row] not in negatives[row]
+        assert not set(negatives[row]) & set(touched.of_user(user, earlier_than=time + 1).tolist())
+        assert negatives[row].min() >= 1 and negatives[row].max() <= log.num_items
     part = slice(5, 9)
     alone = candidates.draw_negatives(
         touched,
@@ -286,7 +286,7 @@ def test_negatives_are_distinct_untouched_and_repeatable():
         key=keys[part],
         **{k: v if k == "count" else v[part] for k, v in arguments.items()},
     )
-    np.testing.assert_array_equal(alone, found[part])
+    np.testing.assert_array_equal(alone, negatives[part])
 
 
 def test_items_touched_later_may_be_negatives():
@@ -315,19 +315,19 @@ def test_evaluation_lists_drawn_in_parts_are_the_same(tmp_path):
 def test_evaluation_lists_are_drawn_once_and_saved(tmp_path, protocol):
     log = random_log()
     splits = split_log(log, "leave_one_out")
-    found = candidates.evaluation_candidates(log, splits, "test", protocol, 0, str(tmp_path))
-    assert found.shape == (40, 100)
-    np.testing.assert_array_equal(found[:, 0], log.rec_items[splits.test.target_row])
-    for row, user in zip(found, splits.test.user, strict=True):
+    lists = candidates.evaluation_candidates(log, splits, "test", protocol, 0, str(tmp_path))
+    assert lists.shape == (40, 100)
+    np.testing.assert_array_equal(lists[:, 0], log.rec_items[splits.test.target_row])
+    for row, user in zip(lists, splits.test.user, strict=True):
         assert len(set(row)) == 100 and row.min() >= 1
         history = log.rec_items[log.rec_offsets[user] : log.rec_offsets[user + 1]]
         assert not set(row[1:]) & set(history)
     files = sorted(p.name for p in tmp_path.iterdir())
     again = candidates.evaluation_candidates(log, splits, "test", protocol, 0, str(tmp_path))
-    np.testing.assert_array_equal(found, again)
+    np.testing.assert_array_equal(lists, again)
     assert files == sorted(p.name for p in tmp_path.iterdir()) and len(files) == 2
     other = candidates.evaluation_candidates(log, splits, "test", protocol, 1, str(tmp_path))
-    assert not np.array_equal(found, other)
+    assert not np.array_equal(lists, other)
 
 
 def test_a_full_disk_leaves_no_lists_and_says_so(tmp_path, monkeypatch):
@@ -407,10 +407,10 @@ def test_evaluation_batches_pad_the_last():
     log = random_log()
     test = split_log(log, "leave_one_out").test
     lists = np.tile(np.arange(1, 3), (40, 1))
-    found = list(batches.evaluation_batches(log, test, lists, SHAPE, 16))
-    assert [b["mask"].sum() for b in found] == [16, 16, 8]
-    assert all(len(b["user"]) == 16 for b in found)
-    users = np.concatenate([b["user"][b["mask"] > 0] for b in found])
+    padded = list(batches.evaluation_batches(log, test, lists, SHAPE, 16))
+    assert [b["mask"].sum() for b in padded] == [16, 16, 8]
+    assert all(len(b["user"]) == 16 for b in padded)
+    users = np.concatenate([b["user"][b["mask"] > 0] for b in padded])
     np.testing.assert_array_equal(users, test.user)
 
 

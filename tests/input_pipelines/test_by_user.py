@@ -25,19 +25,19 @@ def log_of(users=40):
 
 def test_users_part_and_each_held_out_one_keeps_its_last_search():
     log = log_of()
-    found = splits.split_log(log, "by_user", seed=3)
-    splits.check_leakage(log, found)
-    parts = [set(part.user.tolist()) for part in (found.train, found.validation, found.test)]
+    split = splits.split_log(log, "by_user", seed=3)
+    splits.check_leakage(log, split)
+    parts = [set(part.user.tolist()) for part in (split.train, split.validation, split.test)]
     assert [len(part) for part in parts] == [32, 4, 4]
     assert len(set.union(*parts)) == 40
     times = np.asarray(log.rec_times)
-    assert times[found.test.target_row].tolist() == [30] * 4
-    assert len(found.training_rows) == 32 * 3
-    trained = search_task.training_searches(log, found)
+    assert times[split.test.target_row].tolist() == [30] * 4
+    assert len(split.training_rows) == 32 * 3
+    trained = search_task.training_searches(log, split)
     silent = log.user_ids.index("silent")
     assert set(trained.user.tolist()) == parts[0] | {silent} and len(trained) == 32 * 3 + 1
     for number, name in ((1, "validation"), (2, "test")):
-        held_out = search_task.held_out_searches(log, found, name)
+        held_out = search_task.held_out_searches(log, split, name)
         assert set(held_out.user.tolist()) == parts[number] and len(held_out) == 4
         assert np.asarray(log.search_times)[held_out.target_row].tolist() == [25] * 4
         # The whole history of a user nobody trained on, strictly before.

@@ -57,26 +57,26 @@ def test_draws_have_the_law_of_successive_sampling(clicks_of_touched):
     place = numbers(log)
     weights = {place["i2"]: 1, place["i3"]: 2, place["i4"]: 3, place["i5"]: 10}
     pool = np.repeat([*weights, place["i1"]], [*weights.values(), clicks_of_touched])
-    found = drawn(log, pool, 20_000, 2)
+    draws = drawn(log, pool, 20_000, 2)
     total = sum(weights.values())
     pairs = list(itertools.permutations(weights, 2))
     expected = [
         weights[first] / total * weights[second] / (total - weights[first])
         for first, second in pairs
     ]
-    observed = [int(np.sum((found == pair).all(1))) for pair in pairs]
-    assert sum(observed) == len(found)
-    assert scipy.stats.chisquare(observed, np.array(expected) * len(found)).pvalue > 1e-3
+    observed = [int(np.sum((draws == pair).all(1))) for pair in pairs]
+    assert sum(observed) == len(draws)
+    assert scipy.stats.chisquare(observed, np.array(expected) * len(draws)).pvalue > 1e-3
 
 
 def test_uniform_draws_go_on_exactly_where_few_items_are_left():
     # 400 of 405 items are touched: 2 of the 4 others, every pair equally often.
     log = log_of([("u", item, 10) for item in range(1, 402)], 405)
     place = numbers(log)
-    found = drawn(log, None, 6_000, 2)
+    draws = drawn(log, None, 6_000, 2)
     left = [place[f"i{i}"] for i in range(402, 406)]
-    observed = [np.sum((found == pair).all(1)) for pair in itertools.permutations(left, 2)]
-    assert sum(observed) == len(found)
+    observed = [np.sum((draws == pair).all(1)) for pair in itertools.permutations(left, 2)]
+    assert sum(observed) == len(draws)
     assert scipy.stats.chisquare(observed).pvalue > 1e-3
 
 
@@ -140,11 +140,11 @@ def test_items_left_to_an_example_are_counted():
     for examples in (splits.train, splits.test):
         time = np.asarray(log.rec_times)[examples.target_row]
         target = np.asarray(log.rec_items)[examples.target_row]
-        found = touched.untouched(log.num_items, examples.user, time, target)
+        counts = touched.untouched(log.num_items, examples.user, time, target)
         rows = zip(examples.user, time, target, strict=True)
-        assert found.tolist() == [untouched_by_hand(log, *map(int, row)) for row in rows]
-        found = touched.untouched(log.num_items, examples.user, time - 100, target)
-        assert found.tolist() == [13] * len(examples)
+        assert counts.tolist() == [untouched_by_hand(log, *map(int, row)) for row in rows]
+        counts = touched.untouched(log.num_items, examples.user, time - 100, target)
+        assert counts.tolist() == [13] * len(examples)
 
 
 SHAPE = batches.BatchShape(rec_length=3, search_length=2, words=2, clicks=2, candidates=5)

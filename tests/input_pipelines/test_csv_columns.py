@@ -43,10 +43,10 @@ def test_other_names_and_absent_columns_read_as_the_schema_does(tmp_path):
         "user=user_id, item=item_id,clicks.time=timestamp,searches.time=asked_at,session=,"
         "clicked_items="
     )
-    found = csv_log.read_csv_log(renamed, columns=columns)
+    log = csv_log.read_csv_log(renamed, columns=columns)
     plain = SEARCHES.replace("tea,b", "tea,")
     expected = csv_log.read_csv_log(write(tmp_path / "plain", searches=plain))
-    assert found.hash == expected.hash and len(found.search_times) == 2
+    assert log.hash == expected.hash and len(log.search_times) == 2
 
 
 def test_all_missing_columns_stand_in_one_message_with_what_mends_them(tmp_path):

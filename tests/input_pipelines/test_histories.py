@@ -45,8 +45,8 @@ def test_events_in_order_of_time_clicks_first_where_times_are_equal():
 
 def test_only_the_latest_of_each_kind():
     shape = HistoryShape(rec_length=1, search_length=2, clicks=1)
-    found = of_a(3, 3, shape)
-    assert found == [(SEARCHED, number("i2")), (QUERY, "tea"), (CLICK, number("i3"))]
+    events = of_a(3, 3, shape)
+    assert events == [(SEARCHED, number("i2")), (QUERY, "tea"), (CLICK, number("i3"))]
     blind = HistoryShape(rec_length=5, search_length=0, clicks=1)
     assert {kind for kind, _ in of_a(3, 3, blind)} == {CLICK}
 

@@ -31,8 +31,8 @@ def words_of(log, search):
 def test_links_lead_from_the_last_search_to_the_target(world, part):
     log, splits = world
     examples = getattr(splits, part)
-    found = hops.hops(log, examples)
-    assert len(found) == len(examples) >= USERS
+    counts = hops.hops(log, examples)
+    assert len(counts) == len(examples) >= USERS
     for row in range(len(examples)):
         target = str(log.item_ids[log.rec_items[examples.target_row[row]]])
         links = {}
@@ -43,10 +43,10 @@ def test_links_lead_from_the_last_search_to_the_target(world, part):
                 assert words_of(log, search) not in links, "no note is in two chains of a user"
                 links[words_of(log, search)] = f"topic{int(log.item_ids[clicked[0]]) - 100}"
         word = words_of(log, examples.search_end[row] - 1)
-        for _ in range(found[row]):
+        for _ in range(counts[row]):
             word = links.pop(word)
         assert word == f"topic{target}" and word not in links
-    assert np.bincount(found, minlength=5).min() > 0.05 * len(found) and found.max() == 4
+    assert np.bincount(counts, minlength=5).min() > 0.05 * len(counts) and counts.max() == 4
 
 
 def test_it_is_sample_data_of_its_own_name(world, tmp_path):

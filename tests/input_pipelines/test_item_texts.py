@@ -83,8 +83,8 @@ def test_amazon_beauty_knows_title_brand_and_price(tmp_path):
     (tmp_path / "sequences.tsv").write_text("0\t0 1 2\n")
     (tmp_path / "queries.tsv").write_text("0\tpots\n")
     log = amazon_beauty.read_amazon_beauty(str(tmp_path))
-    found = [log.facts(item) for item in (1, 2, 3)]
-    assert found == [{"title": "Pot", "brand": "Acme", "price": "6.80"}, {"title": "Pan"}, {}]
+    facts = [log.facts(item) for item in (1, 2, 3)]
+    assert facts == [{"title": "Pot", "brand": "Acme", "price": "6.80"}, {"title": "Pan"}, {}]
 
 
 def test_titles_of_a_csv_log(tmp_path):
@@ -111,8 +111,8 @@ def test_note_texts_of_wanted_notes(tmp_path, suffix):
     else:
         (tmp_path / "notes").mkdir()
         table.to_parquet(tmp_path / "notes" / "0.parquet")
-    found = qilin_files.read_note_texts(str(tmp_path), np.array([2, 3, 9]))
-    assert found == {"2": "two", "3": "third"}
+    texts = qilin_files.read_note_texts(str(tmp_path), np.array([2, 3, 9]))
+    assert texts == {"2": "two", "3": "third"}
     assert qilin_files.read_note_texts(str(tmp_path / "none"), np.array([1])) is None
 
 

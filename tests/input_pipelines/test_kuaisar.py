@@ -44,8 +44,8 @@ def test_the_log_by_hand(folder):
     assert log.user_ids.tolist() == ["", "7", "9"] and not log.is_sample
     # Shown, listed, unlisted (99) and non-video (500) items all have rows; 77 is only listed.
     assert log.item_ids.tolist() == ["", "10", "11", "12", "13", "14", "77", "99", "500"]
-    found = clicks_of(log, "7")
-    assert sorted(found) == [(1000, "10"), (2000, "11"), (2000, "13"), (3000, "99"), (4000, "14")]
+    clicks = clicks_of(log, "7")
+    assert sorted(clicks) == [(1000, "10"), (2000, "11"), (2000, "13"), (3000, "99"), (4000, "14")]
     assert clicks_of(log, "9") == [(1500, "10")]
     assert searches_of(log, "7") == [
         (1500, ["20", "34", "3"], ["11", "500"]),

@@ -96,11 +96,11 @@ def test_equal_times_are_ordered_neither_by_id_nor_by_row():
         log = log_lib.build_log("tiny", events)
         return log.item_ids[log.rec_items].tolist()
 
-    found = order(names)
-    assert sorted(found) == names
-    assert order(names[::-1]) == found
+    ordered = order(names)
+    assert sorted(ordered) == names
+    assert order(names[::-1]) == ordered
     # An order by id has 39 ascents, a random one has about 20 (standard deviation 1.8).
-    assert 10 < sum(a < b for a, b in itertools.pairwise(found)) < 30
+    assert 10 < sum(a < b for a, b in itertools.pairwise(ordered)) < 30
     first, second = log_lib.tie_break(names), log_lib.tie_break(names, seed=1)
     assert np.argsort(first).tolist() != np.argsort(second).tolist()
 
@@ -148,15 +148,15 @@ def test_the_hash_depends_on_content_and_not_on_the_order_of_rows():
 def test_saved_and_loaded_it_is_the_same_and_memory_mapped(tmp_path):
     log = dataclasses.replace(small_log(), is_sample=True)
     prepared_log.save_log(log, str(tmp_path / "log"))
-    found = prepared_log.load_log(str(tmp_path / "log"))
+    loaded = prepared_log.load_log(str(tmp_path / "log"))
     for field in dataclasses.fields(log):
-        expected, value = getattr(log, field.name), getattr(found, field.name)
+        expected, value = getattr(log, field.name), getattr(loaded, field.name)
         if isinstance(expected, np.ndarray):
             np.testing.assert_array_equal(value, expected)
             assert value.dtype == expected.dtype
         else:
             assert value == expected
-    assert log_lib.content_hash(found) == found.hash == log.hash
+    assert log_lib.content_hash(loaded) == loaded.hash == log.hash
     assert os.listdir(tmp_path) == ["log"]
 
 
@@ -357,9 +357,9 @@ def test_what_was_shown_and_where_is_in_the_hash_and_is_saved(tmp_path):
         hashes.add(log_lib.build_log("tiny", raw_with_shown(**changes)).hash)
     assert len(hashes) == 8
     prepared_log.save_log(log, str(tmp_path / "log"))
-    found = prepared_log.load_log(str(tmp_path / "log"))
-    assert log_lib.content_hash(found) == log.hash
-    assert found.unclicked(0).tolist() == [4, 2] and found.place(0) == "Rome"
+    loaded = prepared_log.load_log(str(tmp_path / "log"))
+    assert log_lib.content_hash(loaded) == log.hash
+    assert loaded.unclicked(0).tolist() == [4, 2] and loaded.place(0) == "Rome"
 
 
 def test_searches_that_differ_only_in_what_was_shown_do_not_depend_on_rows():

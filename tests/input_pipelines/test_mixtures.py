@@ -18,19 +18,19 @@ def test_every_epoch_has_exactly_the_rates():
     assert mixture.counts == {"a": 7, "b": 4, "c": 3} and mixture.examples_per_epoch == 14
     orders = set()
     for epoch in range(6):
-        found = mixture.at(np.arange(14 * epoch, 14 * (epoch + 1)))
-        assert np.bincount(found.task).tolist() == [7, 4, 3]
-        assert sorted(found.example[found.task == 0].tolist()) == list(range(7))
-        assert sorted(found.example[found.task == 2].tolist()) == list(range(3))
-        orders.add(tuple(found.task.tolist()))
+        positions = mixture.at(np.arange(14 * epoch, 14 * (epoch + 1)))
+        assert np.bincount(positions.task).tolist() == [7, 4, 3]
+        assert sorted(positions.example[positions.task == 0].tolist()) == list(range(7))
+        assert sorted(positions.example[positions.task == 2].tolist()) == list(range(3))
+        orders.add(tuple(positions.task.tolist()))
     assert len(orders) == 6
 
 
 def test_a_task_shows_every_example_once_before_any_again():
     mixture = Mixture(SIZES, RATES, phrasings=5, seed=1)
     # 4 of b's 10 an epoch: 5 epochs are two laps.
-    found = mixture.at(np.arange(14 * 5))
-    assert collections.Counter(found.example[found.task == 1].tolist()) == dict.fromkeys(
+    positions = mixture.at(np.arange(14 * 5))
+    assert collections.Counter(positions.example[positions.task == 1].tolist()) == dict.fromkeys(
         range(10), 2
     )
 
@@ -45,8 +45,8 @@ def test_positions_are_a_pure_function_of_the_seed():
 
 
 def test_phrasings_are_drawn_evenly_and_anew():
-    found = Mixture({"a": 3}, {"a": ALL}, phrasings=5, seed=0).at(np.arange(5000))
-    counts = np.bincount(found.phrasing)
+    positions = Mixture({"a": 3}, {"a": ALL}, phrasings=5, seed=0).at(np.arange(5000))
+    counts = np.bincount(positions.phrasing)
     assert len(counts) == 5 and counts.min() > 900 and counts.max() < 1100
 
 

@@ -56,24 +56,24 @@ def test_other_files_or_settings_are_prepared_anew(raw, cache, reads, monkeypatc
     def directory(options):
         return prepare.prepare_log("csv_log", str(raw), cache, options)[1]
 
-    found = [directory(OPTIONS)]
-    found.append(directory({"segmenter": "jieba"}))
+    folders = [directory(OPTIONS)]
+    folders.append(directory({"segmenter": "jieba"}))
     with open(raw / "clicks.csv", "a", encoding="utf-8") as file:
         file.write("zoe,mug,900\n")
-    found.append(directory(OPTIONS))
+    folders.append(directory(OPTIONS))
     (raw / "items.csv").unlink()
-    found.append(directory(OPTIONS))
+    folders.append(directory(OPTIONS))
     reader = prepare.READERS["csv_log"]
     newer = dataclasses.replace(reader, version=reader.version + 1)
     monkeypatch.setitem(prepare.READERS, "csv_log", newer)
-    found.append(directory(OPTIONS))
-    assert len(set(found)) == len(reads) == 5
+    folders.append(directory(OPTIONS))
+    assert len(set(folders)) == len(reads) == 5
     # A setting of another data set, a file nobody reads or another time of a file changes nothing.
     os.utime(raw / "clicks.csv", (0, 0))
     (raw / "notes.txt").write_text("mine")
     other = dataclasses.replace(reader, settings=("order",))
     monkeypatch.setitem(prepare.READERS, "amazon_raw", other)
-    assert directory(OPTIONS | {"order": 3}) == found[-1] and len(reads) == 5
+    assert directory(OPTIONS | {"order": 3}) == folders[-1] and len(reads) == 5
     assert prepare.prepare_log("csv_log", str(raw), cache, OPTIONS)[0].num_users == 6
 
 

@@ -62,8 +62,8 @@ def test_training_uses_a_prepared_folder_as_it_is(raw, target, tmp_path):
     log = prepare.prepare_into("csv_log", raw, target, OPTIONS)
     shutil.rmtree(raw)
     cache = str(tmp_path / "cache")
-    found, directory = prepare.prepare_log("csv_log", target, cache, OPTIONS)
-    assert (found.hash, directory) == (log.hash, target) and not os.path.exists(cache)
+    opened, directory = prepare.prepare_log("csv_log", target, cache, OPTIONS)
+    assert (opened.hash, directory) == (log.hash, target) and not os.path.exists(cache)
     with pytest.raises(UserError, match="with dataset qilin, found csv_log"):
         prepare.prepare_log("qilin", target, cache, OPTIONS)
     with pytest.raises(UserError, match=r"'jieba'\}, found \{'segmenter': 'characters'\}"):
@@ -116,8 +116,8 @@ def test_what_a_killed_save_left_is_removed_and_what_a_living_one_holds_is_not(r
         save_log(log, target)
     finally:
         holder.communicate()
-    found = sorted(os.listdir(parent))
-    assert found == [".partial-mine-living", ".partial-other-x", "mine"]
+    names = sorted(os.listdir(parent))
+    assert names == [".partial-mine-living", ".partial-other-x", "mine"]
 
 
 def _command(raw, target, *more):

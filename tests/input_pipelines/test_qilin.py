@@ -28,8 +28,8 @@ def impression(kind, note, position, click, time):
     field = "search_timestamp" if kind == "search" else "request_timestamp"
     other = dict.fromkeys(("like", "collect", "comment", "share"), 0.0)
     page_time = {0: -1.0, 1: float("nan")}.get(int(position or 0) % 3, 4.5)
-    found = dict(note_idx=note, position=position, click=click, page_time=page_time)
-    return found | other | {field: time}
+    shown = dict(note_idx=note, position=position, click=click, page_time=page_time)
+    return shown | other | {field: time}
 
 
 def search(user, query, *impressions):
@@ -100,7 +100,7 @@ def folder(tmp_path):
 
 def events_of(log):
     """{user: (clicks, searches)} in the log's order, in the source's names."""
-    found = {}
+    by_user = {}
     for user in range(1, log.num_users + 1):
         clicks = [
             (str(log.item_ids[log.rec_items[r]]), int(log.rec_times[r]) - T * 1000)
@@ -115,8 +115,8 @@ def events_of(log):
             )
             for s in range(log.search_offsets[user], log.search_offsets[user + 1])
         ]
-        found[str(log.user_ids[user])] = clicks, searches
-    return found
+        by_user[str(log.user_ids[user])] = clicks, searches
+    return by_user
 
 
 def check_by_hand(log):
@@ -259,8 +259,8 @@ def test_csv_says_the_same_as_parquet(folder, tmp_path):
                 # As numpy prints a list of dicts.
                 cells = {c: v if not isinstance(v, list) else printed(v) for c, v in row.items()}
                 writer.writerow(cells)
-    found = qilin.read_qilin(str(tmp_path))
-    assert found.hash == qilin.read_qilin(folder).hash
+    log = qilin.read_qilin(str(tmp_path))
+    assert log.hash == qilin.read_qilin(folder).hash
 
 
 def printed(dicts):
@@ -325,9 +325,9 @@ def test_events_without_a_time_are_dropped(tmp_path):
     rows["recommendation_train"][2] = recommendation(2, (4, 1, 1, None), (5, 2, 1, T * 1000))
     rows["search_test"] = [search(1, "绿茶", (9, 1.0, 1.0, None)), search(1, "空")]
     log = qilin.read_qilin(write(tmp_path / "raw", rows))
-    found = events_of(log)
-    assert found["2"] == ([("5", 0)], [])
-    assert [s[0] for s in found["1"][1]] == ["visa 申 请"]
+    by_user = events_of(log)
+    assert by_user["2"] == ([("5", 0)], [])
+    assert [s[0] for s in by_user["1"][1]] == ["visa 申 请"]
     assert "4" in log.item_ids  # shown all the same
 
 

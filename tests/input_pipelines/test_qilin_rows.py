@@ -97,22 +97,22 @@ def test_real_rows_agree_with_plain_loops(tmp_path):
             passed = sorted((d["position"], d["note_idx"]) for d in others)
             passed = [note for note in dict.fromkeys(n for _, n in passed) if note not in notes]
             searches.append((user, time, query, notes, passed))
-    found = qilin.read_events(str(TOY))
-    assert set(zip(found.click_user, found.click_item, found.click_time, strict=True)) == clicks
-    assert len(found.click_user) == len(clicks) == 49
-    columns = (found.search_user.tolist(), found.search_time.tolist(), found.search_query)
+    events = qilin.read_events(str(TOY))
+    assert set(zip(events.click_user, events.click_item, events.click_time, strict=True)) == clicks
+    assert len(events.click_user) == len(clicks) == 49
+    columns = (events.search_user.tolist(), events.search_time.tolist(), events.search_query)
     parts = [
         [notes[a:b].tolist() for a, b in itertools.pairwise(ends)]
         for notes, ends in (
-            (found.search_clicks, found.search_click_ends),
-            (found.search_unclicked, found.search_unclicked_ends),
+            (events.search_clicks, events.search_click_ends),
+            (events.search_unclicked, events.search_unclicked_ends),
         )
     ]
     assert sorted(searches) == sorted(zip(*columns, *parts, strict=True))
     assert (
         len(searches) == 20
         and any(passed for *_, passed in searches)
-        and set(found.shown_item.tolist()) == shown
+        and set(events.shown_item.tolist()) == shown
     )
 
     log = qilin.read_qilin(str(TOY), segmenter="characters")
@@ -131,8 +131,8 @@ def test_real_rows_agree_with_plain_loops(tmp_path):
 @needs_toy
 def test_real_profiles():
     users = np.array([2, 5, 7])
-    found = qilin_files.read_profiles(str(TOY), users)
-    assert found == {
+    profiles = qilin_files.read_profiles(str(TOY), users)
+    assert profiles == {
         "2": {"gender": "female", "platform": "iOS", "age": "23-25"}
         | {"location": "Hong Kong Tsuen Wan"},
         "5": {"gender": "male", "platform": "iOS", "age": "36-40", "location": "中国 安徽 淮北"},

@@ -61,25 +61,25 @@ def refused(tmp_path, content, match):
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
-def assert_same(found, expected):
-    assert type(found) is type(expected)
+def assert_same(actual, expected):
+    assert type(actual) is type(expected)
     if isinstance(expected, dict):
-        assert list(found) == list(expected)
+        assert list(actual) == list(expected)
         for name, value in expected.items():
-            assert_same(found[name], value)
+            assert_same(actual[name], value)
     elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
             assert_same(one, other)
     elif isinstance(expected, np.ndarray):
-        assert found.shape == expected.shape
-        assert found.dtype == expected.dtype.newbyteorder("=")
+        assert actual.shape == expected.shape
+        assert actual.dtype == expected.dtype.newbyteorder("=")
         if expected.dtype == object:
-            assert_same(found.ravel().tolist(), expected.ravel().tolist())
+            assert_same(actual.ravel().tolist(), expected.ravel().tolist())
         else:
-            np.testing.assert_array_equal(found, expected)
+            np.testing.assert_array_equal(actual, expected)
     else:
-        assert found == expected
+        assert actual == expected
 
 
 VALUES = {
@@ -158,19 +158,19 @@ def a_frame():
 )
 def test_frames_and_series_read_as_they_were(tmp_path, protocol, change):
     expected = change(a_frame())
-    found = load(tmp_path, pickle.dumps(expected, protocol))
+    loaded = load(tmp_path, pickle.dumps(expected, protocol))
     test = pd.testing.assert_series_equal if expected.ndim == 1 else pd.testing.assert_frame_equal
-    test(found, expected, check_index_type=False)
+    test(loaded, expected, check_index_type=False)
 
 
 @pytest.mark.parametrize("written", [OF_PANDAS_1_5_AND_NUMPY_1_24, OF_PANDAS_2_2_AND_NUMPY_2_1])
 def test_files_of_other_versions_read_alike(tmp_path, written):
     content = zlib.decompress(base64.b64decode(written))
     assert b"numpy.core.multiarray" in content or b"numpy._core.multiarray" in content
-    found = load(tmp_path, content)
-    assert found.columns.tolist() == ["user_id", "neg_items", "score"]
-    assert found.index.tolist() == [1, 2] and found.user_id.tolist() == [5, 6]
-    assert found.neg_items.tolist() == [[3], [70000, 2]] and found.score.tolist() == [1.0, 2.0]
+    frame = load(tmp_path, content)
+    assert frame.columns.tolist() == ["user_id", "neg_items", "score"]
+    assert frame.index.tolist() == [1, 2] and frame.user_id.tolist() == [5, 6]
+    assert frame.neg_items.tolist() == [[3], [70000, 2]] and frame.score.tolist() == [1.0, 2.0]
 
 
 class Named:
@@ -259,10 +259,10 @@ def of_pandas_1_0(protocol=2, home="pandas.core.indexes.base"):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("home", ["pandas.core.indexes.base", "pandas.core.index"])
 def test_the_layout_of_older_pandas_reads(tmp_path, protocol, home):
-    found = load(tmp_path, of_pandas_1_0(protocol, home))
-    assert found.columns.tolist() == ["user_id", "neg", "item_id"]
-    assert found.user_id.tolist() == [1, 2] and found.item_id.tolist() == [3, 4]
-    assert found.neg.tolist() == [[5, 6], [7]]
+    frame = load(tmp_path, of_pandas_1_0(protocol, home))
+    assert frame.columns.tolist() == ["user_id", "neg", "item_id"]
+    assert frame.user_id.tolist() == [1, 2] and frame.item_id.tolist() == [3, 4]
+    assert frame.neg.tolist() == [[5, 6], [7]]
 
 
 # Each made NumPy read memory at an address of the file, write over its own, or worse.
@@ -413,8 +413,8 @@ def test_sharing_counts_each_time(tmp_path):
             value = [value, value]
         return pickle.dumps(value, 4)
 
-    found = load(tmp_path, lists(20))
-    assert found[0] is found[1]
+    loaded = load(tmp_path, lists(20))
+    assert loaded[0] is loaded[1]
     refused(tmp_path, lists(28), "more than 134,217,728 values")
     refused(tmp_path, lists(50), "more than")
 
@@ -522,8 +522,8 @@ def fuzz(folder, seconds, first_seed, examples):
         capture_output=True,
         text=True,
     )
-    kept = folder / "fuzzed.pkl"
-    last = kept.read_bytes().hex() if done.returncode else ""
+    last_input = folder / "fuzzed.pkl"
+    last = last_input.read_bytes().hex() if done.returncode else ""
     assert done.returncode == 0, f"status {done.returncode}, {last}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -140,9 +140,9 @@ def test_the_filter_agrees_with_enumeration():
             belief.before_click(n == 0, announced[n])
             belief.observe(*cell)
         belief.before_click(False, announced[3])
-        found = belief.next_item()
+        probabilities = belief.next_item()
         for cell, value in enumerate_next(use_search).items():
-            assert found[cell] / found.sum() == pytest.approx(value, abs=1e-9)
+            assert probabilities[cell] / probabilities.sum() == pytest.approx(value, abs=1e-9)
 
 
 def test_truth_scores_are_ranked_with_ties():

@@ -64,9 +64,9 @@ def test_held_out_searches_by_hand(log):
     rows = [set(part.target_row.tolist()) for part in (trained, *parts.values())]
     assert not (rows[0] & rows[1] | rows[0] & rows[2] | rows[1] & rows[2])
     # A test search's history ends before it: three clicks before 40, four before 50.
-    found = parts["test"]
-    assert (found.rec_end - log.rec_offsets[found.user]).tolist() == [4, 4, 4]
-    assert (found.search_end - log.search_offsets[found.user]).tolist() == [2, 2, 2]
+    tested = parts["test"]
+    assert (tested.rec_end - log.rec_offsets[tested.user]).tolist() == [4, 4, 4]
+    assert (tested.search_end - log.search_offsets[tested.user]).tolist() == [2, 2, 2]
 
 
 def test_under_global_time_the_cut_of_the_test_clicks_holds(log):
@@ -82,31 +82,31 @@ def test_lists_of_searches_are_saved_and_without_the_target(log, tmp_path):
     folder = str(tmp_path)
     examples = held_out_searches(log, splits, "test")
     for protocol in ("neg99", "bm25_99"):
-        found = candidates.evaluation_candidates(
+        lists = candidates.evaluation_candidates(
             log, splits, "test", protocol, 0, folder, task="search"
         )
-        assert found.shape == (3, 100) and found.dtype == np.int32
-        assert found[:, 0].tolist() == examples.item.tolist()
-        assert all(len(set(row)) == 100 for row in found.tolist()) and found.min() > 0
-        assert candidates.ranked(found).all()
+        assert lists.shape == (3, 100) and lists.dtype == np.int32
+        assert lists[:, 0].tolist() == examples.item.tolist()
+        assert all(len(set(row)) == 100 for row in lists.tolist()) and lists.min() > 0
+        assert candidates.ranked(lists).all()
         # Not i22 and i23 of one search beside each other, nor what their users touched up to then.
         own = [
             {"i0", "i1", "i2", "i3", "i4"},
             *[{f"i{i}" for i in (5, 6, 7, 8, 20, 21, 22, 23)}] * 2,
         ]
-        for row, touched in zip(found, own):
+        for row, touched in zip(lists, own):
             assert not touched & {str(name) for name in log.item_ids[row[1:]]}
         again = candidates.evaluation_candidates(
             log, splits, "test", protocol, 0, folder, task="search"
         )
-        np.testing.assert_array_equal(found, again)
+        np.testing.assert_array_equal(lists, again)
     # Nine clicked items are too few to draw 99 from.
-    found = candidates.evaluation_candidates(
+    lists = candidates.evaluation_candidates(
         log, splits, "test", "neg99pop", 0, folder, task="search"
     )
-    assert found[:, 1:].max() == 0 and not candidates.ranked(found).any()
+    assert lists[:, 1:].max() == 0 and not candidates.ranked(lists).any()
     (saved,) = tmp_path.glob("search-*bm25_99*.npy")
-    np.save(saved, found[::-1])
+    np.save(saved, lists[::-1])
     with pytest.raises(UserError, match="to draw them again"):
         candidates.evaluation_candidates(log, splits, "test", "bm25_99", 0, folder, task="search")
     with pytest.raises(UserError, match="neg99, neg99pop for recommendation, found 'bm25_99'"):
@@ -173,15 +173,15 @@ def test_the_nearest_without_the_target():
     query = ["red", "kind3"]
     expected = lucene_bm25(query, texts)
     target = int(np.argmax(expected)) + 1
-    found = nearest_negatives(index, [query], np.array([target]), [NOTHING], 20)[0]
-    assert target not in found and len(set(found.tolist())) == 20
+    negatives = nearest_negatives(index, [query], np.array([target]), [NOTHING], 20)[0]
+    assert target not in negatives and len(set(negatives.tolist())) == 20
     others = np.sort(np.delete(expected, target - 1))[::-1]
-    np.testing.assert_allclose(expected[found - 1], others[:20], rtol=1e-5)
+    np.testing.assert_allclose(expected[negatives - 1], others[:20], rtol=1e-5)
     # What is left out makes room for the next; where too few are left there are none.
-    others = nearest_negatives(index, [query], np.array([target]), [found[[0, 3, 19]]], 20)[0]
-    assert others[:17].tolist() == np.delete(found, [0, 3, 19]).tolist()
-    assert not set(others[17:].tolist()) & {target, *found.tolist()}
-    most = np.setdiff1d(np.arange(1, 121), [target, *found[:19]])
+    others = nearest_negatives(index, [query], np.array([target]), [negatives[[0, 3, 19]]], 20)[0]
+    assert others[:17].tolist() == np.delete(negatives, [0, 3, 19]).tolist()
+    assert not set(others[17:].tolist()) & {target, *negatives.tolist()}
+    most = np.setdiff1d(np.arange(1, 121), [target, *negatives[:19]])
     assert nearest_negatives(index, [query], np.array([target]), [most], 20)[0].tolist() == [0] * 20
     # Without a known word all are equal: neither the first items nor the same under another seed.
     orders = [ItemTextIndex(texts, characters, seed=s).ranking(["unknown"]) for s in (0, 1)]

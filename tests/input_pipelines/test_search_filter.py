@@ -29,34 +29,34 @@ def batch():
 
 
 def test_what_is_above_the_threshold_moves_up(path):
-    found = SearchFilter(path, 0.5)(batch())
-    assert found["query_words"][0].tolist() == [[1, 2], [0, 0], [0, 0], [0, 0]]
-    assert found["clicked_items"][0].tolist() == [[0]] * 4
-    assert found["rec_order"][0].tolist() == [0, 1, 0]
-    assert found["search_order"][0].tolist() == [2, 0, 0, 0]
+    filtered = SearchFilter(path, 0.5)(batch())
+    assert filtered["query_words"][0].tolist() == [[1, 2], [0, 0], [0, 0], [0, 0]]
+    assert filtered["clicked_items"][0].tolist() == [[0]] * 4
+    assert filtered["rec_order"][0].tolist() == [0, 1, 0]
+    assert filtered["search_order"][0].tolist() == [2, 0, 0, 0]
     # Without clicks there is nothing to be near to: a cosine of 0.
-    assert not found["query_words"][1].any() and not found["search_order"][1].any()
-    assert found["query_words"].dtype == np.int32 and found["user"].tolist() == [1, 2]
+    assert not filtered["query_words"][1].any() and not filtered["search_order"][1].any()
+    assert filtered["query_words"].dtype == np.int32 and filtered["user"].tolist() == [1, 2]
 
 
 def test_the_order_of_what_stays_is_kept(path):
-    found = SearchFilter(path, -0.5)(batch())
-    assert found["query_words"][0].tolist() == [[2, 0], [1, 2], [0, 0], [0, 0]]
-    assert found["rec_order"][0].tolist() == [0, 2, 0]
-    assert found["search_order"][0].tolist() == [1, 3, 0, 0]
-    assert found["search_order"][1].tolist() == [0, 1, 2, 3]
+    filtered = SearchFilter(path, -0.5)(batch())
+    assert filtered["query_words"][0].tolist() == [[2, 0], [1, 2], [0, 0], [0, 0]]
+    assert filtered["rec_order"][0].tolist() == [0, 2, 0]
+    assert filtered["search_order"][0].tolist() == [1, 3, 0, 0]
+    assert filtered["search_order"][1].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 1.0])
 def test_the_ends_keep_all_and_nothing(path, threshold):
     before = batch()
-    found = SearchFilter(path, threshold)(before)
+    filtered = SearchFilter(path, threshold)(before)
     if threshold == -1:
         for name, values in before.items():
-            np.testing.assert_array_equal(found[name], values)
+            np.testing.assert_array_equal(filtered[name], values)
     else:
-        assert not found["query_words"].any() and not found["clicked_items"].any()
-        assert found["rec_order"][0].tolist() == [0, 1, 0]
+        assert not filtered["query_words"].any() and not filtered["clicked_items"].any()
+        assert filtered["rec_order"][0].tolist() == [0, 1, 0]
 
 
 def test_a_cosine_that_rounding_puts_above_1_is_1(tmp_path):
@@ -72,8 +72,8 @@ def test_a_cosine_that_rounding_puts_above_1_is_1(tmp_path):
         "clicked_items": items[..., None],
         "search_order": np.ones_like(items),
     }
-    found = SearchFilter(str(tmp_path / "v.npz"), 1.0)(own)
-    assert not found["clicked_items"].any()
+    filtered = SearchFilter(str(tmp_path / "v.npz"), 1.0)(own)
+    assert not filtered["clicked_items"].any()
 
 
 def test_without_its_vectors_it_is_one_line(tmp_path):

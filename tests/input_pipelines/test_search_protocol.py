@@ -47,8 +47,8 @@ def test_the_target_is_ranked_among_what_was_not_clicked():
     assert sums.count == 3
     assert sums.per_example()["hr@1"].tolist() == pytest.approx([0, 1 / 3, 1])
     assert sums.per_example()["hr@2"].tolist() == pytest.approx([1, 2 / 3, 1])
-    found = search_protocol.users(log, examples(), search_protocol.IMPRESSIONS)
-    assert found.tolist() == [1, 1, 1]
+    users = search_protocol.users(log, examples(), search_protocol.IMPRESSIONS)
+    assert users.tolist() == [1, 1, 1]
     assert len(search_protocol.users(log, examples(), search_protocol.PROTOCOL)) == 4
 
 
@@ -102,6 +102,6 @@ def test_users_are_grouped_by_what_they_asked_before():
     ends = np.arange(7)
     user = np.array([1] * 6 + [2], np.int32)
     ends[6] = 6
-    found = SearchExamples(user, ends, ends * 0, ends, np.ones(7, np.int32))
+    searches = SearchExamples(user, ends, ends * 0, ends, np.ones(7, np.int32))
     # tea, tea again as another click-out, none, tea: only what is new since the row before counts.
-    assert search_protocol.asked_before(log, found).tolist() == [0, 1, 1, 1, 2, 3, 0]
+    assert search_protocol.asked_before(log, searches).tolist() == [0, 1, 1, 1, 2, 3, 0]

@@ -34,24 +34,24 @@ def tiny_log(items=30):
 
 def test_training_searches_by_hand():
     log = tiny_log()
-    found = training_searches(log, split_log(log, "leave_one_out"))
+    searches = training_searches(log, split_log(log, "leave_one_out"))
     users, names = np.array(log.user_ids), np.array(log.item_ids)
     # Without words (25), without clicks (35), at or after a's held-out click (40, 45): none.
     # User b has no held-out click.
-    assert users[found.user].tolist() == ["a", "a", "a", "b"]
-    assert names[found.item].tolist() == ["i7", "i8", "i2", "i9"]
-    assert np.asarray(log.search_times)[found.target_row].tolist() == [5, 5, 20, 99]
+    assert users[searches.user].tolist() == ["a", "a", "a", "b"]
+    assert names[searches.item].tolist() == ["i7", "i8", "i2", "i9"]
+    assert np.asarray(log.search_times)[searches.target_row].tolist() == [5, 5, 20, 99]
     # Strictly earlier: the search at 20 sees the click at 10, not the one at 20, and one search.
-    starts = log.rec_offsets[found.user], log.search_offsets[found.user]
-    assert (found.rec_end - starts[0]).tolist() == [0, 0, 1, 1]
-    assert (found.search_end - starts[1]).tolist() == [0, 0, 1, 0]
+    starts = log.rec_offsets[searches.user], log.search_offsets[searches.user]
+    assert (searches.rec_end - starts[0]).tolist() == [0, 0, 1, 1]
+    assert (searches.search_end - starts[1]).tolist() == [0, 0, 1, 0]
 
 
 def test_under_global_time_one_cut_holds_for_everyone():
     log = tiny_log()
     # Clicks at 10, 10, 20, 30, 40, 50: the .8 quantile is 40, so b's search at 99 is too late.
-    found = training_searches(log, split_log(log, "global_time"))
-    assert np.asarray(log.search_times)[found.target_row].tolist() == [5, 5, 20]
+    searches = training_searches(log, split_log(log, "global_time"))
+    assert np.asarray(log.search_times)[searches.target_row].tolist() == [5, 5, 20]
 
 
 def both_tasks(log, **changes):

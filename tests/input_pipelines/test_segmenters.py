@@ -65,8 +65,8 @@ def test_jieba_sees_ideographs_and_ascii_alone():
         seen.append(text)
         return text.split()
 
-    found = segmenters.with_jieba("绿茶 t恤 naïve café हिन्दी usb", spelt_out)
-    assert found == ["绿茶", "t恤", "naïve", "café", "हिन्दी", "usb"]
+    words = segmenters.with_jieba("绿茶 t恤 naïve café हिन्दी usb", spelt_out)
+    assert words == ["绿茶", "t恤", "naïve", "café", "हिन्दी", "usb"]
     assert "".join(seen).isascii() is False and not set("ïéह") & set("".join(seen))
 
 

@@ -187,13 +187,13 @@ def test_a_hash_is_remembered_for_the_file_it_is_of(folder):
     path = folder / "raw" / "clicks.csv"
     cache = str(folder / "cache")
     first = RawHashes(cache)
-    found = first.of(path)
+    digits = first.of(path)
     first.save()
     # A file that has just changed may change again within a tick of the clock.
     assert not os.path.exists(os.path.join(cache, "raw-hashes.json"))
     time.sleep(2.1)
     second = RawHashes(cache)
-    assert second.of(path) == found
+    assert second.of(path) == digits
     second.save()
     remembered = pathlib.Path(cache, "raw-hashes.json")
     (key,) = json.loads(remembered.read_text())["files"]
@@ -203,13 +203,13 @@ def test_a_hash_is_remembered_for_the_file_it_is_of(folder):
     content = path.read_bytes()
     path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert RawHashes(cache).of(path) != found
+    assert RawHashes(cache).of(path) != digits
     path.write_bytes(content)
     for values in ({}, {"files": [key]}, {"files": {key: 3}}):
         checksums.write_sealed(str(remembered), values)
-        assert RawHashes(cache).of(path) == found
+        assert RawHashes(cache).of(path) == digits
     remembered.write_text("{")
-    assert RawHashes(cache).of(path) == found
+    assert RawHashes(cache).of(path) == digits
 
 
 def test_raw_files_that_cannot_be_read_are_one_line(folder):

@@ -84,13 +84,13 @@ def test_a_session_by_hand(tmp_path):
     clicks = [str(log.item_ids[i]) for i in log.rec_items]
     # 9 was clicked twice in second 40.
     assert clicks == ["7", "8", "9", "5"] and log.rec_times.tolist() == [10, 30, 40, 60]
-    found = events(log)
+    rows = events(log)
     # Which of two searches of one second stands first is chosen by a hash.
-    assert {row for row in found if row[1] == 40} == {
+    assert {row for row in rows if row[1] == 40} == {
         ("ann", 40, "4 star", "", "", PARIS),
         ("ann", 40, "4 star", "9", "8", PARIS),
     }
-    assert [row for row in found if row[1] != 40] == [
+    assert [row for row in rows if row[1] != 40] == [
         ("ann", 10, "", "7", "5", ROME),
         ("ann", 20, "paris france", "", "", PARIS),
         ("ann", 30, "paris france", "8", "9 6", PARIS),
@@ -136,10 +136,10 @@ def test_sessions_of_click_outs_alone(tmp_path):
 
 def test_a_search_example_sees_neither_of_its_own_faces(tmp_path):
     log = trivago.read_trivago(write(tmp_path, session()))
-    found = search_task.training_searches(log, splits.split_log(log, "global_time"))
+    searches = search_task.training_searches(log, splits.split_log(log, "global_time"))
     # The click-out at 30: before it are the click and the search of 10, and the words of 20.
-    row = [int(log.search_times[s]) for s in found.target_row].index(30)
-    assert (int(found.rec_end[row]), int(found.search_end[row])) == (1, 2)
+    row = [int(log.search_times[s]) for s in searches.target_row].index(30)
+    assert (int(searches.rec_end[row]), int(searches.search_end[row])) == (1, 2)
 
 
 def test_files_are_read_together_and_their_order_does_not_matter(tmp_path):

@@ -42,7 +42,7 @@ ITEMS = {"caption": np.zeros((121, 50), np.int64), "first_level_category_id": np
 
 def frame(rows, negatives):
     """rows: (user, item, rec_his, src_session_his)."""
-    found = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "user_id": [r[0] for r in rows],
             "item_id": [r[1] for r in rows],
@@ -52,8 +52,8 @@ def frame(rows, negatives):
         }
     )
     # Names of columns as pandas 1 and 2 keep them.
-    found.columns = pd.Index(list(found.columns), dtype=object)
-    return found
+    table.columns = pd.Index(list(table.columns), dtype=object)
+    return table
 
 
 TRAIN = frame([(0, 2, 1, 1), (0, 3, 2, 1), (0, 4, 3, 1), (2, 8, 1, 0)], 4)
@@ -173,8 +173,8 @@ def test_other_data_has_no_published_split():
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_protocol_reads_alike(folder, tmp_path, protocol):
     other = write(tmp_path / "other", protocol, user_vocab=collections.defaultdict(dict, USERS))
-    found = unisar_pickles.read_unisar(str(other)).hash
-    assert found == unisar_pickles.read_unisar(str(folder)).hash
+    digits = unisar_pickles.read_unisar(str(other)).hash
+    assert digits == unisar_pickles.read_unisar(str(folder)).hash
 
 
 def test_the_names_of_older_versions_read_alike(folder, tmp_path):
@@ -190,8 +190,8 @@ def test_the_names_of_older_versions_read_alike(folder, tmp_path):
         content = content.replace(new, older)
     assert b"pandas.core.frame" in content and b"numpy._core" not in content
     path.write_bytes(content)
-    found = unisar_pickles.read_unisar(str(old)).hash
-    assert found == unisar_pickles.read_unisar(str(folder)).hash
+    digits = unisar_pickles.read_unisar(str(old)).hash
+    assert digits == unisar_pickles.read_unisar(str(folder)).hash
 
 
 class Attack:
@@ -274,8 +274,8 @@ def test_mistakes_end_in_one_line(tmp_path, name, value, found):
 def test_the_padding_user_is_no_user_and_counts_are_checked(folder, tmp_path):
     empty = {name: [] for name in USERS[2]}
     padded = write(tmp_path / "padded", user_vocab={1: empty, **USERS})
-    found = unisar_pickles.read_unisar(str(padded)).hash
-    assert found == unisar_pickles.read_unisar(str(folder)).hash
+    digits = unisar_pickles.read_unisar(str(padded)).hash
+    assert digits == unisar_pickles.read_unisar(str(folder)).hash
     unisar_pickles.read_unisar(str(folder), published_counts={"users": 2, "items": 120})
     with pytest.raises(UserError, match=r"otherwise, found users 2 \(of 3\); download"):
         unisar_pickles.read_unisar(str(folder), published_counts={"users": 3, "items": 120})

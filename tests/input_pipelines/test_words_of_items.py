@@ -21,11 +21,11 @@ def test_most_frequent_words_of_training_searches():
         ),
     )
     # The search at 35 is after the click at 30, which is kept for validation.
-    found = item_words(log, split_log(log, "leave_one_out"), 2)
+    table = item_words(log, split_log(log, "leave_one_out"), 2)
     words, items = np.array(log.words), list(log.item_ids)
-    assert found.shape == (5, 2) and found.dtype == np.int32
+    assert table.shape == (5, 2) and table.dtype == np.int32
     # 'shoe' three times, then 'blue' and 'red' once each: the smaller id.
     second = words[min(list(words).index("red"), list(words).index("blue"))]
-    assert words[found[items.index("i1")]].tolist() == ["shoe", second]
-    assert sorted(words[found[items.index("i2")]].tolist()) == ["blue", "shoe"]
-    assert not found[0].any() and not found[items.index("i3")].any()
+    assert words[table[items.index("i1")]].tolist() == ["shoe", second]
+    assert sorted(words[table[items.index("i2")]].tolist()) == ["blue", "shoe"]
+    assert not table[0].any() and not table[items.index("i3")].any()

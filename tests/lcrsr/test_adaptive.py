@@ -21,11 +21,11 @@ def users_of_hops(number, seed=0):
 
 def test_users_get_the_steps_that_they_need():
     x, losses, values, _ = users_of_hops(1000)
-    head, found = calibrate(x, losses, values, np.arange(1000), 0.001)
-    assert found.best_fixed == STEPS and found.price > 0
-    assert found.metric >= 0.9 - 0.001 and found.mean_steps < 2.2
+    head, calibration = calibrate(x, losses, values, np.arange(1000), 0.001)
+    assert calibration.best_fixed == STEPS and calibration.price > 0
+    assert calibration.metric >= 0.9 - 0.001 and calibration.mean_steps < 2.2
     x, _, values, hops = users_of_hops(1000, seed=1)
-    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price)))
+    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(calibration.price)))
     assert values[np.arange(1000), steps].mean() > 0.9 - 0.01
     assert (steps == hops).mean() > 0.95
 
@@ -48,9 +48,9 @@ def test_nobody_gets_more_steps_than_the_best_fixed_number():
     x, losses, values, _ = users_of_hops(1000)
     # A third step leads away from what two have found.
     values[:, 3:] -= 0.5
-    head, found = calibrate(x, losses, values, np.arange(1000), 0.001)
-    assert found.best_fixed == 2 and found.price > 0 and found.mean_steps < 2
-    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price)))
+    head, calibration = calibrate(x, losses, values, np.arange(1000), 0.001)
+    assert calibration.best_fixed == 2 and calibration.price > 0 and calibration.mean_steps < 2
+    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(calibration.price)))
     assert steps.max() == 2 and steps.min() == 0
 
 
@@ -66,9 +66,9 @@ def test_a_user_does_not_tell_the_head_of_itself():
 
 def test_where_no_step_helps_none_is_taken():
     x, _, _, _ = users_of_hops(200)
-    head, found = calibrate(x, np.ones((200, 5)), np.full((200, 5), 0.3), np.arange(200), 0.0)
-    assert (found.best_fixed, found.mean_steps) == (0, 0.0)
-    assert not np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price))).any()
+    head, calibration = calibrate(x, np.ones((200, 5)), np.full((200, 5), 0.3), np.arange(200), 0.0)
+    assert (calibration.best_fixed, calibration.mean_steps) == (0, 0.0)
+    assert not np.asarray(head.steps(jnp.asarray(x), jnp.float32(calibration.price))).any()
 
 
 def test_where_steps_cannot_be_told_all_take_the_best_fixed():
@@ -76,9 +76,9 @@ def test_where_steps_cannot_be_told_all_take_the_best_fixed():
     x = rng.standard_normal((300, 3)).astype(np.float32)
     # The best K is 1 for most; who needs another, nothing tells.
     values = np.where(rng.random((300, 3)) < [0.3, 0.9, 0.3], 1.0, 0.0)
-    head, found = calibrate(x, 1.0 - values, values, np.arange(len(x)), -0.05)
-    assert (found.best_fixed, found.mean_steps) == (1, 1)
-    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(found.price)))
+    head, calibration = calibrate(x, 1.0 - values, values, np.arange(len(x)), -0.05)
+    assert (calibration.best_fixed, calibration.mean_steps) == (1, 1)
+    steps = np.asarray(head.steps(jnp.asarray(x), jnp.float32(calibration.price)))
     assert (steps == 1).all()
 
 
@@ -106,5 +106,5 @@ def test_blocks_score_as_every_user_alone_at_their_number_of_steps():
 
 
 def test_ranking_losses_by_hand():
-    found = ranking_losses(jnp.log(jnp.array([[1.0, 3.0], [2.0, 2.0]])))
-    np.testing.assert_allclose(found, [np.log(4), np.log(2)], rtol=1e-6)
+    losses = ranking_losses(jnp.log(jnp.array([[1.0, 3.0], [2.0, 2.0]])))
+    np.testing.assert_allclose(losses, [np.log(4), np.log(2)], rtol=1e-6)

@@ -38,10 +38,10 @@ def test_item_knn_by_hand():
     scorer = item_knn.fit(item_knn.Settings(decay=0.5, history_power=0.0), CLICKS)
     # Cosines: (1,2) 2/sqrt(2*3), (1,3) 1/2, (2,3) 2/sqrt(3*2); item 4 stands alone.
     near = 2 / np.sqrt(6)
-    found = scorer.scores(batch([1, 3, 0], [1]))[0]
+    scores = scorer.scores(batch([1, 3, 0], [1]))[0]
     # Item 3 is the latest, weight 1; item 1 weighs 1/2. No item is its own neighbour.
-    np.testing.assert_allclose(found[1:4], [0.5, 0.5 * near + near, 0.25], atol=1e-6)
-    assert found[4] < 0
+    np.testing.assert_allclose(scores[1:4], [0.5, 0.5 * near + near, 0.25], atol=1e-6)
+    assert scores[4] < 0
 
 
 def test_what_is_no_neighbour_stands_below_in_the_order_of_popularity():
@@ -50,8 +50,8 @@ def test_what_is_no_neighbour_stands_below_in_the_order_of_popularity():
     for history in ([0, 0], [4, 0]):
         assert scorer.scores(batch(history, [1]))[0, 1:].tolist() == [-2.0, -1.0, -2.0, -3.0]
     # The neighbours of 1 are 2 and 3, however popular; then itself, as no neighbour, before 4.
-    found = scorer.scores(batch([1, 0], [1]))[0]
-    assert found[2] > found[3] > 0 > found[1] > found[4]
+    scores = scorer.scores(batch([1, 0], [1]))[0]
+    assert scores[2] > scores[3] > 0 > scores[1] > scores[4]
     popular = popularity.fit(popularity.Settings(), CLICKS)
     empty = batch([0, 0], [1])
     order = np.argsort(-scorer.scores(empty)[0, 1:], kind="stable")

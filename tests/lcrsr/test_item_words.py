@@ -79,9 +79,9 @@ def test_vectors_by_hand():
         "item": jnp.arange(6.0).reshape(3, 2).at[0].set(0),
         "word": jnp.array([[0.0, 0.0], [10.0, 20.0], [30.0, 50.0]]),
     }
-    found = with_item_words(tables, np.array([[0, 0], [1, 2], [2, 0]]))
+    vectors = with_item_words(tables, np.array([[0, 0], [1, 2], [2, 0]]))
     # Item 1: [2, 3] + the mean of both words; item 2: [4, 5] + its one word.
-    np.testing.assert_allclose(found["item"], [[0, 0], [22, 38], [34, 55]])
+    np.testing.assert_allclose(vectors["item"], [[0, 0], [22, 38], [34, 55]])
     assert with_item_words(tables, None) is tables
 
 

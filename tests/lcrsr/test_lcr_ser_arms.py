@@ -150,8 +150,8 @@ def greatest_difference(tasks, folder):
             state, stats = step(state, next(batches), np.float32(rate))
             alone[-1].append(float(stats["loss"]))
         lines = read_lines(workdir.file("metrics.jsonl"))
-        found = [line["train/loss"] for line in lines if "train/loss" in line]
-        differences.append(np.abs(np.subtract(found, alone[-1])).max())
+        losses = [line["train/loss"] for line in lines if "train/loss" in line]
+        differences.append(np.abs(np.subtract(losses, alone[-1])).max())
     # Arms that had all become the same would prove nothing.
     assert min(np.abs(np.subtract(alone[0], other)).max() for other in alone[1:]) > 1e-2
     return max(differences)

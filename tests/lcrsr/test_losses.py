@@ -146,7 +146,7 @@ def test_distillation_by_hand_and_zero_where_scores_agree_up_to_a_shift():
     teacher = jnp.log(jnp.array([[3.0, 1.0], [1.0, 1.0]]))
     # KL of (.75, .25) from (.5, .5); the second row is no user.
     by_hand = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
-    found = losses.distillation(jnp.zeros((2, 2)), teacher, jnp.array([1.0, 0.0]))
-    assert float(found) == pytest.approx(by_hand, rel=1e-5)
+    loss = losses.distillation(jnp.zeros((2, 2)), teacher, jnp.array([1.0, 0.0]))
+    assert float(loss) == pytest.approx(by_hand, rel=1e-5)
     same = losses.distillation(teacher + 5.0, teacher, jnp.ones(2))
     assert float(same) == pytest.approx(0.0, abs=1e-6)

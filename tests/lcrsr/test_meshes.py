@@ -120,13 +120,13 @@ def reinforce_task(partition, initial):
 
 def train(task, count, rate):
     """(last state, losses) of `count` updates, as the loop does them."""
-    state, found = task.init(), []
+    state, losses = task.init(), []
     step, batches = compile_step(task, state), task.batches(0)
     put = (lambda b: b) if task.partition is None else task.partition.put_batch
     for _ in range(count):
         state, stats = step(state, put(next(batches)), jnp.float32(rate))
-        found.append(float(stats["loss"]))
-    return state, found
+        losses.append(float(stats["loss"]))
+    return state, losses
 
 
 @functools.cache
@@ -141,10 +141,10 @@ def test_the_same_losses_and_rows_as_one_device(extents):
     np.testing.assert_allclose(found_losses, expected_losses, rtol=1e-5)
     assert len(set(expected_losses)) == 3
     for name, table in expected["tables"].items():
-        found = np.asarray(state["tables"][name]).reshape(-1, MEAN.width)
+        rows = np.asarray(state["tables"][name]).reshape(-1, MEAN.width)
         # Adam divides by the root of the second moment, so that rounding of tiny gradients shows.
-        np.testing.assert_allclose(found[: len(table)], table, atol=1e-4)
-        assert np.all(found[len(table) :] == 0)
+        np.testing.assert_allclose(rows[: len(table)], table, atol=1e-4)
+        assert np.all(rows[len(table) :] == 0)
 
 
 def test_every_device_holds_its_own_rows_only():
@@ -163,12 +163,12 @@ def test_both_stages_of_lcr_ser():
     """RL trains tables too and keeps snapshots, so that every kind of array lies on the mesh."""
     partition = partition_of((2, 4))
     alone, expected = train(train_task(None, LCR_SER), 3, 1e-2)
-    cut, found = train(train_task(partition, LCR_SER), 3, 1e-2)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    cut, losses = train(train_task(partition, LCR_SER), 3, 1e-2)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
     start, placed = filled(alone, partition)
     _, expected = train(reinforce_task(None, start), 3, 1e-2)
-    state, found = train(reinforce_task(partition, placed), 3, 1e-2)
-    np.testing.assert_allclose(found, expected, atol=1e-5)  # losses near 0
+    state, losses = train(reinforce_task(partition, placed), 3, 1e-2)
+    np.testing.assert_allclose(losses, expected, atol=1e-5)  # losses near 0
     for which in ("old", "reference"):
         assert state[which]["tables"]["item"].sharding == cut["tables"]["item"].sharding
 
@@ -197,8 +197,8 @@ def test_ranking_is_merged_over_devices():
     _, state = filled(expected_state, partition)
     for way, batches in (("sampled", [batch]), ("full", [(batch, seen)])):
         expected = getattr(whole, way)(params, tables, batches)
-        found = getattr(cut, way)(state["params"], state["tables"], batches)
-        assert found.means() == expected.means()
+        sums = getattr(cut, way)(state["params"], state["tables"], batches)
+        assert sums.means() == expected.means()
     # The same ranks by hand: everything seen, and padding, is out of the way of the target.
     vectors = {name: np.asarray(table) for name, table in tables.items()}
     history = vectors["item"][batch["rec_items"]].mean(1)
@@ -210,7 +210,7 @@ def test_ranking_is_merged_over_devices():
         target = batch["candidates"][row, 0]
         others = np.setdiff1d(np.arange(1, ITEMS + 1), [target, *seen[row]])
         hits += (by_hand[row, others] > by_hand[row, target]).sum() < 5
-    assert found.means()["hr@5"] == pytest.approx(hits / 7)
+    assert sums.means()["hr@5"] == pytest.approx(hits / 7)
     items, scores = whole.top_k(params, tables, batch, seen, 15)
     found_items, found_scores = cut.top_k(state["params"], state["tables"], batch, seen, 15)
     np.testing.assert_array_equal(found_items, items)
@@ -234,9 +234,11 @@ def test_a_checkpoint_restores_on_other_devices(before, extents, tmp_path):
     for name, wanted in shapes["tables"].items():
         assert state["tables"][name].shape == wanted.shape
         for part in (lambda s: s["tables"][name], lambda s: s["table_states"][name][1]):  # noqa: B023
-            found, expected = (np.asarray(part(s)).reshape(-1, MEAN.width) for s in (state, saved))
-            rows = min(len(found), len(expected))
-            np.testing.assert_array_equal(found[:rows], expected[:rows])
-            assert rows > 6 and np.any(found[:rows]) and not np.any(found[rows:])
+            restored, expected = (
+                np.asarray(part(s)).reshape(-1, MEAN.width) for s in (state, saved)
+            )
+            rows = min(len(restored), len(expected))
+            np.testing.assert_array_equal(restored[:rows], expected[:rows])
+            assert rows > 6 and np.any(restored[:rows]) and not np.any(restored[rows:])
     if partition is not None:
         assert state["tables"]["item"].sharding == like["tables"]["item"].sharding

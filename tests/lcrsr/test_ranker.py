@@ -22,13 +22,13 @@ passes: list[int] = []
 
 def test_parameters_are_those_of_init_without_its_pass():
     inputs, key = (jnp.ones((2, 4, 7)), np.ones((2, 4), np.int32)), jax.random.key(3)
-    found = drawn_parameters(Network(), key, *inputs)
+    params = drawn_parameters(Network(), key, *inputs)
     jax.effects_barrier()
     assert not passes
     expected = Network().init({"params": key}, *inputs, deterministic=True)["params"]
     jax.effects_barrier()
     assert passes
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
     # Also where `init` is traced, as by a mesh or by `jax.eval_shape`.
     shapes = jax.eval_shape(lambda key: drawn_parameters(Network(), key, *inputs), key)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, expected)

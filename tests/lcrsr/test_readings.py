@@ -107,7 +107,7 @@ def test_an_empty_side_offers_no_context():
 def test_h0_is_the_last_valid_row_and_empty_histories_start_from_the_learned_one():
     rows = jnp.array([[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]], [[0.0, 0.0]] * 3])
     mask = jnp.array([[True, True, False], [False, False, False]])
-    found = encode(
+    encoded = encode(
         (layer(NOTHING, NOTHING),),
         rows,
         mask,
@@ -117,9 +117,9 @@ def test_h0_is_the_last_valid_row_and_empty_histories_start_from_the_learned_one
         dropout=NO_DROPOUT,
     )
     # Attention adds nothing, the FFN is the identity: the rows themselves. H[-1] would be [0,0].
-    np.testing.assert_allclose(found.start, [[3.0, 4.0], [5.0, 6.0]])
-    assert found.row_mask.tolist() == [[True, True, False], [True, False, False]]
-    np.testing.assert_allclose(found.hidden[1, 0], [5.0, 6.0])
+    np.testing.assert_allclose(encoded.start, [[3.0, 4.0], [5.0, 6.0]])
+    assert encoded.row_mask.tolist() == [[True, True, False], [True, False, False]]
+    np.testing.assert_allclose(encoded.hidden[1, 0], [5.0, 6.0])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_h0_is_the_last_valid_row_and_empty_histories_start_from_the_learned_one
 )
 def test_h0_is_the_last_event_also_behind_a_hole(valid, expected):
     rows = jnp.array([[[1.0] * 2, [2.0] * 2, [3.0] * 2, [4.0] * 2]]) * jnp.array(valid)[:, None]
-    found = encode(
+    encoded = encode(
         (layer(NOTHING, NOTHING),),
         rows,
         jnp.array([valid]),
@@ -142,7 +142,7 @@ def test_h0_is_the_last_event_also_behind_a_hole(valid, expected):
         block="printed",
         dropout=NO_DROPOUT,
     )
-    assert found.start.tolist() == [[expected, expected]]
+    assert encoded.start.tolist() == [[expected, expected]]
 
 
 def test_without_holes_the_last_event_is_the_one_that_counting_finds():
@@ -168,21 +168,21 @@ def test_eq_8_is_e_v_w_h_and_not_its_transpose():
     rows = aggregation.Side(jnp.array([[[0.0, 1.0], [0.0, 0.0]]]), jnp.ones((1, 2), bool))
     w = jnp.array([[0.0, 2.0], [0.0, 0.0]])
     e = jnp.array([[[np.log(3) / 2, 0.0]]], jnp.float32)
-    found = aggregation.weights_of_rows(rows, w, e, "bilinear")[0, 0]
-    np.testing.assert_allclose(found, [0.75, 0.25], rtol=1e-6)
+    weights = aggregation.weights_of_rows(rows, w, e, "bilinear")[0, 0]
+    np.testing.assert_allclose(weights, [0.75, 0.25], rtol=1e-6)
     transposed = aggregation.weights_of_rows(rows, w.T, e, "bilinear")[0, 0]
     np.testing.assert_allclose(transposed, [0.5, 0.5], rtol=1e-6)
 
 
 def test_mean_aggregation_counts_valid_rows_and_active_steps_only():
     side = aggregation.Side(jnp.ones((1, 4, 2)), jnp.array([[True, False, True, False]]))
-    found = aggregation.weights_of_rows(side, EYE, jnp.ones((1, 1, 2)), "mean")[0, 0]
-    np.testing.assert_allclose(found, [0.5, 0.0, 0.5, 0.0])
+    weights = aggregation.weights_of_rows(side, EYE, jnp.ones((1, 1, 2)), "mean")[0, 0]
+    np.testing.assert_allclose(weights, [0.5, 0.0, 0.5, 0.0])
 
 
 def test_masked_softmax_of_nothing_is_zero():
-    found = attention.masked_softmax(jnp.array([[1.0, 2.0]]), jnp.zeros((1, 2), bool))
-    np.testing.assert_array_equal(found, [[0.0, 0.0]])
+    weights = attention.masked_softmax(jnp.array([[1.0, 2.0]]), jnp.zeros((1, 2), bool))
+    np.testing.assert_array_equal(weights, [[0.0, 0.0]])
 
 
 def test_the_pass_without_cross_attention_shares_the_encoder_rows():

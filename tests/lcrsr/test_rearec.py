@@ -40,8 +40,8 @@ def test_the_regulariser_by_hand():
     logits = logits_of((0.5, 0.5), (0.25, 0.75))
     first = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
     second = 0.25 * np.log(0.5) + 0.75 * np.log(1.5)
-    found = rearec.pushed_apart(logits)
-    np.testing.assert_allclose(found, [(first + second) / 2], rtol=1e-5)
+    penalty = rearec.pushed_apart(logits)
+    np.testing.assert_allclose(penalty, [(first + second) / 2], rtol=1e-5)
     # Three steps have six ordered pairs; two equal ones add nothing.
     three = rearec.pushed_apart(logits_of((0.5, 0.5), (0.5, 0.5), (0.25, 0.75)))
     np.testing.assert_allclose(three, [2 * (first + second) / 6], rtol=1e-5)
@@ -55,10 +55,10 @@ def test_the_regulariser_by_hand():
 def test_the_contrastive_loss_by_hand():
     states = jnp.array([[[1.0]], [[2.0]], [[50.0]]])
     noised = jnp.array([[[3.0]], [[1.0]], [[1.0]]])
-    found = rearec.contrasted(states, noised, jnp.array([1.0, 1.0, 0.0]))
+    losses = rearec.contrasted(states, noised, jnp.array([1.0, 1.0, 0.0]))
     # Products 3 and 6 for the first user, 1 and 2 for the second; the third is padding.
     expected = [np.log(np.exp(3) + np.exp(6)) - 3, np.log(np.exp(1) + np.exp(2)) - 2]
-    np.testing.assert_allclose(found[:2], expected, rtol=1e-6)
+    np.testing.assert_allclose(losses[:2], expected, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_reasoning_is_one_pass_over_the_sequence_with_its_states_appended(run):
         out, _ = module.through(x, [None, None], mask, Dropout(None, 0.0))
         return module.last_norm(out)
 
-    found = network.apply({"params": params}, method=whole)
-    np.testing.assert_allclose(found[0, LENGTH - 1 :], states[0], atol=2e-5)
+    hidden = network.apply({"params": params}, method=whole)
+    np.testing.assert_allclose(hidden[0, LENGTH - 1 :], states[0], atol=2e-5)
     # The steps are not all the same state.
     assert np.abs(np.diff(states[0], axis=0)).max() > 1e-2
 

@@ -107,8 +107,8 @@ def test_gradients_reach_encoders_reasoning_and_rows():
 )
 def test_both_readings_of_the_policy(policy, expected):
     logits = jnp.array([[2.0, 2.0 + np.log(0.5), 2.0 + np.log(0.5)]])
-    found = rollout.target_log_prob(logits, policy)
-    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+    log_prob = rollout.target_log_prob(logits, policy)
+    np.testing.assert_allclose(log_prob, [expected], rtol=1e-6)
 
 
 def test_the_reasoning_filter_picks_what_only_reasoning_uses():

@@ -73,7 +73,7 @@ def test_chunks_give_the_same_loss_and_gradients():
         return traced.as_text().count("stablehlo.while"), traced.compile()(params, rows)
 
     loops, expected = gradients(rollout.MOST_SCORED)
-    more_loops, found = gradients(2 * 4 * 6)  # two of the six users at a time
+    more_loops, chunked = gradients(2 * 4 * 6)  # two of the six users at a time
     assert more_loops > loops
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(chunked), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

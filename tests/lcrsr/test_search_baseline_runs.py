@@ -48,8 +48,8 @@ def config_of(kind, folder, tmp_path_factory):
 def test_popularity_of_the_query_ranks_what_was_bought_after_it(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "w"
     config = config_of("query_popularity", folder, tmp_path_factory)
-    found = train(config, str(workdir))
-    rows = {row["protocol"]: row for row in found["rows"]}
+    results = train(config, str(workdir))
+    rows = {row["protocol"]: row for row in results["rows"]}
     assert set(rows) == {"search/full", "search/bm25_99"}
     for protocol, row in rows.items():
         assert row["examples"] == USERS and row["task"] == "search" and row["stage"] == "fit"
@@ -101,9 +101,9 @@ def test_every_kind_runs(kind, folder, tmp_path_factory, tmp_path):
     config = config_of(kind, folder, tmp_path_factory)
     config.eval.search_protocols = ("full",)
     (row,) = train(config, str(tmp_path / "w"))["rows"]
-    found = row["metrics"]["hr@10/search/full"]
+    hits = row["metrics"]["hr@10/search/full"]
     # 30 items have the word of the query, so that texts alone are a lottery among 30.
-    assert found == 1.0 if kind == "query_knn" else 0.2 < found < 0.6
+    assert hits == 1.0 if kind == "query_knn" else 0.2 < hits < 0.6
 
 
 def test_mistakes(folder, tmp_path_factory, tmp_path):

@@ -103,7 +103,7 @@ def test_transitions_are_those_of_the_masked_transformer_over_the_merged_history
     batch["clicked_items"][0] = [[4], [0], [0]]
     batch["rec_order"][0], batch["search_order"][0] = [0, 2, 0, 0], [1, 3, 0]
     ranker, params, tables = made()
-    found = encode(ranker, params, tables, batch)
+    encoded = encode(ranker, params, tables, batch)
     weights = jax.tree.map(np.asarray, params)
     item = lambda i: np.tanh(dense(np.asarray(tables["item"])[i], weights["features"]["item"]))  # noqa: E731
     word = np.asarray(tables["word"])
@@ -115,11 +115,11 @@ def test_transitions_are_those_of_the_masked_transformer_over_the_merged_history
     # Hand-worked: clicks 0 and 2 see the searches 1 and 3 alone, and the other way round.
     allowed = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
     expected = masked_layer(merged, allowed, weights["merged"]["EncoderLayer_0"])
-    np.testing.assert_allclose(found.transitions.s2r[0, :2], expected[[0, 2]], atol=2e-5)
-    np.testing.assert_allclose(found.transitions.r2s[0, :2], expected[[1, 3]], atol=2e-5)
+    np.testing.assert_allclose(encoded.transitions.s2r[0, :2], expected[[0, 2]], atol=2e-5)
+    np.testing.assert_allclose(encoded.transitions.r2s[0, :2], expected[[1, 3]], atol=2e-5)
     own = np.stack([item(3), item(7)]) + weights["own_rec"]["positions"][:2]
     expected = masked_layer(own, np.ones((2, 2)), weights["own_rec"]["EncoderLayer_0"])
-    np.testing.assert_allclose(found.transitions.r2r[0, :2], expected, atol=2e-5)
+    np.testing.assert_allclose(encoded.transitions.r2r[0, :2], expected, atol=2e-5)
 
 
 def test_each_transition_sees_its_own_sources():
@@ -194,13 +194,13 @@ def test_the_transition_loss_by_hand():
     counts = jnp.array([True, True, False])
     params = module.init(jax.random.key(0), own, other, mask, counts)["params"]
     params = params | {"kernel": jnp.eye(2)}
-    found = module.apply({"params": params}, own, other, mask, counts)
+    loss = module.apply({"params": params}, own, other, mask, counts)
     # Means: own a0 = (1, 0), a1 = (0, 2); other b0 = (0, 1), b1 = (1, 0); the third is left out.
     views = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 1.0], [1.0, 0.0]])
     similarity = np.exp(np.tanh(views @ views.T) / 0.5)
     pairs = [(0, 2), (1, 3), (2, 0), (3, 1)]
     each = [-np.log(similarity[i, j] / (similarity[i].sum() - similarity[i, i])) for i, j in pairs]
-    assert float(found) == pytest.approx(np.mean(each), rel=1e-5)
+    assert float(loss) == pytest.approx(np.mean(each), rel=1e-5)
 
 
 def test_the_query_item_loss_by_hand():
@@ -216,11 +216,11 @@ def test_the_query_item_loss_by_hand():
         item_allowed=jnp.array([[True, True], [True, True]]),
     )
     params = module.init(jax.random.key(0), pairs)["params"] | {"kernel": jnp.eye(2)}
-    found = float(module.apply({"params": params}, pairs))
+    loss = float(module.apply({"params": params}, pairs))
     positive = np.exp(np.tanh(1.0) / 0.5)
     of_query = positive / (positive + np.exp(np.tanh(-1.0) / 0.5) + np.exp(0.0))
     of_item = positive / (positive + np.exp(np.tanh(1.0) / 0.5))
-    assert found == pytest.approx(-0.5 * (np.log(of_query) + np.log(of_item)), rel=1e-5)
+    assert loss == pytest.approx(-0.5 * (np.log(of_query) + np.log(of_item)), rel=1e-5)
 
 
 def test_pairs_are_the_clicks_of_worded_searches_and_never_their_own_negatives():

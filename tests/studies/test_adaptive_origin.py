@@ -34,10 +34,10 @@ def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
     assert "), 7 examples, seed 0, after RL, trained at commit aaa, measured" in heading
     assert f"measured at commit {commit_id()}, {device()};" in heading
     table = {k: {"steps": 1.0, "seconds": 1.0} for k in ("0", "1", "adaptive", "1 in blocks")}
-    found = Calibration(price=0.0, best_fixed=1, metric=0.5, mean_steps=1.0)
-    text = adaptive.to_markdown("ndcg@5", table, found, [0.0, 0.1], heading)
+    calibration = Calibration(price=0.0, best_fixed=1, metric=0.5, mean_steps=1.0)
+    text = adaptive.to_markdown("ndcg@5", table, calibration, [0.0, 0.1], heading)
     assert text.startswith(f"{heading}\n\n| K |") and "on test: +0.0000 ± 0.1000 (95%)." in text
-    text = adaptive.to_markdown("ndcg@5", table, found, [0.0, None], heading)
+    text = adaptive.to_markdown("ndcg@5", table, calibration, [0.0, None], heading)
     assert "on test: +0.0000 of one user, so without an interval." in text
 
 

@@ -95,9 +95,9 @@ def arms_of(tasks, folder, rates=None):
 
 def lines(arm):
     with open(arm.workdir.file("metrics.jsonl"), encoding="utf-8") as file:
-        found = [json.loads(line) for line in file]
-    assert {line.pop("stage") for line in found} == {"line"}
-    return found
+        parsed = [json.loads(line) for line in file]
+    assert {line.pop("stage") for line in parsed} == {"line"}
+    return parsed
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +161,9 @@ def test_an_arm_that_is_not_finite_leaves_the_others_alone(devices, alone, tmp_p
     arms = arms_of(TASKS, tmp_path, rates=[0.1, 1e30, 0.1, 0.1])
     failures = run_arms(arms, together=4, devices=jax.devices()[:devices])
     assert list(failures) == ["arm 1"] and "at step" in str(failures["arm 1"])
-    kept = Checkpoints(arms[1].workdir.file("checkpoints", "line", ""))
-    assert kept.steps() == []
-    kept.close()
+    checkpoints = Checkpoints(arms[1].workdir.file("checkpoints", "line", ""))
+    assert checkpoints.steps() == []
+    checkpoints.close()
     assert_equal_to_alone([arms[0], *arms[2:]], alone)
 
 
@@ -211,9 +211,9 @@ def test_sigterm_saves_every_arm(alone, tmp_path):
         run_arms(arms_of(signalled, tmp_path), together=4, devices=jax.devices()[:1])
     arms = arms_of(TASKS, tmp_path)
     for arm in arms:
-        kept = Checkpoints(arm.workdir.file("checkpoints", "line", ""))
-        assert kept.steps()[-1] == 5
-        kept.close()
+        checkpoints = Checkpoints(arm.workdir.file("checkpoints", "line", ""))
+        assert checkpoints.steps()[-1] == 5
+        checkpoints.close()
     run_arms(arms, together=4, devices=jax.devices()[:1])
     assert_equal_to_alone(arms, alone, with_lines=False)
 

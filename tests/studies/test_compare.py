@@ -145,11 +145,11 @@ def test_intervals_of_skewed_gains_are_bias_corrected_and_accelerated():
     acceleration = scipy.stats.skew(gains) / 60
     ends = shift + np.array([-1.96, 1.96])
     quantiles = scipy.stats.norm.cdf(shift + ends / (1 - acceleration * ends))
-    found = interval_of(gains)
-    np.testing.assert_allclose(found, np.quantile(draws, quantiles), atol=half / 8)
+    interval = interval_of(gains)
+    np.testing.assert_allclose(interval, np.quantile(draws, quantiles), atol=half / 8)
     # It reaches farther up than down; the percentiles alone lie a quarter of a half lower.
-    assert found[1] - mean > 1.5 * (mean - found[0])
-    assert found[0] - np.quantile(draws, 0.025) > half / 8
+    assert interval[1] - mean > 1.5 * (mean - interval[0])
+    assert interval[0] - np.quantile(draws, 0.025) > half / 8
 
 
 def test_intervals_of_equal_gains_are_one_point():
@@ -425,9 +425,9 @@ def test_hops_strata_are_of_the_sample_that_has_them(tmp_path):
     config.on_sample.hops = True
     run = tmp_path / "run"
     open_workdir(str(run), config.to_dict(), Dataset(config).log.hash)
-    found = strata.hops_strata(str(run), "test")
-    assert list(found) == [f"{n} hops" for n in range(5)]
-    assert (np.sum(list(found.values()), 0) == np.ones(40)).all()
+    masks = strata.hops_strata(str(run), "test")
+    assert list(masks) == [f"{n} hops" for n in range(5)]
+    assert (np.sum(list(masks.values()), 0) == np.ones(40)).all()
     config.on_sample.hops = False
     (run / "config.json").write_text(json.dumps(run_schema.stamped(config.to_dict())))
     with pytest.raises(UserError, match=r"on_sample.hops=True"):

@@ -93,11 +93,11 @@ def test_a_folder_with_both_figures_and_the_table(sample, tmp_path):
     assert rows["| rl_0", "GRPO", "0, 1"].endswith("| 0.3000 ± 0.0000 |  |  |")
     # One seed of two is held against nothing.
     assert rows["| rl_1", "R-GRPO", "0"].endswith(" |  |  |")
-    found = json.loads((out / "table.json").read_text())
-    assert [one["first"] for one in found["table3"]] == ["GRPO (rl_0)"]
+    table = json.loads((out / "table.json").read_text())
+    assert [one["first"] for one in table["table3"]] == ["GRPO (rl_0)"]
     titles = ["R-GRPO, sft_1, seeds 0, 1", "GRPO, rl_1, seeds 0, 1", "matching"]
-    assert list(found["figure3"]) == titles
-    groups = found["figure3"][titles[0]]
+    assert list(table["figure3"]) == titles
+    groups = table["figure3"][titles[0]]
     assert list(groups.values()) == pytest.approx([0.5] * len(groups))
     assert len(groups) > 1 and all(label.endswith("queries") for label in groups)
     assert any(f"{next(iter(groups))} (" in line for line in lines)

@@ -153,11 +153,11 @@ def test_nothing_of_a_run_becomes_html(tmp_path):
 def test_markup_in_a_name_stays_text(tmp_path, name):
     for text in (f"| {name} |\n|---|\n| {name} |", f"- {name}", name, f"# {name}"):
         parser = Balanced()
-        found = to_html(text, str(tmp_path))
-        parser.feed(found)
-        tags = set(re.findall(r"<(\w+)", found)) - {"div", "table", "thead", "tbody", "tr"}
+        html_text = to_html(text, str(tmp_path))
+        parser.feed(html_text)
+        tags = set(re.findall(r"<(\w+)", html_text)) - {"div", "table", "thead", "tbody", "tr"}
         assert not parser.open and tags <= {"th", "td", "ul", "li", "p", "h2"}
-        assert html.unescape(re.sub("<.*?>", "", found)).strip().split("\n")[0] == name
+        assert html.unescape(re.sub("<.*?>", "", html_text)).strip().split("\n")[0] == name
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_a_ragged_table_is_one_line(tmp_path, text, words):
 
 
 def test_headings_lists_and_tables_beside_text_keep_their_places(tmp_path):
-    found = to_html("# a\n\n## b\nword\n- c\n- d\n\n| e |\n|---:|\n| f |\n", str(tmp_path))
-    assert found.replace("\n", "") == (
+    html_text = to_html("# a\n\n## b\nword\n- c\n- d\n\n| e |\n|---:|\n| f |\n", str(tmp_path))
+    assert html_text.replace("\n", "") == (
         "<h2>a</h2><h3>b</h3><p>word</p><ul><li>c</li><li>d</li></ul>"
         '<div class="wide"><table><thead><tr><th class=right>e</th></tr></thead>'
         "<tbody><tr><td class=right>f</td></tr></tbody></table></div>"

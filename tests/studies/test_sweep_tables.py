@@ -135,9 +135,9 @@ def test_settings_that_tie_in_the_tested_metric_alone_keep_their_rows(tmp_path):
         for label in USERS
     }
     other = tmp_path / "K = 3" / "1" / "results.json"
-    found = json.loads(other.read_text())
-    found["rows"][0]["metrics"]["hr@1/neg99"] += 0.1
-    other.write_text(json.dumps(found))
+    saved = json.loads(other.read_text())
+    saved["rows"][0]["metrics"]["hr@1/neg99"] += 0.1
+    other.write_text(json.dumps(saved))
     rows = read_sweep(SWEEP, paths, "ndcg@5/neg99")
     text = write(Workdir(str(tmp_path / "w")), SWEEP, rows, "ndcg@5/neg99", "", {})
     assert "all settings" not in text and text.count("| after training |") == len(USERS)

@@ -8,9 +8,9 @@ from studies.ablation.sweeps import parse_sweep
 
 
 def config(**changes):
-    found = lcr_ser.method()
-    found.update_from_flattened_dict(changes)
-    return found
+    changed = lcr_ser.method()
+    changed.update_from_flattened_dict(changes)
+    return changed
 
 
 def values(sweep):
@@ -35,8 +35,8 @@ def test_a_sweep_over_k_takes_as_many_steps_as_its_largest():
     ]
     default = parse_sweep("k", config())
     assert [s.changes["train.active_steps"] for s in default.settings] == [0, 1, 2, 3]
-    kept = parse_sweep("k:0,3", config(), given=["model.max_steps"])
-    assert values(kept)[1] == ("K = 3", {"train.active_steps": 3})
+    arms = parse_sweep("k:0,3", config(), given=["model.max_steps"])
+    assert values(arms)[1] == ("K = 3", {"train.active_steps": 3})
 
 
 def test_values_that_are_close_have_labels_of_their_own():
