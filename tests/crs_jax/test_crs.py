@@ -235,7 +235,7 @@ def whole(folder, cache, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("crs")
+@pytest.mark.trains
 def test_a_whole_cycle_its_results_and_predictions(whole):
     workdir = str(whole)
     results = json.loads((whole / "results.json").read_text())
@@ -268,7 +268,7 @@ def test_a_whole_cycle_its_results_and_predictions(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("crs")
+@pytest.mark.trains
 def test_a_mesh_trains_every_stage_and_one_device_reads_it(folder, cache, whole, tmp_path):
     workdir = str(tmp_path / "w")
     results = train(config_of(folder, cache, **{"mesh.data": 2, "mesh.model": 2}), workdir)
@@ -337,7 +337,7 @@ def contents(run):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("crs")
+@pytest.mark.trains
 def test_killed_in_its_rl_a_run_ends_in_the_same_bits(folder, cache, whole, tmp_path):
     killed = tmp_path / "killed"
     shutil.copytree(whole, killed)

@@ -72,7 +72,6 @@ FLOOR = 0.50
 
 @pytest.mark.slow
 @pytest.mark.trains
-@pytest.mark.xdist_group("gap")
 def test_recovers_most_of_what_searches_are_worth(trained, truth, seeds):
     best, best_blind, _ = truth
     gains = [(trained(seed) - trained(seed, **BLIND)).mean() for seed in seeds]
@@ -85,7 +84,6 @@ def test_recovers_most_of_what_searches_are_worth(trained, truth, seeds):
 
 @pytest.mark.slow
 @pytest.mark.trains
-@pytest.mark.xdist_group("gap")
 def test_users_whose_searches_are_all_noise_lose_little(trained, truth, seeds):
     """Against itself without searches only, which is below an item-kNN there (docs/results.md)."""
     *_, all_noise = truth
@@ -97,7 +95,6 @@ def test_users_whose_searches_are_all_noise_lose_little(trained, truth, seeds):
 
 @pytest.mark.slow
 @pytest.mark.trains
-@pytest.mark.xdist_group("shuffled")
 def test_searches_of_other_users_bring_nothing(trained, seeds):
     shuffled = {"on_sample.shuffle_searches": True}
     gains = [trained(seed, **shuffled) - trained(seed, **shuffled, **BLIND) for seed in seeds[:1]]

@@ -260,7 +260,6 @@ def trained(config, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("gensar")
 def test_a_run_gives_every_row_and_evaluate_the_same(trained):
     workdir, results = trained
     rows = {row["protocol"]: row for row in results["rows"]}
@@ -297,7 +296,6 @@ def test_a_run_gives_every_row_and_evaluate_the_same(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("gensar")
 def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
     results = train(changed(config, mesh__data=2, mesh__model=2), str(tmp_path / "w"))
     for ours, theirs in zip(results["rows"], trained[1]["rows"], strict=True):
@@ -316,7 +314,6 @@ def test_a_mesh_gives_the_same_results(trained, config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("gensar")
 def test_predictions_are_items_unseen_best_first(trained):
     restored = Restored(str(trained[0]))
     experiment, log = restored.experiment, restored.data.log
@@ -384,7 +381,6 @@ def teacher_forced(restored, user, task, query):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("gensar")
 def test_stopped_and_continued_it_ends_in_the_same_bits(trained, config, tmp_path):
     workdir, expected = trained
     experiment = open_experiment(resolve(config), Dataset(resolve(config)))

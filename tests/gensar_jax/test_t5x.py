@@ -90,7 +90,6 @@ def records(folder, task, split):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 def test_an_export_holds_the_stream_and_the_users_that_are_evaluated(config, folder, tmp_path):
     experiment = open_experiment(resolve(config), Dataset(resolve(config)))
     examples, log = experiment.examples, experiment.data.log
@@ -124,7 +123,6 @@ def test_an_export_holds_the_stream_and_the_users_that_are_evaluated(config, fol
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 def test_an_export_that_fails_leaves_nothing(folder, tmp_path):
     def broken():
         yield exported.Record("nrip", "train", Example([5, 1], [6, 1]))
@@ -218,7 +216,6 @@ def bridge():
 
 @with_t5x
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 def test_t5x_trains_and_its_checkpoint_gives_the_same_logits_here(folder, trained, network):
     own = bridge()
     theirs = own["model"].network.Transformer(own["model"].as_t5x(network.config))
@@ -246,7 +243,6 @@ def test_t5x_trains_and_its_checkpoint_gives_the_same_logits_here(folder, traine
 
 @with_t5x
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 def test_its_network_has_our_logical_axes(network):
     own = bridge()
     theirs = own["model"].network.Transformer(own["model"].as_t5x(network.config))
@@ -264,7 +260,6 @@ def test_its_network_has_our_logical_axes(network):
 
 @with_t5x
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 def test_a_packed_batch_has_the_loss_of_its_examples(folder, trained, network):
     own = bridge()
     seqio, tasks = own["seqio"], own["tasks"]
@@ -309,7 +304,6 @@ def test_a_packed_batch_has_the_loss_of_its_examples(folder, trained, network):
 
 @with_t5x
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 @pytest.mark.parametrize("task", ["recommendation", "search"])
 def test_its_decoding_finds_our_beams(folder, trained, network, task):
     own = bridge()
@@ -353,7 +347,6 @@ def test_its_decoding_finds_our_beams(folder, trained, network, task):
 
 @with_t5x
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 def test_our_parameters_infer_there(folder, trained, network, tmp_path):
     """From the plain path to T5X: its inference program, on a checkpoint that we wrote."""
     params = parameters(network, trained, STEPS)
@@ -397,7 +390,6 @@ def test_our_parameters_infer_there(folder, trained, network, tmp_path):
 
 @with_t5x
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 def test_a_wrong_export_ends_in_one_line(tmp_path):
     places = [f"--gin.{name}='{tmp_path}'" for name in ("EXPORT", "MODEL_DIR")]
     done = run("train", *files_of("train"), *places)
@@ -408,7 +400,6 @@ def test_a_wrong_export_ends_in_one_line(tmp_path):
 
 @with_t5x
 @pytest.mark.slow
-@pytest.mark.xdist_group("t5x")
 def test_gin_files_bind_to_the_real_modules(folder, monkeypatch, tmp_path):
     bridge()
     import gin
