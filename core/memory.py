@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
 
     XLA's CPU backend takes the temporaries of a program, often 50 MB to 1 GB, anew for every
     call. Blocks that large are otherwise mapped and unmapped each time, and the system clears
-    every page of them: a fifth of the time of a training step of `configs/lcr_ser_qilin.py`. A
-    thread's own arena cannot hold blocks over 64 MB, so that there is one for all.
+    every page of them: a fifth of the time of a training step of `configs/lcr_ser_qilin.py`. An
+    arena that belongs to one thread cannot hold blocks over 64 MB, so all threads share one arena.
 
     Returns:
       Whether the allocator is glibc's and has taken the settings.

@@ -9,9 +9,6 @@ from core.errors import UserError
 from core.text_lines import read_lines
 from experiments.restored import Restored
 
-# Characters of an item's text that are printed.
-_TEXT = 100
-
 
 def predict(
     restored: Restored, users: Sequence[str] | str | None, top_k: int, query: str | None = None

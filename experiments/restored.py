@@ -135,9 +135,7 @@ class Restored:
 
     @functools.cached_property
     def tables_with_words(self) -> Any:
-        """Returns the tables to score with where no `Evaluator` does: items with
-        `data.item_words`.
-        """
+        """Returns the tables that the model's own functions score with, without an `Evaluator`."""
         return self.experiment.scoring_tables(self.tables)
 
     def _restore(self) -> None:

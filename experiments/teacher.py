@@ -59,11 +59,6 @@ class Teacher:
 
         self._scores: Callable[..., jax.Array] = jax.jit(scores)
 
-    @property
-    def stage(self) -> str:
-        """Names the stage of the run that teaches."""
-        return self.run.stage
-
     def with_scores(self, batches: Batches) -> Batches:
         """Adds the teacher's logits float32 [B, N] to each batch."""
         params, tables = self.run.params, self.run.tables_with_words

@@ -274,6 +274,11 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
     checksums.write_sealed(os.path.join(directory, _META), meta)
 
 
+def is_saved(directory: str) -> bool:
+    """Tells whether `save_table` has written a folder to its end."""
+    return os.path.exists(os.path.join(directory, _META))
+
+
 def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
     """Reads the table that `save_table` wrote, and checks it.
 

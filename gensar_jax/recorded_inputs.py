@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.files import read_json, write_atomically
 from core.workdir import Workdir, is_writer
 from gensar_jax.examples import GenSARExamples
-from gensar_jax.identifiers import IdentifierTable, save_table
+from gensar_jax.identifiers import IdentifierTable, is_saved, save_table
 
 _FILE, _VOCABULARY, _IDENTIFIERS = "inputs.json", "vocabulary", "identifiers"
 # Only read in training.
@@ -88,7 +88,7 @@ def reopened(config: config_dict.ConfigDict, folder: str) -> config_dict.ConfigD
     So its cache need not be there. A run whose config names a table is held to that table.
     """
     own = os.path.join(os.path.abspath(folder), _IDENTIFIERS)
-    if config.identifiers or not os.path.exists(own):
+    if config.identifiers or not is_saved(own):
         return config
     config = config_dict.ConfigDict(config.to_dict())
     config.identifiers = own

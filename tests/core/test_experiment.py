@@ -1,4 +1,4 @@
-"""What every method shares of the protocol: its test is read once, its refusals are one line."""
+"""Tests `Experiment`, the base of all methods: what it measures once, and what it refuses."""
 
 import numpy as np
 import pytest

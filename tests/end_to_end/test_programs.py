@@ -130,7 +130,7 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
     # What its RL stage keeps may be where it began, so the scores cannot tell the stage.
     student.train.teacher_stage = "train"
     taught.append(open_teacher(resolve(student), data))
-    assert [each.stage for each in taught] == ["rl", "train"]
+    assert [each.run.stage for each in taught] == ["rl", "train"]
     student.train.teacher_stage = ""
     results = train(student, str(tmp_path / "student"))
     assert {row["stage"] for row in results["rows"]} == {"train"}

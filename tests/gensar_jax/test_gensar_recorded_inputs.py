@@ -194,3 +194,15 @@ def test_a_broken_record_of_a_run_is_one_line(tmp_path, content):
     )
     message = refused(recorded_inputs.check, Workdir(str(tmp_path)), examples, "d")
     assert "inputs.json, found" in message and "; restore the file, or train in" in message
+
+
+def test_identifiers_whose_writing_was_killed_are_not_opened(config, tmp_path):
+    folder = tmp_path / "w" / "identifiers"
+    folder.mkdir(parents=True)
+    trained = changed(config, identifiers="")
+    save_table(str(folder), table_of(Dataset(resolve(config))), {})
+    assert recorded_inputs.reopened(trained, str(tmp_path / "w")).identifiers == str(folder)
+    # The description is written last.
+    (folder / "identifiers.json").unlink()
+    assert recorded_inputs.reopened(trained, str(tmp_path / "w")) is trained
+    assert recorded_inputs.reopened(config, str(tmp_path / "w")) is config
