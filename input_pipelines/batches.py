@@ -92,15 +92,35 @@ def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -
     Raises:
       UserError: the batch breaks the contract; names the field.
     """
-    fields = shape.fields()
+    validate_fields(batch, shape.fields(), shape.sizes(batch_size), log)
+    events = shape.rec_length + shape.search_length
+    for name in ("rec_order", "search_order"):
+        value = batch[name]
+        if np.any((value < 0) | (value >= events)):
+            raise UserError(
+                f"expected places of batch field {name} from 0 to {events - 1}, found "
+                f"{int(value.min())} to {int(value.max())}; use `assemble`"
+            )
+
+
+def validate_fields(
+    batch: Batch, fields: dict[str, tuple[str, type, str]], sizes: dict[str, int], log: Log
+) -> None:
+    """Checks a batch against a table of fields: names, shapes, dtypes and id ranges.
+
+    Args:
+      fields: as `BATCH_FIELDS`.
+      sizes: the length of each axis by its letter.
+
+    Raises:
+      UserError: the batch breaks the contract; names the field.
+    """
     if set(batch) != set(fields):
         odd = sorted(set(batch) ^ set(fields))
         raise UserError(
             f"expected the batch fields {', '.join(fields)}, found a difference in "
             f"{', '.join(odd)}; use `assemble`"
         )
-    sizes = shape.sizes(batch_size)
-    events = shape.rec_length + shape.search_length
     # One more user row: the shared row of users not seen in training.
     limits = {"user": log.num_users + 1, "item": log.num_items, "word": log.num_words}
     for name, (axes, dtype, _) in fields.items():
@@ -119,11 +139,6 @@ def validate_batch(batch: Batch, shape: BatchShape, batch_size: int, log: Log) -
                     f"expected ids of batch field {name} from 0 to {limit}, found {worst}; prepare "
                     "the data again"
                 )
-        if name in ("rec_order", "search_order") and np.any((value < 0) | (value >= events)):
-            raise UserError(
-                f"expected places of batch field {name} from 0 to {events - 1}, found "
-                f"{int(value.min())} to {int(value.max())}; use `assemble`"
-            )
 
 
 def _last(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +149,7 @@ def _last(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray
     return np.where(real, rows, 0), real
 
 
-def _first_of_ragged(
+def first_of_ragged(
     offsets: np.ndarray, values: np.ndarray, rows: np.ndarray, real: np.ndarray, width: int
 ) -> np.ndarray:
     """Returns the first `width` values of ragged `rows` [n, L], int32 [n, L, width], 0 padded."""
@@ -197,10 +212,10 @@ def assemble(
     return {
         "user": chosen.user.astype(np.int32),
         "rec_items": np.where(rec_real, log.rec_items[rec_rows], 0).astype(np.int32),
-        "query_words": _first_of_ragged(
+        "query_words": first_of_ragged(
             log.word_offsets, log.word_ids, search_rows, search_real, shape.words
         ),
-        "clicked_items": _first_of_ragged(
+        "clicked_items": first_of_ragged(
             log.click_offsets, log.click_items, search_rows, search_real, shape.clicks
         ),
         "rec_order": rec_order,
@@ -349,6 +364,18 @@ class TrainBatches:
         epoch, place = np.divmod(position, count)
         epoch_keys = random_streams.keys(part.seed, epoch)
         indices = random_streams.permutation(count, epoch_keys, place)
+        candidates = self._candidates(part, indices, epoch_keys)
+        batch = assemble(self._log, part.examples, indices, self._shape, candidates)
+        if isinstance(part.examples, SearchExamples):
+            rows = part.examples.target_row[indices][:, None]
+            real = np.ones_like(rows, bool)
+            batch["query"] = first_of_ragged(
+                self._log.word_offsets, self._log.word_ids, rows, real, self._shape.words
+            )[:, 0]
+        return batch
+
+    def _candidates(self, part: _Part, indices: np.ndarray, epoch_keys: np.ndarray) -> np.ndarray:
+        """Returns examples' targets and the negatives of their epochs, [n, N]."""
         target = part.target[indices]
         negatives = draw_negatives(
             self._touched,
@@ -359,15 +386,13 @@ class TrainBatches:
             count=self._negatives,
             key=random_streams.keys(epoch_keys, indices),
         )
-        candidates = np.concatenate([target[:, None], negatives], 1)
-        batch = assemble(self._log, part.examples, indices, self._shape, candidates)
-        if isinstance(part.examples, SearchExamples):
-            rows = part.examples.target_row[indices][:, None]
-            real = np.ones_like(rows, bool)
-            batch["query"] = _first_of_ragged(
-                self._log.word_offsets, self._log.word_ids, rows, real, self._shape.words
-            )[:, 0]
-        return batch
+        return np.concatenate([target[:, None], negatives], 1)
+
+    def _check(self, step: int) -> None:
+        validate_batch(self.batch_at(step), self._shape, self._rows, self._log)
+
+    def _fields(self) -> dict[str, tuple[str, type, str]]:
+        return self._shape.fields()
 
     def stream(self, start_step: int) -> Iterator[Batch]:
         """Returns the batches from `start_step` on, made ahead of their use.
@@ -378,7 +403,7 @@ class TrainBatches:
         Raises:
           UserError: the first batch breaks it (`validate_batch`).
         """
-        validate_batch(self.batch_at(start_step), self._shape, self._rows, self._log)
+        self._check(start_step)
         if importlib.util.find_spec("tensorflow") is None:
             return ahead(self.batch_at, start_step, count=_AHEAD, threads=_THREADS)
         return self._tf_data(start_step)
@@ -387,7 +412,7 @@ class TrainBatches:
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
-        dtypes = {name: dtype for name, (_, dtype, _) in self._shape.fields().items()}
+        dtypes = {name: dtype for name, (_, dtype, _) in self._fields().items()}
 
         def make(step):
             batch = self.batch_at(int(step))

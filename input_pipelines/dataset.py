@@ -28,6 +28,7 @@ from input_pipelines import (
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
 from input_pipelines.search_filter import SearchFilter
+from input_pipelines.windows import WindowBatches
 
 _LOG = logging.getLogger(__name__)
 # Protocols of the whole catalogue: 'full' leaves out the items that the user has seen; 'catalogue',
@@ -256,6 +257,8 @@ class Dataset:
         tasks: tuple[str, ...] = ("recommendation",),
         searches: search_task.SearchExamples | None = None,
         processes: tuple[int, int] | None = None,
+        targets_per_window: int = 1,
+        row_multiple: int = 1,
     ) -> tuple[Callable[[int], Iterator[Batch]], int]:
         """Returns (start_step -> endless batches, steps per epoch) of the training split.
 
@@ -266,6 +269,8 @@ class Dataset:
           tasks: with 'search' among them, every batch ends in search examples.
           searches: the search examples; None takes the log's training searches.
           processes: which this is, and how many there are; None asks JAX.
+          targets_per_window: more than 1 gives batches of windows (`input_pipelines.windows`).
+          row_multiple: what a batch's rows of windows must be divisible by, such as a mesh.
 
         Raises:
           UserError: there is nothing to train on.
@@ -276,6 +281,22 @@ class Dataset:
                 "than 2 events or the split leaves nothing to train on"
             )
         here = processes or (jax.process_index(), jax.process_count())
+        if targets_per_window > 1:
+            windows = WindowBatches(
+                self.log,
+                self.splits.train,
+                self.shape(1 + negatives),
+                batch_size=batch_size,
+                seed=seed,
+                negatives=negatives,
+                targets_per_window=targets_per_window,
+                process_index=here[0],
+                process_count=here[1],
+                row_multiple=row_multiple,
+            )
+            for remark in windows.remarks:
+                self._say(remark)
+            return lambda start: map(self.adapt, windows.stream(start)), windows.steps_per_epoch
         # Search examples end the whole batch and not each process's part: it is made, then cut.
         whole = "search" in tasks
         source = batches.TrainBatches(
@@ -325,10 +346,11 @@ class Dataset:
         if not self._config.data.use_search:
             batch["query_words"] = np.zeros_like(batch["query_words"])
             batch["clicked_items"] = np.zeros_like(batch["clicked_items"])
-            # A gap in the order would tell of a search.
-            place = np.arange(batch["rec_items"].shape[1], dtype=np.int32)
-            batch["rec_order"] = place * (batch["rec_items"] != 0)
-            batch["search_order"] = np.zeros_like(batch["search_order"])
+            if "rec_order" in batch:
+                # A gap in the order would tell of a search.
+                place = np.arange(batch["rec_items"].shape[1], dtype=np.int32)
+                batch["rec_order"] = place * (batch["rec_items"] != 0)
+                batch["search_order"] = np.zeros_like(batch["search_order"])
         return batch
 
     def split(self, name: str) -> splits.Examples:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcrsr.attention import masked_softmax
+from lcrsr.attention import masked_softmax, shared_mixtures, shared_products
 
 ATTENTIONS = ("bilinear", "scaled_dot", "mean")
 
@@ -37,10 +37,19 @@ class ScorerWeights(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Rows of H^(K) [B, R, D] and which of them are valid, bool [B, R]."""
+    """Holds one side's rows of H^(K), in one or several parts.
 
-    rows: jax.Array
+    Attributes:
+      parts: [V, R_i, D] each; a part of V < B windows is shared by B / V users in order.
+      mask: bool [B, R], which of the users' rows are valid.
+    """
+
+    parts: tuple[jax.Array, ...]
     mask: jax.Array
+
+    def rows(self) -> jax.Array:
+        """Returns the rows [B, R, D] of users who share none."""
+        return jnp.concatenate(self.parts, 1)
 
 
 def _identity(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
@@ -105,13 +114,14 @@ def weights_of_rows(
     Returns:
       [B, N, R], summing to 1 over the valid rows.
     """
-    b, rows, _ = side.rows.shape
+    b, rows = side.mask.shape
     n = candidates.shape[-2]
     if attention == "mean":
         uniform = side.mask / side.mask.sum(-1, keepdims=True)
         return jnp.broadcast_to(uniform[:, None].astype(jnp.float32), (b, n, rows))
-    logits = _logits_of_rows(side.rows, bilinear, candidates, attention)
-    return masked_softmax(logits, side.mask[:, None])
+    parts = side.parts if candidates.ndim == 3 else (side.rows(),)
+    logits = [_logits_of_rows(part, bilinear, candidates, attention) for part in parts]
+    return masked_softmax(jnp.concatenate(logits, -1), side.mask[:, None])
 
 
 def _logits_of_rows(
@@ -119,8 +129,19 @@ def _logits_of_rows(
 ) -> jax.Array:
     """Returns what `weights_of_rows` takes the softmax of, [B, N, R]."""
     keys = rows @ bilinear.T if attention == "bilinear" else rows * rows.shape[-1] ** -0.5
-    axes = "bnd,brd->bnr" if candidates.ndim == 3 else "nd,brd->bnr"
-    return jnp.einsum(axes, candidates, keys)
+    if candidates.ndim == 3:
+        return shared_products(candidates, keys)
+    return jnp.einsum("nd,brd->bnr", candidates, keys)
+
+
+def _mixed(mixing: jax.Array, side: Side) -> jax.Array:
+    """Returns a side's rows summed with weights [B, N, R]: [B, N, D]."""
+    total, start = jnp.zeros((), mixing.dtype), 0
+    for part in side.parts:
+        length = part.shape[1]
+        total = total + shared_mixtures(mixing[..., start : start + length], part)
+        start += length
+    return total
 
 
 def _finish(weights: ScorerWeights, first: jax.Array) -> jax.Array:
@@ -162,10 +183,10 @@ def score(
     ]
     if candidates.ndim == 3:
         for mixing, (side, _, block) in zip(mixings, sides, strict=True):
-            first += jnp.einsum("bnr,brd->bnd", mixing, side.rows) @ block
+            first += _mixed(mixing, side) @ block
     else:
         # Far fewer rows than items: rows are mapped, and both sides mixed in one product.
-        mapped = jnp.concatenate([side.rows @ block for side, _, block in sides], 1)
+        mapped = jnp.concatenate([side.rows() @ block for side, _, block in sides], 1)
         first += jnp.einsum("bnr,brf->bnf", jnp.concatenate(mixings, -1), mapped)
     return _finish(weights, first)
 
@@ -197,12 +218,12 @@ def score_every_k(
         (rec, weights.rec_bilinear, weights.rec),
     ):
         mixing = weights_of_rows(history, bilinear, candidates, attention).astype(dtype)
-        part = jnp.einsum("bnr,brd->bnd", mixing, history.rows) @ block
+        part = jnp.einsum("bnr,brd->bnd", mixing, history.rows()) @ block
         if attention == "mean":
             total = jnp.log(history.mask.sum(-1).astype(jnp.float32))[:, None]
             logits = jnp.zeros((*part.shape[:2], states.shape[1]), jnp.float32)
         else:
-            of_history = _logits_of_rows(history.rows, bilinear, candidates, attention)
+            of_history = _logits_of_rows(history.rows(), bilinear, candidates, attention)
             of_history = jnp.where(history.mask[:, None], of_history, -jnp.inf)
             total = jax.nn.logsumexp(of_history.astype(jnp.float32), -1)
             logits = _logits_of_rows(states, bilinear, candidates, attention).astype(jnp.float32)

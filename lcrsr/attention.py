@@ -132,10 +132,12 @@ def last_valid(states: jax.Array, valid: jax.Array) -> jax.Array:
     The last row is found by its place and not by counting, so that rows in between may be invalid.
 
     Args:
+      states: [B, L, D], or [V, L, D] of windows that each hold B / V targets in order.
       valid: bool [B, L].
     """
-    places = jnp.where(valid, jnp.arange(valid.shape[1]), 0)
-    return jnp.take_along_axis(states, places.max(1)[:, None, None], 1)[:, 0]
+    windows, _, width = states.shape
+    places = jnp.where(valid, jnp.arange(valid.shape[1]), 0).max(1)
+    return jnp.take_along_axis(states, places.reshape(windows, -1, 1), 1).reshape(-1, width)
 
 
 def self_attention(weights: AttentionWeights, x: jax.Array, mask: jax.Array, heads: int):
@@ -174,7 +176,8 @@ def attend(
 
     Args:
       query: [B, D].
-      contexts: arrays [B, L_i, D] of raw rows.
+      contexts: arrays [B, L_i, D] of raw rows, or [V, L_i, D] of windows that each hold B / V
+        queries in order.
       masks: bool [B, L_i] each.
       heads: H.
 
@@ -185,15 +188,34 @@ def attend(
     e = d // heads
     q = ((query @ weights.query + weights.query_bias) * e**-0.5).reshape(b, heads, e)
     folded = jnp.einsum("bhe,dhe->bhd", q, weights.key.reshape(d, heads, e))
-    logits = jnp.concatenate([jnp.einsum("bhd,bld->bhl", folded, c) for c in contexts], -1)
+    logits = jnp.concatenate([shared_products(folded, c) for c in contexts], -1)
     mask = jnp.concatenate(masks, -1)
     attended = masked_softmax(logits, mask[:, None]).astype(query.dtype)
     mixed = jnp.zeros_like(folded)
     start = 0
     for context in contexts:
         part = attended[:, :, start : start + context.shape[1]]
-        mixed += jnp.einsum("bhl,bld->bhd", part, context)
+        mixed += shared_mixtures(part, context)
         start += context.shape[1]
     values = jnp.einsum("bhd,dhe->bhe", mixed, weights.value.reshape(d, heads, e)).reshape(b, d)
     out = (values + weights.value_bias) @ weights.out + weights.out_bias
     return jnp.where(mask.any(-1)[:, None], out, 0.0)
+
+
+def shared_products(queries: jax.Array, rows: jax.Array) -> jax.Array:
+    """Returns the products of queries [B, Q, D] with rows [V, L, D]: [B, Q, L].
+
+    Window v's rows are those of queries v * B / V onwards, and meet them all in one product.
+    """
+    b, q, d = queries.shape
+    products = jnp.einsum("vqd,vld->vql", queries.reshape(len(rows), -1, d), rows)
+    return products.reshape(b, q, rows.shape[1])
+
+
+def shared_mixtures(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """Returns the sums of rows [V, L, D] with weights [B, Q, L]: [B, Q, D]; see
+    `shared_products`.
+    """
+    b, q, length = weights.shape
+    mixtures = jnp.einsum("vql,vld->vqd", weights.reshape(len(rows), -1, length), rows)
+    return mixtures.reshape(b, q, rows.shape[2])

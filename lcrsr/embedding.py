@@ -36,6 +36,8 @@ TABLE_FIELDS: dict[str, tuple[str, ...]] = {
     "item": ("rec_items", "clicked_items", "candidates"),
     "word": ("query_words", "query"),
 }
+# Fields of the last examples of a batch alone.
+LAST_ROWS = ("query",)
 
 
 def init_tables(
@@ -133,9 +135,9 @@ def fields_of(
         start = 0
         for field in _fields(name, batch):
             shape = jnp.shape(batch[field])
-            size = math.prod(shape[1:])
-            # `query` belongs to the last examples alone.
-            part = vectors[len(vectors) - shape[0] :, start : start + size]
+            rows = shape[0] if field in LAST_ROWS else len(vectors)
+            size = math.prod(shape) // rows
+            part = vectors[len(vectors) - rows :, start : start + size]
             fields[field] = part.reshape(*shape, -1)
             start += size
     return fields
@@ -152,14 +154,16 @@ def counted_once(values: dict[str, jax.Array], rows: dict[str, Rows]) -> list[ja
 
 
 def _ids_by_example(batch: dict[str, Any], table: str) -> jax.Array:
-    """Returns the ids of a table's fields, int32 [B, m], so that a part of the batch has its
-    own.
+    """Returns the ids of a table's fields, int32 [V, m], so that a part of the batch has its
+    own: V examples, or rows of windows with the fields of all their targets.
     """
-    examples = jnp.shape(batch["user"])[0]
+    examples = jnp.shape(batch["rec_items"])[0]
 
     def whole(field):
-        ids = jnp.reshape(batch[field], (jnp.shape(batch[field])[0], -1))
-        return jnp.pad(ids, ((examples - ids.shape[0], 0), (0, 0)))
+        if field in LAST_ROWS:
+            ids = jnp.reshape(batch[field], (jnp.shape(batch[field])[0], -1))
+            return jnp.pad(ids, ((examples - ids.shape[0], 0), (0, 0)))
+        return jnp.reshape(batch[field], (examples, -1))
 
     return jnp.concatenate([whole(field) for field in _fields(table, batch)], 1)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lcrsr import attention
+from lcrsr.views import Views
 
 BLOCKS = ("post_ln", "printed")
 
@@ -35,11 +36,14 @@ class LayerWeights(NamedTuple):
 class SideHistory:
     """Holds one side's encoded history.
 
+    A history of its own is a window of one target: V = B. Larger windows hold the rows of B / V
+    targets each (`lcrsr.views`).
+
     Attributes:
-      inputs: per layer its input rows [B, L, D]; the first is E_hat.
-      hidden: H [B, L, D]; row 0 is `start` where the history is empty.
-      mask: bool [B, L], rows that are events; all False for an empty history.
-      row_mask: bool [B, L], rows of `hidden` that Eq. 8 sees: `mask`, and row 0 if it is empty.
+      inputs: per layer its input rows [V, L, D]; the first is E_hat.
+      hidden: H [V, L, D]; rows that are no events hold the learned start of an empty history.
+      mask: bool [B, L], events of the target's history; all False for an empty one.
+      row_mask: bool [B, L], rows of `hidden` that Eq. 8 sees: `mask`, and one if it is empty.
       start: h^(0) [B, D], the last valid row of H or the learned start.
     """
 
@@ -126,6 +130,7 @@ def encode(
     heads: int,
     block: str,
     dropout: Dropout,
+    views: Views | None = None,
 ) -> SideHistory:
     """Encodes one side's history by Eq. 1.
 
@@ -133,13 +138,14 @@ def encode(
 
     Args:
       layers: weights, in order.
-      rows: E_hat [B, L, D], zero where `mask` is False.
-      mask: bool [B, L], which rows are events.
+      rows: E_hat [V, L, D], zero where `mask` is False.
+      mask: bool [V, L], which rows are events.
       empty_start: [D], the learned start of an empty history.
+      views: of windows; None where each target has a history of its own.
     """
     length = rows.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    visible = causal[None] & mask[:, None, :]
+    causal = jnp.tril(jnp.ones((length, length), bool))[None] if views is None else views.band()
+    visible = causal & mask[:, None, :]
     x = dropout.at(0)(rows)
     inputs = []
     for number, layer in enumerate(layers):
@@ -148,13 +154,12 @@ def encode(
         attended = attention.self_attention(layer.msa, x, visible, heads)
         x = add_and_norm(block, layer.msa_norm, x, parts.at(0)(attended))
         x = apply_ffn(block, layer, x, parts.at(1))
-    empty = ~mask.any(-1)
-    start = jnp.where(empty[:, None], empty_start, attention.last_valid(x, mask))
-    first_row = jnp.where(empty[:, None], empty_start, x[:, 0])
+    events, first = (mask, 0) if views is None else (views.of_targets(mask), views.first[:, None])
+    empty = ~events.any(-1, keepdims=True)
     return SideHistory(
         inputs=tuple(inputs),
-        hidden=x.at[:, 0].set(first_row),
-        mask=mask,
-        row_mask=mask.at[:, 0].set(mask[:, 0] | empty),
-        start=start,
+        hidden=jnp.where(mask[..., None], x, empty_start),
+        mask=events,
+        row_mask=events | (empty & (jnp.arange(length) == first)),
+        start=jnp.where(empty, empty_start, attention.last_valid(x, events)),
     )

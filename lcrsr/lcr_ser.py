@@ -70,6 +70,7 @@ class LCRSERRanker:
     tables: tuple[str, ...] = ("user", "item", "word")
     tasks: tuple[str, ...] = ("recommendation",)
     needs_whole_tables = False
+    trains_on_windows = True
 
     def __init__(self, model: LCRSER, config: LossConfig):
         self.model, self.config = model, config

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from lcrsr import aggregation, attention, history_encoder, latent_reasoning
 from lcrsr.history_encoder import Dropout, SideHistory
 from lcrsr.latent_reasoning import SideWeights, States
+from lcrsr.views import views_of
 
 Batch = dict[str, jax.Array]
 Rows = dict[str, jax.Array]
@@ -148,7 +149,7 @@ class LCRSER(nn.Module):
         return Outputs(logits, cross, plain, histories)
 
     def encode(self, batch: Batch, rows: Rows, *, deterministic: bool) -> Histories:
-        """Embeds and encodes both histories, 3.2.1 and Eq. 1."""
+        """Embeds and encodes both histories, 3.2.1 and Eq. 1, of users or of windows."""
         d = self.config.width
         chex.assert_shape(rows["rec_items"], (*batch["rec_items"].shape, d))
         chex.assert_shape(rows["query_words"], (*batch["query_words"].shape, d))
@@ -161,8 +162,16 @@ class LCRSER(nn.Module):
         queries = _mean_of_valid(rows["query_words"], words)
         clicked = _mean_of_valid(rows["clicked_items"], clicks)
         return Histories(
-            rec=self._encode_side(self.rec, rows["rec_items"], rec_mask, dropout.at(0)),
-            search=self._encode_side(self.search, queries + clicked, search_mask, dropout.at(1)),
+            rec=self._encode_side(
+                self.rec, rows["rec_items"], rec_mask, dropout.at(0), views_of(batch, "rec")
+            ),
+            search=self._encode_side(
+                self.search,
+                queries + clicked,
+                search_mask,
+                dropout.at(1),
+                views_of(batch, "search"),
+            ),
         )
 
     def reason(
@@ -230,7 +239,7 @@ class LCRSER(nn.Module):
         """Logits [K+1, B, N] for 0..K active steps from one pass: h^(k) does not depend on K."""
 
         def side(history, reasoned):
-            return aggregation.Side(history.hidden, history.row_mask), reasoned
+            return aggregation.Side((history.hidden,), history.row_mask), reasoned
 
         return aggregation.score_every_k(
             self._cast(self.scorer()),
@@ -246,16 +255,16 @@ class LCRSER(nn.Module):
             b, steps, _ = reasoned.shape
             active = jnp.broadcast_to(jnp.arange(steps) < active_steps, (b, steps))
             return aggregation.Side(
-                jnp.concatenate([history.hidden, reasoned], 1),
-                jnp.concatenate([history.row_mask, active], 1),
+                (history.hidden, reasoned), jnp.concatenate([history.row_mask, active], 1)
             )
 
         return side(histories.rec, states.rec), side(histories.search, states.search)
 
-    def _encode_side(self, encoder, rows, mask, dropout) -> SideHistory:
+    def _encode_side(self, encoder, rows, mask, dropout, views) -> SideHistory:
         c = self.config
         weights, positions, empty_start = self._cast(encoder())
-        inputs = jnp.where(mask[..., None], self._cast(rows) + positions[: rows.shape[1]], 0.0)
+        places = slice(rows.shape[1]) if views is None else views.places
+        inputs = jnp.where(mask[..., None], self._cast(rows) + positions[places], 0.0)
         return history_encoder.encode(
             weights.layers,
             inputs,
@@ -264,6 +273,7 @@ class LCRSER(nn.Module):
             heads=c.heads,
             block=c.block,
             dropout=dropout,
+            views=views,
         )
 
     def _dropout(self, deterministic: bool) -> Dropout:

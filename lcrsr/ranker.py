@@ -41,6 +41,8 @@ class Ranker(Protocol):
       init_scale: standard deviation of these rows at the start.
       tasks: ('recommendation',), with 'search' where the loss wants batches that end in search
         examples, whose current query's words are `query` [S, W].
+      trains_on_windows: whether `loss` also takes batches of windows
+        (`input_pipelines.windows`), whose histories are encoded once for several targets.
       needs_whole_tables: whether the loss is over all items, whose gradients reach tables only
         where the task's `table_update` is 'dense'.
 
@@ -54,6 +56,7 @@ class Ranker(Protocol):
     init_scale: float
     tasks: tuple[str, ...]
     needs_whole_tables: bool
+    trains_on_windows: bool
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         """Returns random parameters of the network, the tables apart."""

@@ -59,6 +59,8 @@ class BERT4Rec(DotProduct):
     """Ranks by BERT4Rec's vector of the history, as a `Ranker`."""
 
     needs_whole_tables = True
+    # It sees a sequence both ways, and learns from each several times as it is.
+    trains_on_windows = False
 
     def __init__(self, settings: Settings):
         self.settings, self.network = settings, Network(settings)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from lcrsr.attention import last_valid
 from lcrsr.baselines.sequence import SequentialRanker
+from lcrsr.views import Views
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,21 +31,50 @@ class Settings:
 
 
 class Network(nn.Module):
-    """Turns rows [B, L, D] of a history into the user's vector [B, D]."""
+    """Turns rows [V, L, D] of histories, or of windows, into users' vectors [B, D]."""
 
     settings: Settings
 
     @nn.compact
-    def __call__(self, rows: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        rows: jax.Array,
+        valid: jax.Array,
+        views: Views | None = None,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
         s = self.settings
         x = nn.Dropout(s.dropout, deterministic=deterministic)(rows)
+        cell = nn.GRUCell(s.hidden)
+        if views is not None:
+            # The state goes on over a whole window, whose first event it begins anew at.
+            begins = views.sees == jnp.arange(rows.shape[1])
+            states = _from_beginnings(cell, x, begins)
+            seen = views.of_targets(valid)
+            last = jnp.where(seen.any(-1)[:, None], last_valid(states, seen), 0.0)
+            return nn.Dense(s.width)(last)
         # A recurrent state has no mask: padding rows go behind the events.
         order = jnp.argsort(~valid, axis=1, stable=True)
         x = jnp.take_along_axis(x, order[..., None], 1)
         valid = jnp.take_along_axis(valid, order, 1)
-        states: Any = nn.RNN(nn.GRUCell(s.hidden))(x)
+        states: Any = nn.RNN(cell)(x)
         last = jnp.where(valid.any(-1)[:, None], last_valid(states, valid), 0.0)
         return nn.Dense(s.width)(last)
+
+
+def _from_beginnings(cell: nn.GRUCell, x: jax.Array, begins: jax.Array) -> jax.Array:
+    """Returns the states [V, L, H] of a cell over x [V, L, D], from zero where `begins` [V, L]."""
+
+    def step(cell, state, inputs):
+        row, begins = inputs
+        return cell(jnp.where(begins[:, None], 0.0, state), row)
+
+    scan: Any = nn.scan(
+        step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1
+    )
+    start = jnp.zeros((len(x), cell.features), x.dtype)
+    return scan(cell, start, (x, begins))[1]
 
 
 def ranker(settings: Settings) -> SequentialRanker:

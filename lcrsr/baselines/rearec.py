@@ -18,11 +18,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcrsr.attention import last_valid
 from lcrsr.baselines.sequence import SequentialRanker
 from lcrsr.baselines.two_histories import Attention
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.views import Views, each_target, last_state
 
 VARIANTS = ("erl", "prl")
 
@@ -94,7 +94,10 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Rows [B, L, D] of a history to the states [B, K + 1, D] of all steps, the history's first."""
+    """Turns rows [V, L, D] of histories, or of windows, into states [B, K + 1, D] of all steps.
+
+    The history's own state is the first.
+    """
 
     settings: Settings
 
@@ -107,7 +110,13 @@ class Network(nn.Module):
         self.last_norm = nn.LayerNorm()
 
     def __call__(
-        self, rows: jax.Array, valid: jax.Array, *, deterministic: bool, noised: bool = False
+        self,
+        rows: jax.Array,
+        valid: jax.Array,
+        views: Views | None = None,
+        *,
+        deterministic: bool,
+        noised: bool = False,
     ) -> Any:
         """States without noise; with `noised` also the states [B, K, D] after noised inputs."""
         s = self.settings
@@ -115,14 +124,20 @@ class Network(nn.Module):
         if not deterministic:
             dropout = Dropout(self.make_rng("dropout"), s.dropout)
         length = rows.shape[1]
-        x = dropout.at(0)(rows * s.width**0.5 + self.positions[:length])
+        places = slice(length) if views is None else views.places
+        x = dropout.at(0)(rows * s.width**0.5 + self.positions[places])
         # A padded position sees itself, so that no row of the softmax is empty.
         eye = jnp.eye(length, dtype=bool)
-        mask = (valid[:, None, :] | eye) & jnp.tril(jnp.ones((length, length), bool))
+        causal = jnp.tril(jnp.ones((length, length), bool)) if views is None else views.band()
+        mask = (valid[:, None, :] | eye) & causal
         x, history = self.through(x, [None] * s.layers, mask, dropout.at(1))
-        states = [last_valid(self.last_norm(x), valid)]
+        states = [last_state(self.last_norm(x), valid, views)]
         # Reasoning rows are seen by all that follow; of an empty history its first row is.
-        attended = valid | (~valid.any(-1, keepdims=True) & (jnp.arange(length) == 0))
+        if views is None:
+            attended = valid | (~valid.any(-1, keepdims=True) & (jnp.arange(length) == 0))
+        else:
+            attended = views.never_empty(valid)
+            history = [each_target(rows, len(attended)) for rows in history]
         plain, other = history, history
         after_noise = []
         for step in range(s.reasoning_steps):

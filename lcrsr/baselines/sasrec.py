@@ -12,8 +12,8 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from lcrsr.attention import last_valid
 from lcrsr.baselines.sequence import SequentialRanker, Transformer
+from lcrsr.views import Views, last_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,23 @@ class Settings:
 
 
 class Network(nn.Module):
-    """Rows [B, L, D] of a history to the user's vector [B, D]."""
+    """Turns rows [V, L, D] of histories, or of windows, into users' vectors [B, D]."""
 
     settings: Settings
 
     @nn.compact
-    def __call__(self, rows: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        rows: jax.Array,
+        valid: jax.Array,
+        views: Views | None = None,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
         s = self.settings
         encoder = Transformer(s.rec_length, s.layers, s.heads, s.dropout, causal=True)
-        return last_valid(encoder(rows, valid, deterministic=deterministic), valid)
+        states = encoder(rows, valid, views, deterministic=deterministic)
+        return last_state(states, valid, views)
 
 
 def ranker(settings: Settings) -> SequentialRanker:

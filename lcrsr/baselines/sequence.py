@@ -16,6 +16,7 @@ import optax
 
 from lcrsr.losses import RECOMMENDATION
 from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
+from lcrsr.views import Views, views_of
 
 LOSSES = (*RECOMMENDATION, "full_cross_entropy")
 
@@ -55,15 +56,25 @@ class Transformer(nn.Module):
     causal: bool
 
     @nn.compact
-    def __call__(self, rows: jax.Array, valid: jax.Array, *, deterministic: bool) -> jax.Array:
-        """Rows [B, L, D] with valid bool [B, L] to states [B, L, D]."""
+    def __call__(
+        self,
+        rows: jax.Array,
+        valid: jax.Array,
+        views: Views | None = None,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Rows [V, L, D] with valid bool [V, L], of users or of windows, to states [V, L, D]."""
         _, length, width = rows.shape
         positions = self.param("positions", nn.initializers.normal(0.02), (self.length, width))
-        x = rows * width**0.5 + positions[:length]
+        places = slice(length) if views is None else views.places
+        x = rows * width**0.5 + positions[places]
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         # A padded position sees itself, so that no row of the softmax is empty.
         mask = valid[:, None, None, :] | jnp.eye(length, dtype=bool)
-        if self.causal:
+        if views is not None:
+            mask = mask & views.band()[:, None]
+        elif self.causal:
             mask = mask & jnp.tril(jnp.ones((length, length), bool))
         for _ in range(self.layers):
             x = Block(self.heads, self.dropout)(x, mask, deterministic)
@@ -107,7 +118,12 @@ class DotProduct:
 
 
 class SequentialRanker(DotProduct):
-    """Ranks with a network from (rows [B, L, D], valid [B, L]) to users [B, D]: a `Ranker`."""
+    """Ranks with a network from (rows [V, L, D], valid [V, L], views) to users [B, D]: a `Ranker`.
+
+    The views are those of windows, and None where each user has a history of its own.
+    """
+
+    trains_on_windows = True
 
     def __init__(self, network: nn.Module, *, width: int, init_scale: float, loss: str):
         if loss not in LOSSES:
@@ -119,8 +135,8 @@ class SequentialRanker(DotProduct):
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         return drawn_parameters(self.network, key, *self.history(batch, rows))
 
-    def history(self, batch: Batch, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        return rows["rec_items"], jnp.not_equal(batch["rec_items"], 0)
+    def history(self, batch: Batch, rows: Rows) -> tuple[jax.Array, jax.Array, Views | None]:
+        return rows["rec_items"], jnp.not_equal(batch["rec_items"], 0), views_of(batch, "rec")
 
     def loss(
         self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array

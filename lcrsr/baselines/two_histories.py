@@ -311,6 +311,8 @@ class TwoHistoriesRanker:
     tables: tuple[str, ...] = ("user", "item", "word")
     tasks: tuple[str, ...] = ("recommendation",)
     needs_whole_tables = False
+    # Both ways' encoders see a history's end from its beginning.
+    trains_on_windows = False
 
     def __init__(self, network: nn.Module, settings: Any):
         self.network, self.settings = network, settings

@@ -30,15 +30,12 @@ def test_one_pass_equals_a_pass_for_each_k(attention):
 
     @jax.jit
     def both():
-        pairs = [(aggregation.Side(rows, mask), states) for rows, states in sides]
+        pairs = [(aggregation.Side((rows,), mask), states) for rows, states in sides]
         every = aggregation.score_every_k(weights, *pairs, user, candidates, attention)
         each = []
         for k in range(K + 1):
             active = jnp.broadcast_to(jnp.arange(K) < k, (B, K))
-            cut = [
-                aggregation.Side(jnp.concatenate(pair, 1), jnp.concatenate([mask, active], 1))
-                for pair in sides
-            ]
+            cut = [aggregation.Side(pair, jnp.concatenate([mask, active], 1)) for pair in sides]
             each.append(aggregation.score(weights, *cut, user, candidates, attention))
         return every, jnp.stack(each)
 

@@ -165,7 +165,7 @@ def test_without_holes_the_last_event_is_the_one_that_counting_finds():
 
 def test_eq_8_is_e_v_w_h_and_not_its_transpose():
     # e^T W h = 2 e_1 h_2. Rows h = [0,1], [0,0] and e = [log(3)/2, 0]: logits log 3, 0.
-    rows = aggregation.Side(jnp.array([[[0.0, 1.0], [0.0, 0.0]]]), jnp.ones((1, 2), bool))
+    rows = aggregation.Side((jnp.array([[[0.0, 1.0], [0.0, 0.0]]]),), jnp.ones((1, 2), bool))
     w = jnp.array([[0.0, 2.0], [0.0, 0.0]])
     e = jnp.array([[[np.log(3) / 2, 0.0]]], jnp.float32)
     weights = aggregation.weights_of_rows(rows, w, e, "bilinear")[0, 0]
@@ -175,7 +175,7 @@ def test_eq_8_is_e_v_w_h_and_not_its_transpose():
 
 
 def test_mean_aggregation_counts_valid_rows_and_active_steps_only():
-    side = aggregation.Side(jnp.ones((1, 4, 2)), jnp.array([[True, False, True, False]]))
+    side = aggregation.Side((jnp.ones((1, 4, 2)),), jnp.array([[True, False, True, False]]))
     weights = aggregation.weights_of_rows(side, EYE, jnp.ones((1, 1, 2)), "mean")[0, 0]
     np.testing.assert_allclose(weights, [0.5, 0.0, 0.5, 0.0])
 
