@@ -22,9 +22,8 @@ STEPS = 18
 def launch(workdir, processes, *, seconds=0.0, steps=STEPS, broken_step=0):
     """The processes of a job of one CPU device each."""
     address = f"127.0.0.1:{jobs.free_port()}" if processes > 1 else "-"
-    # Small programs are compiled for every process: optimising them takes longer than running.
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent.parent)}
+    variables = {"XLA_FLAGS": jobs.xla_flags(1), "PYTHONPATH": str(HERE.parent.parent)}
+    environment = os.environ | variables
     arguments = (workdir, address, processes)
     return [
         jobs.Process(
