@@ -84,7 +84,6 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_are_one_process(processes, alone, tmp_path):
     workdir = tmp_path / "w"
@@ -114,7 +113,6 @@ def test_processes_together_are_one_process(processes, alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed, alone, tmp_path):
     workdir = tmp_path / "w"
@@ -135,7 +133,6 @@ def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed,
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
     workdir = tmp_path / "w"
     job = launch(workdir, 2, seconds=1.0)
@@ -153,7 +150,6 @@ def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_a_loss_that_is_nan_ends_all_with_the_same_line(tmp_path):
     codes, outputs = jobs.endings(launch(tmp_path / "w", 2, broken_step=10), timeout=240)
     assert codes == [2, 2], outputs
@@ -172,7 +168,6 @@ def cut_shard(workdir, step, process):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_a_shard_that_one_process_cannot_read_sends_all_back_to_the_same_step(alone, tmp_path):
     workdir = tmp_path / "w"
     run(workdir, 2)
