@@ -3,17 +3,15 @@
 import os
 import signal
 
+import jobs
+
 from core import memory
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def pytest_configure(config):
-    flags = "--xla_force_host_platform_device_count=8"
-    if not config.option.optimize:
-        # Compiling is most of the tests' work.
-        flags += " --xla_backend_optimization_level=0"
-    os.environ.setdefault("XLA_FLAGS", flags)
+    os.environ.setdefault("XLA_FLAGS", jobs.xla_flags(8, optimize=config.option.optimize))
     memory.keep_freed_memory()  # as every program does
     # A shell has its background jobs ignore Ctrl-C, and so would what tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

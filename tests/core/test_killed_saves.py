@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jobs
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -67,7 +68,7 @@ def test_20_kills_leave_the_last_finished_checkpoint_whole(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "checkpoints"), str(trials)],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ | {"XLA_FLAGS": jobs.xla_flags(8)},
         capture_output=True,
         text=True,
         timeout=550,

@@ -23,7 +23,6 @@ def subsets_of(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
     write_beauty(tmp_path / "beauty")
     alone, together = tmp_path / "alone", tmp_path / "together"

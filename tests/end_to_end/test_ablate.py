@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import jobs
 import numpy as np
 import pytest
 from ml_collections import config_dict
@@ -106,6 +107,11 @@ def test_a_sweep_over_rl_pretrains_once(small_config, tmp_path):
     assert kl
 
 
+def environment():
+    """One device, on which a sweep takes one arm a call, and every sweep here the same programs."""
+    return jobs.one_device() | {"XLA_FLAGS": jobs.xla_flags(1)}
+
+
 def command(csv_folder, cache, workdir, *more):
     flags = {"model.width": 8, "model.ffn_width": 8, "train.max_epochs": 3, "rl.enabled": False}
     flags |= {"data_dir": csv_folder, "cache_dir": cache, "model.max_steps": 1}
@@ -121,7 +127,9 @@ def command(csv_folder, cache, workdir, *more):
 @pytest.mark.slow
 def test_killed_it_continues_the_arms_that_are_not_done(csv_folder, tmp_path):
     sweep = command(csv_folder, tmp_path / "cache", tmp_path / "w")
-    process = subprocess.Popen(sweep, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        sweep, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     deadline = time.monotonic() + 400
     second = tmp_path / "w/arms/lambda_TCL=0.5/seed0/checkpoints/train"
     while time.monotonic() < deadline and process.poll() is None:
@@ -132,10 +140,13 @@ def test_killed_it_continues_the_arms_that_are_not_done(csv_folder, tmp_path):
     output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output
     whole = subprocess.run(
-        command(csv_folder, tmp_path / "cache", tmp_path / "whole"), cwd=ROOT, capture_output=True
+        command(csv_folder, tmp_path / "cache", tmp_path / "whole"),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
     )
     assert whole.returncode == 0, whole.stderr
-    done = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(sweep, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0 and "continues from" in done.stderr, done.stderr
     for label in ("0", "0.5"):
         arm = f"arms/lambda_TCL={label}/seed0"

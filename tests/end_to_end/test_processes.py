@@ -22,9 +22,8 @@ STEPS = 18
 def launch(workdir, processes, *, seconds=0.0, steps=STEPS, broken_step=0):
     """The processes of a job of one CPU device each."""
     address = f"127.0.0.1:{jobs.free_port()}" if processes > 1 else "-"
-    # Small programs are compiled for every process: optimising them takes longer than running.
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent.parent)}
+    variables = {"XLA_FLAGS": jobs.xla_flags(1), "PYTHONPATH": str(HERE.parent.parent)}
+    environment = os.environ | variables
     arguments = (workdir, address, processes)
     return [
         jobs.Process(
@@ -85,7 +84,6 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_are_one_process(processes, alone, tmp_path):
     workdir = tmp_path / "w"
@@ -115,7 +113,6 @@ def test_processes_together_are_one_process(processes, alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed, alone, tmp_path):
     workdir = tmp_path / "w"
@@ -136,7 +133,6 @@ def test_one_is_killed_the_rest_end_and_the_relaunched_job_ends_the_same(killed,
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
     workdir = tmp_path / "w"
     job = launch(workdir, 2, seconds=1.0)
@@ -154,7 +150,6 @@ def test_sigterm_to_all_saves_the_same_step_and_exits_with_0(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_a_loss_that_is_nan_ends_all_with_the_same_line(tmp_path):
     codes, outputs = jobs.endings(launch(tmp_path / "w", 2, broken_step=10), timeout=240)
     assert codes == [2, 2], outputs
@@ -173,7 +168,6 @@ def cut_shard(workdir, step, process):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_a_shard_that_one_process_cannot_read_sends_all_back_to_the_same_step(alone, tmp_path):
     workdir = tmp_path / "w"
     run(workdir, 2)

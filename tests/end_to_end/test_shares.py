@@ -4,7 +4,7 @@ import subprocess
 import time
 
 import pytest
-from test_ablate import ROOT, command, metrics_of
+from test_ablate import ROOT, command, environment, metrics_of
 
 from core.errors import UserError
 from core.workdir import Workdir
@@ -12,14 +12,18 @@ from studies.ablation.ablate import ablate
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_shares_train_their_arms_and_the_last_writes_the_table(csv_folder, tmp_path):
     cache, workdir = tmp_path / "cache", tmp_path / "w"
 
     def share(number):
         arguments = command(csv_folder, cache, workdir, f"--share={number}/2")
         return subprocess.Popen(
-            arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            arguments,
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     # At once, also at the preparation of the data. The first is killed in its arm.
@@ -41,7 +45,10 @@ def test_shares_train_their_arms_and_the_last_writes_the_table(csv_folder, tmp_p
     table = (workdir / "table.md").read_text()
     assert output.strip() == table.strip() and table.count("after training") == 2
     whole = subprocess.run(
-        command(csv_folder, cache, tmp_path / "whole"), cwd=ROOT, capture_output=True
+        command(csv_folder, cache, tmp_path / "whole"),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
     )
     assert whole.returncode == 0, whole.stderr
     for label in ("0", "0.5"):

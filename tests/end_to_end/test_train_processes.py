@@ -34,7 +34,6 @@ def numbers(line, statistics):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_two_processes_killed_in_rl_and_relaunched_end_as_one(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     # More threads than the mesh has devices: on two cores, two would wait for each other.

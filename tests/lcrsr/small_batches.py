@@ -63,16 +63,19 @@ def setup(cfg, batch, seed=0, scale=0.5):
         width=cfg.width,
         scale=scale,
     )
-    # Compiled, only what the parameters need is computed.
-    init = jax.jit(model.init, static_argnames="deterministic")
-    params = init(
-        jax.random.key(seed + 1), batch, look_up(tables, batch), jnp.int32(0), deterministic=True
-    )["params"]
+    params = _init(model, jax.random.key(seed + 1), batch, tables)
     rng = np.random.default_rng(seed)
     shaken = jax.tree.map(
         lambda p: p + jnp.asarray(0.3 * rng.standard_normal(p.shape), p.dtype), params
     )
     return model, shaken, tables
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model, key, batch, tables):
+    """Compiled once a model and shapes, and only what the parameters need is computed."""
+    rows = look_up(tables, batch)
+    return model.init(key, batch, rows, jnp.int32(0), deterministic=True)["params"]
 
 
 def forward(model, params, tables, batch, active):

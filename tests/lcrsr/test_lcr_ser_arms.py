@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jobs
 import numpy as np
 import pytest
 from small_batches import ITEMS, USERS, WORDS, config, ragged_batch
@@ -182,7 +183,7 @@ def test_in_double_precision_they_agree_to_the_sixth_place(tmp_path):
         env={
             **os.environ,
             "JAX_ENABLE_X64": "1",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+            "XLA_FLAGS": jobs.xla_flags(1),
             "PYTHONPATH": os.pathsep.join(paths),
         },
         capture_output=True,

@@ -1,5 +1,6 @@
 """GRPO on LCR-SER: noise, ratios, gradients, and rewards that rise for the right reason."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -33,16 +34,16 @@ def world(candidates=6):
     return model, params, tables, batch
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_loss(model, current, old, reference, batch):
+    rows = look_up(current.tables, batch)
+    key = jax.random.key(0)
+    return rollout.grpo_loss(model, current, rows, old, reference, batch, key, **SETTINGS)
+
+
 def loss(model, params, tables, batch, *, old=None, reference=None):
     current = rollout.Policy(params, tables)
-
-    @jax.jit
-    def compiled(current, old, reference):
-        rows = look_up(current.tables, batch)
-        key = jax.random.key(0)
-        return rollout.grpo_loss(model, current, rows, old, reference, batch, key, **SETTINGS)
-
-    return compiled(current, old, reference or current)
+    return compiled_loss(model, current, old, reference or current, batch)
 
 
 def test_the_first_trajectory_is_free_of_noise():
