@@ -59,6 +59,36 @@ def random_batch(shape: BatchShape, batch_size: int, sizes: TableSizes, seed: in
     return batch
 
 
+def random_windows(
+    shape: BatchShape, targets: int, targets_per_window: int, sizes: TableSizes, seed: int = 0
+) -> Batch:
+    """Makes a batch of windows of full histories with uniform ids, as `WindowBatches` makes them.
+
+    Args:
+      shape: of one target's history and candidates.
+      targets: of the whole batch, a multiple of `targets_per_window`.
+    """
+    rows = targets // targets_per_window
+    longer = dataclasses.replace(
+        shape,
+        rec_length=shape.rec_length + targets_per_window,
+        search_length=shape.search_length + targets_per_window,
+    )
+    of_rows, of_targets = (
+        random_batch(longer, rows, sizes, seed), random_batch(shape, targets, sizes, seed + 1)
+    )  # fmt: skip
+    batch = {name: of_rows[name] for name in ("rec_items", "query_words", "clicked_items")}
+    batch |= {name: of_targets[name] for name in ("user", "candidates", "labels", "mask")}
+    number = np.tile(np.arange(targets_per_window, dtype=np.int32), rows)
+    for side, length in (("rec", shape.rec_length), ("search", shape.search_length)):
+        columns = np.arange(length + targets_per_window, dtype=np.int32)
+        places = np.maximum(columns - targets_per_window, 0)
+        batch[f"{side}_sees"] = np.tile(np.maximum(columns - length + 1, 0), (rows, 1))
+        batch[f"{side}_places"] = np.tile(places, (rows, 1))
+        batch[f"{side}_first"], batch[f"{side}_end"] = number, number + np.int32(length)
+    return batch
+
+
 def require_lcr_ser(config: config_dict.ConfigDict) -> None:
     """Raises UserError for a config of another method."""
     if config.method != "lcr_ser":
@@ -101,8 +131,12 @@ class RandomTasks:
         shape = dataclasses.replace(self.shape, candidates=candidates)
         return random_batch(shape, batch_size, self.sizes, seed)
 
-    def train(self, batch_size: int) -> RankerTask:
-        batch = self.batch(batch_size, 1 + self.config.data.train_negatives)
+    def train(self, batch_size: int, targets_per_window: int = 1) -> RankerTask:
+        shape = dataclasses.replace(self.shape, candidates=1 + self.config.data.train_negatives)
+        if targets_per_window > 1:
+            batch = random_windows(shape, batch_size, targets_per_window, self.sizes)
+        else:
+            batch = random_batch(shape, batch_size, self.sizes)
         return RankerTask(
             name="train",
             ranker=self.ranker,

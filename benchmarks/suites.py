@@ -18,6 +18,7 @@ from benchmarks.gensar_suites import identifiers_step, joint_step
 from benchmarks.random_tasks import RandomTasks, TableSizes, unisar_task
 from benchmarks.timing import (
     Timing,
+    Update,
     copy_bandwidth,
     matmul_operations,
     matmul_rate,
@@ -194,6 +195,26 @@ def train(bench: Bench) -> None:
     rate = bench.scale.batch / timing.seconds
     bench.add("training", rate, "samples/s", timing=timing, at_least=1500)
     bench.add_share("training", timing, 0.2)
+
+
+def windows(bench: Bench) -> None:
+    """Measures a training step on windows against one on as many targets one by one, in turns."""
+    scale, tasks = bench.scale, bench.tasks()
+    updates = {}
+    for targets in (1, 8, 16):
+        task = tasks.train(scale.batch, targets)
+        updates[targets] = Update(task, task.random_state())
+    for _ in range(scale.repeats):
+        for update in updates.values():
+            update.run()
+    alone = updates[1].timing()
+    bench.add("one by one", scale.batch / alone.seconds, "targets/s", timing=alone)
+    for targets, mark in ((8, 3.0), (16, 4.0)):
+        timing = updates[targets].timing()
+        name = f"windows of {targets}"
+        bench.add(name, scale.batch / timing.seconds, "targets/s", timing=timing)
+        ratio = alone.seconds / timing.seconds
+        bench.add(f"{name} over one by one", ratio, "times", at_least=mark)
 
 
 def _scorer(tasks: RandomTasks) -> Callable[..., jax.Array]:
@@ -417,6 +438,7 @@ def unisar_step(bench: Bench) -> None:
 
 SUITES: dict[str, Callable[[Bench], None]] = {
     "train": train,
+    "windows": windows,
     "score": score,
     "steps": steps,
     "growth": growth,

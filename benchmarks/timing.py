@@ -72,34 +72,61 @@ def measure(
       carry: the function is (state, ...) -> (state, ...) and the state is donated, as in training;
         every call takes the state of the one before.
     """
-    operations = matmul_operations(function, *arguments)
-    start = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=0 if carry else ()).lower(*arguments).compile()
-    compile_seconds = time.perf_counter() - start
-    seconds = []
-    for call in range(_WARM_UP + repeats):
+    calls = _Calls(function, arguments, carry)
+    for _ in range(repeats):
+        calls.run()
+    return calls.timing()
+
+
+class _Calls:
+    """Times calls of one function that is compiled and warm; see `measure`."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], carry: bool):
+        self._arguments, self._carry = arguments, carry
+        self._operations = matmul_operations(function, *arguments)
         start = time.perf_counter()
-        outputs = jax.block_until_ready(compiled(*arguments))
-        if call >= _WARM_UP:
-            seconds.append(time.perf_counter() - start)
-        if carry:
-            arguments = (outputs[0], *arguments[1:])
-        del outputs
-    memory: Any = compiled.memory_analysis()
-    peak = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
-    return Timing(statistics.median(seconds), compile_seconds, operations, peak)
+        donated = 0 if carry else ()
+        self._compiled = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+        self._compile_seconds = time.perf_counter() - start
+        self._seconds: list[float] = []
+        for _ in range(_WARM_UP):
+            self.run()
+        self._seconds.clear()
+
+    def run(self) -> None:
+        start = time.perf_counter()
+        outputs = jax.block_until_ready(self._compiled(*self._arguments))
+        self._seconds.append(time.perf_counter() - start)
+        if self._carry:
+            self._arguments = (outputs[0], *self._arguments[1:])
+
+    def timing(self) -> Timing:
+        """Returns the median of the calls since the warm-up."""
+        memory: Any = self._compiled.memory_analysis()
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        )
+        seconds = statistics.median(self._seconds)
+        return Timing(seconds, self._compile_seconds, self._operations, peak)
+
+
+class Update(_Calls):
+    """Times updates of a task on its first batch, one `run` each: several tasks can take turns."""
+
+    def __init__(self, task: Task, state: State):
+        batch = jax.device_put(next(task.batches(0)))
+        super().__init__(task.train_step, (state, batch, jnp.float32(1e-3)), carry=True)
 
 
 def measure_training(task: Task, state: State, repeats: int) -> Timing:
     """Measures one update of a task on its first batch, again and again."""
-    batch = jax.device_put(next(task.batches(0)))
-    rate = jnp.float32(1e-3)
-    return measure(task.train_step, state, batch, rate, repeats=repeats, carry=True)
+    update = Update(task, state)
+    for _ in range(repeats):
+        update.run()
+    return update.timing()
 
 
 def matmul_rate(size: int, repeats: int) -> float:

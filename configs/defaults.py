@@ -39,6 +39,8 @@ def get_config() -> config_dict.ConfigDict:
     config.train = config_dict.ConfigDict()
     # 0 leaves it to the size of the log: `batch_for` in lcrsr/ranker_experiment.py.
     config.train.batch_size = 0
+    # Consecutive targets of a user that share one encoding of his events, at most; 1: none do.
+    config.train.targets_per_window = 1
     config.train.max_epochs = 30.0
     config.train.evals_per_epoch = 1.0
     config.train.learning_rate = 1e-3  # UniSAR, Adam

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 
 import numpy as np
 
@@ -46,6 +47,8 @@ WINDOW_FIELDS: dict[str, tuple[str, type, str]] = {
     "labels": ("B N", np.float32, "1 for the target, 0 for negatives"),
     "mask": ("B", np.float32, "0 for target places that are not filled, which count nothing"),
 }
+# Rows that a window may still join: more would fill them better, and take longer.
+_OPEN_ROWS = 32
 # Added to the seed for the order in which windows are packed, far from other seeds.
 _PACKING_SEED = 3_000_017
 
@@ -188,38 +191,54 @@ def cut_windows(
         first = np.sort(np.r_[first, middle])
 
 
-def fill_rows(windows: Windows) -> tuple[np.ndarray, dict[str, int]]:
-    """Decides which windows share a row, in their order.
+def fill_rows(windows: Windows) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Decides which windows share a row.
 
     A row has places for as many clicks as the largest window needs, and for as many targets and
-    searches as usually come with these clicks.
+    searches as usually come with these clicks. A window goes to the first of the open rows that
+    has room for it.
 
     Returns:
-      (starts int64 [r+1], row i holds windows starts[i] to starts[i+1] - 1; places a row by name:
-      'targets', 'clicks', 'searches').
+      (order int64 [w] of the windows by rows, starts int64 [r+1], row i holds those from starts[i]
+      to starts[i+1] - 1; places a row by name: 'targets', 'clicks', 'searches').
     """
     needs = {
         "targets": windows.targets,
         "clicks": np.maximum(windows.clicks.places, 1),
         "searches": np.maximum(windows.searches.places, 1),
     }
-    largest = {name: int(need.max()) for name, need in needs.items()}
-    together = max(1, round(largest["clicks"] / needs["clicks"].mean()))
+    whole = needs["clicks"].max() / needs["clicks"].sum()
     places = {
-        name: max(largest[name], int(np.ceil(together * need.mean())))
-        for name, need in needs.items()
+        name: max(int(need.max()), math.ceil(whole * need.sum())) for name, need in needs.items()
     }
-    sums = {name: np.r_[0, np.cumsum(need)] for name, need in needs.items()}
-    starts = [0]
-    while starts[-1] < len(windows):
-        here = starts[-1]
-        starts.append(
-            min(
-                int(np.searchsorted(total, total[here] + places[name], side="right")) - 1
-                for name, total in sums.items()
-            )
-        )
-    return np.array(starts), places
+    row_of = _first_fit(np.stack(list(needs.values()), 1), tuple(places.values()))
+    order = np.argsort(row_of, kind="stable")
+    starts = np.searchsorted(row_of[order], np.arange(row_of.max() + 2))
+    return order, starts, places
+
+
+def _first_fit(needs: np.ndarray, places: tuple[int, ...]) -> np.ndarray:
+    """Returns the row of each window, int64 [w]; windows need [w, 3] of a row's places."""
+    rows, count = [], 0
+    # [row, room for each need]; the longest open row is first.
+    opened: list[list[int]] = []
+    for targets, clicks, searches in needs.tolist():
+        for row in opened:
+            if targets <= row[1] and clicks <= row[2] and searches <= row[3]:
+                break
+        else:
+            if len(opened) == _OPEN_ROWS:
+                opened.pop(0)
+            row = [count, *places]
+            opened.append(row)
+            count += 1
+        row[1] -= targets
+        row[2] -= clicks
+        row[3] -= searches
+        if min(row[1:]) == 0:
+            opened.remove(row)
+        rows.append(row[0])
+    return np.array(rows)
 
 
 class WindowBatches(TrainBatches):
@@ -265,8 +284,9 @@ class WindowBatches(TrainBatches):
         order = random_streams.permutation(
             len(windows), random_streams.keys(seed + _PACKING_SEED), np.arange(len(windows))
         )
+        windows = windows.take(order)
+        order, self._starts, places = fill_rows(windows)
         self._windows = windows.take(order)
-        self._starts, places = fill_rows(self._windows)
         count = len(self._starts) - 1
         multiple = np.lcm(row_multiple, process_count)
         rows = max(1, round(batch_size * count / len(self._sorted) / multiple)) * multiple

@@ -67,6 +67,11 @@ class LCRSERExperiment(RankerExperiment):
         self.model = LCRSER(model_config)
         loss = build(LossConfig, config.train.to_dict(), section="train")
         super().__init__(config, data, LCRSERRanker(self.model, loss))
+        if teacher is not None and config.train.targets_per_window > 1:
+            raise UserError(
+                f"expected config.train.targets_per_window=1 with config.train.teacher, found "
+                f"{config.train.targets_per_window}: a teacher scores one history at a time; set it"
+            )
         self._teacher = teacher
         if self.item_words is not None and config.rl.enabled:
             raise UserError(
@@ -132,6 +137,7 @@ class LCRSERExperiment(RankerExperiment):
             batch_size=self.config.rl.batch_size,
             negatives=self.config.rl.negatives,
             seed=self.config.seed + _RL_SEED,
+            **self.windows(),
         )
 
     def rl_task(self, initial: Any) -> ReinforceTask:

@@ -38,6 +38,7 @@ _SELECTING = ("neg99", "full")
 # What a training divides by or counts to, and axes that it reduces.
 _SIZES = (
     "train.batch_size",
+    "train.targets_per_window",
     "train.max_epochs",
     "train.evals_per_epoch",
     "loop.log_every",
@@ -272,6 +273,17 @@ class RankerExperiment(RecommendationExperiment):
                 f"{config.train.table_update!r}: this loss is over all items, and touched rows "
                 "alone get no gradient from it; set it, or another config.model.loss"
             )
+        if config.train.targets_per_window > 1 and not ranker.trains_on_windows:
+            raise UserError(
+                f"expected config.train.targets_per_window=1, found "
+                f"{config.train.targets_per_window}: {config.method} encodes the history of each "
+                "target by itself; set it"
+            )
+        if config.train.targets_per_window > 1 and data.filters_searches:
+            raise UserError(
+                f"expected config.train.targets_per_window=1 where searches are kept or not by the "
+                f"clicks before a target, found {config.train.targets_per_window}; set it"
+            )
         if self.item_words is not None and config.train.table_update != "dense":
             raise UserError(
                 f"expected config.train.table_update='dense' with config.data.item_words, found "
@@ -334,7 +346,15 @@ class RankerExperiment(RecommendationExperiment):
             negatives=self.config.data.train_negatives,
             seed=seed,
             tasks=self.ranker.tasks,
+            **self.windows(),
         )
+
+    def windows(self) -> dict[str, int]:
+        """Returns what `data.training` takes about windows."""
+        return {
+            "targets_per_window": self.config.train.targets_per_window,
+            "row_multiple": 1 if self.partition is None else self.partition.size,
+        }
 
     def loop_config(self, task: RankerTask) -> LoopConfig:
         """Returns how long pre-training runs and how often it looks."""

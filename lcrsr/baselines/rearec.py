@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcrsr.baselines.sequence import SequentialRanker
+from lcrsr.baselines.sequence import SequentialRanker, any_target
 from lcrsr.baselines.two_histories import Attention
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
@@ -228,7 +228,7 @@ class ReaRec(SequentialRanker):
             noised=progressive,
             rngs={"dropout": dropout_key, "noise": noise_key},
         )
-        target = batch["candidates"][:, 0]
+        target = any_target(batch)
 
         def logits_of(vectors, temperature):
             return ((vectors @ tables["item"].T) / temperature).at[..., 0].set(-jnp.inf)

@@ -95,9 +95,13 @@ def recommendation_loss(
         logits = jnp.einsum("bd,bnd->bn", users, rows["candidates"])
         return RECOMMENDATION[kind](logits, batch["labels"], batch["mask"])
     logits = (users @ tables["item"].T).at[:, 0].set(-jnp.inf)
-    target = batch["candidates"][:, 0]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, any_target(batch))
     return (losses * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
+
+
+def any_target(batch: Batch) -> jax.Array:
+    """Returns the target ids [B]; rows that count nothing have any item, whose score is finite."""
+    return jnp.where(batch["mask"] > 0, batch["candidates"][:, 0], 1)
 
 
 class DotProduct:
