@@ -241,6 +241,20 @@ def _first_fit(needs: np.ndarray, places: tuple[int, ...]) -> np.ndarray:
     return np.array(rows)
 
 
+def rows_a_batch(wanted: float, multiple: int) -> int:
+    """Returns how many rows a batch has, about `wanted`.
+
+    A power of two that is at most a quarter of them divides them, so that a mesh of up to as many
+    devices reads the batches of one device.
+
+    Args:
+      multiple: what must divide them.
+    """
+    even = 2 ** max(0, math.floor(math.log2(max(wanted, 1.0))) - 2)
+    multiple = math.lcm(even, multiple)
+    return max(1, round(wanted / multiple)) * multiple
+
+
 class WindowBatches(TrainBatches):
     """Makes endless training batches of windows, each a pure function of its step.
 
@@ -288,9 +302,10 @@ class WindowBatches(TrainBatches):
         order, self._starts, places = fill_rows(windows)
         self._windows = windows.take(order)
         count = len(self._starts) - 1
-        multiple = np.lcm(row_multiple, process_count)
-        rows = max(1, round(batch_size * count / len(self._sorted) / multiple)) * multiple
-        self._batch_rows, self._here = int(rows), int(rows) // process_count
+        self._batch_rows = rows_a_batch(
+            batch_size * count / len(self._sorted), math.lcm(row_multiple, process_count)
+        )
+        self._here = self._batch_rows // process_count
         self._offset = process_index * self._here
         self.steps_per_epoch = -(-count // self._batch_rows)
         self.window_shape = WindowShape(

@@ -114,8 +114,9 @@ def trajectories(
         return jax.vmap(one)(noise.rec, noise.search)
 
     candidates = rows["candidates"]
-    users, scored = candidates.shape[0], noise.rec.shape[0] * candidates.shape[1]
-    chunks = chunk_count(users // (partition.size if partition else 1), scored, most_scored)
+    windows = histories.rec.hidden.shape[0]
+    scored = noise.rec.shape[0] * candidates.shape[1] * (candidates.shape[0] // windows)
+    chunks = chunk_count(windows // (partition.size if partition else 1), scored, most_scored)
     if chunks == 1:
         return of_users(histories, noise, rows["user"], candidates)
 
@@ -135,7 +136,8 @@ def trajectories(
 def chunk_count(users: int, scored: int, most_scored: int) -> int:
     """Returns into how many equal chunks a device's users go, of `scored` candidates each.
 
-    A chunk has `most_scored` candidates at most, or a single user.
+    A chunk has `most_scored` candidates at most, or a single user. Users in windows stay together:
+    then `users` counts windows.
     """
     return next(
         n
