@@ -14,9 +14,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from lcrsr.baselines.sequence import DotProduct, Transformer
+from lcrsr.full_softmax import full_cross_entropy
 from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 
@@ -97,12 +97,12 @@ class BERT4Rec(DotProduct):
             deterministic=False,
             rngs={"dropout": dropout_key},
         )
-        logits = (states[users, places] @ tables["item"].T).at[..., 0].set(-jnp.inf)
         # A place that is not hidden costs nothing; any id will do for it.
         targets = jnp.where(hides, ids[users, places], 1)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        weight = hides * batch["mask"][:, None]
-        value = (each * weight).sum() / jnp.maximum(weight.sum(), 1.0)
+        weights = hides * batch["mask"][:, None]
+        weights = weights / jnp.maximum(weights.sum(), 1.0)
+        hidden_states = states[users, places].reshape(-1, self.width)
+        value = full_cross_entropy(hidden_states, tables["item"], targets.ravel(), weights.ravel())
         return value, {"cloze": value}
 
     def _cloze(self, key, valid, last):

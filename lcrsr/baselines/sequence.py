@@ -12,8 +12,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
+from lcrsr.full_softmax import full_cross_entropy
 from lcrsr.losses import RECOMMENDATION
 from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 from lcrsr.views import Views, views_of
@@ -94,9 +94,9 @@ def recommendation_loss(
     if kind != "full_cross_entropy":
         logits = jnp.einsum("bd,bnd->bn", users, rows["candidates"])
         return RECOMMENDATION[kind](logits, batch["labels"], batch["mask"])
-    logits = (users @ tables["item"].T).at[:, 0].set(-jnp.inf)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, any_target(batch))
-    return (losses * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1.0)
+    mask = batch["mask"]
+    weights = mask / jnp.maximum(mask.sum(), 1.0)
+    return full_cross_entropy(users, tables["item"], any_target(batch), weights)
 
 
 def any_target(batch: Batch) -> jax.Array:
