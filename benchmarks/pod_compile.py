@@ -150,7 +150,7 @@ def compile_steps(
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
 
     def on_mesh(batch: Batch, name: str) -> Any:
-        partition.check_batch_size(len(batch["mask"]), f"the batch size of {name}")
+        partition.check_batch_size(len(batch["rec_items"]), f"the batch size of {name}")
         return {
             field: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=partition.batch_sharding)
             for field, v in batch.items()
@@ -158,7 +158,8 @@ def compile_steps(
 
     # Where the size of the log decides, the largest that it may choose.
     size = batch_size or config.train.batch_size or batch_for(sys.maxsize)
-    train = tasks.train(size)
+    targets = config.train.targets_per_window
+    train = tasks.train(size, targets)
     state = partition.abstract(jax.eval_shape(train.random_state))
     batch = on_mesh(next(train.batches(0)), "train")
     shard = state["tables"]["item"]
@@ -166,7 +167,7 @@ def compile_steps(
     steps = [compiled_step("train", compile_step(train, state), shard_shape, state, batch, rate)]
     if config.rl.enabled:
         size = batch_size or config.rl.batch_size
-        rl = tasks.reinforce(size, state, 1 + config.rl.negatives)
+        rl = tasks.reinforce(size, state, 1 + config.rl.negatives, targets)
         rl_state = partition.abstract(jax.eval_shape(rl.state_from, state))
         rl_batch = on_mesh(next(rl.batches(0)), "rl")
         step = compile_step(rl, rl_state)

@@ -131,12 +131,16 @@ class RandomTasks:
         shape = dataclasses.replace(self.shape, candidates=candidates)
         return random_batch(shape, batch_size, self.sizes, seed)
 
+    def _training_batch(self, batch_size: int, candidates: int, targets_per_window: int) -> Batch:
+        shape = dataclasses.replace(self.shape, candidates=candidates)
+        if targets_per_window == 1:
+            return random_batch(shape, batch_size, self.sizes)
+        return random_windows(shape, batch_size, targets_per_window, self.sizes)
+
     def train(self, batch_size: int, targets_per_window: int = 1) -> RankerTask:
-        shape = dataclasses.replace(self.shape, candidates=1 + self.config.data.train_negatives)
-        if targets_per_window > 1:
-            batch = random_windows(shape, batch_size, targets_per_window, self.sizes)
-        else:
-            batch = random_batch(shape, batch_size, self.sizes)
+        batch = self._training_batch(
+            batch_size, 1 + self.config.data.train_negatives, targets_per_window
+        )
         return RankerTask(
             name="train",
             ranker=self.ranker,
@@ -147,14 +151,18 @@ class RandomTasks:
             **_forever(batch, batch_size),
         )
 
-    def reinforce(self, batch_size: int, initial: Any, candidates: int) -> ReinforceTask:
+    def reinforce(
+        self, batch_size: int, initial: Any, candidates: int, targets_per_window: int = 1
+    ) -> ReinforceTask:
         settings = self.config.rl.to_dict() | {"active_steps": self.active_steps}
         return ReinforceTask(
             model=self.model,
             config=build(ReinforceConfig, settings, section="rl"),
             initial=initial,
             partition=self.partition,
-            **_forever(self.batch(batch_size, candidates), batch_size),
+            **_forever(
+                self._training_batch(batch_size, candidates, targets_per_window), batch_size
+            ),
         )
 
 

@@ -7,7 +7,7 @@ import gc
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from benchmarks.timing import (
     measure_training,
 )
 from core import grpo, metrics
+from core.task import Task
 from input_pipelines.batches import BatchShape
 from lcrsr import embedding, rollout
 from lcrsr.evaluation import Evaluator
@@ -200,21 +201,32 @@ def train(bench: Bench) -> None:
 def windows(bench: Bench) -> None:
     """Measures a training step on windows against one on as many targets one by one, in turns."""
     scale, tasks = bench.scale, bench.tasks()
-    updates = {}
-    for targets in (1, 8, 16):
-        task = tasks.train(scale.batch, targets)
-        updates[targets] = Update(task, task.random_state())
-    for _ in range(scale.repeats):
+    pretraining = {targets: tasks.train(scale.batch, targets) for targets in (1, 8, 16)}
+    _in_turns(bench, "training", pretraining, scale.batch, {8: 3.0, 16: 4.0})
+    initial = pretraining[1].random_state()
+    reinforcing = {
+        targets: tasks.reinforce(scale.grpo_batch, initial, scale.candidates, targets)
+        for targets in (1, 8)
+    }
+    _in_turns(bench, "GRPO", reinforcing, scale.grpo_batch, {})
+
+
+def _in_turns(
+    bench: Bench, title: str, tasks: Mapping[int, Task], targets: int, marks: Mapping[int, float]
+) -> None:
+    """Times tasks on windows of their keys' sizes against that of 1, an update of each in turn."""
+    updates = {window: Update(task, task.init()) for window, task in tasks.items()}
+    for _ in range(bench.scale.repeats):
         for update in updates.values():
             update.run()
     alone = updates[1].timing()
-    bench.add("one by one", scale.batch / alone.seconds, "targets/s", timing=alone)
-    for targets, mark in ((8, 3.0), (16, 4.0)):
-        timing = updates[targets].timing()
-        name = f"windows of {targets}"
-        bench.add(name, scale.batch / timing.seconds, "targets/s", timing=timing)
-        ratio = alone.seconds / timing.seconds
-        bench.add(f"{name} over one by one", ratio, "times", at_least=mark)
+    for window, update in updates.items():
+        timing = update.timing()
+        name = f"{title}, " + ("one by one" if window == 1 else f"windows of {window}")
+        bench.add(name, targets / timing.seconds, "targets/s", timing=timing)
+        if window > 1:
+            ratio = alone.seconds / timing.seconds
+            bench.add(f"{name} over one by one", ratio, "times", at_least=marks.get(window))
 
 
 def _scorer(tasks: RandomTasks) -> Callable[..., jax.Array]:
