@@ -49,6 +49,11 @@ WINDOW_FIELDS: dict[str, tuple[str, type, str]] = {
 }
 # Rows that a window may still join: more would fill them better, and take longer.
 _OPEN_ROWS = 32
+# Lengths of a row that are tried, in those of its largest window, on so many windows.
+_STRETCHES, _TRIED = (1.0, 1.5, 2.0, 3.0), 4000
+# What a target costs beside looking at the clicks of its row, in clicks: the width of the tables
+# and somewhat more.
+_COST_OF_TARGET = 100
 # Added to the seed for the order in which windows are packed, far from other seeds.
 _PACKING_SEED = 3_000_017
 
@@ -194,9 +199,9 @@ def cut_windows(
 def fill_rows(windows: Windows) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """Decides which windows share a row.
 
-    A row has places for as many clicks as the largest window needs, and for as many targets and
-    searches as usually come with these clicks. A window goes to the first of the open rows that
-    has room for it.
+    A row has places for the clicks of the largest window, or for more where windows then leave
+    fewer places empty, and for as many targets and searches as usually come with these clicks. A
+    window goes to the first of the open rows that has room for it.
 
     Returns:
       (order int64 [w] of the windows by rows, starts int64 [r+1], row i holds those from starts[i]
@@ -207,11 +212,20 @@ def fill_rows(windows: Windows) -> tuple[np.ndarray, np.ndarray, dict[str, int]]
         "clicks": np.maximum(windows.clicks.places, 1),
         "searches": np.maximum(windows.searches.places, 1),
     }
-    whole = needs["clicks"].max() / needs["clicks"].sum()
-    places = {
-        name: max(int(need.max()), math.ceil(whole * need.sum())) for name, need in needs.items()
-    }
-    row_of = _first_fit(np.stack(list(needs.values()), 1), tuple(places.values()))
+    every = np.stack(list(needs.values()), 1)
+
+    def places_of(clicks: int) -> tuple[int, ...]:
+        usual = np.ceil(clicks * every.sum(0) / every[:, 1].sum()).astype(int)
+        return tuple(int(n) for n in np.maximum(usual, every.max(0)))
+
+    def cost(places: tuple[int, ...]) -> float:
+        rows = _first_fit(every[:_TRIED], places).max() + 1
+        return (_COST_OF_TARGET + places[1]) * rows * places[0]
+
+    largest = int(every[:, 1].max())
+    best = min((places_of(round(largest * stretch)) for stretch in _STRETCHES), key=cost)
+    places = dict(zip(needs, best, strict=True))
+    row_of = _first_fit(every, best)
     order = np.argsort(row_of, kind="stable")
     starts = np.searchsorted(row_of[order], np.arange(row_of.max() + 2))
     return order, starts, places

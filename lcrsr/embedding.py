@@ -135,9 +135,9 @@ def fields_of(
         start = 0
         for field in _fields(name, batch):
             shape = jnp.shape(batch[field])
-            rows = shape[0] if field in LAST_ROWS else len(vectors)
-            size = math.prod(shape) // rows
-            part = vectors[len(vectors) - rows :, start : start + size]
+            examples = shape[0] if field in LAST_ROWS else len(vectors)
+            size = math.prod(shape) // examples
+            part = vectors[len(vectors) - examples :, start : start + size]
             fields[field] = part.reshape(*shape, -1)
             start += size
     return fields

@@ -200,7 +200,8 @@ def _sweep_of_thresholds(text, values, config) -> Sweep:
     settings = [
         Setting(
             f"threshold = {number_text(value)}",
-            {"data.search_filter": value} if i else {},
+            # Which searches stay depends on each target's own clicks, so all arms read one by one.
+            {"train.targets_per_window": 1} | ({"data.search_filter": value} if i else {}),
             value=value,
         )
         for i, value in enumerate(thresholds)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from small_batches import ITEMS, USERS, WORDS, config, ragged_batch
 
+from benchmarks.random_tasks import TableSizes, random_windows
 from core.checkpoints import Checkpoints
 from core.loop import compile_step
 from core.partitioning import Partition, make_mesh
+from input_pipelines.batches import BatchShape
 from lcrsr import losses
 from lcrsr.embedding import PARTITION_RULES
 from lcrsr.evaluation import Evaluator
@@ -69,6 +71,12 @@ def batch_of_8(seed):
     return batch
 
 
+def windows_of_16(seed):
+    """8 windows of 2 targets each."""
+    shape = BatchShape(rec_length=3, search_length=2, words=3, clicks=2, candidates=4)
+    return random_windows(shape, 16, 2, TableSizes(USERS, ITEMS, WORDS), seed)
+
+
 def partition_of(extents):
     if extents is None:
         return None
@@ -93,7 +101,7 @@ def train_task(partition, ranker=MEAN, **changes):
     return RankerTask(**(values | changes))
 
 
-def reinforce_task(partition, initial):
+def reinforce_task(partition, initial, batches):
     return ReinforceTask(
         model=MODEL,
         config=ReinforceConfig(
@@ -108,7 +116,7 @@ def reinforce_task(partition, initial):
             active_steps=1,
         ),
         initial=initial,
-        batches=lambda start: map(batch_of_8, range(start, 100)),
+        batches=batches,
         steps_per_epoch=1,
         batch_size=8,
         evaluate=lambda params, tables: {},
@@ -159,15 +167,17 @@ def test_every_device_holds_its_own_rows_only():
 
 
 @pytest.mark.slow
-def test_both_stages_of_lcr_ser():
+@pytest.mark.parametrize("make", [batch_of_8, windows_of_16])
+def test_both_stages_of_lcr_ser(make):
     """RL trains tables too and keeps snapshots, so that every kind of array lies on the mesh."""
+    batches = {"batches": lambda start: map(make, range(start, 100))}
     partition = partition_of((2, 4))
-    alone, expected = train(train_task(None, LCR_SER), 3, 1e-2)
-    cut, losses = train(train_task(partition, LCR_SER), 3, 1e-2)
+    alone, expected = train(train_task(None, LCR_SER, **batches), 3, 1e-2)
+    cut, losses = train(train_task(partition, LCR_SER, **batches), 3, 1e-2)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     start, placed = filled(alone, partition)
-    _, expected = train(reinforce_task(None, start), 3, 1e-2)
-    state, losses = train(reinforce_task(partition, placed), 3, 1e-2)
+    _, expected = train(reinforce_task(None, start, **batches), 3, 1e-2)
+    state, losses = train(reinforce_task(partition, placed, **batches), 3, 1e-2)
     np.testing.assert_allclose(losses, expected, atol=1e-5)  # losses near 0
     for which in ("old", "reference"):
         assert state[which]["tables"]["item"].sharding == cut["tables"]["item"].sharding
