@@ -121,8 +121,8 @@ def test_thresholds_begin_with_all_searches():
     config_of_unisar = unisar.get_config()
     sweep = parse_sweep("figure2:-1,0.5", config_of_unisar)
     assert values(sweep) == [
-        ("threshold = -1", {}),
-        ("threshold = 0.5", {"data.search_filter": 0.5}),
+        ("threshold = -1", {"train.targets_per_window": 1}),
+        ("threshold = 0.5", {"train.targets_per_window": 1, "data.search_filter": 0.5}),
     ]
     with pytest.raises(UserError, match="found 0 twice"):
         parse_sweep("figure2:-1,0,0.0", config_of_unisar)
