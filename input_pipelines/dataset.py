@@ -107,10 +107,10 @@ class Dataset:
         """Tells whether searches are left out by the clicks before each target."""
         return self._filter is not None
 
-    def _say(self, remark: str) -> None:
-        """Logs a warning, but no remark twice."""
+    def _say(self, remark: str, level: int = logging.WARNING) -> None:
+        """Logs a remark, but none twice."""
         if remark not in self._said:
-            _LOG.warning(remark)
+            _LOG.log(level, remark)
             self._said.add(remark)
 
     def _check_training_clicks(self) -> None:
@@ -301,6 +301,7 @@ class Dataset:
             )
             for remark in windows.remarks:
                 self._say(remark)
+            self._say(windows.described, logging.INFO)
             return lambda start: map(self.adapt, windows.stream(start)), windows.steps_per_epoch
         # Search examples end the whole batch and not each process's part: it is made, then cut.
         whole = "search" in tasks

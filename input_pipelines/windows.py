@@ -10,7 +10,6 @@ Axes: V rows of windows, T target places a row, B = V T, E events of the kind, N
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 
 import numpy as np
@@ -26,8 +25,6 @@ from input_pipelines.batches import (
 )
 from input_pipelines.log import Log
 from input_pipelines.splits import Examples
-
-_LOG = logging.getLogger(__name__)
 
 # name -> (axes, dtype, meaning). `batches.BATCH_FIELDS` with rows of windows in place of histories.
 WINDOW_FIELDS: dict[str, tuple[str, type, str]] = {
@@ -280,6 +277,9 @@ class WindowBatches(TrainBatches):
       targets_per_window: M, at most so many consecutive targets share a history.
       row_multiple: what the number of rows of a batch must be divisible by.
       The others as for `TrainBatches`.
+
+    Attributes:
+      described: one line on the rows, with the share of their places that is filled.
     """
 
     def __init__(
@@ -329,21 +329,19 @@ class WindowBatches(TrainBatches):
             searches_a_row=places["searches"],
             histories=shape,
         )
-        self.filled = {
-            name: float(total) / count / places[name]
-            for name, total in (
-                ("targets", self._windows.targets.sum()),
-                ("clicks", self._windows.clicks.span.sum()),
-                ("searches", self._windows.searches.span.sum()),
-            )
+        shares = {
+            "targets": self._windows.targets.sum(),
+            "clicks": self._windows.clicks.span.sum(),
+            "searches": self._windows.searches.span.sum(),
         }
-        shares = ", ".join(
-            f"{places[name]} {name} ({share:.0%} filled)" for name, share in self.filled.items()
+        filled = ", ".join(
+            f"{places[name]} {name} ({float(total) / count / places[name]:.0%} filled)"
+            for name, total in shares.items()
         )
-        _LOG.info(
-            "windows of at most %d targets in %d rows of %s; %d rows a batch",
-            targets_per_window, count, shares, self._batch_rows,
-        )  # fmt: skip
+        self.described = (
+            f"windows of at most {targets_per_window} targets in {count} rows of {filled}; "
+            f"{self._batch_rows} rows a batch"
+        )
 
     def batch_at(self, step: int) -> Batch:
         """Returns this host's share of batch `step`."""
