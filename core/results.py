@@ -156,6 +156,14 @@ def remarks(results: dict[str, Any], split: str) -> list[str]:
         "updates; longer training may do better"
         for stage, step in rising.items()
     ]
+    measured = {row["stage"]: row["validation"] for row in rows if row.get("validation")}
+    for stage, on in measured.items():
+        lines += [
+            f"{stage_title(stage)}: below {name} on validation ({on['metric']} {on['value']:.4f}, "
+            f"{name} {floor:.4f}); find out why before you use it"
+            for name, floor in on["floors"].items()
+            if on["value"] < floor
+        ]
     left_out = {row["protocol"]: row["left_out"] for row in rows if row.get("left_out")}
     return lines + [
         f"{protocol}: without {count:,} examples of users who have touched nearly all items"

@@ -27,6 +27,7 @@ from input_pipelines.dataset import Dataset
 from input_pipelines.protocols import PROTOCOLS, check_evaluation
 from lcrsr.embedding import PARTITION_RULES, with_item_words
 from lcrsr.evaluation import Evaluator
+from lcrsr.floors import floors
 from lcrsr.ranker import Ranker
 from lcrsr.ranker_task import RankerTask, TrainConfig
 
@@ -314,7 +315,14 @@ class RankerExperiment(RecommendationExperiment):
 
     def test_stage(self, workdir: Workdir, stage: str, finished: StageResult) -> None:
         state = finished.state
-        more = {"still_improving": finished.still_improving}
+        more = {
+            "still_improving": finished.still_improving,
+            "validation": {
+                "metric": self.selection,
+                "value": float(finished.best_value),
+                "floors": self._floors,
+            },
+        }
         self.test_protocols(
             workdir, stage, finished.best_step, state["params"], state["tables"], more
         )
@@ -391,6 +399,10 @@ class RankerExperiment(RecommendationExperiment):
     def selection(self) -> str:
         """Names the metric that decides; see `input_pipelines.dataset.Dataset.selection`."""
         return self.data.selection()
+
+    @functools.cached_property
+    def _floors(self) -> dict[str, float]:
+        return floors(self.data, self.selection)
 
     @property
     def _selecting(self) -> str:
