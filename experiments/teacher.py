@@ -52,6 +52,12 @@ class Teacher:
                     f"{theirs.get(key)!r} in {workdir}; both read the same batches"
                 )
         ranker = run.experiment.ranker
+        if config.train.targets_per_window > 1 and not ranker.trains_on_windows:
+            raise UserError(
+                f"expected config.train.targets_per_window=1 with the teacher in {workdir}, found "
+                f"{config.train.targets_per_window}: {run.experiment.config.method} scores the "
+                "history of one target at a time; set it"
+            )
 
         def scores(params, tables, batch):
             rows = look_up(tables, batch)

@@ -67,11 +67,6 @@ class LCRSERExperiment(RankerExperiment):
         self.model = LCRSER(model_config)
         loss = build(LossConfig, config.train.to_dict(), section="train")
         super().__init__(config, data, LCRSERRanker(self.model, loss))
-        if teacher is not None and config.train.targets_per_window > 1:
-            raise UserError(
-                f"expected config.train.targets_per_window=1 with config.train.teacher, found "
-                f"{config.train.targets_per_window}: a teacher scores one history at a time; set it"
-            )
         self._teacher = teacher
         if self.item_words is not None and config.rl.enabled:
             raise UserError(
