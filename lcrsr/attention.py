@@ -208,8 +208,9 @@ def shared_products(queries: jax.Array, rows: jax.Array) -> jax.Array:
     Window v's rows are those of queries v * B / V onwards, and meet them all in one product.
     """
     b, q, d = queries.shape
-    products = jnp.einsum("vqd,vld->vql", queries.reshape(len(rows), -1, d), rows)
-    return products.reshape(b, q, rows.shape[1])
+    windows, length, _ = rows.shape
+    together = queries.reshape(windows, b // windows * q, d)
+    return jnp.einsum("vqd,vld->vql", together, rows).reshape(b, q, length)
 
 
 def shared_mixtures(weights: jax.Array, rows: jax.Array) -> jax.Array:
@@ -217,5 +218,6 @@ def shared_mixtures(weights: jax.Array, rows: jax.Array) -> jax.Array:
     `shared_products`.
     """
     b, q, length = weights.shape
-    mixtures = jnp.einsum("vql,vld->vqd", weights.reshape(len(rows), -1, length), rows)
-    return mixtures.reshape(b, q, rows.shape[2])
+    windows, _, d = rows.shape
+    together = weights.reshape(windows, b // windows * q, length)
+    return jnp.einsum("vql,vld->vqd", together, rows).reshape(b, q, d)
