@@ -2,7 +2,6 @@
 
 import hashlib
 import pathlib
-import re
 import subprocess
 import sys
 import types
@@ -105,17 +104,13 @@ def test_tables_that_are_no_vectors_are_refused(tmp_path):
 
 
 def test_files_of_another_kind_are_not_overwritten(trained, tmp_path):
-    names = ("config", "results", "log")
-    before = {name: (trained / f"{name}.json").read_bytes() for name in names}
-    done = run(f"--workdir={trained}", f"--out={trained / 'config.npy'}")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    words = "expected {}.json to be free for the vectors' description"
-    assert words.format(trained / "config") in done.stderr
-    restored = Restored(str(trained))
-    for name in names:
-        with pytest.raises(UserError, match=re.escape(words.format(trained / name))):
-            export(restored, "item", str(trained / f"{name}.npy"))
-        assert (trained / f"{name}.json").read_bytes() == before[name]
+    for name in ("config", "results", "log"):
+        before = (trained / f"{name}.json").read_bytes()
+        done = run(f"--workdir={trained}", f"--out={trained / name}.npy")
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        words = f"expected {trained / name}.json to be free for the vectors' description"
+        assert words in done.stderr
+        assert (trained / f"{name}.json").read_bytes() == before
     assert not list(trained.glob("*.npy")) and not list(trained.glob("*.ids.txt"))
     (tmp_path / "items.json").write_text("no JSON")
     with pytest.raises(UserError, match="found another file; pass another --out"):

@@ -10,7 +10,6 @@ import jobs
 import numpy as np
 import pytest
 
-from configs import lcr_ser_csv_log
 from core.errors import UserError
 from experiments.evaluate import evaluate
 from experiments.methods import open_experiment
@@ -119,7 +118,6 @@ def test_a_student_in_one_pass_learns_its_teachers_scores(trained, tmp_path):
             "train.active_steps": 0,
             "train.teacher": str(workdir),
             "rl.enabled": False,
-            "eval.protocols": ("neg99",),  # all that is looked at
         }
     )
     # The first batches it trains on bring the teacher's scores of their candidates.
@@ -243,17 +241,12 @@ def test_command_line_mistakes_end_in_one_line(tmp_path, csv_folder):
     assert "'wings'" in mistake(run("launch.train", CONFIG, "--config.wings=2", here))
     assert "bogus" in mistake(run("launch.train", CONFIG, data, "--bogus=1", here))
     assert "configs/no.py" in mistake(run("launch.train", "--config=configs/no.py", here))
+    assert "data_dir=DIR" in mistake(run("launch.train", CONFIG, here))
+    line = mistake(run("launch.train", CONFIG, f"--config.data_dir={tmp_path / 'no'}", here))
+    assert "found nothing" in line
     line = mistake(run("launch.train", CONFIG, data, "--config.model.block=cube", here))
     assert "config.model" in line and "'cube'" in line
-    # What the program calls says the rest, in a process that has imported it.
-    config = lcr_ser_csv_log.get_config()
-    with pytest.raises(UserError, match="data_dir=DIR"):
-        train(config, str(workdir))
-    config.data_dir = str(tmp_path / "no")
-    with pytest.raises(UserError, match="found nothing"):
-        train(config, str(workdir))
-    with pytest.raises(UserError, match="no-such-run"):
-        Restored("no-such-run")
+    assert "no-such-run" in mistake(run("launch.evaluate", "--workdir=no-such-run"))
     assert not workdir.exists(), "nothing is written before the run can start"
 
 
