@@ -1,5 +1,7 @@
 """Every sequential baseline learns that one item follows another, and reads nothing it must not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,7 @@ def task_of(ranker, dense):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def ranked(ranker, state, batch):
     rows = look_up(state["tables"], batch)
     users = ranker.represent(state["params"], batch, rows)

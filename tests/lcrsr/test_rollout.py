@@ -11,7 +11,7 @@ import optax
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_batches import ITEMS, config, ragged_batch, setup
+from small_batches import ITEMS, config, forward, ragged_batch, setup
 
 from core import grpo
 from lcrsr import rollout
@@ -49,18 +49,19 @@ def loss(model, params, tables, batch, *, old=None, reference=None):
 def test_the_first_trajectory_is_free_of_noise():
     model, params, tables, batch = world()
     rows = look_up(tables, batch)
-    histories = rollout.encode(model, params, batch, rows)
-    noise = rollout.draw_noise(jax.random.key(0), histories, trajectories=4, gamma=0.5)
+    histories = jax.jit(rollout.encode, static_argnums=0)(model, params, batch, rows)
+    draw_noise = jax.jit(rollout.draw_noise, static_argnames="trajectories")
+    noise = draw_noise(jax.random.key(0), histories, trajectories=4, gamma=0.5)
     assert noise.rec.shape == (4, 6, 8)
     assert not np.any(noise.rec[0]) and not np.any(noise.search[0])
     # gamma is relative to the RMS of each user's own h^(0).
-    many = rollout.draw_noise(jax.random.key(0), histories, trajectories=4000, gamma=0.5)
+    many = draw_noise(jax.random.key(0), histories, trajectories=4000, gamma=0.5)
     spread = np.asarray(many.rec[1:]).std(axis=(0, 2))
     rms = np.sqrt(np.square(np.asarray(histories.rec.start)).mean(-1))
     np.testing.assert_allclose(spread, 0.5 * rms, rtol=0.05)
     mapped = jax.jit(lambda noise: rollout.trajectories(model, params, histories, noise, rows, 3))
     logits = mapped(noise)
-    plain = model.apply({"params": params}, batch, rows, jnp.int32(3), deterministic=True).logits
+    plain = forward(model, params, tables, batch, 3).logits
     np.testing.assert_allclose(logits[0], plain, rtol=1e-5, atol=1e-5)
     assert np.abs(logits[1] - logits[0]).max() > 1e-3
 
