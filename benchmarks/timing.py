@@ -21,8 +21,9 @@ def matmul_operations(function: Callable[..., Any], *arguments: Any) -> int:
     """Operations (two a multiply-add) of the matrix products of a function, as it is traced.
 
     Counted from the jaxpr, so that the figure is the same on every backend; loops count as often
-    as they run, and the gradient's products are part of a training step's trace. Elementwise work
-    is left out: a share of the peak from this figure is a lower bound.
+    as they run, of branches the longest counts, and the gradient's products are part of a training
+    step's trace. Elementwise work is left out: a share of the peak from this figure is a lower
+    bound.
     """
     return _operations(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -37,11 +38,13 @@ def _operations(jaxpr: Any) -> int:
             total += (
                 2 * math.prod(left[axis] for axis in contracted) * equation.outvars[0].aval.size
             )
+        inside = []
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    total += repeats * _operations(inner)
+                    inside.append(repeats * _operations(inner))
+        total += max(inside) if equation.primitive.name == "cond" else sum(inside)
     return total
 
 

@@ -1,12 +1,13 @@
 """Computes target-aware aggregation (Eq. 8) and the prediction MLP (Eq. 10).
 
 The first MLP layer is a sum over its four inputs, so it is kept as four blocks: the user's part is
-computed once a user, the item's once an item, and for a whole catalogue the histories' parts move
-into the history rows, before the weighted sum instead of after it.
+computed once a user, the item's once an item, and for a whole catalogue (`score_shared`) the
+histories' parts move into the history rows, before the weighted sum instead of after it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ import jax.numpy as jnp
 from lcrsr.attention import masked_softmax, shared_mixtures, shared_products
 
 ATTENTIONS = ("bilinear", "scaled_dot", "mean")
+# Of a whole catalogue. A CPU takes as many of these parts of a user's rows as are filled; elsewhere
+# so many users are scored at once, which bounds the memory.
+_PARTS, _USERS_AT_ONCE = 4, 64
 
 
 class ScorerWeights(NamedTuple):
@@ -128,7 +132,7 @@ def _logits_of_rows(
     rows: jax.Array, bilinear: jax.Array, candidates: jax.Array, attention: str
 ) -> jax.Array:
     """Returns what `weights_of_rows` takes the softmax of, [B, N, R]."""
-    keys = rows @ bilinear.T if attention == "bilinear" else rows * rows.shape[-1] ** -0.5
+    keys = _keys(rows, bilinear, attention)
     if candidates.ndim == 3:
         return shared_products(candidates, keys)
     return jnp.einsum("nd,brd->bnr", candidates, keys)
@@ -142,6 +146,11 @@ def _mixed(mixing: jax.Array, side: Side) -> jax.Array:
         total = total + shared_mixtures(mixing[..., start : start + length], part)
         start += length
     return total
+
+
+def _keys(rows: jax.Array, bilinear: jax.Array, attention: str) -> jax.Array:
+    """Returns rows [..., D] that candidates are multiplied with in Eq. 8."""
+    return rows @ bilinear.T if attention == "bilinear" else rows * rows.shape[-1] ** -0.5
 
 
 def _finish(weights: ScorerWeights, first: jax.Array) -> jax.Array:
@@ -170,6 +179,9 @@ def score(
     Returns:
       float32 [B, N].
     """
+    if candidates.ndim == 2:
+        rows = ((side.rows(), side.mask) for side in (rec, search))
+        return score_shared(weights, *rows, user, candidates, attention)
     dtype = candidates.dtype
     of_items = candidates @ weights.item
     first = (user @ weights.user + weights.first_bias)[:, None] + of_items
@@ -181,14 +193,100 @@ def score(
         weights_of_rows(side, bilinear, candidates, attention).astype(dtype)
         for side, bilinear, _ in sides
     ]
-    if candidates.ndim == 3:
-        for mixing, (side, _, block) in zip(mixings, sides, strict=True):
-            first += _mixed(mixing, side) @ block
-    else:
-        # Far fewer rows than items: rows are mapped, and both sides mixed in one product.
-        mapped = jnp.concatenate([side.rows() @ block for side, _, block in sides], 1)
-        first += jnp.einsum("bnr,brf->bnf", jnp.concatenate(mixings, -1), mapped)
+    for mixing, (side, _, block) in zip(mixings, sides, strict=True):
+        first += _mixed(mixing, side) @ block
     return _finish(weights, first)
+
+
+def score_shared(
+    weights: ScorerWeights,
+    rec: tuple[jax.Array, jax.Array],
+    search: tuple[jax.Array, jax.Array],
+    user: jax.Array,
+    items: jax.Array,
+    attention: str,
+) -> jax.Array:
+    """Returns the logits of Eq. 10 of one list of items for every user.
+
+    There are far fewer rows than items: rows are mapped by Eq. 8's W and by the MLP's first layer,
+    the user's part is added to the rows of one side, whose weights sum to 1, and both sides are
+    mixed in one product. Items lie along the last axis throughout, so that each product is of two
+    plain matrices and each elementwise pass, the softmax over rows among them, runs along items. A
+    CPU takes users one by one, so that intermediates stay in its caches, and leaves out invalid
+    rows, a quarter at a time.
+
+    Args:
+      rec, search: rows of H^(K) [B, R, D] with their mask, bool [B, R]; R may differ.
+      user: e_u [B, D].
+      items: e_v [N, D].
+
+    Returns:
+      float32 [B, N].
+    """
+    items_last = items.T
+    of_items = weights.item.T @ items_last
+    of_user = user @ weights.user + weights.first_bias
+    sides = (
+        _mapped_rows(*search, weights.search_bilinear, weights.search, attention, of_user),
+        _mapped_rows(*rec, weights.rec_bilinear, weights.rec, attention, jnp.zeros_like(of_user)),
+    )
+
+    def score_user(part, sides):
+        """Scores for one user from the first `part` of the `_PARTS` of each side's rows."""
+        counts = [-(-mask.shape[0] * part // _PARTS) for _, _, mask in sides]
+        keys, mapped, masks = zip(
+            *((k[:n], m[:, :n], v[:n]) for (k, m, v), n in zip(sides, counts, strict=True)),
+            strict=True,
+        )
+        logits = jnp.split(jnp.concatenate(keys) @ items_last, counts[:1])
+        mixing = [_softmax_over_rows(*side) for side in zip(logits, masks, strict=True)]
+        mixing = jnp.concatenate(mixing).astype(items.dtype)
+        x = jnp.concatenate(mapped, 1) @ mixing + of_items
+        for kernel, bias in weights.rest:
+            x = kernel.T @ jax.nn.relu(x) + bias[:, None]
+        return x[0].astype(jnp.float32)
+
+    def one_by_one(sides):
+        parts = [-(-_PARTS * mask.sum(1) // mask.shape[1]) for _, _, mask in sides]
+        branches = [functools.partial(score_user, part) for part in range(1, _PARTS + 1)]
+        return jax.lax.map(
+            lambda user: jax.lax.switch(user[0] - 1, branches, user[1]),
+            (jnp.maximum(*parts), sides),
+        )
+
+    def together(sides):
+        score_all_rows = functools.partial(score_user, _PARTS)
+        return jax.lax.map(score_all_rows, sides, batch_size=_USERS_AT_ONCE)
+
+    return jax.lax.platform_dependent(sides, cpu=one_by_one, default=together)
+
+
+def _mapped_rows(rows, mask, bilinear, block, attention, of_user):
+    """Maps one side's rows [B, R, D] by Eq. 8's W and by the MLP's first layer, valid ones first.
+
+    Returns:
+      Keys [B, R, D], the mapped rows plus `of_user`, [B, F1, R], and which are valid, bool [B, R].
+      A user without any gets zeros that are valid, so that `of_user` counts for him too.
+    """
+    none = ~mask.any(1, keepdims=True)
+    rows, mask = jnp.where(none[..., None], 0.0, rows), mask | none
+    if attention == "mean":
+        # The same for every item: one row, whose weight is 1.
+        uniform = (mask / mask.sum(1, keepdims=True)).astype(rows.dtype)
+        rows = jnp.einsum("br,brd->bd", uniform, rows)[:, None]
+        mask = jnp.ones_like(mask[:, :1])
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    rows = jnp.take_along_axis(rows, order[..., None], 1)
+    mask = jnp.take_along_axis(mask, order, 1)
+    mapped = jnp.swapaxes(rows @ block + of_user[:, None], 1, 2)
+    return _keys(rows, bilinear, attention), mapped, mask
+
+
+def _softmax_over_rows(logits, mask):
+    """Computes the softmax of logits [R, N] over the valid rows, of which there is one at least."""
+    logits = jnp.where(mask[:, None], logits.astype(jnp.float32), -jnp.inf)
+    weights = jnp.exp(logits - logits.max(0))
+    return weights * (1.0 / weights.sum(0))
 
 
 def score_every_k(

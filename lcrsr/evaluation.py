@@ -17,7 +17,8 @@ from core.partitioning import DATA, MODEL, Partition
 from lcrsr.embedding import Tables, look_up, with_item_words
 from lcrsr.ranker import Ranker, numbers_of
 
-# Items scored at once: more than this many no longer fit the caches of a CPU.
+# Items scored at once where the ranker does not say: for a batch of users, more than this many no
+# longer fit the caches of a CPU.
 _CATALOGUE_CHUNK = 256
 
 
@@ -160,7 +161,8 @@ class Evaluator:
     def _scores_of_rows(self, params, users, rows, table, numbers):
         """Scores [B, V'] of a table's rows, a chunk at a time, without a copy of the table."""
         num_rows, width = table.shape
-        chunk = min(max(1, _CATALOGUE_CHUNK // self._pack), num_rows)
+        most = getattr(self._ranker, "catalogue_chunk", _CATALOGUE_CHUNK)
+        chunk = _even_chunk(num_rows, max(1, most // self._pack))
 
         def score_chunk(number, scores):
             # The last chunk goes back over rows of the one before.
@@ -211,6 +213,12 @@ class Evaluator:
 
         items, values = self._on_catalogue(best, params, tables, batch, numbers, seen)
         return items.astype(jnp.int32), values
+
+
+def _even_chunk(rows: int, most: int) -> int:
+    """Cuts rows in as few chunks as `most` allows, whose sizes are even and multiples of 16."""
+    even = -(-rows // -(-rows // most))
+    return min(-(-even // 16) * 16, most, rows)
 
 
 def _own(ids: jax.Array, first: Any, scores: jax.Array) -> jax.Array:

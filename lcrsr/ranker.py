@@ -48,7 +48,8 @@ class Ranker(Protocol):
 
     A ranker may also have `numbers`, its arithmetic settings by name. `loss`, `score` and
     `score_catalogue` then take other values of them, traced, as keywords: one compiled program
-    serves runs that differ in these alone.
+    serves runs that differ in these alone. And it may have `catalogue_chunk`, of how many items
+    `score_catalogue` is best called with.
     """
 
     tables: tuple[str, ...]

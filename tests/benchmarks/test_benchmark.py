@@ -28,6 +28,11 @@ def test_operations_of_a_product_its_gradient_and_a_loop():
         return jax.lax.scan(lambda x, _: (x @ jnp.ones((3, 3)), None), x, length=4)[0]
 
     assert matmul_operations(loop, jnp.ones((3, 3))) == 4 * 2 * 27
+
+    def longest_branch(x):
+        return jax.lax.cond(x[0, 0] > 0, loop, lambda x: x @ x, x)
+
+    assert matmul_operations(longest_branch, jnp.ones((3, 3))) == 4 * 2 * 27
     batched = matmul_operations(
         lambda x, y: jnp.einsum("bij,bjk->bik", x, y), *2 * [jnp.ones((6, 2, 2))]
     )
