@@ -139,7 +139,7 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     other = changed(config)
     with other.unlocked():
         other.mixture.next_item = 5
-    assert "tasks of nrip, nsqp, nsip" in refused(other, tmp_path)
+    assert "settings of nrip, nsqp, nsip" in refused(other, tmp_path)
     folder = tmp_path / "table"
     folder.mkdir()
     log, table = data.log, table_of(data)
@@ -182,7 +182,7 @@ def test_mistakes_are_found_before_identifiers_are_trained(config, data, tmp_pat
     none = {f"mixture__{name}": 0 for name in config.mixture}
     for changes, words in (
         ({"model__size": "huge"}, "a T5 size of tiny"),
-        ({"model__dtype": "float8"}, "config.model: expected dtype in"),
+        ({"model__dtype": "float8"}, "config.model.dtype of float32, bfloat16, found 'float8'"),
         ({"prompts__identifiers": "visual"}, "config.prompts.identifiers of both"),
         ({"prompts__search_without": "items"}, "config.prompts.search_without of nothing"),
         ({"prompts__behaviour_tokens": "both"}, "config.prompts.behaviour_tokens of decoder"),
