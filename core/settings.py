@@ -35,7 +35,7 @@ class Rule:
     """
 
     words: str
-    fits: Callable[[Any], bool]
+    fits: Callable[[Any], Any]
     remedy: str = "set such a value"
 
     def misfit(self, key: str, value: Any) -> str | None:
@@ -194,7 +194,7 @@ def build(
       UserError: a value the dataclass refuses, or one it misses.
     """
     hints, where = _hints(cls), _where(section)
-    for name in hints.keys() & values.keys():
+    for name in filter(values.__contains__, hints):
         _refuse(f"{where}.{name}", values[name], hints[name])
     given = {name: v for name, v in {**(more or {}), **values}.items() if name in hints}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
