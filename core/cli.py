@@ -76,7 +76,9 @@ def begin(
     define_flags()
     if asked := (HELP | HELP_FULL) & set(sys.argv[1:]):
         full = bool(asked & HELP_FULL)
-        print(_help([name for name in flags.FLAGS if full or name not in of_libraries]))
+        with _ending():  # whoever reads it may have enough of it
+            print(_help([name for name in flags.FLAGS if full or name not in of_libraries]))
+            sys.stdout.flush()
         sys.exit(0)
     with _ending():
         parse(sys.argv)
