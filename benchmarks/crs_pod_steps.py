@@ -75,7 +75,7 @@ def steps(
     network = decoder_of(config, text_rows, new_rows)
     partition = Partition(mesh, sharding.rules_of(network.config, mesh), whole=sharding.WHOLE)
     prompts, codes = config.prompts, len(config.semantic_ids.codes) + 1
-    sft, rl = stage_settings(config, codes)
+    sft, rl = stage_settings(config)
     rows, asked = batch_size or sft.batch_size, batch_size or rl.batch_size
     for name, count in (("sft", rows), ("rl", asked)):
         if count % mesh.size:

@@ -53,11 +53,12 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.on_sample.shuffle_searches = False  # True: searches handed to other users, a control
     config.on_sample.hops = False  # True: the sample whose users need 0 to 4 steps of reasoning
     config.on_sample.overrides = config_dict.ConfigDict(
-        {
-            "data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2},
-            "train": {"batch_size": 128, "max_epochs": 6.0, "learning_rate": 2e-3},
-        }
+        {"data": {"rec_length": 20, "search_length": 20, "words": 6, "clicks": 2}}
     )
+    if "train" in config:
+        config.on_sample.overrides.train = config_dict.ConfigDict(
+            {"batch_size": 128, "max_epochs": 6.0, "learning_rate": 2e-3}
+        )
     return for_sample(config)
 
 
@@ -85,8 +86,7 @@ def unisar_pickles(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.dataset = "unisar_pickles"
     config.data.split = "published"
     config.data.words = 50  # UniSAR
-    config.train.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
-    config.eval.protocols = ("published99",)
+    _of_kuaisar(config, ("published99",))
     return config
 
 
@@ -94,10 +94,17 @@ def kuaisar(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """rec_inter.csv, src_inter.csv and item_features.csv in data_dir, small or large."""
     config.dataset = "kuaisar"
     config.data.split = "global_time"  # LCR-SER 4.1.1: chronologically
-    config.train.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
     # One target in ten of millions ranked against millions of items is days; the paper's 99 do.
-    config.eval.protocols = ("neg99",)
+    _of_kuaisar(config, ("neg99",))
     return config
+
+
+def _of_kuaisar(config: config_dict.ConfigDict, protocols: tuple[str, ...]) -> None:
+    """Sets what methods that train, or that recommend, have on KuaiSAR."""
+    if "train" in config:
+        config.train.lambda_l2 = 3e-5  # UniSAR on KuaiSAR
+    if "protocols" in config.eval:
+        config.eval.protocols = protocols
 
 
 def kuaisar_large(config: config_dict.ConfigDict) -> config_dict.ConfigDict:

@@ -15,6 +15,7 @@ def method() -> config_dict.ConfigDict:
     """Returns what does not depend on the data set."""
     config = defaults.get_config()
     config.method = "item_knn"
+    defaults.without(config, "train", "loop.log_every", "loop.checkpoint_every")
     config.model = config_dict.ConfigDict()
     config.model.decay = 0.6  # on validation, of .6 to 1 (docs/decisions.md)
     config.model.history_power = 0.5  # ours: long histories weigh less an item

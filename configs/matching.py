@@ -28,7 +28,11 @@ def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
         }
     )
     config.method = "search_baseline"
-    config.data.rec_length = defaults.get_config().data.rec_length  # of query_knn
+    # Of CRS's own settings nothing is read.
+    shared = defaults.get_config().data
+    own = [f"data.{key}" for key in config.data if key not in shared]
+    defaults.without(config, "eval.beam", *own)
+    config.data.rec_length = shared.rec_length  # of query_knn
     config.loop = config_dict.ConfigDict({"writers": searches.loop.writers})
     config.model = config_dict.ConfigDict()
     for key, value in VARIANTS[kind].items():
@@ -36,7 +40,14 @@ def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
     if "on_sample" in searches:
         # The same searches are evaluated as of CRS on the sample.
         config.on_sample = searches.on_sample
-        of_searches = {key: searches.on_sample.overrides[key].to_dict() for key in ("data", "eval")}
+        of_searches = {
+            section: {
+                key: value
+                for key, value in searches.on_sample.overrides[section].items()
+                if key in config[section]
+            }
+            for section in ("data", "eval")
+        }
         config.on_sample.overrides = config_dict.ConfigDict(of_searches)
         datasets.for_sample(config)
     return config

@@ -15,6 +15,7 @@ def method() -> config_dict.ConfigDict:
     """Returns what does not depend on the data set."""
     config = defaults.get_config()
     config.method = "popularity"
+    defaults.without(config, "train", "loop.log_every", "loop.checkpoint_every")
     config.model = config_dict.ConfigDict()
     return config
 

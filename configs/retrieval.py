@@ -33,6 +33,11 @@ def method() -> config_dict.ConfigDict:
     """Returns what depends neither on the data set nor on the kind."""
     config = defaults.get_config()
     config.method = "search_baseline"
+    defaults.without(
+        config,
+        *("train", "eval.protocols", "eval.full_batch_size"),
+        *("loop.log_every", "loop.checkpoint_every"),
+    )
     config.model = config_dict.ConfigDict()
     config.eval.search_protocols = ("bm25_99", "full")
     config.eval.validation_users = 1000  # GenSAR's, so that rows can be compared

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import logging
 import os
 import pathlib
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -75,7 +76,9 @@ def begin(
     define_flags()
     if asked := (HELP | HELP_FULL) & set(sys.argv[1:]):
         full = bool(asked & HELP_FULL)
-        print(_help([name for name in flags.FLAGS if full or name not in of_libraries]))
+        with _ending():  # whoever reads it may have enough of it
+            print(_help([name for name in flags.FLAGS if full or name not in of_libraries]))
+            sys.stdout.flush()
         sys.exit(0)
     with _ending():
         parse(sys.argv)
@@ -261,17 +264,56 @@ def _config_file(value: str) -> str:
     installed = _CONFIGS / f"{stem}.py"
     if installed.is_file():
         return f"{installed}{colon}{choice}"
-    here = [*_CONFIGS.glob("[!_]*.py"), *pathlib.Path(folder or ".").glob("[!_]*.py")]
-    names = sorted({file.stem for file in here if "def get_config(" in _text(file)})
-    # METHOD_DATASET may mean METHOD:DATASET.
-    method = max((each for each in names if stem.startswith(f"{each}_")), key=len, default="")
-    like = [f"{method}:{stem[len(method) + 1 :]}"] if method else []
-    like += difflib.get_close_matches(stem, names, 3)
-    meant = f" did you mean {' or '.join(like)}?" if like else ""
+    here = [*pathlib.Path(folder or ".").glob("[!_]*.py"), *_CONFIGS.glob("[!_]*.py")]
+    like = _like(stem, {file.stem: file for file in here if "def get_config(" in _text(file)}, 3)
+    meant = f" did you mean {' or '.join(map(':'.join, like))}?" if like else ""
     raise UserError(
         f"expected a config file, found none that loads at {path}, here or among the library's;"
         f"{meant} pass --config=NAME of one of these or a file of yours"
     )
+
+
+def _like(
+    stem: str, files: Mapping[str, pathlib.Path], most: int
+) -> list[tuple[str] | tuple[str, str]]:
+    """Returns the configs most like a missing one: (NAME,), or (METHOD, DATASET).
+
+    METHOD_DATASET may mean METHOD:DATASET. The library's own are only among them if they load.
+
+    Args:
+      most: names without a data set, at most.
+    """
+    offered: list[tuple[str] | tuple[str, str]] = []
+    method = max((name for name in files if stem.startswith(f"{name}_")), key=len, default="")
+    if method and files[method].parent == _CONFIGS:
+        known = getattr(_module(files[method]), "DATASETS", ())
+        named = difflib.get_close_matches(stem[len(method) + 1 :], known, 1)
+        offered += [(method, dataset) for dataset in named]
+    offered += [(name,) for name in difflib.get_close_matches(stem, sorted(files), most)]
+    return [each for each in offered if _loads(files[each[0]], each[1:])]
+
+
+def _module(file: pathlib.Path) -> Any:
+    """Returns the module of one of the library's config files; None where it does not load."""
+    spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception:  # it is only wanted for a hint
+        return None
+    return module
+
+
+def _loads(file: pathlib.Path, choice: Sequence[str]) -> bool:
+    """Tells whether a config file takes a choice; files of the user's are not run for a hint."""
+    if file.parent != _CONFIGS:
+        return True
+    try:
+        _module(file).get_config(*choice)
+    except Exception:  # config files raise many types
+        return False
+    return True
 
 
 def _text(file: pathlib.Path) -> str:
@@ -301,17 +343,13 @@ def _nearest(path: str) -> str:
     METHOD_DATASET.py may mean METHOD.py:DATASET, where there is that method.
     """
     folder = pathlib.Path(path).parent
-    names = [file.name for file in sorted(folder.glob("*.py"))]
-    if not names:
+    files = {file.stem: file.absolute() for file in folder.glob("[!_]*.py")}
+    if not files:
         folder = pathlib.Path(os.path.relpath(_CONFIGS))
-        names = [file.name for file in sorted(_CONFIGS.glob("*.py"))]
-    stem = pathlib.Path(path).name.removesuffix(".py")
-    stems = [name.removesuffix(".py") for name in names]
-    methods = [method for method in stems if stem.startswith(f"{method}_")]
-    method = max(methods, key=len, default="")
-    like = [f"{method}.py:{stem[len(method) + 1 :]}"] if method else []
-    like += difflib.get_close_matches(f"{stem}.py", names, 1)
-    return f" did you mean {' or '.join(str(folder / name) for name in like)}?" if like else ""
+        files = {file.stem: file for file in _CONFIGS.glob("[!_]*.py")}
+    like = _like(pathlib.Path(path).name.removesuffix(".py"), files, 1)
+    named = [":".join([str(folder / f"{name}.py"), *choice]) for name, *choice in like]
+    return f" did you mean {' or '.join(named)}?" if named else ""
 
 
 def _words(error: Exception) -> str:

@@ -5,21 +5,61 @@ A program that would have to know which method it has in hand shows that somethi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from ml_collections import config_dict
 
-from core import metrics, results
+from core import metrics, results, settings
 from core.errors import UserError
 from core.loop import LoopConfig, StageResult
+from core.run_logging import WRITERS
+from core.settings import Count, Named, Rule, Section, Seed, Settings
 from core.workdir import Workdir
 
 # Yields stages to train and is sent their results.
 Plan = Generator[tuple[Any, LoopConfig], StageResult, None]
 # The key of config.eval with the protocols of a task.
 _PROTOCOLS = {"recommendation": "protocols", "search": "search_protocols"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Says what is trained on which data: what stands in no section of a config."""
+
+    method: Named
+    dataset: Named
+    data_dir: str
+    cache_dir: Named
+    seed: Seed
+
+
+_EXTENT = Rule("of at least 1, or -1 for what the other leaves", lambda n: n >= 1 or n == -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings(Settings):
+    """Holds the extents of `core.partitioning.make_mesh`."""
+
+    data: Annotated[int, _EXTENT]
+    model: Annotated[int, _EXTENT]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WriterSettings(Settings):
+    """Names the writers of a run's numbers (`core.run_logging`)."""
+
+    writers: Annotated[tuple[Annotated[str, settings.one_of(*WRITERS)], ...], settings.NamesOnce()]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopSettings(Settings):
+    """Says how often a training looks at itself, in updates."""
+
+    log_every: Count
+    checkpoint_every: Count
 
 
 class Experiment:
@@ -42,6 +82,40 @@ class Experiment:
     tasks: tuple[str, ...] = ()
     ranker: Any = None
     partition: Any = None
+
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        """Returns what describes each section of a config, in the order they are checked in.
+
+        The settings in no section stand under ''. A method adds its own.
+        """
+        del config
+        return {
+            "": Section((RunSettings,)),
+            "mesh": Section((MeshSettings,)),
+            "loop": Section((LoopSettings, WriterSettings)),
+        }
+
+    @classmethod
+    def check_settings(cls, config: config_dict.ConfigDict) -> None:
+        """Finds what is wrong with a config before any data is read or anything is written.
+
+        A method adds what settings of two sections must have in common.
+
+        Raises:
+          UserError: a setting is unknown, missing, of another kind, out of its range, or does not
+            go with another.
+        """
+        settings.check(config, cls.sections(config))
+
+    @classmethod
+    def completed(cls, config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+        """Returns a config with the settings that follow from others; its paths are whole.
+
+        Raises:
+          UserError: they would follow from a file that is not there.
+        """
+        return config
 
     @classmethod
     def reopened(

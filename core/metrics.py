@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import chex
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 import scipy.special
 
 from core.errors import UserError
+from core.settings import NamesOnce, Rule
 
 Array = jax.Array | np.ndarray
 Metric = Callable[[Array, Array], jax.Array]
@@ -62,18 +64,22 @@ def _ndcg(above: Array, tied: Array, *, cutoff: int) -> jax.Array:
 _FAMILIES: dict[str, Callable[..., jax.Array]] = {"hr": _hit_rate, "ndcg": _ndcg}
 
 
+_NAME = re.compile(rf"({'|'.join(_FAMILIES)})@([1-9][0-9]*)")
+_SUCH = f"a metric such as hr@1, hr@10, ndcg@5 (families: {', '.join(_FAMILIES)})"
+# Of settings: a metric's name, and several.
+MetricName = Annotated[str, Rule(f"as {_SUCH}", _NAME.fullmatch, "correct the name")]
+MetricNames = Annotated[tuple[MetricName, ...], NamesOnce(least=1)]
+
+
 def metric(name: str) -> Metric:
     """Returns the metric called 'hr@K' or 'ndcg@K': (above [...], tied [...]) -> float32 [...].
 
     Raises:
       UserError: no metric has that name.
     """
-    match = re.fullmatch(r"([a-z]+)@([1-9][0-9]*)", name)
-    if not match or match[1] not in _FAMILIES:
-        raise UserError(
-            f"expected a metric such as hr@1, hr@10, ndcg@5 (families: {', '.join(_FAMILIES)}), "
-            f"found {name!r}; correct the name"
-        )
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise UserError(f"expected {_SUCH}, found {name!r}; correct the name")
     return functools.partial(_FAMILIES[match[1]], cutoff=int(match[2]))
 
 

@@ -27,6 +27,7 @@ IDS_FILE = "writers.json"
 _TENSORBOARD = "tensorboard"
 # By name in `config.loop.writers`: what the service is called in messages.
 _SERVICES = {"wandb": "Weights & Biases", "mlflow": "MLflow"}
+WRITERS = (_TENSORBOARD, *_SERVICES)
 
 
 def check_writers(names: Sequence[str]) -> None:
@@ -39,9 +40,9 @@ def check_writers(names: Sequence[str]) -> None:
       UserError: there is such a one; names the extra that installs it.
     """
     for name in names:
-        if name not in (_TENSORBOARD, *_SERVICES):
+        if name not in WRITERS:
             raise UserError(
-                f"expected config.loop.writers of {', '.join([_TENSORBOARD, *_SERVICES])}, found "
+                f"expected config.loop.writers of {', '.join(WRITERS)}, found "
                 f"{name!r}; pass these, several as \"('tensorboard', 'wandb')\""
             )
         spec = importlib.util.find_spec(name) if name in _SERVICES else None

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import scipy.sparse
@@ -21,6 +21,7 @@ import scipy.sparse
 from core import checksums
 from core.errors import UserError
 from core.files import load_npy
+from core.settings import CountOrNone, Rate, Settings, at_least
 
 _EXPORT_AGAIN = "export them again with launch.export_vectors from a model of this data"
 
@@ -66,7 +67,7 @@ def _check_texts(texts: Sequence[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FactorConfig:
+class FactorConfig(Settings):
     """Says how sparse rows become dense ones.
 
     Attributes:
@@ -76,17 +77,10 @@ class FactorConfig:
       seed: of both.
     """
 
-    width: int
-    sketch_width: int
-    sketch_share: float
+    width: Annotated[int, at_least(1)]
+    sketch_width: CountOrNone
+    sketch_share: Rate
     seed: int
-
-    def __post_init__(self):
-        if self.width < 1 or self.sketch_width < 0 or not 0 <= self.sketch_share < 1:
-            raise ValueError(
-                f"expected width of 1 or more, sketch_width of 0 or more and sketch_share in "
-                f"[0, 1), found {self.width}, {self.sketch_width} and {self.sketch_share}"
-            )
 
 
 def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:

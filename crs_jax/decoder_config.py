@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax.numpy as jnp
 
 from core.errors import UserError
+from core.settings import Count, CountOrNone, Positive, Settings, Weight, one_of
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(Settings):
     """Holds the shapes of a network; the defaults are Qwen3-0.6B's.
 
     Attributes:
@@ -31,29 +33,23 @@ class DecoderConfig:
 
     text_rows: int
     new_rows: int
-    width: int = 1024
-    layers: int = 28
-    heads: int = 16
-    kv_heads: int = 8
-    head_dim: int = 128
-    mlp_dim: int = 3072
-    rope_theta: float = 1e6
-    norm_epsilon: float = 1e-6
-    lora_rank: int = 0
-    lora_alpha: float = 16.0
-    dtype: str = "float32"
+    width: Count = 1024
+    layers: CountOrNone = 28
+    heads: Count = 16
+    kv_heads: Count = 8
+    head_dim: Count = 128
+    mlp_dim: Count = 3072
+    rope_theta: Positive = 1e6
+    norm_epsilon: Weight = 1e-6
+    lora_rank: CountOrNone = 0
+    lora_alpha: Weight = 16.0
+    dtype: Annotated[str, one_of(*_DTYPES)] = "float32"
     remat: bool = False
 
-    def __post_init__(self):
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"expected dtype in {tuple(_DTYPES)}, found {self.dtype!r}")
-        if self.heads % self.kv_heads or self.head_dim % 2:
-            raise ValueError(
-                f"expected heads in multiples of kv_heads and an even head_dim, found "
-                f"{self.heads}, {self.kv_heads} and {self.head_dim}"
-            )
-        if self.lora_rank < 0:
-            raise ValueError(f"expected lora_rank of 0 or more, found {self.lora_rank}")
+    def check(self) -> None:
+        self.check_divisible("heads", by="kv_heads")
+        if self.head_dim % 2:
+            raise ValueError(f"expected an even head_dim, found {self.head_dim}")
 
     @property
     def compute_dtype(self):

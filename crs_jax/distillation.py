@@ -29,13 +29,9 @@ def check(config: config_dict.ConfigDict) -> None:
     """Validates the inputs of distillation up front, so that no alignment is trained in vain.
 
     Raises:
-      UserError: no folder of a Qwen3 checkpoint, tensors of another size than its config.json
-        tells, or a file of traces is given too.
+      UserError: no folder of a Qwen3 checkpoint, or tensors of another size than its config.json
+        tells.
     """
-    if config.distill.traces:
-        raise UserError(
-            "expected config.distill.teacher or config.distill.traces, found both; leave one empty"
-        )
     folder = config.distill.teacher
     sizes = teacher.read_config(folder)
     teacher.read_vocabulary(folder, sizes)

@@ -19,6 +19,7 @@ from core.errors import UserError
 from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import make_mesh
+from core.settings import Section
 from core.workdir import Workdir
 from crs_jax import decoder_checkpoints, distillation, lora, recorded_inputs, self_evolve, sharding
 from crs_jax.decoder import init_params
@@ -27,13 +28,20 @@ from crs_jax.inference import Answers, Inference
 from crs_jax.packing import Example, prompt_array
 from crs_jax.rl_task import RLTask, Tokens
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
-from crs_jax.settings import check_codes, decoder_of, stage_settings
+from crs_jax.settings import (
+    SECTIONS,
+    ContextSettings,
+    check_stages,
+    decoder_of,
+    stage_settings,
+)
 from crs_jax.sft_task import SFTTask
 from crs_jax.subsets import Case, Subsets, collected, correct, incorrect, sampled
 from input_pipelines import candidates, search_protocol
 from input_pipelines.dataset import Dataset
 from input_pipelines.search_protocol import PROTOCOL
 from input_pipelines.search_task import SearchExamples
+from input_pipelines.settings import sections_of_data
 
 _LOG = logging.getLogger(__name__)
 ALIGN, DISTILL = "align", sft_stage(0)
@@ -56,10 +64,20 @@ class CRSExperiment(Experiment):
     tasks = ("search",)
     data: Dataset
 
-    def __init__(self, config: config_dict.ConfigDict, data: Dataset):
-        self.config, self.data = config, data
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        shared = super().sections(config)
+        return {**shared, **sections_of_data(config, ContextSettings), **SECTIONS}
+
+    @classmethod
+    def check_settings(cls, config: config_dict.ConfigDict) -> None:
+        super().check_settings(config)
         search_protocol.check(config)
-        check_codes(config)
+        check_stages(config)
+
+    def __init__(self, config: config_dict.ConfigDict, data: Dataset):
+        self.check_settings(config)
+        self.config, self.data = config, data
         self._mesh = make_mesh(config.mesh.data, config.mesh.model)
         if config.distill.teacher:
             distillation.check(config)
@@ -76,7 +94,7 @@ class CRSExperiment(Experiment):
             for section in ("rl", "eval"):
                 size = config[section].batch_size
                 self.partition.check_batch_size(size, f"config.{section}.batch_size")
-        self._sft, self._rl = stage_settings(config, len(words.levels))
+        self._sft, self._rl = stage_settings(config)
         self._controls = Tokens(words.think, words.end_think, words.end)
         self._trie = tries.build(
             self.examples.item_tokens[1:], np.arange(1, len(self.examples.item_tokens))

@@ -7,7 +7,7 @@ reasoning tokens, A tokens of a trajectory, K answers, L levels of an identifier
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,17 @@ import numpy as np
 
 from core import beam_search
 from core.beam_search import Beams
+from core.settings import Count, Rule, Settings, Weight
 from core.trie import Trie
 from crs_jax import beams as free_beams
 from crs_jax.beams import FreeBeams
 from crs_jax.decoder import Decoder, KeysValues, Segment
 
+TOP_P = Rule("above 0 and at most 1", lambda share: 0 < share <= 1)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Settings):
     """Says how reasoning is drawn.
 
     Attributes:
@@ -31,16 +34,9 @@ class Sampling:
       top_p: share of the probability that tokens are drawn from, the likeliest first.
     """
 
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"expected max_tokens of 1 or more, temperature of 0 or more and top_p in (0, 1], "
-                f"found {self.max_tokens}, {self.temperature} and {self.top_p}"
-            )
+    max_tokens: Count
+    temperature: Weight = 1.0
+    top_p: Annotated[float, TOP_P] = 1.0
 
 
 class Prompted(NamedTuple):

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ import optax
 from core import grpo, seeds
 from core.loop import steps_for
 from core.partitioning import Partition, own_rows, random_bits_impl
+from core.settings import Count, Positive, Rule, Settings, Weight, at_least, one_of
 from core.trie import Trie
 from crs_jax import generation, lora, r_grpo, rewards
 from crs_jax.decoder import Decoder
-from crs_jax.generation import Sampling
+from crs_jax.generation import TOP_P, Sampling
 from crs_jax.sft_task import first_state, optimizer_of
 
 State = dict[str, Any]
@@ -39,7 +40,7 @@ class Tokens(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RLConfig:
+class RLConfig(Settings):
     """Says how a stage of reinforcement learning trains.
 
     Attributes:
@@ -60,36 +61,26 @@ class RLConfig:
       weight_decay, clip_norm: of AdamW.
     """
 
-    algorithm: str
-    batch_size: int
-    trajectories: int
-    answers: int
-    updates_per_rollout: int
-    max_reasoning: int
-    temperature: float
-    top_p: float
-    length_limit: int
-    accuracy_weights: tuple[float, ...]
+    algorithm: Annotated[str, one_of(*r_grpo.ALGORITHMS)]
+    batch_size: Count
+    trajectories: Annotated[int, at_least(2)]
+    answers: Count
+    updates_per_rollout: Count
+    max_reasoning: Count
+    temperature: Weight
+    top_p: Annotated[float, TOP_P]
+    length_limit: Count
+    accuracy_weights: tuple[Weight, ...]
     prefix_accuracy: bool
     constrained: bool
-    log_base: float = math.e
-    clip_eps: float
-    kl_weight: float
+    log_base: Annotated[float, Rule("above 1", lambda base: base > 1)] = math.e
+    clip_eps: Weight
+    kl_weight: Weight
     mask_correct_when_negative: bool
-    weight_decay: float
-    clip_norm: float
+    weight_decay: Weight
+    clip_norm: Positive
 
-    def __post_init__(self):
-        object.__setattr__(self, "accuracy_weights", tuple(self.accuracy_weights))
-        if self.algorithm not in r_grpo.ALGORITHMS:
-            raise ValueError(f"expected algorithm in {r_grpo.ALGORITHMS}, found {self.algorithm!r}")
-        least = min(self.batch_size, self.answers, self.updates_per_rollout, self.length_limit)
-        if least < 1 or self.trajectories < 2 or self.log_base <= 1:
-            raise ValueError(
-                "expected batch_size, answers, updates_per_rollout and length_limit of 1 or more, "
-                f"trajectories of 2 or more and log_base above 1, found {self}"
-            )
-        _ = self.sampling  # refuses what cannot be drawn with
+    def check(self) -> None:
         if sum(self.accuracy_weights) <= 1:
             raise ValueError(
                 f"expected accuracy_weights of a sum above 1, the length reward's maximum, found "

@@ -1,41 +1,225 @@
-"""Checks what a CRS config asks of its decoder and its stages, before anything is trained."""
+"""Describes the settings of CRS: what no task or network reads itself, and what sections share."""
 
 from __future__ import annotations
 
+import dataclasses
 import string
+from typing import Annotated, Any
 
 from ml_collections import config_dict
 
 from core.errors import UserError
-from core.settings import build, positive
+from core.settings import (
+    Count,
+    CountOrNone,
+    Named,
+    NamesOnce,
+    Place,
+    Positive,
+    Rule,
+    Section,
+    Settings,
+    Weight,
+    build,
+    one_of,
+)
+from core.vectors import FactorConfig
 from crs_jax.decoder import Decoder
-from crs_jax.decoder_config import of_size
+from crs_jax.decoder_config import SIZES, DecoderConfig
 from crs_jax.rl_task import RLConfig
 from crs_jax.sft_task import SFTConfig
+from crs_jax.user_contexts import TIMES
+from input_pipelines import search_protocol
+from input_pipelines.settings import EvaluationSettings, UserSettings
 
-# Without these a stage could not begin, or not end.
-_ABOVE_ZERO = (
-    *("align.epochs", "align.evals", "distill.epochs", "distill.evals"),
-    *("evolve.epochs", "evolve.evals", "rl.steps", "rl.evals"),
-    *("eval.beam", "eval.batch_size", "loop.log_every", "loop.checkpoint_every"),
-    *("prompts.max_prompt", "prompts.max_reasoning", "prompts.max_answer"),
+# A letter names a level, the de-duplication level too.
+_LEVELS = Rule(
+    "of 1 or more for 1 to 25 levels",
+    lambda codes: 0 < len(codes) < len(string.ascii_lowercase) and min(codes) > 0,
+    "pass for instance 256,256,256",
 )
 
 
-def check_codes(config: config_dict.ConfigDict) -> None:
-    """Raises UserError where `config.semantic_ids` describes no ids."""
-    codes, last = config.semantic_ids.codes, config.semantic_ids.last_codes
-    whole = all(isinstance(size, int) and size > 0 for size in codes)
-    # A letter names a level, the de-duplication level too.
-    if not whole or not 0 < len(codes) < len(string.ascii_lowercase):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContextSettings(Settings):
+    """Says what a user's context tells of the log.
+
+    Attributes:
+      clicks: of a search, at most.
+      history: the latest interactions.
+      times: whether times are told.
+      query_time: whether the hour of the query is.
+      unclicked: items of a search that were shown and not clicked, at most.
+      profiles: whether the log's facts of a user are told.
+      train_examples: clicks of training searches; 0 for all.
+    """
+
+    clicks: CountOrNone
+    history: CountOrNone
+    times: Annotated[str, one_of(*TIMES)]
+    query_time: bool
+    unclicked: CountOrNone
+    profiles: bool
+    train_examples: CountOrNone
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorSettings(Settings):
+    """Names the source of the items' vectors, beside `core.vectors.FactorConfig`."""
+
+    semantic: Named
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IdSettings(Settings):
+    """Says how many codes the levels of an id have, and of which run ids are kept.
+
+    Attributes:
+      codes: of each k-means level.
+      last_codes: of the de-duplication level; 0 for as many as are needed.
+      extend: the workdir of a run, or empty.
+    """
+
+    codes: Annotated[tuple[int, ...], _LEVELS]
+    last_codes: CountOrNone
+    extend: Place
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocabularySettings(Settings):
+    """Names a tokenizer, or says how large one is trained.
+
+    Attributes:
+      text_rows: of a run that is opened again (`recorded_inputs.reopened`).
+    """
+
+    tokenizer: Place
+    size: Count
+    text_rows: Count | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptSettings(Settings):
+    """Holds the tokens of a prompt, of its reasoning and of an item's context, at most."""
+
+    max_prompt: Count
+    max_reasoning: Count
+    max_answer: Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkSettings(Settings):
+    """Names the decoder's size and, where it does not start from scratch, its checkpoint."""
+
+    size: Annotated[str, one_of(*SIZES, called="a decoder size")]
+    checkpoint: Place
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TunedSettings(Settings):
+    """Says how long a stage of fine-tuning trains."""
+
+    epochs: Positive
+    learning_rate: Weight
+    evals: Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillSettings(Settings):
+    """Says who writes the traces: a file, or a folder of a Qwen3; both empty: templates.
+
+    Attributes:
+      examples: that a teacher is asked about; 0 for all.
+    """
+
+    traces: Place
+    teacher: Place
+    examples: CountOrNone
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReinforcedSettings(Settings):
+    """Says how long a stage of reinforcement trains; `steps` are rollouts."""
+
+    steps: Count
+    evals: Count
+    learning_rate: Weight
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvolveSettings(Settings):
+    """Says how the self-evolving loop goes.
+
+    Attributes:
+      iterations: of the loop.
+      corpus: training searches that cases are collected from; 0 for all.
+      rl_sample: of the incorrect cases; 0 for all.
+      sft_only: whether the variant without RL is trained too.
+    """
+
+    iterations: CountOrNone
+    corpus: CountOrNone
+    rl_sample: CountOrNone
+    sft_only: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeamSettings(Settings):
+    """Says against what searches are ranked, and how wide a beam is."""
+
+    search_protocols: Annotated[
+        tuple[Annotated[str, one_of(*search_protocol.NAMES)], ...], NamesOnce(least=1)
+    ]
+    beam: Count
+
+
+def _rows(config: config_dict.ConfigDict) -> dict[str, Any]:
+    return {"text_rows": 1, "new_rows": 1, **SIZES[config.model.size]}
+
+
+def _reasoning(config: config_dict.ConfigDict) -> dict[str, int]:
+    return {"max_reasoning": config.prompts.max_reasoning}
+
+
+SECTIONS = {
+    "vectors": Section((VectorSettings, FactorConfig), lambda config: {"seed": config.seed}),
+    "semantic_ids": Section((IdSettings,)),
+    "vocabulary": Section((VocabularySettings,)),
+    "prompts": Section((PromptSettings,)),
+    "model": Section((NetworkSettings, DecoderConfig), _rows),
+    "sft": Section((SFTConfig,)),
+    "align": Section((TunedSettings,)),
+    "distill": Section((DistillSettings, TunedSettings)),
+    "rl": Section((RLConfig, ReinforcedSettings), _reasoning),
+    "evolve": Section((EvolveSettings, TunedSettings)),
+    "eval": Section((EvaluationSettings, BeamSettings, UserSettings)),
+}
+
+
+def check_stages(config: config_dict.ConfigDict) -> None:
+    """Checks what the stages and the ids, prompts and teachers must have in common.
+
+    Raises:
+      UserError: other weights than levels, rows too short for a prompt with its answer, or two
+        sources of traces.
+    """
+    prompts, rl = config.prompts, config.rl
+    levels = len(config.semantic_ids.codes)
+    if len(rl.accuracy_weights) != levels:
         raise UserError(
-            f"expected config.semantic_ids.codes of 1 or more for 1 to 25 levels, found "
-            f"{tuple(codes)}; pass for instance 256,256,256"
+            f"expected config.rl.accuracy_weights for {levels} levels, found "
+            f"{len(rl.accuracy_weights)}; give one a k-means level"
         )
-    if last < 0:
+    # With the de-duplication level and the end.
+    answer = max(prompts.max_reasoning + levels + 2, prompts.max_answer)
+    if config.sft.row_length < prompts.max_prompt + answer:
         raise UserError(
-            f"expected config.semantic_ids.last_codes of 0 or more, found {last}; 0 takes as many "
-            "as are needed"
+            f"expected config.sft.row_length of at least {prompts.max_prompt + answer}, a prompt "
+            f"and its answer, found {config.sft.row_length}; raise it"
+        )
+    if config.distill.teacher and config.distill.traces:
+        raise UserError(
+            "expected config.distill.teacher or config.distill.traces, found both; leave one empty"
         )
 
 
@@ -43,39 +227,17 @@ def decoder_of(config: config_dict.ConfigDict, text_rows: int, new_rows: int) ->
     """Makes the network of `config.model` with rows for text tokens and for codes.
 
     Raises:
-      UserError: a setting that does not exist or fit.
+      UserError: a setting that does not fit.
     """
-    sizes = {k: v for k, v in config.model.to_dict().items() if k not in ("size", "checkpoint")}
-    try:
-        return Decoder(of_size(config.model.size, text_rows, new_rows, **sizes))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.model: {error}; see crs_jax/decoder_config.py") from None
+    sizes = _rows(config) | {"text_rows": text_rows, "new_rows": new_rows}
+    return Decoder(build(DecoderConfig, config.model.to_dict(), section="model", more=sizes))
 
 
-def stage_settings(config: config_dict.ConfigDict, levels: int) -> tuple[SFTConfig, RLConfig]:
+def stage_settings(config: config_dict.ConfigDict) -> tuple[SFTConfig, RLConfig]:
     """Returns the settings of fine-tuning and of RL.
 
-    Args:
-      levels: of the ids, the de-duplication level among them.
-
     Raises:
-      UserError: a setting that does not fit, or rows too short for a prompt with its answer.
+      UserError: a setting that does not fit.
     """
-    positive(config, *_ABOVE_ZERO)
-    prompts = config.prompts
     sft = build(SFTConfig, config.sft.to_dict(), section="sft")
-    rl = build(
-        RLConfig, config.rl.to_dict() | {"max_reasoning": prompts.max_reasoning}, section="rl"
-    )
-    if len(rl.accuracy_weights) != levels - 1:
-        raise UserError(
-            f"expected config.rl.accuracy_weights for {levels - 1} levels, found "
-            f"{len(rl.accuracy_weights)}; give one a k-means level"
-        )
-    longest = prompts.max_prompt + max(prompts.max_reasoning + levels + 1, prompts.max_answer)
-    if sft.row_length < longest:
-        raise UserError(
-            f"expected config.sft.row_length of at least {longest}, a prompt and its answer, "
-            f"found {sft.row_length}; raise it"
-        )
-    return sft, rl
+    return sft, build(RLConfig, config.rl.to_dict(), section="rl", more=_reasoning(config))

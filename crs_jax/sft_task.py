@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from core.loop import steps_for
 from core.packing import first_fit
 from core.partitioning import Partition, own_rows
 from core.schedules import rate_at
+from core.settings import Count, Positive, Rate, Settings, Weight, at_least
 from crs_jax import lora, packing
 from crs_jax.decoder import Decoder
 from crs_jax.generation import token_log_probs
@@ -27,7 +28,7 @@ State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SFTConfig:
+class SFTConfig(Settings):
     """Says how a stage of fine-tuning trains.
 
     Attributes:
@@ -38,18 +39,11 @@ class SFTConfig:
       clip_norm: of the whole gradient.
     """
 
-    batch_size: int
-    row_length: int
-    warmup: float
-    weight_decay: float
-    clip_norm: float
-
-    def __post_init__(self):
-        if self.batch_size < 1 or self.row_length < 2 or not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"expected batch_size of 1 or more, row_length of 2 or more and warmup in [0, 1), "
-                f"found {self.batch_size}, {self.row_length} and {self.warmup}"
-            )
+    batch_size: Count
+    row_length: Annotated[int, at_least(2)]
+    warmup: Rate
+    weight_decay: Weight
+    clip_norm: Positive
 
 
 def optimizer_of(config: Any) -> optax.GradientTransformation:

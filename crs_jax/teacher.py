@@ -61,7 +61,13 @@ def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
             f"model_type {values.get('model_type')!r} with tie_word_embeddings {tied} in {path}; "
             "pass another config.distill.teacher"
         )
-    return DecoderConfig(new_rows=1, dtype=dtype, **sizes)
+    try:
+        return DecoderConfig(new_rows=1, dtype=dtype, **sizes)
+    except ValueError as error:
+        raise UserError(
+            f"expected the sizes of a Qwen3 in {path}, found others ({error}); pass another "
+            "config.distill.teacher"
+        ) from None
 
 
 def read_vocabulary(folder: str, config: DecoderConfig) -> Vocabulary:

@@ -17,7 +17,7 @@ from input_pipelines.splits import Examples
 # Milliseconds of a minute, an hour and a day, with the letter of each.
 _AGES = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"))
 # What config.data.times may be: the log's own, or none shown.
-_TIMES = ("log", "none")
+TIMES = ("log", "none")
 
 
 def hour(milliseconds: int) -> str:
@@ -50,28 +50,15 @@ class UserContexts:
     def __init__(self, settings: config_dict.ConfigDict, data: Dataset, name: Callable[[int], str]):
         self._settings, self._data, self._log, self._name = settings, data, data.log, name
         self._numbers: dict[str, int] | None = None
-        self._check(settings)
+        # Nanoseconds of the log's unit; None shows no times.
+        is_told = settings.times == "log"
+        self._unit = times.CLOCKS.get(self._log.time_unit) if is_told else None
+        self._most_unclicked = settings.unclicked
         told = np.ones(len(self._log.rec_items), bool)
         if settings.use_search:
             told = ~repeated_interactions.repeated_clicks(self._log, settings.clicks)
         self._clicks = np.flatnonzero(told)
         self._dated = settings.query_time and self._has_clock()
-
-    def _check(self, settings: config_dict.ConfigDict) -> None:
-        if settings.times not in _TIMES:
-            raise UserError(
-                f"expected config.data.times of {', '.join(_TIMES)}, found {settings.times!r}; "
-                "pass one of them (the log says what its times count in)"
-            )
-        # Nanoseconds of the log's unit; None shows no times.
-        told = settings.times == "log"
-        self._unit = times.CLOCKS.get(self._log.time_unit) if told else None
-        self._most_unclicked = settings.unclicked
-        if self._most_unclicked < 0:
-            raise UserError(
-                f"expected config.data.unclicked of 0 or more, found {self._most_unclicked}; 0 "
-                "leaves out what was shown and not clicked"
-            )
 
     def _has_clock(self) -> bool:
         """Tells whether all times are dates in the log's unit."""

@@ -12,12 +12,11 @@ from crs_jax.experiment import CRSExperiment
 from gensar_jax.experiment import GenSARExperiment
 from gensar_jax.identifier_experiment import IdentifierExperiment
 from input_pipelines.dataset import Dataset
-from lcrsr.baseline_experiment import open_baseline
+from lcrsr import baseline_experiment
 from lcrsr.experiment import LCRSERExperiment, Teacher
-from lcrsr.ranker_experiment import RecommendationExperiment
 from lcrsr.search_baselines.experiment import SearchBaselineExperiment
 
-# All others are baselines of recommendation: modules of `lcrsr.baselines`.
+# All others are baselines: modules of `lcrsr.baselines`.
 _EXPERIMENTS: dict[str, type[Experiment]] = {
     "lcr_ser": LCRSERExperiment,
     "gensar": GenSARExperiment,
@@ -27,9 +26,20 @@ _EXPERIMENTS: dict[str, type[Experiment]] = {
 }
 
 
-def experiment_class(method: str) -> type[Experiment]:
-    """Returns the class of a method's experiments: of one that is not named here a baseline's."""
-    return _EXPERIMENTS.get(method, RecommendationExperiment)
+def experiment_class(config: config_dict.ConfigDict) -> type[Experiment]:
+    """Returns the class of the experiments of a config's method.
+
+    Raises:
+      UserError: an unknown method.
+    """
+    method = config.get("method")
+    known = isinstance(method, str) and method in _EXPERIMENTS
+    return _EXPERIMENTS[method] if known else baseline_experiment.experiment_class(config)
+
+
+def check_settings(config: config_dict.ConfigDict) -> None:
+    """Finds what is wrong with a config whatever the data, as `Experiment.check_settings`."""
+    experiment_class(config).check_settings(config)
 
 
 def open_experiment(
@@ -43,12 +53,8 @@ def open_experiment(
     Raises:
       UserError: an unknown method, or a setting that does not fit.
     """
-    if config.method == "lcr_ser":
-        return LCRSERExperiment(config, data, teacher)
-    if config.method in _EXPERIMENTS:
-        open_one: Callable[..., Experiment] = _EXPERIMENTS[config.method]
-        return open_one(config, data)
-    return open_baseline(config, data)
+    open_one: Callable[..., Experiment] = experiment_class(config)
+    return open_one(config, data) if teacher is None else open_one(config, data, teacher)
 
 
 def reopened(
@@ -60,4 +66,4 @@ def reopened(
     """
     if not os.path.isdir(folder):
         return config
-    return experiment_class(config.method).reopened(config, folder, training=training)
+    return experiment_class(config).reopened(config, folder, training=training)

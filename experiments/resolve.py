@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from ml_collections import config_dict
 
 from core.errors import UserError
 from core.files import expanded
+from core.settings import places
 from core.workdir import check_mounted
-from experiments import value_ranges
-
-# Keys whose values are files or folders where they are not empty.
-_PATHS = (
-    *("identifiers", "model.checkpoint", "vocabulary.tokenizer", "vocabulary.pieces_model"),
-    *("prompts.pseudo_queries", "semantic_ids.extend", "train.teacher"),
-    *("distill.teacher", "distill.traces"),
-)
+from experiments.methods import experiment_class
 
 
 def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> config_dict.ConfigDict:
@@ -32,27 +26,29 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
 
     Raises:
       UserError: no dataset; no data_dir, and the dataset has no embedded sample; an address as
-        data_dir; a checkpoint of GenSAR without pieces; or as `experiments.value_ranges.check`.
+        data_dir; or as `core.experiment.Experiment.check_settings` and `completed`.
     """
     config = config_dict.ConfigDict(config.to_dict())
-    if not config.dataset:
+    if not config.get("dataset"):
         raise UserError(
             "expected a config that names its data set, found none in it; pass "
             "--config=configs/METHOD.py:DATASET or --config.dataset=NAME"
         )
-    _make_absolute(config)
-    own_pieces = config.method == "gensar" and config.model.checkpoint
-    if own_pieces and not config.vocabulary.pieces_model:
-        config.vocabulary.pieces_model = _pieces_of(config.model.checkpoint)
+    experiment = experiment_class(config)
+    if not config.get("data_dir"):
+        _fit_to_sample(config, given)
+    if "replaced" in config.get("on_sample", ()):
+        del config.on_sample["replaced"]  # of no use to a run
+    experiment.check_settings(config)
+    # So a run belongs to a file however and wherever it is called.
+    for key in places(config, experiment.sections(config)):
+        section, _, name = key.rpartition(".")
+        part = config[section] if section else config
+        part[name] = part[name] and expanded(part[name], f"config.{key}")
     if config.data_dir:
         check_mounted(config.data_dir, "config.data_dir")
         config.data_dir = expanded(config.data_dir, "config.data_dir")
-    else:
-        _fit_to_sample(config, given)
-    if "on_sample" in config and "replaced" in config.on_sample:
-        del config.on_sample["replaced"]  # of no use to a run
-    value_ranges.check(config)
-    return config
+    return experiment.completed(config)
 
 
 def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> None:
@@ -61,42 +57,35 @@ def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> No
             f"expected --config.data_dir=DIR with the files of {config.dataset}, found none; only "
             "configs with an `on_sample` block run on the embedded sample"
         )
-    if "replaced" not in config.on_sample:
-        return  # it was resolved before
-    replaced = config.on_sample.replaced.to_dict()
+    is_section = isinstance(config.on_sample, config_dict.ConfigDict)
+    sample = config.on_sample.to_dict() if is_section else {}
+    overrides, replaced = sample.get("overrides"), sample.get("replaced")
+    if not _are_sections(overrides) or not _are_sections(replaced):
+        return  # it was resolved before, or the check of its settings will tell
 
     def untouched(section: str, key: str) -> bool:
         # What was not noted has come to the overrides after the file: it is meant.
         own, noted = config[section].get(key), replaced.get(section, {})
         return noted.get(key, own) == own
 
-    fitting = [
-        (section, key, value)
-        for section, values in config.on_sample.overrides.items()
-        for key, value in values.items()
-        if f"{section}.{key}" not in given and untouched(section, key)
-    ]
-    for section, key, value in fitting:
-        config[section][key] = value
+    for section, values in overrides.items():
+        if not isinstance(config.get(section), config_dict.ConfigDict):
+            raise UserError(
+                f"expected sections of the config in config.on_sample.overrides, found "
+                f"{section!r}; leave it out"
+            )
+        for key, value in values.items():
+            if f"{section}.{key}" not in given and untouched(section, key):
+                _put(config[section], key, value)
 
 
-def _make_absolute(config: config_dict.ConfigDict) -> None:
-    """Makes paths whole, so that a run belongs to a file however and wherever it is called."""
-    for key in _PATHS:
-        section, _, name = key.rpartition(".")
-        place = config.get(section) if section else config
-        if place and place.get(name):
-            place[name] = expanded(place[name], f"config.{key}")
+def _put(section: config_dict.ConfigDict, key: str, value: Any) -> None:
+    try:
+        section[key] = value
+    except TypeError:  # what all settings are checked for tells it better
+        with section.ignore_type():
+            section[key] = value
 
 
-def _pieces_of(checkpoint: str) -> str:
-    """Returns the SentencePiece model in a T5 checkpoint's folder; its rows mean nothing with
-    another.
-    """
-    path = os.path.join(checkpoint, "spiece.model")
-    if not os.path.isfile(path):
-        raise UserError(
-            f"expected the checkpoint's SentencePiece model, found no {path}; put it there, or "
-            "pass its path as --config.vocabulary.pieces_model"
-        )
-    return path
+def _are_sections(values: Any) -> bool:
+    return isinstance(values, Mapping) and all(isinstance(v, Mapping) for v in values.values())

@@ -15,8 +15,7 @@ from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
-from experiments import value_ranges
-from experiments.methods import open_experiment, reopened
+from experiments.methods import check_settings, open_experiment, reopened
 from input_pipelines.dataset import Dataset
 
 # What every run's config has.
@@ -47,7 +46,7 @@ def read_run_config(workdir: Workdir) -> config_dict.ConfigDict:
         workdir.read_setting(key, kind)
     config = config_dict.ConfigDict(workdir.read_config())
     with settings_named(workdir):
-        value_ranges.check(config)
+        check_settings(config)
     return config
 
 

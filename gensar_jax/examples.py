@@ -13,47 +13,20 @@ import numpy as np
 from ml_collections import config_dict
 
 from core import checksums, distributed
-from core.errors import UserError
 from gensar_jax import phrasings, pseudo_queries, vocabulary
 from gensar_jax.identifiers import IdentifierTable
-from gensar_jax.prompts import BEHAVIOUR_TOKENS, Catalogue, Event, Example, Prompts
+from gensar_jax.prompts import Catalogue, Event, Example, Prompts
+from gensar_jax.settings import KINDS
 from gensar_jax.vocabulary import Vocabulary
 from input_pipelines import histories, search_task, segmenters
 from input_pipelines.dataset import Dataset
-from input_pipelines.mixtures import Mixture, check_rates
+from input_pipelines.mixtures import Mixture
 from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
 
 _BEHAVIOURS = {histories.CLICK: "<R_I>", histories.QUERY: "<S_Q>", histories.SEARCHED: "<S_I>"}
-_KINDS = ("semantic", "collaborative")
-_BLIND = ("nothing", "query", "history")
 # Copies of the templates among the texts that pieces are trained on: see `phrasings.texts`.
 _TEMPLATE_COPIES = 50
-
-
-def check_settings(config: config_dict.ConfigDict) -> None:
-    """Finds what is wrong with the prompts and the mixture, of which no identifier is needed.
-
-    Raises:
-      UserError: a setting that does not exist or fit.
-    """
-    settings, most = config.prompts, len(phrasings.phrasings("nrip"))
-    for name, known in (
-        ("identifiers", ("both", *_KINDS)),
-        ("search_without", _BLIND),
-        ("behaviour_tokens", BEHAVIOUR_TOKENS),
-    ):
-        if settings[name] not in known:
-            raise UserError(
-                f"expected config.prompts.{name} of {', '.join(known)}, found {settings[name]!r}; "
-                "pass one of them"
-            )
-    if not 1 <= settings.phrasings <= most:
-        raise UserError(
-            f"expected config.prompts.phrasings from 1 to {most}, found {settings.phrasings}; "
-            "correct it"
-        )
-    check_rates(config.mixture.to_dict())
 
 
 def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarray], int]:
@@ -63,7 +36,7 @@ def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarr
     if kinds == "both":
         return table.codes, table.shared_levels
     codes = table.codes[kinds]
-    return dict.fromkeys(_KINDS, codes), codes.shape[1]
+    return dict.fromkeys(KINDS, codes), codes.shape[1]
 
 
 class GenSARExamples:
@@ -75,8 +48,7 @@ class GenSARExamples:
       table: identifiers of its items.
 
     Raises:
-      UserError: items without any text, a setting that does not fit, or as `check_settings` and
-        `Mixture`.
+      UserError: items without any text, a setting that does not fit the data, or as `Mixture`.
 
     Attributes:
       vocabulary, prompts, mixture.
@@ -89,7 +61,6 @@ class GenSARExamples:
     """
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset, table: IdentifierTable):
-        check_settings(config)
         self._log, self._seed = data.log, config.seed
         self._train = data.splits.train
         self.searches = search_task.training_searches(data.log, data.splits)
@@ -111,7 +82,7 @@ class GenSARExamples:
         )
         self.identifiers = {
             kind: self.vocabulary.identifiers(np.pad(codes[kind], ((1, 0), (0, 0))), kind)
-            for kind in _KINDS
+            for kind in KINDS
         }
         settings = config.prompts
         self._blind = settings.search_without
@@ -143,8 +114,8 @@ class GenSARExamples:
             "nrip": len(self._train),
             "nsqp": len(self._queries),
             "nsip": len(self.searches),
-            "desc2id": len(_KINDS) * len(self.described),
-            "id2desc": len(_KINDS) * len(self.described),
+            "desc2id": len(KINDS) * len(self.described),
+            "id2desc": len(KINDS) * len(self.described),
             "pseudo_query": len(self.query_pairs),
         }
         self.mixture = Mixture(
@@ -202,13 +173,13 @@ class GenSARExamples:
         if task == "pseudo_query":
             item, query = self.query_pairs[row]
             return prompts.pseudo_query(query, item, phrasing)
-        place, number = divmod(row, len(_KINDS))
+        place, number = divmod(row, len(KINDS))
         item = self.described[place]
         write = {
             "desc2id": prompts.description_to_item,
             "id2desc": prompts.item_to_description,
         }[task]
-        return write(self._texts[item - 1], item, _KINDS[number], phrasing)
+        return write(self._texts[item - 1], item, KINDS[number], phrasing)
 
     def _search_example(self, examples: SearchExamples, row: int, phrasing: int = 0) -> Example:
         query = histories.query_text(self._log, int(examples.target_row[row]))

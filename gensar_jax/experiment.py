@@ -4,11 +4,13 @@ search.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,25 +25,43 @@ from core.errors import UserError
 from core.experiment import Experiment
 from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
-from core.settings import build, positive
+from core.settings import Section, build, none_named
 from core.workdir import Workdir, open_workdir
 from gensar_jax import prediction, recorded_inputs, sharding
-from gensar_jax.examples import GenSARExamples, check_settings
+from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifier_experiment import IdentifierExperiment
+from gensar_jax.identifier_task import TrainingConfig
 from gensar_jax.identifiers import IdentifierTable, load_table
 from gensar_jax.joint_task import JointConfig, JointTask
 from gensar_jax.ranking import BeamRanker
+from gensar_jax.rqvae import RQVAEConfig
+from gensar_jax.settings import (
+    SAMPLED,
+    GenerationSettings,
+    MixtureSettings,
+    NetworkSettings,
+    PromptSettings,
+    RateSettings,
+    TableSettings,
+    VectorSettings,
+    VocabularySettings,
+    network_values,
+)
 from gensar_jax.t5 import checkpoints
-from gensar_jax.t5.config import T5Config, of_size
+from gensar_jax.t5.config import T5Config
 from gensar_jax.t5.network import Transformer
 from input_pipelines import candidates
 from input_pipelines.dataset import WHOLE, Dataset
-from input_pipelines.protocols import check_evaluation
+from input_pipelines.settings import (
+    EvaluationSettings,
+    HistorySettings,
+    UserSettings,
+    sections_of_data,
+)
 from input_pipelines.splits import Examples
 
 _LOG = logging.getLogger(__name__)
 TASKS = ("recommendation", "search")
-SAMPLED = (*candidates.PROTOCOLS, candidates.BM25)
 _SEARCH = "search/"
 # Not the config's own: how often a run writes does not make other identifiers.
 _IDENTIFIER_LOOP = {"checkpoint_every": 500, "log_every": 20}
@@ -61,10 +81,26 @@ def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
         table = load_table(config.identifiers, data_hash=data.log.hash)
         data.check_training_split(table.training_split, f"identifiers in {config.identifiers}")
         return table
-    folder, _ = _own_identifiers(config, data)
+    folder, _ = own_identifiers(config, data)
     if not os.path.exists(os.path.join(folder, "results.json")):
         return None
-    return load_table(folder, data_hash=data.log.hash)
+    with _kept_in_cache(folder):
+        return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
+
+
+def _again(folder: str) -> str:
+    return f"remove {folder}, and its identifiers are trained again"
+
+
+@contextlib.contextmanager
+def _kept_in_cache(folder: str) -> Iterator[None]:
+    """Says of a folder in the cache what to do about it: no --workdir has led there."""
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(r"train (again )?in another --workdir", _again(folder), str(error))
+        text = text.replace("another --workdir", "another --config.cache_dir")
+        raise type(error)(text) from error
 
 
 def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTable:
@@ -77,13 +113,14 @@ def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
     """
     if (table := given_table(config, data)) is not None:
         return table
-    folder, own = _own_identifiers(config, data)
+    folder, own = own_identifiers(config, data)
     _LOG.info("no config.identifiers given: training identifiers in %s", folder)
-    IdentifierExperiment(own, data).run(open_workdir(folder, own.to_dict(), data.log.hash))
-    return load_table(folder, data_hash=data.log.hash)
+    with _kept_in_cache(folder):
+        IdentifierExperiment(own, data).run(open_workdir(folder, own.to_dict(), data.log.hash))
+        return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
 
 
-def _own_identifiers(
+def own_identifiers(
     config: config_dict.ConfigDict, data: Dataset
 ) -> tuple[str, config_dict.ConfigDict]:
     """Returns where identifiers of these settings are kept, and the config of their training."""
@@ -126,18 +163,13 @@ class GenSARExperiment(Experiment):
     data: Dataset
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
+        self.check_settings(config)
         self.config, self.data = config, data
-        positive(
-            config,
-            *("train.evals", "eval.beam", "loop.log_every", "loop.checkpoint_every"),
-        )
-        check_evaluation(config)
         self._mesh = make_mesh(config.mesh.data, config.mesh.model)
         self._settings = build(JointConfig, config.train.to_dict(), section="train")
-        self._check_lengths()
-        self._check_protocols()
-        check_settings(config)
-        self._shape = _shape(config.model)
+        self._shape = build(
+            T5Config, config.model.to_dict(), section="model", more=network_values(config)
+        )
         table = given_table(config, data)
         self.table: IdentifierTable | None = None
         if table is not None:
@@ -189,35 +221,69 @@ class GenSARExperiment(Experiment):
         key, text_rows = jax.random.key(self.config.seed), self.examples.vocabulary.text_rows
         return checkpoints.load(self._checkpoint, self.network.config, text_rows, key)
 
-    def _check_lengths(self) -> None:
-        prompts, rows = self.config.prompts, self.config.train
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        sections = super().sections(config)
+
+        def seed(config: config_dict.ConfigDict) -> dict[str, int]:
+            return {"seed": config.seed}
+
+        return {
+            **sections,
+            "": Section((*sections[""].classes, TableSettings)),
+            **sections_of_data(config, HistorySettings),
+            "identifier_vectors": Section((VectorSettings, vectors.FactorConfig), seed),
+            "identifier_model": Section((RQVAEConfig,)),
+            "identifier_train": Section((TrainingConfig, RateSettings)),
+            "vocabulary": Section((VocabularySettings,)),
+            "prompts": Section((PromptSettings,)),
+            "mixture": Section((MixtureSettings,)),
+            "model": Section((NetworkSettings, T5Config), network_values),
+            "train": Section((JointConfig, RateSettings)),
+            "eval": Section((EvaluationSettings, GenerationSettings, UserSettings)),
+        }
+
+    @classmethod
+    def check_settings(cls, config: config_dict.ConfigDict) -> None:
+        super().check_settings(config)
+        prompts, rows, wanted = config.prompts, config.train, config.eval
         if prompts.max_inputs > rows.row_inputs or prompts.max_targets > rows.row_targets:
             raise UserError(
                 f"expected packed rows that hold a prompt and a target of "
                 f"{prompts.max_inputs} and {prompts.max_targets} tokens, found config.train of "
                 f"{rows.row_inputs} and {rows.row_targets}; raise row_inputs and row_targets"
             )
-
-    def _check_protocols(self) -> None:
-        config = self.config.eval
-        for task, protocols in (
-            ("recommendation", config.protocols),
-            ("search", config.search_protocols),
-        ):
+        if not wanted.protocols and not wanted.search_protocols:
+            raise UserError(none_named("config.eval.protocols"))
+        for task, protocols in zip(TASKS, (wanted.protocols, wanted.search_protocols), strict=True):
             for protocol in protocols:
-                self.columns(task, protocol)
+                _columns(wanted.beam, task, protocol)
         known = [
             metrics.full_name(name, column)
-            for name in config.metrics
+            for name in wanted.metrics
             for task in TASKS
             for protocol in _protocols(task)
-            for column in self.columns(task, protocol)
+            for column in _columns(wanted.beam, task, protocol)
         ]
-        if config.selection not in known:
+        if wanted.selection not in known:
             raise UserError(
                 f"expected config.eval.selection of {', '.join(known)}, found "
-                f"{config.selection!r}; pass one of them"
+                f"{wanted.selection!r}; pass one of them"
             )
+
+    @classmethod
+    def completed(cls, config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+        """Takes the pieces of a checkpoint, whose rows mean nothing with others."""
+        checkpoint = config.model.checkpoint
+        if checkpoint and not config.vocabulary.pieces_model:
+            path = os.path.join(checkpoint, "spiece.model")
+            if not os.path.isfile(path):
+                raise UserError(
+                    f"expected the checkpoint's SentencePiece model, found no {path}; put it "
+                    "there, or pass its path as --config.vocabulary.pieces_model"
+                )
+            config.vocabulary.pieces_model = path
+        return config
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
         """Names the rows of results.json that a protocol gives: 'search/neg99/exact', for instance.
@@ -225,19 +291,7 @@ class GenSARExperiment(Experiment):
         Raises:
           UserError: no such task, or it has no such protocol.
         """
-        if task not in TASKS:
-            raise UserError(f"expected task of {', '.join(TASKS)}, found {task!r}; pass one")
-        known = list(_protocols(task))
-        if protocol not in known:
-            raise UserError(
-                f"expected a protocol of {', '.join(known)} for {task}, found {protocol!r}; pass "
-                "one of them"
-            )
-        prefix = _SEARCH if task == "search" else ""
-        if protocol in WHOLE:
-            return (f"{prefix}{protocol}",)
-        beam = f"beam{self.config.eval.beam}"
-        return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", beam))
+        return _columns(self.config.eval.beam, task, protocol)
 
     def _tested(self) -> list[tuple[str, str]]:
         """Returns each (task, protocol) that ranks at least one example of the test split.
@@ -272,7 +326,7 @@ class GenSARExperiment(Experiment):
         """
         if self.table is None:
             # Refuses what identifiers could not be trained with.
-            IdentifierExperiment(_own_identifiers(self.config, self.data)[1], self.data)
+            IdentifierExperiment(own_identifiers(self.config, self.data)[1], self.data)
         else:
             self._check_examples()
         read = [("validation", *self._parsed(column)[:2]) for column in self._validated()]
@@ -513,17 +567,20 @@ class GenSARExperiment(Experiment):
         return state if self.partition is None else self.partition.abstract(state)
 
 
-def _shape(model: config_dict.ConfigDict) -> T5Config:
-    """Makes the network of `config.model`, its vocabulary's size left open.
-
-    Raises:
-      UserError: a setting that does not exist or fit.
-    """
-    sizes = {key: value for key, value in model.items() if key not in ("size", "checkpoint")}
-    try:
-        return of_size(model.size, 1, **sizes)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.model: {error}; see gensar_jax/t5/config.py") from None
+def _columns(beam: int, task: str, protocol: str) -> tuple[str, ...]:
+    """Names the columns of a protocol, as `Experiment.columns`, for beams of a width."""
+    if task not in TASKS:
+        raise UserError(f"expected task of {', '.join(TASKS)}, found {task!r}; pass one")
+    known = list(_protocols(task))
+    if protocol not in known:
+        raise UserError(
+            f"expected a protocol of {', '.join(known)} for {task}, found {protocol!r}; pass "
+            "one of them"
+        )
+    prefix = _SEARCH if task == "search" else ""
+    if protocol in WHOLE:
+        return (f"{prefix}{protocol}",)
+    return tuple(f"{prefix}{protocol}/{how}" for how in ("exact", f"beam{beam}"))
 
 
 def _protocols(task: str) -> tuple[str, ...]:

@@ -17,14 +17,21 @@ from core import results, vectors
 from core.errors import UserError
 from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, run_stage
-from core.settings import build, positive
+from core.settings import Section, build
 from core.workdir import Workdir, commit_id
 from gensar_jax import identifiers, meaning
 from gensar_jax.identifier_task import Assignment, IdentifierTask, TrainingConfig, scaled
 from gensar_jax.quantizer import SHARED
 from gensar_jax.rqvae import RQVAE, SOURCES, RQVAEConfig
+from gensar_jax.settings import RateSettings, VectorSettings
 from input_pipelines import segmenters
 from input_pipelines.dataset import Dataset
+from input_pipelines.settings import (
+    EvaluationSettings,
+    HistorySettings,
+    ProtocolSettings,
+    sections_of_data,
+)
 
 _LOG = logging.getLogger(__name__)
 TFIDF, CLICKS = "tfidf_svd", "click_svd"
@@ -39,7 +46,7 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
     """
     settings, log = config.vectors, data.log
     factors = build(
-        vectors.FactorConfig, settings.to_dict() | {"seed": config.seed}, section="vectors"
+        vectors.FactorConfig, settings.to_dict(), section="vectors", more={"seed": config.seed}
     )
     of_source = {}
     for source in config.model.sources:
@@ -90,6 +97,28 @@ class IdentifierExperiment(Experiment):
     stages: tuple[str, ...] = (IdentifierTask.name,)
     data: Dataset
 
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            **sections_of_data(config, HistorySettings),
+            "vectors": Section(
+                (VectorSettings, vectors.FactorConfig), lambda config: {"seed": config.seed}
+            ),
+            "model": Section((RQVAEConfig,)),
+            "train": Section((TrainingConfig, RateSettings)),
+            "eval": Section((EvaluationSettings, ProtocolSettings)),
+        }
+
+    @classmethod
+    def check_settings(cls, config: config_dict.ConfigDict) -> None:
+        super().check_settings(config)
+        if config.eval.selection != IdentifierTask.selection:
+            raise UserError(
+                f"expected config.eval.selection {IdentifierTask.selection!r}, found "
+                f"{config.eval.selection!r}; set it"
+            )
+
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         if jax.process_count() > 1:
             raise UserError(
@@ -97,7 +126,6 @@ class IdentifierExperiment(Experiment):
                 "without --coordinator"
             )
         self.config, self.data = config, data
-        positive(config, "train.evals", "loop.log_every", "loop.checkpoint_every")
         model = build(RQVAEConfig, config.model.to_dict(), section="model")
         training = build(TrainingConfig, config.train.to_dict(), section="train")
         if data.log.num_items < model.codes:
@@ -110,11 +138,6 @@ class IdentifierExperiment(Experiment):
                 f"expected at most as many items in {data.label} as there are identifiers, "
                 f"found {data.log.num_items} of {model.codes**model.levels} identifiers; set more "
                 "codes or levels in config.model"
-            )
-        if config.eval.selection != IdentifierTask.selection:
-            raise UserError(
-                f"expected config.eval.selection {IdentifierTask.selection!r}, found "
-                f"{config.eval.selection!r}"
             )
         self.item_vectors = item_vectors(config, data)
         widths = tuple(self.item_vectors[source].shape[1] for source in model.sources)

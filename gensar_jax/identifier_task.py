@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from core.partitioning import Partition
+from core.settings import Count, CountOrNone, Positive, Settings, Weight
 from gensar_jax import identifiers, kmeans, quantizer
 from gensar_jax.quantizer import SHARED
 from gensar_jax.rqvae import RQVAE, Params
@@ -23,7 +24,7 @@ _CHUNK = 4_096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Settings):
     """Says how the RQ-VAE is trained.
 
     Attributes:
@@ -35,19 +36,12 @@ class TrainingConfig:
       revive_after: epochs without an item after which a code is moved.
     """
 
-    batch_size: int
-    epochs: int
-    weight_decay: float
-    clip_norm: float
-    kmeans_iterations: int
-    revive_after: float
-
-    def __post_init__(self):
-        if self.epochs < 1 or self.batch_size < 1 or self.revive_after <= 0:
-            raise ValueError(
-                f"expected epochs, batch_size and revive_after above 0, found {self.epochs}, "
-                f"{self.batch_size} and {self.revive_after}"
-            )
+    batch_size: Count
+    epochs: Count
+    weight_decay: Weight
+    clip_norm: Positive
+    kmeans_iterations: CountOrNone
+    revive_after: Positive
 
 
 class Assignment(NamedTuple):

@@ -279,19 +279,19 @@ def is_saved(directory: str) -> bool:
     return os.path.exists(os.path.join(directory, _META))
 
 
-def load_table(directory: str, *, data_hash: str) -> IdentifierTable:
+def load_table(directory: str, *, data_hash: str, remedy: str = _FIRST) -> IdentifierTable:
     """Reads the table that `save_table` wrote, and checks it.
 
     Args:
       directory: the workdir of a run that wrote identifiers.
       data_hash: of the log whose items are wanted.
+      remedy: what to do where the files are missing or damaged.
 
     Raises:
       UserError: no table there, one of another catalogue, one whose hash does not fit, or as
         `validate_table`.
     """
     path, what = os.path.join(directory, _ARRAYS), f"{_ARRAYS} and {_META}"
-    remedy = _FIRST
     meta = checksums.read_sealed(os.path.join(directory, _META), what, remedy)
     checksums.check(directory, meta.get("files"), remedy)
     arrays = load_npz(path, what, remedy)

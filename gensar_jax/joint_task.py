@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from core.partitioning import BATCH_AXES, Partition, own_rows, placed, random_bits_impl
 from core.prefetch import ahead
 from core.schedules import rate_at
+from core.settings import Count, Positive, Rate, Settings, Weight
 from gensar_jax import packing
 from gensar_jax.prompts import Example
 from gensar_jax.t5.network import Transformer
@@ -27,7 +28,7 @@ Stream = Callable[[int, int], Sequence[Example]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JointConfig:
+class JointConfig(Settings):
     """Says how the network is trained.
 
     Attributes:
@@ -43,24 +44,15 @@ class JointConfig:
         at a tenth of that or less, and one absolute rate cannot suit both.
     """
 
-    batch_size: int
-    row_inputs: int
-    row_targets: int
-    accumulate: int
-    epochs: float
-    warmup: float
-    weight_decay: float
-    clip_norm: float
+    batch_size: Count
+    row_inputs: Count
+    row_targets: Count
+    accumulate: Count
+    epochs: Positive
+    warmup: Rate
+    weight_decay: Weight
+    clip_norm: Positive
     relative_rate: bool = False
-
-    def __post_init__(self):
-        if self.epochs <= 0 or self.batch_size < 1 or self.accumulate < 1:
-            raise ValueError(
-                f"expected epochs above 0, batch_size and accumulate of at least 1, found "
-                f"{self.epochs}, {self.batch_size} and {self.accumulate}"
-            )
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"expected warmup in [0, 1), found {self.warmup}")
 
 
 def descent(

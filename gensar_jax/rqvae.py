@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from core.settings import (
+    Count,
+    CountOrNone,
+    NamesOnce,
+    Settings,
+    Weight,
+    Widths,
+    at_least,
+    one_of,
+)
 from gensar_jax import quantizer
 
 SOURCES = ("semantic", "collaborative")
@@ -22,7 +32,7 @@ Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RQVAEConfig:
+class RQVAEConfig(Settings):
     """Holds shape and loss of the model.
 
     Attributes:
@@ -38,36 +48,23 @@ class RQVAEConfig:
         takes the nearest code there too.
     """
 
-    sources: tuple[str, ...] = SOURCES
-    widths: tuple[int, ...] = (512, 256, 128, 64)
-    latent_width: int = 32
-    shared_levels: int = 2
-    specific_levels: int = 2
-    codes: int = 256
-    alpha: float = 0.25
-    reduction: str = "mean"
-    residual_gradient: str = "every_level"
-    sinkhorn_epsilon: float = 0.003
-    sinkhorn_iterations: int = 50
+    sources: Annotated[tuple[Annotated[str, one_of(*SOURCES)], ...], NamesOnce(least=1)] = SOURCES
+    widths: Widths = (512, 256, 128, 64)
+    latent_width: Count = 32
+    shared_levels: CountOrNone = 2
+    specific_levels: CountOrNone = 2
+    codes: Annotated[int, at_least(2)] = 256
+    alpha: Weight = 0.25
+    reduction: Annotated[str, one_of(*quantizer.REDUCTIONS)] = "mean"
+    residual_gradient: Annotated[str, one_of(*quantizer.RESIDUAL_GRADIENTS)] = "every_level"
+    sinkhorn_epsilon: Weight = 0.003
+    sinkhorn_iterations: CountOrNone = 50
 
-    def __post_init__(self):
-        if not self.sources or any(source not in SOURCES for source in self.sources):
-            raise ValueError(f"expected sources of {SOURCES}, found {self.sources!r}")
-        if len(set(self.sources)) != len(self.sources):
-            raise ValueError(f"expected each source once, found {self.sources!r}")
-        if min(self.shared_levels, self.specific_levels) < 0 or self.levels < 1:
+    def check(self) -> None:
+        if self.levels < 1:
             raise ValueError(
-                f"expected shared_levels and specific_levels of 0 or more and at least one level, "
-                f"found {self.shared_levels} and {self.specific_levels}"
+                "expected at least one level of shared_levels and specific_levels, found 0 and 0"
             )
-        if self.codes < 2:
-            raise ValueError(f"expected codes of at least 2, found {self.codes}")
-        for name, allowed in (
-            ("reduction", quantizer.REDUCTIONS),
-            ("residual_gradient", quantizer.RESIDUAL_GRADIENTS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"expected {name} in {allowed}, found {getattr(self, name)!r}")
 
     @property
     def levels(self) -> int:

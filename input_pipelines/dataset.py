@@ -102,11 +102,6 @@ class Dataset:
         self._lists: dict[tuple[str, str, str], np.ndarray] = {}
         self._said: set[str] = set()
 
-    @property
-    def filters_searches(self) -> bool:
-        """Tells whether searches are left out by the clicks before each target."""
-        return self._filter is not None
-
     def _say(self, remark: str, level: int = logging.WARNING) -> None:
         """Logs a remark, but none twice."""
         if remark not in self._said:

@@ -24,7 +24,7 @@ from input_pipelines.search_task import SearchExamples
 
 PROTOCOL = "search/catalogue"
 IMPRESSIONS = "search/impressions"
-_NAMES = tuple(column.removeprefix("search/") for column in (PROTOCOL, IMPRESSIONS))
+NAMES = tuple(column.removeprefix("search/") for column in (PROTOCOL, IMPRESSIONS))
 _GROUPS = 3
 
 
@@ -47,9 +47,9 @@ def check(config: config_dict.ConfigDict) -> None:
 
 def columns(task: str, protocol: str) -> tuple[str, ...]:
     """Returns the columns of a protocol. Raises UserError for another task, no such protocol."""
-    if task != "search" or protocol not in _NAMES:
+    if task != "search" or protocol not in NAMES:
         raise UserError(
-            f"expected --task=search --protocol={' or '.join(_NAMES)} of this run, found {task!r} "
+            f"expected --task=search --protocol={' or '.join(NAMES)} of this run, found {task!r} "
             f"and {protocol!r}; pass these"
         )
     return (f"search/{protocol}",)

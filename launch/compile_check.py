@@ -40,16 +40,8 @@ import logging
 
 from ml_collections import config_dict
 
-from benchmarks import crs_pod_steps
-from benchmarks.pod_compile import (
-    HBM,
-    compile_steps,
-    compiled_step,
-    partition_for,
-    print_table,
-    sizes_of,
-    topology_devices,
-)
+from benchmarks.pod_compile import HBM, print_table, topology_devices
+from benchmarks.pods import compile_for
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,22 +49,10 @@ _LOG = logging.getLogger(__name__)
 def main() -> None:
     values = flags.FLAGS
     config = config_dict.ConfigDict(values.config.to_dict())
-    if config.method not in ("lcr_ser", "crs"):
-        raise UserError(f"expected a config of lcr_ser or crs, found one of {config.method!r}")
+    compile_pod = compile_for(config)
     devices = topology_devices(values.topology)
-    if config.method == "crs":
-        mesh = crs_pod_steps.mesh_of(config, devices)
-        what = f"decoder {config.model.size}"
-        # No table is cut by rows: there is no shard whose copies would be counted.
-        steps = [
-            compiled_step(name, step, (0,), *arguments)
-            for name, step, arguments in crs_pod_steps.steps(config, mesh, values.batch)
-        ]
-    else:
-        partition = partition_for(config, devices)
-        sizes = sizes_of(config, items=values.items, users=values.users, words=values.words)
-        mesh, what = partition.mesh, f"{sizes.items:,} items"
-        steps = compile_steps(config, partition, sizes, values.batch)
+    counts = {"items": values.items, "users": values.users, "words": values.words}
+    mesh, what, steps = compile_pod(config, devices, values.batch, counts)
     hbm = HBM[values.topology.split(":")[0]]
     extents = " x ".join(f"{extent} {axis}" for axis, extent in mesh.shape.items())
     title = f"{values.topology}, mesh {extents}, {what}: per chip"

@@ -15,12 +15,13 @@ from ml_collections import config_dict
 
 import lcrsr.baselines
 from core.errors import UserError
-from core.experiment import Experiment
-from core.settings import build
+from core.experiment import Experiment, WriterSettings
+from core.settings import Section, build
 from core.workdir import Workdir
 from input_pipelines.dataset import Dataset
-from input_pipelines.protocols import check_evaluation
+from input_pipelines.settings import HistorySettings
 from lcrsr.baselines.fitted import FittedEvaluator
+from lcrsr.ranker import Ranker
 from lcrsr.ranker_experiment import RankerExperiment, RecommendationExperiment
 
 _SHARED = ("fitted", "sequence", "two_histories")
@@ -32,40 +33,69 @@ def names() -> list[str]:
     return sorted(set(modules) - set(_SHARED))
 
 
+def _module(config: config_dict.ConfigDict) -> Any:
+    """Returns the module of a config's baseline. Raises UserError where there is none."""
+    method = config.get("method")
+    if method not in names():
+        raise UserError(
+            f"expected config.method lcr_ser or a baseline ({', '.join(names())}), found "
+            f"{str(method)!r:.60}; correct it"
+        )
+    return importlib.import_module(f"lcrsr.baselines.{method}")
+
+
+def _lengths(config: config_dict.ConfigDict) -> dict[str, int]:
+    return {name: config.data[name] for name in ("rec_length", "search_length")}
+
+
+def _settings(config: config_dict.ConfigDict) -> Any:
+    values, more = config.model.to_dict(), _lengths(config)
+    return build(_module(config).Settings, values, section="model", more=more)
+
+
 class FittedExperiment(RecommendationExperiment):
     """Fits a baseline without training whenever it is opened, from the training clicks."""
 
     stages: tuple[str, ...] = ("fit",)
+    batch_settings = HistorySettings
 
-    def __init__(self, config: config_dict.ConfigDict, data: Dataset, module: Any, settings: Any):
-        check_evaluation(config)
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            "loop": Section((WriterSettings,)),
+            "model": Section((_module(config).Settings,), _lengths),
+        }
+
+    def __init__(self, config: config_dict.ConfigDict, data: Dataset):
+        self.check_settings(config)
         self.config, self.data = config, data
-        self.evaluator = FittedEvaluator(
-            module.fit(settings, data.training_clicks()), tuple(config.eval.metrics)
-        )
+        fitted = _module(config).fit(_settings(config), data.training_clicks())
+        self.evaluator = FittedEvaluator(fitted, tuple(config.eval.metrics))
 
     def run(self, workdir: Workdir) -> None:
         self.test_protocols(workdir, "fit", 0, None, None)
 
 
-def open_baseline(config: config_dict.ConfigDict, data: Dataset) -> Experiment:
-    """Opens the experiment of `config.method`.
+class BaselineExperiment(RankerExperiment):
+    """Trains a baseline that is a `Ranker`."""
+
+    @classmethod
+    def ranker_of(cls, config: config_dict.ConfigDict) -> Ranker:
+        return _module(config).ranker(_settings(config))
+
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            "model": Section((_module(config).Settings,), _lengths),
+        }
+
+
+def experiment_class(config: config_dict.ConfigDict) -> type[Experiment]:
+    """Returns the class of the experiments of `config.method`.
 
     Raises:
-      UserError: no such baseline, or settings it refuses.
+      UserError: no such baseline.
     """
-    if config.method not in names():
-        raise UserError(
-            f"expected config.method lcr_ser or a baseline ({', '.join(names())}), found "
-            f"{config.method!r}"
-        )
-    module: Any = importlib.import_module(f"lcrsr.baselines.{config.method}")
-    values = config.model.to_dict() | {"rec_length": config.data.rec_length}
-    values |= {"search_length": config.data.search_length}
-    settings = build(module.Settings, values, section="model")
-    if hasattr(module, "fit"):
-        return FittedExperiment(config, data, module, settings)
-    try:
-        return RankerExperiment(config, data, module.ranker(settings))
-    except ValueError as error:
-        raise UserError(f"config.model: {error}") from None
+    return FittedExperiment if hasattr(_module(config), "fit") else BaselineExperiment

@@ -13,16 +13,26 @@ from ml_collections import config_dict
 from core.errors import UserError
 from core.experiment import Plan
 from core.loop import LoopConfig, steps_for
-from core.settings import build, not_negative, positive
+from core.settings import Section, build
 from core.workdir import Workdir
 from input_pipelines.dataset import Dataset
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
 from lcrsr.ranker_experiment import RankerExperiment
+from lcrsr.ranker_task import TrainConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
+from lcrsr.settings import ScheduleSettings, StageSettings, TeacherSettings
 
 # Added to the run's seed for the RL stage's random numbers, far from other seeds.
 _RL_SEED = 1_000_003
+
+
+def _lengths(config: config_dict.ConfigDict) -> dict[str, int]:
+    return {name: config.data[name] for name in ("rec_length", "search_length")}
+
+
+def _steps(config: config_dict.ConfigDict) -> dict[str, int]:
+    return {"active_steps": config.train.active_steps}
 
 
 class Teacher(Protocol):
@@ -48,36 +58,40 @@ class LCRSERExperiment(RankerExperiment):
     def __init__(
         self, config: config_dict.ConfigDict, data: Dataset, teacher: Teacher | None = None
     ):
-        values = config.model.to_dict() | {
-            "rec_length": config.data.rec_length,
-            "search_length": config.data.search_length,
-        }
-        model_config = build(ModelConfig, values, section="model")
-        if not 0 <= config.train.active_steps <= model_config.max_steps:
-            raise UserError(
-                f"expected config.train.active_steps from 0 to model.max_steps = "
-                f"{model_config.max_steps}, found {config.train.active_steps}; set one of them"
-            )
-        if config.rl.enabled:
-            sizes = ("examples", "batch_size", "evals", "gamma", "negatives")
-            positive(config, *(f"rl.{name}" for name in sizes))
-            not_negative(config, "rl.lambda_kl", "rl.learning_rate", "rl.clip_eps")
-        weights = ("lambda_tcl", "margin", "lambda_distil")
-        not_negative(config, *(f"train.{name}" for name in weights))
-        self.model = LCRSER(model_config)
-        loss = build(LossConfig, config.train.to_dict(), section="train")
-        super().__init__(config, data, LCRSERRanker(self.model, loss))
+        super().__init__(config, data)
+        self.model = self.ranker.model
         self._teacher = teacher
-        if self.item_words is not None and config.rl.enabled:
+
+    @classmethod
+    def ranker_of(cls, config: config_dict.ConfigDict) -> LCRSERRanker:
+        model = build(ModelConfig, config.model.to_dict(), section="model", more=_lengths(config))
+        loss = build(LossConfig, config.train.to_dict(), section="train")
+        return LCRSERRanker(LCRSER(model), loss)
+
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            "model": Section((ModelConfig,), _lengths),
+            "train": Section((ScheduleSettings, TrainConfig, LossConfig, TeacherSettings)),
+            "rl": Section(
+                (StageSettings, ReinforceConfig), _steps, lambda config: config.rl.enabled is True
+            ),
+        }
+
+    @classmethod
+    def check_settings(cls, config: config_dict.ConfigDict) -> None:
+        super().check_settings(config)
+        if config.train.active_steps > config.model.max_steps:
+            raise UserError(
+                f"expected config.train.active_steps from 0 to config.model.max_steps = "
+                f"{config.model.max_steps}, found {config.train.active_steps}; set one of them"
+            )
+        if config.data.item_words and config.rl.enabled:
             raise UserError(
                 "expected config.rl.enabled=False with config.data.item_words, found True: GRPO "
                 "reads items without their words; set it"
             )
-        self._reinforce_config = build(
-            ReinforceConfig,
-            config.rl.to_dict() | {"active_steps": config.train.active_steps},
-            section="rl",
-        )
 
     @classmethod
     def reopened(
@@ -140,7 +154,7 @@ class LCRSERExperiment(RankerExperiment):
         batches, steps_per_epoch = self._rl_batches()
         return ReinforceTask(
             model=self.model,
-            config=self._reinforce_config,
+            config=build(ReinforceConfig, config.to_dict(), section="rl", more=_steps(self.config)),
             initial=initial,
             batches=batches,
             steps_per_epoch=steps_per_epoch,

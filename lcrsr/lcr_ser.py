@@ -5,11 +5,12 @@ steps.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from core.settings import CountOrNone, Settings, Weight, one_of
 from lcrsr import losses
 from lcrsr.latent_reasoning import States
 from lcrsr.model import LCRSER, Histories
@@ -20,7 +21,7 @@ TEACHER = "teacher"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Settings):
     """Holds the settings of Eq. 9 and 11.
 
     Attributes:
@@ -34,22 +35,13 @@ class LossConfig:
       lambda_distil: weight of the divergence from a teacher, where batches bring its logits.
     """
 
-    recommendation: str
-    lambda_tcl: float
-    margin: float
-    distance: str
-    stop_gradient: str
-    active_steps: int
-    lambda_distil: float = 0.0
-
-    def __post_init__(self):
-        for name, known in (
-            ("recommendation", tuple(losses.RECOMMENDATION)),
-            ("distance", losses.DISTANCES),
-            ("stop_gradient", losses.STOP_GRADIENTS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"expected {name} in {known}, found {getattr(self, name)!r}")
+    recommendation: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    lambda_tcl: Weight
+    margin: Weight
+    distance: Annotated[str, one_of(*losses.DISTANCES)]
+    stop_gradient: Annotated[str, one_of(*losses.STOP_GRADIENTS)]
+    active_steps: CountOrNone
+    lambda_distil: Weight = 0.0
 
 
 class Reasoned(NamedTuple):

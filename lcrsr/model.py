@@ -7,7 +7,7 @@ batch's ids, the latter for masks alone.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import chex
 import flax.linen as nn
@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from core.settings import Count, CountOrNone, Positive, Rate, Settings, SomeWidths, one_of
 from lcrsr import aggregation, attention, history_encoder, latent_reasoning
 from lcrsr.history_encoder import Dropout, SideHistory
 from lcrsr.latent_reasoning import SideWeights, States
@@ -26,7 +27,7 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Shapes of the network, and how it reads what the equations leave open.
 
     Attributes:
@@ -44,40 +45,23 @@ class ModelConfig:
         float32.
     """
 
-    width: int = 64
-    ffn_width: int = 64
-    heads: int = 2
-    layers: int = 1
-    max_steps: int = 3
+    width: Count = 64
+    ffn_width: Count = 64
+    heads: Count = 2
+    layers: Count = 1
+    max_steps: CountOrNone = 3
     rec_length: int = 30
     search_length: int = 30
-    dropout: float = 0.1
-    block: str = "post_ln"
-    self_context: str = "symmetric"
-    attention: str = "bilinear"
-    mlp_widths: tuple[int, ...] = (200, 80)
-    init_scale: float = 0.1
-    dtype: str = "float32"
+    dropout: Rate = 0.1
+    block: Annotated[str, one_of(*history_encoder.BLOCKS)] = "post_ln"
+    self_context: Annotated[str, one_of(*latent_reasoning.SELF_CONTEXTS)] = "symmetric"
+    attention: Annotated[str, one_of(*aggregation.ATTENTIONS)] = "bilinear"
+    mlp_widths: SomeWidths = (200, 80)
+    init_scale: Positive = 0.1
+    dtype: Annotated[str, one_of(*_DTYPES)] = "float32"
 
-    def __post_init__(self):
-        object.__setattr__(self, "mlp_widths", tuple(self.mlp_widths))
-        for name, known in (
-            ("block", history_encoder.BLOCKS),
-            ("self_context", latent_reasoning.SELF_CONTEXTS),
-            ("attention", aggregation.ATTENTIONS),
-            ("dtype", tuple(_DTYPES)),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"expected {name} in {known}, found {getattr(self, name)!r}")
-        if min(self.width, self.heads) < 1 or self.width % self.heads:
-            raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
-        if self.init_scale <= 0:
-            raise ValueError(f"expected init_scale above 0, found {self.init_scale}")
-        if self.max_steps < 0 or self.layers < 1 or not self.mlp_widths:
-            raise ValueError(
-                f"expected max_steps >= 0, layers >= 1 and mlp_widths, found {self.max_steps}, "
-                f"{self.layers}, {self.mlp_widths}"
-            )
+    def check(self) -> None:
+        self.check_divisible("width", by="heads")
 
 
 @flax.struct.dataclass

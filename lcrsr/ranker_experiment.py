@@ -19,36 +19,30 @@ from core.errors import UserError
 from core.experiment import Experiment, Plan
 from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import MODEL, Partition, make_mesh
-from core.settings import build, not_negative, positive
+from core.settings import Section, Settings, build
 from core.workdir import Workdir
 from input_pipelines import batches
 from input_pipelines.candidates import TouchedItems
 from input_pipelines.dataset import Dataset
-from input_pipelines.protocols import PROTOCOLS, check_evaluation
+from input_pipelines.protocols import PROTOCOLS
+from input_pipelines.settings import (
+    BatchSettings,
+    EvaluationSettings,
+    ProtocolSettings,
+    sections_of_data,
+)
 from lcrsr.embedding import PARTITION_RULES, with_item_words
 from lcrsr.evaluation import Evaluator
 from lcrsr.floors import floors
 from lcrsr.ranker import Ranker
 from lcrsr.ranker_task import RankerTask, TrainConfig
+from lcrsr.settings import ScheduleSettings
 
 _LOG = logging.getLogger(__name__)
 # Updates of an epoch at least, and the batches to choose from, where the size of the log decides.
 _UPDATES, _BATCHES = 300, (32, 1024)
 # Protocols that early stopping may go by.
 _SELECTING = ("neg99", "full")
-# What a training divides by or counts to, and axes that it reduces.
-_SIZES = (
-    "train.batch_size",
-    "train.targets_per_window",
-    "train.max_epochs",
-    "train.evals_per_epoch",
-    "loop.log_every",
-    "loop.checkpoint_every",
-    "data.rec_length",
-    "data.search_length",
-    "data.words",
-    "data.clicks",
-)
 
 
 def partition_of(
@@ -113,6 +107,16 @@ class RecommendationExperiment(Experiment):
     tasks = ("recommendation",)
     data: Dataset
     evaluator: Any
+    # Describes what of config.data is a batch's.
+    batch_settings: type[Settings] = BatchSettings
+
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            **sections_of_data(config, cls.batch_settings),
+            "eval": Section((EvaluationSettings, ProtocolSettings)),
+        }
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         self.columns("recommendation", protocol)
@@ -227,7 +231,6 @@ class RankerExperiment(RecommendationExperiment):
     Args:
       config: a resolved config (`experiments.resolve.resolve`).
       data: the data it names.
-      ranker: the model.
 
     Raises:
       UserError: a setting that does not exist or does not fit.
@@ -235,23 +238,27 @@ class RankerExperiment(RecommendationExperiment):
 
     stages: tuple[str, ...] = ("train",)
 
-    def __init__(self, config: config_dict.ConfigDict, data: Dataset, ranker: Ranker):
-        config = _with_batch(config, data)
-        positive(config, *_SIZES)
-        if not ranker.needs_whole_tables:
-            positive(config, "data.train_negatives")  # the target alone teaches no order
-        not_negative(config, "train.lambda_l2", "train.learning_rate")
-        check_evaluation(config)
-        self.config, self.data, self.ranker = config, data, ranker
-        self.partition = partition_of(config, ranker.width)
-        self.item_words = data.item_words()
-        self.evaluator = Evaluator(
-            ranker,
-            tuple(config.eval.metrics),
-            num_items=data.table_sizes["num_items"],
-            item_words=self.item_words,
-            partition=self.partition,
-        )
+    @classmethod
+    def ranker_of(cls, config: config_dict.ConfigDict) -> Ranker:
+        """Returns the model of a config."""
+        raise NotImplementedError
+
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            "train": Section((ScheduleSettings, TrainConfig)),
+        }
+
+    @classmethod
+    def check_settings(cls, config: config_dict.ConfigDict) -> None:
+        super().check_settings(config)
+        ranker, update = cls.ranker_of(config), config.train.table_update
+        if not ranker.needs_whole_tables and not config.data.train_negatives:
+            raise UserError(
+                "expected config.data.train_negatives above 0, found 0; set such a value: the "
+                "target alone teaches no order"
+            )
         if config.eval.selection not in [
             metrics.full_name(name, protocol)
             for name in config.eval.metrics
@@ -262,17 +269,16 @@ class RankerExperiment(RecommendationExperiment):
                 f"{' or '.join(_SELECTING)}, found {config.eval.selection!r}; for instance "
                 "'ndcg@5/neg99'"
             )
-        # Everything that can be wrong with the task is found before the workdir is written.
         if "search" in ranker.tasks and not config.data.use_search:
             raise UserError(
                 "expected a model of recommendation alone where config.data.use_search is False, "
                 "found one that trains on searches too; set --config.model.search_weight=0"
             )
-        if ranker.needs_whole_tables and config.train.table_update != "dense":
+        if ranker.needs_whole_tables and update != "dense":
             raise UserError(
-                f"expected config.train.table_update='dense', found "
-                f"{config.train.table_update!r}: this loss is over all items, and touched rows "
-                "alone get no gradient from it; set it, or another config.model.loss"
+                f"expected config.train.table_update='dense', found {update!r}: this loss is over "
+                "all items, and touched rows alone get no gradient from it; set it, or another "
+                "config.model.loss"
             )
         if config.train.targets_per_window > 1 and not ranker.trains_on_windows:
             raise UserError(
@@ -280,16 +286,30 @@ class RankerExperiment(RecommendationExperiment):
                 f"{config.train.targets_per_window}: {config.method} encodes the history of each "
                 "target by itself; set it"
             )
-        if config.train.targets_per_window > 1 and data.filters_searches:
+        if config.train.targets_per_window > 1 and config.data.get("search_filter"):
             raise UserError(
                 f"expected config.train.targets_per_window=1 where searches are kept or not by the "
                 f"clicks before a target, found {config.train.targets_per_window}; set it"
             )
-        if self.item_words is not None and config.train.table_update != "dense":
+        if config.data.item_words and update != "dense":
             raise UserError(
                 f"expected config.train.table_update='dense' with config.data.item_words, found "
-                f"{config.train.table_update!r}; set it"
+                f"{update!r}; set it"
             )
+
+    def __init__(self, config: config_dict.ConfigDict, data: Dataset):
+        self.check_settings(config)
+        config, ranker = _with_batch(config, data), self.ranker_of(config)
+        self.config, self.data, self.ranker = config, data, ranker
+        self.partition = partition_of(config, ranker.width)
+        self.item_words = data.item_words()
+        self.evaluator = Evaluator(
+            ranker,
+            tuple(config.eval.metrics),
+            num_items=data.table_sizes["num_items"],
+            item_words=self.item_words,
+            partition=self.partition,
+        )
         self._train_config = build(TrainConfig, config.train.to_dict(), section="train")
 
     def check_data(self) -> None:

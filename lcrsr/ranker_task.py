@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import optax
 from core import sharded_tables
 from core import tables as table_lib
 from core.partitioning import Partition, random_bits_impl
+from core.settings import Settings, Share, Weight, one_of
 from lcrsr import embedding, losses
 from lcrsr.ranker import Ranker, numbers_of
 
@@ -27,7 +28,7 @@ TABLE_UPDATES = ("touched_rows", "dense")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Settings of the task, whatever the model.
 
     Attributes:
@@ -37,15 +38,9 @@ class TrainConfig:
         whole tables, which losses over all items need.
     """
 
-    lambda_l2: float
-    user_dropout: float
-    table_update: str
-
-    def __post_init__(self):
-        if self.table_update not in TABLE_UPDATES:
-            raise ValueError(
-                f"expected table_update in {TABLE_UPDATES}, found {self.table_update!r}"
-            )
+    lambda_l2: Weight
+    user_dropout: Share
+    table_update: Annotated[str, one_of(*TABLE_UPDATES)]
 
 
 _TOUCHED = table_lib.touched_rows("adam")

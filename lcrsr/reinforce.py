@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from core import metrics
+from core.metrics import MetricName
 from core.partitioning import Partition
+from core.settings import Count, CountOrNone, Positive, Settings, Weight, at_least, one_of
 from lcrsr import embedding, rollout
 from lcrsr.model import LCRSER
 from lcrsr.ranker_task import Evaluate, State, init_table_states, update_tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReinforceConfig:
+class ReinforceConfig(Settings):
     """Holds the settings of Eq. 13-17.
 
     Attributes:
@@ -34,26 +35,15 @@ class ReinforceConfig:
       active_steps: K in use; with 0 there is nothing to explore, and updates change nothing.
     """
 
-    trajectories: int
-    gamma: float
-    reward: str
-    policy: str
-    lambda_kl: float
-    updates_per_rollout: int
-    clip_eps: float
-    trainable: str
-    active_steps: int
-
-    def __post_init__(self):
-        metrics.metric(self.reward)
-        if self.trajectories < 2:
-            raise ValueError(f"expected trajectories of at least 2, found {self.trajectories}")
-        if self.policy not in rollout.POLICIES:
-            raise ValueError(f"expected policy in {rollout.POLICIES}, found {self.policy!r}")
-        if self.trainable not in rollout.TRAINABLE:
-            raise ValueError(f"expected trainable in {rollout.TRAINABLE}, found {self.trainable!r}")
-        if self.updates_per_rollout < 1:
-            raise ValueError(f"expected updates_per_rollout >= 1, found {self.updates_per_rollout}")
+    trajectories: Annotated[int, at_least(2)]
+    gamma: Positive
+    reward: MetricName
+    policy: Annotated[str, one_of(*rollout.POLICIES)]
+    lambda_kl: Weight
+    updates_per_rollout: Count
+    clip_eps: Weight
+    trainable: Annotated[str, one_of(*rollout.TRAINABLE)]
+    active_steps: CountOrNone
 
 
 class ReinforceTask:

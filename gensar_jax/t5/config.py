@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax.numpy as jnp
 
 from core.errors import UserError
+from core.settings import Count, CountOrNone, Rate, Rule, Settings, one_of
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _ACTIVATIONS = (("relu",), ("gelu", "linear"))
+_ACTIVATION = Rule(f"in {_ACTIVATIONS}", lambda names: tuple(names) in _ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5Config:
+class T5Config(Settings):
     """Shapes of a network; names and defaults (t5-small, version 1.0) are T5X's.
 
     Attributes:
@@ -30,28 +33,19 @@ class T5Config:
         float32.
     """
 
-    vocab_size: int
-    emb_dim: int = 512
-    num_heads: int = 8
-    head_dim: int = 64
-    mlp_dim: int = 2048
-    num_encoder_layers: int = 6
-    num_decoder_layers: int = 6
-    mlp_activations: tuple[str, ...] = ("relu",)
+    vocab_size: Count
+    emb_dim: Count = 512
+    num_heads: Count = 8
+    head_dim: Count = 64
+    mlp_dim: Count = 2048
+    num_encoder_layers: CountOrNone = 6
+    num_decoder_layers: CountOrNone = 6
+    mlp_activations: Annotated[tuple[str, ...], _ACTIVATION] = ("relu",)
     logits_via_embedding: bool = True
-    dropout_rate: float = 0.1
-    num_buckets: int = 32
-    max_distance: int = 128
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"expected dtype in {tuple(_DTYPES)}, found {self.dtype!r}")
-        if self.mlp_activations not in _ACTIVATIONS:
-            raise ValueError(
-                f"expected mlp_activations in {_ACTIVATIONS}, found {self.mlp_activations}"
-            )
+    dropout_rate: Rate = 0.1
+    num_buckets: Count = 32
+    max_distance: Count = 128
+    dtype: Annotated[str, one_of(*_DTYPES)] = "float32"
 
     @property
     def compute_dtype(self):

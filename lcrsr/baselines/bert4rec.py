@@ -15,26 +15,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from core.settings import Count, CountOrNone, Positive, Rate, Share
+from core.settings import Settings as Checked
 from lcrsr.baselines.sequence import DotProduct, Transformer
 from lcrsr.full_softmax import full_cross_entropy
 from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """Holds sizes, dropout, and the share of items that the cloze task hides."""
 
-    width: int
-    layers: int
-    heads: int
-    dropout: float
-    init_scale: float
-    mask_share: float
+    width: Count
+    layers: CountOrNone
+    heads: Count
+    dropout: Rate
+    init_scale: Positive
+    mask_share: Share
     rec_length: int
 
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
+    def check(self) -> None:
+        self.check_divisible("width", by="heads")
 
 
 class Network(nn.Module):

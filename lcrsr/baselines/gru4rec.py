@@ -8,26 +8,28 @@ the other baselines (`loss`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from core.settings import Count, Positive, Rate, one_of
+from core.settings import Settings as Checked
 from lcrsr.attention import last_valid
-from lcrsr.baselines.sequence import SequentialRanker
+from lcrsr.baselines.sequence import LOSSES, SequentialRanker
 from lcrsr.views import Views
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """Holds sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
 
-    width: int
-    hidden: int
-    dropout: float
-    init_scale: float
-    loss: str
+    width: Count
+    hidden: Count
+    dropout: Rate
+    init_scale: Positive
+    loss: Annotated[str, one_of(*LOSSES)]
 
 
 class Network(nn.Module):

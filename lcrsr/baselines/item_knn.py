@@ -10,27 +10,25 @@ order of their training clicks: without a neighbour the method is popularity.
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 import scipy.sparse
 
+from core.settings import Rule, Weight
+from core.settings import Settings as Checked
 from lcrsr.baselines.fitted import below_zero
 from lcrsr.ranker import Batch
 
+DECAY = Rule("above 0 and at most 1", lambda decay: 0 < decay <= 1)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """Holds the recency decay in (0, 1], and the power of the history's length, at least 0."""
 
-    decay: float
-    history_power: float
-
-    def __post_init__(self):
-        if not 0 < self.decay <= 1 or self.history_power < 0:
-            raise ValueError(
-                f"expected decay in (0, 1] and history_power of at least 0, found {self.decay} and "
-                f"{self.history_power}"
-            )
+    decay: Annotated[float, DECAY]
+    history_power: Weight
 
 
 class ItemKNN:

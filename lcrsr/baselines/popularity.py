@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
+from core.settings import Settings as Checked
 from lcrsr.ranker import Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """Holds nothing: popularity has no setting."""
 
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from core.settings import Count, CountOrNone, Positive, Rate, Weight, one_of
+from core.settings import Settings as Checked
 from lcrsr.baselines.sequence import SequentialRanker, any_target
 from lcrsr.baselines.two_histories import Attention
 from lcrsr.history_encoder import Dropout
@@ -28,7 +30,7 @@ VARIANTS = ("erl", "prl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """Sizes and losses.
 
     Attributes:
@@ -41,32 +43,23 @@ class Settings:
       noise: PRL, standard deviation of what is added to a step's input.
     """
 
-    width: int
-    layers: int
-    heads: int
-    dropout: float
-    init_scale: float
+    width: Count
+    layers: CountOrNone
+    heads: Count
+    dropout: Rate
+    init_scale: Positive
     rec_length: int
-    variant: str
-    reasoning_steps: int
-    temperature: float
-    kl_weight: float = 0.0
-    temperature_decay: float = 1.0
-    progressive_weight: float = 0.0
-    contrastive_weight: float = 0.0
-    noise: float = 0.0
+    variant: Annotated[str, one_of(*VARIANTS)]
+    reasoning_steps: Count
+    temperature: Positive
+    kl_weight: Weight = 0.0
+    temperature_decay: Positive = 1.0
+    progressive_weight: Weight = 0.0
+    contrastive_weight: Weight = 0.0
+    noise: Weight = 0.0
 
-    def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise ValueError(f"expected variant in {VARIANTS}, found {self.variant!r}")
-        if self.width % self.heads:
-            raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
-        if self.reasoning_steps < 1 or self.temperature <= 0 or self.temperature_decay <= 0:
-            raise ValueError(
-                "expected reasoning_steps of at least 1 and temperature and temperature_decay "
-                f"above 0, found {self.reasoning_steps}, {self.temperature} and "
-                f"{self.temperature_decay}"
-            )
+    def check(self) -> None:
+        self.check_divisible("width", by="heads")
 
 
 class Block(nn.Module):

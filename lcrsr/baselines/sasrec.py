@@ -8,29 +8,31 @@ The paper trains with one sampled negative a position and binary cross-entropy (
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 
-from lcrsr.baselines.sequence import SequentialRanker, Transformer
+from core.settings import Count, CountOrNone, Positive, Rate, one_of
+from core.settings import Settings as Checked
+from lcrsr.baselines.sequence import LOSSES, SequentialRanker, Transformer
 from lcrsr.views import Views, last_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """Holds sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
 
-    width: int
-    layers: int
-    heads: int
-    dropout: float
-    init_scale: float
-    loss: str
+    width: Count
+    layers: CountOrNone
+    heads: Count
+    dropout: Rate
+    init_scale: Positive
+    loss: Annotated[str, one_of(*LOSSES)]
     rec_length: int
 
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"expected width divisible by heads, found {self.width}/{self.heads}")
+    def check(self) -> None:
+        self.check_divisible("width", by="heads")
 
 
 class Network(nn.Module):

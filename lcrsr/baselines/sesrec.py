@@ -19,6 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from core.settings import Count, CountOrNone, Positive, Rate, SomeWidths, Weight
+from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.attention import masked_softmax
 from lcrsr.baselines import two_histories
@@ -28,7 +30,7 @@ from lcrsr.ranker import Batch, Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """Holds sizes, and the weights of the losses.
 
     Attributes:
@@ -40,32 +42,23 @@ class Settings:
       triplet_weight, margin: of the triplet loss, in Euclidean distance.
     """
 
-    width: int
-    hidden: int
-    layers: int
-    heads: int
-    dropout: float
-    init_scale: float
-    mlp_widths: tuple[int, ...]
-    alignment_weight: float
-    alignment_temperature: float
-    alignment_pairs: int
-    triplet_weight: float
-    margin: float
+    width: Count
+    hidden: Count
+    layers: CountOrNone
+    heads: Count
+    dropout: Rate
+    init_scale: Positive
+    mlp_widths: SomeWidths
+    alignment_weight: Weight
+    alignment_temperature: Positive
+    alignment_pairs: Count
+    triplet_weight: Weight
+    margin: Weight
     rec_length: int
     search_length: int
 
-    def __post_init__(self):
-        object.__setattr__(self, "mlp_widths", tuple(self.mlp_widths))
-        if self.hidden % self.heads:
-            raise ValueError(
-                f"expected hidden divisible by heads, found {self.hidden}/{self.heads}"
-            )
-        if self.alignment_temperature <= 0 or not self.mlp_widths:
-            raise ValueError(
-                f"expected alignment_temperature above 0 and mlp_widths, found "
-                f"{self.alignment_temperature} and {self.mlp_widths}"
-            )
+    def check(self) -> None:
+        self.check_divisible("hidden", by="heads")
 
 
 class Parts(NamedTuple):

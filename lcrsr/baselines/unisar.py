@@ -21,6 +21,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from core.settings import Count, CountOrNone, Positive, Rate, Weight, Widths
+from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.baselines import two_histories
 from lcrsr.baselines.two_histories import (
@@ -36,7 +38,7 @@ from lcrsr.ranker import Batch, Params, Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """Holds sizes, and the weights of the losses.
 
     Attributes:
@@ -50,35 +52,26 @@ class Settings:
       search_weight: of the search task's loss; 0 trains on recommendation alone.
     """
 
-    width: int
-    hidden: int
-    layers: int
-    heads: int
-    dropout: float
-    init_scale: float
-    experts: int
-    expert_width: int
-    tower_widths: tuple[int, ...]
-    alignment_weight: float
-    alignment_temperature: float
-    alignment_pairs: int
-    transition_weight: float
-    transition_temperature: float
-    search_weight: float
+    width: Count
+    hidden: Count
+    layers: CountOrNone
+    heads: Count
+    dropout: Rate
+    init_scale: Positive
+    experts: Count
+    expert_width: Count
+    tower_widths: Widths
+    alignment_weight: Weight
+    alignment_temperature: Positive
+    alignment_pairs: Count
+    transition_weight: Weight
+    transition_temperature: Positive
+    search_weight: Weight
     rec_length: int
     search_length: int
 
-    def __post_init__(self):
-        object.__setattr__(self, "tower_widths", tuple(self.tower_widths))
-        if self.hidden % self.heads:
-            raise ValueError(
-                f"expected hidden divisible by heads, found {self.hidden}/{self.heads}"
-            )
-        if min(self.alignment_temperature, self.transition_temperature) <= 0:
-            raise ValueError(
-                f"expected temperatures above 0, found {self.alignment_temperature} and "
-                f"{self.transition_temperature}"
-            )
+    def check(self) -> None:
+        self.check_divisible("hidden", by="heads")
 
 
 class Transitions(NamedTuple):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from ml_collections import config_dict
 
 from core import metrics, results, vectors
 from core.errors import UserError
-from core.experiment import Experiment
-from core.settings import positive
+from core.experiment import Experiment, WriterSettings
+from core.settings import Count, Named, NamesOnce, Section, Settings, Weight, one_of
 from core.workdir import Workdir
 from input_pipelines import candidates, search_protocol, search_task, segmenters
 from input_pipelines.bm25 import ItemTextIndex
 from input_pipelines.dataset import WHOLE, Dataset
 from input_pipelines.search_task import SearchExamples
+from input_pipelines.settings import (
+    EvaluationSettings,
+    HistorySettings,
+    UserSettings,
+    sections_of_data,
+)
 from lcrsr.baselines import item_knn
 from lcrsr.search_baselines.rankers import (
     ByQuery,
@@ -30,6 +37,11 @@ from lcrsr.search_baselines.rankers import (
 
 KINDS = ("bm25", "tfidf", "dense", "query_popularity", "query_knn")
 FACTORS = "tfidf_svd"
+# What a kind reads beside the data.
+_OF_KIND = {
+    "dense": ("vectors", "width"),
+    "query_knn": ("decay", "history_power", "popularity_weight"),
+}
 _PREFIX = "search/"
 _SHOWN = search_protocol.IMPRESSIONS.removeprefix(_PREFIX)
 PROTOCOLS = (*WHOLE, *candidates.PROTOCOLS, candidates.BM25, _SHOWN)
@@ -40,6 +52,39 @@ def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.
     encode = vectors.sentence_encoder(name, key="model.vectors")
     items = encode(texts)
     return lambda words: items @ encode([segmenters.join(words)])[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KindSettings(Settings):
+    """Says what is fitted; what one kind alone reads, the others do not have.
+
+    Attributes:
+      kind: of KINDS.
+      vectors, width: of 'dense', singular vectors or a sentence-transformers model.
+      decay, history_power, popularity_weight: of 'query_knn'.
+    """
+
+    kind: Annotated[str, one_of(*KINDS)]
+    vectors: Named | None = None
+    width: Count | None = None
+    decay: Annotated[float, item_knn.DECAY] | None = None
+    history_power: Weight | None = None
+    popularity_weight: Weight | None = None
+
+    def check(self) -> None:
+        for name in _OF_KIND.get(self.kind, ()):
+            if getattr(self, name) is None:
+                raise ValueError(
+                    f"expected {name} for kind {self.kind!r}, found none; pass the config of "
+                    "that kind"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSettings(Settings):
+    """Names the protocols of searches."""
+
+    search_protocols: Annotated[tuple[Annotated[str, one_of(*PROTOCOLS)], ...], NamesOnce(least=1)]
 
 
 class SearchBaselineExperiment(Experiment):
@@ -57,19 +102,20 @@ class SearchBaselineExperiment(Experiment):
     tasks = ("search",)
     data: Dataset
 
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            **sections_of_data(config, HistorySettings),
+            "eval": Section((EvaluationSettings, SearchSettings, UserSettings)),
+            "loop": Section((WriterSettings,)),
+            "model": Section((KindSettings,)),
+        }
+
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
-        if config.model.kind not in KINDS:
-            raise UserError(
-                f"expected config.model.kind of {', '.join(KINDS)}, found {config.model.kind!r}"
-            )
+        self.check_settings(config)
         self.config, self.data = config, data
-        positive(config, "eval.batch_size")
-        for protocol in config.eval.search_protocols:
-            self.columns("search", protocol)
-        try:
-            self._scorer = self._fitted(config.model)
-        except ValueError as error:
-            raise UserError(f"config.model: {error}") from None
+        self._scorer = self._fitted(config.model)
 
     def _fitted(self, model: config_dict.ConfigDict) -> SearchScorer:
         log = self.data.log

@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import pod_compile
 from benchmarks.pod_compile import SIZES, copies_of, partition_for, sizes_of, topology_devices
+from benchmarks.pods import compile_for
 from benchmarks.random_tasks import TableSizes
-from configs import lcr_ser_qilin
+from configs import lcr_ser_qilin, popularity
 from core.errors import UserError
 
 NEEDS_LIBTPU = pytest.mark.skipif(
@@ -28,6 +29,15 @@ def test_sizes_are_known_or_given():
     with pytest.raises(UserError, match="expected --users and --words for the data set 'mine'"):
         sizes_of(config, items=5, users=None, words=None)
     assert sizes_of(config, items=5, users=6, words=7) == TableSizes(users=6, items=5, words=7)
+
+
+def test_methods_without_a_pod_and_wrong_settings_are_refused():
+    with pytest.raises(UserError, match="a config of lcr_ser or crs, found one of 'popularity'"):
+        compile_for(popularity.get_config())
+    config = lcr_ser_qilin.get_config()
+    config.model.heads = 0
+    with pytest.raises(UserError, match=r"config\.model\.heads above 0, found 0"):
+        compile_for(config)
 
 
 def test_one_device_becomes_a_table_over_all_chips():

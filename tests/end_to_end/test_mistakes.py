@@ -7,7 +7,6 @@ from absl import flags
 
 from configs import bert4rec, popularity, rearec, sasrec
 from core.errors import UserError
-from core.settings import positive
 from experiments.resolve import resolve
 from experiments.train import train
 from input_pipelines.dataset import Dataset
@@ -43,6 +42,7 @@ def refused(config, changes, workdir, words):
         ("rl.negatives", 0),
         ("data.rec_length", 0),
         ("data.search_length", 0),
+        ("data.search_length", -3),
         ("data.words", 0),
         ("data.clicks", 0),
         ("data.train_negatives", 0),
@@ -68,7 +68,6 @@ def test_sizes_that_are_not_above_0(small_config, tmp_path, key, value):
         ("rl.lambda_kl", -1.0),
         ("rl.learning_rate", -1.0),
         ("rl.clip_eps", -0.2),
-        ("data.search_length", -3),
         ("train.plateau_patience", -1),
         ("train.min_learning_rate", -1.0),
     ],
@@ -207,9 +206,8 @@ def test_there_are_no_evaluation_lists_of_the_training_split(small_config):
         data.sampled("train", "neg99")
 
 
-def test_positive_names_the_first_key_that_is_not(small_config):
-    positive(small_config, "loop.log_every", "train.max_epochs")
+def test_of_two_mistakes_the_first_is_named(small_config):
     config = small_config.copy_and_resolve_references()
     config.loop.log_every, config.rl.evals = -2, 0
     with pytest.raises(UserError, match=r"config\.loop\.log_every above 0, found -2"):
-        positive(config, "train.batch_size", "loop.log_every", "rl.evals")
+        resolve(config)

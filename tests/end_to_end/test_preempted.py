@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import jobs
 import numpy as np
@@ -21,6 +20,7 @@ from experiments.resolve import resolve
 from experiments.train import train
 from input_pipelines.dataset import Dataset
 from lcrsr.baseline_experiment import FittedExperiment
+from lcrsr.baselines.fitted import FittedEvaluator
 from studies.ablation.ablate import ablate
 
 
@@ -52,8 +52,8 @@ def row_before_sigterm(config, path):
                 pytest.fail("expected the test to end at once")
             return np.zeros((len(batch["user"]), data.log.num_items + 1), np.float32)
 
-    module = types.SimpleNamespace(fit=lambda settings, clicks: Equal())
-    experiment = FittedExperiment(config, data, module, None)
+    experiment = FittedExperiment(config, data)
+    experiment.evaluator = FittedEvaluator(Equal(), tuple(config.eval.metrics))
     words = "SIGTERM in the test of stage fit against full: saved all"
     with pytest.raises(Preempted, match=words), watched():
         experiment.run(workdir)

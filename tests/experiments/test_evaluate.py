@@ -39,7 +39,7 @@ def test_a_task_of_two_can_be_chosen():
 
 def bare(config):
     """Returns the experiment of a config without its data, which these answers do not need."""
-    run = object.__new__(experiment_class(config.method))
+    run = object.__new__(experiment_class(config))
     run.config = config
     return run
 

@@ -20,12 +20,12 @@ from input_pipelines.dataset import Dataset
             crs_sample,
             [
                 "distill.teacher",
-                "distill.traces",
                 "model.checkpoint",
                 "semantic_ids.extend",
                 "vocabulary.tokenizer",
             ],
         ),
+        (crs_sample, ["distill.traces"]),
     ],
 )
 def test_paths_in_a_config_become_whole(module, keys, tmp_path, monkeypatch):

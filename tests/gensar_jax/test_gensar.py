@@ -6,6 +6,7 @@ import gc
 import glob
 import json
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
 from gensar_jax.examples import GenSARExamples
+from gensar_jax.experiment import own_identifiers, train_table
 from gensar_jax.identifiers import IdentifierTable, save_table
 from gensar_jax.joint_task import token_losses
 from gensar_jax.prompts import to_batch
@@ -139,7 +141,7 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_p
     other = changed(config)
     with other.unlocked():
         other.mixture.next_item = 5
-    assert "tasks of nrip, nsqp, nsip" in refused(other, tmp_path)
+    assert "settings of nrip, nsqp, nsip" in refused(other, tmp_path)
     folder = tmp_path / "table"
     folder.mkdir()
     log, table = data.log, table_of(data)
@@ -182,7 +184,7 @@ def test_mistakes_are_found_before_identifiers_are_trained(config, data, tmp_pat
     none = {f"mixture__{name}": 0 for name in config.mixture}
     for changes, words in (
         ({"model__size": "huge"}, "a T5 size of tiny"),
-        ({"model__dtype": "float8"}, "config.model: expected dtype in"),
+        ({"model__dtype": "float8"}, "config.model.dtype of float32, bfloat16, found 'float8'"),
         ({"prompts__identifiers": "visual"}, "config.prompts.identifiers of both"),
         ({"prompts__search_without": "items"}, "config.prompts.search_without of nothing"),
         ({"prompts__behaviour_tokens": "both"}, "config.prompts.behaviour_tokens of decoder"),
@@ -192,6 +194,19 @@ def test_mistakes_are_found_before_identifiers_are_trained(config, data, tmp_pat
     ):
         assert words in refused(changed(config, identifiers="", **changes), tmp_path)
     assert glob.glob(data.beside("identifiers-*")) == before
+
+
+def test_identifiers_in_the_cache_that_are_refused_are_to_be_removed(config, data):
+    own = changed(config, identifiers="", seed=77)
+    folder, of_identifiers = own_identifiers(own, data)
+    open_workdir(folder, of_identifiers.to_dict(), data.log.hash)
+    written = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    (pathlib.Path(folder) / "config.json").write_text(json.dumps(written["model"]))
+    for damage in (lambda: None, lambda: pathlib.Path(folder, "results.json").write_text("{}")):
+        damage()
+        with pytest.raises(UserError, match=f"remove {folder}, and its identifiers") as error:
+            train_table(own, data)
+        assert "workdir" not in str(error.value).partition(";")[2]
 
 
 def test_validation_without_searches_is_found_before_training(config, tmp_path):

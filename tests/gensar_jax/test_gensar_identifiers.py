@@ -131,7 +131,8 @@ def test_mistakes_end_in_one_line_before_anything_is_written(config, tmp_path):
     with pytest.raises(UserError, match=r"at least 256 items, .* found 100"):
         train(changed(config, model__codes=256), str(workdir))
     assert not workdir.exists()
-    assert "config.model: expected sources" in refused(changed(config, model__sources=("visual",)))
+    message = refused(changed(config, model__sources=("visual",)))
+    assert "config.model.sources of semantic, collaborative, found 'visual'" in message
     assert "of 64 identifiers" in refused(changed(config, model__specific_levels=1))
     assert "config.train" in refused(changed(config, train__epochs=0))
     assert "config.vectors" in refused(changed(config, vectors__sketch_share=1.5))

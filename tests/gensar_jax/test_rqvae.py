@@ -153,9 +153,9 @@ def test_it_learns_what_few_codes_can_hold():
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"sources": ()}, r"found \(\)"),
+        ({"sources": ()}, "names in sources, found none"),
         ({"sources": ("semantic", "visual")}, "visual"),
-        ({"sources": ("semantic", "semantic")}, "each source once"),
+        ({"sources": ("semantic", "semantic")}, "each of sources once"),
         ({"shared_levels": 0, "specific_levels": 0}, "at least one level"),
         ({"shared_levels": -1}, "0 or more"),
         ({"codes": 1}, "found 1"),

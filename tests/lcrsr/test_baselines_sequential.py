@@ -169,5 +169,5 @@ def test_a_causal_state_does_not_see_what_follows():
 
 
 def test_an_unknown_loss_is_refused():
-    with pytest.raises(ValueError, match="expected loss in"):
+    with pytest.raises(ValueError, match="expected loss of bce"):
         sasrec.ranker(sasrec.Settings(**transformer(loss="hinge")))

@@ -143,5 +143,5 @@ def test_each_variant_ranks_with_its_own_state():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="variant"):
         settings(variant="base")
-    with pytest.raises(ValueError, match="reasoning_steps of at least 1"):
+    with pytest.raises(ValueError, match="reasoning_steps above 0"):
         settings(reasoning_steps=0)

@@ -115,6 +115,6 @@ def test_mistakes(folder, tmp_path_factory, tmp_path):
         train(config, str(tmp_path / "w"))
     config = config_of("query_knn", folder, tmp_path_factory)
     config.model.popularity_weight = -1.0
-    with pytest.raises(UserError, match=r"config\.model: expected popularity_weight"):
+    with pytest.raises(UserError, match=r"config\.model\.popularity_weight of 0 or more"):
         train(config, str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()

@@ -266,5 +266,5 @@ def test_learns_what_a_search_announces_in_both_tasks():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="hidden divisible by heads"):
         settings(heads=3)
-    with pytest.raises(ValueError, match="temperatures above 0"):
+    with pytest.raises(ValueError, match="alignment_temperature above 0"):
         settings(alignment_temperature=0.0)
