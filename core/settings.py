@@ -272,10 +272,12 @@ def _refuse(key: str, value: Any, hint: Any, *, ranges: bool = True) -> None:
         raise UserError(message)
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _read_hints(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(_read_hints)
 
 
 def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -315,7 +317,7 @@ def _misfit(
     if ranges and (messages := [text for rule in rules if (text := rule.misfit(key, value))]):
         return messages[0]
     for number in value if several else (value,):
-        if isinstance(number, numbers.Integral) and abs(number) >= 2**63:
+        if isinstance(number, numbers.Integral) and abs(int(number)) >= 2**63:
             return f"expected {key} of 64 bits, found {number}; correct it"
     return None
 

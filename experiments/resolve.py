@@ -59,7 +59,8 @@ def _fit_to_sample(config: config_dict.ConfigDict, given: Collection[str]) -> No
         )
     is_section = isinstance(config.on_sample, config_dict.ConfigDict)
     sample = config.on_sample.to_dict() if is_section else {}
-    overrides, replaced = sample.get("overrides"), sample.get("replaced")
+    overrides: Any = sample.get("overrides")
+    replaced: Any = sample.get("replaced")
     if not _are_sections(overrides) or not _are_sections(replaced):
         return  # it was resolved before, or the check of its settings will tell
 
