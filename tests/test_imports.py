@@ -17,9 +17,10 @@ ALLOWED = {
     "gensar_jax": {*_DATA, "gensar_jax"},
     "crs_jax": {*_DATA, "crs_jax"},
     "experiments": {*_SYSTEMS, "experiments"},
-    "studies": {*_SYSTEMS, "experiments", "studies"},
-    "benchmarks": {*_SYSTEMS, "experiments", "studies", "benchmarks"},
-    "launch": {*_SYSTEMS, "experiments", "studies", "benchmarks", "launch"},
+    "serving": {*_SYSTEMS, "experiments", "serving"},
+    "studies": {*_SYSTEMS, "experiments", "serving", "studies"},
+    "benchmarks": {*_SYSTEMS, "experiments", "serving", "studies", "benchmarks"},
+    "launch": {*_SYSTEMS, "experiments", "serving", "studies", "benchmarks", "launch"},
     "configs": {"configs"},
 }
 # Modules that only the data contract itself may read sources with.

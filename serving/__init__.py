@@ -1,0 +1,1 @@
+"""Uses trained runs: recommends and searches for anyone, from a workdir alone."""
