@@ -7,7 +7,7 @@
 
 An empty id, one of more than 1,024 bytes or with a line break, half a surrogate pair, True, lists
 and all else are refused in one line too. Texts, such as titles and queries, take U+FFFD for half a
-surrogate pair.
+surrogate pair. `id_columns` reads whole columns of Arrow.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from core.errors import UserError
 
 LONGEST_BYTES = 1024
-_LARGEST_FLOAT = 2.0**53
+LARGEST_FLOAT = 2.0**53
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _DIGITS = re.compile("-?[0-9]+")
 _MOST_DIGITS = 18  # of 64 bits
@@ -73,7 +71,7 @@ def _decoded(value: bytes) -> str:
 def _whole(value: float) -> str:
     if math.isnan(value):
         raise ValueError("NaN")
-    if not value.is_integer() or abs(value) > _LARGEST_FLOAT:
+    if not value.is_integer() or abs(value) > LARGEST_FLOAT:
         raise ValueError(f"{value!r}, which is no whole number")
     return str(int(value))
 
@@ -106,34 +104,6 @@ def of_values(values: Iterable[Any], where: str, rows: Sequence[int] | None = No
       UserError: a value is no id; names its row.
     """
     return _each(values, of_value, _EXPECTED, where, rows)
-
-
-def of_column(column: pa.Array | pa.ChunkedArray, where: str) -> list[str]:
-    """Returns the ids of an Arrow column, like `of_values` but a whole column at a time."""
-    column = _plain(column)
-    kind = column.type
-    if pa.types.is_floating(kind) and kind != pa.float16():
-        values = column.cast(pa.float64())
-        numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
-        whole = np.isfinite(numbers) & (np.rint(numbers) == numbers)
-        if not values.null_count and np.all(whole & (np.abs(numbers) <= _LARGEST_FLOAT)):
-            column = pa.array(numbers.astype(np.int64))
-    if pa.types.is_integer(column.type) and not column.null_count:
-        return column.cast(pa.string()).to_pylist()
-    return of_values(_python_values(column), where)
-
-
-def of_lists(column: pa.Array | pa.ChunkedArray, where: str) -> list[list[str]]:
-    """Returns the ids of the list in each cell of an Arrow column; a null cell has none.
-
-    Raises:
-      UserError: a value in a list is no id; names its row.
-    """
-    ids, lists = [], []
-    for row, cell in enumerate(column.to_pylist(), 1):
-        ids = of_values(cell or (), where, [row] * len(cell or ()))
-        lists.append(ids)
-    return lists
 
 
 def text_of(value: Any) -> str:
@@ -187,36 +157,6 @@ def _each(
     return texts
 
 
-def texts_of_column(
-    column: pa.Array | pa.ChunkedArray, where: str, rows: Sequence[int] | None = None
-) -> list[str]:
-    """Returns `texts_of` an Arrow column."""
-    return texts_of(_python_values(_plain(column)), where, rows)
-
-
 def whole_text(text: str) -> str:
     """Returns the text with U+FFFD for each half of a surrogate pair, which has no UTF-8."""
     return _HALF_PAIR.sub("\ufffd", text)
-
-
-def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Returns one array without a dictionary."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # no chunk, or too large for one
-            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0)
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
-    return column
-
-
-def _python_values(column: pa.Array) -> list[Any]:
-    """Returns Python's values; text that is no UTF-8 stays binary, and is refused by row."""
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            large = pa.types.is_large_string(kind)
-            return column.cast(pa.large_binary() if large else pa.binary()).to_pylist()
-    return column.to_pylist()

@@ -11,7 +11,16 @@ from typing import Annotated
 from ml_collections import config_dict
 
 from core.metrics import MetricNames
-from core.settings import Count, CountOrNone, NamesOnce, Section, Seed, Settings, one_of
+from core.settings import (
+    Count,
+    CountOrNone,
+    NamesOnce,
+    Section,
+    Seed,
+    Settings,
+    at_least,
+    one_of,
+)
 from input_pipelines import candidates, protocols, segmenters, splits, times
 from input_pipelines.dataset import WHOLE
 from input_pipelines.readers.csv_log import INFER
@@ -25,6 +34,7 @@ class DataSettings(Settings):
     """Says how a log is read and split, whatever the method.
 
     Attributes:
+      kept_events: of each kind, the last events of every user that a run keeps; -1 keeps all.
       columns, time_unit: of CSV files alone.
       search_filter: of the runs of a sweep that keep some searches alone.
     """
@@ -34,6 +44,7 @@ class DataSettings(Settings):
     use_search: bool
     candidates_seed: Seed
     max_validation: Count
+    kept_events: Annotated[int, at_least(-1)] = 0
     columns: str = ""
     time_unit: Annotated[str, one_of(INFER, *times.UNITS)] = INFER
     search_filter: dict | None = None

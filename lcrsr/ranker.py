@@ -50,6 +50,10 @@ class Ranker(Protocol):
     `score_catalogue` then take other values of them, traced, as keywords: one compiled program
     serves runs that differ in these alone. And it may have `catalogue_chunk`, of how many items
     `score_catalogue` is best called with.
+
+    A ranker that answers searches, with 'search' in `tasks`, has
+    `score_query(params, users, rows, items, query)`: scores float32 [B, V] of items [V, D] for the
+    current queries' words, int32 [B, W], whose vectors are `rows['query']`.
     """
 
     tables: tuple[str, ...]

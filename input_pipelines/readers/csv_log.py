@@ -44,7 +44,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from core.errors import UserError
-from input_pipelines import ids, segmenters, times
+from input_pipelines import id_columns, ids, segmenters, times
 from input_pipelines.file_bounds import open_parquet
 from input_pipelines.log import Log, RawEvents, build_log
 from input_pipelines.readers import csv_blocks
@@ -160,7 +160,9 @@ def _check_whole(path: pathlib.Path, header: list[str], columns: tuple[str, ...]
 def _ids(table: _Table, column: str) -> list[str]:
     """Returns the ids of a column. Raises UserError with the row of a value that is no id."""
     values = table.columns[column]
-    names = values if isinstance(values, list) else ids.of_column(values, table.where(column))
+    names = (
+        values if isinstance(values, list) else id_columns.of_column(values, table.where(column))
+    )
     return _check_ids(names, table, column)
 
 
@@ -184,7 +186,7 @@ def _texts(table: _Table, column: str) -> list[str]:
     values = table.columns[column]
     if isinstance(values, list):
         return [ids.whole_text(value) for value in values]
-    return ids.texts_of_column(values, table.where(column))
+    return id_columns.texts_of_column(values, table.where(column))
 
 
 def _clicked(table: _Table) -> list[list[str]]:
@@ -198,9 +200,9 @@ def _clicked(table: _Table) -> list[list[str]]:
                 f"expected lists or text in {table.where(column)}, found {values.type}; write the "
                 "file again"
             )
-        cells = ids.of_lists(values, table.where(column))
+        cells = id_columns.of_lists(values, table.where(column))
     else:
-        texts = ids.texts_of_column(values, table.where(column))
+        texts = id_columns.texts_of_column(values, table.where(column))
         cells = [text.split() for text in texts]
     rows = [row for row, cell in enumerate(cells, 1) for _ in cell]
     _check_ids([item for cell in cells for item in cell], table, column, rows)
@@ -222,7 +224,7 @@ def _times(table: _Table) -> tuple[np.ndarray, bool]:
                 return _times(_Table(table.path, {"time": values}))
             # A date has no cast to milliseconds but through a timestamp.
             return values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()).to_numpy(), True
-        values = ids.texts_of_column(values, table.where("time"))
+        values = id_columns.texts_of_column(values, table.where("time"))
     numbers = np.zeros(len(values), np.int64)
     dates = bool(values) and times.from_iso(values[0]) is not None
     for row, text in enumerate(values):
@@ -359,7 +361,7 @@ def _join_own_clicks(
     begins, ends = search_time.copy(), search_time.copy()
     values = clicks.columns["search_session"]
     where = clicks.where("search_session")
-    named = values if isinstance(values, list) else ids.texts_of_column(values, where)
+    named = values if isinstance(values, list) else id_columns.texts_of_column(values, where)
     for number, session in enumerate(named):
         if not session:
             continue

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import UserError
-from input_pipelines import ids
+from input_pipelines import id_columns
 from input_pipelines.file_bounds import open_parquet
 
 KINDS = ("search", "recommendation")
@@ -155,7 +155,7 @@ def _rows_of(
                 places = np.flatnonzero(np.isin(keys, wanted))
                 numbers = (places + first).tolist()
                 parts = [
-                    ids.texts_of_column(
+                    id_columns.texts_of_column(
                         batch.column(name).take(places), f"column {name} of {path}", numbers
                     )
                     for name in names
@@ -340,7 +340,7 @@ def _flatten(batch: pa.RecordBatch, path: pathlib.Path, kind: str) -> Rows:
     known = np.isfinite(times)
     query = []
     if kind == "search":
-        query = ids.texts_of_column(batch.column("query"), f"column query of {path}")
+        query = id_columns.texts_of_column(batch.column("query"), f"column query of {path}")
     return Rows(
         user=_ids(batch.column("user_idx"), "user_idx", path),
         query=query or [""] * len(batch),

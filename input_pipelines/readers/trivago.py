@@ -36,7 +36,7 @@ import pandas as pd
 import pyarrow as pa
 
 from core.errors import UserError
-from input_pipelines import ids, segmenters
+from input_pipelines import id_columns, ids, segmenters
 from input_pipelines.file_bounds import open_parquet
 from input_pipelines.log import Log, RawEvents, build_log
 
@@ -168,7 +168,7 @@ def _actions(path: pathlib.Path) -> pd.DataFrame:
     if not table.num_rows:
         raise UserError(f"expected actions in {path}, found no row; use another copy")
     for name in _ID_COLUMNS:
-        columns[name] = ids.of_column(table[name], f"column {name} of {path}")
+        columns[name] = id_columns.of_column(table[name], f"column {name} of {path}")
     frame = pd.DataFrame(columns, dtype=object)
     for name in _TEXT_COLUMNS:
         _refuse(path, frame, name, _each(_is_text, frame[name]), "text that is not empty")

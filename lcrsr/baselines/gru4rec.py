@@ -52,9 +52,9 @@ class Network(nn.Module):
         if views is not None:
             # The state goes on over a whole window, whose first event it begins anew at.
             begins = views.sees == jnp.arange(rows.shape[1])
-            states = _from_beginnings(cell, x, begins)
+            of_rows = _from_beginnings(cell, x, begins)
             seen = views.of_targets(valid)
-            last = jnp.where(seen.any(-1)[:, None], last_valid(states, seen), 0.0)
+            last = jnp.where(seen.any(-1)[:, None], last_valid(of_rows, seen), 0.0)
             return nn.Dense(s.width)(last)
         # A recurrent state has no mask: padding rows go behind the events.
         order = jnp.argsort(~valid, axis=1, stable=True)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from core.errors import UserError
-from input_pipelines import ids
+from input_pipelines import id_columns, ids
 
 WHERE = "column user of clicks.parquet"
 
@@ -73,7 +73,7 @@ def test_what_is_no_id_is_one_line_with_its_row(value, found):
     ],
 )
 def test_columns_say_what_values_say(column, found):
-    assert ids.of_column(column, WHERE) == found
+    assert id_columns.of_column(column, WHERE) == found
 
 
 @pytest.mark.parametrize(
@@ -91,23 +91,23 @@ def test_columns_say_what_values_say(column, found):
 )
 def test_columns_refuse_with_the_row(column, found):
     with pytest.raises(UserError, match=f"in {WHERE}, found {found}; mend"):
-        ids.of_column(column, WHERE)
+        id_columns.of_column(column, WHERE)
 
 
 def test_text_whose_bytes_are_no_utf8_is_one_line():
     offsets = pa.py_buffer(np.array([0, 1, 3], np.int32))
     column = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff\xfe")])
     with pytest.raises(UserError, match=r"no UTF-8, .* in row 2"):
-        ids.of_column(column, WHERE)
+        id_columns.of_column(column, WHERE)
     with pytest.raises(UserError, match=r"expected text in .*no UTF-8, .* in row 2"):
-        ids.texts_of_column(column, WHERE)
+        id_columns.texts_of_column(column, WHERE)
 
 
 def test_cells_with_lists():
     cells = pa.array([[1.0, 2.0], None, [], [3.0]])
-    assert ids.of_lists(cells, WHERE) == [["1", "2"], [], [], ["3"]]
+    assert id_columns.of_lists(cells, WHERE) == [["1", "2"], [], [], ["3"]]
     with pytest.raises(UserError, match="found null in row 3"):
-        ids.of_lists(pa.array([["a"], [], ["b", None]]), WHERE)
+        id_columns.of_lists(pa.array([["a"], [], ["b", None]]), WHERE)
 
 
 def test_texts_and_facts_leave_out_what_is_absent():
