@@ -103,8 +103,8 @@ def test_words_that_are_not_known(name):
             assert line is not None and f"config.{key} " in line, (key, line)
 
 
-# Numbers that may be below 0: what is left to the other axis, and all examples of a task.
-BELOW_0 = ("mesh.", "mixture.")
+# Numbers that may be below 0: what is left to the other axis, all examples of a task, all events.
+BELOW_0 = ("mesh.", "mixture.", "data.kept_events")
 
 
 @pytest.mark.parametrize(("name", "key"), EVERY, ids=lambda text: text)
