@@ -159,8 +159,8 @@ def score(
       float32 [B, N].
     """
     if candidates.ndim == 2:
-        rows = ((side.rows, side.mask) for side in (rec, search))
-        return score_shared(weights, *rows, user, candidates, attention)
+        of_rec, of_search = (rec.rows, rec.mask), (search.rows, search.mask)
+        return score_shared(weights, of_rec, of_search, user, candidates, attention)
     dtype = candidates.dtype
     of_items = candidates @ weights.item
     first = (user @ weights.user + weights.first_bias)[:, None] + of_items
@@ -218,8 +218,8 @@ def score_shared(
             strict=True,
         )
         logits = jnp.split(jnp.concatenate(keys) @ items_last, counts[:1])
-        mixing = [_softmax_over_rows(*side) for side in zip(logits, masks, strict=True)]
-        mixing = jnp.concatenate(mixing).astype(items.dtype)
+        mixings = [_softmax_over_rows(*side) for side in zip(logits, masks, strict=True)]
+        mixing = jnp.concatenate(mixings).astype(items.dtype)
         x = jnp.concatenate(mapped, 1) @ mixing + of_items
         for kernel, bias in weights.rest:
             x = kernel.T @ jax.nn.relu(x) + bias[:, None]
