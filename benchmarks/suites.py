@@ -348,7 +348,7 @@ def full_ranking(bench: Bench) -> None:
         scale.ranked_users / call,
         "users/s",
         timing=Timing(call, compiling - call, operations, 0),
-        at_least=120,
+        at_least=150,
     )
 
 
