@@ -66,7 +66,9 @@ def write_log(folder):
         writer = csv.writer(file)
         writer.writerow(["user", "session", "time", "query", "clicked_items"])
         for user in range(5, USERS):
-            for place in range(int(rng.integers(1, 4))):
+            # The last searches of some come after all clicks, and are held out.
+            late = [50] if user >= 15 else []
+            for place in [*range(int(rng.integers(1, 4))), *late]:
                 query = " ".join(rng.choice(["red", "tea", "pot", "map"], 2))
                 clicked = f"i{rng.integers(ITEMS)}"
                 writer.writerow([f"u{user}", f"s{user}-{place}", 100 * place + 20, query, clicked])

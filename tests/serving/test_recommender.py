@@ -254,10 +254,14 @@ def test_a_joint_ranker_answers_searches(joint):
     known = [answers.reader.words("red")[1]]
     batch = answers.batch([answers.reader.read(Request(user="u9"))], known)
     batch["candidates"] = np.array([[answers.reader.items[i.item] for i in red.items]], np.int32)
-    rows = look_up(joint.tables, batch)
     ranker = joint.experiment.ranker
-    users = ranker.represent(joint.params, batch, rows)
-    expected = ranker.search(joint.params, users, batch, rows)[0]
+
+    @jax.jit
+    def scores(params, tables, batch):
+        rows = look_up(tables, batch)
+        return ranker.search(params, ranker.represent(params, batch, rows), batch, rows)
+
+    expected = scores(joint.params, joint.tables, batch)[0]
     np.testing.assert_allclose([i.score for i in red.items], expected, atol=1e-5)
     # Questions of both kinds are answered in their order.
     requests = [Request(user="u9", query="red", k=5), Request(user="u9", k=5)]
