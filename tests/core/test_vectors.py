@@ -73,7 +73,8 @@ def test_items_of_the_same_users_are_near():
     "changes", [{"width": 0}, {"sketch_width": -1}, {"sketch_share": 1.0}, {"sketch_share": -0.1}]
 )
 def test_factor_settings_that_do_not_fit(changes):
-    with pytest.raises(ValueError, match="expected width of 1 or more"):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"expected {name} (of|from) [01] .*, found "):
         factors(**changes)
 
 

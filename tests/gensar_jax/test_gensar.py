@@ -198,7 +198,7 @@ def test_mistakes_are_found_before_identifiers_are_trained(config, data, tmp_pat
 
 
 def test_identifiers_in_the_cache_that_are_refused_are_to_be_removed(config, data):
-    own = changed(config, identifiers="", seed=77)
+    own = changed(config, identifiers="", identifier_model__codes=8, seed=77)
     folder, of_identifiers = own_identifiers(own, data)
     open_workdir(folder, of_identifiers.to_dict(), data.log.hash)
     written = json.loads((pathlib.Path(folder) / "config.json").read_text())
