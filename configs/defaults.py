@@ -35,6 +35,9 @@ def get_config() -> config_dict.ConfigDict:
     config.data.train_negatives = 4  # UniSAR
     config.data.candidates_seed = 0  # of the saved evaluation lists, one for every model
     config.data.max_validation = 5000  # users
+    # Latest clicks and searches of each user that the workdir keeps, for lcrsr.Recommender without
+    # the data; -1 keeps all. 0 by default: a workdir that is passed on tells what nobody did.
+    config.data.kept_events = 0
 
     config.train = config_dict.ConfigDict()
     # 0 leaves it to the size of the log: `batch_for` in lcrsr/ranker_experiment.py.

@@ -34,6 +34,9 @@ class Experiment:
       tasks: what it answers, 'recommendation' or 'search'; empty where it ranks nothing.
       ranker: the `lcrsr.ranker.Ranker` that it trains; None of other methods.
       partition: how its state lies on the devices; None on one device.
+      needs_examples: whether it is opened with the examples that it trained on; without them the
+        names, texts and latest events of the log are enough to score
+        (`input_pipelines.kept_data`).
     """
 
     config: config_dict.ConfigDict
@@ -42,6 +45,7 @@ class Experiment:
     tasks: tuple[str, ...] = ()
     ranker: Any = None
     partition: Any = None
+    needs_examples: bool = True
 
     @classmethod
     def reopened(
@@ -67,6 +71,10 @@ class Experiment:
 
     def check_recorded(self, workdir: Workdir) -> None:
         """Raises UserError where the run in a workdir was trained with other inputs than these."""
+
+    def fitted_arrays(self) -> dict[str, np.ndarray]:
+        """Returns what a method that is fitted at once scores with, by name; {} of others."""
+        return {}
 
     def run(self, workdir: Workdir) -> None:
         """Trains every stage, or continues it, and reads the test split once for each."""

@@ -35,8 +35,9 @@ from core.files import (
 from core.run_writer import RunWriter
 from core.version import VERSION
 
-# Where things lie, on this machine or its devices, or are shown does not change what is computed.
-_LOCATION_KEYS = ("cache_dir", "loop.writers", "mesh.data", "mesh.model")
+# Where things lie, on this machine or its devices, are shown or kept does not change what is
+# computed.
+_LOCATION_KEYS = ("cache_dir", "data.kept_events", "loop.writers", "mesh.data", "mesh.model")
 _CONFIG_FILE, _LOG_FILE, _RESULTS_FILE = "config.json", "log.json", "results.json"
 _LOCK = ".lock"
 _RESTORE = "restore the file, or train again in another --workdir"

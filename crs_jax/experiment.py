@@ -21,6 +21,7 @@ from core.loop import LoopConfig, StageResult, run_stage
 from core.partitioning import make_mesh
 from core.workdir import Workdir
 from crs_jax import decoder_checkpoints, distillation, lora, recorded_inputs, self_evolve, sharding
+from crs_jax.contexts import UserContext
 from crs_jax.decoder import init_params
 from crs_jax.examples import CRSExamples, fitted_prompts
 from crs_jax.inference import Answers, Inference
@@ -197,16 +198,9 @@ class CRSExperiment(Experiment):
                 "expected --users=FILE without --query of a run of CRS; write a query after its "
                 "user and a TAB"
             )
-        recorded_inputs.check_ids(self.examples, tables)
         contexts_of = [self.examples.asked(line) for line in users]
-        limit = self.config.prompts.max_prompt
         words = self.examples.vocabulary
-        reason = _reasons(tables)
-        prompts = fitted_prompts(
-            [context for _, context in contexts_of], words, limit=limit, reason=reason
-        )
-        width = max(self.config.eval.beam, top_k)
-        answers = self.inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
+        answers = self.answered(params, tables, [context for _, context in contexts_of], top_k)
         for row, (user, context) in enumerate(contexts_of):
             said = answers.reasoning[row, : answers.lengths[row]].tolist()
             if said and said[-1] in (words.end_think, words.end):
@@ -223,6 +217,21 @@ class CRSExperiment(Experiment):
                         "score": round(score, 6),
                         "reasoning": words.decode(said),
                     }
+
+    def answered(
+        self, params: Any, tables: Any, contexts_of: Sequence[UserContext], top_k: int
+    ) -> Answers:
+        """Runs two-step inference for users' contexts, with a beam of at least `top_k`.
+
+        Raises:
+          UserError: as `evaluate`, or a prompt has no room for its query.
+        """
+        recorded_inputs.check_ids(self.examples, tables)
+        limit, reason = self.config.prompts.max_prompt, _reasons(tables)
+        words = self.examples.vocabulary
+        prompts = fitted_prompts(contexts_of, words, limit=limit, reason=reason)
+        width = max(self.config.eval.beam, top_k)
+        return self.inference(params, *prompt_array(prompts, limit), width=width, reason=reason)
 
     def abstract_state(self, stage: str) -> Any:
         """Returns shapes, dtypes and places of a stage's state, to restore a checkpoint into."""

@@ -16,7 +16,8 @@ from core.errors import UserError
 from core.loop import restore_best
 from core.workdir import Workdir
 from experiments import value_ranges
-from experiments.methods import open_experiment, reopened
+from experiments.methods import experiment_class, open_experiment, reopened
+from input_pipelines import kept_data
 from input_pipelines.dataset import Dataset
 
 # What every run's config has.
@@ -81,11 +82,12 @@ def stage_to_open(workdir: Workdir, stages: Sequence[str]) -> str:
     return stages[0]
 
 
-def open_run(workdir: Workdir, devices: int) -> Any:
+def open_run(workdir: Workdir, devices: int, *, kept: bool = False) -> Any:
     """Opens the experiment of a run with its data, as far as config and data tell it.
 
     Args:
       devices: how many there are to open it on.
+      kept: whether with what the run's folder keeps of its data, which then need not be there.
 
     Raises:
       UserError: no run there, or one of data (for GenSAR also item texts, tokens, identifiers) that
@@ -95,8 +97,15 @@ def open_run(workdir: Workdir, devices: int) -> Any:
     with settings_named(workdir):
         config.mesh.update(mesh_here(config.mesh.data, config.mesh.model, devices))
         config = reopened(config, workdir.path, training=False)
-        data = Dataset(config, workdir.path)
+        open_data = kept_data.open_kept if kept else Dataset
+        data = open_data(config, workdir.path)
         workdir.check_log(data.log.hash)
+        if isinstance(data, kept_data.KeptData) and experiment_class(config.method).needs_examples:
+            raise UserError(
+                f"expected every event of the data in {workdir.path} to open a run of "
+                f"{config.method}, found the latest alone; bring the data back, or train with "
+                "--config.data.kept_events=-1"
+            )
         experiment = open_experiment(config, data)
     experiment.check_recorded(workdir)
     return experiment
@@ -110,6 +119,7 @@ class Restored:
       stage: 'train', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
         has an evaluated checkpoint, else 'train'.
       devices: to open it on; None takes all.
+      kept: as of `open_run`.
 
     Attributes:
       experiment, data, stage, step, params, tables (the last two None for a fitted baseline).
@@ -120,9 +130,16 @@ class Restored:
         has changed since, or the stage has no evaluated checkpoint.
     """
 
-    def __init__(self, workdir: str, stage: str | None = None, devices: int | None = None):
+    def __init__(
+        self,
+        workdir: str,
+        stage: str | None = None,
+        devices: int | None = None,
+        *,
+        kept: bool = False,
+    ):
         self.workdir = Workdir(workdir)
-        self.experiment = open_run(self.workdir, devices or jax.device_count())
+        self.experiment = open_run(self.workdir, devices or jax.device_count(), kept=kept)
         self.data: Dataset = self.experiment.data
         stages = self.experiment.stages
         self.stage = stage or stage_to_open(self.workdir, stages)

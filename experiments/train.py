@@ -14,6 +14,7 @@ from core.workdir import Workdir, check_workdir, is_writer, open_workdir
 from experiments.methods import open_experiment, reopened
 from experiments.resolve import resolve
 from experiments.teacher import open_teacher
+from input_pipelines import kept_data
 from input_pipelines.dataset import Dataset
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ def train(config: Any, workdir_path: str, given: Collection[str] = ()) -> dict[s
     experiment = open_experiment(opened, data, open_teacher(opened, data))
     experiment.check_data()
     workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
+    most = config.data.get("kept_events", 0)
+    if is_writer() and (not experiment.needs_examples or most == kept_data.EVERY):
+        kept_data.keep(data, workdir.path, most, experiment.fitted_arrays())
     _LOG.info(
         "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",
         data.label,

@@ -36,6 +36,7 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
         "of 0 or more",
         lambda value: value >= 0,
     ),
+    (("data.kept_events",), "of -1 (all), 0 or more", lambda value: value >= -1),
     (
         ("seed", "data.candidates_seed", "on_sample.seed"),
         # What scikit-learn and JAX take alike, and a sweep can count on from.

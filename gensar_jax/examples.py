@@ -4,6 +4,7 @@ evaluate.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from gensar_jax.prompts import BEHAVIOUR_TOKENS, Catalogue, Event, Example, Prom
 from gensar_jax.vocabulary import Vocabulary
 from input_pipelines import histories, search_task, segmenters
 from input_pipelines.dataset import Dataset
+from input_pipelines.log import Log
 from input_pipelines.mixtures import Mixture, check_rates
 from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
@@ -167,6 +169,12 @@ class GenSARExamples:
         model = vocabulary.train_pieces(texts, settings.pieces)
         checksums.save(path, model)
         return model
+
+    def of_log(self, log: Log) -> GenSARExamples:
+        """Returns the same tokens for the examples of another log with these items."""
+        changed = copy.copy(self)
+        changed._log = log
+        return changed
 
     def history(self, examples: Examples, row: int) -> list[Event]:
         """Events before an example, oldest first, by GenSAR's behaviours."""

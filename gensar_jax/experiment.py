@@ -417,6 +417,10 @@ class GenSARExperiment(Experiment):
         tokens = self.examples.forced(task)
         return lambda size: np.broadcast_to(np.array(tokens, np.int32), (size, len(tokens)))
 
+    def items_trie(self, task: str, items: np.ndarray) -> tries.Trie:
+        """Builds the trie of some items' identifiers, by numbers, as `trie`."""
+        return tries.build(self.examples.tokens_of(task)[items], items)
+
     def trie(self, task: str) -> tries.Trie:
         """Builds the trie of the whole catalogue's identifiers for 'recommendation' or 'search'."""
         if task not in self._tries:

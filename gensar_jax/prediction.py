@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,9 @@ from gensar_jax.t5.network import Transformer
 from input_pipelines.candidates import TouchedItems
 from input_pipelines.dataset import Dataset
 from input_pipelines.splits import Examples
+
+# Compiled once for each network, width, and shape of the prompts.
+_generate = jax.jit(generate, static_argnames=("network", "width"))
 
 
 class Generated(NamedTuple):
@@ -39,6 +41,7 @@ def top_items(
     *,
     beam: int,
     batch_size: int,
+    left_out: Sequence[Collection[int]] | None = None,
 ) -> Iterator[list[Generated]]:
     """Yields the likeliest items of each example, best first, without what its user has touched.
 
@@ -53,6 +56,7 @@ def top_items(
       query: for the items of a search, as a user types it; None for recommendations.
       beam: the beam's width is a multiple of it.
       batch_size: examples at once.
+      left_out: items of each example that are no answer; None: those that its user has touched.
 
     Raises:
       UserError: more items than there are, a task that the run has not learnt, or a query without
@@ -83,20 +87,20 @@ def top_items(
             for row in range(len(examples))
         ]
     )
-    index = TouchedItems(data.log)
-    touched = [set(index.of_user(int(user)).tolist()) if user else set() for user in examples.user]
-    longest = max(map(len, touched))
+    if left_out is None:
+        index = TouchedItems(data.log)
+        left_out = [set(index.of_user(int(user)).tolist()) for user in examples.user]
+    longest = max(map(len, left_out))
     # In steps of the beam: a width is a compilation.
     width = -(-(top_k + longest) // beam) * beam
     forced = written.forced(task)
     size = min(batch_size, len(examples))
-    search = jax.jit(functools.partial(generate, network, width=width))
     for start in range(0, len(examples), size):
         rows = np.minimum(np.arange(start, start + size), len(examples) - 1)
         prefix = jnp.broadcast_to(jnp.array(forced, jnp.int32), (size, len(forced)))
-        beams = search(params, inputs[rows], prefix, trie)
+        beams = _generate(network, params, inputs[rows], prefix, trie, width=width)
         items, scores = np.asarray(beams.items), np.asarray(beams.scores)
         for row in range(min(size, len(examples) - start)):
             ranked = map(Generated, items[row].tolist(), scores[row].tolist())
-            left = touched[start + row]
-            yield [f for f in ranked if f.item > 0 and f.item not in left][:top_k]
+            gone = left_out[start + row]
+            yield [f for f in ranked if f.item > 0 and f.item not in gone][:top_k]

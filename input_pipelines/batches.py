@@ -187,16 +187,20 @@ def assemble(
     search_rows, search_real = _last(
         log.search_offsets[chosen.user], chosen.search_end, shape.search_length
     )
-    # A log without any search has no times to look up.
-    search_times = log.search_times if len(log.search_times) else np.zeros(1, np.int64)
+    # A log without any event of a kind has none to look up.
+    nothing = np.zeros(1, np.int64)
+    search_times = log.search_times if len(log.search_times) else nothing
+    rec_times, rec_items = (
+        (log.rec_times, log.rec_items) if len(log.rec_items) else (nothing, nothing)
+    )
     rec_order, search_order = _merged_order(
-        log.rec_times[rec_rows], rec_real, search_times[search_rows], search_real
+        rec_times[rec_rows], rec_real, search_times[search_rows], search_real
     )
     labels = np.zeros(candidates.shape, np.float32)
     labels[:, 0] = 1.0
     return {
         "user": chosen.user.astype(np.int32),
-        "rec_items": np.where(rec_real, log.rec_items[rec_rows], 0).astype(np.int32),
+        "rec_items": np.where(rec_real, rec_items[rec_rows], 0).astype(np.int32),
         "query_words": _first_of_ragged(
             log.word_offsets, log.word_ids, search_rows, search_real, shape.words
         ),
@@ -209,6 +213,15 @@ def assemble(
         "labels": labels,
         "mask": np.ones(len(indices), np.float32) if mask is None else mask.astype(np.float32),
     }
+
+
+def current_queries(
+    log: Log, examples: SearchExamples, indices: np.ndarray, words: int
+) -> np.ndarray:
+    """Returns the first `words` words of the searches to be answered, int32 [B, W], 0 padded."""
+    rows = examples.target_row[indices][:, None]
+    real = np.ones_like(rows, bool)
+    return _first_of_ragged(log.word_offsets, log.word_ids, rows, real, words)[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,11 +375,7 @@ class TrainBatches:
         candidates = np.concatenate([target[:, None], negatives], 1)
         batch = assemble(self._log, part.examples, indices, self._shape, candidates)
         if isinstance(part.examples, SearchExamples):
-            rows = part.examples.target_row[indices][:, None]
-            real = np.ones_like(rows, bool)
-            batch["query"] = _first_of_ragged(
-                self._log.word_offsets, self._log.word_ids, rows, real, self._shape.words
-            )[:, 0]
+            batch["query"] = current_queries(self._log, part.examples, indices, self._shape.words)
         return batch
 
     def stream(self, start_step: int) -> Iterator[Batch]:

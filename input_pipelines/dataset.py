@@ -65,6 +65,14 @@ def _part(batch: Batch, process: int, processes: int) -> Batch:
     return {name: np.split(rows, processes)[process] for name, rows in batch.items()}
 
 
+def search_filter(config: config_dict.ConfigDict, workdir: str) -> SearchFilter | None:
+    """Opens the filter of a run of studies.ablation.figure2; no other run has one."""
+    chosen = config.data.get("search_filter")
+    if not chosen:
+        return None
+    return SearchFilter(os.path.normpath(os.path.join(workdir, chosen.vectors)), chosen.threshold)
+
+
 class Dataset:
     """Holds everything a task reads: `Dataset(resolve(config))` prepares it on first use.
 
@@ -73,6 +81,7 @@ class Dataset:
 
     Attributes:
       log, splits: what was read, and which clicks are targets of which split.
+      trained_users: bool [U+1], who has a training example.
       label: the data set's name for tables and files; says "sample data" where it is.
     """
 
@@ -88,15 +97,9 @@ class Dataset:
         splits.warn_of_told_targets(self.log, self.splits)
         self.label = f"{self.log.name} (sample data)" if self.log.is_sample else self.log.name
         # A user's own row is trained only where the user has a training example.
-        self._trained_users = np.zeros(self.log.num_users + 1, bool)
-        self._trained_users[self.splits.train.user] = True
-        # Only the runs of studies.ablation.figure2 have one.
-        chosen = config.data.get("search_filter")
-        self._filter = (
-            SearchFilter(os.path.normpath(os.path.join(workdir, chosen.vectors)), chosen.threshold)
-            if chosen
-            else None
-        )
+        self.trained_users = np.zeros(self.log.num_users + 1, bool)
+        self.trained_users[self.splits.train.user] = True
+        self._filter = search_filter(config, workdir)
         self._seen: dict[str, np.ndarray] = {}
         self._lists: dict[tuple[str, str, str], np.ndarray] = {}
         self._said: set[str] = set()
@@ -218,9 +221,13 @@ class Dataset:
         Readers that split queries split this one too. Other readers take a file's words as they
         are: then words that the log has stay as typed, and the segmenter splits the rest.
         """
+        return segmenters.join(self.query_words(query))
+
+    def query_words(self, query: str) -> list[str]:
+        """Splits what a user types into words, which the log need not have, as `query_text`."""
         splits = "segmenter" in prepare.READERS[self._config.dataset].settings
         split = segmenters.segmenter(self._config.data.segmenter)
-        return segmenters.typed(query, split, None if splits else self._known_words)
+        return segmenters.typed_words(query, split, None if splits else self._known_words)
 
     def item_words(self) -> np.ndarray | None:
         """Returns the words [V+1, n] that are part of the items' vectors; None where n is 0.
@@ -228,7 +235,7 @@ class Dataset:
         Raises:
           UserError: `config.data.item_words` is negative.
         """
-        most = self._config.data.item_words
+        most = self._config.data.get("item_words", 0)
         if most < 0:
             raise UserError(
                 f"expected config.data.item_words of 0 or more, found {most}; 0 leaves items "
@@ -318,7 +325,7 @@ class Dataset:
 
     def adapt(self, batch: Batch) -> Batch:
         """Returns what the model sees: one row for users not trained on; no searches if blind."""
-        user = np.where(self._trained_users[batch["user"]], batch["user"], self.log.num_users + 1)
+        user = np.where(self.trained_users[batch["user"]], batch["user"], self.log.num_users + 1)
         batch = batch | {"user": user.astype(np.int32)}
         if self._filter is not None:
             batch = self._filter(batch)

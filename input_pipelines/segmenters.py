@@ -77,6 +77,17 @@ def typed(query: str, split: Callable[[str], list[str]], known: Container[str] |
     """Writes what a user types as the queries of a log are written; '' without words.
 
     Args:
+      split, known: as of `typed_words`.
+    """
+    return join(typed_words(query, split, known))
+
+
+def typed_words(
+    query: str, split: Callable[[str], list[str]], known: Container[str] | None
+) -> list[str]:
+    """Splits what a user types into words as the queries of a log are split.
+
+    Args:
       split: the segmenter of the log.
       known: words that stay as they are, since the log has them from a file; None where its reader
         had the segmenter split all queries.
@@ -85,7 +96,7 @@ def typed(query: str, split: Callable[[str], list[str]], known: Container[str] |
         words = [split(query)]
     else:
         words = [[word] if word in known else split(word) for word in query.split()]
-    return join([cut(word) for some in words for word in some])
+    return [cut(word) for some in words for word in some]
 
 
 def with_jieba(text: str, split: Callable[[str], list[str]]) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 
 _HERE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 # The library's packages with names that a user's own folder is likely to have.
-_SIBLINGS = ("core", "configs", "experiments", "input_pipelines", "studies")
+_SIBLINGS = ("core", "configs", "experiments", "input_pipelines", "serving", "studies")
 
 
 def _check_siblings() -> None:

@@ -3,9 +3,10 @@
     import lcrsr
     from configs import lcr_ser_qilin
     results = lcrsr.train(lcr_ser_qilin.get_config(), "runs/first")
+    model = lcrsr.Recommender.load("runs/first")
 
-`train` and `evaluate` are those of `experiments`. They are imported by their first use: a system
-imports nothing of the packages above it.
+`train` and `evaluate` are those of `experiments`, `Recommender` is that of `serving`. They are
+imported by their first use: a system imports nothing of the packages above it.
 """
 
 import importlib
@@ -13,9 +14,13 @@ from typing import Any
 
 from core.version import VERSION as __version__
 
-__all__ = ["__version__", "evaluate", "train"]
+__all__ = ["Recommender", "__version__", "evaluate", "train"]
 
-_ELSEWHERE = {"evaluate": "experiments.evaluate", "train": "experiments.train"}
+_ELSEWHERE = {
+    "Recommender": "serving.recommender",
+    "evaluate": "experiments.evaluate",
+    "train": "experiments.train",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Opens a baseline from a config: any module of `lcrsr.baselines`, named by `config.method`.
 
 A module that trains by gradients has `Settings` and `ranker(settings) -> Ranker`; one that is
-fitted at once has `Settings` and `fit(settings, clicks)`. Adding one touches its own file and its
-config.
+fitted at once has `Settings`, `fit(settings, clicks)` and `restored(settings, arrays)`. Adding one
+touches its own file and its config.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 from typing import Any
 
+import numpy as np
 from ml_collections import config_dict
 
 import lcrsr.baselines
@@ -19,6 +20,7 @@ from core.experiment import Experiment
 from core.settings import build
 from core.workdir import Workdir
 from input_pipelines.dataset import Dataset
+from input_pipelines.kept_data import KeptData
 from input_pipelines.protocols import check_evaluation
 from lcrsr.baselines.fitted import FittedEvaluator
 from lcrsr.ranker_experiment import RankerExperiment, RecommendationExperiment
@@ -40,9 +42,14 @@ class FittedExperiment(RecommendationExperiment):
     def __init__(self, config: config_dict.ConfigDict, data: Dataset, module: Any, settings: Any):
         check_evaluation(config)
         self.config, self.data = config, data
-        self.evaluator = FittedEvaluator(
-            module.fit(settings, data.training_clicks()), tuple(config.eval.metrics)
-        )
+        if isinstance(data, KeptData):
+            self._scorer = module.restored(settings, data.fitted)
+        else:
+            self._scorer = module.fit(settings, data.training_clicks())
+        self.evaluator = FittedEvaluator(self._scorer, tuple(config.eval.metrics))
+
+    def fitted_arrays(self) -> dict[str, np.ndarray]:
+        return self._scorer.arrays()
 
     def run(self, workdir: Workdir) -> None:
         self.test_protocols(workdir, "fit", 0, None, None)

@@ -51,6 +51,7 @@ class Evaluator:
         self.rank_sampled = jax.jit(self._rank_sampled, **out)
         self._full = jax.jit(self._rank_full, **out)
         self._top_k = jax.jit(self._rank_top, static_argnames="k", **out)
+        self._scores = jax.jit(self._score_all)
 
     def share_programs(self, other: Evaluator) -> None:
         """Ranks in the compiled programs of `other`, whose ranker differs in numbers alone."""
@@ -96,15 +97,46 @@ class Evaluator:
         """Returns the best unseen items: ids int32 [B, k] and scores (logits of Eq. 10) float32 [B,
         k].
         """
-        available = self._last_item(tables)
-        if k > available:
-            raise UserError(
-                f"expected top_k of at most {available}, the size of the catalogue, found {k}; "
-                "pass a smaller --top_k"
-            )
+        check_top_k(k, self._last_item(tables))
         tables = self._with_words(tables)
         items, scores = self._top_k(params, tables, *self._put((batch, seen)), self._numbers, k=k)
         return np.asarray(items), np.asarray(scores)
+
+    def scores(
+        self, params: Any, tables: Tables, batch: dict[str, np.ndarray], **numbers: Any
+    ) -> np.ndarray:
+        """Scores every item for a batch's users on one device: float32 [B, V+1], column 0 padding.
+
+        What is compiled depends on B alone. On CPUs every user is scored alone, which costs no
+        time there, so that a user's scores are the same bits whatever the batch.
+
+        Args:
+          batch: with `query` int32 [B, W] the scores are those of a search.
+          numbers: other values of the ranker's `numbers`; `active_steps` may be int32 [B, 1].
+        """
+        every = self._numbers | numbers
+        scores = self._scores(params, self._with_words(tables), batch, every)
+        return np.asarray(scores)[:, : self._last_item(tables) + 1]
+
+    def _score_all(self, params, tables, batch, numbers):
+        def unchanged(scores, first):
+            del first
+            return scores
+
+        def of_batch(part):
+            return self._on_catalogue(unchanged, params, tables, *part)
+
+        # A number for all users stays one; the others have a row for each.
+        shared = {name: value for name, value in numbers.items() if not jnp.ndim(value)}
+        numbers = {name: value for name, value in numbers.items() if name not in shared}
+
+        def of_user(part):
+            batch, numbers = jax.tree.map(lambda row: row[None], part)
+            return of_batch((batch, numbers | shared))[0]
+
+        if jax.default_backend() != "cpu":
+            return of_batch((batch, numbers | shared))
+        return jax.lax.map(of_user, (batch, numbers))
 
     def _put(self, batch: Any) -> Any:
         return batch if self._partition is None else self._partition.put_batch(batch)
@@ -136,7 +168,11 @@ class Evaluator:
         def on_rows(params, users, rows, table, *extra):
             held = table.shape[0] * self._pack
             first = 0 if self._partition is None else jax.lax.axis_index(MODEL) * held
-            scores = self._scores_of_rows(params, users, rows, table, numbers or {})
+            score: Any = self._ranker.score_catalogue
+            if "query" in batch:
+                of_query: Any = self._ranker
+                score = functools.partial(of_query.score_query, query=batch["query"])
+            scores = self._scores_of_rows(score, params, users, rows, table, numbers or {})
             ids = first + jnp.arange(held)
             return function(jnp.where((ids > 0) & (ids <= last), scores, -jnp.inf), first, *extra)
 
@@ -157,7 +193,7 @@ class Evaluator:
             check_vma=False,
         )(params, users, rows, tables["item"], *extra)
 
-    def _scores_of_rows(self, params, users, rows, table, numbers):
+    def _scores_of_rows(self, score, params, users, rows, table, numbers):
         """Scores [B, V'] of a table's rows, a chunk at a time, without a copy of the table."""
         num_rows, width = table.shape
         chunk = min(max(1, _CATALOGUE_CHUNK // self._pack), num_rows)
@@ -167,7 +203,7 @@ class Evaluator:
             start = jnp.minimum(number * chunk, num_rows - chunk)
             part = jax.lax.dynamic_slice(table, (start, 0), (chunk, width))
             part = part.reshape(chunk * self._pack, -1)
-            of_part = self._ranker.score_catalogue(params, users, rows, part, **numbers)
+            of_part = score(params, users, rows, part, **numbers)
             of_part = of_part.astype(jnp.float32)
             return jax.lax.dynamic_update_slice(scores, of_part, (0, start * self._pack))
 
@@ -218,3 +254,35 @@ def _own(ids: jax.Array, first: Any, scores: jax.Array) -> jax.Array:
     own = ids - first
     width = scores.shape[1]
     return jnp.where((own >= 0) & (own < width), own, width)
+
+
+def check_top_k(k: int, available: int) -> None:
+    """Raises UserError where more items are asked for than there are."""
+    if k > available:
+        raise UserError(
+            f"expected top_k of at most {available}, the size of the catalogue, found {k}; pass a "
+            "smaller --top_k"
+        )
+
+
+def best_items(
+    scores: np.ndarray, left_out: np.ndarray, candidates: np.ndarray | None, k: int
+) -> np.ndarray:
+    """Returns the numbers of the best items, int [<= k]; of equal scores the lower number first.
+
+    Args:
+      scores: float32 [V+1], column 0 padding.
+      left_out: numbers of items to leave out.
+      candidates: numbers of the items to choose from; None for all.
+    """
+    allowed = np.full(len(scores), candidates is None)
+    if candidates is not None:
+        allowed[candidates] = True
+    allowed[0] = False
+    allowed[left_out] = False
+    numbers = np.flatnonzero(allowed)
+    of_numbers = scores[numbers]
+    if k < len(numbers):
+        least = np.partition(of_numbers, -k)[-k]
+        numbers, of_numbers = numbers[of_numbers >= least], of_numbers[of_numbers >= least]
+    return numbers[np.argsort(-of_numbers, kind="stable")[:k]]

@@ -80,6 +80,28 @@ class LCRSERRanker:
             "margin": config.margin,
         }
 
+    @property
+    def max_steps(self) -> int:
+        """Returns the K that it can reason at most."""
+        return self.model.config.max_steps
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Tells whether the sigmoid of a score is the probability of a click, as Eq. 11 trains it.
+
+        It is one among the target and the negatives of training, not among all items.
+        """
+        return self.config.recommendation == "bce"
+
+    def score_every_k(
+        self, params: Params, users: Reasoned, rows: Rows, items: jax.Array
+    ) -> jax.Array:
+        """Scores float32 [K+1, B, V] of items [V, D] with 0..K active steps, from one pass."""
+        scores: Any = self.model.apply(
+            {"params": params}, *users, rows["user"], items, method=LCRSER.score_every_k
+        )
+        return scores
+
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         return drawn_parameters(self.model, key, batch, rows, jnp.int32(0))
 

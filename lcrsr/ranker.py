@@ -47,6 +47,10 @@ class Ranker(Protocol):
     A ranker may also have `numbers`, its arithmetic settings by name. `loss`, `score` and
     `score_catalogue` then take other values of them, traced, as keywords: one compiled program
     serves runs that differ in these alone.
+
+    A ranker that answers searches, with 'search' in `tasks`, has
+    `score_query(params, users, rows, items, query)`: scores float32 [B, V] of items [V, D] for the
+    current queries' words, int32 [B, W], whose vectors are `rows['query']`.
     """
 
     tables: tuple[str, ...]

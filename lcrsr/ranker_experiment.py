@@ -25,12 +25,15 @@ from input_pipelines import batches
 from input_pipelines.candidates import TouchedItems
 from input_pipelines.dataset import Dataset
 from input_pipelines.protocols import PROTOCOLS, check_evaluation
+from lcrsr import search_evaluation
 from lcrsr.embedding import PARTITION_RULES, with_item_words
-from lcrsr.evaluation import Evaluator
+from lcrsr.evaluation import Evaluator, best_items, check_top_k
 from lcrsr.ranker import Ranker
 from lcrsr.ranker_task import RankerTask, TrainConfig
+from lcrsr.search_evaluation import SearchEvaluation
 
 _LOG = logging.getLogger(__name__)
+_SEARCH = "search/"
 # Updates of an epoch at least, and the batches to choose from, where the size of the log decides.
 _UPDATES, _BATCHES = 300, (32, 1024)
 # Protocols that early stopping may go by.
@@ -109,10 +112,13 @@ class RecommendationExperiment(Experiment):
     """
 
     tasks = ("recommendation",)
+    needs_examples = False
     data: Dataset
     evaluator: Any
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
+        if protocol.startswith(_SEARCH):
+            return self._evaluate_searches(params, tables, split, protocol)
         self.columns("recommendation", protocol)
         if protocol == "full":
             return self.evaluator.full(params, tables, self.data.full(split))
@@ -133,10 +139,12 @@ class RecommendationExperiment(Experiment):
         Raises:
           UserError: another task than recommendation, or no such protocol.
         """
+        if task == "search" and self.answers_searches:
+            return search_evaluation.columns(protocol)
         if task != "recommendation":
             raise UserError(
                 f"expected task recommendation of a run of {self.config.method}, found {task!r}; "
-                "only gensar answers searches"
+                "gensar and rankers that were trained on searches answer them"
             )
         if protocol not in PROTOCOLS:
             raise UserError(
@@ -146,8 +154,39 @@ class RecommendationExperiment(Experiment):
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
         """Returns further arguments of `results.save` for a row."""
+        if protocol.startswith(_SEARCH):
+            searches = SearchEvaluation(self.data, split)
+            users, counted = searches.examples.user, searches.counted(protocol)
+            return results.counting(users, counted, {"task": "search"}, self.selection)
         users, counted = self.data.split(split).user, self.data.counted(split, protocol)
         return results.counting(users, counted, {}, self.selection)
+
+    @property
+    def answers_searches(self) -> bool:
+        """Tells whether the ranker was trained on searches and scores them."""
+        return hasattr(self.ranker, "score_query") and "search" in self.ranker.tasks
+
+    def _evaluate_searches(
+        self, params: Any, tables: Any, split: str, protocol: str
+    ) -> metrics.Sums:
+        self.columns("search", protocol.removeprefix(_SEARCH))
+        if self.partition is not None:
+            raise UserError(
+                "expected one device to evaluate a ranker's searches, found a mesh; evaluate where "
+                "there is one"
+            )
+        searches, size = SearchEvaluation(self.data, split), self.config.eval.full_batch_size
+        examples, shape = searches.examples, self.data.shape(1)
+
+        def scores_of(rows: np.ndarray) -> np.ndarray:
+            # One shape: the last batch is filled up with its first row.
+            filled = np.resize(rows, size) if len(rows) < size else rows
+            none = np.zeros((size, 1), np.int32)
+            batch = self.data.adapt(batches.assemble(self.data.log, examples, filled, shape, none))
+            batch["query"] = batches.current_queries(self.data.log, examples, filled, shape.words)
+            return self.evaluator.scores(params, tables, batch)[: len(rows)]
+
+        return searches.measure(protocol, self.config.eval.metrics, scores_of, size)
 
     @property
     def selection(self) -> str:
@@ -178,20 +217,19 @@ class RecommendationExperiment(Experiment):
         examples = data.whole_histories(users)
         user = examples.user
         size = self.config.eval.full_batch_size
+        if self.partition is None:  # few users are not filled up to a whole batch
+            size = next((few for few in (1, 8) if len(user) <= few), size)
         no_candidates = np.zeros((len(user), 1), np.int32)
         index = TouchedItems(log)
         touched = [index.of_user(int(number)) for number in user]
-        width = max((len(items) for items in touched), default=0) or 1
+        ranked_batch = self._whole_top if self.partition is None else self._cut_top
         for start, batch in enumerate(
             batches.evaluation_batches(log, examples, no_candidates, data.shape(1), size)
         ):
-            seen = np.zeros((size, width), np.int32)
-            part = range(start * size, min((start + 1) * size, len(user)))
-            for row, example in enumerate(part):
-                seen[row, : len(touched[example])] = touched[example]
-            items, scores = self.evaluator.top_k(params, tables, data.adapt(batch), seen, top_k)
-            for row, example in enumerate(part):
-                ranked = zip(items[row].tolist(), scores[row].tolist(), strict=True)
+            part = slice(start * size, (start + 1) * size)
+            of_users = ranked_batch(params, tables, data.adapt(batch), touched[part], top_k)
+            for example, (items, scores) in enumerate(of_users, start=start * size):
+                ranked = zip(items.tolist(), scores.tolist(), strict=True)
                 for rank, (item, score) in enumerate(ranked, start=1):
                     if np.isfinite(score):  # a user who has touched nearly everything gets fewer
                         yield {
@@ -200,6 +238,30 @@ class RecommendationExperiment(Experiment):
                             "item": str(log.item_ids[item]),
                             "score": round(score, 6),
                         }
+
+    def _whole_top(
+        self, params: Any, tables: Any, batch: Any, touched: Sequence[np.ndarray], k: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the k best items and their scores for each user, on one device.
+
+        What is compiled depends on the batch's size alone.
+        """
+        check_top_k(k, self.data.log.num_items)
+        every = self.evaluator.scores(params, tables, batch)
+        for scores, seen in zip(every, touched, strict=False):  # padding rows have no user
+            items = best_items(scores, seen, None, k)
+            yield items, scores[items]
+
+    def _cut_top(
+        self, params: Any, tables: Any, batch: Any, touched: Sequence[np.ndarray], k: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields what `_whole_top` does, where tables are cut over devices."""
+        width = max((len(items) for items in touched), default=0) or 1
+        seen = np.zeros((len(batch["user"]), width), np.int32)
+        for row, items in enumerate(touched):
+            seen[row, : len(items)] = items
+        items, scores = self.evaluator.top_k(params, tables, batch, seen, k)
+        yield from zip(items[: len(touched)], scores[: len(touched)], strict=True)
 
     def test_protocols(
         self,

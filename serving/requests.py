@@ -226,7 +226,7 @@ def parse(question: Any, limits: Limits = DEFAULT_LIMITS) -> Request:
         if key in given:
             values[key] = read(given[key], key, limits)
     request = Request(**values)
-    events = [*request.clicks, *request.searches]
+    events: list[Click | Search] = [*request.clicks, *request.searches]
     if len(events) > limits.events:
         raise UserError(
             f"expected at most {limits.events:,} clicks and searches, found {len(events):,}; "
@@ -280,9 +280,10 @@ def _whole(value: Any) -> int | None:
     """Returns a whole number, and None of NaN, True, text and all else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    if not math.isfinite(value) or value != int(value):
-        return None
-    return int(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    number = float(value)
+    return int(number) if math.isfinite(number) and number.is_integer() else None
 
 
 def _time(value: Any, where: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,11 @@ def noise_share(log: Log, examples: Examples) -> np.ndarray:
     searches = examples.search_end - start
     noise = counts[examples.search_end] - counts[start]
     return np.where(searches > 0, noise / np.maximum(searches, 1), np.nan)
+
+
+def announces(words: Iterable[str]) -> bool:
+    """Tells whether a query names a topic, that of the next click; other queries are noise."""
+    return any(word in _TOPIC_OF_WORD for word in words)
 
 
 def bayes_scores(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from core import metrics
-from core.errors import UserError
+from lcrsr.evaluation import check_top_k
 from lcrsr.ranker import Batch
 
 
@@ -30,6 +30,10 @@ class Fitted(Protocol):
 
     def scores(self, batch: Batch) -> np.ndarray:
         """Scores of all items for a batch's users, float32 [B, V+1]; column 0 is padding."""
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns what it has fitted; its module's `restored(settings, arrays)` takes it back."""
         ...
 
 
@@ -64,17 +68,18 @@ class FittedEvaluator:
             self._add(sums, np.concatenate([of_target, scores], 1), 0, batch["mask"])
         return sums
 
+    def scores(self, params: Any, tables: Any, batch: Batch) -> np.ndarray:
+        """Scores every item for a batch's users, float32 [B, V+1]; column 0 is padding."""
+        del params, tables
+        return np.asarray(self._scorer.scores(batch), np.float32)
+
     def top_k(
         self, params: Any, tables: Any, batch: Batch, seen: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the best unseen items: ids int32 [B, k] and scores float32 [B, k]; ties by id."""
         del params, tables
         scores = self._without(batch, seen)
-        if k > scores.shape[1] - 1:
-            raise UserError(
-                f"expected top_k of at most {scores.shape[1] - 1}, the size of the catalogue, "
-                f"found {k}; pass a smaller --top_k"
-            )
+        check_top_k(k, scores.shape[1] - 1)
         items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return items.astype(np.int32), np.take_along_axis(scores, items, 1)
 

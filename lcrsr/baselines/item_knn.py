@@ -10,12 +10,15 @@ order of their training clicks: without a neighbour the method is popularity.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.sparse
 
 from lcrsr.baselines.fitted import below_zero
 from lcrsr.ranker import Batch
+
+_SPARSE = ("data", "indices", "indptr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,21 +40,19 @@ class ItemKNN:
     """Scores items by their neighbours in the training clicks, as a fitted scorer.
 
     Args:
-      clicks: training clicks, sparse [U+1, V+1], counts.
+      similarity: of items to items, sparse float32 [V+1, V+1].
+      popularity: float32 [V+1], `below_zero` of the training clicks.
     """
 
-    def __init__(self, settings: Settings, clicks: scipy.sparse.csr_array):
+    def __init__(
+        self, settings: Settings, similarity: scipy.sparse.csr_array, popularity: np.ndarray
+    ):
         self._decay = settings.decay
-        clicked = clicks.sign().astype(np.float64)
-        lengths = np.maximum(np.asarray(clicked.sum(1)).ravel(), 1.0)
-        weights = scipy.sparse.diags_array(lengths**-settings.history_power)
-        together = (clicked.T @ weights @ clicked).tocsr()
-        norms = np.sqrt(np.maximum(together.diagonal(), 1e-12))
-        scale = scipy.sparse.diags_array(1.0 / norms)
-        similarity = (scale @ together @ scale).tolil()
-        similarity.setdiag(0.0)
-        self._similarity = similarity.tocsr().astype(np.float32)
-        self._popularity = below_zero(np.asarray(clicks.sum(0)).ravel())
+        self._similarity, self._popularity = similarity, popularity
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        parts = {name: getattr(self._similarity, name) for name in _SPARSE}
+        return parts | {"popularity": self._popularity}
 
     def scores(self, batch: Batch) -> np.ndarray:
         """Scores all items, float32 [B, V+1]: neighbours above 0, all others below.
@@ -77,4 +78,22 @@ class ItemKNN:
 
 
 def fit(settings: Settings, clicks: scipy.sparse.csr_array) -> ItemKNN:
-    return ItemKNN(settings, clicks)
+    """Finds the neighbours in training clicks, sparse [U+1, V+1], counts."""
+    clicked = clicks.sign().astype(np.float64)
+    lengths = np.maximum(np.asarray(clicked.sum(1)).ravel(), 1.0)
+    weights = scipy.sparse.diags_array(lengths**-settings.history_power)
+    together = (clicked.T @ weights @ clicked).tocsr()
+    norms = np.sqrt(np.maximum(together.diagonal(), 1e-12))
+    scale = scipy.sparse.diags_array(1.0 / norms)
+    similarity = (scale @ together @ scale).tolil()
+    similarity.setdiag(0.0)
+    popularity = below_zero(np.asarray(clicks.sum(0)).ravel())
+    return ItemKNN(settings, similarity.tocsr().astype(np.float32), popularity)
+
+
+def restored(settings: Settings, arrays: Mapping[str, np.ndarray]) -> ItemKNN:
+    items = len(arrays["popularity"])
+    similarity = scipy.sparse.csr_array(
+        tuple(arrays[name] for name in _SPARSE), shape=(items, items)
+    )
+    return ItemKNN(settings, similarity, arrays["popularity"])

@@ -330,6 +330,13 @@ class UniSAR(TwoHistoriesRanker):
         arguments = (users, rows["candidates"], rows["query"], jnp.not_equal(batch["query"], 0))
         return self.apply(params, *arguments, QUIET, method="search")
 
+    def score_query(
+        self, params: Params, users: Encoded, rows: Rows, items: jax.Array, query: jax.Array
+    ) -> jax.Array:
+        """Logits [B, V] of the search task for items [V, T] and queries int32 [B, W]."""
+        arguments = (users, items[None], rows["query"], jnp.not_equal(query, 0))
+        return self.apply(params, *arguments, QUIET, method="search")
+
 
 def ranker(settings: Settings) -> UniSAR:
     return UniSAR(settings)

@@ -13,10 +13,11 @@ from core.errors import UserError
 from core.experiment import Experiment
 from core.settings import positive
 from core.workdir import Workdir
-from input_pipelines import candidates, search_protocol, search_task, segmenters
+from input_pipelines import search_protocol, search_task, segmenters
 from input_pipelines.bm25 import ItemTextIndex
-from input_pipelines.dataset import WHOLE, Dataset
+from input_pipelines.dataset import Dataset
 from input_pipelines.search_task import SearchExamples
+from lcrsr import search_evaluation
 from lcrsr.baselines import item_knn
 from lcrsr.search_baselines.rankers import (
     ByQuery,
@@ -27,12 +28,11 @@ from lcrsr.search_baselines.rankers import (
     SearchScorer,
     TextSimilarity,
 )
+from lcrsr.search_evaluation import SearchEvaluation
 
 KINDS = ("bm25", "tfidf", "dense", "query_popularity", "query_knn")
 FACTORS = "tfidf_svd"
 _PREFIX = "search/"
-_SHOWN = search_protocol.IMPRESSIONS.removeprefix(_PREFIX)
-PROTOCOLS = (*WHOLE, *candidates.PROTOCOLS, candidates.BM25, _SHOWN)
 
 
 def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.ndarray]:
@@ -122,7 +122,7 @@ class SearchBaselineExperiment(Experiment):
     def groups(self, protocol: str, sums: metrics.Sums) -> dict[str, Any]:
         if protocol != search_protocol.PROTOCOL:
             return {}
-        examples, _ = self._chosen("test")
+        examples = self._chosen("test").examples
         return {"user_groups": search_protocol.user_groups(self.data, examples, sums)}
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
@@ -136,67 +136,30 @@ class SearchBaselineExperiment(Experiment):
                 f"expected --task=search of a run of {self.config.model.kind}, found {task!r}; "
                 "pass it"
             )
-        if protocol not in PROTOCOLS:
-            raise UserError(
-                f"expected a protocol of {', '.join(PROTOCOLS)} for search, found {protocol!r}; "
-                "pass one of them"
-            )
-        return (f"{_PREFIX}{protocol}",)
+        return search_evaluation.columns(protocol)
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
         """Returns further arguments of `results.save` for a row."""
-        examples, _ = self._chosen(split)
+        chosen = self._chosen(split)
         more = {"task": "search", "kind": self.config.model.kind}
         return results.counting(
-            examples.user, self._counted(split, protocol), more, self.config.eval.selection
+            chosen.examples.user, chosen.counted(protocol), more, self.config.eval.selection
         )
 
-    def _counted(self, split: str, protocol: str) -> np.ndarray:
-        """Tells which of the chosen examples a column ranks, bool [E]."""
-        examples, places = self._chosen(split)
-        if protocol == search_protocol.IMPRESSIONS:
-            return search_protocol.counted(self.data.log, examples, protocol)
-        return self.data.counted(split, protocol.removeprefix(_PREFIX), "search")[places]
-
-    def _chosen(self, split: str) -> tuple[SearchExamples, np.ndarray]:
-        searches, places = self.data.chosen("search", split, self.config.eval[f"{split}_users"])
-        assert isinstance(searches, SearchExamples)
-        return searches, places
+    def _chosen(self, split: str) -> SearchEvaluation:
+        return SearchEvaluation(self.data, split, self.config.eval[f"{split}_users"])
 
     def evaluate(self, params: Any, tables: Any, split: str, protocol: str) -> metrics.Sums:
         """Measures one of `columns`; `params` and `tables` are not used."""
         del params, tables
-        name = protocol.removeprefix(_PREFIX)
-        self.columns("search", name)
-        examples, places = self._chosen(split)
-        queries, histories = self._queries(examples), self._histories(examples)
-        target, _ = search_task.targets(self.data.log, examples)
-        if name == "full":
-            left_out = candidates.seen_items(self.data.log, examples)
-        elif name == "catalogue":
-            left_out = candidates.other_clicks(self.data.log, examples)
-        elif name == _SHOWN:
-            lists = search_protocol.impressions(self.data.log, examples)
-        else:
-            lists = self.data.candidate_lists(split, name, "search")[places]
-            self.data.check_ranked(split, name, "search")
-        counted = self._counted(split, protocol)
-        sums = metrics.Sums(tuple(self.config.eval.metrics))
-        size = self.config.eval.batch_size
-        for start in range(0, len(examples), size):
-            rows = slice(start, start + size)
-            scores = self._scorer.scores(queries[rows], histories[rows])
-            if name in WHOLE:
-                own = np.take_along_axis(scores, target[rows, None], 1)
-                scores[:, 0] = -np.inf
-                np.put_along_axis(scores, left_out[rows], -np.inf, 1)
-                np.put_along_axis(scores, target[rows, None], -np.inf, 1)
-                scores = np.concatenate([own, scores], 1)
-            else:
-                scores = np.take_along_axis(scores, lists[rows], 1)
-            if name == _SHOWN:
-                search_protocol.add_impressions(sums, scores, lists[rows])
-                continue
-            above, tied = map(np.asarray, metrics.target_ranks(scores, 0))
-            sums.add(above, tied, counted[rows], np.isnan(scores).any(-1))
-        return sums
+        self.columns("search", protocol.removeprefix(_PREFIX))
+        evaluation = self._chosen(split)
+        queries = self._queries(evaluation.examples)
+        histories = self._histories(evaluation.examples)
+
+        def scores_of(rows: np.ndarray) -> np.ndarray:
+            return self._scorer.scores([queries[row] for row in rows], histories[rows])
+
+        return evaluation.measure(
+            protocol, self.config.eval.metrics, scores_of, self.config.eval.batch_size
+        )

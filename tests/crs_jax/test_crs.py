@@ -33,6 +33,7 @@ from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
 from input_pipelines.dataset import Dataset
+from serving.recommender import Recommender
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 USERS, ITEMS, QUERIES = 40, 60, 6
@@ -265,6 +266,17 @@ def test_a_whole_cycle_its_results_and_predictions(whole):
         restored.experiment.columns("recommendation", "neg99")
     with pytest.raises(UserError, match="found 'nobody'"):
         list(predict(restored, ["nobody"], 3))
+    # A recommender answers users of the log as predict, and anyone else.
+    model = Recommender(restored)
+    assert model.tasks == ("search",)
+    (expected,) = [[(r["item"], r["score"]) for r in predict(restored, ["7\tkind2 things"], 3)]]
+    known = model.search("kind2 things", user="7", k=3, keep_seen=True)
+    assert [(item.item, item.score) for item in known.items] == expected
+    clicked = known.items[0].item
+    stranger = model.search("kind2 things", clicks=[clicked], k=2)
+    assert stranger.items and clicked not in {item.item for item in stranger.items}
+    with pytest.raises(UserError, match="one to recommend"):
+        model.recommend(user="7")
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from gensar_jax.prompts import to_batch
 from input_pipelines import prepare, segmenters
 from input_pipelines.dataset import Dataset
 from input_pipelines.splits import Examples
+from serving.recommender import Recommender
 
 USERS, SHARED = 12, 130
 SMALL = {
@@ -357,6 +358,44 @@ def test_predictions_are_items_unseen_best_first(trained):
     experiment.examples.mixture.tasks = ("nsip",)
     with pytest.raises(UserError, match="whose mixture holds nrip without --query"):
         list(predict(restored, users, 3))
+
+
+@pytest.mark.slow
+def test_a_recommender_answers_anyone_as_predict_answers_users_of_the_log(trained):
+    model = Recommender.load(str(trained[0]))
+    restored = Restored(str(trained[0]))
+    log = restored.data.log
+    user = log.user_ids[3]
+    assert model.tasks == ("recommend", "search") and model.max_steps is None
+    for query in (None, "red tea kind2"):
+        rows = list(predict(restored, [user], 4, query))
+        answer = model.recommend(user=user, k=4, query=query)
+        assert [(i.item, i.score) for i in answer.items] == [(r["item"], r["score"]) for r in rows]
+        assert answer.known_user and answer.items[0].title
+    # Someone unknown who has done the same gets the same; unknown words are spelt in pieces.
+    rows = range(*log.rec_offsets[3:5].tolist())
+    clicks = [(log.item_ids[log.rec_items[row]], int(log.rec_times[row])) for row in rows]
+    searches = []
+    for row in range(*log.search_offsets[3:5].tolist()):
+        clicked = log.click_items[log.click_offsets[row] : log.click_offsets[row + 1]]
+        names = log.item_ids[clicked].tolist()
+        searches.append((" ".join(log.query(row)), names, int(log.search_times[row])))
+    same = model.recommend(clicks=clicks, searches=searches, k=4)
+    known = model.recommend(user=user, k=4)
+    assert same.items == known.items and not same.known_user
+    odd = model.search("zebra tea", searches=[("lions", [])], k=2)
+    assert len(odd.items) == 2 and odd.skipped_words == 0
+    few = [item.item for item in known.items[1:3]]
+    chosen = model.recommend(user=user, candidates=few, k=5)
+    assert [item.item for item in chosen.items] == few
+    rest = model.recommend(user=user, exclude=few, k=2)
+    assert [item.item for item in rest.items] == [known.items[0].item, known.items[3].item]
+    for question, reason in (
+        ({"because": True}, "because of a ranker's"),
+        ({"query": "?!"}, "words"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            model.recommend(user=user, **question)
 
 
 def teacher_forced(restored, user, task, query):

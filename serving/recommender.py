@@ -1,0 +1,179 @@
+"""Recommends and searches for anyone with a trained run.
+
+    model = Recommender.load("runs/lcr_ser_amazon_beauty")
+    model.recommend(clicks=["B00..", "B01.."], searches=[("red lipstick", ["B02.."])], k=20)
+
+Questions are scored in batches of three sizes, each compiled once: neither a second user nor
+another history compiles anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from core.errors import UserError
+from core.workdir import Workdir
+from crs_jax.experiment import CRSExperiment
+from experiments.restored import Restored
+from gensar_jax.experiment import GenSARExperiment
+from input_pipelines import kept_data
+from input_pipelines.log import Log
+from lcrsr.ranker_experiment import RecommendationExperiment
+from serving.generation import GeneratedAnswers
+from serving.histories import title_of
+from serving.ranking import RankerAnswers
+from serving.reasoned_search import ReasonedAnswers
+from serving.requests import Answer, Request, parse
+
+_LOG = logging.getLogger(__name__)
+RECOMMEND, SEARCH = "recommend", "search"
+_TASKS = {"recommendation": RECOMMEND, "search": SEARCH}
+
+
+class Recommender:
+    """Answers requests with a restored run: `requests.Answers`.
+
+    Args:
+      restored: a run, or anything with its `experiment`, `params`, `tables` and
+        `tables_with_words`.
+      name: of the run, for people.
+
+    Attributes:
+      name: of the run and its method.
+      tasks: of 'recommend' and 'search', what it answers.
+      catalogue_size: V, the largest k.
+      max_steps: the largest `reasoning_steps`; None where the method does not reason.
+      titles: by item id, '' where there is none.
+
+    Raises:
+      UserError: the run answers neither recommendations nor searches.
+    """
+
+    def __init__(self, restored: Restored, name: str = ""):
+        experiment = restored.experiment
+        self._answers: RankerAnswers | GeneratedAnswers | ReasonedAnswers
+        if isinstance(experiment, RecommendationExperiment):
+            self._answers = RankerAnswers(restored)
+        elif isinstance(experiment, GenSARExperiment):
+            self._answers = GeneratedAnswers(restored)
+        elif isinstance(experiment, CRSExperiment):
+            self._answers = ReasonedAnswers(restored)
+        else:
+            raise UserError(
+                f"expected the run of a ranker, gensar or crs, found one of "
+                f"{experiment.config.method}; pass another workdir"
+            )
+        self.name = name or experiment.config.method
+        self.tasks = tuple(_TASKS[task] for task in self._answers.tasks)
+        log = experiment.data.log
+        self.catalogue_size = log.num_items
+        self.max_steps = self._answers.max_steps
+        self.titles: Mapping[str, str] = Titles(log, self._answers.reader.items)
+
+    @classmethod
+    def load(cls, workdir: str, stage: str | None = None) -> Recommender:
+        """Opens a run by its folder alone, or with its data where they are and match.
+
+        Where the folder has every event of the log, or the data are not where the run's config
+        says, only the folder is read. Of users of the log it knows as much as it has kept
+        (`config.data.kept_events`).
+
+        Args:
+          workdir: of a run of launch.train.
+          stage: as of `experiments.restored.Restored`.
+
+        Raises:
+          UserError: no run there, or neither its data nor what it keeps of them can be opened.
+        """
+        folder = Workdir(workdir)
+        method = folder.read_setting("method", str)
+        return cls(_restored(folder.path, stage), name=f"{method} of {folder.path}")
+
+    def recommend(self, **question: Any) -> Answer:
+        """Recommends items for one question, whose keywords are the fields of `Request`.
+
+        Raises:
+          UserError: the question is malformed, or cannot be answered.
+        """
+        (answer,) = self.recommend_many([parse(question)])
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def search(self, query: str, **question: Any) -> Answer:
+        """Finds the items of a search; otherwise as `recommend`."""
+        return self.recommend(query=query, **question)
+
+    def recommend_many(self, requests: Sequence[Request]) -> list[Answer | UserError]:
+        """Answers each request, or says in a UserError in its place why it cannot."""
+        refused = {row: self._refusal(request) for row, request in enumerate(requests)}
+        rows = [row for row, reason in refused.items() if reason is None]
+        answers: dict[int, Answer | UserError] = {
+            row: reason for row, reason in refused.items() if reason is not None
+        }
+        answered = self._answers.answer([requests[row] for row in rows])
+        answers |= zip(rows, answered, strict=True)
+        return [answers[row] for row in range(len(requests))]
+
+    def _refusal(self, request: Request) -> UserError | None:
+        asked = RECOMMEND if request.query is None else SEARCH
+        if asked not in self.tasks:
+            remedy = "ask without a query" if asked == SEARCH else "ask with a query"
+            return UserError(
+                f"expected a question that {self.name} can answer ({', '.join(self.tasks)}), found "
+                f"one to {asked}; {remedy}"
+            )
+        if request.k > self.catalogue_size:
+            return UserError(
+                f"expected k of at most {self.catalogue_size}, the size of the catalogue, found "
+                f"{request.k}; lower it"
+            )
+        steps = request.reasoning_steps
+        if steps is not None and (self.max_steps is None or steps > self.max_steps):
+            most = "none" if self.max_steps is None else f"0 to {self.max_steps}"
+            return UserError(
+                f"expected reasoning_steps of {most} for {self.name}, found {steps}; correct it or "
+                "leave it out"
+            )
+        return None
+
+
+def _restored(workdir: str, stage: str | None) -> Restored:
+    """Opens a run with the whole log if there is one, else with what its folder keeps."""
+    if kept_data.keeps_every_event(workdir):
+        return Restored(workdir, stage, devices=1, kept=True)
+    try:
+        return Restored(workdir, stage, devices=1)
+    except UserError as error:
+        if not kept_data.is_kept(workdir):
+            raise
+        restored = Restored(workdir, stage, devices=1, kept=True)
+        if not len(restored.data.log.rec_items):
+            _LOG.warning(
+                "%s keeps no events of users, and its data cannot be opened (%s): users of the log "
+                "are known by their row and the events of a question alone",
+                *(workdir, str(error)[:200]),
+            )
+        return restored
+
+
+class Titles(Mapping[str, str]):
+    """Reads the titles of a log's items by their ids.
+
+    Args:
+      numbers: of the items by id.
+    """
+
+    def __init__(self, log: Log, numbers: Mapping[str, int]):
+        self._log, self._numbers = log, numbers
+
+    def __getitem__(self, item: str) -> str:
+        return title_of(self._log, self._numbers[item])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
