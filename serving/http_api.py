@@ -410,14 +410,10 @@ class Api:
         return _json({"model": model.name})
 
     async def items(self, http: HttpRequest) -> Response:
-        """Finds titles for the page's search box; ?ids= names the titles of ids."""
+        """Finds items by their titles, for the page's search box."""
         loaded = self._service.loaded
         query = http.query_params.get("q", "")[: self._service.bounds.question.characters]
-        if "ids" in http.query_params:
-            ids = http.query_params["ids"].split(",")[:_MOST_TITLES]
-            ids = [item for item in ids if item in loaded.model.titles]
-        else:
-            ids = await run_in_threadpool(loaded.titles.find, query, _MOST_TITLES)
+        ids = await run_in_threadpool(loaded.titles.find, query, _MOST_TITLES)
         titles = loaded.model.titles
         return _json({"items": [{"item": item, "title": titles[item]} for item in ids]})
 

@@ -163,7 +163,7 @@ def description() -> dict[str, Any]:
         "paths": {
             "/recommend": _asks("Recommends items for a history."),
             "/search": _asks("Finds the items of a query, for a history."),
-            "/items": _gets("Finds items by the words of their titles, or by ids.", ("q", "ids")),
+            "/items": _gets("Finds items by the words of their titles.", ("q",)),
             "/model": _gets("Tells which model answers, and what it can."),
             "/healthz": _gets("Tells that the server is alive."),
             "/readyz": _gets("Tells by 200 or 503 whether it answers questions."),
