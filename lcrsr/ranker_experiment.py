@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from core import metrics, results
+from core.best_items import best_items
 from core.errors import UserError
 from core.experiment import Experiment, Plan
 from core.loop import LoopConfig, StageResult, run_stage
@@ -27,7 +28,7 @@ from input_pipelines.dataset import Dataset
 from input_pipelines.protocols import PROTOCOLS, check_evaluation
 from lcrsr import search_evaluation
 from lcrsr.embedding import PARTITION_RULES, with_item_words
-from lcrsr.evaluation import Evaluator, best_items, check_top_k
+from lcrsr.evaluation import Evaluator, check_top_k
 from lcrsr.ranker import Ranker
 from lcrsr.ranker_task import RankerTask, TrainConfig
 from lcrsr.search_evaluation import SearchEvaluation
