@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from core import metrics, results
+from core.best_items import best_items
 from core.errors import UserError
 from core.experiment import Experiment, Plan
 from core.loop import LoopConfig, StageResult, run_stage
@@ -33,7 +34,7 @@ from input_pipelines.settings import (
 )
 from lcrsr import search_evaluation
 from lcrsr.embedding import PARTITION_RULES, with_item_words
-from lcrsr.evaluation import Evaluator, best_items, check_top_k
+from lcrsr.evaluation import Evaluator, check_top_k
 from lcrsr.floors import floors
 from lcrsr.ranker import Ranker
 from lcrsr.ranker_task import RankerTask, TrainConfig

@@ -116,7 +116,7 @@ def reasons(
     Args:
       scores: float32 [V+1], of the whole history.
       items: numbers of the recommended items.
-      left_out, candidates: as of `lcrsr.evaluation.best_items`; ranks are among the items that
+      left_out, candidates: as of `core.best_items.best_items`; ranks are among the items that
         could be chosen.
     """
     allowed = np.full(len(scores), candidates is None)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from input_pipelines.candidates import TouchedItems
-from input_pipelines.dataset import Dataset
-from input_pipelines.log import Log
-from input_pipelines.names import lay_out
-from input_pipelines.splits import Examples
 from serving.requests import Request
+
+# An export is opened where what reads logs is not installed.
+if TYPE_CHECKING:
+    from input_pipelines.candidates import TouchedItems
+    from input_pipelines.dataset import Dataset
+    from input_pipelines.log import Log
+    from input_pipelines.splits import Examples
 
 # The place of an event that the request did not give.
 OF_LOG = -1
@@ -91,8 +94,11 @@ class HistoryReader:
 
     @functools.cached_property
     def _touched(self) -> TouchedItems | None:
-        has_events = len(self._log.rec_items) + len(self._log.click_items)
-        return TouchedItems(self._log) if has_events else None
+        if not len(self._log.rec_items) + len(self._log.click_items):
+            return None
+        from input_pipelines.candidates import TouchedItems
+
+        return TouchedItems(self._log)
 
     def known(self, ids: Sequence[str]) -> np.ndarray:
         """Returns the numbers int32 of the ids that the catalogue has."""
@@ -243,6 +249,8 @@ def log_of(
         profile_offsets=None,
         profile_bytes=None,
     )
+    from input_pipelines.splits import Examples
+
     user = np.arange(1, len(histories) + 1, dtype=np.int32)
     examples = Examples(
         user=user,
@@ -269,6 +277,8 @@ def _with_own_words(
         dataclasses.replace(history, searches=tuple(map(whole, history.searches)))
         for history in histories
     ]
+    from input_pipelines.names import lay_out
+
     offsets, flat = lay_out(own)
     first = np.asarray(log.word_text_offsets)
     ends = np.concatenate([first, first[-1] + offsets[2:]])

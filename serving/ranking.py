@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core.best_items import best_items
 from core.errors import UserError
 from experiments.restored import Restored
 from input_pipelines import batches
 from lcrsr.embedding import look_up
-from lcrsr.evaluation import Evaluator, best_items
+from lcrsr.evaluation import Evaluator
 from serving import because
 from serving.histories import History, HistoryReader, log_of, title_of
 from serving.requests import Answer, Because, Recommended, Request

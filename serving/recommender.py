@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
-from core.workdir import Workdir
-from crs_jax.experiment import CRSExperiment
-from experiments.restored import Restored
-from gensar_jax.experiment import GenSARExperiment
-from input_pipelines import kept_data
-from input_pipelines.log import Log
-from lcrsr.ranker_experiment import RecommendationExperiment
-from serving.generation import GeneratedAnswers
+from serving.exported import ExportedModel, is_export
 from serving.histories import title_of
-from serving.ranking import RankerAnswers
-from serving.reasoned_search import ReasonedAnswers
 from serving.requests import Answer, Request, parse
+
+# An export is opened where what trains is not installed.
+if TYPE_CHECKING:
+    from experiments.restored import Restored
+    from input_pipelines.log import Log
+    from serving.generation import GeneratedAnswers
+    from serving.ranking import RankerAnswers
+    from serving.reasoned_search import ReasonedAnswers
 
 _LOG = logging.getLogger(__name__)
 RECOMMEND, SEARCH = "recommend", "search"
@@ -52,6 +51,13 @@ class Recommender:
     """
 
     def __init__(self, restored: Restored, name: str = ""):
+        from crs_jax.experiment import CRSExperiment
+        from gensar_jax.experiment import GenSARExperiment
+        from lcrsr.ranker_experiment import RecommendationExperiment
+        from serving.generation import GeneratedAnswers
+        from serving.ranking import RankerAnswers
+        from serving.reasoned_search import ReasonedAnswers
+
         experiment = restored.experiment
         self._answers: RankerAnswers | GeneratedAnswers | ReasonedAnswers
         if isinstance(experiment, RecommendationExperiment):
@@ -73,23 +79,27 @@ class Recommender:
         self.titles: Mapping[str, str] = Titles(log, self._answers.reader.items)
 
     @classmethod
-    def load(cls, workdir: str, stage: str | None = None) -> Recommender:
-        """Opens a run by its folder alone, or with its data where they are and match.
+    def load(cls, workdir: str, stage: str | None = None) -> Recommender | ExportedModel:
+        """Opens a run by its folder alone, or with its data where they are and match; or an export.
 
         Where the folder has every event of the log, or the data are not where the run's config
         says, only the folder is read. Of users of the log it knows as much as it has kept
         (`config.data.kept_events`).
 
         Args:
-          workdir: of a run of launch.train.
-          stage: as of `experiments.restored.Restored`.
+          workdir: of a run of launch.train, or of launch.export.
+          stage: of a run, as of `experiments.restored.Restored`.
 
         Raises:
           UserError: no run there, or neither its data nor what it keeps of them can be opened.
         """
+        if is_export(workdir):
+            return ExportedModel(workdir)
+        from core.workdir import Workdir
+
         folder = Workdir(workdir)
         method = folder.read_setting("method", str)
-        return cls(_restored(folder.path, stage), name=f"{method} of {folder.path}")
+        return cls(restored_run(folder.path, stage), name=f"{method} of {folder.path}")
 
     def recommend(self, **question: Any) -> Answer:
         """Recommends items for one question, whose keywords are the fields of `Request`.
@@ -140,8 +150,11 @@ class Recommender:
         return None
 
 
-def _restored(workdir: str, stage: str | None) -> Restored:
+def restored_run(workdir: str, stage: str | None) -> Restored:
     """Opens a run with the whole log if there is one, else with what its folder keeps."""
+    from experiments.restored import Restored
+    from input_pipelines import kept_data
+
     if kept_data.keeps_every_event(workdir):
         return Restored(workdir, stage, devices=1, kept=True)
     try:

@@ -1,0 +1,423 @@
+"""Opens an export with JAX, NumPy and safetensors alone, and answers with it.
+
+An export is data of others: every file is compared with its SHA-256 in the manifest before it is
+used, nothing of it is a pickle, and a file that was cut, changed or is missing, or a format of a
+newer library, is told in one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax import export as jax_export
+
+from core.errors import UserError
+from core.files import load_npy, read_json
+from input_pipelines import segmenters
+from serving.answering import Answering
+from serving.histories import History, HistoryReader
+from serving.requests import Answer, Request, parse
+
+# Raised where files come to hold something else.
+FORMAT = 1
+MANIFEST, WEIGHTS, VECTORS = "manifest.json", "weights.safetensors", "item_vectors.npy"
+ITEMS, USERS, WORDS = "items.json", "users.json", "words.json"
+FUNCTION = ".stablehlo"
+_FILES = frozenset(
+    [WEIGHTS, VECTORS, ITEMS, USERS, WORDS]
+    + [name + FUNCTION for name in ("represent", "score", "catalogue", "every_k")]
+)
+_NEEDED = _FILES - {"every_k" + FUNCTION}
+# Requests scored at once; fewer are filled up to the next size.
+SIZES = (1, 4, 16, 64)
+_JSON_BYTES = 2**31
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "data": str,
+    "segmenter": str,
+    "splits_queries": bool,
+    "use_search": bool,
+    "gives_probabilities": bool,
+    "dot_product": bool,
+    "max_steps": (int, type(None)),
+    "active_steps": (int, type(None)),
+    "sizes": dict,
+    "files": dict,
+}
+_SIZES = (
+    "items",
+    "users",
+    "words",
+    "rec_length",
+    "search_length",
+    "words_of_query",
+    "clicks_of_search",
+)
+
+
+def is_export(folder: str) -> bool:
+    """Tells whether a folder has the manifest of an export."""
+    return os.path.isfile(os.path.join(folder, MANIFEST))
+
+
+def _again(folder: str) -> str:
+    return f"copy {folder} again, or export the run again with launch.export"
+
+
+def _digest_of(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a manifest with the SHA-256 of its own content."""
+    values = json.loads(json.dumps(dict(manifest)))
+    return values | {"sha256": _digest_of(values)}
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """Reads the manifest of an export, and compares every file with it.
+
+    Raises:
+      UserError: no export there, one of a newer format, or a file is missing, cut or changed.
+    """
+    path, again = os.path.join(folder, MANIFEST), _again(folder)
+    manifest = read_json(path, "the manifest of an export", again)
+    number = manifest.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(
+            f"expected an export of format {FORMAT} in {folder}, found {number}, of a newer "
+            f"library ({str(manifest.get('library'))[:20]}); update the library"
+        )
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    if number != FORMAT or manifest.get("sha256") != _digest_of(content):
+        raise UserError(
+            f"expected the manifest as it was written in {path}, found another; {again}"
+        )
+    for key, kind in _KINDS.items():
+        if not isinstance(manifest.get(key), kind):
+            raise UserError(f"expected the key {key} in {path}, found none that fits; {again}")
+    sizes = manifest["sizes"]
+    if any(not isinstance(sizes.get(name), int) or sizes[name] < 0 for name in _SIZES):
+        raise UserError(f"expected whole numbers as sizes in {path}, found others; {again}")
+    files = manifest["files"]
+    if not _NEEDED <= set(files) <= _FILES:
+        odd = sorted(set(files) ^ _NEEDED)
+        raise UserError(f"expected the files of an export in {path}, found {odd[:3]}; {again}")
+    for name, described in files.items():
+        _check_file(folder, name, described)
+    return manifest
+
+
+def _check_file(folder: str, name: str, described: Any) -> None:
+    path, again = os.path.join(folder, name), _again(folder)
+    wanted = described if isinstance(described, dict) else {}
+    try:
+        size = os.path.getsize(path)
+        if size != wanted.get("bytes"):
+            raise UserError(
+                f"expected {wanted.get('bytes')} bytes in {path}, found {size}; {again}"
+            )
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"expected {path}, found {error.strerror or error}; {again}") from None
+    if digest != wanted.get("sha256"):
+        raise UserError(f"expected {path} as it was exported, found it changed; {again}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Holds how many events, words and clicks a history has."""
+
+    rec_length: int
+    search_length: int
+    words: int
+    clicks: int
+
+
+class ExportedLog:
+    """Holds the names of an export as `input_pipelines.log.Log` does, and no events."""
+
+    def __init__(self, users: Sequence[str], items: Sequence[str], words: Sequence[str]):
+        self.user_ids, self.item_ids, self.words = (["", *names] for names in (users, items, words))
+        self.num_items = len(items)
+        self.rec_offsets = self.search_offsets = np.zeros(len(users) + 2, np.int64)
+        self.rec_items = self.click_items = np.zeros(0, np.int32)
+        self.rec_times = np.zeros(0, np.int64)
+
+
+class ExportedData:
+    """Holds what reading a history needs, as `input_pipelines.dataset.Dataset` does."""
+
+    def __init__(self, log: ExportedLog, lengths: Lengths, segmenter: str, splits_queries: bool):
+        self.log, self._lengths = log, lengths
+        self._split = segmenters.segmenter(segmenter)
+        self._known = None if splits_queries else frozenset(log.words)
+
+    def shape(self, candidates: int) -> Lengths:
+        """Returns the lengths of histories."""
+        del candidates
+        return self._lengths
+
+    def query_words(self, query: str) -> list[str]:
+        """Splits what a user types into words, as those of the training log were split."""
+        return segmenters.typed_words(query, self._split, self._known)
+
+
+def history_arrays(
+    histories: Sequence[History], lengths: Lengths, rows: int
+) -> dict[str, np.ndarray]:
+    """Returns what a model reads of histories, as `input_pipelines.batches.BATCH_FIELDS` has it.
+
+    The users are left out. Rows beyond the histories are padding.
+    """
+    arrays = {
+        "rec_items": np.zeros((rows, lengths.rec_length), np.int32),
+        "query_words": np.zeros((rows, lengths.search_length, lengths.words), np.int32),
+        "clicked_items": np.zeros((rows, lengths.search_length, lengths.clicks), np.int32),
+        "rec_order": np.zeros((rows, lengths.rec_length), np.int32),
+        "search_order": np.zeros((rows, lengths.search_length), np.int32),
+    }
+    for row, history in enumerate(histories):
+        clicks = history.clicks[max(0, len(history.clicks) - lengths.rec_length) :]
+        searches = [one for one in history.searches if one.words or one.clicked]
+        searches = searches[max(0, len(searches) - lengths.search_length) :]
+        # Equal times: clicks first.
+        order = sorted(
+            [(one.time, 0, place) for place, one in enumerate(clicks)]
+            + [(one.time, 1, place) for place, one in enumerate(searches)]
+        )
+        for number, (_, kind, place) in enumerate(order):
+            arrays["search_order" if kind else "rec_order"][row, place] = number
+        for place, click in enumerate(clicks):
+            arrays["rec_items"][row, place] = click.item
+        for place, search in enumerate(searches):
+            for name, values, most in (
+                ("query_words", search.words, lengths.words),
+                ("clicked_items", search.clicked, lengths.clicks),
+            ):
+                values = values[:most]
+                arrays[name][row, place, : len(values)] = values
+    return arrays
+
+
+class ExportedModel(Answering):
+    """Answers requests with an export: `requests.Answers`.
+
+    Users of the training log are known by their own row; what they did then is not in an export.
+
+    Args:
+      folder: of launch.export.
+
+    Attributes:
+      manifest: what the export is.
+      vectors: float32 [V, D] of the items, in the order of `data.log.item_ids[1:]`.
+
+    Raises:
+      UserError: no export there, one of a newer format, or a file is missing, cut or changed.
+    """
+
+    def __init__(self, folder: str):
+        folder = os.path.abspath(folder)
+        self.manifest = manifest = read_manifest(folder)
+        again = _again(folder)
+
+        def path(name: str) -> str:
+            return os.path.join(folder, name)
+
+        def names(file: str, *keys: str) -> list[Any]:
+            content = read_json(path(file), "the names of an export", again, max_bytes=_JSON_BYTES)
+            return [content[key] for key in keys]
+
+        sizes = manifest["sizes"]
+        try:
+            ids, titles = names(ITEMS, "ids", "titles")
+            users, trained = names(USERS, "ids", "trained")
+            (words,) = names(WORDS, "words")
+            counts = (len(ids), len(titles), len(users), len(trained), len(words))
+            wanted = tuple(sizes[n] for n in ("items", "items", "users", "users", "words"))
+            if counts != wanted:
+                raise ValueError(f"{counts} names where {wanted} are told")
+            weights = safetensors.numpy.load_file(path(WEIGHTS))
+            functions = {}
+            for file in manifest["files"]:
+                if file.endswith(FUNCTION):
+                    with open(path(file), "rb") as opened:
+                        content = bytearray(opened.read())
+                    functions[file.removesuffix(FUNCTION)] = jax_export.deserialize(content)
+        # What deserialize raises depends on the versions of JAX.
+        except Exception as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"expected an export that JAX {jax.__version__} can run in {folder}, found one of "
+                f"JAX {str(manifest.get('jax'))[:20]} ({type(error).__name__}); {again}"
+            ) from error
+        self.name = f"{manifest['method']} on {manifest['data']}"
+        self.tasks = tuple(manifest["tasks"])
+        self.max_steps = manifest["max_steps"]
+        self.gives_probabilities = manifest["gives_probabilities"]
+        self.catalogue_size = len(ids)
+        self.titles = dict(zip(ids, titles, strict=True))
+        lengths = Lengths(
+            sizes["rec_length"],
+            sizes["search_length"],
+            sizes["words_of_query"],
+            sizes["clicks_of_search"],
+        )
+        log = ExportedLog(users, ids, words)
+        self.data = ExportedData(log, lengths, manifest["segmenter"], manifest["splits_queries"])
+        self.reader = HistoryReader(cast(Any, self.data))
+        self.vectors = load_npy(path(VECTORS), "the vectors of an export", again, memory_map=True)
+        self._trained = np.array([False, *trained], bool)
+        self._weights = jax.device_put(weights)
+        self._functions = functions
+        self._own_steps = manifest["active_steps"]
+
+    @classmethod
+    def load(cls, folder: str) -> ExportedModel:
+        """Opens an export; as the constructor."""
+        return cls(folder)
+
+    def recommend(self, **question: Any) -> Answer:
+        """Recommends items for one question, whose keywords are the fields of `Request`.
+
+        Raises:
+          UserError: the question is malformed, or cannot be answered.
+        """
+        (answer,) = self.recommend_many([parse(question)])
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def search(self, query: str, **question: Any) -> Answer:
+        """Finds the items of a search; otherwise as `recommend`."""
+        return self.recommend(query=query, **question)
+
+    def recommend_many(self, requests: Sequence[Request]) -> list[Answer | UserError]:
+        """Answers each request, or says in a UserError in its place why it cannot."""
+        refused = [self._refusal(request) for request in requests]
+        answered = iter(
+            self.answer([r for r, reason in zip(requests, refused, strict=True) if reason is None])
+        )
+        return [next(answered) if reason is None else reason for reason in refused]
+
+    def _refusal(self, request: Request) -> UserError | None:
+        if request.query is not None:
+            return UserError(
+                f"expected a question without a query for {self.name}, found one with it; only "
+                "models that search answer it"
+            )
+        if request.k > self.catalogue_size:
+            return UserError(
+                f"expected k of at most {self.catalogue_size}, the size of the catalogue, found "
+                f"{request.k}; lower it"
+            )
+        steps = request.reasoning_steps
+        if steps is not None and (self.max_steps is None or steps > self.max_steps):
+            most = "none" if self.max_steps is None else f"0 to {self.max_steps}"
+            return UserError(
+                f"expected reasoning_steps of {most} for {self.name}, found {steps}; correct it or "
+                "leave it out"
+            )
+        return None
+
+    def arrays(self, histories: Sequence[History]) -> tuple[dict[str, np.ndarray], int]:
+        """Returns what the model reads of at most 64 histories, and how many rows that has."""
+        rows = next(size for size in SIZES if len(histories) <= size)
+        lengths = self.data.shape(1)
+        if not self.manifest["use_search"]:
+            histories = [dataclasses.replace(one, searches=()) for one in histories]
+        users = np.zeros(rows, np.int32)
+        shared = len(self._trained)
+        for row, history in enumerate(histories):
+            users[row] = history.user if self._trained[history.user] else shared
+        return history_arrays(histories, lengths, rows) | {"user": users}, rows
+
+    def steps(self, wanted: Sequence[int | None], rows: int) -> np.ndarray:
+        """Returns K of every row, int32 [rows, 1]; None is the run's own."""
+        own = self._own_steps or 0
+        steps = np.full((rows, 1), own, np.int32)
+        for row, k in enumerate(wanted):
+            steps[row] = own if k is None else k
+        return steps
+
+    def scores(
+        self, histories: Sequence[History], steps: Sequence[int | None] | None = None
+    ) -> np.ndarray:
+        parts = []
+        for start in range(0, len(histories), SIZES[-1]):
+            part = histories[start : start + SIZES[-1]]
+            arrays, rows = self.arrays(part)
+            wanted = self.steps((steps or [])[start : start + len(part)], rows)
+            scores = self._catalogue(self._weights, arrays, wanted)
+            parts.append(np.asarray(scores)[: len(part)])
+        return np.concatenate(parts)
+
+    def scores_of_every_k(self, history: History) -> np.ndarray:
+        arrays, _ = self.arrays([history])
+        return np.asarray(self._every_k(self._weights, arrays))[:, 0]
+
+    def represented(self, histories: Sequence[History]) -> list[np.ndarray]:
+        """Returns what scoring needs of at most 64 histories; of dot products vectors [n, D]."""
+        arrays, _ = self.arrays(histories)
+        state = self._represent(self._weights, arrays)
+        return [np.asarray(value)[: len(histories)] for value in state]
+
+    def scores_among(
+        self,
+        histories: Sequence[History],
+        items: np.ndarray,
+        steps: Sequence[int | None] | None = None,
+    ) -> np.ndarray:
+        """Scores each history's own items, float32 [n, N], -inf for padding.
+
+        Args:
+          items: numbers int32 [n, N], 0 for padding.
+        """
+        parts = []
+        for start in range(0, len(histories), SIZES[-1]):
+            part = slice(start, start + SIZES[-1])
+            arrays, rows = self.arrays(histories[part])
+            wanted = self.steps((steps or [])[part], rows)
+            own = np.zeros((rows, items.shape[1]), np.int32)
+            own[: len(histories[part])] = items[part]
+            scores = self._score(self._weights, arrays, own, wanted)
+            parts.append(np.asarray(scores)[: len(histories[part])])
+        return np.where(items > 0, np.concatenate(parts), -np.inf).astype(np.float32)
+
+    @functools.cached_property
+    def _represent(self) -> Any:
+        return jax.jit(self._functions["represent"].call)
+
+    @functools.cached_property
+    def _catalogue(self) -> Any:
+        represent, catalogue = (self._functions[n].call for n in ("represent", "catalogue"))
+        return jax.jit(
+            lambda weights, arrays, steps: catalogue(weights, represent(weights, arrays), steps)
+        )
+
+    @functools.cached_property
+    def _score(self) -> Any:
+        represent, score = (self._functions[name].call for name in ("represent", "score"))
+        return jax.jit(
+            lambda weights, arrays, items, steps: score(
+                weights, represent(weights, arrays), items, steps
+            )
+        )
+
+    @functools.cached_property
+    def _every_k(self) -> Any:
+        represent, every_k = (self._functions[name].call for name in ("represent", "every_k"))
+        return jax.jit(lambda weights, arrays: every_k(weights, represent(weights, arrays)))

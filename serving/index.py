@@ -1,0 +1,226 @@
+"""Ranks the items that an index finds near a user, where a catalogue is too large to score whole.
+
+A retrieval model (any exported ranker whose score is a dot product) gives every item a vector; an
+index of them (usearch, HNSW) finds the items of the largest products with the user's vector, and
+the ranker scores these alone. Products become angles by one further axis on the items (Bachrach et
+al., RecSys 2014), since graphs of neighbours are made for distances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from core.errors import UserError
+from serving.exported import SIZES, ExportedModel
+from serving.histories import History
+from serving.requests import Answer, Click, Request
+
+# Items that are found and ranked.
+FIRST = 500
+# Of the graph: neighbours of a node, and nodes looked at while building and searching.
+_CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 768
+_LONGEST_SAMPLE = 10
+
+
+class VectorIndex:
+    """Finds the vectors of the largest dot products with another.
+
+    Args:
+      vectors: float32 [V, D].
+
+    Raises:
+      UserError: usearch is not installed.
+    """
+
+    def __init__(self, vectors: np.ndarray):
+        try:
+            from usearch.index import Index
+        except ImportError:
+            raise UserError(
+                "expected the package usearch for an index, found none; run "
+                "`pip install -e '.[serve]'`"
+            ) from None
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        lengths = np.linalg.norm(vectors, axis=1)
+        rest = np.sqrt(np.maximum(lengths.max(initial=0.0) ** 2 - lengths**2, 0.0))
+        self._index = Index(
+            ndim=vectors.shape[1] + 1,
+            metric="cos",
+            dtype="f32",
+            connectivity=_CONNECTIVITY,
+            expansion_add=_EXPANSION_ADD,
+            expansion_search=_EXPANSION_SEARCH,
+        )
+        self._index.add(np.arange(len(vectors)), np.concatenate([vectors, rest[:, None]], 1))
+
+    def find(self, vectors: np.ndarray, most: int) -> np.ndarray:
+        """Returns the places int64 [n, most] of the nearest items, -1 where there are fewer.
+
+        Args:
+          vectors: float32 [n, D].
+        """
+        asked = np.pad(np.asarray(vectors, np.float32), ((0, 0), (0, 1)))
+        found = np.full((len(asked), most), -1, np.int64)
+        for row, vector in enumerate(asked):
+            keys = self._index.search(vector, most).keys
+            found[row, : len(keys)] = keys
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall:
+    """Says how much of an exact ranking the index gives.
+
+    Attributes:
+      retrieved: of the items of the largest products, those that the index finds.
+      ranked: of the ranker's own first 20 of the whole catalogue, those among the first 20 here.
+    """
+
+    retrieved: float
+    ranked: float
+
+
+class _Found:
+    """Scores the items that were found for one history: a `because.Scorer` whose items are places
+    among them.
+
+    Args:
+      items: numbers int32 [N], 0 for padding.
+    """
+
+    def __init__(self, ranker: ExportedModel, items: np.ndarray):
+        self._ranker, self._items = ranker, items
+        self.data, self.max_steps = ranker.data, ranker.max_steps
+
+    def scores(
+        self, histories: Sequence[History], steps: Sequence[int | None] | None = None
+    ) -> np.ndarray:
+        items = np.broadcast_to(self._items, (len(histories), len(self._items)))
+        return with_padding(self._ranker.scores_among(histories, items, steps))
+
+    def scores_of_every_k(self, history: History) -> np.ndarray:
+        steps = list(range((self.max_steps or 0) + 1))
+        return self.scores([history] * len(steps), steps)
+
+
+def with_padding(scores: np.ndarray) -> np.ndarray:
+    """Returns scores [n, N] with a first column of padding, [n, N+1]."""
+    return np.pad(scores, ((0, 0), (1, 0)), constant_values=-np.inf)
+
+
+class IndexedModel(ExportedModel):
+    """Answers requests with a ranker over what an index finds: `requests.Answers`.
+
+    Ranks in its reasons count among the items that were found.
+
+    Args:
+      ranker: folder of an export.
+      retriever: folder of an export whose scores are dot products, of the same items.
+      first: items that are found and ranked, the most that an answer can have.
+
+    Raises:
+      UserError: one of them cannot be opened, the retriever scores in another way, or they have
+        other items.
+    """
+
+    def __init__(self, ranker: str, retriever: str, first: int = FIRST):
+        super().__init__(ranker)
+        self._retriever = ExportedModel(retriever)
+        if not self._retriever.manifest["dot_product"]:
+            raise UserError(
+                f"expected a retrieval model whose score is a dot product, such as sasrec, found "
+                f"{self._retriever.name} in {retriever}; export another"
+            )
+        if self._retriever.data.log.item_ids != self.data.log.item_ids:
+            raise UserError(
+                f"expected two exports of the same items, found {self.name} and "
+                f"{self._retriever.name}; train and export both on one data set"
+            )
+        self.first = self.catalogue_size = min(first, self.catalogue_size)
+        self._index = VectorIndex(self._retriever.vectors)
+        self.name = f"{self.name}, the first {self.first} of {self._retriever.name}"
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
+        if not requests:
+            return []
+        histories = [self.reader.read(request) for request in requests]
+        items = self._items(requests, histories)
+        steps = [request.reasoning_steps for request in requests]
+        scores = with_padding(self.scores_among(histories, items, steps))
+        return [
+            self.answered(
+                request, history, of_request, _Found(self, found), np.concatenate([[0], found])
+            )
+            for request, history, of_request, found in zip(
+                requests, histories, scores, items, strict=True
+            )
+        ]
+
+    def _items(self, requests: Sequence[Request], histories: Sequence[History]) -> np.ndarray:
+        """Returns the numbers of the items to rank, int32 [n, N], 0 for padding.
+
+        The index is asked for as many more as the user has touched or leaves out.
+        """
+        vectors = self._vectors(requests)
+        every = []
+        for request, history, vector in zip(requests, histories, vectors, strict=True):
+            if request.candidates is not None:
+                every.append(np.unique(self.reader.known(request.candidates)))
+                continue
+            gone = self.reader.known(request.exclude)
+            if not request.keep_seen:
+                gone = np.union1d(gone, history.touched)
+            most = min(self.first + len(gone), len(self._retriever.vectors))
+            found = self._index.find(vector[None], most)[0] + 1
+            found = found[(found > 0) & ~np.isin(found, gone)]
+            every.append(found[: self.first])
+        width = self.first
+        while width < max(map(len, every)):
+            width *= 2  # few widths, since each is compiled
+        items = np.zeros((len(every), width), np.int32)
+        for row, found in enumerate(every):
+            items[row, : len(found)] = found
+        return items
+
+    def _vectors(self, requests: Sequence[Request]) -> np.ndarray:
+        histories = [self._retriever.reader.read(request) for request in requests]
+        parts = [
+            self._retriever.represented(histories[start : start + SIZES[-1]])[0]
+            for start in range(0, len(histories), SIZES[-1])
+        ]
+        return np.concatenate(parts)
+
+    def recall(self, count: int = 32, k: int = 20, seed: int = 0) -> Recall:
+        """Measures the index against exact rankings, for made-up histories of random items."""
+        rng = np.random.default_rng(seed)
+        ids = self.data.log.item_ids
+        requests = [
+            Request(
+                clicks=tuple(
+                    Click(ids[number])
+                    for number in rng.integers(1, len(ids), rng.integers(1, _LONGEST_SAMPLE + 1))
+                ),
+                k=min(k, self.first),
+                keep_seen=True,
+            )
+            for _ in range(count)
+        ]
+        vectors = self._vectors(requests)
+        exact = [
+            np.argpartition(-(self._retriever.vectors @ vector), self.first - 1)[: self.first]
+            for vector in vectors
+        ]
+        found = self._index.find(vectors, self.first)
+        retrieved = [len(np.intersect1d(*pair)) / self.first for pair in zip(exact, found)]
+        answers = [self.answer([request])[0] for request in requests]
+        whole = [super(IndexedModel, self).answer([request])[0] for request in requests]
+        ranked = [
+            len({item.item for item in one.items} & {item.item for item in other.items})
+            / len(other.items)
+            for one, other in zip(answers, whole, strict=True)
+            if isinstance(one, Answer) and isinstance(other, Answer)
+        ]
+        return Recall(float(np.mean(retrieved)), float(np.mean(ranked)))
