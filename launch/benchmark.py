@@ -1,4 +1,4 @@
-"""Times training, scoring, reasoning steps, catalogue growth, ranking, GRPO, reading and UniSAR.
+"""Times training, windows, scoring, reasoning steps, growth, ranking, GRPO, reading and UniSAR.
 
     python -m launch.benchmark --suite=all [--json=OUT] [--dtype=bfloat16]
 
@@ -20,8 +20,8 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "suite",
         ["all"],
-        "all, or some of train, score, steps, growth, full, grpo, reading, unisar, identifiers, "
-        "gensar.",
+        "all, or some of train, windows, score, steps, growth, full, grpo, reading, unisar, "
+        "identifiers, gensar.",
     )
     flags.DEFINE_enum("scale", "full", ["full", "tiny"], "Shapes: full, or tiny for a quick look.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")

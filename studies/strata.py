@@ -104,12 +104,12 @@ def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndar
     Raises:
       UserError: a protocol of another task.
     """
-    config = read_run_config(Workdir(workdir))
     if not protocol.startswith("search/"):
         raise UserError(
             f"expected a --metric of searches for --strata=queries, found one of {protocol}; pass "
             f"for instance hr@10/{search_protocol.PROTOCOL}"
         )
+    config = read_run_config(Workdir(workdir))
     data = _data(config, workdir)
     examples = search_protocol.held_out(config, data, split)
     counted = search_protocol.counted(data.log, examples, protocol)

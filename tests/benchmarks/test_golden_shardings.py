@@ -97,7 +97,7 @@ def shardings_of(file, choice):
         partition = sharding.partition_of(network, make_mesh(2, 4))
         state = partition.abstract(jax.eval_shape(joint_task(config, network, partition).init))
         return lines_of(f"{name} mesh 2x4 joint", state)
-    dense = config.train.table_update == "dense"
+    dense = "train" in config and config.train.table_update == "dense"
     config.mesh.data, config.mesh.model = (8, 1) if dense else (2, 4)
     experiment = open_experiment(config, ShapesOnly(config))
     if experiment.stages == ("fit",):

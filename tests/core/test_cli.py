@@ -166,14 +166,14 @@ def test_every_program_parses_first():
 def test_the_names_that_flags_spell_out_are_those_there_are():
     from benchmarks import suites
     from input_pipelines import protocols
-    from lcrsr.search_baselines import experiment
+    from lcrsr import search_evaluation
     from studies import strata
 
     def help_of(name, flag):
         text = (ROOT / "launch" / f"{name}.py").read_text("utf-8")
         return text[text.index(f'"{flag}"') :][:500]
 
-    for word in (*protocols.PROTOCOLS, *experiment.PROTOCOLS):
+    for word in (*protocols.PROTOCOLS, *search_evaluation.PROTOCOLS):
         assert word in help_of("evaluate", "protocols")
     for word in strata.KINDS:
         assert f'"{word}"' in help_of("compare", "split")

@@ -37,7 +37,8 @@ def config_of(module, small_config):
     config.dataset = "csv_log"
     config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir
     config.data = small_config.data.copy_and_resolve_references()
-    config.train.batch_size, config.train.max_epochs = 32, 1.0
+    if "train" in config:
+        config.train.batch_size, config.train.max_epochs = 32, 1.0
     config.eval.protocols = ("neg99",)
     return config
 
