@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from lcrsr.attention import masked_softmax, shared_mixtures, shared_products
@@ -256,6 +257,8 @@ def score_shared(
 
     def together(sides):
         score_all_rows = functools.partial(score_user, _PARTS)
+        if jax.export.is_symbolic_dim(user.shape[0]):  # of an export, whose batches are small
+            return jax.vmap(score_all_rows)(sides)
         return jax.lax.map(score_all_rows, sides, batch_size=_USERS_AT_ONCE)
 
     return jax.lax.platform_dependent(sides, cpu=one_by_one, default=together)
