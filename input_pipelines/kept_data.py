@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 import scipy.sparse
@@ -236,14 +236,9 @@ class KeptData(Dataset):
     def training_clicks(self) -> scipy.sparse.csr_array:
         raise self._absent()
 
-    def training(self, **settings: Any) -> tuple[Callable[[int], Iterator[Batch]], int]:
-        """Returns no batches: of a task that is made for its shapes alone."""
+    def training(self, **settings: Any) -> NoReturn:
         del settings
-
-        def batches(start: int) -> Iterator[Batch]:
-            raise self._absent()
-
-        return batches, 1
+        raise self._absent()
 
     def selection(self, task: str = "recommendation") -> str:
         return self._config.eval.selection

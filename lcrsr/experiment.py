@@ -18,7 +18,7 @@ from core.workdir import Workdir
 from input_pipelines.dataset import Dataset
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
-from lcrsr.ranker_experiment import RankerExperiment
+from lcrsr.ranker_experiment import RankerExperiment, no_batches
 from lcrsr.ranker_task import TrainConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
 from lcrsr.settings import ScheduleSettings, StageSettings, TeacherSettings
@@ -150,8 +150,12 @@ class LCRSERExperiment(RankerExperiment):
         )
 
     def rl_task(self, initial: Any) -> ReinforceTask:
+        return self._rl_task(initial, *self._rl_batches())
+
+    def _rl_task(
+        self, initial: Any, batches: Callable[[int], Iterator[Any]], steps_per_epoch: int
+    ) -> ReinforceTask:
         config = self.config.rl
-        batches, steps_per_epoch = self._rl_batches()
         return ReinforceTask(
             model=self.model,
             config=build(ReinforceConfig, config.to_dict(), section="rl", more=_steps(self.config)),
@@ -169,4 +173,8 @@ class LCRSERExperiment(RankerExperiment):
         pretrained = super()._shapes(stage)
         if stage != "rl":
             return pretrained
-        return jax.eval_shape(lambda state: self.rl_task(state).state_from(state), pretrained)
+
+        def state_of(state):
+            return self._rl_task(state, no_batches, 1).state_from(state)
+
+        return jax.eval_shape(state_of, pretrained)

@@ -90,6 +90,12 @@ def batch_for(examples: int) -> int:
     return 2 ** int(np.clip(np.log2(max(1.0, examples / _UPDATES)), *np.log2(_BATCHES)))
 
 
+def no_batches(start: int) -> Iterator[Any]:
+    """Returns no batches: of a task that is made for the shapes of its state alone."""
+    del start
+    return iter(())
+
+
 def _with_batch(config: config_dict.ConfigDict, data: Dataset) -> config_dict.ConfigDict:
     """Sets the batch of a config that leaves it to the size of the log."""
     if config.train.batch_size != 0:
@@ -412,8 +418,12 @@ class RankerExperiment(RecommendationExperiment):
 
     def train_task(self) -> RankerTask:
         """Returns the training stage."""
+        return self._train_task(*self.training_batches(self.config.seed))
+
+    def _train_task(
+        self, batches: Callable[[int], Iterator[Any]], steps_per_epoch: int
+    ) -> RankerTask:
         config = self.config.train
-        batches, steps_per_epoch = self.training_batches(self.config.seed)
         return RankerTask(
             name="train",
             ranker=self.ranker,
@@ -522,4 +532,4 @@ class RankerExperiment(RecommendationExperiment):
 
     def _shapes(self, stage: str) -> Any:
         del stage
-        return jax.eval_shape(self.train_task().random_state)
+        return jax.eval_shape(self._train_task(no_batches, 1).random_state)

@@ -239,7 +239,9 @@ def _write(
     def path(name: str) -> str:
         return os.path.join(folder, name)
 
-    safetensors.numpy.save_file(dict(weights), path(exported.WEIGHTS))
+    # Not `save_file`, whose file its owner alone may read.
+    with open(path(exported.WEIGHTS), "wb") as file:
+        file.write(safetensors.numpy.save(dict(weights)))
     for name, content in functions.items():
         with open(path(name + exported.FUNCTION), "wb") as file:
             file.write(content)
