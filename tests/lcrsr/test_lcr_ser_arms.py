@@ -177,7 +177,7 @@ print("difference", losses)
 @pytest.mark.slow
 def test_in_double_precision_they_agree_to_the_sixth_place(tmp_path):
     here = pathlib.Path(__file__).parent
-    paths = [str(here), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(here), str(here.parent), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-c", DOUBLE, str(tmp_path)],
         env={
