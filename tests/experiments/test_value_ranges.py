@@ -157,14 +157,14 @@ def test_the_sample_has_its_own_values_and_what_is_set_by_hand_stays():
 def test_a_value_set_by_hand_wins():
     config = lcr_ser_qilin.get_config()
     base = config.train.max_epochs
-    assert resolve(config).train.max_epochs == 6.0
+    assert resolve(config).train.max_epochs == 8.0
     config.train.max_epochs = 1.0  # from Python
     config.rl.examples = 64
     resolved = resolve(config)
     assert (resolved.train.max_epochs, resolved.rl.examples) == (1.0, 64)
     assert resolved.train.batch_size == 128, "the rest is the sample's"
     config.train.max_epochs = base  # told by its name alone
-    assert resolve(config).train.max_epochs == 6.0
+    assert resolve(config).train.max_epochs == 8.0
     assert resolve(config, {"train.max_epochs"}).train.max_epochs == base
     config.on_sample.overrides.train.max_epochs = 2.0
     assert resolve(config).train.max_epochs == 2.0
