@@ -72,14 +72,7 @@ class Answering:
         """
         if np.isnan(scores[1:]).any():
             return UserError("expected scores that are numbers, found NaN; export the run again")
-        candidates = None
-        skipped = history.skipped_items
-        if request.candidates is not None:
-            candidates = self.reader.known(request.candidates)
-            skipped += len(request.candidates) - len(candidates)
-        left_out = self.reader.known(request.exclude)
-        if not request.keep_seen:
-            left_out = np.concatenate([left_out, history.touched])
+        candidates, left_out, skipped = self.reader.choice(request, history)
         if numbers is not None:
             left_out = np.flatnonzero(np.isin(numbers, left_out))
             if candidates is not None:

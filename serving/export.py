@@ -62,7 +62,8 @@ def check_place(out: str) -> None:
 def export(workdir: str, out: str, stage: str | None = None) -> dict[str, Any]:
     """Exports the best state of a run's stage; returns the manifest.
 
-    The folder is written beside its place and renamed, so that there is a whole export or none.
+    It is written to another folder, which then takes the place of `out`: a reader finds a whole
+    export or none.
 
     Raises:
       UserError: no run there, it cannot be exported, or `out` is something else.

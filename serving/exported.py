@@ -25,8 +25,9 @@ from core.errors import UserError
 from core.files import load_npy, read_json
 from input_pipelines import segmenters
 from serving.answering import Answering
+from serving.asking import Asking
 from serving.histories import History, HistoryReader
-from serving.requests import Answer, Request, parse
+from serving.requests import Request
 
 # Raised where files come to hold something else.
 FORMAT = 1
@@ -212,7 +213,7 @@ def history_arrays(
     return arrays
 
 
-class ExportedModel(Answering):
+class ExportedModel(Answering, Asking):
     """Answers requests with an export: `requests.Answers`.
 
     Users of the training log are known by their own row; what they did then is not in an export.
@@ -290,48 +291,13 @@ class ExportedModel(Answering):
         """Opens an export; as the constructor."""
         return cls(folder)
 
-    def recommend(self, **question: Any) -> Answer:
-        """Recommends items for one question, whose keywords are the fields of `Request`.
-
-        Raises:
-          UserError: the question is malformed, or cannot be answered.
-        """
-        (answer,) = self.recommend_many([parse(question)])
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
-
-    def search(self, query: str, **question: Any) -> Answer:
-        """Finds the items of a search; otherwise as `recommend`."""
-        return self.recommend(query=query, **question)
-
-    def recommend_many(self, requests: Sequence[Request]) -> list[Answer | UserError]:
-        """Answers each request, or says in a UserError in its place why it cannot."""
-        refused = [self._refusal(request) for request in requests]
-        answered = iter(
-            self.answer([r for r, reason in zip(requests, refused, strict=True) if reason is None])
-        )
-        return [next(answered) if reason is None else reason for reason in refused]
-
-    def _refusal(self, request: Request) -> UserError | None:
+    def refusal(self, request: Request) -> UserError | None:
         if request.query is not None:
             return UserError(
                 f"expected a question without a query for {self.name}, found one with it; only "
                 "models that search answer it"
             )
-        if request.k > self.catalogue_size:
-            return UserError(
-                f"expected k of at most {self.catalogue_size}, the size of the catalogue, found "
-                f"{request.k}; lower it"
-            )
-        steps = request.reasoning_steps
-        if steps is not None and (self.max_steps is None or steps > self.max_steps):
-            most = "none" if self.max_steps is None else f"0 to {self.max_steps}"
-            return UserError(
-                f"expected reasoning_steps of {most} for {self.name}, found {steps}; correct it or "
-                "leave it out"
-            )
-        return None
+        return super().refusal(request)
 
     def arrays(self, histories: Sequence[History]) -> tuple[dict[str, np.ndarray], int]:
         """Returns what the model reads of at most 64 histories, and how many rows that has."""

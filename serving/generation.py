@@ -15,6 +15,7 @@ from core.errors import UserError
 from experiments.restored import Restored
 from gensar_jax import prediction
 from gensar_jax.experiment import GenSARExperiment
+from serving.asking import each_alone
 from serving.histories import HistoryReader, log_of, title_of
 from serving.requests import Answer, Recommended, Request
 
@@ -47,13 +48,7 @@ class GeneratedAnswers:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers requests, each on its own."""
-        answers: list[Answer | UserError] = []
-        for request in requests:
-            try:
-                answers.append(self._answered(request))
-            except UserError as error:
-                answers.append(error)
-        return answers
+        return each_alone(self._answered, requests)
 
     def _answered(self, request: Request) -> Answer:
         if request.because:

@@ -104,8 +104,23 @@ class HistoryReader:
         """Returns the numbers int32 of the ids that the catalogue has."""
         return np.array([self.items[i] for i in ids if i in self.items], np.int32)
 
+    def choice(
+        self, request: Request, history: History
+    ) -> tuple[np.ndarray | None, np.ndarray, int]:
+        """Returns the items to choose from (None: all), those to leave out, and how many ids of the
+        question the catalogue lacks.
+        """
+        candidates, skipped = None, history.skipped_items
+        if request.candidates is not None:
+            candidates = self.known(request.candidates)
+            skipped += len(request.candidates) - len(candidates)
+        left_out = self.known(request.exclude)
+        if not request.keep_seen:
+            left_out = np.concatenate([left_out, history.touched])
+        return candidates, left_out, skipped
+
     def words(self, query: str) -> tuple[list[str], list[int]]:
-        """Returns the words of a typed query, and the numbers of those that the log has."""
+        """Splits a typed query into words; returns them, and the numbers of those in the log."""
         words = self._data.query_words(query)
         return words, [self.words_by_name[word] for word in words if word in self.words_by_name]
 

@@ -182,14 +182,7 @@ class RankerAnswers:
             return UserError(
                 "expected scores that are numbers, found NaN; pass another stage of the run"
             )
-        candidates = None
-        skipped = history.skipped_items
-        if request.candidates is not None:
-            candidates = self.reader.known(request.candidates)
-            skipped += len(request.candidates) - len(candidates)
-        left_out = self.reader.known(request.exclude)
-        if not request.keep_seen:
-            left_out = np.concatenate([left_out, history.touched])
+        candidates, left_out, skipped = self.reader.choice(request, history)
         chosen = best_items(scores, left_out, candidates, request.k)
         reasons: list[Because | None] = [None] * len(chosen)
         if request.because and request.query is not None:

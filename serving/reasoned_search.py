@@ -16,6 +16,7 @@ from crs_jax.contexts import UserContext
 from crs_jax.experiment import CRSExperiment
 from crs_jax.user_contexts import UserContexts
 from experiments.restored import Restored
+from serving.asking import each_alone
 from serving.histories import History, HistoryReader, log_of, title_of
 from serving.requests import Answer, Recommended, Request
 
@@ -46,13 +47,7 @@ class ReasonedAnswers:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers requests, each on its own."""
-        answers: list[Answer | UserError] = []
-        for request in requests:
-            try:
-                answers.append(self._answered(request))
-            except UserError as error:
-                answers.append(error)
-        return answers
+        return each_alone(self._answered, requests)
 
     def _answered(self, request: Request) -> Answer:
         if request.because or request.candidates is not None:

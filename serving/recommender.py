@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import UserError
+from serving.asking import Asking
 from serving.exported import ExportedModel, is_export
 from serving.histories import title_of
-from serving.requests import Answer, Request, parse
+from serving.requests import Answer, Request
 
 # An export is opened where what trains is not installed.
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ RECOMMEND, SEARCH = "recommend", "search"
 _TASKS = {"recommendation": RECOMMEND, "search": SEARCH}
 
 
-class Recommender:
+class Recommender(Asking):
     """Answers requests with a restored run: `requests.Answers`.
 
     Args:
@@ -101,33 +102,10 @@ class Recommender:
         method = folder.read_setting("method", str)
         return cls(restored_run(folder.path, stage), name=f"{method} of {folder.path}")
 
-    def recommend(self, **question: Any) -> Answer:
-        """Recommends items for one question, whose keywords are the fields of `Request`.
+    def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
+        return self._answers.answer(requests)
 
-        Raises:
-          UserError: the question is malformed, or cannot be answered.
-        """
-        (answer,) = self.recommend_many([parse(question)])
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
-
-    def search(self, query: str, **question: Any) -> Answer:
-        """Finds the items of a search; otherwise as `recommend`."""
-        return self.recommend(query=query, **question)
-
-    def recommend_many(self, requests: Sequence[Request]) -> list[Answer | UserError]:
-        """Answers each request, or says in a UserError in its place why it cannot."""
-        refused = {row: self._refusal(request) for row, request in enumerate(requests)}
-        rows = [row for row, reason in refused.items() if reason is None]
-        answers: dict[int, Answer | UserError] = {
-            row: reason for row, reason in refused.items() if reason is not None
-        }
-        answered = self._answers.answer([requests[row] for row in rows])
-        answers |= zip(rows, answered, strict=True)
-        return [answers[row] for row in range(len(requests))]
-
-    def _refusal(self, request: Request) -> UserError | None:
+    def refusal(self, request: Request) -> UserError | None:
         asked = RECOMMEND if request.query is None else SEARCH
         if asked not in self.tasks:
             remedy = "ask without a query" if asked == SEARCH else "ask with a query"
@@ -135,19 +113,7 @@ class Recommender:
                 f"expected a question that {self.name} can answer ({', '.join(self.tasks)}), found "
                 f"one to {asked}; {remedy}"
             )
-        if request.k > self.catalogue_size:
-            return UserError(
-                f"expected k of at most {self.catalogue_size}, the size of the catalogue, found "
-                f"{request.k}; lower it"
-            )
-        steps = request.reasoning_steps
-        if steps is not None and (self.max_steps is None or steps > self.max_steps):
-            most = "none" if self.max_steps is None else f"0 to {self.max_steps}"
-            return UserError(
-                f"expected reasoning_steps of {most} for {self.name}, found {steps}; correct it or "
-                "leave it out"
-            )
-        return None
+        return super().refusal(request)
 
 
 def restored_run(workdir: str, stage: str | None) -> Restored:

@@ -1,4 +1,4 @@
-"""What a settings dataclass and a section of a config refuse, and in which words."""
+"""Settings of a wrong kind or range are refused in one line that names their key."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What was left out, and what rank that gives, on plain numbers."""
+"""Reasons name the event that was left out and the rank that the item has without it."""
 
 import numpy as np
 

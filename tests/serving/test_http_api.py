@@ -1,4 +1,4 @@
-"""What the server answers over HTTP: good questions, and every bad one with a reason."""
+"""The server answers good questions over HTTP, and says of every bad one what is wrong."""
 
 import dataclasses
 import http.client
