@@ -284,7 +284,7 @@ def steps(bench: Bench) -> None:
         return tasks.model.apply(
             {"params": params},
             *users,
-            rows["user"],
+            rows.get("user"),
             rows["candidates"],
             method=LCRSER.score_every_k,
         )

@@ -51,6 +51,7 @@ def get_config() -> config_dict.ConfigDict:
     config.train.plateau_factor = 0.1  # the scheduler's own default
     config.train.plateau_patience = 3  # UniSAR
     config.train.stop_patience = 5  # UniSAR
+    config.train.start = "random"  # of the rows of items and words; or "spectral"
     config.train.table_update = "touched_rows"  # or "dense": Adam over whole tables
     config.train.lambda_l2 = 1e-5  # UniSAR on Amazon
     config.train.user_dropout = 0.01  # ours; not tuned

@@ -19,6 +19,7 @@ from core.files import expanded
 from input_pipelines import (
     batches,
     candidates,
+    co_occurrence,
     prepare,
     prepared_log,
     search_task,
@@ -344,6 +345,15 @@ class Dataset:
         items = np.asarray(log.rec_items)[rows]
         shape = (log.num_users + 1, log.num_items + 1)
         return scipy.sparse.csr_array((np.ones(len(rows)), (users, items)), shape=shape)
+
+    def training_co_occurrence(self) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
+        """Returns the items [S, V+1] and words [S, W+1] of each training search; of no search
+        where a model is to be blind to them.
+        """
+        items, words = co_occurrence.of_searches(self.log, self.splits)
+        if not self._config.data.use_search:
+            return items[:0], words[:0]
+        return items, words
 
     def adapt(self, batch: Batch) -> Batch:
         """Returns what the model sees: one row for users not trained on; no searches if blind."""

@@ -155,7 +155,7 @@ class AdaptiveScorer:
         steps = self.model.config.max_steps
         states = self._reason(params, histories, steps)
         logits = self._apply(
-            params, LCRSER.score_every_k, histories, states, rows["user"], rows["candidates"]
+            params, LCRSER.score_every_k, histories, states, rows.get("user"), rows["candidates"]
         )
         return features(histories), logits
 
@@ -167,13 +167,13 @@ class AdaptiveScorer:
 
     def _scores(self, params: Any, histories: Histories, rows: Any, own: Any, steps: int) -> Any:
         states = self._reason(params, histories, steps)
-        arguments = (histories, states, own[:, None], rows["user"], rows["candidates"])
+        arguments = (histories, states, own[:, None], rows.get("user"), rows["candidates"])
         return self._apply(params, LCRSER.score, *arguments)
 
     def _fixed(self, params: Any, tables: Tables, batch: Batch, *, steps: int) -> jax.Array:
         """Logits [B, N] where everybody takes `steps`."""
         histories, rows = self._encode(params, batch, tables)
-        own = jnp.full(len(rows["user"]), steps)
+        own = jnp.full(len(rows["candidates"]), steps)
         return self._scores(params, histories, rows, own, steps)
 
     def _adaptive(
@@ -183,7 +183,7 @@ class AdaptiveScorer:
         histories, rows = self._encode(params, batch, tables)
         own = head.steps(features(histories), price)
         order = jnp.argsort(own)
-        every = (histories, {name: rows[name] for name in ("user", "candidates")}, own)
+        every = (histories, {name: rows.get(name) for name in ("user", "candidates")}, own)
         blocks = jax.tree.map(
             lambda leaf: leaf[order].reshape(-1, self.block, *leaf.shape[1:]), every
         )

@@ -45,6 +45,8 @@ class SideHistory:
       mask: bool [B, L], events of the target's history; all False for an empty one.
       row_mask: bool [B, L], rows of `hidden` that Eq. 8 sees: `mask`, and one if it is empty.
       start: h^(0) [B, D], the last valid row of H or the learned start.
+      recent: [B, D], the weighted sum of the latest events' rows (`lcrsr.query`); None where items
+        are scored by Eq. 10.
     """
 
     inputs: tuple[jax.Array, ...]
@@ -52,6 +54,7 @@ class SideHistory:
     mask: jax.Array
     row_mask: jax.Array
     start: jax.Array
+    recent: jax.Array | None = None
 
 
 def _random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -34,9 +34,15 @@ class States:
 
 
 def final_state(states: jax.Array, start: jax.Array, active_steps: jax.Array) -> jax.Array:
-    """Returns h^(active) [B, D] from states [B, K, D]; h^(0) if no step is active."""
+    """Returns h^(active) [B, D] from states [B, K, D]; h^(0) if no step is active.
+
+    Args:
+      active_steps: int32, or [B, 1], a number a user.
+    """
     every = jnp.concatenate([start[:, None], states], 1)
-    return jnp.take(every, active_steps, axis=1)
+    if jnp.ndim(active_steps) == 0:
+        return jnp.take(every, active_steps, axis=1)
+    return jnp.take_along_axis(every, active_steps[..., None], 1)[:, 0]
 
 
 def reason(

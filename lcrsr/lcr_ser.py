@@ -10,8 +10,9 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from core.errors import UserError
 from core.settings import CountOrNone, Settings, Weight, one_of
-from lcrsr import losses
+from lcrsr import losses, query
 from lcrsr.latent_reasoning import States
 from lcrsr.model import LCRSER, Histories
 from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
@@ -25,7 +26,8 @@ class LossConfig(Settings):
     """Holds the settings of Eq. 9 and 11.
 
     Attributes:
-      recommendation: 'bce' (Eq. 11), or 'cross_entropy', the softmax over the candidates.
+      recommendation: 'bce' (Eq. 11), 'cross_entropy', the softmax over the candidates, or, where
+        items are scored by a dot product, 'sampled_softmax', the softmax over all items.
       lambda_tcl: weight of the contrastive loss.
       margin: m of Eq. 9, in the unit of `distance`.
       distance: 'cosine' or 'euclidean'.
@@ -35,7 +37,7 @@ class LossConfig(Settings):
       lambda_distil: weight of the divergence from a teacher, where batches bring its logits.
     """
 
-    recommendation: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    recommendation: Annotated[str, one_of(*losses.RECOMMENDATION, losses.SAMPLED)]
     lambda_tcl: Weight
     margin: Weight
     distance: Annotated[str, one_of(*losses.DISTANCES)]
@@ -59,15 +61,24 @@ class LCRSERRanker:
         `margin`; where keywords give them, traced or not, these count instead.
     """
 
-    tables: tuple[str, ...] = ("user", "item", "word")
     tasks: tuple[str, ...] = ("recommendation",)
     needs_whole_tables = False
     trains_on_windows = True
-    # A CPU scores users one by one: .5 MB of logits and 1.6 MB of hidden units.
-    catalogue_chunk = 2048
 
     def __init__(self, model: LCRSER, config: LossConfig):
+        if config.recommendation == losses.SAMPLED and model.config.scorer != "dot_product":
+            raise UserError(
+                f"expected config.model.scorer='dot_product' with config.train.recommendation="
+                f"{losses.SAMPLED!r}, found {model.config.scorer!r}; set one of them"
+            )
         self.model, self.config = model, config
+        self.tables: tuple[str, ...] = ("user", "item", "word")
+        if model.config.scorer == "dot_product":
+            self.tables = ("item", "word")
+            self.popularity_weight = query.POPULARITY_WEIGHT
+        else:
+            # A CPU scores users one by one: .5 MB of logits and 1.6 MB of hidden units.
+            self.catalogue_chunk = 2048
         self.width, self.init_scale = model.config.width, model.config.init_scale
         self.numbers: dict[str, Any] = {
             "active_steps": config.active_steps,
@@ -93,7 +104,7 @@ class LCRSERRanker:
     ) -> jax.Array:
         """Scores float32 [K+1, B, V] of items [V, D] with 0..K active steps, from one pass."""
         scores: Any = self.model.apply(
-            {"params": params}, *users, rows["user"], items, method=LCRSER.score_every_k
+            {"params": params}, *users, rows.get("user"), items, method=LCRSER.score_every_k
         )
         return scores
 
@@ -109,7 +120,6 @@ class LCRSERRanker:
         key: jax.Array,
         **numbers: Any,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del tables
         config, numbers = self.config, self.numbers | numbers
         active_steps = jnp.int32(numbers["active_steps"])
         outputs: Any = self.model.apply(
@@ -120,8 +130,17 @@ class LCRSERRanker:
             deterministic=False,
             rngs={"dropout": key},
         )
-        recommend = losses.RECOMMENDATION[config.recommendation]
-        recommendation = recommend(outputs.logits, batch["labels"], batch["mask"])
+        if config.recommendation == losses.SAMPLED:
+            recommendation = losses.sampled_softmax(
+                outputs.query.astype(jnp.float32),
+                batch["candidates"],
+                rows["candidates"],
+                batch["mask"],
+                tables["item"].size // self.width,
+            )
+        else:
+            recommend = losses.RECOMMENDATION[config.recommendation]
+            recommendation = recommend(outputs.logits, batch["labels"], batch["mask"])
         contrastive, distances = losses.contrastive_from_outputs(
             outputs,
             rows["candidates"][:, 0],
@@ -170,5 +189,5 @@ class LCRSERRanker:
     def _score(self, params, users, rows, items, numbers):
         active_steps = jnp.int32((self.numbers | numbers)["active_steps"])
         return self.model.apply(
-            {"params": params}, *users, active_steps, rows["user"], items, method=LCRSER.score
+            {"params": params}, *users, active_steps, rows.get("user"), items, method=LCRSER.score
         )

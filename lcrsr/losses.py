@@ -15,6 +15,8 @@ from lcrsr.model import Outputs
 
 DISTANCES = ("cosine", "euclidean")
 STOP_GRADIENTS = ("none", "h_plain", "both")
+# Negatives that all targets of a batch share, about.
+_MOST_SHARED = 8192
 
 
 def distance(a: jax.Array, b: jax.Array, kind: str) -> jax.Array:
@@ -155,6 +157,39 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.
 
 
 RECOMMENDATION = {"bce": bce, "cross_entropy": cross_entropy}
+# Names `sampled_softmax`, the loss of rankers that score by a dot product.
+SAMPLED = "sampled_softmax"
+
+
+def sampled_softmax(
+    users: jax.Array, ids: jax.Array, rows: jax.Array, mask: jax.Array, num_items: int
+) -> jax.Array:
+    """Returns the softmax loss over all items of dot products, estimated from shared negatives.
+
+    Every target is held against the negatives of the whole batch, which are uniform draws from all
+    items: `num_items` over their number times the sum of their powers is an unbiased estimate of
+    that over all items (the logQ correction of uniform draws).
+
+    Args:
+      users: [B, D].
+      ids: int32 [B, N], the target first, then its own negatives.
+      rows: [B, N, D], the vectors of `ids`.
+      mask: [B], 0 for padding, whose negatives do not count.
+      num_items: V.
+    """
+    b, n = ids.shape
+    # Enough for any batch; more would cost more than they teach.
+    columns = min(n - 1, max(1, _MOST_SHARED // b))
+    shared = slice(1, 1 + columns)
+    real = jnp.repeat(mask > 0, columns)
+    own = jnp.einsum("bd,bd->b", users, rows[:, 0]).astype(jnp.float32)
+    negatives = rows[:, shared].reshape(b * columns, -1)
+    logits = (users @ negatives.T).astype(jnp.float32)
+    counts = real & (ids[:, shared].reshape(-1) != ids[:, :1])
+    correction = jnp.log(num_items / jnp.maximum(real.sum(), 1))
+    logits = jnp.where(counts, logits + correction, -jnp.inf)
+    losses = jax.nn.logsumexp(jnp.concatenate([own[:, None], logits], 1), -1) - own
+    return (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
 
 def l2(params: Any, touched: Iterable[jax.Array]) -> jax.Array:

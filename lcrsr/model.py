@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from core.settings import Count, CountOrNone, Positive, Rate, Settings, SomeWidths, one_of
 from lcrsr import aggregation, attention, history_encoder, latent_reasoning
+from lcrsr import query as query_lib
 from lcrsr.history_encoder import Dropout, SideHistory
 from lcrsr.latent_reasoning import SideWeights, States
 from lcrsr.views import views_of
@@ -24,6 +25,7 @@ from lcrsr.views import views_of
 Batch = dict[str, jax.Array]
 Rows = dict[str, jax.Array]
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+SCORERS = ("mlp", "dot_product")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class ModelConfig(Settings):
       block: 'post_ln', or 'printed' (Eq. 1 and 4 literally).
       self_context: 'symmetric', or 'printed' (Eq. 5 with its erratum).
       attention: of Eq. 8: 'bilinear', 'scaled_dot' or 'mean'.
+      scorer: 'mlp' (Eq. 8 and 10), or 'dot_product' with one vector a user (`lcrsr.query`).
       mlp_widths: hidden widths of Eq. 10.
       init_scale: standard deviation of the tables' rows at the start; the first layer of Eq. 10
         starts scaled to it.
@@ -56,6 +59,7 @@ class ModelConfig(Settings):
     block: Annotated[str, one_of(*history_encoder.BLOCKS)] = "post_ln"
     self_context: Annotated[str, one_of(*latent_reasoning.SELF_CONTEXTS)] = "symmetric"
     attention: Annotated[str, one_of(*aggregation.ATTENTIONS)] = "bilinear"
+    scorer: Annotated[str, one_of(*SCORERS)] = "mlp"
     mlp_widths: SomeWidths = (200, 80)
     init_scale: Positive = 0.1
     dtype: Annotated[str, one_of(*_DTYPES)] = "float32"
@@ -74,12 +78,19 @@ class Histories:
 
 @flax.struct.dataclass
 class Outputs:
-    """Logits [B, N] of Eq. 10, and the states with and without cross-attention for Eq. 9."""
+    """Holds what training needs.
+
+    Attributes:
+      logits: of the candidates, [B, N].
+      cross, plain: the states with and without cross-attention, for Eq. 9.
+      query: [B, D] of the dot product; None where Eq. 10 scores.
+    """
 
     logits: jax.Array
     cross: States
     plain: States
     histories: Histories
+    query: jax.Array | None
 
 
 class Encoder(nn.Module):
@@ -89,7 +100,7 @@ class Encoder(nn.Module):
     length: int
 
     @nn.compact
-    def __call__(self) -> tuple[SideWeights, jax.Array, jax.Array]:
+    def __call__(self) -> tuple[SideWeights, jax.Array, jax.Array, jax.Array | None]:
         c = self.config
         layers = tuple(
             history_encoder.Layer(c.width, c.ffn_width, name=f"layer_{i}")()
@@ -100,7 +111,11 @@ class Encoder(nn.Module):
         positions = self.param("positions", normal, (self.length, c.width))
         # About the norm of the encoder's outputs, which a layer norm ends.
         empty_start = self.param("empty_start", nn.initializers.normal(1.0), (c.width,))
-        return SideWeights(layers, steps), positions, empty_start
+        recency = None
+        if c.scorer == "dot_product":
+            start = query_lib.recency(self.length, c.init_scale)
+            recency = self.param("recency", lambda key: start)
+        return SideWeights(layers, steps), positions, empty_start, recency
 
 
 class LCRSER(nn.Module):
@@ -115,7 +130,10 @@ class LCRSER(nn.Module):
         c = self.config
         self.rec = Encoder(c, c.rec_length)
         self.search = Encoder(c, c.search_length)
-        self.scorer = aggregation.Scorer(c.width, c.mlp_widths, c.init_scale)
+        if c.scorer == "mlp":
+            self.scorer = aggregation.Scorer(c.width, c.mlp_widths, c.init_scale)
+        else:
+            self.query = query_lib.Query(c.width)
 
     def __call__(
         self, batch: Batch, rows: Rows, active_steps: jax.Array, *, deterministic: bool
@@ -129,8 +147,12 @@ class LCRSER(nn.Module):
         starts = (histories.rec.start, histories.search.start)
         cross = self.reason(histories, *starts, cross=True, deterministic=deterministic)
         plain = self.reason(histories, *starts, cross=False, deterministic=deterministic)
-        logits = self.score(histories, cross, active_steps, rows["user"], rows["candidates"])
-        return Outputs(logits, cross, plain, histories)
+        if self.config.scorer == "mlp":
+            logits = self.score(histories, cross, active_steps, rows["user"], rows["candidates"])
+            return Outputs(logits, cross, plain, histories, None)
+        query = self._query(histories, self._final(histories, cross, active_steps))
+        logits = query_lib.scores(query, self._cast(rows["candidates"]))
+        return Outputs(logits, cross, plain, histories, query)
 
     def encode(self, batch: Batch, rows: Rows, *, deterministic: bool) -> Histories:
         """Embeds and encodes both histories, 3.2.1 and Eq. 1, of users or of windows."""
@@ -196,13 +218,17 @@ class LCRSER(nn.Module):
         histories: Histories,
         states: States,
         active_steps: jax.Array,
-        user_rows: jax.Array,
+        user_rows: jax.Array | None,
         candidate_rows: jax.Array,
     ) -> jax.Array:
-        """Logits [B, N] of Eq. 8 and 10 for candidates [B, N, D], or [N, D] shared by all users.
+        """Logits [B, N] of candidates [B, N, D], or [N, D] shared by all users.
 
-        `active_steps` may be an array [B, 1] too: a number a user.
+        They are those of Eq. 8 and 10, or dot products. `active_steps` may be an array [B, 1] too:
+        a number a user.
         """
+        if self.config.scorer == "dot_product":
+            query = self._query(histories, self._final(histories, states, active_steps))
+            return query_lib.scores(query, self._cast(candidate_rows))
         rec, search = self._sides(histories, states, active_steps)
         return aggregation.score(
             self._cast(self.scorer()),
@@ -217,10 +243,17 @@ class LCRSER(nn.Module):
         self,
         histories: Histories,
         states: States,
-        user_rows: jax.Array,
+        user_rows: jax.Array | None,
         candidate_rows: jax.Array,
     ) -> jax.Array:
         """Logits [K+1, B, N] for 0..K active steps from one pass: h^(k) does not depend on K."""
+        if self.config.scorer == "dot_product":
+
+            def every(history, reasoned):
+                return jnp.moveaxis(jnp.concatenate([history.start[:, None], reasoned], 1), 1, 0)
+
+            final = every(histories.rec, states.rec), every(histories.search, states.search)
+            return query_lib.scores(self._query(histories, final), self._cast(candidate_rows))
 
         def side(history, reasoned):
             return aggregation.Side((history.hidden,), history.row_mask), reasoned
@@ -232,6 +265,20 @@ class LCRSER(nn.Module):
             self._cast(user_rows),
             self._cast(candidate_rows),
             self.config.attention,
+        )
+
+    def _query(self, histories: Histories, final: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Returns q [..., B, D] of both sides' last states [..., B, D]."""
+        weights = self._cast(self.query())
+        return query_lib.query(weights, (histories.rec, final[0]), (histories.search, final[1]))
+
+    def _final(self, histories: Histories, states: States, active_steps: jax.Array):
+        return tuple(
+            latent_reasoning.final_state(reasoned, history.start, active_steps)
+            for reasoned, history in (
+                (states.rec, histories.rec),
+                (states.search, histories.search),
+            )
         )
 
     def _sides(self, histories: Histories, states: States, active_steps: jax.Array):
@@ -246,10 +293,11 @@ class LCRSER(nn.Module):
 
     def _encode_side(self, encoder, rows, mask, dropout, views) -> SideHistory:
         c = self.config
-        weights, positions, empty_start = self._cast(encoder())
+        weights, positions, empty_start, recency = self._cast(encoder())
         places = slice(rows.shape[1]) if views is None else views.places
-        inputs = jnp.where(mask[..., None], self._cast(rows) + positions[places], 0.0)
-        return history_encoder.encode(
+        rows = self._cast(rows)
+        inputs = jnp.where(mask[..., None], rows + positions[places], 0.0)
+        encoded = history_encoder.encode(
             weights.layers,
             inputs,
             mask,
@@ -259,6 +307,9 @@ class LCRSER(nn.Module):
             dropout=dropout,
             views=views,
         )
+        if recency is None:
+            return encoded
+        return encoded.replace(recent=query_lib.recent(recency, rows, encoded.mask))
 
     def _dropout(self, deterministic: bool) -> Dropout:
         if deterministic or self.config.dropout == 0.0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ from lcrsr.ranker import Ranker
 from lcrsr.ranker_task import RankerTask, TrainConfig
 from lcrsr.search_evaluation import SearchEvaluation
 from lcrsr.settings import ScheduleSettings
+from lcrsr.spectral_start import spectral_rows
 
 _LOG = logging.getLogger(__name__)
 _SEARCH = "search/"
@@ -437,8 +439,22 @@ class RankerExperiment(RecommendationExperiment):
             selection=self.selection,
             seed=self.config.seed,
             item_words=self.item_words,
+            start=self._spectral_rows if config.start == "spectral" else None,
             partition=self.partition,
         )
+
+    def _spectral_rows(self) -> dict[str, np.ndarray]:
+        started = time.monotonic()
+        rows = spectral_rows(
+            self.data.training_clicks(),
+            self.data.training_co_occurrence(),
+            width=self.ranker.width,
+            scale=self.ranker.init_scale,
+            popularity_weight=getattr(self.ranker, "popularity_weight", 0.0),
+        )
+        took = time.monotonic() - started
+        _LOG.info("rows of items and words from what occurs together, in %.1f s", took)
+        return rows
 
     def training_batches(self, seed: int) -> tuple[Callable[[int], Iterator[Any]], int]:
         """Returns pre-training's endless batches from a step on, and how many an epoch has."""

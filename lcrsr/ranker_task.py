@@ -25,6 +25,7 @@ from lcrsr.ranker import Ranker, numbers_of
 State = dict[str, Any]
 Evaluate = Callable[[Any, embedding.Tables], dict[str, float]]
 TABLE_UPDATES = ("touched_rows", "dense")
+STARTS = ("random", "spectral")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,13 @@ class TrainConfig(Settings):
       user_dropout: share of users whose row is replaced by the shared row of unseen users.
       table_update: 'touched_rows' (lazy Adam), or 'dense': gradients and moments of
         whole tables, which losses over all items need.
+      start: of the tables' rows: 'random', or 'spectral' (`lcrsr.spectral_start`).
     """
 
     lambda_l2: Weight
     user_dropout: Share
     table_update: Annotated[str, one_of(*TABLE_UPDATES)]
+    start: Annotated[str, one_of(*STARTS)] = "random"
 
 
 _TOUCHED = table_lib.touched_rows("adam")
@@ -96,6 +99,8 @@ class RankerTask:
       name: stage name, such as 'train'.
       item_words: word ids int32 [V+1, n] that are part of the items' vectors
         (`embedding.with_item_words`), with `table_update='dense'`; None: items are rows alone.
+      start: makes the rows of tables [n, D] that a training from scratch starts with, NaN where
+        they stay random; None where all do.
       partition: the mesh to train on; None means one device. Dense table updates leave the cutting
         of their gradients to the compiler, so they belong on meshes that do not cut tables.
     """
@@ -115,6 +120,7 @@ class RankerTask:
         selection: str,
         seed: int,
         item_words: np.ndarray | None = None,
+        start: Callable[[], dict[str, np.ndarray]] | None = None,
         partition: Partition | None = None,
     ):
         if item_words is not None and config.table_update != "dense":
@@ -125,7 +131,8 @@ class RankerTask:
         self._table_sizes, self._example_batch = table_sizes, example_batch
         self._batches, self._evaluate = batches, evaluate
         self._seed, self.partition = seed, partition
-        self._initial: State | None = None  # None: random
+        self._initial: State | None = None  # None: from scratch
+        self._start = start
         self.numbers: dict[str, Any] = {"seed": seed, **numbers_of(ranker)}
         self._item_words = item_words
         words = () if item_words is None or "word" in ranker.tables else ("word",)
@@ -159,13 +166,26 @@ class RankerTask:
             # A copy: the train step is given the state's own buffers to overwrite.
             return copies(self._initial)
         if self.partition is None:
-            return self.random_state()
+            return self._started(self.random_state())
         # Compiled with its shardings, so that every device draws its own rows alone.
         shardings = self.partition.shardings(jax.eval_shape(self.random_state))
-        return jax.jit(self.random_state, out_shardings=shardings)()
+        return self._started(jax.jit(self.random_state, out_shardings=shardings)())
+
+    def _started(self, state: State) -> State:
+        """Puts the rows of `start` into the tables of a first update."""
+        if self._start is None:
+            return state
+        tables = dict(state["tables"])
+        for name, rows in self._start().items():
+            if name in tables:
+                tables[name] = embedding.with_rows(tables[name], rows)
+        return state | {"tables": tables}
 
     def random_state(self) -> State:
-        """Returns the state of a first update: parameters, tables, optimizer moments, step 0."""
+        """Returns the state of a first update: parameters, tables, optimizer moments, step 0.
+
+        Its tables are those that were drawn, whatever a training starts with.
+        """
         network_key, table_key = jax.random.split(jax.random.key(self._seed))
         every = embedding.init_tables(
             table_key,

@@ -358,7 +358,7 @@ def every_k(runs: Iterable[Restored], stage: str, metric: str) -> Supplement:
             scores = ranker.model.apply(
                 {"params": params},
                 *users,
-                rows["user"],
+                rows.get("user"),
                 rows["candidates"],
                 method=LCRSER.score_every_k,
             )
