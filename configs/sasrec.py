@@ -1,6 +1,6 @@
-"""Configures SASRec: with binary cross-entropy as published, or the softmax over all items.
+"""Configures SASRec: with binary cross-entropy as published, the softmax over all items, or tuned.
 
-Command: python -m launch.train --config=configs/sasrec.py:DATASET[,ce] --config.data_dir=DIR
+Command: python -m launch.train --config=configs/sasrec.py:DATASET[,ce|tuned] --config.data_dir=DIR
 Without a data set it is qilin, and without a folder the embedded sample.
 """
 
@@ -14,6 +14,8 @@ DATASETS = datasets.EVERY | {
 VARIANTS = {
     "bce": {"model.loss": "bce"},  # the paper
     "ce": {"model.loss": "full_cross_entropy", "train.table_update": "dense"},
+    # LCR-SER's loss and start: docs/recipe.md
+    "tuned": {"model.loss": "sampled_softmax", "model.dropout": 0.5, "train.start": "spectral"},
 }
 
 

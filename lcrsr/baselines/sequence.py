@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from lcrsr.full_softmax import full_cross_entropy
-from lcrsr.losses import RECOMMENDATION
+from lcrsr.losses import RECOMMENDATION, SAMPLED, sampled_softmax
 from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 from lcrsr.views import Views, views_of
 
-LOSSES = (*RECOMMENDATION, "full_cross_entropy")
+LOSSES = (*RECOMMENDATION, SAMPLED, "full_cross_entropy")
 
 
 class Block(nn.Module):
@@ -87,10 +87,16 @@ def recommendation_loss(
     """Computes the loss of dot-product scores.
 
     Args:
-      kind: 'bce' or 'cross_entropy' over the batch's candidates, or 'full_cross_entropy' over all
-        items (which needs `table_update='dense'`).
+      kind: 'bce' or 'cross_entropy' over a user's own candidates, 'sampled_softmax' over all items
+        by the negatives of the whole batch, or 'full_cross_entropy' over all items (which needs
+        `table_update='dense'`).
       users: [B, D].
     """
+    if kind == SAMPLED:
+        num_items = tables["item"].size // users.shape[-1]
+        return sampled_softmax(
+            users, batch["candidates"], rows["candidates"], batch["mask"], num_items
+        )
     if kind != "full_cross_entropy":
         logits = jnp.einsum("bd,bnd->bn", users, rows["candidates"])
         return RECOMMENDATION[kind](logits, batch["labels"], batch["mask"])

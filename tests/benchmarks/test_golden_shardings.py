@@ -70,7 +70,7 @@ CHOICES = {
     "gensar_identifiers": ["amazon_beauty"],
     "gru4rec": ["qilin"],
     "item_knn": ["qilin"],
-    "lcr_ser": ["qilin", "amazon_beauty,ce", "unisar_pickles"],
+    "lcr_ser": ["qilin", "amazon_beauty,paper", "unisar_pickles"],
     "popularity": ["qilin"],
     "rearec": ["qilin,erl", "qilin,prl"],
     "sasrec": ["qilin,bce", "qilin,ce"],
