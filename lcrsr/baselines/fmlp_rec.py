@@ -86,7 +86,7 @@ class Network(nn.Module):
         )
         normal = nn.initializers.normal(0.02)
         positions = self.param("positions", normal, (s.rec_length, s.width))
-        x = dropped(nn.LayerNorm()(rows + positions))
+        x = dropped(nn.LayerNorm()(jnp.where(valid[..., None], rows, 0.0) + positions))
         for number in range(s.layers):
             shape = (2, s.rec_length // 2 + 1, s.width)
             response = jax.lax.complex(*self.param(f"filter_{number}", normal, shape))

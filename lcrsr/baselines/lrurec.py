@@ -119,7 +119,8 @@ class Network(nn.Module):
         begins = (
             jnp.broadcast_to(places == 0, valid.shape) if views is None else (views.sees == places)
         )
-        x = nn.LayerNorm()(dropped(rows[..., : s.width]))
+        events = jnp.where(valid[..., None], rows[..., : s.width], 0.0)
+        x = nn.LayerNorm()(dropped(events))
         for _ in range(s.layers):
             x = nn.LayerNorm()(x + dropped(Recurrence()(x, valid, begins)))
             hidden = dropped(nn.gelu(linear(4 * s.width)(x)))
