@@ -11,12 +11,11 @@ Readings. The release contrasts a history with any other training history of its
 the next one in the batch, or the history itself in a second pass where there is none, and targets
 that are the same, or of the same user, are never each other's negatives. On Amazon Beauty 7% of the
 targets have another in a batch of 256, and 22% in the release's 1,024, so that this contrast is
-mostly one between two passes there. Similarities are dot
-products, as in the released script; its default file has cosines. In use the states start at 0, the
-mean of what they start at in training, where the release draws them anew at every call. The earlier
-step is drawn from all T, the last one among them, and counts nothing where T is 1, as released. The
-layer norms add 1e-6 to the variance, the release 1e-12. The second stage, by reinforcement, is not
-part of this file.
+mostly one between two passes there. Similarities are dot products, as in the released script; its
+default file has cosines. In use the states start at 0, the mean of what they start at in training,
+where the release draws them anew at every call. The earlier step is drawn from all T, the last one
+among them, and counts nothing where T is 1, as released. The layer norms add 1e-6 to the variance,
+the release 1e-12. The second stage, by reinforcement, is not part of this file.
 """
 
 from __future__ import annotations
