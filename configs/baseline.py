@@ -1,6 +1,6 @@
 """Names any baseline on any data set: configs/baseline.py:METHOD,DATASET is METHOD.py:DATASET.
 
-METHOD may also name a variant: sasrec_ce, rearec_erl, rearec_prl.
+METHOD may also name a variant: sasrec_ce, rearec_erl, cl4srec_bce and so on.
 """
 
 import importlib
@@ -10,14 +10,26 @@ from ml_collections import config_dict
 from configs import choices, datasets
 
 _VARIANTS = {
+    "cl4srec_bce": ("cl4srec", "bce"),
+    "fmlp_rec_ce": ("fmlp_rec", "ce"),
+    "lares_bce": ("lares", "bce"),
+    "lrurec_bce": ("lrurec", "bce"),
     "rearec_erl": ("rearec", "erl"),
     "rearec_prl": ("rearec", "prl"),
     "sasrec_ce": ("sasrec", "ce"),
 }
 METHODS = (
     "bert4rec",
+    "cl4srec",
+    "cl4srec_bce",
+    "fmlp_rec",
+    "fmlp_rec_ce",
     "gru4rec",
     "item_knn",
+    "lares",
+    "lares_bce",
+    "lrurec",
+    "lrurec_bce",
     "popularity",
     "rearec_erl",
     "rearec_prl",

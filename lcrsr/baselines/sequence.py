@@ -21,6 +21,21 @@ from lcrsr.views import Views, views_of
 LOSSES = (*RECOMMENDATION, SAMPLED, "full_cross_entropy")
 
 
+def visible(valid: jax.Array, views: Views | None, *, causal: bool) -> jax.Array:
+    """Returns which rows each row attends to, bool [V, 1, L, L] (row, seen row).
+
+    Args:
+      valid: bool [V, L].
+      views: of windows, which are causal; None where each target has a history of its own.
+    """
+    length = valid.shape[1]
+    # A padded position sees itself, so that no row of the softmax is empty.
+    mask = valid[:, None, None, :] | jnp.eye(length, dtype=bool)
+    if views is not None:
+        return mask & views.band()[:, None]
+    return mask & jnp.tril(jnp.ones((length, length), bool)) if causal else mask
+
+
 class Block(nn.Module):
     """Applies a pre-LN Transformer block: x + MHA(LN x), then x + FFN(LN x)."""
 
@@ -70,12 +85,7 @@ class Transformer(nn.Module):
         places = slice(length) if views is None else views.places
         x = rows * width**0.5 + positions[places]
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-        # A padded position sees itself, so that no row of the softmax is empty.
-        mask = valid[:, None, None, :] | jnp.eye(length, dtype=bool)
-        if views is not None:
-            mask = mask & views.band()[:, None]
-        elif self.causal:
-            mask = mask & jnp.tril(jnp.ones((length, length), bool))
+        mask = visible(valid, views, causal=self.causal)
         for _ in range(self.layers):
             x = Block(self.heads, self.dropout)(x, mask, deterministic)
         return nn.LayerNorm()(x)

@@ -65,12 +65,16 @@ class ShapesOnly:
 # Methods by their files, with choices that differ in what they train.
 CHOICES = {
     "bert4rec": ["qilin"],
+    "cl4srec": ["qilin"],
     "crs": ["amazon_beauty", "amazon_beauty,tiny"],
+    "fmlp_rec": ["qilin,bce"],
     "gensar": ["amazon_beauty", "amazon_electronics"],
     "gensar_identifiers": ["amazon_beauty"],
     "gru4rec": ["qilin"],
     "item_knn": ["qilin"],
+    "lares": ["qilin"],
     "lcr_ser": ["qilin", "amazon_beauty,paper", "unisar_pickles"],
+    "lrurec": ["qilin,bce"],
     "popularity": ["qilin"],
     "rearec": ["qilin,erl", "qilin,prl"],
     "sasrec": ["qilin,bce", "qilin,ce"],

@@ -5,7 +5,7 @@ import functools
 import pytest
 from absl import flags
 
-from configs import bert4rec, popularity, rearec, sasrec
+from configs import bert4rec, cl4srec, lares, popularity, rearec, sasrec
 from core.errors import UserError
 from experiments.resolve import resolve
 from experiments.train import train
@@ -103,7 +103,7 @@ def test_what_the_test_split_could_not_be_read_with(small_config, tmp_path, mode
 
 
 def test_heads_that_do_not_divide_the_width(small_config, tmp_path):
-    for module in (sasrec, bert4rec, rearec):
+    for module in (sasrec, bert4rec, rearec, cl4srec, lares):
         config = module.get_config()
         config.dataset, config.data = small_config.dataset, small_config.data
         config.data_dir, config.cache_dir = small_config.data_dir, small_config.cache_dir

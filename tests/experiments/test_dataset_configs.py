@@ -64,7 +64,7 @@ def test_the_reading_benchmark_runs(tmp_path):
     assert report["examples_per_second"] > 0 and report["seconds_to_first_batch"] > 0
 
 
-@pytest.mark.parametrize("name", ["sasrec_ce", "bert4rec", "rearec_erl"])
+@pytest.mark.parametrize("name", ["sasrec_ce", "bert4rec", "rearec_erl", "lrurec"])
 def test_a_loss_over_all_items_is_refused_without_dense_tables(tmp_path, name):
     config = baseline.get_config(f"{name},qilin")
     config.dataset, config.data_dir = "csv_log", str(ROOT / "tests" / "data" / "csv_log")

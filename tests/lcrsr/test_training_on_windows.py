@@ -9,7 +9,7 @@ import pytest
 from windows_log import log_of, one_by_one, sources
 
 from lcrsr import embedding
-from lcrsr.baselines import gru4rec, rearec, sasrec
+from lcrsr.baselines import cl4srec, gru4rec, lares, lrurec, rearec, sasrec
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
 
@@ -34,7 +34,23 @@ def sequential(name, length):
     shared = {"width": WIDTH, "dropout": 0.0, "init_scale": 0.1}
     if name == "gru4rec":
         return gru4rec.ranker(gru4rec.Settings(hidden=6, loss="full_cross_entropy", **shared))
+    if name == "lrurec":
+        return lrurec.ranker(lrurec.Settings(layers=2, loss="full_cross_entropy", **shared))
     shared |= {"layers": 2, "heads": 2, "rec_length": length}
+    if name == "cl4srec":
+        return cl4srec.ranker(
+            cl4srec.Settings(
+                loss="full_cross_entropy", contrastive_weight=0.3, temperature=0.5, crop=0.6,
+                hide=0.3, reorder=0.6, **shared,
+            )
+        )  # fmt: skip
+    if name == "lares":
+        return lares.ranker(
+            lares.Settings(
+                loss="full_cross_entropy", ffn_width=12, core_layers=1, mean_steps=2,
+                start_scale=0.0, target_weight=0.4, step_weight=0.2, temperature=0.5, **shared,
+            )
+        )  # fmt: skip
     if name == "sasrec":
         return sasrec.ranker(sasrec.Settings(loss="full_cross_entropy", **shared))
     return rearec.ranker(
@@ -50,7 +66,10 @@ RANKERS = {
     "lcr_ser": lcr_ser,
     **{
         name: functools.partial(sequential, name)
-        for name in ("sasrec", "gru4rec", "rearec_erl", "rearec_prl")
+        for name in (
+            *("sasrec", "gru4rec", "rearec_erl", "rearec_prl"),
+            *("cl4srec", "lares", "lrurec"),
+        )
     },
 }
 
@@ -63,7 +82,7 @@ def log():
 def tables_of(ranker):
     sizes = {"num_users": log().num_users, "num_items": log().num_items}
     every = embedding.init_tables(
-        jax.random.key(1), num_words=log().num_words, width=WIDTH, scale=0.5, **sizes
+        jax.random.key(1), num_words=log().num_words, width=ranker.width, scale=0.5, **sizes
     )
     return {name: every[name] for name in ranker.tables}
 

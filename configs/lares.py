@@ -1,0 +1,44 @@
+"""Configures LARES, its supervised stage: a shared Transformer refines a history's states.
+
+Command: python -m launch.train --config=configs/lares.py:DATASET[,bce] --config.data_dir=DIR
+Without a data set it is qilin, and without a folder the embedded sample.
+"LARES" means the released code's script, or its default file where the script says nothing.
+"""
+
+from ml_collections import config_dict
+
+from configs import choices, datasets, defaults
+
+DATASETS = datasets.EVERY | {
+    "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
+}
+VARIANTS = {
+    "ce": {"model.loss": "full_cross_entropy", "train.table_update": "dense"},  # LARES
+    "bce": {"model.loss": "bce"},
+}
+
+
+def method() -> config_dict.ConfigDict:
+    """Returns what depends neither on the data set nor on the variant."""
+    config = defaults.get_config()
+    config.method = "lares"
+    config.model = config_dict.ConfigDict()
+    config.model.width = 64  # LARES
+    config.model.ffn_width = 256  # LARES
+    config.model.layers = 2  # LARES
+    config.model.core_layers = 2  # LARES
+    config.model.heads = 2  # LARES
+    config.model.dropout = 0.5  # LARES
+    config.model.init_scale = 0.02  # LARES
+    config.model.mean_steps = 4  # LARES
+    config.model.start_scale = 3.0  # LARES
+    config.model.target_weight = 0.1  # LARES
+    config.model.step_weight = 0.5  # LARES
+    config.model.temperature = 1.0  # LARES
+    config.train.lambda_l2 = 0.0
+    config.train.targets_per_window = 8  # docs/results.md, training on windows
+    return config
+
+
+def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
+    return choices.configure("lares", method(), choice, DATASETS, VARIANTS)
