@@ -1,6 +1,6 @@
 """Names any baseline on any data set: configs/baseline.py:METHOD,DATASET is METHOD.py:DATASET.
 
-METHOD may also name a variant: sasrec_ce, rearec_erl, rearec_prl.
+METHOD may also name a variant: query_seqrec_bce, sasrec_ce, rearec_erl, rearec_prl.
 """
 
 import importlib
@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from configs import choices, datasets
 
 _VARIANTS = {
+    "query_seqrec_bce": ("query_seqrec", "bce"),
     "rearec_erl": ("rearec", "erl"),
     "rearec_prl": ("rearec", "prl"),
     "sasrec_ce": ("sasrec", "ce"),
@@ -18,13 +19,19 @@ METHODS = (
     "bert4rec",
     "gru4rec",
     "item_knn",
+    "jsr",
+    "nrhub",
     "popularity",
+    "query_seqrec",
+    "query_seqrec_bce",
     "rearec_erl",
     "rearec_prl",
     "sasrec",
     "sasrec_ce",
     "sesrec",
+    "unified_ssr",
     "unisar",
+    "user",
 )
 
 

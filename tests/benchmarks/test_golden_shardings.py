@@ -70,12 +70,17 @@ CHOICES = {
     "gensar_identifiers": ["amazon_beauty"],
     "gru4rec": ["qilin"],
     "item_knn": ["qilin"],
+    "jsr": ["qilin"],
     "lcr_ser": ["qilin", "amazon_beauty,ce", "unisar_pickles"],
+    "nrhub": ["qilin"],
     "popularity": ["qilin"],
+    "query_seqrec": ["qilin,bce", "qilin,ce"],
     "rearec": ["qilin,erl", "qilin,prl"],
     "sasrec": ["qilin,bce", "qilin,ce"],
     "sesrec": ["amazon_beauty", "qilin"],
+    "unified_ssr": ["qilin"],
     "unisar": ["amazon_beauty", "qilin"],
+    "user": ["qilin"],
 }
 
 
