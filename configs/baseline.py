@@ -1,6 +1,6 @@
 """Names any baseline on any data set: configs/baseline.py:METHOD,DATASET is METHOD.py:DATASET.
 
-METHOD may also name a variant: sasrec_ce, rearec_erl, cl4srec_bce and so on.
+METHOD may also name a variant: sasrec_ce, rearec_erl, cl4srec_bce, query_seqrec_bce.
 """
 
 import importlib
@@ -14,6 +14,7 @@ _VARIANTS = {
     "fmlp_rec_ce": ("fmlp_rec", "ce"),
     "lares_bce": ("lares", "bce"),
     "lrurec_bce": ("lrurec", "bce"),
+    "query_seqrec_bce": ("query_seqrec", "bce"),
     "rearec_erl": ("rearec", "erl"),
     "rearec_prl": ("rearec", "prl"),
     "sasrec_ce": ("sasrec", "ce"),
@@ -26,17 +27,23 @@ METHODS = (
     "fmlp_rec_ce",
     "gru4rec",
     "item_knn",
+    "jsr",
     "lares",
     "lares_bce",
     "lrurec",
     "lrurec_bce",
+    "nrhub",
     "popularity",
+    "query_seqrec",
+    "query_seqrec_bce",
     "rearec_erl",
     "rearec_prl",
     "sasrec",
     "sasrec_ce",
     "sesrec",
+    "unified_ssr",
     "unisar",
+    "user",
 )
 
 

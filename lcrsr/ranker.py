@@ -53,7 +53,8 @@ class Ranker(Protocol):
 
     A ranker that answers searches, with 'search' in `tasks`, has
     `score_query(params, users, rows, items, query)`: scores float32 [B, V] of items [V, D] for the
-    current queries' words, int32 [B, W], whose vectors are `rows['query']`.
+    current queries' words, int32 [B, W], whose vectors are `rows['query']`. `represent` is given
+    the queries too, as `query` of its batch and rows.
     """
 
     tables: tuple[str, ...]

@@ -1,8 +1,9 @@
 """Holds what baselines that read both histories share: inputs, encoder layers, pooling, alignment.
 
-UniSAR (Shi et al., SIGIR 2024) and SESRec (Si et al., SIGIR 2023) have these in common. Axes: B
-batch, L history, W words, C clicks, N candidates, T the tables' width, D the network's width, H
-heads, P pairs of a query and a clicked item, M negatives.
+UniSAR (Shi et al., SIGIR 2024) and SESRec (Si et al., SIGIR 2023) have these in common, and the
+other joint baselines the merged order, additive attention and the losses of two tasks. Axes: B
+batch, S its last rows, which are searches, L history, W words, C clicks, N candidates, T the
+tables' width, D the network's width, H heads, P pairs of a query and a clicked item, M negatives.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcrsr import losses
 from lcrsr.attention import masked_softmax
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
@@ -176,6 +178,65 @@ class TargetAttention(nn.Module):
         kernel = self.param("kernel", nn.initializers.xavier_normal(), (width, width))
         logits = (items @ kernel.T) @ jnp.swapaxes(rows, 1, 2)
         return tuple(masked_softmax(logits, mask[:, None]) @ rows for mask in masks)
+
+
+class AdditiveAttention(nn.Module):
+    """Pools rows by softmax over them of q^T tanh(V x + v)."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, rows: jax.Array, mask: jax.Array) -> jax.Array:
+        """Rows [..., L, D] with mask bool [..., L] to [..., D]; zero where no row is valid."""
+        inner = jnp.tanh(flat(nn.Dense(self.hidden, name="inner"), rows))
+        logits = flat(nn.Dense(1, use_bias=False, name="query"), inner)[..., 0]
+        return jnp.einsum("...l,...ld->...d", masked_softmax(logits, mask), rows)
+
+
+def latest(places: jax.Array, valid: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """Finds the last events of a history that lies in any order.
+
+    Args:
+      places: int32 [B, E], each event's place in time; equal ones stay in the order they have.
+      valid: bool [B, E], which are events.
+      length: K, how many are wanted.
+
+    Returns:
+      (indices int32 [B, min(K, E)], oldest first, bool of the same shape: which are events).
+    """
+    events = places.shape[1]
+    order = jnp.argsort(jnp.where(valid, places, jnp.iinfo(jnp.int32).max), axis=1, stable=True)
+    count = valid.sum(1)[:, None]
+    wanted = jnp.maximum(count - length, 0) + jnp.arange(min(length, events))
+    return jnp.take_along_axis(order, jnp.minimum(wanted, events - 1), 1), wanted < count
+
+
+def recommendations(batch: Batch) -> int:
+    """Counts the rows of a batch that recommend; those after them answer searches."""
+    return len(batch["user"]) - len(batch.get("query", ()))
+
+
+def loss_of_tasks(
+    kind: str,
+    recommended: jax.Array,
+    searched: jax.Array | None,
+    batch: Batch,
+    search_weight: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the recommendation loss plus the weighted search loss, and both to log.
+
+    Args:
+      kind: of `losses.RECOMMENDATION`.
+      recommended: logits [B - S, N] of the rows that recommend.
+      searched: logits [S, N] of those that search; None where a batch has none.
+    """
+    loss, first = losses.RECOMMENDATION[kind], len(recommended)
+    labels, mask = batch["labels"], batch["mask"]
+    total = loss(recommended, labels[:first], mask[:first])
+    if searched is None:
+        return total, {kind: total}
+    search = loss(searched, labels[first:], mask[first:])
+    return total + search_weight * search, {kind: total, f"search_{kind}": search}
 
 
 class PartwiseDense(nn.Module):
@@ -343,3 +404,23 @@ class TwoHistoriesRanker:
 
     def apply(self, params: Params, *arguments: Any, method: str) -> Any:
         return self.network.apply({"params": params}, *arguments, method=method)
+
+
+class TwoTasksRanker(TwoHistoriesRanker):
+    """Ranks recommendations and the items of searches: a `Ranker` that answers searches.
+
+    Its network also has `search(users, items, dropout)`, and its `encode` reads the current query.
+    It trains on searches, and answers them, where `settings.search_weight` is above 0.
+    """
+
+    def __init__(self, network: nn.Module, settings: Any):
+        super().__init__(network, settings)
+        searches = settings.search_weight > 0
+        self.tasks = ("recommendation", "search") if searches else ("recommendation",)
+
+    def score_query(
+        self, params: Params, users: Any, rows: Rows, items: jax.Array, query: jax.Array
+    ) -> jax.Array:
+        """Logits [B, V] of the search task for items [V, T]; `users` hold the queries."""
+        del rows, query
+        return self.apply(params, users, items[None], QUIET, method="search")

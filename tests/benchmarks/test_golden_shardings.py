@@ -72,14 +72,19 @@ CHOICES = {
     "gensar_identifiers": ["amazon_beauty"],
     "gru4rec": ["qilin"],
     "item_knn": ["qilin"],
+    "jsr": ["qilin"],
     "lares": ["qilin"],
     "lcr_ser": ["qilin", "amazon_beauty,paper", "unisar_pickles"],
     "lrurec": ["qilin,bce"],
+    "nrhub": ["qilin"],
     "popularity": ["qilin"],
+    "query_seqrec": ["qilin,bce", "qilin,ce"],
     "rearec": ["qilin,erl", "qilin,prl"],
     "sasrec": ["qilin,bce", "qilin,ce"],
     "sesrec": ["amazon_beauty", "qilin"],
+    "unified_ssr": ["qilin"],
     "unisar": ["amazon_beauty", "qilin"],
+    "user": ["qilin"],
 }
 
 

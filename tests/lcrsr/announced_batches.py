@@ -42,13 +42,17 @@ def batch_of(rng, size=48, search_rows=0):
     }
 
 
-def trained(ranker, search_rows=0, steps=300):
+def trained(ranker, search_rows=0, steps=300, batch_of=batch_of):
     """The state after `steps` updates at a rate of .01, and the last step's statistics."""
     rng = np.random.default_rng(0)
     task = RankerTask(
         name="train",
         ranker=ranker,
-        config=TrainConfig(lambda_l2=0.0, user_dropout=0.0, table_update="touched_rows"),
+        config=TrainConfig(
+            lambda_l2=0.0,
+            user_dropout=0.0,
+            table_update="dense" if ranker.needs_whole_tables else "touched_rows",
+        ),
         table_sizes=SIZES,
         example_batch=batch_of(rng),
         batches=lambda step: iter(lambda: batch_of(rng, 48, search_rows), None),

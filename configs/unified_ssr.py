@@ -1,0 +1,36 @@
+"""Configures UnifiedSSR.
+
+Command: python -m launch.train --config=configs/unified_ssr.py:DATASET --config.data_dir=DIR
+Without a data set it is qilin, and without a folder the embedded sample.
+"UnifiedSSR" means the released settings.
+"""
+
+from ml_collections import config_dict
+
+from configs import choices, datasets, defaults
+
+DATASETS = datasets.EVERY | {
+    "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
+}
+
+
+def method() -> config_dict.ConfigDict:
+    """Returns what does not depend on the data set."""
+    config = defaults.get_config()
+    config.method = "unified_ssr"
+    config.model = config_dict.ConfigDict()
+    config.model.width = 32  # UnifiedSSR, as all below except where noted
+    config.model.inner = 64
+    config.model.layers = 2
+    config.model.heads = 4
+    config.model.sessions = 2
+    config.model.dropout = 0.5
+    config.model.init_scale = 0.1  # as UniSAR's
+    config.model.correlation_weight = 0.1
+    config.model.loss = "bce"
+    config.model.search_weight = 1.0  # pre-training has both alike
+    return config
+
+
+def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
+    return choices.configure("unified_ssr", method(), choice, DATASETS)
