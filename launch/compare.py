@@ -1,4 +1,4 @@
-"""Compares finished runs: means over seeds, and paired tests over users.
+"""Compares finished runs: means over seeds, and tests of methods and of checkpoints.
 
     python -m launch.compare --workdirs=A,B,... [--names=A,B,...] [--metric=ndcg@5/full]
         [--split=test] [--strata=noise|popularity|hops|queries]
@@ -7,10 +7,15 @@
 Without --metric it is every metric that all runs have. Workdirs whose configs differ in the seed
 alone are one row. Every stage of a run is a row of its own, in the order of training. Prints
 Markdown: per row the mean over examples (as in results.json), its deviation over seeds and the
-seeds; per pair the difference of per-user means over the seeds that both rows have, with a 95%
-interval (BCa bootstrap; Student's t of fewer than 30 users) and a paired t-test, p-values
-corrected by Holm's method over the pairs of a metric. A user's examples are averaged first, so that
-each user counts once, however many examples the split gives them. --strata=popularity adds a table
+seeds. Then two tests of every pair of rows. That of the methods takes seeds and users as random
+(`studies/method_tests.py`) and needs two seeds of every method that is trained; with one seed there
+is none. That of these checkpoints is paired over users and speaks of these trained networks alone:
+the difference over the seeds that both rows have, with a 95% interval (BCa bootstrap; Student's t
+of fewer than 30 users). p-values are corrected by Holm's method over the pairs of a metric. A
+user's examples are averaged first, so that each user counts once, however many examples the split
+gives them.
+
+--strata=popularity adds a table
 by how often the target was clicked in training; --strata=noise, on sample data, one by the share of
 noise among the searches in a user's history, which only the sample knows; --strata=hops, where
 on_sample.hops is set, one by the steps of reasoning that the target is away; --strata=queries, for

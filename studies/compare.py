@@ -1,4 +1,4 @@
-"""Compares finished runs: means over seeds, and paired tests over users."""
+"""Reads the rows of finished runs that are compared, and draws two metrics against each other."""
 
 from __future__ import annotations
 
