@@ -15,13 +15,12 @@ of fewer than 30 users). p-values are corrected by Holm's method over the pairs 
 user's examples are averaged first, so that each user counts once, however many examples the split
 gives them.
 
---strata=popularity adds a table
-by how often the target was clicked in training; --strata=noise, on sample data, one by the share of
-noise among the searches in a user's history, which only the sample knows; --strata=hops, where
-on_sample.hops is set, one by the steps of reasoning that the target is away; --strata=queries, for
-a metric of searches, one by the queries that the user asked before (CRS, figure 3). --against draws
-one point a row, by two metrics: what a method gains in recommendation it may lose in search
-(GenSAR, figure 1a).
+--strata=popularity adds a table by how often the target was clicked in training; --strata=noise, on
+sample data, one by the share of noise among the searches in a user's history, which only the sample
+knows; --strata=hops, where on_sample.hops is set, one by the steps of reasoning that the target is
+away; --strata=queries, for a metric of searches, one by the queries that the user asked before
+(CRS, figure 3). --against draws one point a row, by two metrics: what a method gains in
+recommendation it may lose in search (GenSAR, figure 1a).
 """
 
 from __future__ import annotations
