@@ -130,6 +130,11 @@ class Workdir:
         if share is not None:
             self._take(f"{_LOCK}-{share}", fcntl.LOCK_EX)
 
+    def unlock(self) -> None:
+        """Leaves the workdir to other processes, where this one goes on with something else."""
+        while self._locks:
+            self._locks.pop().close()
+
     def _take(self, name: str, kind: int) -> None:
         path = self.file(name)
         try:
