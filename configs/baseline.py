@@ -4,6 +4,7 @@ METHOD may also name a variant: sasrec_ce, rearec_erl, cl4srec_bce, query_seqrec
 """
 
 import importlib
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -54,6 +55,11 @@ def get_config(choice: str = "") -> config_dict.ConfigDict:
             f"expected configs/baseline.py:METHOD,DATASET with a method of {', '.join(METHODS)} "
             f"and a data set of {', '.join(datasets.EVERY)}, found {choice!r}"
         )
-    file, variant = _VARIANTS.get(method, (method, ""))
-    module = importlib.import_module(f"configs.{file}")
+    module, variant = file_of(method)
     return module.get_config(choices.choice_of(dataset, variant))
+
+
+def file_of(method: str) -> tuple[Any, str]:
+    """Returns the module of a method's config file, and the variant that it is of it."""
+    file, variant = _VARIANTS.get(method, (method, ""))
+    return importlib.import_module(f"configs.{file}"), variant

@@ -9,6 +9,8 @@ from ml_collections import config_dict
 from configs import choices, datasets, defaults
 
 DATASETS = datasets.EVERY
+# What trials of launch.zoo vary, from and to.
+TRIED = {"model.decay": (0.3, 1.0), "model.history_power": (0.0, 1.0)}
 
 
 def method() -> config_dict.ConfigDict:

@@ -190,7 +190,7 @@ class Experiment:
         raise self._ranks_nothing()
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
-        """Returns `users` and `more` of `results.save` for a column of a split."""
+        """Returns `users`, `more`, maybe `rankings` of `results.save` for a column of a split."""
         del split, protocol
         raise self._ranks_nothing()
 
@@ -290,5 +290,6 @@ class Experiment:
                 config=self.config,
                 origin=self.data.origin,
                 users=details["users"],
+                rankings=details.get("rankings"),
                 more=details["more"] | self.groups(column, sums) | dict(more or {}),
             )

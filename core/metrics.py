@@ -52,16 +52,28 @@ def _hit_rate(above: Array, tied: Array, *, cutoff: int) -> jax.Array:
     return jnp.clip(cutoff - above, 0, tied + 1) / (tied + 1)
 
 
-def _ndcg(above: Array, tied: Array, *, cutoff: int) -> jax.Array:
-    # gained[r] is the sum of the discounts of the first r ranks.
-    discounts = 1.0 / np.log2(np.arange(2, cutoff + 2))
-    gained = jnp.asarray(np.concatenate([[0.0], np.cumsum(discounts)]), jnp.float32)
-    first = jnp.minimum(above, cutoff)
-    last = jnp.minimum(above + tied + 1, cutoff)
+def _gained(above: Array, tied: Array, gains: np.ndarray) -> jax.Array:
+    """Returns the mean gain of the ranks that the target takes; ranks beyond the last gain 0."""
+    # gained[r] is the sum of the gains of the first r ranks.
+    gained = jnp.asarray(np.concatenate([[0.0], np.cumsum(gains)]), jnp.float32)
+    first = jnp.minimum(above, len(gains))
+    last = jnp.minimum(above + tied + 1, len(gains))
     return (gained[last] - gained[first]) / (tied + 1)
 
 
-_FAMILIES: dict[str, Callable[..., jax.Array]] = {"hr": _hit_rate, "ndcg": _ndcg}
+def _ndcg(above: Array, tied: Array, *, cutoff: int) -> jax.Array:
+    return _gained(above, tied, 1.0 / np.log2(np.arange(2, cutoff + 2)))
+
+
+def _reciprocal_rank(above: Array, tied: Array, *, cutoff: int) -> jax.Array:
+    return _gained(above, tied, 1.0 / np.arange(1, cutoff + 1))
+
+
+_FAMILIES: dict[str, Callable[..., jax.Array]] = {
+    "hr": _hit_rate,
+    "ndcg": _ndcg,
+    "mrr": _reciprocal_rank,
+}
 
 
 _NAME = re.compile(rf"({'|'.join(_FAMILIES)})@([1-9][0-9]*)")
@@ -72,7 +84,7 @@ MetricNames = Annotated[tuple[MetricName, ...], NamesOnce(least=1)]
 
 
 def metric(name: str) -> Metric:
-    """Returns the metric called 'hr@K' or 'ndcg@K': (above [...], tied [...]) -> float32 [...].
+    """Returns the metric 'hr@K', 'ndcg@K' or 'mrr@K': (above [...], tied [...]) -> float32 [...].
 
     Raises:
       UserError: no metric has that name.
@@ -118,9 +130,15 @@ class Sums:
         self._metrics = {name: metric(name) for name in self.names}
         self._above: list[np.ndarray] = []
         self._tied: list[np.ndarray] = []
+        self._best: list[np.ndarray] = []
 
     def add(
-        self, above: np.ndarray, tied: np.ndarray, mask: np.ndarray, broken: np.ndarray
+        self,
+        above: np.ndarray,
+        tied: np.ndarray,
+        mask: np.ndarray,
+        broken: np.ndarray,
+        best: np.ndarray | None = None,
     ) -> None:
         """Counts a batch.
 
@@ -128,6 +146,8 @@ class Sums:
           above, tied: int [B], from `target_ranks`.
           mask: [B]; rows of 0 are padding and count nothing.
           broken: bool [B]; a score of the row is NaN.
+          best: int [B, k], the best items of the ranking, 0 where it has fewer; of all batches or
+            of none.
 
         Raises:
           FloatingPointError: a row that counts has a NaN score.
@@ -141,6 +161,8 @@ class Sums:
             )
         self._above.append(np.asarray(above)[real])
         self._tied.append(np.asarray(tied)[real])
+        if best is not None:
+            self._best.append(np.asarray(best, np.int32)[real])
 
     def merge(self, other: Sums) -> None:
         """Adds the examples of another host or part."""
@@ -148,6 +170,7 @@ class Sums:
             raise ValueError(f"expected metrics {self.names}, found {other.names}")
         self._above += other._above
         self._tied += other._tied
+        self._best += other._best
 
     @property
     def count(self) -> int:
@@ -158,6 +181,18 @@ class Sums:
         above = np.concatenate([*self._above, np.zeros(0, np.int32)]).astype(np.int32)
         tied = np.concatenate([*self._tied, np.zeros(0, np.int32)]).astype(np.int32)
         return {n: np.asarray(f(above, tied), np.float32) for n, f in self._metrics.items()}
+
+    def rankings(self) -> dict[str, np.ndarray]:
+        """Returns what the metrics are of: int32 `above` and `tied` [E], and `best` [E, k] if kept.
+
+        They are in the order in which examples were added.
+        """
+        none = np.zeros(0, np.int32)
+        arrays = {
+            "above": np.concatenate([*self._above, none]).astype(np.int32),
+            "tied": np.concatenate([*self._tied, none]).astype(np.int32),
+        }
+        return arrays | ({"best": np.concatenate(self._best)} if self._best else {})
 
     def means(self) -> dict[str, float]:
         """Means over all examples.

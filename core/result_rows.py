@@ -35,13 +35,7 @@ def read_per_user(folder: str, row: dict[str, Any], metric: str) -> tuple[np.nda
         other results than the row.
     """
     again = f"run launch.evaluate --workdir={folder} again"
-    name = row.get("per_user")
-    if not isinstance(name, str) or not _PER_USER.fullmatch(name):
-        raise UserError(
-            f"expected a file of {folder}/per_user in its results of {row['stage']}, found "
-            f"{name!r}; {again}"
-        )
-    path = os.path.join(folder, name)
+    path = _file_of(folder, row, "per_user", again)
     arrays = load_npz(path, "the results of every example", again)
     users, values = (arrays.get(key, np.zeros(0)) for key in ("user", metric))
     whole = users.dtype.kind in "iu" and values.dtype.kind == "f" and len(users.shape) == 1
@@ -58,6 +52,46 @@ def read_per_user(folder: str, row: dict[str, Any], metric: str) -> tuple[np.nda
             f"{mean:.6f}: one of them has been written since; {again}"
         )
     return users, values
+
+
+def read_ranks(folder: str, row: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the rankings behind a row, in the order of its examples.
+
+    Args:
+      folder, row: as of `read_per_user`.
+
+    Returns:
+      int32 `above`, `tied` and `ranking` [E], as `core.results.save` takes them; and `best` [E, k],
+      numbers of items from 1, 0 where there are fewer, if the evaluation kept it.
+
+    Raises:
+      UserError: the row names no such file, or the file cannot be read, lacks them, or is of
+        another number of examples than the row.
+    """
+    again = f"run launch.evaluate --workdir={folder} again"
+    path = _file_of(folder, row, "ranks", again)
+    arrays = load_npz(path, "the rankings of every example", again)
+    shapes = {"above": 1, "tied": 1, "ranking": 1} | ({"best": 2} if "best" in arrays else {})
+    for name, axes in shapes.items():
+        values = arrays.get(name, np.zeros(0))
+        whole = values.dtype == np.int32 and values.ndim == axes and len(values) == row["examples"]
+        if not whole or (values.size and values.min() < 0):
+            raise UserError(
+                f"expected {name} of {row['examples']} examples in {path}, found {values.dtype} "
+                f"{list(values.shape)}{' below 0' if whole else ''}; {again}"
+            )
+    return {name: arrays[name] for name in shapes}
+
+
+def _file_of(folder: str, row: dict[str, Any], key: str, again: str) -> str:
+    """Returns the path of a file that a row names. Raises UserError where it names none."""
+    name = row.get(key)
+    if not isinstance(name, str) or not _PER_USER.fullmatch(name):
+        raise UserError(
+            f"expected a file of {folder}/per_user in its results of {row['stage']}, found "
+            f"{name!r}; {again}"
+        )
+    return os.path.join(folder, name)
 
 
 def values_by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

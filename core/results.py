@@ -51,15 +51,20 @@ def save(
     origin: dict[str, str],
     users: np.ndarray,
     more: dict[str, Any] | None = None,
+    rankings: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Writes one row of results.json and the per-example values behind it; returns the row.
+    """Writes one row of results.json and what is behind it by example; returns the row.
 
     Args:
       origin: names the data: `data`, its label, and `data_hash`, the hash of its log.
       users: of the examples that count, int [E].
+      rankings: of the examples that count, int [E]: examples of one number are relevant items of
+        one ranking, such as the clicks of one search. None: every example has its own.
       more: further entries of the row.
     """
-    per_user = f"per_user/{stage}-{split}-{protocol.replace('/', '-')}.npz"
+    name = f"per_user/{stage}-{split}-{protocol.replace('/', '-')}"
+    own = np.arange(len(users)) if rankings is None else rankings
+    ranks = sums.rankings() | {"ranking": np.unique(own, return_inverse=True)[1].astype(np.int32)}
     row = {
         "stage": stage,
         "split": split,
@@ -76,11 +81,12 @@ def save(
         "seed": config.seed,
         "commit": commit_id(),
         "device": device(),
-        "per_user": per_user,
+        "per_user": f"{name}.npz",
+        "ranks": f"{name}.ranks.npz",
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **(more or {}),
     }
-    workdir.write_result_row(row, {"user": users, **sums.per_example()})
+    workdir.write_result_row(row, {"user": users, **sums.per_example()}, ranks)
     return row
 
 
@@ -99,7 +105,11 @@ def testing(stage: str, protocol: str) -> Iterator[None]:
 
 
 def counting(
-    users: np.ndarray, counted: np.ndarray, more: dict[str, Any], selection: str
+    users: np.ndarray,
+    counted: np.ndarray,
+    more: dict[str, Any],
+    selection: str,
+    rankings: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Makes the arguments of `save` of a protocol that may leave out examples.
 
@@ -108,10 +118,12 @@ def counting(
       counted: bool [E], whether an example is ranked.
       more: further entries of the row.
       selection: the metric that decided on validation.
+      rankings: of the examples, [E], as of `save`.
     """
     left_out = {} if counted.all() else {"left_out": int(np.sum(~counted))}
     selected = {"selected_on": selection + _ON_VALIDATION}
-    return {"users": users[counted], "more": selected | more | left_out}
+    of_save = {"users": users[counted], "more": selected | more | left_out}
+    return of_save if rankings is None else of_save | {"rankings": rankings[counted]}
 
 
 def tested(workdir: Workdir) -> set[tuple[str, int, str]]:

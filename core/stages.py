@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+# The stage of what is fitted at once, without chance.
+FITTED = "fit"
 STAGE_TITLES = {
     "train": "after training",
     "rl": "after RL",
     "control": "control: as long without RL",
-    "fit": "fitted",
+    FITTED: "fitted",
     "identifiers": "identifiers",
     "joint": "joint training",
 }

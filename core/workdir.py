@@ -130,6 +130,11 @@ class Workdir:
         if share is not None:
             self._take(f"{_LOCK}-{share}", fcntl.LOCK_EX)
 
+    def unlock(self) -> None:
+        """Leaves the workdir to other processes, where this one goes on with something else."""
+        while self._locks:
+            self._locks.pop().close()
+
     def _take(self, name: str, kind: int) -> None:
         path = self.file(name)
         try:
@@ -270,7 +275,10 @@ class Workdir:
             write_atomically(self.file(_RESULTS_FILE), text)
 
     def write_result_row(
-        self, row: dict[str, Any], per_user: Mapping[str, np.ndarray] | None = None
+        self,
+        row: dict[str, Any],
+        per_user: Mapping[str, np.ndarray] | None = None,
+        ranks: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Adds a row, or replaces the one with the same stage, split and protocol.
 
@@ -278,11 +286,13 @@ class Workdir:
 
         Args:
           per_user: arrays [E] of the examples behind the row, for the file row['per_user'].
+          ranks: arrays [E, ...] of their rankings, for the file row['ranks'].
         """
 
         def with_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            if per_user is not None:
-                save_npz(self.file(*row["per_user"].split("/")), per_user, compressed=True)
+            for key, arrays in (("per_user", per_user), ("ranks", ranks)):
+                if arrays is not None:
+                    save_npz(self.file(*row[key].split("/")), arrays, compressed=True)
             key = ("stage", "split", "protocol")
             others = [r for r in rows if any(r.get(k) != row.get(k) for k in key)]
             same = (r for r in rows if all(r.get(k) == row.get(k) for k in (*key, "step")))
@@ -293,6 +303,10 @@ class Workdir:
     def read_per_user(self, row: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the examples behind a row, as `core.result_rows.read_per_user`."""
         return result_rows.read_per_user(self.path, row, metric)
+
+    def read_ranks(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Returns the rankings behind a row, as `core.result_rows.read_ranks`."""
+        return result_rows.read_ranks(self.path, row)
 
 
 def check_out(path: str, flag: str, ending: str = "") -> None:

@@ -181,8 +181,11 @@ class CRSExperiment(Experiment):
         """Returns further arguments of `results.save` for a row."""
         initial = self.config.model.checkpoint or "from scratch"
         more = {"task": "search", "identifiers": self.examples.ids.hash, "initial": initial}
-        users = search_protocol.users(self.data.log, self.held_out(split), protocol)
-        return {"users": users, "more": more}
+        examples = self.held_out(split)
+        users = search_protocol.users(self.data.log, examples, protocol)
+        # The clicks of a search are relevant items of one ranking of the catalogue.
+        whole = protocol != search_protocol.IMPRESSIONS
+        return {"users": users, "more": more} | ({"rankings": examples.target_row} if whole else {})
 
     @classmethod
     def reopened(

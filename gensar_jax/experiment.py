@@ -384,7 +384,9 @@ class GenSARExperiment(Experiment):
         more = {"task": task, "identifiers": self.table_hash, "initial": initial}
         examples, places = self.evaluated(task, split)
         counted = self.data.counted(split, name, task)[places]
-        return results.counting(examples.user, counted, more, self.selection)
+        # The clicks of a search are relevant items of one ranking, where all of them are in it.
+        rankings = examples.target_row if task == "search" and name in WHOLE else None
+        return results.counting(examples.user, counted, more, self.selection, rankings)
 
     def _loop(self) -> LoopConfig:
         config = self.config

@@ -15,6 +15,8 @@ import numpy as np
 from ml_collections import config_dict
 
 import lcrsr.baselines
+from core import metrics
+from core.best_items import best_unseen
 from core.errors import UserError
 from core.experiment import Experiment, WriterSettings
 from core.settings import Section, build
@@ -81,6 +83,20 @@ class FittedExperiment(RecommendationExperiment):
 
     def fitted_arrays(self) -> dict[str, np.ndarray]:
         return self._scorer.arrays()
+
+    def full(self, params: Any, tables: Any, split: str, keep: int) -> metrics.Sums:
+        sums = self.evaluator.full(params, tables, self.data.full(split))
+        if not keep:
+            return sums
+        with_best = metrics.Sums(sums.names)
+        ranks, place = sums.rankings(), 0
+        for batch, seen in self.data.full(split):
+            real = batch["mask"] > 0
+            part = slice(place, place := place + int(real.sum()))
+            best = best_unseen(self._scorer.scores(batch), seen, batch["candidates"][:, 0], keep)
+            fine = np.zeros(part.stop - part.start, bool)
+            with_best.add(ranks["above"][part], ranks["tied"][part], ~fine, fine, best[real])
+        return with_best
 
     def run(self, workdir: Workdir) -> None:
         self.test_protocols(workdir, "fit", 0, None, None)

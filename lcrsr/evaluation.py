@@ -20,6 +20,8 @@ from lcrsr.ranker import Ranker, numbers_of
 # Items scored at once where the ranker does not say: for a batch of users, more than this many no
 # longer fit the caches of a CPU.
 _CATALOGUE_CHUNK = 256
+# Items whose maximum is looked at first where the best are kept.
+_BLOCK = 64
 
 
 class Evaluator:
@@ -50,7 +52,7 @@ class Evaluator:
         out: dict[str, Any] = {} if partition is None else {"out_shardings": partition.replicated}
         self._numbers = numbers_of(ranker)
         self.rank_sampled = jax.jit(self._rank_sampled, **out)
-        self._full = jax.jit(self._rank_full, **out)
+        self._full = jax.jit(self._rank_full, static_argnames="keep", **out)
         self._top_k = jax.jit(self._rank_top, static_argnames="k", **out)
         self._scores = jax.jit(self._score_all)
 
@@ -77,19 +79,24 @@ class Evaluator:
         params: Any,
         tables: Tables,
         batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray]],
+        keep: int = 0,
     ) -> metrics.Sums:
         """Metrics of column 0 of `candidates` among the whole catalogue.
 
         Args:
           batches: pairs of a batch and the items its users have seen, int32 [B, S], 0 padded;
             these are removed from the ranking, the target never.
+          keep: how many of the best items the sums keep of every ranking; none on a mesh, whose
+            devices hold parts of it.
         """
         sums, tables = metrics.Sums(self._names), self._with_words(tables)
+        keep = min(keep, self._last_item(tables)) if self._partition is None else 0
         for batch, seen in batches:
-            above, tied, broken = self._full(
-                params, tables, *self._put((batch, seen)), self._numbers
+            counts, *best = self._full(
+                params, tables, *self._put((batch, seen)), self._numbers, keep=keep
             )
-            sums.add(np.asarray(above), np.asarray(tied), batch["mask"], np.asarray(broken))
+            above, tied, broken = map(np.asarray, counts)
+            sums.add(above, tied, batch["mask"], broken, *map(np.asarray, best))
         return sums
 
     def top_k(
@@ -217,22 +224,31 @@ class Evaluator:
         """Counts of every device's rows together."""
         return values if self._partition is None else how(values, MODEL)
 
-    def _rank_full(self, params, tables, batch, seen, numbers=None):
+    def _rank_full(self, params, tables, batch, seen, numbers=None, *, keep=0):
+        """Returns (above, tied, broken), and with `keep` the best items of each ranking."""
+
         def rank(scores, first, target, seen):
             broken = jnp.isnan(scores).any(-1)
             users = jnp.arange(scores.shape[0])[:, None]
             own = _own(target, first, scores)
             target_score = scores.at[users, own].get(mode="fill", fill_value=-jnp.inf)
             target_score = self._across(target_score, jax.lax.pmax)
-            for removed in (_own(seen, first, scores), own):
-                scores = scores.at[users, removed].set(-jnp.inf, mode="drop")
+            scores = scores.at[users, _own(seen, first, scores)].set(-jnp.inf, mode="drop")
+            best = []
+            if keep:
+                ranked = scores.at[users, own].set(target_score, mode="drop")
+                values, items = _best(ranked, keep)
+                best = [jnp.where(values > -jnp.inf, items, 0).astype(jnp.int32)]
+            scores = scores.at[users, own].set(-jnp.inf, mode="drop")
             above = (scores > target_score).sum(-1)
             tied = (scores == target_score).sum(-1)
-            return tuple(self._across(count, jax.lax.psum) for count in (above, tied, broken))
+            return *(self._across(count, jax.lax.psum) for count in (above, tied, broken)), *best
 
         target = batch["candidates"][:, :1]
-        above, tied, broken = self._on_catalogue(rank, params, tables, batch, numbers, target, seen)
-        return above, tied, broken > 0
+        above, tied, broken, *best = self._on_catalogue(
+            rank, params, tables, batch, numbers, target, seen
+        )
+        return (above, tied, broken > 0), *best
 
     def _rank_top(self, params, tables, batch, seen, numbers=None, *, k):
         def best(scores, first, seen):
@@ -255,6 +271,26 @@ def _even_chunk(rows: int, most: int) -> int:
     """Cuts rows in as few chunks as `most` allows, whose sizes are even and multiples of 16."""
     even = -(-rows // -(-rows // most))
     return min(-(-even // 16) * 16, most, rows)
+
+
+def _best(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the k best scores of each row [B, V] and their places, as `jax.lax.top_k`.
+
+    The k blocks with the largest maxima hold them; only these are looked through.
+    """
+    rows, width = scores.shape
+    count = -(-width // _BLOCK)
+    if count <= 2 * k:
+        return jax.lax.top_k(scores, k)
+    padding = ((0, 0), (0, count * _BLOCK - width))
+    blocks = jnp.pad(scores, padding, constant_values=-jnp.inf).reshape(rows, count, _BLOCK)
+    _, chosen = jax.lax.top_k(blocks.max(-1), k)
+    chosen = jnp.sort(chosen)  # of equal scores the lower place is first
+    values, places = jax.lax.top_k(
+        jnp.take_along_axis(blocks, chosen[..., None], 1).reshape(rows, k * _BLOCK), k
+    )
+    block = jnp.take_along_axis(chosen, places // _BLOCK, 1)
+    return values, block * _BLOCK + places % _BLOCK
 
 
 def _own(ids: jax.Array, first: Any, scores: jax.Array) -> jax.Array:

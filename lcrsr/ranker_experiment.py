@@ -47,6 +47,8 @@ _LOG = logging.getLogger(__name__)
 _SEARCH = "search/"
 # Updates of an epoch at least, and the batches to choose from, where the size of the log decides.
 _UPDATES, _BATCHES = 300, (32, 1024)
+# Of every ranking of the test split: for coverage and its like, which come later.
+KEPT_ITEMS = 20
 # Protocols that early stopping may go by.
 _SELECTING = ("neg99", "full")
 
@@ -136,8 +138,16 @@ class RecommendationExperiment(Experiment):
             return self._evaluate_searches(params, tables, split, protocol)
         self.columns("recommendation", protocol)
         if protocol == "full":
-            return self.evaluator.full(params, tables, self.data.full(split))
+            return self.full(params, tables, split, KEPT_ITEMS if split == "test" else 0)
         return self.evaluator.sampled(params, tables, self.data.sampled(split, protocol))
+
+    def full(self, params: Any, tables: Any, split: str, keep: int) -> metrics.Sums:
+        """Ranks the whole catalogue for a split, and keeps the best items of every ranking.
+
+        Args:
+          keep: how many; none where a ranking would have to be made for it.
+        """
+        return self.evaluator.full(params, tables, self.data.full(split), keep)
 
     def check_data(self) -> None:
         """Makes what a run reads: candidate lists, which are kept, and a batch of each training.
@@ -172,7 +182,8 @@ class RecommendationExperiment(Experiment):
         if protocol.startswith(_SEARCH):
             searches = SearchEvaluation(self.data, split)
             users, counted = searches.examples.user, searches.counted(protocol)
-            return results.counting(users, counted, {"task": "search"}, self.selection)
+            more, rankings = {"task": "search"}, searches.rankings(protocol)
+            return results.counting(users, counted, more, self.selection, rankings)
         users, counted = self.data.split(split).user, self.data.counted(split, protocol)
         return results.counting(users, counted, {}, self.selection)
 

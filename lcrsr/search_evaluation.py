@@ -59,6 +59,13 @@ class SearchEvaluation:
         name = column.removeprefix(_PREFIX)
         return self._data.counted(self._split, name, "search")[self._places]
 
+    def rankings(self, column: str) -> np.ndarray | None:
+        """Numbers the searches of the examples, int [E]; None where each ranks items of its own.
+
+        The clicks of a search are relevant items of one ranking, where all of them are in it.
+        """
+        return self.examples.target_row if column.removeprefix(_PREFIX) in WHOLE else None
+
     def measure(
         self,
         column: str,

@@ -1,4 +1,4 @@
-"""Compares finished runs: means over seeds, and paired tests over users."""
+"""Reads the rows of finished runs that are compared, and draws two metrics against each other."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def _settings(config: dict[str, Any]) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in values.items() if name not in _FREE_KEYS}
 
 
-def _config_key(config: dict[str, Any]) -> str:
+def config_key(config: dict[str, Any]) -> str:
+    """Returns what the configs of one row have in common."""
     return json.dumps(_settings(config), sort_keys=True)
 
 
@@ -95,7 +96,7 @@ def read_rows(
                 f"expected a config.json that names its method in {path}, found none; restore the "
                 "file, or train it again"
             )
-        key = _config_key(config)
+        key = config_key(config)
         runs.setdefault(key, (config, path))
         if names:
             _check_name(named, key, names[place], path)

@@ -19,7 +19,7 @@ from studies import strata
 from studies.ablation.tables import mean_text
 from studies.compare import read_rows
 from studies.comparison_tables import strata_to_markdown
-from studies.statistics import Pair, Row, compare_pairs, holm
+from studies.statistics import Pair, Row, compare_pairs, corrected
 
 _SHOWN = ("ndcg@10", "hr@10")  # Figure 2
 _TABLE = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")  # Table 3
@@ -130,7 +130,7 @@ def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
     column.
 
     A name is tested against the last one, as R-GRPO is against GRPO in the paper, where both have
-    the same seeds; p is corrected over the whole table.
+    the same seeds; both p are corrected over the whole table.
     """
     tested: list[tuple[str, Pair]] = []
     stages = [rl_stage(i) for i in range(runs.iterations)]
@@ -140,14 +140,12 @@ def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
         for row in named[:-1]:
             if row and base and sorted(row.seeds) == sorted(base.seeds):
                 tested += [(stage, pair) for pair in compare_pairs([base, row])]
-    corrected = holm([pair.p for _, pair in tested])
-    tested = [
-        (stage, dataclasses.replace(pair, p_holm=p))
-        for (stage, pair), p in zip(tested, corrected, strict=True)
-    ]
+    of_table = corrected([pair for _, pair in tested])
+    tested = [(stage, pair) for (stage, _), pair in zip(tested, of_table, strict=True)]
     cells = {(stage, pair.second): pair for stage, pair in tested}
     lines = [
-        f"| model | run | seeds | {' | '.join(_TABLE)} | {_TESTED}: difference | p (Holm) |",
+        f"| model | run | seeds | {' | '.join(_TABLE)} | {_TESTED}: difference, p of these "
+        "checkpoints (Holm) | p over seeds (Holm) |",
         "|---|---|---|" + "---:|" * (len(_TABLE) + 2),
     ]
     for stage in stages:
@@ -159,7 +157,8 @@ def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
             pair, test = cells.get((stage, row.name)), ["", ""]
             if pair is not None:
                 between = f"[{pair.low:+.4f}, {pair.high:+.4f}]"
-                test = [f"{pair.difference:+.4f} {between}", f"{pair.p_holm:.2g}"]
+                of_methods = f"{pair.of_methods.p_holm:.2g}" if pair.of_methods else ""
+                test = [f"{pair.difference:+.4f} {between}, p {pair.p_holm:.2g}", of_methods]
             seeds = ", ".join(map(str, row.seeds))
             lines.append(f"| {stage} | {name} | {seeds} | {' | '.join([*means, *test])} |")
     return lines, tested

@@ -1,4 +1,4 @@
-"""Compares rows of runs by tests that are paired over users."""
+"""Compares rows of runs: of methods, with seeds at random, and of these checkpoints, over users."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import scipy.stats
 
 from core import metrics
 from core.errors import UserError
+from core.stages import FITTED
+from studies.method_tests import MethodTest, compare_methods
 
 _RESAMPLES = 2000
 # Below this number of users Student's t replaces the bootstrap, which sees too few values.
@@ -62,14 +64,29 @@ class Row:
         values = self.values[places].mean(0, dtype=np.float64)
         return metrics.means_of_users(values[chosen], self.users[chosen])
 
+    def per_seed(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Returns every seed's means [S, U] over every user's examples, as `per_user`."""
+        return np.stack([self.per_user(chosen, [seed]) for seed in self.seeds])
+
+    @property
+    def fitted(self) -> bool:
+        """Tells whether the method is fitted without chance, so that its seeds are alike."""
+        return self.stage == FITTED
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Compares two rows, second minus first: mean difference, 95% interval, t-test p, Holm's p.
+    """Compares two rows, second minus first.
 
     Attributes:
+      difference, low, high, p, p_holm: of these checkpoints: the mean difference of users, its 95%
+        interval, the p of the paired t-test over users, and that after Holm's correction.
+      effect: the difference in deviations of the users' differences (Cohen's d_z); None where all
+        users differ alike, or there is one.
       seeds: that both rows have, over which both were averaged.
       left_out: seeds that only one of them has.
+      of_methods: the test of the methods, over all seeds of each; None where the runs cannot tell
+        methods apart, as with one seed.
     """
 
     first: str
@@ -81,6 +98,8 @@ class Pair:
     p_holm: float
     seeds: tuple[int, ...]
     left_out: tuple[int, ...]
+    effect: float | None = None
+    of_methods: MethodTest | None = None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -95,37 +114,78 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare_pairs(rows: Sequence[Row], seed: int = 0, *, against_first: bool = False) -> list[Pair]:
-    """Returns every pair of rows, paired over users; or each of the others with the first alone.
+    """Returns every pair of rows; or each of the others with the first alone.
 
-    Both of a pair are averaged over the seeds that both have.
+    The test of these checkpoints is paired over users, both averaged over the seeds that both have;
+    the test of methods is over all seeds (`studies.method_tests`). Each is corrected by Holm's
+    method over the pairs that have it.
 
     Raises:
       UserError: two rows have no seed in common, or other users.
     """
     rng = np.random.default_rng(seed)
-    tests = []
-    pairs = itertools.combinations(rows, 2)
-    for first, second in itertools.product(rows[:1], rows[1:]) if against_first else pairs:
-        seeds = shared_seeds(first, second)
-        if not np.array_equal(first.users, second.users):
+    by_seed = [row.per_seed() for row in rows]
+    tests: list[Pair] = []
+    places = list(range(len(rows)))
+    pairs = itertools.combinations(places, 2)
+    for first, second in itertools.product(places[:1], places[1:]) if against_first else pairs:
+        a, b = rows[first], rows[second]
+        seeds = shared_seeds(a, b)
+        if not np.array_equal(a.users, b.users):
             raise UserError(
-                f"expected the same test users of {first.name} and {second.name}, found others; "
+                f"expected the same test users of {a.name} and {b.name}, found others; "
                 "evaluate both with the same eval settings"
             )
-        differences = second.per_user(seeds=seeds) - first.per_user(seeds=seeds)
+        differences = b.per_user(seeds=seeds) - a.per_user(seeds=seeds)
         low, high = _interval(differences, rng)
-        p = float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
-        # Users who never differ have no variance to test.
-        p = 1.0 if np.isnan(p) else p
-        tests.append((first, second, differences.mean(), low, high, p, seeds))
-    corrected = holm([p for *_, p, _ in tests])
-    return [
-        Pair(
-            *(a.name, b.name, float(d), float(low), float(high), p, p_holm, seeds),
-            tuple(sorted({*a.seeds, *b.seeds} - {*seeds})),
+        p = p_of_gains(differences)
+        tests.append(
+            Pair(
+                first=a.name,
+                second=b.name,
+                difference=float(differences.mean()),
+                low=float(low),
+                high=float(high),
+                p=p,
+                p_holm=p,
+                seeds=seeds,
+                left_out=tuple(sorted({*a.seeds, *b.seeds} - {*seeds})),
+                effect=_effect(differences),
+                of_methods=compare_methods(by_seed[first], by_seed[second], (a.fitted, b.fitted)),
+            )
         )
-        for (a, b, d, low, high, p, seeds), p_holm in zip(tests, corrected, strict=True)
+    return corrected(tests)
+
+
+def p_of_gains(gains: np.ndarray) -> float:
+    """Returns the p of the t-test that the mean of one gain a user, [U], is 0."""
+    p = float(scipy.stats.ttest_1samp(gains, 0.0).pvalue)
+    # Users who never differ have no variance to test.
+    return 1.0 if np.isnan(p) else p
+
+
+def corrected(pairs: Sequence[Pair]) -> list[Pair]:
+    """Returns pairs with both tests corrected by Holm's method over all of them."""
+    of_checkpoints = holm([pair.p for pair in pairs])
+    tested = [place for place, pair in enumerate(pairs) if pair.of_methods is not None]
+    of_methods = holm([test.p for pair in pairs if (test := pair.of_methods) is not None])
+    by_place = dict(zip(tested, of_methods, strict=True))
+    return [
+        dataclasses.replace(
+            pair,
+            p_holm=of_checkpoints[place],
+            of_methods=pair.of_methods
+            and dataclasses.replace(pair.of_methods, p_holm=by_place[place]),
+        )
+        for place, pair in enumerate(pairs)
     ]
+
+
+def _effect(differences: np.ndarray) -> float | None:
+    """Returns Cohen's d_z of every user's difference, [U]; None where they have no spread."""
+    if len(differences) < 2 or np.allclose(differences, differences[0], rtol=1e-9, atol=0.0):
+        return None
+    return float(differences.mean() / differences.std(ddof=1))
 
 
 def shared_seeds(first: Row, second: Row) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ def noise_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     """
     from input_pipelines.sample.truth import noise_share
 
-    data = _data(read_run_config(Workdir(workdir)), workdir)
+    data = data_of(read_run_config(Workdir(workdir)), workdir)
     if not data.log.is_sample:
         raise UserError(
             f"expected runs on sample data for --strata=noise, found {data.label} in {workdir}; "
@@ -59,14 +59,14 @@ def hops_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
             f"expected runs with --config.on_sample.hops=True for --strata=hops, found {workdir} "
             "without; elsewhere nobody knows the steps"
         )
-    data = _data(config, workdir)
+    data = data_of(config, workdir)
     steps = hops(data.log, data.split(split))
     return {f"{n} hops": steps == n for n in np.unique(steps).tolist()}
 
 
 def popularity_strata(workdir: str, split: str) -> dict[str, np.ndarray]:
     """Groups the examples of a split by their target's clicks in training (`popularity_of`)."""
-    data = _data(read_run_config(Workdir(workdir)), workdir)
+    data = data_of(read_run_config(Workdir(workdir)), workdir)
     items = np.asarray(data.log.rec_items)
     trained, targets = items[data.splits.training_rows], items[data.split(split).target_row]
     return popularity_of(targets, trained, data.log.num_items)
@@ -110,7 +110,7 @@ def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndar
             f"for instance hr@10/{search_protocol.PROTOCOL}"
         )
     config = read_run_config(Workdir(workdir))
-    data = _data(config, workdir)
+    data = data_of(config, workdir)
     examples = search_protocol.held_out(config, data, split)
     counted = search_protocol.counted(data.log, examples, protocol)
     return {
@@ -120,7 +120,7 @@ def queries_strata(workdir: str, split: str, protocol: str) -> dict[str, np.ndar
     }
 
 
-def _data(config: config_dict.ConfigDict, workdir: str) -> Dataset:
+def data_of(config: config_dict.ConfigDict, workdir: str) -> Dataset:
     """Opens the data of a run. Raises UserError where they are not what it was trained on."""
     with settings_named(Workdir(workdir)):
         data = Dataset(config)

@@ -191,7 +191,11 @@ class SearchBaselineExperiment(Experiment):
         chosen = self._chosen(split)
         more = {"task": "search", "kind": self.config.model.kind}
         return results.counting(
-            chosen.examples.user, chosen.counted(protocol), more, self.config.eval.selection
+            chosen.examples.user,
+            chosen.counted(protocol),
+            more,
+            self.config.eval.selection,
+            chosen.rankings(protocol),
         )
 
     def _chosen(self, split: str) -> SearchEvaluation:

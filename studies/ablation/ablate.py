@@ -21,6 +21,7 @@ from studies.ablation import figure2, figures, tables
 from studies.ablation.arms import run_arms
 from studies.ablation.runs import Run, TrainArms, check_runs, run_all
 from studies.ablation.sweeps import Setting, Sweep, parse_sweep
+from studies.shares import share_of
 
 _PLAN = "sweep.json"
 
@@ -178,21 +179,16 @@ def _share(text: str, sweep: Sweep) -> tuple[int, int] | None:
     Raises:
       UserError: another form, or a sweep that has no arms to share.
     """
-    if not text:
+    part = share_of(text)
+    if part is None:
         return None
-    first, _, step = text.partition("/")
-    if not first.isdecimal() or not step.isdecimal() or not int(first) < int(step):
-        raise UserError(
-            f"expected --share=I/N with I from 0 to N - 1, found {text!r}; for instance "
-            "--share=0/4 for the first of four"
-        )
     if sweep.name in ("figure2", "table4"):
         why = "its arms read what one process makes" if sweep.name == "figure2" else "it times"
         raise UserError(
             f"expected --share with a sweep whose arms train apart, found {sweep.name}: {why}; "
             "leave --share out"
         )
-    return int(first), int(step)
+    return part
 
 
 def _done(workdir: Workdir) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from studies.ablation.sweeps import Setting, Sweep, number_text
 from studies.statistics import Pair, Row, compare_pairs, examples_and_users
 
 _PANEL_WIDTH = 4.6  # inches
+_TESTS = ("p of the settings", "p of these checkpoints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,7 @@ def to_markdown(
     """
     columns = [name for row in rows for name in row.metrics if name != metric]
     columns = list(dict.fromkeys(columns))
-    header = [sweep.axis, "stage", "seeds", metric, "difference", "p (Holm)", *columns]
+    header = [sweep.axis, "stage", "seeds", metric, "difference", *_TESTS, *columns]
     lines = [f"# Sweep {sweep.text}", "", heading]
     if not rows:
         return "\n".join([*lines, *_stopped_lines(stopped)]) + "\n"
@@ -181,8 +182,10 @@ def to_markdown(
         "",
         f"Means over seeds ± their deviation. Differences of {metric} from the first row of the "
         "same stage over the seeds that both have, with a 95% interval over users (bootstrap; of "
-        "fewer than 30 users Student's t); p of a paired t-test over users, "
-        f"corrected by Holm's method. {examples_and_users(rows[0].tested)}",
+        "fewer than 30 users Student's t). p of the settings: seeds and users are random factors "
+        "(mixed model), so that another seed would tell the same; with one seed there is none. p "
+        "of these checkpoints: a paired t-test over users, of these trained networks alone. Both "
+        f"are corrected by Holm's method. {examples_and_users(rows[0].tested)}",
         "",
         f"| {' | '.join(header)} |",
         "|---|---|---|" + "---:|" * (len(header) - 3),
@@ -196,13 +199,14 @@ def to_markdown(
             told.add(row.stage)
             label = "all settings"
         cells = [_cell(row, name) for name in columns]
-        test = ["", ""]
+        test = ["", "", ""]
         if row.pair is not None:
             pair = row.pair
             difference = f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
             if pair.left_out:
                 difference += f" over seeds {', '.join(map(str, pair.seeds))}"
-            test = [difference, f"{pair.p_holm:.2g}"]
+            of_settings = f"{pair.of_methods.p_holm:.2g}" if pair.of_methods else ""
+            test = [difference, of_settings, f"{pair.p_holm:.2g}"]
         seeds = ", ".join(map(str, row.seeds))
         if len(row.seeds) < row.runs:
             seeds += f" (of {row.runs} seeds)"

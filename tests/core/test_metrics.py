@@ -87,7 +87,7 @@ def test_nan_scores_raise_unless_they_are_padding():
         sums.add(np.zeros(2, int), np.zeros(2, int), np.array([1, 1]), broken)
 
 
-@pytest.mark.parametrize("name", ["mrr@5", "ndcg", "hr@0", "ndcg@5/neg99"])
+@pytest.mark.parametrize("name", ["err@5", "ndcg", "hr@0", "ndcg@5/neg99"])
 def test_unknown_metrics_are_refused(name):
     with pytest.raises(UserError, match="families: hr, ndcg"):
         metrics.metric(name)

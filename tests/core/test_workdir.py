@@ -263,6 +263,43 @@ def test_broken_examples_are_one_line(tmp_path, harm):
         workdir.read_per_user(saved, "hr@1")
 
 
+RANKS = {
+    "above": np.int32([0, 1, 2, 3]),
+    "tied": np.zeros(4, np.int32),
+    "ranking": np.int32([0, 0, 1, 2]),
+    "best": np.int32([[1, 2]] * 4),
+}
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"above": RANKS["above"][:3]},
+        {"tied": RANKS["tied"] / 2},
+        {"ranking": -RANKS["ranking"]},
+        {"best": RANKS["best"][0]},
+        {"best": RANKS["best"].astype(np.int64)},
+        {"above": None},
+    ],
+    ids=str,
+)
+def test_the_rankings_behind_a_row_are_read_and_checked(tmp_path, harm):
+    workdir = Workdir(str(tmp_path))
+    names = {"per_user": "per_user/a.npz", "ranks": "per_user/a.ranks.npz", "examples": 4}
+    workdir.write_result_row(row(**names, metrics={"hr@1/full": 0.5}), VALUES, RANKS)
+    (saved,) = workdir.read_results()["rows"]
+    for name, values in workdir.read_ranks(saved).items():
+        np.testing.assert_array_equal(values, RANKS[name])
+    arrays = {name: values for name, values in (RANKS | harm).items() if values is not None}
+    np.savez(tmp_path / "per_user" / "a.ranks.npz", **arrays)
+    (name,) = harm
+    with pytest.raises(UserError, match=rf"{name} of 4 examples in .*; run launch\.evaluate"):
+        workdir.read_ranks(saved)
+    # A run of before has none.
+    with pytest.raises(UserError, match=r"per_user in its results of .*, found None; run launch"):
+        workdir.read_ranks(row())
+
+
 @pytest.mark.parametrize("name", [None, 3, "../a.npz", "per_user/../../a.npz", "/etc/a.npz"])
 def test_examples_lie_in_the_workdir(tmp_path, name):
     workdir, saved = with_values(tmp_path)

@@ -87,7 +87,7 @@ def test_without_rl_its_sizes_do_not_matter(small_config, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"eval.metrics": ("ndcg@5", "mrr@5")}, "a metric such as .* found 'mrr@5'"),
+        ({"eval.metrics": ("ndcg@5", "err@5")}, "a metric such as .* found 'err@5'"),
         ({"eval.metrics": ("ndcg@5", "hr@0")}, "a metric such as .* found 'hr@0'"),
         ({"eval.protocols": ("half",)}, "config.eval.protocols of neg99, .* found 'half'"),
         ({"eval.protocols": ("published99",)}, "data.split=published .* found leave_one_out"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from core.best_items import best_unseen
 from core.errors import UserError
 from lcrsr.baselines import item_knn, popularity
 from lcrsr.baselines.fitted import FittedEvaluator
@@ -87,3 +88,13 @@ def test_full_ranking_leaves_seen_items_out_and_counts_ties_in_expectation():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="expected decay"):
         item_knn.Settings(decay=0.0, history_power=0.0)
+
+
+def test_the_best_unseen_items_in_order():
+    scores = np.array([[9, 1, 3, 3, 2, 3], [9, 0, 0, 0, 0, 0]], np.float32)
+    # Item 5 is seen, item 2 is the target, which stays though it is listed as seen.
+    seen, target = np.array([[5, 2], [0, 0]]), np.array([2, 4])
+    assert best_unseen(scores, seen, target, 3).tolist() == [[2, 3, 4], [1, 2, 3]]
+    # One user has nothing left: zeros.
+    seen = np.array([[1, 3, 4, 5], [0, 0, 0, 0]])
+    assert best_unseen(scores, seen, target, 9).tolist() == [[2, 0, 0, 0, 0], [1, 2, 3, 4, 5]]

@@ -7,6 +7,8 @@ import pytest
 
 from configs import retrieval
 from core.errors import UserError
+from core.several_relevant import measure
+from core.workdir import Workdir
 from experiments.evaluate import evaluate
 from experiments.restored import Restored
 from experiments.train import train
@@ -93,6 +95,14 @@ def test_the_other_click_of_a_search_never_stands_above_a_target(tmp_path, tmp_p
         # a and b are equally popular, and equally near: with the other one there .5 is the most.
         for row in rows:
             assert row["metrics"][f"hr@1/{row['protocol']}"] == 1.0 and row["examples"] == 12
+            ranks = Workdir(str(tmp_path / kind)).read_ranks(row)
+            # Both clicks of a search belong to one ranking, where both are in it.
+            whole = row["protocol"] in ("search/full", "search/catalogue")
+            assert len(np.unique(ranks["ranking"])) == (6 if whole else 12)
+            if whole:
+                of_both = measure(ranks["above"], ranks["tied"], ranks["ranking"], 1)
+                assert of_both["recall@1"].tolist() == [0.5] * 6
+                assert of_both["map@1"].tolist() == [1.0] * 6
         assert len(rows) == 4
 
 

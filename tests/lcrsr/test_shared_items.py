@@ -110,3 +110,27 @@ def test_the_best_of_the_catalogue_in_chunks(most, chunk):
     scores = np.asarray(tables["user"])[batch["user"]] @ np.asarray(tables["item"])[1:].T
     np.testing.assert_array_equal(items, 1 + np.argsort(-scores))
     np.testing.assert_allclose(best, -np.sort(-scores), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [ITEMS, 3000])  # below, and beyond, what is cut in blocks
+def test_a_full_ranking_keeps_its_best(count):
+    batch, rng = ragged_batch(), np.random.default_rng(1)
+    tables = {"user": normal(rng, USERS + 1, D), "item": normal(rng, count + 1, D)}
+    scores = np.asarray(tables["user"])[batch["user"]] @ np.asarray(tables["item"]).T
+    target = batch["candidates"][:, 0]
+    # All but four items are seen by the first user, the target among them.
+    seen = np.zeros((B, count - 4), np.int32)
+    seen[0] = np.setdiff1d(np.arange(1, count + 1), [2, 5, 7, 11])
+    batch = batch | {"mask": np.ones(B, np.float32)}
+    sums = Evaluator(Products(500), ("hr@1",)).full({}, tables, [(batch, seen)], keep=8)
+    best = sums.rankings()["best"]
+    assert best.shape == (B, 8) and best.dtype == np.int32
+    left = {2, 5, 7, 11, int(target[0])}
+    ordered = sorted(left, key=lambda item: -scores[0, item])
+    assert best[0].tolist() == ordered + [0] * (8 - len(left))
+    np.testing.assert_array_equal(best[1:], 1 + np.argsort(-scores[1:, 1:])[:, :8])
+    # The same ranks as without lists.
+    plain = Evaluator(Products(500), ("hr@1",)).full({}, tables, [(batch, seen)])
+    assert plain.rankings().keys() == {"above", "tied"}
+    for name, values in plain.rankings().items():
+        np.testing.assert_array_equal(values, sums.rankings()[name])

@@ -343,6 +343,12 @@ def test_strata_show_gains_over_the_first_row():
     assert "noise 0 (2 users)" in table[0]
     # Gains 1 and 0: mean .5, deviation sqrt(.5), half width 12.7062 * sqrt(.5) / sqrt(2) = 6.3531.
     assert table[3] == "| b | 0.5000 (+0.5000 ± 6.3531) | 1.0000 (+0.0000 ± 0.0000) |"
+    # t = .5 / (sqrt(.5) / sqrt(2)) = 1 with one degree of freedom: p .5, of two tests 1.
+    assert table[5:8] == [
+        "| p of these checkpoints | noise 0 | noise 1 |",
+        "|---|---:|---:|",
+        "| b | 1 | 1 |",
+    ]
 
 
 def test_a_setting_sets_runs_apart_and_no_setting_is_left_out(tmp_path):
