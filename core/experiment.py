@@ -16,7 +16,7 @@ from core import metrics, results, settings
 from core.errors import UserError
 from core.loop import LoopConfig, StageResult
 from core.run_logging import WRITERS
-from core.settings import Count, Named, Rule, Section, Seed, Settings
+from core.settings import Count, Named, Place, Rule, Section, Seed, Settings
 from core.workdir import Workdir
 
 # Yields stages to train and is sent their results.
@@ -27,13 +27,18 @@ _PROTOCOLS = {"recommendation": "protocols", "search": "search_protocols"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
-    """Says what is trained on which data: what stands in no section of a config."""
+    """Says what is trained on which data: what stands in no section of a config.
+
+    Attributes:
+      continue_from: folder of the finished run that training goes on from; '' starts anew.
+    """
 
     method: Named
     dataset: Named
     data_dir: str
     cache_dir: Named
     seed: Seed
+    continue_from: Place = ""
 
 
 _EXTENT = Rule("of at least 1, or -1 for what the other leaves", lambda n: n >= 1 or n == -1)

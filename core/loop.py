@@ -243,6 +243,10 @@ def start_or_restore(
     checkpoints.clear_after(restored[2] if restored else 0)
     if restored is not None:
         return restored[0], StageProgress.from_dict(restored[1]), True
+    return state, _first_progress(config), False
+
+
+def _first_progress(config: LoopConfig) -> StageProgress:
     plateau = Plateau(
         learning_rate=config.learning_rate,
         min_lr=config.min_learning_rate,
@@ -250,7 +254,22 @@ def start_or_restore(
         patience=config.plateau_patience,
         stop_patience=config.stop_patience,
     )
-    return state, StageProgress(step=0, plateau=plateau), False
+    return StageProgress(step=0, plateau=plateau)
+
+
+def begin_stage(workdir: Workdir, stage: str, state: State, config: LoopConfig) -> None:
+    """Saves the state that a stage is to begin with, as its checkpoint before the first update.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    checkpoints = Checkpoints(stage_directory(workdir, stage))
+    try:
+        checkpoints.clear_after(-1)
+        checkpoints.save(0, state, _first_progress(config).to_dict(), None)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
 
 
 def best_of(

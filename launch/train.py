@@ -1,8 +1,10 @@
 """Trains a config's stages in order, then reads the test split once and prints one table.
 
     python -m launch.train --config=configs/lcr_ser_qilin.py [--workdir=runs/NAME]
+    python -m launch.train --config=... --from=W --config.data_dir=D2 [--workdir=runs/NAME]
 
-The same command with the same workdir continues a run that was stopped or killed.
+The same command with the same workdir continues a run that was stopped or killed. With --from a new
+run begins with what the finished run W has learnt, on newer data (experiments.continued).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from core.errors import UserError
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Config file: configs/METHOD.py:DATASET.")
     flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
+    flags.DEFINE_string("from", "", "Folder of a finished run on earlier data, to go on from.")
     cli.define_job_flags()
 
 
@@ -74,7 +77,7 @@ def _train() -> None:
     name = default_name(config_flags.get_config_filename(holder))
     workdir = flags.FLAGS.workdir or os.path.join("runs", name)
     try:
-        train(flags.FLAGS.config, workdir, given)
+        train(flags.FLAGS.config, workdir, given, flags.FLAGS["from"].value)
     except Preempted as stop:
         cli.stopped(stop)
         return
