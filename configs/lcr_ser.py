@@ -43,6 +43,7 @@ VARIANTS = {
     "tuned": {
         "model.scorer": "dot_product",
         "model.dropout": 0.5,
+        "model.init_scale": 0.02,
         "train.recommendation": "sampled_softmax",
         "train.start": "spectral",
     },
