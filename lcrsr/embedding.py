@@ -75,18 +75,21 @@ def init_tables(
     return {name: table(name) for name in sizes}
 
 
-def with_rows(table: jax.Array, rows: np.ndarray) -> jax.Array:
+def with_rows(table: jax.Array, rows: np.ndarray, sharding: Any = None) -> jax.Array:
     """Returns a table with other rows where these are not NaN.
 
     Args:
       table: float32, packed and cut over devices or not.
       rows: float32 [n, D], from row 0 on; n at most as many as the table has.
+      sharding: of the table; None on one device.
     """
     more = table.size // rows.shape[1] - len(rows)
     rows = np.pad(rows, ((0, more), (0, 0)), constant_values=np.nan).reshape(table.shape)
+    if sharding is None:
+        return _rows_or_drawn(jnp.asarray(rows), table)
     # Each process holds all rows, and gives each of its devices the part that is there.
-    placed = jax.make_array_from_callback(table.shape, table.sharding, lambda part: rows[part])
-    return jax.jit(_rows_or_drawn, out_shardings=table.sharding)(placed, table)
+    placed = jax.make_array_from_callback(table.shape, sharding, lambda part: rows[part])
+    return jax.jit(_rows_or_drawn, out_shardings=sharding)(placed, table)
 
 
 def _rows_or_drawn(rows: jax.Array, drawn: jax.Array) -> jax.Array:

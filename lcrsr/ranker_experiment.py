@@ -450,10 +450,11 @@ class RankerExperiment(RecommendationExperiment):
             selection=self.selection,
             seed=self.config.seed,
             item_words=self.item_words,
-            start=self._spectral_rows if config.start == "spectral" else None,
+            start=(lambda: self._spectral_rows) if config.start == "spectral" else None,
             partition=self.partition,
         )
 
+    @functools.cached_property
     def _spectral_rows(self) -> dict[str, np.ndarray]:
         started = time.monotonic()
         rows = spectral_rows(

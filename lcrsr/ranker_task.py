@@ -166,19 +166,20 @@ class RankerTask:
             # A copy: the train step is given the state's own buffers to overwrite.
             return copies(self._initial)
         if self.partition is None:
-            return self._started(self.random_state())
+            return self._started(self.random_state(), {})
         # Compiled with its shardings, so that every device draws its own rows alone.
         shardings = self.partition.shardings(jax.eval_shape(self.random_state))
-        return self._started(jax.jit(self.random_state, out_shardings=shardings)())
+        state = jax.jit(self.random_state, out_shardings=shardings)()
+        return self._started(state, shardings["tables"])
 
-    def _started(self, state: State) -> State:
+    def _started(self, state: State, shardings: dict[str, Any]) -> State:
         """Puts the rows of `start` into the tables of a first update."""
         if self._start is None:
             return state
         tables = dict(state["tables"])
         for name, rows in self._start().items():
             if name in tables:
-                tables[name] = embedding.with_rows(tables[name], rows)
+                tables[name] = embedding.with_rows(tables[name], rows, shardings.get(name))
         return state | {"tables": tables}
 
     def random_state(self) -> State:

@@ -74,11 +74,12 @@ def test_tables_take_the_rows_wherever_they_lie(shape):
     partition = shape and Partition(make_mesh(*shape), PARTITION_RULES, WIDTH)
     sizes = {"num_users": 2, "num_items": ITEMS, "num_words": WORDS}
     drawn = init_tables(jax.random.key(0), width=WIDTH, scale=1.0, partition=partition, **sizes)
-    table = drawn["item"]
+    table, sharding = drawn["item"], None
     if partition:
-        table = jax.device_put(table, partition.shardings({"tables": drawn})["tables"]["item"])
+        sharding = partition.shardings({"tables": drawn})["tables"]["item"]
+        table = jax.device_put(table, sharding)
     wanted = rows()["item"]
-    found = with_rows(table, wanted)
+    found = with_rows(table, wanted, sharding)
     assert found.sharding == table.sharding and found.shape == table.shape
     found, before = (np.asarray(x).reshape(-1, WIDTH)[: ITEMS + 1] for x in (found, table))
     np.testing.assert_array_equal(found, np.where(np.isnan(wanted), before, wanted))
