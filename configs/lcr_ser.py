@@ -30,11 +30,11 @@ DATASETS = datasets.EVERY | {
     "csv_log": _BY_SIZE,
     # ours: evaluated five times as often, because an epoch has twice the examples of the small set
     "kuaisar_large": {"train.evals_per_epoch": 5.0, "train.max_epochs": 15.0},
-    "qilin": {
+    "qilin": {"on_sample.overrides.rl": {"examples": 5_000}},
+    "qilin,paper": {
         "on_sample.overrides.train.lambda_l2": 1e-6,
         # ours: still improving after 6; windows make up for the time
         "on_sample.overrides.train.max_epochs": 8.0,
-        "on_sample.overrides.rl": {"examples": 5_000},
     },
     "trivago": _BY_SIZE,
 }
@@ -43,7 +43,8 @@ VARIANTS = {
     "tuned": {
         "model.scorer": "dot_product",
         "model.dropout": 0.5,
-        "model.init_scale": 0.02,
+        "model.init_scale": 0.05,
+        "train.learning_rate": 1e-3,
         "train.recommendation": "sampled_softmax",
         "train.start": "spectral",
     },

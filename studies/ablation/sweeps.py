@@ -296,28 +296,33 @@ def _sweep_of_choices(name, text, values, config) -> Sweep:
 
 
 def _table3(config: config_dict.ConfigDict) -> tuple[Setting, ...]:
-    """Modules added one after another; the last run gives both of its last rows."""
+    """Modules added one after another; the last run gives both of its last rows.
+
+    A dot product has no target-aware aggregation (TRA) to add.
+    """
     _needs_rl("table3", config)
-    base = {
+    base: dict[str, Any] = {
         "train.active_steps": 0,
         "train.lambda_tcl": 0.0,
-        "model.attention": "mean",
         "rl.enabled": False,
     }
     steps, attention = config.train.active_steps, config.model.attention
-    if steps == 0 or attention == "mean" or config.train.lambda_tcl == 0:
+    aggregates = config.model.scorer == "mlp"
+    if aggregates:
+        base["model.attention"] = "mean"
+    if steps == 0 or (aggregates and attention == "mean") or config.train.lambda_tcl == 0:
         raise UserError(
             "expected a config with reasoning steps, target-aware attention and a contrastive "
             f"loss for table3, found active_steps={steps}, attention={attention!r}, lambda_tcl="
             f"{config.train.lambda_tcl:g}; these are what its rows add"
         )
     lcr = base | {"train.active_steps": steps}
-    tra = lcr | {"model.attention": attention}
+    tra = Setting("+ TRA", lcr | {"model.attention": attention}, stage="train")
     whole: dict[str, Any] = {}
     return (
         Setting("Base", base, stage="train"),
         Setting("+ LCR", lcr, stage="train"),
-        Setting("+ TRA", tra, stage="train"),
+        *([tra] if aggregates else []),
         Setting("+ TCL", whole, stage="train"),
         Setting("+ RL (LCR-SER)", whole, stage="rl"),
         Setting("control: + TCL, trained as long", whole, stage="control"),
