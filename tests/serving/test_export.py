@@ -13,7 +13,7 @@ from damage import flipped_bits
 from moved_runs import ITEMS, SHARED, Untrained, run_of
 from servers import Server
 
-from configs import item_knn, sasrec
+from configs import fmlp_rec, item_knn, lares, lrurec, sasrec
 from core.errors import UserError
 from input_pipelines.batches import assemble
 from serving import exported
@@ -117,6 +117,18 @@ def test_a_dot_product_is_told_by_its_vectors(retriever, requests):
         best = answer.items[0]
         row = model.vectors[model.data.log.item_ids.index(best.item) - 1]
         assert abs(float(row @ vector) - best.score) <= 1e-5
+
+
+@pytest.mark.parametrize("method", [fmlp_rec, lares, lrurec])
+def test_spectra_scans_and_complex_states_are_exported(method, tmp_path, requests):
+    run = Untrained(method.method(), tmp_path, SHARED | {"model.width": 8, **BCE})
+    run.stage, run.step = "train", 0
+    export_run(run, str(tmp_path / "E"))
+    run, model = Recommender(run), ExportedModel.load(str(tmp_path / "E"))
+    for answer, other in zip(
+        model.recommend_many(requests), run.recommend_many(requests), strict=True
+    ):
+        close(answer, other)
 
 
 def test_histories_become_the_arrays_of_training(run, requests):
