@@ -17,11 +17,13 @@ _VARIANTS = {
 }
 METHODS = (
     "bert4rec",
+    "copps",
     "gru4rec",
     "item_knn",
     "jsr",
     "nrhub",
     "popularity",
+    "qem",
     "query_seqrec",
     "query_seqrec_bce",
     "rearec_erl",
@@ -29,6 +31,7 @@ METHODS = (
     "sasrec",
     "sasrec_ce",
     "sesrec",
+    "tem",
     "unified_ssr",
     "unisar",
     "user",
