@@ -20,7 +20,7 @@ def method() -> config_dict.ConfigDict:
     config.method = "user"
     config.model = config_dict.ConfigDict()
     config.model.width = 64  # UniSAR's network; USER has 100
-    config.model.heads = 8  # USER
+    config.model.heads = 2  # as UniSAR's; USER has 8, each as wide as these together
     config.model.session = 5  # ours
     config.model.dropout = 0.1  # USER
     config.model.init_scale = 0.1  # as UniSAR's

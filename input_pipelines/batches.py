@@ -269,11 +269,12 @@ class TrainBatches:
     fewer are left does not train. `remarks` tells of both.
 
     Args:
+      examples: clicks, or searches, with which every row of a batch has a `query`.
       batch_size: over all hosts; this host gets its contiguous share.
       negatives: sampled a target; redrawn each epoch.
       process_index, process_count: this host among all.
-      searches: examples of the search task, appended to every batch; as many a step as make an
-        epoch of theirs as long as one of `examples`.
+      searches: examples of the search task, appended to every batch of clicks; as many a step as
+        make an epoch of theirs as long as one of `examples`.
 
     Raises:
       UserError: the batch does not divide among the hosts, or no item is left as a negative.
@@ -304,17 +305,18 @@ class TrainBatches:
         shape = dataclasses.replace(shape, candidates=1 + negatives)
         self.steps_per_epoch = math.ceil(len(examples) / batch_size)
 
-        def part(examples, target, times, size, seed):
+        def part(examples, size, seed):
             share = size // process_count
-            time = np.asarray(times)[examples.target_row]
+            target, time = targets(log, examples)
             return _Part(examples, target, time, size, process_index * share, share, seed)
 
-        target = np.asarray(log.rec_items)[examples.target_row]
-        self._parts = [part(examples, target, log.rec_times, batch_size, seed)]
-        if searches is not None:
+        self._parts = [part(examples, batch_size, seed)]
+        if isinstance(examples, SearchExamples):
+            shape = dataclasses.replace(shape, search_rows=self._parts[0].share)
+        elif searches is not None:
             size = process_count * math.ceil(len(searches) / self.steps_per_epoch / process_count)
             seed += _SEARCH_SEED
-            self._parts.append(part(searches, searches.item, log.search_times, size, seed))
+            self._parts.append(part(searches, size, seed))
             shape = dataclasses.replace(shape, search_rows=self._parts[1].share)
         self._shape = shape
         self._rows = sum(part.share for part in self._parts)

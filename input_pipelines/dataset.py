@@ -274,7 +274,8 @@ class Dataset:
 
         Args:
           batch_size: over all processes.
-          tasks: with 'search' among them, every batch ends in search examples.
+          tasks: with 'search' among them, every batch ends in search examples; ('search',) has
+            these alone.
           searches: the search examples; None takes the log's training searches.
           processes: which this is, and how many there are; None asks JAX.
           targets_per_window: more than 1 gives batches of windows (`input_pipelines.windows`).
@@ -307,17 +308,20 @@ class Dataset:
             self._say(windows.described, logging.INFO)
             return lambda start: map(self.adapt, windows.stream(start)), windows.steps_per_epoch
         # Search examples end the whole batch and not each process's part: it is made, then cut.
-        whole = "search" in tasks
+        whole, alone = "search" in tasks, tasks == ("search",)
+        if whole and searches is None:
+            searches = self._training_searches(alone)
+        assert searches is not None or not alone
         source = batches.TrainBatches(
             self.log,
-            self.splits.train,
+            searches if alone and searches is not None else self.splits.train,
             self.shape(1 + negatives),
             batch_size=batch_size,
             seed=seed,
             negatives=negatives,
             process_index=0 if whole else here[0],
             process_count=1 if whole else here[1],
-            searches=(searches or self._training_searches()) if whole else None,
+            searches=searches if whole and not alone else None,
         )
 
         for remark in source.remarks:
@@ -329,12 +333,13 @@ class Dataset:
 
         return stream, source.steps_per_epoch
 
-    def _training_searches(self) -> search_task.SearchExamples:
+    def _training_searches(self, alone: bool) -> search_task.SearchExamples:
         searches = search_task.training_searches(self.log, self.splits)
         if not len(searches):
+            what = "train another method" if alone else "set --config.model.search_weight=0"
             raise UserError(
                 f"expected training searches with words and clicks in {self.label}, found none; "
-                "set --config.model.search_weight=0"
+                f"{what}"
             )
         return searches
 

@@ -1,8 +1,8 @@
 """Opens a baseline from a config: any module of `lcrsr.baselines`, named by `config.method`.
 
 A module that trains by gradients has `Settings` and `ranker(settings) -> Ranker`; one that is
-fitted at once has `Settings`, `fit(settings, clicks)` and `restored(settings, arrays)`. Adding one
-touches its own file and its config.
+fitted at once has `Settings`, `fit(settings, clicks)` and `restored(settings, arrays)`; one of
+searches alone has `search_ranker(settings)`. Adding one touches its own file and its config.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from input_pipelines.settings import HistorySettings
 from lcrsr.baselines.fitted import FittedEvaluator
 from lcrsr.ranker import Ranker
 from lcrsr.ranker_experiment import RankerExperiment, RecommendationExperiment
+from lcrsr.search_ranker_experiment import SearchRankerExperiment
 
-_SHARED = ("fitted", "sequence", "two_histories")
+_SHARED = ("fitted", "product_search", "sequence", "two_histories")
 
 
 def names() -> list[str]:
@@ -117,10 +118,28 @@ class BaselineExperiment(RankerExperiment):
         }
 
 
+class SearchBaselineRankerExperiment(SearchRankerExperiment):
+    """Trains a baseline that is a `Ranker` of searches alone."""
+
+    @classmethod
+    def ranker_of(cls, config: config_dict.ConfigDict) -> Ranker:
+        return _module(config).search_ranker(_settings(config))
+
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            "model": Section((_module(config).Settings,), _lengths),
+        }
+
+
 def experiment_class(config: config_dict.ConfigDict) -> type[Experiment]:
     """Returns the class of the experiments of `config.method`.
 
     Raises:
       UserError: no such baseline.
     """
-    return FittedExperiment if hasattr(_module(config), "fit") else BaselineExperiment
+    module = _module(config)
+    if hasattr(module, "search_ranker"):
+        return SearchBaselineRankerExperiment
+    return FittedExperiment if hasattr(module, "fit") else BaselineExperiment

@@ -77,10 +77,11 @@ def export_run(restored: Restored, out: str) -> dict[str, Any]:
     out = os.path.abspath(out)
     check_place(out)
     ranker = restored.experiment.ranker
-    if ranker is None or not hasattr(ranker, "score_catalogue"):
+    scores = hasattr(ranker, "score_catalogue") and "recommendation" in ranker.tasks
+    if ranker is None or not scores:
         raise UserError(
-            f"expected a run of LCR-SER or of a baseline that is trained, found one of "
-            f"{restored.experiment.config.method}, which cannot be exported yet; serve its "
+            f"expected a run of LCR-SER or of a trained baseline that recommends, found one "
+            f"of {restored.experiment.config.method}, which cannot be exported yet; serve its "
             "--workdir"
         )
     if restored.experiment.config.data.get("search_filter"):

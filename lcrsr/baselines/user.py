@@ -141,7 +141,10 @@ class HistoryLayer(nn.Module):
 def _together(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Broadcasts the first axes of two arrays to each other."""
     count = max(len(a), len(b))
-    return tuple(jnp.broadcast_to(x, (count, *x.shape[1:])) for x in (a, b))
+    return (
+        jnp.broadcast_to(a, (count, *a.shape[1:])),
+        jnp.broadcast_to(b, (count, *b.shape[1:])),
+    )
 
 
 class Network(nn.Module):
@@ -201,11 +204,10 @@ class Network(nn.Module):
     def encode(self, batch: Batch, rows: Rows, dropout: Dropout) -> Encoded:
         events, mask = self.events(batch, rows, dropout.at(0))
         intent = self.intent(batch, rows, dropout.at(1))
-        # Right-padded: the session is the last events of each user.
-        end = mask.sum(1, keepdims=True)
-        place = jnp.arange(mask.shape[1])
-        latest = mask & (place >= end - self.settings.session)
-        x = jnp.concatenate([events, intent[:, None]], 1)
+        places = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
+        chosen, latest = two_histories.latest(places, mask, self.settings.session)
+        session = jnp.take_along_axis(events, chosen[..., None], 1)
+        x = jnp.concatenate([session, intent[:, None]], 1)
         seen = jnp.pad(latest, ((0, 0), (0, 1)), constant_values=True)
         for number in range(2):
             x = self.session(x, x, seen, dropout.at(2 + number))

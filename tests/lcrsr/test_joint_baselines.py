@@ -1,6 +1,7 @@
 """JSR, NRHUB, Query-SeqRec, USER and UnifiedSSR: what they learn, and what they must not read."""
 
 import functools
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from announced_batches import ITEMS, REC, SIZES, USERS, batch_of, trained
 
+from configs import baseline
+from core.errors import UserError
+from experiments.methods import open_experiment
+from experiments.resolve import resolve
+from input_pipelines.dataset import Dataset
 from lcrsr.baselines import jsr, nrhub, query_seqrec, unified_ssr, user
 from lcrsr.embedding import init_tables, look_up
 
@@ -182,3 +188,25 @@ def test_learns_a_small_problem(name):
         query = np.stack([batch["candidates"][:, 0], 0 * batch["user"]], 1)
         found = scored(ranker, state["params"], state["tables"], batch | {"query": query})[2]
         assert np.mean(np.argmax(found[:, 1:], 1) + 1 == batch["candidates"][:, 0]) > 0.8
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_a_log_without_searches_trains_recommendation_alone(name, tmp_path):
+    raw = tmp_path / "raw"
+    shutil.copytree(Path(__file__).parent.parent / "data" / "csv_log", raw)
+    header = (raw / "searches.csv").read_text().splitlines()[0]
+    (raw / "searches.csv").write_text(header + "\n")
+    config = baseline.get_config(f"{name},csv_log")
+    config.data_dir, config.cache_dir = str(raw), str(tmp_path / "cache")
+    data = Dataset(resolve(config))
+    experiment = open_experiment(config, data)
+    if name in SEARCHING:
+        with pytest.raises(UserError, match=r"found none; set --config\.model\.search_weight=0"):
+            experiment.training_batches(0)
+        config.model.search_weight = 0.0
+        experiment = open_experiment(config, data)
+    experiment.check_data()
+    batches, _ = experiment.training_batches(0)
+    batch = next(batches(0))
+    assert not batch["query_words"].any() and "query" not in batch
+    assert batch["rec_items"].any()
