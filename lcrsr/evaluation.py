@@ -20,8 +20,6 @@ from lcrsr.ranker import Ranker, numbers_of
 # Items scored at once where the ranker does not say: for a batch of users, more than this many no
 # longer fit the caches of a CPU.
 _CATALOGUE_CHUNK = 256
-# Items whose maximum is looked at first where the best are kept.
-_BLOCK = 64
 
 
 class Evaluator:
@@ -237,7 +235,7 @@ class Evaluator:
             best = []
             if keep:
                 ranked = scores.at[users, own].set(target_score, mode="drop")
-                values, items = _best(ranked, keep)
+                values, items = jax.lax.top_k(ranked, keep)
                 best = [jnp.where(values > -jnp.inf, items, 0).astype(jnp.int32)]
             scores = scores.at[users, own].set(-jnp.inf, mode="drop")
             above = (scores > target_score).sum(-1)
@@ -271,26 +269,6 @@ def _even_chunk(rows: int, most: int) -> int:
     """Cuts rows in as few chunks as `most` allows, whose sizes are even and multiples of 16."""
     even = -(-rows // -(-rows // most))
     return min(-(-even // 16) * 16, most, rows)
-
-
-def _best(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the k best scores of each row [B, V] and their places, as `jax.lax.top_k`.
-
-    The k blocks with the largest maxima hold them; only these are looked through.
-    """
-    rows, width = scores.shape
-    count = -(-width // _BLOCK)
-    if count <= 2 * k:
-        return jax.lax.top_k(scores, k)
-    padding = ((0, 0), (0, count * _BLOCK - width))
-    blocks = jnp.pad(scores, padding, constant_values=-jnp.inf).reshape(rows, count, _BLOCK)
-    _, chosen = jax.lax.top_k(blocks.max(-1), k)
-    chosen = jnp.sort(chosen)  # of equal scores the lower place is first
-    values, places = jax.lax.top_k(
-        jnp.take_along_axis(blocks, chosen[..., None], 1).reshape(rows, k * _BLOCK), k
-    )
-    block = jnp.take_along_axis(chosen, places // _BLOCK, 1)
-    return values, block * _BLOCK + places % _BLOCK
 
 
 def _own(ids: jax.Array, first: Any, scores: jax.Array) -> jax.Array:

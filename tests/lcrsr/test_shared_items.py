@@ -112,15 +112,14 @@ def test_the_best_of_the_catalogue_in_chunks(most, chunk):
     np.testing.assert_allclose(best, -np.sort(-scores), atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [ITEMS, 3000])  # below, and beyond, what is cut in blocks
-def test_a_full_ranking_keeps_its_best(count):
+def test_a_full_ranking_keeps_its_best():
     batch, rng = ragged_batch(), np.random.default_rng(1)
-    tables = {"user": normal(rng, USERS + 1, D), "item": normal(rng, count + 1, D)}
+    tables = {"user": normal(rng, USERS + 1, D), "item": normal(rng, ITEMS + 1, D)}
     scores = np.asarray(tables["user"])[batch["user"]] @ np.asarray(tables["item"]).T
     target = batch["candidates"][:, 0]
     # All but four items are seen by the first user, the target among them.
-    seen = np.zeros((B, count - 4), np.int32)
-    seen[0] = np.setdiff1d(np.arange(1, count + 1), [2, 5, 7, 11])
+    seen = np.zeros((B, ITEMS - 4), np.int32)
+    seen[0] = np.setdiff1d(np.arange(1, ITEMS + 1), [2, 5, 7, 11])
     batch = batch | {"mask": np.ones(B, np.float32)}
     sums = Evaluator(Products(500), ("hr@1",)).full({}, tables, [(batch, seen)], keep=8)
     best = sums.rankings()["best"]
