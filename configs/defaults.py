@@ -44,10 +44,11 @@ def get_config() -> config_dict.ConfigDict:
     config.train.batch_size = 0
     # Consecutive targets of a user that share one encoding of his events, at most; 1: none do.
     config.train.targets_per_window = 1
-    config.train.max_epochs = 30.0
+    config.train.max_epochs = 30.0  # 0 leaves it to the size of the log: `epochs_for` there
     config.train.evals_per_epoch = 1.0
     config.train.learning_rate = 1e-3  # UniSAR, Adam
     config.train.min_learning_rate = 1e-6  # UniSAR
+    config.train.schedule = "plateau"  # of the rate, as below; or "cosine", over all epochs
     config.train.plateau_factor = 0.1  # the scheduler's own default
     config.train.plateau_patience = 3  # UniSAR
     config.train.stop_patience = 5  # UniSAR

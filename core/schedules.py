@@ -7,6 +7,19 @@ from typing import Any
 import jax
 import optax
 
+# What is left of the rate at the end of `falling`.
+_LAST = 0.1
+
+
+def falling(step: jax.Array, max_steps: int) -> Any:
+    """Returns the factor of the learning rate: a cosine from 1 to a tenth, which then stays.
+
+    Args:
+      step: updates made so far.
+      max_steps: updates until the rate is a tenth.
+    """
+    return optax.cosine_decay_schedule(1.0, max_steps, _LAST)(step)
+
 
 def rate_at(step: jax.Array, max_steps: int, warmup: float) -> Any:
     """Returns the factor of the learning rate: a linear rise, then a cosine to 0.

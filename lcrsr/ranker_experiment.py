@@ -47,6 +47,8 @@ _LOG = logging.getLogger(__name__)
 _SEARCH = "search/"
 # Updates of an epoch at least, and the batches to choose from, where the size of the log decides.
 _UPDATES, _BATCHES = 300, (32, 1024)
+# Updates and epochs of a training at least, where the size of the log decides.
+_LEAST_UPDATES, _LEAST_EPOCHS = 2048, 4.0
 # Of every ranking of the test split: for coverage and its like, which come later.
 KEPT_ITEMS = 20
 # Protocols that early stopping may go by.
@@ -94,20 +96,35 @@ def batch_for(examples: int) -> int:
     return 2 ** int(np.clip(np.log2(max(1.0, examples / _UPDATES)), *np.log2(_BATCHES)))
 
 
+def epochs_for(examples: int, batch_size: int) -> float:
+    """Chooses how long to train by the size of the log: `train.max_epochs` where that is 0.
+
+    It is 4 epochs, or on small logs what makes 2,048 updates (docs/recipe.md).
+    """
+    return max(_LEAST_EPOCHS, _LEAST_UPDATES * batch_size / max(1, examples))
+
+
 def no_batches(start: int) -> Iterator[Any]:
     """Returns no batches: of a task that is made for the shapes of its state alone."""
     del start
     return iter(())
 
 
-def _with_batch(config: config_dict.ConfigDict, data: Dataset) -> config_dict.ConfigDict:
-    """Sets the batch of a config that leaves it to the size of the log."""
-    if config.train.batch_size != 0:
+def _with_sizes(config: config_dict.ConfigDict, data: Dataset) -> config_dict.ConfigDict:
+    """Sets the batch and the epochs of a config that leaves them to the size of the log."""
+    train = config.train
+    if train.batch_size != 0 and train.max_epochs != 0:
         return config
     config = config_dict.ConfigDict(config.to_dict())
-    examples = len(data.splits.train)
-    config.train.batch_size = batch_for(examples)
-    _LOG.info("batches of %d for %d training examples", config.train.batch_size, examples)
+    train, examples = config.train, len(data.splits.train)
+    train.batch_size = train.batch_size or batch_for(examples)
+    train.max_epochs = train.max_epochs or epochs_for(examples, train.batch_size)
+    _LOG.info(
+        "batches of %d and at most %.1f epochs for %d training examples",
+        train.batch_size,
+        train.max_epochs,
+        examples,
+    )
     return config
 
 
@@ -381,7 +398,7 @@ class RankerExperiment(RecommendationExperiment):
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         self.check_settings(config)
-        config, ranker = _with_batch(config, data), self.ranker_of(config)
+        config, ranker = _with_sizes(config, data), self.ranker_of(config)
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)
         self.item_words = data.item_words()
@@ -450,6 +467,7 @@ class RankerExperiment(RecommendationExperiment):
             selection=self.selection,
             seed=self.config.seed,
             item_words=self.item_words,
+            max_steps=max(1, round(config.max_epochs * steps_per_epoch)),
             start=(lambda: self._spectral_rows) if config.start == "spectral" else None,
             partition=self.partition,
         )
@@ -497,6 +515,7 @@ class RankerExperiment(RecommendationExperiment):
     def loop(self, *, max_steps: int, eval_every: int, learning_rate: float) -> LoopConfig:
         """Returns the loop's settings around what differs between stages."""
         train = self.config.train
+        falls = train.schedule == "cosine"  # by itself
         return LoopConfig(
             max_steps=max_steps,
             eval_every=eval_every,
@@ -504,7 +523,7 @@ class RankerExperiment(RecommendationExperiment):
             log_every=self.config.loop.log_every,
             learning_rate=learning_rate,
             min_learning_rate=min(learning_rate, train.min_learning_rate),
-            plateau_factor=train.plateau_factor,
+            plateau_factor=1.0 if falls else train.plateau_factor,
             plateau_patience=train.plateau_patience,
             stop_patience=train.stop_patience,
         )

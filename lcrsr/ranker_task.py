@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from core import sharded_tables
+from core import schedules, sharded_tables
 from core import tables as table_lib
 from core.partitioning import Partition, random_bits_impl
 from core.settings import Settings, Share, Weight, one_of
@@ -24,6 +24,7 @@ from lcrsr.ranker import Ranker, numbers_of
 
 State = dict[str, Any]
 Evaluate = Callable[[Any, embedding.Tables], dict[str, float]]
+SCHEDULES = ("plateau", "cosine")
 TABLE_UPDATES = ("touched_rows", "dense")
 STARTS = ("random", "spectral")
 
@@ -38,12 +39,15 @@ class TrainConfig(Settings):
       table_update: 'touched_rows' (lazy Adam), or 'dense': gradients and moments of
         whole tables, which losses over all items need.
       start: of the tables' rows: 'random', or 'spectral' (`lcrsr.spectral_start`).
+      schedule: of the learning rate: 'plateau' follows validation (`core.plateau`), 'cosine' falls
+        to a tenth over the stage (`core.schedules.falling`).
     """
 
     lambda_l2: Weight
     user_dropout: Share
     table_update: Annotated[str, one_of(*TABLE_UPDATES)]
     start: Annotated[str, one_of(*STARTS)] = "random"
+    schedule: Annotated[str, one_of(*SCHEDULES)] = "plateau"
 
 
 _TOUCHED = table_lib.touched_rows("adam")
@@ -101,6 +105,7 @@ class RankerTask:
         (`embedding.with_item_words`), with `table_update='dense'`; None: items are rows alone.
       start: makes the rows of tables [n, D] that a training from scratch starts with, NaN where
         they stay random; None where all do.
+      max_steps: updates of the stage, for a schedule of 'cosine'.
       partition: the mesh to train on; None means one device. Dense table updates leave the cutting
         of their gradients to the compiler, so they belong on meshes that do not cut tables.
     """
@@ -121,6 +126,7 @@ class RankerTask:
         seed: int,
         item_words: np.ndarray | None = None,
         start: Callable[[], dict[str, np.ndarray]] | None = None,
+        max_steps: int | None = None,
         partition: Partition | None = None,
     ):
         if item_words is not None and config.table_update != "dense":
@@ -133,6 +139,9 @@ class RankerTask:
         self._seed, self.partition = seed, partition
         self._initial: State | None = None  # None: from scratch
         self._start = start
+        if config.schedule == "cosine" and max_steps is None:
+            raise ValueError("a schedule of 'cosine' needs max_steps")
+        self._max_steps = max_steps
         self.numbers: dict[str, Any] = {"seed": seed, **numbers_of(ranker)}
         self._item_words = item_words
         words = () if item_words is None or "word" in ranker.tables else ("word",)
@@ -219,6 +228,9 @@ class RankerTask:
         learning_rate: jax.Array,
         numbers: Mapping[str, Any] | None = None,
     ) -> tuple[State, dict[str, jax.Array]]:
+        if self._config.schedule == "cosine":
+            assert self._max_steps is not None
+            learning_rate = learning_rate * schedules.falling(state["step"], self._max_steps)
         of_ranker = dict(self.numbers if numbers is None else numbers)
         seed = of_ranker.pop("seed")
         user_key = jax.random.fold_in(jax.random.key(seed), state["step"])

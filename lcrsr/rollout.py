@@ -125,7 +125,12 @@ def trajectories(
         scores = of_users(histories, Noise(*(jnp.moveaxis(n, 1, 0) for n in noise)), *rest)
         return jnp.moveaxis(scores, 0, 1)
 
-    by_user = (histories, Noise(*(jnp.moveaxis(n, 0, 1) for n in noise)), rows.get("user"), candidates)
+    by_user = (
+        histories,
+        Noise(*(jnp.moveaxis(n, 0, 1) for n in noise)),
+        rows.get("user"),
+        candidates,
+    )
     cut = jax.tree.map(lambda values: in_chunks(values, chunks, partition), by_user)
     # A scan keeps no value of a chunk by itself, so that nothing need be hidden from the compiler.
     of_all = jax.lax.map(jax.checkpoint(score_chunk, prevent_cse=False), cut)

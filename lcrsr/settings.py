@@ -21,14 +21,16 @@ class ScheduleSettings(Settings):
       batch_size: 0 leaves it to the size of the log (`lcrsr.ranker_experiment.batch_for`).
       targets_per_window: consecutive targets of a user that share one encoding of his events, at
         most (`input_pipelines.windows`).
-      max_epochs, evals_per_epoch: epochs at most, and evaluations on validation in each.
+      max_epochs: epochs at most; 0 leaves it to the size of the log
+        (`lcrsr.ranker_experiment.epochs_for`).
+      evals_per_epoch: evaluations on validation in each.
       learning_rate, min_learning_rate, plateau_factor, plateau_patience, stop_patience: as in
         `core.loop.LoopConfig`.
     """
 
     batch_size: Annotated[int, _BATCH]
     targets_per_window: Count
-    max_epochs: Positive
+    max_epochs: Weight
     evals_per_epoch: Positive
     learning_rate: Weight
     min_learning_rate: Weight

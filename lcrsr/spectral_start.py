@@ -89,9 +89,7 @@ def _vectors(matrix: scipy.sparse.csr_array, width: int, scale: float) -> np.nda
     )
     scaled = (left @ matrix @ right).tocsr()
     width_known = min(width, *scaled.shape)
-    _, values, vectors = randomized_svd(
-        scaled, width_known, n_iter=_ITERATIONS, random_state=0
-    )
+    _, values, vectors = randomized_svd(scaled, width_known, n_iter=_ITERATIONS, random_state=0)
     rows = np.zeros((matrix.shape[1], width), np.float32)
     rows[:, :width_known] = vectors.T * np.sqrt(values)
     seen = counts > 0

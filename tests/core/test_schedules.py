@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from core.schedules import rate_at
+from core.schedules import falling, rate_at
 
 
 def formula(step, max_steps, warmup):
@@ -36,3 +36,8 @@ def test_an_update_is_subtracted_at_the_rate_bit_for_bit():
     )
     # A quarter of a float is exact, so that the sum is the only rounding, fused or not.
     np.testing.assert_array_equal(updated, params - np.float32(0.25) * updates)
+
+
+def test_the_falling_rate_ends_at_a_tenth_and_stays_there():
+    rates = falling(jnp.arange(0, 21, 5), 10)
+    np.testing.assert_allclose(rates, [1.0, 0.55, 0.1, 0.1, 0.1], rtol=1e-6)

@@ -14,7 +14,7 @@ from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
 from input_pipelines.dataset import Dataset
-from lcrsr.ranker_experiment import batch_for
+from lcrsr.ranker_experiment import batch_for, epochs_for
 
 EXAMPLE = pathlib.Path(__file__).parents[1] / "data" / "csv_log"
 
@@ -59,6 +59,22 @@ def test_a_batch_set_by_hand_wins_and_configs_with_one_keep_it(tmp_path):
     assert sasrec.get_config("amazon_beauty").train.batch_size == 256
     assert resolve(lcr_ser_qilin.get_config()).train.batch_size == 128
     assert resolve(baseline.get_config("sasrec,qilin")).train.batch_size == 128
+
+
+def test_epochs_by_the_size_of_the_log():
+    # 4 on large logs; on small ones what makes 2,048 updates.
+    assert epochs_for(10_000_000, 1024) == 4.0
+    assert epochs_for(8_192, 32) == 8.0
+    assert resolve(lcr_ser_qilin.get_config()).train.max_epochs == 0.0
+
+
+def test_epochs_of_zero_are_those_by_the_size_and_others_stay(tmp_path):
+    clicks = [(f"u{u}", f"i{u + t}", t) for u in range(9) for t in range(5)]
+    raw = write_log(tmp_path / "raw", clicks)
+    for given, wanted in ((0.0, 2048 * 32 / 18), (3.0, 3.0)):
+        config = config_of("sasrec,csv_log", raw, tmp_path, **{"train.max_epochs": given})
+        data = Dataset(resolve(config))
+        assert open_experiment(resolve(config), data).config.train.max_epochs == wanted
 
 
 def test_a_catalogue_below_a_hundred_items_trains_and_selects_by_the_full_ranking(tmp_path, caplog):

@@ -81,5 +81,7 @@ def test_it_reads_no_user_rows():
 
 def test_sampled_softmax_needs_the_dot_product():
     loss = LossConfig(recommendation="sampled_softmax", active_steps=2, **LOSS)
-    with pytest.raises(UserError, match=r"expected config.model.scorer='dot_product' .* 'mlp'; set"):
+    with pytest.raises(
+        UserError, match=r"expected config.model.scorer='dot_product' .* 'mlp'; set"
+    ):
         LCRSERRanker(LCRSER(config()), loss)

@@ -39,7 +39,8 @@ def test_its_gradient_is_that_of_the_softmax_over_all_items_in_expectation():
 
     # 2,048 negatives of 40 items each time, and 50 times: what is left is below a hundredth.
     estimates = jax.lax.map(
-        lambda ids: jax.value_and_grad(sampled)(users, ids), jnp.stack([drawn(s) for s in range(50)])
+        lambda ids: jax.value_and_grad(sampled)(users, ids),
+        jnp.stack([drawn(s) for s in range(50)]),
     )
     value, gradient = jax.value_and_grad(whole)(users)
     np.testing.assert_allclose(estimates[0].mean(), value, rtol=5e-3)
