@@ -29,7 +29,9 @@ def method() -> config_dict.ConfigDict:
     config.model.layers = 1  # LARES
     config.model.core_layers = 1  # LARES
     config.model.heads = 2  # LARES
-    config.model.dropout = 0.5  # LARES
+    # LARES: .5, with which .1086 was reached on the sample after 3 epochs, and with this .2629
+    # (ndcg@5/neg99 on validation, one seed, both still rising).
+    config.model.dropout = 0.2
     config.model.init_scale = 0.02  # LARES
     config.model.mean_steps = 4  # LARES
     config.model.start_scale = 3.0  # LARES
