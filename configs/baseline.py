@@ -1,6 +1,6 @@
 """Names any baseline on any data set: configs/baseline.py:METHOD,DATASET is METHOD.py:DATASET.
 
-METHOD may also name a variant: query_seqrec_bce, sasrec_ce, rearec_erl, rearec_prl.
+METHOD may also name a variant: sasrec_ce, rearec_erl, query_seqrec_bce and so on.
 """
 
 import importlib
@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from configs import choices, datasets
 
 _VARIANTS = {
+    "nrhub_ce": ("nrhub", "ce"),
     "query_seqrec_bce": ("query_seqrec", "bce"),
     "rearec_erl": ("rearec", "erl"),
     "rearec_prl": ("rearec", "prl"),
@@ -22,6 +23,7 @@ METHODS = (
     "item_knn",
     "jsr",
     "nrhub",
+    "nrhub_ce",
     "popularity",
     "qem",
     "query_seqrec",
