@@ -1,7 +1,8 @@
 """Configures NRHUB, in our reading of it: lcrsr/baselines/nrhub.py.
 
-Command: python -m launch.train --config=configs/nrhub.py:DATASET --config.data_dir=DIR
+Command: python -m launch.train --config=configs/nrhub.py:DATASET[,ce] --config.data_dir=DIR
 Without a data set it is qilin, and without a folder the embedded sample.
+ce is the softmax over all items, and bce, with sampled negatives, where none is named.
 "ours" means that no paper gives the value, and that it was not tuned.
 """
 
@@ -11,6 +12,10 @@ from configs import choices, datasets, defaults
 
 DATASETS = datasets.EVERY | {
     "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
+}
+VARIANTS = {
+    "bce": {"model.loss": "bce"},  # UniSAR, of all its baselines
+    "ce": {"model.loss": "full_cross_entropy", "train.table_update": "dense"},
 }
 
 
@@ -24,9 +29,8 @@ def method() -> config_dict.ConfigDict:
     config.model.kernel = 3  # the authors' other models
     config.model.dropout = 0.2  # the authors' other models
     config.model.init_scale = 0.1  # as UniSAR's
-    config.model.loss = "bce"  # UniSAR, of all its baselines
     return config
 
 
 def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
-    return choices.configure("nrhub", method(), choice, DATASETS)
+    return choices.configure("nrhub", method(), choice, DATASETS, VARIANTS)

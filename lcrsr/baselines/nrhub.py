@@ -22,11 +22,10 @@ import jax.numpy as jnp
 
 from core.settings import Count, Positive, Rate, one_of
 from core.settings import Settings as Checked
-from lcrsr import losses
-from lcrsr.baselines.sequence import DotProduct
+from lcrsr.baselines.sequence import LOSSES, DotProduct, recommendation_loss
 from lcrsr.baselines.two_histories import QUIET, AdditiveAttention, TwoHistoriesRanker
 from lcrsr.history_encoder import Dropout
-from lcrsr.ranker import Batch, Rows
+from lcrsr.ranker import Batch, Params, Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Settings(Checked):
       width: D of the tables' rows and of every vector.
       attention_width: of the inner layer of each attention.
       kernel: words that the convolution sees at once.
-      loss: over a target and its negatives.
+      loss: of `sequence.LOSSES`.
     """
 
     width: Count
@@ -45,7 +44,7 @@ class Settings(Checked):
     kernel: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    loss: Annotated[str, one_of(*LOSSES)]
 
 
 class Network(nn.Module):
@@ -94,18 +93,9 @@ class Network(nn.Module):
             events.any(-1, keepdims=True), self.over_views(views, events), self.nothing
         )
 
-    def losses(
-        self, batch: Batch, rows: Rows, dropout: Dropout
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        kind = self.settings.loss
-        users = self.encode(batch, rows, dropout)
-        logits = jnp.einsum("bd,bnd->bn", users, rows["candidates"])
-        value = losses.RECOMMENDATION[kind](logits, batch["labels"], batch["mask"])
-        return value, {kind: value}
-
     def every_parameter(self, batch: Batch, rows: Rows) -> None:
         """Calls every part once, so that `init` makes all parameters."""
-        self.losses(batch, rows, QUIET)
+        self.encode(batch, rows, QUIET)
 
 
 class NRHUB(DotProduct, TwoHistoriesRanker):
@@ -113,6 +103,18 @@ class NRHUB(DotProduct, TwoHistoriesRanker):
 
     tables = ("item", "word")
 
+    def __init__(self, settings: Settings):
+        super().__init__(Network(settings), settings)
+        self.needs_whole_tables = settings.loss == "full_cross_entropy"
+
+    def loss(
+        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        kind, dropout = self.settings.loss, Dropout(key, self.settings.dropout)
+        users = self.apply(params, batch, rows, dropout, method="encode")
+        value = recommendation_loss(kind, users, batch, rows, tables)
+        return value, {kind: value}
+
 
 def ranker(settings: Settings) -> NRHUB:
-    return NRHUB(Network(settings), settings)
+    return NRHUB(settings)

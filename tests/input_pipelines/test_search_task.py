@@ -101,6 +101,20 @@ def test_the_recommendation_rows_are_those_of_a_batch_without_searches():
         np.testing.assert_array_equal(source.batch_at(3)[name][:4], value, err_msg=name)
 
 
+def test_searches_alone_make_batches_whose_every_row_has_a_query():
+    log = tiny_log()
+    searches = training_searches(log, split_log(log, "leave_one_out"))
+    source = batches.TrainBatches(log, searches, SHAPE, batch_size=2, seed=0, negatives=2)
+    assert source.steps_per_epoch == 2
+    words, items, seen = np.array(log.words), np.array(log.item_ids), []
+    for batch in itertools.islice(source.stream(0), 4):
+        assert batch["query"].shape == (2, 2) and batch["user"].shape == (2,)
+        targets = items[batch["candidates"][:, 0]]
+        seen += zip(targets.tolist(), words[batch["query"][:, 0]].tolist(), strict=True)
+    expected = [("i2", "w2"), ("i7", "w1"), ("i8", "w1"), ("i9", "w6")]
+    assert sorted(seen[:4]) == sorted(seen[4:]) == expected
+
+
 def test_hosts_share_the_search_examples():
     log = tiny_log()
     whole, _ = both_tasks(log)

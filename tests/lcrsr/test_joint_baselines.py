@@ -25,6 +25,10 @@ TWO_TASKS = OF_ALL | {"search_weight": 1.0}
 RANKERS = {
     "jsr": (jsr, TWO_TASKS | {"mlp_widths": (16,), "loss": "bce"}),
     "nrhub": (nrhub, OF_ALL | {"attention_width": 8, "kernel": 3, "loss": "bce"}),
+    "nrhub_ce": (
+        nrhub,
+        OF_ALL | {"attention_width": 8, "kernel": 3, "loss": "full_cross_entropy"},
+    ),
     "query_seqrec": (
         query_seqrec,
         OF_ALL
