@@ -158,7 +158,7 @@ def _table(lines: Sequence[Line], metric: str) -> list[str]:
             costs = [f"{cost.user_ms:.2f}", f"{cost.parameters:,}"]
         seeds = ", ".join(map(str, row.seeds))
         cells = [row.name, seeds, _mean(row), *tests]
-        text.append(f"| {' | '.join([*cells, f'{line.finished.seconds:.0f}', *costs])} |")
+        text.append(f"| {' | '.join([*cells, f'{line.finished.seconds:.3g}', *costs])} |")
     return text
 
 
@@ -321,7 +321,7 @@ def draw(lines: Sequence[Line], metric: str, path: str) -> None:
             )
         axis.set_xscale("log")
         axis.set_xlabel(name)
-        axis.margins(0.15)
+        axis.margins(0.25, 0.15)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(metric)
     handles, labels = axes[0].get_legend_handles_labels()
