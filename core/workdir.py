@@ -290,9 +290,9 @@ class Workdir:
         """
 
         def with_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            for key, arrays in (("per_user", per_user), ("ranks", ranks)):
+            for entry, arrays in (("per_user", per_user), ("ranks", ranks)):
                 if arrays is not None:
-                    save_npz(self.file(*row[key].split("/")), arrays, compressed=True)
+                    save_npz(self.file(*row[entry].split("/")), arrays, compressed=True)
             key = ("stage", "split", "protocol")
             others = [r for r in rows if any(r.get(k) != row.get(k) for k in key)]
             same = (r for r in rows if all(r.get(k) == row.get(k) for k in (*key, "step")))

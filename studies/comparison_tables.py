@@ -79,6 +79,10 @@ def to_markdown(tables: Mapping[str, tuple[Sequence[Row], Sequence[Pair]]]) -> s
     about = about_tests(
         every, list({r.name: r for rows in rows_of.values() for r in rows}.values())
     )
+    about += [
+        "d is the difference in deviations over users (Cohen's d_z).",
+        "Differences with their 95% interval; p by Holm's method over the pairs of a metric.",
+    ]
     return "\n".join([*lines, "", *about, *over])
 
 
@@ -119,7 +123,7 @@ def about_tests(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[str]:
             "Of the methods: seeds and users are random factors (mixed model by analysis of "
             "variance, Student's t with Satterthwaite's degrees of freedom), so that another seed "
             "and other users would tell the same; g is the difference in deviations over seeds "
-            "(Hedges)."
+            "(Hedges), where there are enough of them."
         )
     single = [row.name for row in rows if len(row.seeds) < 2 and not row.fitted]
     if single:
@@ -130,9 +134,7 @@ def about_tests(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[str]:
     return [
         *lines,
         "Of these checkpoints: paired over users, of these trained networks alone; it does not say "
-        "that another seed would tell the same. d is the difference in deviations over users "
-        "(Cohen's d_z).",
-        "Differences with their 95% interval; p by Holm's method over the pairs of a metric.",
+        "that another seed would tell the same.",
     ]
 
 

@@ -31,6 +31,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .5rem; border-bottom: 1px solid #d0d0d0; text-align: left; }
 td.right, th.right { text-align: right; }
+/* Names stay whole where a column can be wider. */
+th, td:first-child { overflow-wrap: break-word; }
 /* Where there is room for all columns cells break their lines, and none is hidden. */
 @media (max-width: 900px) { th, td { white-space: nowrap; } }
 img { max-width: 100%; height: auto; }

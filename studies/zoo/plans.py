@@ -121,7 +121,8 @@ def plan(zoo: Zoo, config_of: ConfigOf, workdir: Workdir) -> list[Method]:
     Raises:
       UserError: a setting that no method has, or that does not fit one.
     """
-    methods, used = [], set()
+    methods: list[Method] = []
+    used: set[str] = set()
     for name in zoo.methods:
         config, tried = config_of(name)
         own = {key: value for key, value in zoo.settings.items() if _has(config, key)}

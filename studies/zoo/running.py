@@ -44,7 +44,8 @@ class Outcome:
       validation: what decides, of the last stage that was selected by it; None where the run is not
         through.
       metric: its name.
-      seconds: that training took, compilation and tests included, over all its starts.
+      seconds: that training took, compilation and tests included, over all its starts but those
+        that were killed.
       stopped: why it will not end, such as a loss that is not finite; '' otherwise.
     """
 

@@ -24,7 +24,7 @@ from studies.zoo.running import Finished
 
 _LISTED = 10  # items of the lists that coverage and its like are of
 _FIGURE = "quality_cost.png"
-_COSTS = ("seconds to train a seed", "ms to rank the catalogue for a user", "parameters")
+_COSTS = ("s of training", "ms a user", "parameters")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +67,17 @@ def write(workdir: Workdir, zoo: Zoo, methods: Sequence[Finished], metric: str) 
     lines = _lines(rows, trained)
     others = {name: read_rows(paths, name, "test", names) for name in metrics if name != metric}
     text += [_heading(zoo, paths[0], decided), ""]
-    text += [*_table(lines, metric), "", *_about(lines), ""]
+    text += [*_table(lines, metric), "", *(f"- {line}" for line in _about(lines)), ""]
     text += [f"![{metric} against what it costs]({_FIGURE})", "", "## Other metrics", ""]
     text += [*_other_metrics(lines, others), ""]
     if any(name.endswith("/full") for name in metrics):
         text += ["## Beyond accuracy", ""]
         full = next(r for name, r in [(metric, rows), *others.items()] if name.endswith("/full"))
-        text += [*beyond_accuracy.table(full, paths, "test", "full", _LISTED), ""]
+        by_key = {(row.config, row.stage): row for row in full}
+        ordered = [
+            by_key[key] for one in lines if (key := (one.row.config, one.row.stage)) in by_key
+        ]
+        text += [*beyond_accuracy.table(ordered, paths, "test", "full", _LISTED), ""]
         text += [
             "coverage: the share of the catalogue in anybody's list; gini: 0 where all items are "
             "in as many lists; novelty: bits of the listed items' shares of the training clicks.",
@@ -153,15 +157,20 @@ def _table(lines: Sequence[Line], metric: str) -> list[str]:
         if cost is not None:
             costs = [f"{cost.user_ms:.2f}", f"{cost.parameters:,}"]
         seeds = ", ".join(map(str, row.seeds))
-        cells = [row.name, seeds, mean_text(row.means), *tests]
-        text.append(f"| {' | '.join([*cells, f'{line.finished.seconds:.0f}', *costs])} |")
+        cells = [row.name, seeds, _mean(row), *tests]
+        text.append(f"| {' | '.join([*cells, f'{line.finished.seconds:.3g}', *costs])} |")
     return text
+
+
+def _mean(row: Row) -> str:
+    """Writes the mean over seeds with its deviation, which what is fitted does not have."""
+    return mean_text(row.means[:1] if row.fitted and len(set(row.means)) == 1 else row.means)
 
 
 def _about(lines: Sequence[Line]) -> list[str]:
     pairs = [line.pair for line in lines if line.pair is not None]
     rows = [line.row for line in lines]
-    tests = about_tests(pairs, rows)[:-1] if pairs else []
+    tests = about_tests(pairs, rows) if pairs else []
     corrected = (
         "Both p are by Holm's method over the table; differences and intervals are of the methods, "
         "or of these checkpoints where the methods have no test."
@@ -170,8 +179,9 @@ def _about(lines: Sequence[Line]) -> list[str]:
         "Means over seeds ± their deviation. The reference is the best on validation.",
         *tests,
         *[corrected] * bool(pairs),
-        "Seconds count compilation and the tests of the run; parameters are all numbers that a "
-        "method scores with, embedding tables included, of fitted methods the numbers they keep.",
+        "s of training: of one seed, with compilation and the run's tests; ms a user: to rank the "
+        "whole catalogue; parameters: all numbers that a method scores with, embedding tables "
+        "included, of fitted methods the numbers they keep.",
         examples_and_users(rows[0]),
     ]
 
@@ -183,7 +193,7 @@ def _other_metrics(lines: Sequence[Line], others: Mapping[str, Sequence[Row]]) -
         for rows in others.values():
             key = (line.row.config, line.row.stage)
             row = next((row for row in rows if (row.config, row.stage) == key), None)
-            cells.append(mean_text(row.means) if row else "")
+            cells.append(_mean(row) if row else "")
         text.append(f"| {line.row.name} | {' | '.join(cells)} |")
     return text
 
@@ -200,7 +210,7 @@ def _trials(trained: Sequence[Finished], decided: str) -> list[str]:
             value = "stopped" if outcome.validation is None else f"{outcome.validation:.4f}"
             told = ", ".join(f"{key}={x:g}" for key, x in changes.items()) or "the config's own"
             chosen = " (chosen)" if number == one.chosen else ""
-            cells = [one.method.name, f"{number}{chosen}", value, f"{outcome.seconds:.0f}", told]
+            cells = [one.method.name, f"{number}{chosen}", value, f"{outcome.seconds:.3g}", told]
             text.append(f"| {' | '.join(cells)} |")
     single = [one.method.name for one in trained if len(one.trials) == 1]
     if single and any(len(one.trials) > 1 for one in trained):
@@ -264,16 +274,21 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def draw(lines: Sequence[Line], metric: str, path: str) -> None:
     """Draws a panel a cost: every method's mean against it, and the line of what none beats."""
-    shown = [line for line in lines if line.finished.cost is not None]
-    costs = {
+    by_line = [(line, line.finished.cost) for line in lines]
+    known = [(line, cost) for line, cost in by_line if cost is not None]
+    shown = [line for line, _ in known]
+    costs: dict[str, list[float]] = {
         _COSTS[0]: [line.finished.seconds for line in shown],
-        _COSTS[1]: [line.finished.cost.user_ms for line in shown if line.finished.cost],
-        _COSTS[2]: [line.finished.cost.parameters for line in shown if line.finished.cost],
+        _COSTS[1]: [cost.user_ms for _, cost in known],
+        _COSTS[2]: [cost.parameters for _, cost in known],
     }
     figure, axes = drawing.pyplot().subplots(
-        1, len(costs), figsize=(4.4 * len(costs), 3.9 + 0.2 * -(-len(shown) // 4)), sharey=True,
+        1,
+        len(costs),
+        figsize=(4.4 * len(costs), 3.9 + 0.2 * -(-len(shown) // 4)),
+        sharey=True,
         layout="constrained",
-    )  # fmt: skip
+    )
     qualities = [float(np.mean(line.row.means)) for line in shown]
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
         on_front = front(list(zip(values, qualities, strict=True)))
@@ -297,9 +312,16 @@ def draw(lines: Sequence[Line], metric: str, path: str) -> None:
                 capsize=3,
                 label=line.row.name,
             )
+            axis.annotate(
+                line.row.name,
+                (values[number], qualities[number]),
+                (5, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
         axis.set_xscale("log")
         axis.set_xlabel(name)
-        axis.margins(0.15)
+        axis.margins(0.25, 0.15)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(metric)
     handles, labels = axes[0].get_legend_handles_labels()
