@@ -229,7 +229,8 @@ class CL4SRec(SequentialRanker):
             rngs={"dropout": jax.random.fold_in(key, 1)},
         )
         counts = (batch["mask"] > 0) & (count > 0)
-        return nt_xent(*jnp.split(states, 2), users, counts, s.temperature)
+        first, second = jnp.split(states, 2)
+        return nt_xent(first, second, users, counts, s.temperature)
 
 
 def ranker(settings: Settings) -> CL4SRec:
