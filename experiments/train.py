@@ -19,6 +19,7 @@ from experiments.resolve import resolve
 from experiments.teacher import open_teacher
 from input_pipelines import kept_data
 from input_pipelines.dataset import Dataset
+from lcrsr.ranker_experiment import RankerExperiment
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def train(
     )
     with watched(), logging_run(workdir, config.to_dict()):
         if beginning is not None:
+            assert isinstance(experiment, RankerExperiment)
             beginning.begin(workdir, experiment)
         experiment.run(workdir)
         if is_writer():

@@ -77,7 +77,7 @@ def _train() -> None:
     name = default_name(config_flags.get_config_filename(holder))
     workdir = flags.FLAGS.workdir or os.path.join("runs", name)
     try:
-        train(flags.FLAGS.config, workdir, given, flags.FLAGS["from"].value)
+        train(flags.FLAGS.config, workdir, given, str(flags.FLAGS["from"].value))
     except Preempted as stop:
         cli.stopped(stop)
         return

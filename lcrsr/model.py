@@ -309,7 +309,8 @@ class LCRSER(nn.Module):
         )
         if recency is None:
             return encoded
-        return encoded.replace(recent=query_lib.recent(recency, rows, encoded.mask))
+        latest = query_lib.recent(recency, rows, encoded.mask)
+        return dataclasses.replace(encoded, recent=latest)
 
     def _dropout(self, deterministic: bool) -> Dropout:
         if deterministic or self.config.dropout == 0.0:

@@ -190,6 +190,7 @@ class Network(nn.Module):
         if steps is None:
             states, _ = refined(step, start, encoded, s.mean_steps, 0, s.mean_steps)
             return last_state(states, valid, views)
+        assert earlier is not None
         both = refined(step, start, encoded, steps, earlier, _MOST * s.mean_steps)
         return tuple(last_state(states, valid, views) for states in both)
 
