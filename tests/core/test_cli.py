@@ -50,7 +50,7 @@ def parse(monkeypatch):
         ("sasrec.py:amazon_beuty", r"found 'amazon_beuty' \(did you mean amazon_beauty\?\); pass"),
         (
             "sasrec.py:kuaisar,cee",
-            r"a variant of bce, ce, found 'kuaisar,cee' \(did you mean ce\?\)",
+            r"a variant of bce, ce, tuned, found 'kuaisar,cee' \(did you mean ce\?\)",
         ),
         ("no.py", "expected a config file, found none that loads"),
         (

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import configs
-from configs import choices, crs_sample, gensar_qilin, lcr_ser_qilin, sasrec, unisar
+from configs import choices, crs_sample, gensar_qilin, lcr_ser, lcr_ser_qilin, sasrec, unisar
 from core import workdir
 from core.errors import UserError
 from experiments.resolve import resolve
@@ -155,7 +155,7 @@ def test_the_sample_has_its_own_values_and_what_is_set_by_hand_stays():
 
 
 def test_a_value_set_by_hand_wins():
-    config = lcr_ser_qilin.get_config()
+    config = lcr_ser.get_config("qilin,paper")
     base = config.train.max_epochs
     assert resolve(config).train.max_epochs == 8.0
     config.train.max_epochs = 1.0  # from Python
