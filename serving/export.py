@@ -8,6 +8,7 @@ An export is a folder that `exported.ExportedModel` opens with JAX, NumPy and sa
     score.stablehlo           (weights, that, numbers [B, N]) -> scores [B, N]
     catalogue.stablehlo       (weights, that, K [B, 1]) -> scores [B, V+1]
     every_k.stablehlo         (weights, that) -> scores [K+1, B, V+1], of a model that reasons
+    search.stablehlo          (weights, that, words [B, W]) -> scores [B, V+1], of one that searches
     items.json, users.json, words.json   the names of rows 1, 2, ...; items with their titles
     item_vectors.npy          float32 [V, D], for an index, in the order of items.json
 
@@ -40,6 +41,7 @@ from lcrsr.ranker import numbers_of
 from serving import exported
 from serving.histories import title_of
 from serving.recommender import restored_run
+from serving.requests import RECOMMEND, SEARCH
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Items of the catalogue scored at once: more no longer fit the caches of a CPU.
@@ -122,6 +124,11 @@ def _weights(restored: Restored) -> dict[str, np.ndarray]:
     }
 
 
+def _searches(ranker: Any) -> bool:
+    """Tells whether a ranker was trained on searches and scores them."""
+    return hasattr(ranker, "score_query") and "search" in ranker.tasks
+
+
 def _nested(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the tree that `_weights` has laid flat."""
     tree: dict[str, Any] = {}
@@ -187,6 +194,20 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
             ),
         )
 
+    def search(weights, state, query):
+        users, user_rows = jax.tree.unflatten(tree, state)
+        words = jnp.take(weights["tables/word"], query, 0, mode="clip")
+        return by_chunks(
+            weights["tables/item"],
+            lambda items: ranker.score_query(
+                _nested(weights)["params"],
+                users,
+                {"user": user_rows, "query": words},
+                items,
+                query=query,
+            ),
+        )
+
     def every_k(weights, state):
         users, user_rows = jax.tree.unflatten(tree, state)
         return by_chunks(
@@ -204,6 +225,9 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
         "score": _lowered(score, given, state, candidates, steps),
         "catalogue": _lowered(catalogue, given, state, steps),
     }
+    if _searches(ranker):
+        query = jax.ShapeDtypeStruct((size, shape.words), jnp.int32)
+        lowered["search"] = _lowered(search, given, state, query)
     if hasattr(ranker, "score_every_k"):
         lowered["every_k"] = _lowered(every_k, given, state)
     return lowered
@@ -282,7 +306,7 @@ def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
         "stage": restored.stage,
         "step": restored.step,
         "metrics": _metrics(restored.workdir, restored.stage),
-        "tasks": ["recommend"],
+        "tasks": [RECOMMEND, *([SEARCH] if _searches(ranker) else [])],
         "sizes": {
             "items": data.log.num_items,
             "users": data.log.num_users,
@@ -293,6 +317,7 @@ def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
             "clicks_of_search": shape.clicks,
         },
         "use_search": bool(config.data.use_search),
+        "time_unit": data.log.time_unit,
         "segmenter": config.data.segmenter,
         # Whether the reader of the log had the segmenter split all queries.
         "splits_queries": "segmenter" in READERS[config.dataset].settings,
