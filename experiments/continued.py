@@ -314,7 +314,10 @@ def begins_from_another(config: config_dict.ConfigDict, path: str) -> bool:
       UserError: the method cannot go on from another run; or that run is not there, of another
         method or of other sizes.
     """
-    if not config.get("continue_from") or Workdir(path).has_trained():
+    folder = os.path.join(Workdir(path).path, "checkpoints", STAGE)
+    # What a killed save has left is no checkpoint.
+    begun = os.path.isdir(folder) and any(name.isdecimal() for name in os.listdir(folder))
+    if not config.get("continue_from") or begun:
         return False
     if jax.process_count() > 1:
         raise UserError(

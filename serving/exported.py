@@ -38,7 +38,7 @@ _FILES = frozenset(
     [WEIGHTS, VECTORS, ITEMS, USERS, WORDS]
     + [name + FUNCTION for name in ("represent", "score", "catalogue", "every_k", "search")]
 )
-_NEEDED = _FILES - {"every_k" + FUNCTION, "search" + FUNCTION}
+_NEEDED = _FILES - {"every_k" + FUNCTION, "search" + FUNCTION, VECTORS}
 # Requests scored at once; fewer are filled up to the next size.
 SIZES = (1, 4, 16, 64)
 _JSON_BYTES = 2**31
@@ -225,7 +225,8 @@ class ExportedModel(Answering, Asking):
 
     Attributes:
       manifest: what the export is.
-      vectors: float32 [V, D] of the items, in the order of `data.log.item_ids[1:]`.
+      vectors: float32 [V, D] of the items, in the order of `data.log.item_ids[1:]`; D is 0 of a
+        method without vectors.
 
     Raises:
       UserError: no export there, one of a newer format, or a file is missing, cut or changed.
@@ -283,7 +284,10 @@ class ExportedModel(Answering, Asking):
         log = ExportedLog(users, ids, words)
         self.data = ExportedData(log, lengths, manifest["segmenter"], manifest["splits_queries"])
         self.reader = HistoryReader(cast(Any, self.data))
-        self.vectors = load_npy(path(VECTORS), "the vectors of an export", again, memory_map=True)
+        self.vectors = np.zeros((len(ids), 0), np.float32)
+        if VECTORS in manifest["files"]:
+            what = "the vectors of an export"
+            self.vectors = load_npy(path(VECTORS), what, again, memory_map=True)
         self._trained = np.array([False, *trained], bool)
         self._weights = jax.device_put(weights)
         self._functions = functions

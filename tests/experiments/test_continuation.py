@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from configs import lcr_ser, popularity, sasrec
 from core.checkpoints import Checkpoints
@@ -286,6 +287,16 @@ def test_a_run_that_has_not_finished_is_refused(folder, tmp_path):
     refused(folder, "expected a finished run .* found one at step", earlier=tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints")
     refused(folder, "found no checkpoint; let it finish", earlier=tmp_path / "cut")
+
+
+def test_a_save_that_was_killed_is_no_beginning(folder, tmp_path):
+    config = config_of(sasrec, folder, "new", SASREC)
+    config = config_dict.ConfigDict(config.to_dict() | {"continue_from": str(folder / "earlier")})
+    place = tmp_path / "checkpoints" / "train"
+    (place / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert continued.begins_from_another(config, str(tmp_path))
+    (place / "0").mkdir()
+    assert not continued.begins_from_another(config, str(tmp_path))
 
 
 def test_the_same_workdir_without_from_is_another_run(folder, stopped):
