@@ -1,11 +1,11 @@
-"""Exports a trained ranker, for `launch.serve` and for programs without this library's training.
+"""Exports a ranker, for `launch.serve` and for programs without this library's training.
 
     python -m launch.export --workdir=W --out=E [--stage=S]
 
 E holds what the model computes as StableHLO (`jax.export`, for CPU, CUDA and TPU), its weights as
 safetensors, the names of users, items and words, and manifest.json with versions, metrics and the
 SHA-256 of every file. `serving.exported.ExportedModel(E)` needs JAX, NumPy and safetensors alone.
-Runs of LCR-SER and of trained baselines can be exported.
+Runs of LCR-SER and of its baselines can be exported.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import numpy as np
 from core.best_items import best_items
 from core.errors import UserError
 from serving import because
+from serving.asking import each_kind, no_known_word
 from serving.histories import History, HistoryReader
 from serving.requests import Answer, Because, Recommended, Request
 
@@ -35,9 +36,17 @@ class Answering:
     titles: Mapping[str, str]
 
     def scores(
-        self, histories: Sequence[History], steps: Sequence[int | None] | None = None
+        self,
+        histories: Sequence[History],
+        steps: Sequence[int | None] | None = None,
+        queries: Sequence[Sequence[int]] | None = None,
     ) -> np.ndarray:
-        """Scores every item after each history, float32 [n, V+1]."""
+        """Scores every item after each history, float32 [n, V+1].
+
+        Args:
+          steps: K for each history, of a model that reasons; None is the run's own.
+          queries: numbers of the words of a search of each, for its scores.
+        """
         raise NotImplementedError
 
     def scores_of_every_k(self, history: History) -> np.ndarray:
@@ -46,13 +55,19 @@ class Answering:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers requests that are known to be answerable."""
-        if not requests:
-            return []
-        histories = [self.reader.read(request) for request in requests]
-        scores = self.scores(histories, [request.reasoning_steps for request in requests])
+        return each_kind(self._together, requests, len(requests))
+
+    def _together(self, requests: Sequence[Request]) -> list[Answer | UserError]:
+        """Answers requests, all with a query or all without."""
+        histories, queries = zip(*map(self.reader.asked, requests), strict=True)
+        searches = requests[0].query is not None
+        steps = [request.reasoning_steps for request in requests]
+        scores = self.scores(histories, steps, queries if searches else None)
         return [
-            self.answered(request, history, of_request, self)
-            for request, history, of_request in zip(requests, histories, scores, strict=True)
+            no_known_word(request)
+            if searches and not queries[row]
+            else self.answered(request, histories[row], scores[row], self)
+            for row, request in enumerate(requests)
         ]
 
     def answered(
@@ -72,6 +87,10 @@ class Answering:
         """
         if np.isnan(scores[1:]).any():
             return UserError("expected scores that are numbers, found NaN; export the run again")
+        if request.because and request.query is not None:
+            return UserError(
+                "expected because of recommendations, found a query; leave one of them out"
+            )
         candidates, left_out, skipped = self.reader.choice(request, history)
         if numbers is not None:
             left_out = np.flatnonzero(np.isin(numbers, left_out))

@@ -15,6 +15,7 @@ class Asking:
     name: str
     catalogue_size: int
     max_steps: int | None
+    time_unit: str
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers requests that `refusal` lets pass."""
@@ -26,7 +27,7 @@ class Asking:
         Raises:
           UserError: the question is malformed, or cannot be answered.
         """
-        (answer,) = self.recommend_many([parse(question)])
+        (answer,) = self.recommend_many([parse(question, time_unit=self.time_unit)])
         if isinstance(answer, UserError):
             raise answer
         return answer
@@ -71,3 +72,31 @@ def each_alone(
         except UserError as error:
             answers.append(error)
     return answers
+
+
+def each_kind(
+    answer: Callable[[Sequence[Request]], Sequence[Answer | UserError]],
+    requests: Sequence[Request],
+    most: int,
+) -> list[Answer | UserError]:
+    """Answers requests for recommendations together, and those of searches, in the order asked.
+
+    Args:
+      answer: answers some requests, all with a query or all without.
+      most: of them at once.
+    """
+    answers: dict[int, Answer | UserError] = {}
+    for searches in (False, True):
+        places = [p for p, r in enumerate(requests) if (r.query is not None) == searches]
+        for start in range(0, len(places), most):
+            part = places[start : start + most]
+            answers |= zip(part, answer([requests[p] for p in part]), strict=True)
+    return [answers[place] for place in range(len(requests))]
+
+
+def no_known_word(request: Request) -> UserError:
+    """Makes the error of a query that says nothing to the model."""
+    return UserError(
+        f"expected a query with a word of the training queries, found {str(request.query)[:40]!r}; "
+        "rephrase it"
+    )

@@ -43,7 +43,7 @@ def answer_lines(model: Answers, file: IO[bytes], k: int) -> Iterator[str]:
     """
     lines = _lines(file)
     while part := list(itertools.islice(lines, SIZES[-1])):
-        asked = [(number, _read(line, k)) for number, line in part]
+        asked = [(number, _read(line, k, model.time_unit)) for number, line in part]
         requests = [request for _, request in asked if isinstance(request, Request)]
         answers = iter(model.recommend_many(requests))
         for number, request in asked:
@@ -75,7 +75,7 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
             yield number, line if whole else None
 
 
-def _read(line: bytes | None, k: int) -> Request | UserError:
+def _read(line: bytes | None, k: int, time_unit: str) -> Request | UserError:
     try:
         if line is None:
             raise UserError(
@@ -90,6 +90,6 @@ def _read(line: bytes | None, k: int) -> Request | UserError:
             ) from None
         if isinstance(question, dict) and question.get("k") is None:
             question["k"] = k
-        return parse(question)
+        return parse(question, time_unit=time_unit)
     except UserError as error:
         return error

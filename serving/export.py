@@ -1,4 +1,4 @@
-"""Exports a trained ranker: what it computes, its weights and its names, without its training.
+"""Exports a ranker: what it computes, its weights and its names, without its training.
 
 An export is a folder that `exported.ExportedModel` opens with JAX, NumPy and safetensors alone:
 
@@ -8,8 +8,10 @@ An export is a folder that `exported.ExportedModel` opens with JAX, NumPy and sa
     score.stablehlo           (weights, that, numbers [B, N]) -> scores [B, N]
     catalogue.stablehlo       (weights, that, K [B, 1]) -> scores [B, V+1]
     every_k.stablehlo         (weights, that) -> scores [K+1, B, V+1], of a model that reasons
+    search.stablehlo          (weights, that, words [B, W]) -> scores [B, V+1], of one that searches
     items.json, users.json, words.json   the names of rows 1, 2, ...; items with their titles
-    item_vectors.npy          float32 [V, D], for an index, in the order of items.json
+    item_vectors.npy          float32 [V, D], for an index, in the order of items.json; not of
+                              popularity and item-kNN, which have none
 
 The functions are `jax.export` artefacts (StableHLO) for any batch size, on CPU, CUDA and TPU.
 """
@@ -38,8 +40,10 @@ from lcrsr.baselines.sequence import DotProduct
 from lcrsr.embedding import TABLE_FIELDS
 from lcrsr.ranker import numbers_of
 from serving import exported
+from serving.fitted_functions import functions_of
 from serving.histories import title_of
 from serving.recommender import restored_run
+from serving.requests import RECOMMEND, SEARCH
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Items of the catalogue scored at once: more no longer fit the caches of a CPU.
@@ -77,11 +81,10 @@ def export_run(restored: Restored, out: str) -> dict[str, Any]:
     out = os.path.abspath(out)
     check_place(out)
     ranker = restored.experiment.ranker
-    scores = hasattr(ranker, "score_catalogue") and "recommendation" in ranker.tasks
-    if ranker is None or not scores:
+    if ranker is not None and "recommendation" not in ranker.tasks:
         raise UserError(
-            f"expected a run of LCR-SER or of a trained baseline that recommends, found one "
-            f"of {restored.experiment.config.method}, which cannot be exported yet; serve its "
+            f"expected a run of a method that recommends, found one of "
+            f"{restored.experiment.config.method}, which cannot be exported yet; serve its "
             "--workdir"
         )
     if restored.experiment.config.data.get("search_filter"):
@@ -90,8 +93,7 @@ def export_run(restored: Restored, out: str) -> dict[str, Any]:
             f"{restored.workdir.path}, which "
             "cannot be exported yet; serve its --workdir"
         )
-    weights = _weights(restored)
-    functions = _functions(restored, weights)
+    weights, functions = _weights_and_functions(restored)
     with scratch_folder(out) as folder:
         _write(folder, restored, weights, functions)
         manifest = exported.sealed(_manifest(restored, folder))
@@ -101,6 +103,45 @@ def export_run(restored: Restored, out: str) -> dict[str, Any]:
         )
         _rename(folder, out)
     return manifest
+
+
+def _weights_and_functions(
+    restored: Restored,
+) -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
+    """Returns what an export holds of a model; refuses methods that cannot be exported."""
+    experiment = restored.experiment
+    if hasattr(experiment.ranker, "score_catalogue"):
+        weights = _weights(restored)
+        return weights, _functions(restored, weights)
+    fitted = functions_of(
+        experiment.config.method, experiment.fitted_arrays(), experiment.config.get("model")
+    )
+    inputs, candidates, steps = _inputs(restored)
+    given = _shapes(fitted.weights)
+    state = jax.eval_shape(fitted.represent, given, inputs)
+    return fitted.weights, {
+        "represent": _lowered(fitted.represent, given, inputs),
+        "score": _lowered(fitted.score, given, state, candidates, steps),
+        "catalogue": _lowered(fitted.catalogue, given, state, steps),
+    }
+
+
+def _inputs(restored: Restored) -> tuple[dict[str, Any], Any, Any]:
+    """Returns the shapes, for every batch size, of histories, candidates and numbers of steps."""
+    shape = restored.data.shape(1)
+    size, count = jax_export.symbolic_shape("b, n")
+    axes = shape.sizes(0) | {"B": size}
+    inputs = {
+        name: jax.ShapeDtypeStruct(tuple(axes[axis] for axis in letters.split()), dtype)
+        for name, (letters, dtype, _) in shape.fields().items()
+        if name in _INPUTS
+    }
+    candidates = jax.ShapeDtypeStruct((size, count), jnp.int32)
+    return inputs, candidates, jax.ShapeDtypeStruct((size, 1), jnp.int32)
+
+
+def _shapes(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {n: jax.ShapeDtypeStruct(value.shape, value.dtype) for n, value in weights.items()}
 
 
 def _rename(folder: str, out: str) -> None:
@@ -123,6 +164,11 @@ def _weights(restored: Restored) -> dict[str, np.ndarray]:
     }
 
 
+def _searches(ranker: Any) -> bool:
+    """Tells whether a ranker was trained on searches and scores them."""
+    return hasattr(ranker, "score_query") and "search" in ranker.tasks
+
+
 def _nested(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the tree that `_weights` has laid flat."""
     tree: dict[str, Any] = {}
@@ -137,15 +183,9 @@ def _nested(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Traces and lowers what is exported, for every batch size."""
-    ranker, shape = restored.experiment.ranker, restored.data.shape(1)
-    size, count = jax_export.symbolic_shape("b, n")
-    axes = shape.sizes(0) | {"B": size}
-    inputs = {
-        name: jax.ShapeDtypeStruct(tuple(axes[axis] for axis in letters.split()), dtype)
-        for name, (letters, dtype, _) in shape.fields().items()
-        if name in _INPUTS
-    }
-    given = {n: jax.ShapeDtypeStruct(value.shape, value.dtype) for n, value in weights.items()}
+    ranker, words = restored.experiment.ranker, restored.data.shape(1).words
+    inputs, candidates, steps = _inputs(restored)
+    given = _shapes(weights)
     table_of = {field: table for table in ranker.tables for field in TABLE_FIELDS[table]}
     numbers = numbers_of(ranker)
     reasons = "active_steps" in numbers
@@ -188,6 +228,20 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
             ),
         )
 
+    def search(weights, state, query):
+        users, user_rows = jax.tree.unflatten(tree, state)
+        words = jnp.take(weights["tables/word"], query, 0, mode="clip")
+        return by_chunks(
+            weights["tables/item"],
+            lambda items: ranker.score_query(
+                _nested(weights)["params"],
+                users,
+                {"user": user_rows, "query": words},
+                items,
+                query=query,
+            ),
+        )
+
     def every_k(weights, state):
         users, user_rows = jax.tree.unflatten(tree, state)
         return by_chunks(
@@ -198,13 +252,14 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
         )
 
     state = jax.eval_shape(represent, given, inputs)
-    steps = jax.ShapeDtypeStruct((size, 1), jnp.int32)
-    candidates = jax.ShapeDtypeStruct((size, count), jnp.int32)
     lowered = {
         "represent": _lowered(represent, given, inputs),
         "score": _lowered(score, given, state, candidates, steps),
         "catalogue": _lowered(catalogue, given, state, steps),
     }
+    if _searches(ranker):
+        query = jax.ShapeDtypeStruct((steps.shape[0], words), jnp.int32)
+        lowered["search"] = _lowered(search, given, state, query)
     if hasattr(ranker, "score_every_k"):
         lowered["every_k"] = _lowered(every_k, given, state)
     return lowered
@@ -262,7 +317,8 @@ def _write(
     }
     for name, of_rows in names.items():
         write_atomically(path(name), json.dumps(of_rows, ensure_ascii=False))
-    save_npy(path(exported.VECTORS), weights["tables/item"][1 : len(items) + 1])
+    if "tables/item" in weights:
+        save_npy(path(exported.VECTORS), weights["tables/item"][1 : len(items) + 1])
 
 
 def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
@@ -283,7 +339,7 @@ def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
         "stage": restored.stage,
         "step": restored.step,
         "metrics": _metrics(restored.workdir, restored.stage),
-        "tasks": ["recommend"],
+        "tasks": [RECOMMEND, *([SEARCH] if _searches(ranker) else [])],
         "sizes": {
             "items": data.log.num_items,
             "users": data.log.num_users,
@@ -294,6 +350,7 @@ def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
             "clicks_of_search": shape.clicks,
         },
         "use_search": bool(config.data.use_search),
+        "time_unit": data.log.time_unit,
         "segmenter": config.data.segmenter,
         # Whether the reader of the log had the segmenter split all queries.
         "splits_queries": "segmenter" in READERS[config.dataset].settings,

@@ -27,7 +27,7 @@ from input_pipelines import segmenters
 from serving.answering import Answering
 from serving.asking import Asking
 from serving.histories import History, HistoryReader
-from serving.requests import Request
+from serving.requests import SEARCH, Request
 
 # Raised where files come to hold something else.
 FORMAT = 1
@@ -36,9 +36,9 @@ ITEMS, USERS, WORDS = "items.json", "users.json", "words.json"
 FUNCTION = ".stablehlo"
 _FILES = frozenset(
     [WEIGHTS, VECTORS, ITEMS, USERS, WORDS]
-    + [name + FUNCTION for name in ("represent", "score", "catalogue", "every_k")]
+    + [name + FUNCTION for name in ("represent", "score", "catalogue", "every_k", "search")]
 )
-_NEEDED = _FILES - {"every_k" + FUNCTION}
+_NEEDED = _FILES - {"every_k" + FUNCTION, "search" + FUNCTION, VECTORS}
 # Requests scored at once; fewer are filled up to the next size.
 SIZES = (1, 4, 16, 64)
 _JSON_BYTES = 2**31
@@ -50,6 +50,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "use_search": bool,
     "gives_probabilities": bool,
     "dot_product": bool,
+    "time_unit": str,
+    "tasks": list,
     "max_steps": (int, type(None)),
     "active_steps": (int, type(None)),
     "sizes": dict,
@@ -223,7 +225,8 @@ class ExportedModel(Answering, Asking):
 
     Attributes:
       manifest: what the export is.
-      vectors: float32 [V, D] of the items, in the order of `data.log.item_ids[1:]`.
+      vectors: float32 [V, D] of the items, in the order of `data.log.item_ids[1:]`; D is 0 of a
+        method without vectors.
 
     Raises:
       UserError: no export there, one of a newer format, or a file is missing, cut or changed.
@@ -268,6 +271,7 @@ class ExportedModel(Answering, Asking):
         self.name = f"{manifest['method']} on {manifest['data']}"
         self.tasks = tuple(manifest["tasks"])
         self.max_steps = manifest["max_steps"]
+        self.time_unit = manifest["time_unit"]
         self.gives_probabilities = manifest["gives_probabilities"]
         self.catalogue_size = len(ids)
         self.titles = dict(zip(ids, titles, strict=True))
@@ -280,7 +284,10 @@ class ExportedModel(Answering, Asking):
         log = ExportedLog(users, ids, words)
         self.data = ExportedData(log, lengths, manifest["segmenter"], manifest["splits_queries"])
         self.reader = HistoryReader(cast(Any, self.data))
-        self.vectors = load_npy(path(VECTORS), "the vectors of an export", again, memory_map=True)
+        self.vectors = np.zeros((len(ids), 0), np.float32)
+        if VECTORS in manifest["files"]:
+            what = "the vectors of an export"
+            self.vectors = load_npy(path(VECTORS), what, again, memory_map=True)
         self._trained = np.array([False, *trained], bool)
         self._weights = jax.device_put(weights)
         self._functions = functions
@@ -292,7 +299,7 @@ class ExportedModel(Answering, Asking):
         return cls(folder)
 
     def refusal(self, request: Request) -> UserError | None:
-        if request.query is not None:
+        if request.query is not None and SEARCH not in self.tasks:
             return UserError(
                 f"expected a question without a query for {self.name}, found one with it; only "
                 "models that search answer it"
@@ -320,14 +327,24 @@ class ExportedModel(Answering, Asking):
         return steps
 
     def scores(
-        self, histories: Sequence[History], steps: Sequence[int | None] | None = None
+        self,
+        histories: Sequence[History],
+        steps: Sequence[int | None] | None = None,
+        queries: Sequence[Sequence[int]] | None = None,
     ) -> np.ndarray:
         parts = []
         for start in range(0, len(histories), SIZES[-1]):
             part = histories[start : start + SIZES[-1]]
             arrays, rows = self.arrays(part)
-            wanted = self.steps((steps or [])[start : start + len(part)], rows)
-            scores = self._catalogue(self._weights, arrays, wanted)
+            if queries is None:
+                wanted = self.steps((steps or [])[start : start + len(part)], rows)
+                scores = self._catalogue(self._weights, arrays, wanted)
+            else:
+                query = np.zeros((rows, self.data.shape(1).words), np.int32)
+                for row, words in enumerate(queries[start : start + len(part)]):
+                    first_words = words[: query.shape[1]]
+                    query[row, : len(first_words)] = first_words
+                scores = self._search(self._weights, arrays, query)
             parts.append(np.asarray(scores)[: len(part)])
         return np.concatenate(parts)
 
@@ -372,6 +389,13 @@ class ExportedModel(Answering, Asking):
         represent, catalogue = (self._functions[n].call for n in ("represent", "catalogue"))
         return jax.jit(
             lambda weights, arrays, steps: catalogue(weights, represent(weights, arrays), steps)
+        )
+
+    @functools.cached_property
+    def _search(self) -> Any:
+        represent, search = (self._functions[name].call for name in ("represent", "search"))
+        return jax.jit(
+            lambda weights, arrays, query: search(weights, represent(weights, arrays), query)
         )
 
     @functools.cached_property

@@ -124,6 +124,15 @@ class HistoryReader:
         words = self._data.query_words(query)
         return words, [self.words_by_name[word] for word in words if word in self.words_by_name]
 
+    def asked(self, request: Request) -> tuple[History, list[int]]:
+        """Reads who asks, and the numbers of the query's words; unknown ones count as skipped."""
+        history = self.read(request)
+        if request.query is None:
+            return history, []
+        words, known = self.words(request.query)
+        skipped = history.skipped_words + len(words) - len(known)
+        return dataclasses.replace(history, skipped_words=skipped), known
+
     def read(self, request: Request) -> History:
         """Reads who asks and what they did before `request.at`."""
         user = self._users.get(request.user, 0) if request.user is not None else 0

@@ -29,11 +29,10 @@ from starlette.routing import Route
 from core.errors import UserError
 from serving import openapi
 from serving.micro_batches import Batching, Closed, MicroBatches, Overloaded
-from serving.requests import Answer, Answers, Limits, Request, parse
+from serving.requests import RECOMMEND, SEARCH, Answer, Answers, Limits, Request, parse
 from serving.title_search import TitleSearch
 
 _LOG = logging.getLogger(__name__)
-RECOMMEND, SEARCH = "recommend", "search"
 _PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -380,8 +379,9 @@ class Api:
     async def _read(self, http: HttpRequest) -> Request:
         bounds = self._service.bounds
         question = _question(await _body(http, bounds))
-        request = parse(question, bounds.question)
-        most = min(bounds.k, self._service.loaded.model.catalogue_size)
+        model = self._service.loaded.model
+        request = parse(question, bounds.question, model.time_unit)
+        most = min(bounds.k, model.catalogue_size)
         if question.get("k") is None:
             request = dataclasses.replace(request, k=min(request.k, most))
         if request.k > most:

@@ -16,7 +16,7 @@ import numpy as np
 from core.errors import UserError
 from serving.exported import SIZES, ExportedModel
 from serving.histories import History
-from serving.requests import Answer, Click, Request
+from serving.requests import RECOMMEND, Answer, Click, Request
 
 # Items that are found and ranked.
 FIRST = 500
@@ -141,6 +141,8 @@ class IndexedModel(ExportedModel):
             )
         self.first = self.catalogue_size = min(first, self.catalogue_size)
         self._index = VectorIndex(self._retriever.vectors)
+        # The index finds what a history asks for, not what a query does.
+        self.tasks = (RECOMMEND,)
         self.name = f"{self.name}, the first {self.first} of {self._retriever.name}"
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:

@@ -6,7 +6,10 @@ from typing import Any
 
 from core.version import VERSION
 
-_TIME = {"type": "integer", "description": "In the unit of the training log."}
+_TIME = {
+    "type": ["integer", "string"],
+    "description": "In the unit of the training log, or a date and time of ISO 8601.",
+}
 _IDS = {"type": "array", "items": {"type": "string"}}
 _CLICK = {
     "anyOf": [

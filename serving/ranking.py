@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from input_pipelines import batches
 from lcrsr.embedding import look_up
 from lcrsr.evaluation import Evaluator
 from serving import because
+from serving.asking import each_kind, no_known_word
 from serving.histories import History, HistoryReader, log_of, title_of
 from serving.requests import Answer, Because, Recommended, Request
 
@@ -32,13 +32,6 @@ _CHUNK = 256
 def batch_size(count: int) -> int:
     """Returns the smallest of `SIZES` that holds so many requests, else the largest."""
     return next((size for size in SIZES if count <= size), SIZES[-1])
-
-
-def _no_known_word(request: Request) -> UserError:
-    return UserError(
-        f"expected a query with a word of the training queries, found {str(request.query)[:40]!r}; "
-        "rephrase it"
-    )
 
 
 class RankerAnswers:
@@ -78,29 +71,17 @@ class RankerAnswers:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers requests for recommendations together, and those of searches."""
-        answers: dict[int, Answer | UserError] = {}
-        for asks in (False, True):
-            places = [p for p, r in enumerate(requests) if (r.query is not None) == asks]
-            for start in range(0, len(places), SIZES[-1]):
-                part = places[start : start + SIZES[-1]]
-                answers |= zip(part, self._together([requests[p] for p in part]), strict=True)
-        return [answers[place] for place in range(len(requests))]
+        return each_kind(self._together, requests, SIZES[-1])
 
     def _together(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers at most 64 requests, all with a query or all without."""
-        histories, queries = [], []
-        for request in requests:
-            history = self.reader.read(request)
-            if request.query is not None:
-                words, known = self.reader.words(request.query)
-                unknown = history.skipped_words + len(words) - len(known)
-                history = dataclasses.replace(history, skipped_words=unknown)
-                queries.append(known)
-            histories.append(history)
-        scores = self.scores(histories, [r.reasoning_steps for r in requests], queries or None)
+        histories, queries = zip(*map(self.reader.asked, requests), strict=True)
+        searches = requests[0].query is not None
+        steps = [request.reasoning_steps for request in requests]
+        scores = self.scores(histories, steps, queries if searches else None)
         return [
-            _no_known_word(request)
-            if queries and not queries[row]
+            no_known_word(request)
+            if searches and not queries[row]
             else self._answered(request, histories[row], scores[row])
             for row, request in enumerate(requests)
         ]

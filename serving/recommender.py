@@ -10,25 +10,26 @@ another history compiles anything.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from serving.asking import Asking
 from serving.exported import ExportedModel, is_export
 from serving.histories import title_of
-from serving.requests import Answer, Request
+from serving.requests import RECOMMEND, SEARCH, Answer, Request
 
 # An export is opened where what trains is not installed.
 if TYPE_CHECKING:
     from experiments.restored import Restored
     from input_pipelines.log import Log
     from serving.generation import GeneratedAnswers
+    from serving.new_items import WithNewItems
     from serving.ranking import RankerAnswers
     from serving.reasoned_search import ReasonedAnswers
+    from serving.search_floors import SearchFloorAnswers
 
 _LOG = logging.getLogger(__name__)
-RECOMMEND, SEARCH = "recommend", "search"
 _TASKS = {"recommendation": RECOMMEND, "search": SEARCH}
 
 
@@ -46,30 +47,35 @@ class Recommender(Asking):
       catalogue_size: V, the largest k.
       max_steps: the largest `reasoning_steps`; None where the method does not reason.
       titles: by item id, '' where there is none.
+      time_unit: of times, that of the training log.
 
     Raises:
       UserError: the run answers neither recommendations nor searches.
     """
 
-    def __init__(self, restored: Restored, name: str = ""):
+    def __init__(self, restored: Restored | WithNewItems, name: str = ""):
         from crs_jax.experiment import CRSExperiment
         from gensar_jax.experiment import GenSARExperiment
         from lcrsr.ranker_experiment import RecommendationExperiment
+        from lcrsr.search_baselines.experiment import SearchBaselineExperiment
         from serving.generation import GeneratedAnswers
         from serving.ranking import RankerAnswers
         from serving.reasoned_search import ReasonedAnswers
+        from serving.search_floors import SearchFloorAnswers
 
         experiment = restored.experiment
-        self._answers: RankerAnswers | GeneratedAnswers | ReasonedAnswers
+        self._answers: RankerAnswers | GeneratedAnswers | ReasonedAnswers | SearchFloorAnswers
         if isinstance(experiment, RecommendationExperiment):
             self._answers = RankerAnswers(restored)
         elif isinstance(experiment, GenSARExperiment):
             self._answers = GeneratedAnswers(restored)
         elif isinstance(experiment, CRSExperiment):
             self._answers = ReasonedAnswers(restored)
+        elif isinstance(experiment, SearchBaselineExperiment):
+            self._answers = SearchFloorAnswers(restored)
         else:
             raise UserError(
-                f"expected the run of a ranker, gensar or crs, found one of "
+                f"expected the run of a ranker, a floor of search, gensar or crs, found one of "
                 f"{experiment.config.method}; pass another workdir"
             )
         self.name = name or experiment.config.method
@@ -77,10 +83,13 @@ class Recommender(Asking):
         log = experiment.data.log
         self.catalogue_size = log.num_items
         self.max_steps = self._answers.max_steps
+        self.time_unit = log.time_unit
         self.titles: Mapping[str, str] = Titles(log, self._answers.reader.items)
 
     @classmethod
-    def load(cls, workdir: str, stage: str | None = None) -> Recommender | ExportedModel:
+    def load(
+        cls, workdir: str, stage: str | None = None, items: Iterable[Any] | None = None
+    ) -> Recommender | ExportedModel:
         """Opens a run by its folder alone, or with its data where they are and match; or an export.
 
         Where the folder has every event of the log, or the data are not where the run's config
@@ -90,17 +99,29 @@ class Recommender(Asking):
         Args:
           workdir: of a run of launch.train, or of launch.export.
           stage: of a run, as of `experiments.restored.Restored`.
+          items: that joined after training, described as `serving.new_items.NewItem`, for a run
+            whose items have words.
 
         Raises:
-          UserError: no run there, or neither its data nor what it keeps of them can be opened.
+          UserError: no run there, or neither its data nor what it keeps of them can be opened; or
+            it cannot score new items.
         """
         if is_export(workdir):
+            if items is not None:
+                raise UserError(
+                    f"expected items= with the folder of a run, found the export {workdir}, whose "
+                    "catalogue is fixed; pass the run's workdir"
+                )
             return ExportedModel(workdir)
         from core.workdir import Workdir
+        from serving.new_items import WithNewItems
 
         folder = Workdir(workdir)
         method = folder.read_setting("method", str)
-        return cls(restored_run(folder.path, stage), name=f"{method} of {folder.path}")
+        restored: Restored | WithNewItems = restored_run(folder.path, stage)
+        if items is not None:
+            restored = WithNewItems(restored, items)
+        return cls(restored, name=f"{method} of {folder.path}")
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         return self._answers.answer(requests)

@@ -9,7 +9,9 @@ a body):
      "keep_seen": false, "because": false, "reasoning_steps": 3}
 
 Python may write a click with its time as ("B01", 1700000000) and a search as
-("nail", ["B02"], 1700000100). Ids are the user's own; numbers become their digits.
+("nail", ["B02"], 1700000100). Ids are the user's own; numbers become their digits. A time is a
+number in the unit of the training log, or, where that is of a clock, a date and time of ISO 8601
+("2023-11-14T22:13:20Z", in UTC where it names no zone).
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from core.errors import UserError
-from input_pipelines import ids
+from input_pipelines import ids, times
 
+# What a recommender may be asked for.
+RECOMMEND, SEARCH = "recommend", "search"
 # What an int64 holds.
 _LATEST = 2**63 - 1
 _SHOWN = 40
@@ -163,6 +167,7 @@ class Answers(Protocol):
       catalogue_size: V, the largest k.
       max_steps: the largest K; None where the method does not reason.
       titles: by item id, '' where there is none.
+      time_unit: of times, of `times.UNITS`: that of the training log.
     """
 
     name: str
@@ -170,6 +175,7 @@ class Answers(Protocol):
     catalogue_size: int
     max_steps: int | None
     titles: Mapping[str, str]
+    time_unit: str
 
     def recommend_many(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers each request, or says in a UserError in its place why it cannot."""
@@ -206,8 +212,13 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-def parse(question: Any, limits: Limits = DEFAULT_LIMITS) -> Request:
+def parse(
+    question: Any, limits: Limits = DEFAULT_LIMITS, time_unit: str = times.POSITIONS
+) -> Request:
     """Reads a question from plain JSON, or from the keywords of `Answers.recommend`.
+
+    Args:
+      time_unit: of the training log, of `times.UNITS`; dates of ISO 8601 are brought into it.
 
     Raises:
       UserError: it is no object, or a key or value is wrong; names the key.
@@ -225,6 +236,9 @@ def parse(question: Any, limits: Limits = DEFAULT_LIMITS) -> Request:
     for key, read in _READ.items():
         if key in given:
             values[key] = read(given[key], key, limits)
+    for key, read_timed in _READ_TIMED.items():
+        if key in given:
+            values[key] = read_timed(given[key], key, limits, time_unit)
     request = Request(**values)
     events: list[Click | Search] = [*request.clicks, *request.searches]
     if len(events) > limits.events:
@@ -286,12 +300,21 @@ def _whole(value: Any) -> int | None:
     return int(number) if math.isfinite(number) and number.is_integer() else None
 
 
-def _time(value: Any, where: str) -> int:
+def _time(value: Any, where: str, unit: str) -> int:
     number = _whole(value)
+    dates = unit in times.CLOCKS
+    if isinstance(value, str) and dates:
+        milliseconds = times.from_iso(value)
+        if milliseconds is not None:
+            nanoseconds = milliseconds * times.CLOCKS["milliseconds"]
+            number = nanoseconds // times.CLOCKS[unit]
     if number is None or abs(number) > _LATEST:
+        what = "in the unit of the training log"
+        if dates:
+            what = f"of {unit} since 1970, or as a date of ISO 8601"
         raise UserError(
-            f"expected the time of {where} as a whole number in the unit of the training log, "
-            f"found {_shown(value)}; correct it"
+            f"expected the time of {where} as a whole number {what}, found {_shown(value)}; "
+            "correct it"
         )
     return number
 
@@ -322,16 +345,16 @@ def _pair(value: Any, where: str, keys: Sequence[str]) -> list[Any]:
     return parts + [None] * (len(keys) - len(parts))
 
 
-def _clicks(value: Any, where: str, limits: Limits) -> tuple[Click, ...]:
+def _clicks(value: Any, where: str, limits: Limits, unit: str) -> tuple[Click, ...]:
     clicks = []
     for number, one in enumerate(_list(value, where, limits.events), 1):
         at = f"click {number}"
         item, time = _pair(one, at, ("item", "time"))
-        clicks.append(Click(_id(item, at), None if time is None else _time(time, at)))
+        clicks.append(Click(_id(item, at), None if time is None else _time(time, at, unit)))
     return tuple(clicks)
 
 
-def _searches(value: Any, where: str, limits: Limits) -> tuple[Search, ...]:
+def _searches(value: Any, where: str, limits: Limits, unit: str) -> tuple[Search, ...]:
     searches = []
     for number, one in enumerate(_list(value, where, limits.events), 1):
         at = f"search {number}"
@@ -340,7 +363,7 @@ def _searches(value: Any, where: str, limits: Limits) -> tuple[Search, ...]:
             Search(
                 _text(query, at, limits),
                 () if clicked is None else _ids(clicked, f"the clicked items of {at}", limits),
-                None if time is None else _time(time, at),
+                None if time is None else _time(time, at, unit),
             )
         )
     return tuple(searches)
@@ -375,17 +398,21 @@ def _query(value: Any, where: str, limits: Limits) -> str:
 
 
 _READ: dict[str, Callable[[Any, str, Limits], Any]] = {
-    "clicks": _clicks,
-    "searches": _searches,
     "user": lambda value, where, limits: _id(value, where),
     "query": _query,
-    "at": lambda value, where, limits: _time(value, where),
     "k": _count(1),
     "candidates": _ids,
     "exclude": _ids,
     "keep_seen": _flag,
     "because": _flag,
     "reasoning_steps": _count(0),
+}
+
+
+_READ_TIMED: dict[str, Callable[[Any, str, Limits, str], Any]] = {
+    "clicks": _clicks,
+    "searches": _searches,
+    "at": lambda value, where, limits, unit: _time(value, where, unit),
 }
 
 

@@ -142,6 +142,10 @@ class SearchBaselineExperiment(Experiment):
             return TextSimilarity(texts, split, width=model.width, seed=seed)
         return ByQuery(_sentences(texts, model.vectors))
 
+    def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
+        """Scores every item, as `lcrsr.search_baselines.rankers.SearchScorer`."""
+        return self._scorer.scores(queries, histories)
+
     def _queries(self, examples: SearchExamples) -> list[Query]:
         return [tuple(self.data.log.query(int(row))) for row in examples.target_row]
 

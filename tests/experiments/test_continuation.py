@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from configs import lcr_ser, popularity, sasrec
 from core.checkpoints import Checkpoints
@@ -199,6 +200,32 @@ def test_stopped_at_its_beginning_it_ends_in_the_same_bits(folder, stopped):
     assert np.any(ours[0]["tables"]["item"] != stopped["tables"]["item"])
 
 
+def test_a_state_grows_in_every_table():
+    names = {"user": 2, "item": 3, "word": 1}
+    tables = {name: jax.numpy.arange(2.0 * (n + 1)).reshape(-1, 2) for name, n in names.items()}
+    tables["user"] = jax.numpy.concatenate([tables["user"], jax.numpy.full((1, 2), 7.0)])
+    state = {
+        "step": jax.numpy.int32(5),
+        "params": {"w": jax.numpy.ones(3)},
+        "optimizer": (jax.numpy.ones(3),),
+        "tables": tables,
+        "table_states": {name: (table + 1, table + 2) for name, table in tables.items()},
+    }
+    newer = {"user": ["", "u2", "u9"], "item": ["", "i3", "i1"], "word": ["", "w9", "w1"]}
+    earlier = {name: ["", *(f"{name[0]}{i + 1}" for i in range(n))] for name, n in names.items()}
+    matches = {name: continued.match(earlier[name], newer[name]) for name in names}
+    grown = jax.device_get(continued.grown_state(state, matches))
+    for name in ("step", "params", "optimizer"):
+        alike(grown[name], state[name])
+    np.testing.assert_array_equal(grown["tables"]["user"], [[0, 0], [4, 5], [3, 4], [7, 7]])
+    np.testing.assert_array_equal(grown["tables"]["item"], [[0, 0], [6, 7], [2, 3]])
+    np.testing.assert_array_equal(grown["tables"]["word"], [[0, 0], [2, 3], [2, 3]])
+    first, second = grown["table_states"]["user"]
+    np.testing.assert_array_equal(first, [[0, 0], [5, 6], [0, 0], [8, 8]])
+    np.testing.assert_array_equal(second, [[0, 0], [6, 7], [0, 0], [9, 9]])
+
+
+@pytest.mark.slow
 def test_lcr_ser_keeps_users_and_words_too(folder):
     train(config_of(lcr_ser, folder, "old", LCR_SER), str(folder / "lcr"))
     begun(folder, "lcr_on", lcr_ser, LCR_SER, "lcr")
@@ -260,6 +287,16 @@ def test_a_run_that_has_not_finished_is_refused(folder, tmp_path):
     refused(folder, "expected a finished run .* found one at step", earlier=tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints")
     refused(folder, "found no checkpoint; let it finish", earlier=tmp_path / "cut")
+
+
+def test_a_save_that_was_killed_is_no_beginning(folder, tmp_path):
+    config = config_of(sasrec, folder, "new", SASREC)
+    config = config_dict.ConfigDict(config.to_dict() | {"continue_from": str(folder / "earlier")})
+    place = tmp_path / "checkpoints" / "train"
+    (place / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert continued.begins_from_another(config, str(tmp_path))
+    (place / "0").mkdir()
+    assert not continued.begins_from_another(config, str(tmp_path))
 
 
 def test_the_same_workdir_without_from_is_another_run(folder, stopped):

@@ -29,6 +29,7 @@ class FakeModel:
     tasks: tuple[str, ...] = ("recommend", "search")
     catalogue_size: int = len(TITLES)
     max_steps: int | None = 2
+    time_unit: str = "seconds"
     seconds: float = 0.0
     gate: threading.Event | None = None
     batches: list[int] = dataclasses.field(default_factory=list)

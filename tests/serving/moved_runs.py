@@ -38,15 +38,6 @@ SMALL = SHARED | {
     "train.active_steps": 2,
     "rl.enabled": False,
 }
-SMALL = SHARED | {
-    "model.width": 8,
-    "model.ffn_width": 8,
-    "model.max_steps": 2,
-    "model.mlp_widths": (16, 8),
-    "model.init_scale": 1.0,
-    "train.active_steps": 2,
-    "rl.enabled": False,
-}
 USERS, ITEMS = 30, 60
 
 

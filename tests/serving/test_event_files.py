@@ -14,6 +14,8 @@ from serving.requests import Answer, Recommended
 class Echo:
     """Answers with the user's name as the item, and refuses users named 'bad'."""
 
+    time_unit = "milliseconds"
+
     def __init__(self):
         self.asked = []
 
@@ -76,3 +78,11 @@ def test_no_such_file(tmp_path):
 def test_deep_nesting_fails_its_line():
     rows = answered(b"[" * 100_000 + b'\n{"user": "a"}\n')
     assert ["error" in row for row in rows] == [True, False]
+
+
+def test_dates_are_times_of_the_log():
+    model = Echo()
+    lines = b'{"user": "a", "at": "2023-11-14T22:13:20Z"}\n{"user": "b", "at": "yesterday"}\n'
+    rows = [json.loads(line) for line in event_files.answer_lines(model, io.BytesIO(lines), 7)]
+    assert "items" in rows[0] and model.asked == [1]
+    assert "of milliseconds since 1970, or as a date of ISO 8601, found" in rows[1]["error"]

@@ -13,12 +13,13 @@ from damage import flipped_bits
 from moved_runs import ITEMS, SHARED, Untrained, run_of
 from servers import Server
 
-from configs import fmlp_rec, item_knn, lares, lrurec, sasrec
+from configs import fmlp_rec, item_knn, lares, lrurec, popularity, sasrec
 from core.errors import UserError
 from input_pipelines.batches import assemble
 from serving import exported
 from serving.export import by_chunks, check_place, export, export_run
 from serving.exported import ExportedModel, history_arrays
+from serving.fitted_functions import functions_of
 from serving.histories import log_of
 from serving.index import IndexedModel, VectorIndex
 from serving.recommender import Recommender
@@ -226,12 +227,26 @@ def test_a_file_of_another_name_is_refused(folder, tmp_path):
         ExportedModel(str(copy))
 
 
-def test_what_cannot_be_exported_says_so(tmp_path):
+@pytest.mark.parametrize("method", [popularity, item_knn])
+def test_a_fitted_method_equals_its_run(method, tmp_path, requests):
     keys = {"eval.protocols": ("full",), "eval.metrics": ("ndcg@5",), "data.kept_events": 0}
-    workdir = run_of(item_knn.method(), tmp_path, keys)
-    with pytest.raises(UserError, match=r"item_knn, which cannot be exported yet"):
-        export(workdir, str(tmp_path / "E"))
-    assert not (tmp_path / "E").exists()
+    workdir = run_of(method.method(), tmp_path, keys)
+    manifest = export(workdir, str(tmp_path / "E"))
+    assert exported.VECTORS not in manifest["files"] and not manifest["dot_product"]
+    run, model = Recommender.load(workdir), Recommender.load(str(tmp_path / "E"))
+    asked = [Request(clicks=request.clicks, k=ITEMS, keep_seen=True) for request in requests]
+    for answer, other in zip(model.recommend_many(asked), run.recommend_many(asked), strict=True):
+        scores = {item.item: item.score for item in other.items}
+        assert {item.item: item.score for item in answer.items} == pytest.approx(scores, abs=1e-5)
+        assert len(scores) == ITEMS
+    few = Request(clicks=asked[1].clicks, candidates=("i4", "i9"), k=2, keep_seen=True)
+    (answer,), (other,) = model.recommend_many([few]), run.recommend_many([few])
+    assert [item.item for item in answer.items] == [item.item for item in other.items]
+
+
+def test_what_generates_cannot_be_exported():
+    with pytest.raises(UserError, match="found one of gensar, which cannot be exported yet"):
+        functions_of("gensar", {}, None)
 
 
 def test_an_export_takes_no_other_place(folder, tmp_path):

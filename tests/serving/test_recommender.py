@@ -14,23 +14,15 @@ from experiments.predict import predict
 from experiments.restored import Restored
 from input_pipelines import kept_data
 from lcrsr.embedding import look_up
+from serving.export import export_run
 from serving.recommender import Recommender
-from serving.requests import Request
+from serving.requests import Request, parse
 
 
 @pytest.fixture(scope="module")
 def model(run):
     return Recommender(run)
 
-
-UNISAR = SHARED | {
-    "model.width": 8,
-    "model.hidden": 8,
-    "model.experts": 2,
-    "model.expert_width": 4,
-    "model.tower_widths": (8, 4),
-    "model.init_scale": 1.0,
-}
 
 UNISAR = SHARED | {
     "model.width": 8,
@@ -269,6 +261,32 @@ def test_a_joint_ranker_answers_searches(joint):
     assert scored(both[0]) == scored(red)
     assert scored(both[1]) == scored(model.recommend(user="u9", k=5))
     assert "a word of the training queries, found 'zebra'" in str(both[2])
+
+
+def test_an_export_of_a_joint_ranker_searches(joint, tmp_path):
+    joint.stage, joint.step = "train", 0
+    manifest = export_run(joint, str(tmp_path / "E"))
+    model, run = Recommender.load(str(tmp_path / "E")), Recommender(joint)
+    assert manifest["tasks"] == list(model.tasks) == list(run.tasks)
+    history = {"clicks": ["i1", "i7", "nothing"], "searches": [("tea pot", ["i4"])]}
+    asked = [
+        Request(query="red", k=9),
+        parse(history | {"k": 9}),
+        parse(history | {"query": "tea red zebra", "k": 9}),
+    ]
+    for answer, other in zip(model.recommend_many(asked), run.recommend_many(asked), strict=True):
+        assert ids(answer) == ids(other)
+        scores = [item.score for item in other.items]
+        assert [item.score for item in answer.items] == pytest.approx(scores, abs=1e-5)
+        assert (answer.skipped_items, answer.skipped_words) == (
+            other.skipped_items,
+            other.skipped_words,
+        )
+    assert scored(model.search("tea", k=9)) != scored(model.search("red", k=9))
+    with pytest.raises(UserError, match="a word of the training queries, found 'zebra'"):
+        model.search("zebra")
+    with pytest.raises(UserError, match="expected because of recommendations, found a query"):
+        model.search("red", because=True)
 
 
 def test_a_joint_rankers_searches_are_evaluated_as_the_floors_are(joint):

@@ -131,3 +131,32 @@ def test_an_answer_is_plain_json():
         "skipped_words": 0,
         "skipped_events": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("seconds", 1_700_000_000),
+        ("milliseconds", 1_700_000_000_250),
+        ("microseconds", 1_700_000_000_250_000),
+        ("nanoseconds", 1_700_000_000_250_000_000),
+    ],
+)
+def test_dates_come_into_the_unit_of_the_log(unit, expected):
+    date = "2023-11-14T23:13:20.25+01:00"
+    question = {"clicks": [["B0", date]], "searches": [["tea", [], date]], "at": date}
+    request = parse(question, time_unit=unit)
+    assert (request.clicks[0].time, request.searches[0].time, request.at) == (expected,) * 3
+    assert parse({"at": 1_700_000_000}, time_unit=unit).at == 1_700_000_000
+
+
+@pytest.mark.parametrize("date", ["NaN", "now", "2023-13-01", "2023-11-14T25:00:00", "1700000000"])
+def test_texts_that_are_no_dates_are_refused(date):
+    words = "the time of click 1 as a whole number of seconds since 1970, or as a date of ISO 8601"
+    with pytest.raises(UserError, match=words):
+        parse({"clicks": [["B0", date]]}, time_unit="seconds")
+
+
+def test_dates_of_a_log_without_a_clock_are_refused():
+    with pytest.raises(UserError, match="as a whole number in the unit of the training log"):
+        parse({"at": "2023-11-14T22:13:20Z"})

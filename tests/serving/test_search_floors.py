@@ -1,0 +1,45 @@
+"""Floors of search answer anyone's searches."""
+
+import pytest
+from moved_runs import SHARED, run_of
+
+from configs import retrieval
+from core.errors import UserError
+from serving.recommender import Recommender
+from serving.requests import Request
+
+VALUES = {
+    **{key: SHARED[key] for key in ("data.kept_events", "eval.metrics", "loop.writers")},
+    "data.rec_length": 6,
+    "eval.batch_size": 16,
+    "eval.search_protocols": ("full",),
+}
+
+
+def model_of(kind, folder):
+    config = retrieval.get_config(f"csv_log,{kind}")
+    return Recommender.load(run_of(config, folder, VALUES))
+
+
+def test_bm25_finds_titles(tmp_path):
+    model = model_of("bm25", tmp_path)
+    assert model.tasks == ("search",)
+    answer = model.search("pot 17", k=3)
+    assert answer.items[0].item == "i17" and answer.items[0].title == "pot 17"
+    assert answer.items[0].score > answer.items[1].score
+    assert "i17" not in {i.item for i in model.search("pot 17", clicks=["i17"], k=5).items}
+    with pytest.raises(UserError, match="expected a query with words, found '!!'"):
+        model.search("!!")
+    with pytest.raises(UserError, match="found one to recommend; ask with a query"):
+        model.recommend(clicks=["i1"])
+    with pytest.raises(UserError, match="expected because of recommendations, found a query"):
+        model.search("pot", because=True)
+
+
+def test_nearness_to_the_history_counts(tmp_path):
+    model = model_of("query_knn", tmp_path)
+    asked = [Request(query="red tea", k=60, user="u9"), Request(query="red tea", k=60)]
+    known, stranger = model.recommend_many(asked)
+    assert known.known_user and not stranger.known_user
+    assert {i.item: i.score for i in known.items} != {i.item: i.score for i in stranger.items}
+    assert len(stranger.items) == 60 > len(known.items)
