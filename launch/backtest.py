@@ -52,7 +52,7 @@ def main() -> None:
             values.config,
             workdir,
             values.windows,
-            continues=values["continue"].value,
+            continues=bool(values["continue"].value),
             given=config_flags.get_override_values(holder),
         )
     except Preempted as stop:

@@ -47,8 +47,8 @@ _LOG = logging.getLogger(__name__)
 _SEARCH = "search/"
 # Updates of an epoch at least, and the batches to choose from, where the size of the log decides.
 _UPDATES, _BATCHES = 300, (32, 1024)
-# Updates and epochs of a training at least, where the size of the log decides.
-_LEAST_UPDATES, _LEAST_EPOCHS = 2048, 4.0
+# Epochs of a training, where the size of the log decides: these on logs of so many examples.
+_EPOCHS, _OF_EXAMPLES = 4.0, 2**17
 # Of every ranking of the test split: for coverage and its like, which come later.
 KEPT_ITEMS = 20
 # Protocols that early stopping may go by.
@@ -96,12 +96,13 @@ def batch_for(examples: int) -> int:
     return 2 ** int(np.clip(np.log2(max(1.0, examples / _UPDATES)), *np.log2(_BATCHES)))
 
 
-def epochs_for(examples: int, batch_size: int) -> float:
+def epochs_for(examples: int) -> float:
     """Chooses how long to train by the size of the log: `train.max_epochs` where that is 0.
 
-    It is 4 epochs, or on small logs what makes 2,048 updates (docs/recipe.md).
+    It is 4 epochs from 131,072 examples on, and on smaller logs more by the root of how much
+    smaller they are (docs/recipe.md).
     """
-    return max(_LEAST_EPOCHS, _LEAST_UPDATES * batch_size / max(1, examples))
+    return _EPOCHS * max(1.0, _OF_EXAMPLES / max(1, examples)) ** 0.5
 
 
 def no_batches(start: int) -> Iterator[Any]:
@@ -118,7 +119,7 @@ def _with_sizes(config: config_dict.ConfigDict, data: Dataset) -> config_dict.Co
     config = config_dict.ConfigDict(config.to_dict())
     train, examples = config.train, len(data.splits.train)
     train.batch_size = train.batch_size or batch_for(examples)
-    train.max_epochs = train.max_epochs or epochs_for(examples, train.batch_size)
+    train.max_epochs = train.max_epochs or epochs_for(examples)
     _LOG.info(
         "batches of %d and at most %.1f epochs for %d training examples",
         train.batch_size,

@@ -63,16 +63,17 @@ class Recommender(Asking):
         from serving.reasoned_search import ReasonedAnswers
         from serving.search_floors import SearchFloorAnswers
 
-        experiment = restored.experiment
+        opened: Any = restored  # a run with new items has all that is read of a run
+        experiment = opened.experiment
         self._answers: RankerAnswers | GeneratedAnswers | ReasonedAnswers | SearchFloorAnswers
         if isinstance(experiment, RecommendationExperiment):
-            self._answers = RankerAnswers(restored)
+            self._answers = RankerAnswers(opened)
         elif isinstance(experiment, GenSARExperiment):
-            self._answers = GeneratedAnswers(restored)
+            self._answers = GeneratedAnswers(opened)
         elif isinstance(experiment, CRSExperiment):
-            self._answers = ReasonedAnswers(restored)
+            self._answers = ReasonedAnswers(opened)
         elif isinstance(experiment, SearchBaselineExperiment):
-            self._answers = SearchFloorAnswers(restored)
+            self._answers = SearchFloorAnswers(opened)
         else:
             raise UserError(
                 f"expected the run of a ranker, a floor of search, gensar or crs, found one of "
@@ -118,10 +119,10 @@ class Recommender(Asking):
 
         folder = Workdir(workdir)
         method = folder.read_setting("method", str)
-        restored: Restored | WithNewItems = restored_run(folder.path, stage)
-        if items is not None:
-            restored = WithNewItems(restored, items)
-        return cls(restored, name=f"{method} of {folder.path}")
+        opened, name = restored_run(folder.path, stage), f"{method} of {folder.path}"
+        if items is None:
+            return cls(opened, name=name)
+        return cls(WithNewItems(opened, items), name=name)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         return self._answers.answer(requests)

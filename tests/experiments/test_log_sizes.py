@@ -62,16 +62,17 @@ def test_a_batch_set_by_hand_wins_and_configs_with_one_keep_it(tmp_path):
 
 
 def test_epochs_by_the_size_of_the_log():
-    # 4 on large logs; on small ones what makes 2,048 updates.
-    assert epochs_for(10_000_000, 1024) == 4.0
-    assert epochs_for(8_192, 32) == 8.0
+    # 4 on large logs, twice as many on those of a quarter.
+    assert epochs_for(10_000_000) == epochs_for(2**17) == 4.0
+    assert epochs_for(2**15) == 8.0
+    assert epochs_for(2**13) == 16.0
     assert resolve(lcr_ser_qilin.get_config()).train.max_epochs == 0.0
 
 
 def test_epochs_of_zero_are_those_by_the_size_and_others_stay(tmp_path):
     clicks = [(f"u{u}", f"i{u + t}", t) for u in range(9) for t in range(5)]
     raw = write_log(tmp_path / "raw", clicks)
-    for given, wanted in ((0.0, 2048 * 32 / 18), (3.0, 3.0)):
+    for given, wanted in ((0.0, epochs_for(18)), (3.0, 3.0)):
         config = config_of("sasrec,csv_log", raw, tmp_path, **{"train.max_epochs": given})
         data = Dataset(resolve(config))
         assert open_experiment(resolve(config), data).config.train.max_epochs == wanted
