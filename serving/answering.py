@@ -55,7 +55,7 @@ class Answering:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers requests that are known to be answerable."""
-        return each_kind(self._together, requests, len(requests))
+        return each_kind(self._together, requests, max(1, len(requests)))
 
     def _together(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         """Answers requests, all with a query or all without."""

@@ -27,7 +27,6 @@ def refused(config, changes, workdir, words):
     ("key", "value"),
     [
         ("train.batch_size", -8),
-        ("train.max_epochs", 0.0),
         ("train.evals_per_epoch", 0.0),
         ("train.evals_per_epoch", -1.0),
         ("loop.log_every", 0),
