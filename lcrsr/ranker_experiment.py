@@ -100,9 +100,9 @@ def epochs_for(examples: int) -> float:
     """Chooses how long to train by the size of the log: `train.max_epochs` where that is 0.
 
     It is 4 epochs from 131,072 examples on, and on smaller logs more by the root of how much
-    smaller they are (docs/recipe.md).
+    smaller they are (docs/recipe.md), in whole epochs.
     """
-    return _EPOCHS * max(1.0, _OF_EXAMPLES / max(1, examples)) ** 0.5
+    return float(round(_EPOCHS * max(1.0, _OF_EXAMPLES / max(1, examples)) ** 0.5))
 
 
 def no_batches(start: int) -> Iterator[Any]:
