@@ -48,8 +48,9 @@ class Ranker(Protocol):
 
     A ranker may also have `numbers`, its arithmetic settings by name. `loss`, `score` and
     `score_catalogue` then take other values of them, traced, as keywords: one compiled program
-    serves runs that differ in these alone. And it may have `catalogue_chunk`, of how many items
-    `score_catalogue` is best called with.
+    serves runs that differ in these alone. It may have `catalogue_chunk`, of how many items
+    `score_catalogue` is best called with, and `popularity_weight`, which the first coordinate of an
+    item's row times is a bias at the start (`lcrsr.spectral_start`).
 
     A ranker that answers searches, with 'search' in `tasks`, has
     `score_query(params, users, rows, items, query)`: scores float32 [B, V] of items [V, D] for the

@@ -469,11 +469,10 @@ class RankerExperiment(RecommendationExperiment):
             seed=self.config.seed,
             item_words=self.item_words,
             max_steps=max(1, round(config.max_epochs * steps_per_epoch)),
-            start=(lambda: self._spectral_rows) if config.start == "spectral" else None,
+            start=self._spectral_rows if config.start == "spectral" else None,
             partition=self.partition,
         )
 
-    @functools.cached_property
     def _spectral_rows(self) -> dict[str, np.ndarray]:
         started = time.monotonic()
         rows = spectral_rows(
