@@ -46,7 +46,9 @@ LCR_SER = SHARED | {
     "model.ffn_width": 8,
     "model.max_steps": 2,
     "model.mlp_widths": (16, 8),
+    "model.scorer": "mlp",  # which reads users' rows
     "train.active_steps": 2,
+    "train.recommendation": "bce",
     "train.max_epochs": 1.0,
     "rl.enabled": False,
 }
