@@ -80,6 +80,7 @@ def _vectors(matrix: scipy.sparse.csr_array, width: int, scale: float) -> np.nda
     """
     # sklearn takes a second to import, and only a training's start needs it.
     from sklearn.utils.extmath import randomized_svd
+    from threadpoolctl import threadpool_limits
 
     counts = np.asarray(matrix.sum(0)).ravel()
     lengths = np.asarray(matrix.sum(1)).ravel()
@@ -89,7 +90,9 @@ def _vectors(matrix: scipy.sparse.csr_array, width: int, scale: float) -> np.nda
     )
     scaled = (left @ matrix @ right).tocsr()
     width_known = min(width, *scaled.shape)
-    _, values, vectors = randomized_svd(scaled, width_known, n_iter=_ITERATIONS, random_state=0)
+    # One thread: several round otherwise, and a run would depend on the number of cores.
+    with threadpool_limits(1, user_api="blas"):
+        _, values, vectors = randomized_svd(scaled, width_known, n_iter=_ITERATIONS, random_state=0)
     rows = np.zeros((matrix.shape[1], width), np.float32)
     rows[:, :width_known] = vectors.T * np.sqrt(values)
     seen = counts > 0
