@@ -27,8 +27,8 @@ def training_searches(log: Log, splits: Splits) -> SearchExamples:
     """Returns every click of a training search that has words.
 
     A search trains if it happened before the first click that its user keeps for validation or
-    test; under 'global_time' before the first such click of anyone; under 'by_user' if its user
-    keeps no click at all.
+    test; under 'global_time', and under a published split that is cut at a time, before the first
+    such click of anyone; under 'by_user' if its user keeps no click at all.
     """
     users, until = _users_of_searches(log), _first_held_out(log, splits)
     return _examples(log, np.asarray(log.search_times) < until[users])
@@ -90,12 +90,19 @@ def _first_held_out(log: Log, splits: Splits) -> np.ndarray:
     until = np.full(log.num_users + 1, _NEVER)
     if splits.name == "by_user":
         until[splits.validation.user] = until[splits.test.user] = np.iinfo(np.int64).min
-    elif splits.name == "global_time":
+    elif splits.name == "global_time" or _cut_at_a_time(log, splits, times):
         until[:] = times.min(initial=_NEVER)
     else:
         users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))[held_out]
         np.minimum.at(until, users, times)
     return until
+
+
+def _cut_at_a_time(log: Log, splits: Splits, held_out: np.ndarray) -> bool:
+    """Tells whether a published split trains on what is before all times that are held out."""
+    trained = np.asarray(log.rec_times)[splits.training_rows]
+    never = np.iinfo(np.int64).min
+    return splits.name == "published" and trained.max(initial=never) < held_out.min(initial=_NEVER)
 
 
 def _last_click(log: Log) -> np.ndarray:

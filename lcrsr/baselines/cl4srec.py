@@ -21,10 +21,10 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from core.settings import Count, CountOrNone, Positive, Rate, Share, Weight, one_of
 from core.settings import Settings as Checked
+from lcrsr.baselines.contrast import hidden_places, nt_xent, piece_sizes
 from lcrsr.baselines.sequence import LOSSES, SequentialRanker, Transformer
 from lcrsr.ranker import Batch, Params, Rows
 from lcrsr.views import Views, last_state
@@ -34,7 +34,7 @@ _WAYS = 3  # to change a history
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """Sizes and losses.
+    """Holds sizes and losses.
 
     Attributes:
       loss: 'bce', 'cross_entropy' or 'full_cross_entropy', of the next item.
@@ -86,12 +86,6 @@ class Network(nn.Module):
         return last_state(states, valid, views)
 
 
-def _shares(share: float, count: jax.Array, most: int) -> jax.Array:
-    """Returns floor(share * count), in the arithmetic of float64."""
-    table = np.floor(share * np.arange(most + 1) + 1e-9).astype(np.int32)
-    return jnp.asarray(table)[count]
-
-
 def _start(key: jax.Array, count: jax.Array, size: jax.Array) -> jax.Array:
     """Draws where a piece of `size` of `count` events begins."""
     return jax.random.randint(key, (), 0, count - size + 1)
@@ -99,22 +93,15 @@ def _start(key: jax.Array, count: jax.Array, size: jax.Array) -> jax.Array:
 
 def cropped(key: jax.Array, count: jax.Array, length: int, share: float) -> jax.Array:
     """Draws a piece of floor(share * count) events, one at least: their places, then -1, [L]."""
-    size = jnp.maximum(_shares(share, count, length), jnp.minimum(count, 1))
+    size = jnp.maximum(piece_sizes(share, count, length), jnp.minimum(count, 1))
     places = jnp.arange(length)
     return jnp.where(places < size, places + _start(key, count, size), -1)
-
-
-def hidden_places(key: jax.Array, count: jax.Array, length: int, share: float) -> jax.Array:
-    """Draws floor(share * count) of the first `count` places: bool [L]."""
-    noise = jnp.where(jnp.arange(length) < count, jax.random.uniform(key, (length,)), 2.0)
-    rank = jnp.argsort(jnp.argsort(noise))
-    return rank < _shares(share, count, length)
 
 
 def reordered(key: jax.Array, count: jax.Array, length: int, share: float) -> jax.Array:
     """Shuffles a piece of floor(share * count) events: places of all events, then -1, [L]."""
     start_key, order_key = jax.random.split(key)
-    size = _shares(share, count, length)
+    size = piece_sizes(share, count, length)
     places = jnp.arange(length)
     begin = _start(start_key, count, size)
     inside = (places >= begin) & (places < begin + size)
@@ -152,28 +139,6 @@ def two_views(
     each = [view(*pair) for pair in zip(view_keys, (first, second), strict=True)]
     places, hidden = zip(*each, strict=True)
     return jnp.stack(places), jnp.stack(hidden)
-
-
-def nt_xent(
-    first: jax.Array, second: jax.Array, users: jax.Array, counts: jax.Array, temperature: float
-) -> jax.Array:
-    """Returns the mean over 2B views of -log softmax of its partner among the other views.
-
-    Args:
-      first, second: the two views' vectors [B, D].
-      users: [B]; views of one user are no negatives of each other.
-      counts: bool [B], pairs that there are.
-    """
-    views = jnp.concatenate([first, second])
-    logits = views @ views.T / temperature
-    same = jnp.eye(len(users), dtype=bool)
-    others = (users[:, None] != users) & counts
-    partner_or_other = jnp.block([[others, same | others], [same | others, others]])
-    logits = jnp.where(partner_or_other, logits, -jnp.inf)
-    own = jnp.tile((first * second).sum(-1) / temperature, 2)
-    losses = jax.nn.logsumexp(logits, -1) - own
-    weights = jnp.tile(counts, 2)
-    return (losses * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
 class CL4SRec(SequentialRanker):

@@ -18,12 +18,12 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from core.settings import Count, CountOrNone, Positive, Rate, Share, Weight, one_of
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.baselines import product_search
+from lcrsr.baselines.contrast import hidden_places, nt_xent, piece_sizes
 from lcrsr.baselines.product_search import (
     PurchaseEncoder,
     QueryEncoder,
@@ -62,41 +62,10 @@ class Settings(Checked):
         self.check_divisible("width", by="heads")
 
 
-def nt_xent(first: jax.Array, second: jax.Array, counts: jax.Array, temperature: float):
-    """Returns the mean over 2B states of -log softmax of its partner among all other states.
-
-    Args:
-      first, second: [B, D].
-      counts: bool [B], pairs that there are; the others are no negatives either.
-    """
-    states, size = jnp.concatenate([first, second]), len(first)
-    there = jnp.tile(counts, 2)
-    seen = there & ~jnp.eye(2 * size, dtype=bool)
-    # A state sees its partner even where it is no pair, so that its row is not empty.
-    seen |= jnp.roll(jnp.eye(2 * size, dtype=bool), size, axis=1)
-    logits = jnp.where(seen, states @ states.T / temperature, -jnp.inf)
-    own = jnp.tile((first * second).sum(-1) / temperature, 2)
-    each = jax.nn.logsumexp(logits, -1) - own
-    return (each * there).sum() / jnp.maximum(there.sum(), 1)
-
-
-def _sizes(share: float, counts: jax.Array, length: int) -> jax.Array:
-    """Returns floor(share * counts), in the arithmetic of float64."""
-    return jnp.asarray(np.floor(share * np.arange(length + 1) + 1e-9).astype(np.int32))[counts]
-
-
-def hidden_places(key: jax.Array, counts: jax.Array, length: int, share: float) -> jax.Array:
-    """Draws floor(share * n) of each user's first n places: bool [B, L]."""
-    noise = jax.random.uniform(key, (len(counts), length))
-    noise = jnp.where(jnp.arange(length) < counts[:, None], noise, 2.0)
-    rank = jnp.argsort(jnp.argsort(noise, 1), 1)
-    return rank < _sizes(share, counts, length)[:, None]
-
-
 def shuffled_places(key: jax.Array, counts: jax.Array, length: int, share: float) -> jax.Array:
     """Draws an order in which a piece of floor(share * n) of n places is shuffled: int32 [B, L]."""
     start_key, order_key = jax.random.split(key)
-    size = _sizes(share, counts, length)
+    size = piece_sizes(share, counts, length)
     begin = jax.random.randint(start_key, counts.shape, 0, counts - size + 1)[:, None]
     places, end = jnp.arange(length), begin + size[:, None]
     noise = begin + jax.random.uniform(order_key, (len(counts), length)) * size[:, None]
@@ -140,7 +109,9 @@ class Network(SearchNetwork):
         length, counts = valid.shape[1], valid.sum(1)
         coin, hide_key, order_key = jax.random.split(key, 3)
         hides = jax.random.bernoulli(coin, 0.5, counts.shape)[:, None]
-        gone = hides & hidden_places(hide_key, counts, length, s.hide)
+        hide_keys = jax.random.split(hide_key, len(counts))
+        hidden = jax.vmap(hidden_places, (0, 0, None, None))(hide_keys, counts, length, s.hide)
+        gone = hides & hidden
         order = shuffled_places(order_key, counts, length, s.reorder)
         order = jnp.where(hides, jnp.arange(length), order)
         changed = jnp.where(gone[..., None], self.mask_row, items)
@@ -161,10 +132,11 @@ class Network(SearchNetwork):
             for n in range(2)
         )
         counts = batch["mask"] > 0
-        within = nt_xent(first, second, counts, s.temperature)
+        requests = jnp.arange(len(counts))  # each is the others' negative, of one user or not
+        within = nt_xent(first, second, requests, counts, s.temperature)
         other = partners(batch["query"], batch["candidates"][:, 0], counts)
-        both = counts & (other != jnp.arange(len(other)))
-        between = nt_xent(first, second[other], both, s.temperature)
+        both = counts & (other != requests)
+        between = nt_xent(first, second[other], requests, both, s.temperature)
         total = value + s.contrastive_weight * (within + between)
         return total, stats | {"within": within, "between": between}
 

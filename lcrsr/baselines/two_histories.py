@@ -228,7 +228,7 @@ def loss_of_tasks(
     Args:
       kind: of `losses.RECOMMENDATION`.
       recommended: logits [B - S, N] of the rows that recommend.
-      searched: logits [S, N] of those that search; None where a batch has none.
+      searched: logits [S, N] of the rows that search; None where the batch has no such row.
     """
     loss, first = losses.RECOMMENDATION[kind], len(recommended)
     labels, mask = batch["labels"], batch["mask"]

@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 
 
 def counts(scores, relevant):
-    """What an evaluation keeps of a ranking: above and tied of every relevant item."""
+    """Counts the items above and the items tied with each relevant item, as evaluations keep."""
     others = np.delete(scores, relevant)
     above = [(others > scores[item]).sum() for item in relevant]
     tied = [(others == scores[item]).sum() for item in relevant]

@@ -129,7 +129,7 @@ def test_the_mean_is_of_the_rows_that_training_changed():
 
 
 def begun(folder, workdir, module=sasrec, values=SASREC, earlier="earlier", **changes):
-    """What a run begins with, which is stopped before its first update."""
+    """Begins a run and stops it before its first update, so that its first checkpoint is left."""
     config = config_of(module, folder, "new", values, **changes)
 
     def stop():

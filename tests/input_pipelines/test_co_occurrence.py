@@ -1,4 +1,4 @@
-"""What the training searches of a log hold, worked by hand."""
+"""Checks on a log of five searches which items and words its training searches hold."""
 
 import numpy as np
 

@@ -1,11 +1,14 @@
 """A log is cut into windows of time that know nothing of what comes after them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from core.errors import UserError
 from input_pipelines.log import RawEvents, build_log
 from input_pipelines.log_checks import validate_log
+from input_pipelines.search_task import training_searches
 from input_pipelines.splits import check_leakage, split_log
 from input_pipelines.time_windows import cut_times, window_log
 
@@ -74,3 +77,24 @@ def test_what_cannot_be_cut_is_refused():
         cut_times(same, 4)
     with pytest.raises(UserError, match="expected train clicks of made around the time"):
         window_log(build_log("made", events), FIRST, FIRST + DAY)
+
+
+def test_no_search_from_the_windows_validation_on_trains():
+    made, days = raw(), np.arange(20, 25)
+    # One who searches on every day of the window, and whose clicks are all before it.
+    with_quiet = dataclasses.replace(
+        made,
+        click_user=[*made.click_user, *["quiet"] * 3],
+        click_item=[*made.click_item, "i00", "i01", "i02"],
+        click_time=[*made.click_time, *(FIRST + DAY * np.arange(3) + 5)],
+        search_user=[*made.search_user, *["quiet"] * 5],
+        search_time=[*made.search_time, *(FIRST + DAY * days + 61)],
+        search_words=[*made.search_words, *[["w00"]] * 5],
+        search_clicks=[*made.search_clicks, *[["i03"]] * 5],
+    )
+    log = window_log(build_log("made", with_quiet), FIRST + DAY * 20, FIRST + DAY * 25)
+    splits = split_log(log, "published")
+    held_out = np.setdiff1d(np.arange(len(log.rec_items)), splits.training_rows)
+    first = np.asarray(log.rec_times)[held_out].min()
+    rows = training_searches(log, splits).target_row
+    assert len(rows) and (np.asarray(log.search_times)[rows] < first).all()

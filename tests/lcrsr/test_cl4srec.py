@@ -54,7 +54,7 @@ def test_who_is_no_negative():
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def drawn(function, counts, length, share):
-    """What a way to change a history draws, with keys 0 to 199, for each count."""
+    """Returns what `function` draws for each count of events, with each of 200 keys."""
     keys = jax.random.split(jax.random.key(0), 200)
     each = jax.vmap(lambda key, count: function(key, count, length, share), (0, None))
     return jax.vmap(each, (None, 0))(keys, counts)

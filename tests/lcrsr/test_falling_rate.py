@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from announced_batches import SIZES, batch_of
 
 from lcrsr.baselines import sasrec
 from lcrsr.ranker_task import RankerTask, TrainConfig
-from tests.lcrsr.announced_batches import SIZES, batch_of
 
 SETTINGS = {"width": 8, "layers": 1, "heads": 1, "dropout": 0.0, "init_scale": 0.1, "rec_length": 4}
 

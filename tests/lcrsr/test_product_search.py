@@ -137,19 +137,23 @@ def test_learns_what_queries_name(name):
 
 
 def test_contrast_by_hand():
-    eye, every = jnp.eye(2), jnp.ones(2, bool)
+    eye, every, requests = jnp.eye(2), jnp.ones(2, bool), jnp.arange(2)
     # Two users, each with equal states: of a state's three others one is its partner.
-    assert float(copps.nt_xent(eye, eye, every, 1.0)) == pytest.approx(np.log(1 + 2 / np.e))
+    assert float(copps.nt_xent(eye, eye, requests, every, 1.0)) == pytest.approx(
+        np.log(1 + 2 / np.e)
+    )
     ones = jnp.ones((2, 2))
-    assert float(copps.nt_xent(ones, ones, every, 1.0)) == pytest.approx(np.log(3))
+    assert float(copps.nt_xent(ones, ones, requests, every, 1.0)) == pytest.approx(np.log(3))
     # A pair that there is not is no negative either.
-    assert float(copps.nt_xent(eye, eye, jnp.array([True, False]), 1.0)) == pytest.approx(0.0)
-    assert float(copps.nt_xent(eye, eye, ~every, 1.0)) == 0.0
+    one = jnp.array([True, False])
+    assert float(copps.nt_xent(eye, eye, requests, one, 1.0)) == pytest.approx(0.0)
+    assert float(copps.nt_xent(eye, eye, requests, ~every, 1.0)) == 0.0
 
 
 def test_views_hide_and_shuffle_shares_of_what_there_is():
     counts = jnp.array([5, 1, 0, 3])
-    hidden = copps.hidden_places(jax.random.key(0), counts, 6, 0.6)
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.vmap(lambda key, count: copps.hidden_places(key, count, 6, 0.6))(keys, counts)
     assert hidden.sum(1).tolist() == [3, 0, 0, 1]
     assert not (hidden & (jnp.arange(6) >= counts[:, None])).any()
     orders = jax.vmap(lambda key: copps.shuffled_places(key, counts, 6, 0.6))(

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_batches import ITEMS, config, forward, ragged_batch, setup
 
 from core.errors import UserError
 from lcrsr import query
 from lcrsr.embedding import look_up
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER
-from tests.lcrsr.small_batches import ITEMS, config, forward, ragged_batch, setup
 
 LOSS = {"lambda_tcl": 0.1, "margin": 0.1, "distance": "cosine", "stop_gradient": "both"}
 
