@@ -29,7 +29,9 @@ def define_flags() -> None:
     flags.DEFINE_string("dataset", None, "Data set, as after the colon of configs.")
     flags.DEFINE_string("workdir", None, "Folder of the zoo.")
     flags.DEFINE_string("data_dir", "", "The raw files; empty: the embedded sample.")
-    flags.DEFINE_list("methods", [], "Methods of configs/baseline.py, or lcr_ser; default all.")
+    flags.DEFINE_list(
+        "methods", [], "Of configs/baseline.py, or lcr_ser; default all that recommend."
+    )
     flags.DEFINE_integer("seeds", 3, "How many seeds of the chosen settings.")
     flags.DEFINE_integer("budget", 1, "Trials of every method.")
     flags.DEFINE_multi_string("setting", [], "KEY=VALUE for every method that has the key.")
@@ -50,7 +52,7 @@ import importlib
 import json
 from typing import Any
 
-from studies.zoo.plans import Zoo
+from studies.zoo.plans import Zoo, recommends
 from studies.zoo.zoo import run_zoo
 
 _LCR_SER = "lcr_ser"
@@ -85,7 +87,9 @@ def main() -> None:
             raise UserError(f"{str(error).splitlines()[0]}; pass another --dataset") from error
         return config, getattr(module, "TRIED", {})
 
-    methods = tuple(values.methods) or baseline.METHODS
+    methods = tuple(values.methods) or tuple(
+        method for method in baseline.METHODS if recommends(config_of(method)[0])
+    )
     zoo = Zoo(values.dataset, methods, values.seeds, values.budget, settings)
     known = (*baseline.METHODS, _LCR_SER)
     print(run_zoo(zoo, config_of, known, values.workdir, values.metric, values.share))

@@ -115,16 +115,27 @@ def check_zoo(zoo: Zoo, known: Sequence[str]) -> None:
             raise UserError(f"expected --{name} of 1 or more, found {value}; correct it")
 
 
+def recommends(config: config_dict.ConfigDict) -> bool:
+    """Tells whether a config is of a method that recommends, which a zoo compares."""
+    return "protocols" in config.eval
+
+
 def plan(zoo: Zoo, config_of: ConfigOf, workdir: Workdir) -> list[Method]:
     """Returns every method's part of a zoo.
 
     Raises:
-      UserError: a setting that no method has, or that does not fit one.
+      UserError: a method that answers searches alone; a setting that no method has, or that does
+        not fit one.
     """
     methods: list[Method] = []
     used: set[str] = set()
     for name in zoo.methods:
         config, tried = config_of(name)
+        if not recommends(config):
+            raise UserError(
+                f"expected --methods that recommend, found {name}, which answers searches alone; "
+                "leave it out, and train it by launch.train"
+            )
         own = {key: value for key, value in zoo.settings.items() if _has(config, key)}
         used |= own.keys()
         for key, value in own.items():

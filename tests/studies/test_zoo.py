@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.workdir import Workdir
 from launch.zoo import parse_setting
 from studies.zoo import tables
-from studies.zoo.plans import Zoo, plan
+from studies.zoo.plans import Zoo, plan, recommends
 from studies.zoo.running import Outcome, choose
 from studies.zoo.zoo import run_zoo
 
@@ -211,3 +211,14 @@ def test_a_trained_method_has_a_test_over_seeds_and_one_that_stops_is_told(tmp_p
         tmp_path / "broken",
     )
     assert "- sasrec_ce, trial 0: " in broken and "| popularity | 0 |" in broken
+
+
+def test_all_methods_that_recommend_fit_into_a_zoo_and_searchers_are_refused(tmp_path):
+    methods = tuple(name for name in baseline.METHODS if recommends(config_of(name)[0]))
+    assert set(baseline.METHODS) - set(methods) == {"copps", "qem", "tem"}
+    zoo = zoo_of(methods, budget=2)
+    for method in plan(zoo, config_of, Workdir(str(tmp_path))):
+        assert method.run(0, 0)[0].eval.protocols
+    with pytest.raises(UserError, match="found tem, which answers searches alone; leave it out"):
+        run(zoo_of(("popularity", "tem")), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
