@@ -18,8 +18,12 @@ from input_pipelines.batches import Batch, BatchShape
 from lcrsr.baselines import unisar
 from lcrsr.lcr_ser import LCRSERRanker, LossConfig
 from lcrsr.model import LCRSER, ModelConfig
+from lcrsr.ranker_experiment import negatives_for
 from lcrsr.ranker_task import RankerTask, TrainConfig
 from lcrsr.reinforce import ReinforceConfig, ReinforceTask
+
+# Of a stage whose rate falls; more than any benchmark makes.
+_UPDATES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,15 +142,15 @@ class RandomTasks:
         return random_windows(shape, batch_size, targets_per_window, self.sizes)
 
     def train(self, batch_size: int, targets_per_window: int = 1) -> RankerTask:
-        batch = self._training_batch(
-            batch_size, 1 + self.config.data.train_negatives, targets_per_window
-        )
+        negatives = self.config.data.train_negatives or negatives_for(batch_size)
+        batch = self._training_batch(batch_size, 1 + negatives, targets_per_window)
         return RankerTask(
             name="train",
             ranker=self.ranker,
             config=build(TrainConfig, self.config.train.to_dict(), section="train"),
             table_sizes=self.sizes.as_arguments(),
             example_batch=self.batch(2, 2),
+            max_steps=_UPDATES,
             partition=self.partition,
             **_forever(batch, batch_size),
         )

@@ -32,7 +32,9 @@ def get_config() -> config_dict.ConfigDict:
     # Of the training searches that led to an item, added to its vector: the control that has the
     # searches' content without search histories. Needs table_update="dense".
     config.data.item_words = 0
-    config.data.train_negatives = 4  # UniSAR
+    # UniSAR. 0 leaves it to the batch where all of it shares them: `negatives_for` in
+    # lcrsr/ranker_experiment.py.
+    config.data.train_negatives = 4
     config.data.candidates_seed = 0  # of the saved evaluation lists, one for every model
     config.data.max_validation = 5000  # users
     # Latest clicks and searches of each user that the workdir keeps, for lcrsr.Recommender without

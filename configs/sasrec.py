@@ -15,7 +15,12 @@ VARIANTS = {
     "bce": {"model.loss": "bce"},  # the paper
     "ce": {"model.loss": "full_cross_entropy", "train.table_update": "dense"},
     # LCR-SER's loss and start: docs/recipe.md
-    "tuned": {"model.loss": "sampled_softmax", "model.dropout": 0.5, "train.start": "spectral"},
+    "tuned": {
+        "data.train_negatives": 0,
+        "model.loss": "sampled_softmax",
+        "model.dropout": 0.5,
+        "train.start": "spectral",
+    },
 }
 
 

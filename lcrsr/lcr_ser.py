@@ -72,6 +72,7 @@ class LCRSERRanker:
                 f"{losses.SAMPLED!r}, found {model.config.scorer!r}; set one of them"
             )
         self.model, self.config = model, config
+        self.shares_negatives = config.recommendation == losses.SAMPLED
         self.tables: tuple[str, ...] = ("user", "item", "word")
         if model.config.scorer == "dot_product":
             self.tables = ("item", "word")

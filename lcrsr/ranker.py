@@ -31,6 +31,11 @@ def numbers_of(ranker: Ranker) -> dict[str, Any]:
     return getattr(ranker, "numbers", {})
 
 
+def shares_negatives(ranker: Ranker) -> bool:
+    """Tells whether a ranker's loss holds each target against the negatives of the whole batch."""
+    return getattr(ranker, "shares_negatives", False)
+
+
 class Ranker(Protocol):
     """Describes LCR-SER or a baseline: pure functions over parameters, and embedding rows of a
     batch.
@@ -50,7 +55,7 @@ class Ranker(Protocol):
     `score_catalogue` then take other values of them, traced, as keywords: one compiled program
     serves runs that differ in these alone. It may have `catalogue_chunk`, of how many items
     `score_catalogue` is best called with, and `popularity_weight`, which the first coordinate of an
-    item's row times is a bias at the start (`lcrsr.spectral_start`).
+    item's row times is a bias at the start (`lcrsr.spectral_start`), and `shares_negatives`.
 
     A ranker that answers searches, with 'search' in `tasks`, has
     `score_query(params, users, rows, items, query)`: scores float32 [B, V] of items [V, D] for the

@@ -37,7 +37,7 @@ from lcrsr import search_evaluation
 from lcrsr.embedding import PARTITION_RULES, with_item_words
 from lcrsr.evaluation import Evaluator, check_top_k
 from lcrsr.floors import floors
-from lcrsr.ranker import Ranker
+from lcrsr.ranker import Ranker, shares_negatives
 from lcrsr.ranker_task import RankerTask, TrainConfig
 from lcrsr.search_evaluation import SearchEvaluation
 from lcrsr.settings import ScheduleSettings
@@ -49,6 +49,8 @@ _SEARCH = "search/"
 _UPDATES, _BATCHES = 300, (32, 1024)
 # Epochs of a training, where the size of the log decides: these on logs of so many examples.
 _EPOCHS, _OF_EXAMPLES = 4.0, 2**17
+# Negatives of a target, and of all targets of a batch, at least, where the batch's size decides.
+_NEGATIVES, _SHARED = 4, 1024
 # Of every ranking of the test split: for coverage and its like, which come later.
 KEPT_ITEMS = 20
 # Protocols that early stopping may go by.
@@ -105,24 +107,38 @@ def epochs_for(examples: int) -> float:
     return float(round(_EPOCHS * max(1.0, _OF_EXAMPLES / max(1, examples)) ** 0.5))
 
 
+def negatives_for(batch_size: int) -> int:
+    """Chooses the negatives of a target that a batch shares: `data.train_negatives` where that is
+    0.
+
+    They are 4, as UniSAR's, or on small batches what makes 1,024 in all (docs/recipe.md).
+    """
+    return max(_NEGATIVES, _SHARED // batch_size)
+
+
 def no_batches(start: int) -> Iterator[Any]:
     """Returns no batches: of a task that is made for the shapes of its state alone."""
     del start
     return iter(())
 
 
-def _with_sizes(config: config_dict.ConfigDict, data: Dataset) -> config_dict.ConfigDict:
-    """Sets the batch and the epochs of a config that leaves them to the size of the log."""
-    train = config.train
-    if train.batch_size != 0 and train.max_epochs != 0:
+def _with_sizes(
+    config: config_dict.ConfigDict, data: Dataset, shares_negatives: bool
+) -> config_dict.ConfigDict:
+    """Sets batch, epochs and negatives of a config that leaves them to the size of the log."""
+    by_batch = shares_negatives and config.data.train_negatives == 0
+    if config.train.batch_size != 0 and config.train.max_epochs != 0 and not by_batch:
         return config
     config = config_dict.ConfigDict(config.to_dict())
     train, examples = config.train, len(data.splits.train)
     train.batch_size = train.batch_size or batch_for(examples)
     train.max_epochs = train.max_epochs or epochs_for(examples)
+    if by_batch:
+        config.data.train_negatives = negatives_for(train.batch_size)
     _LOG.info(
-        "batches of %d and at most %.1f epochs for %d training examples",
+        "batches of %d with %d negatives a target, at most %.1f epochs, for %d training examples",
         train.batch_size,
+        config.data.train_negatives,
         train.max_epochs,
         examples,
     )
@@ -354,7 +370,8 @@ class RankerExperiment(RecommendationExperiment):
     def check_settings(cls, config: config_dict.ConfigDict) -> None:
         super().check_settings(config)
         ranker, update = cls.ranker_of(config), config.train.table_update
-        if not ranker.needs_whole_tables and not config.data.train_negatives:
+        counts_negatives = not ranker.needs_whole_tables and not shares_negatives(ranker)
+        if counts_negatives and not config.data.train_negatives:
             raise UserError(
                 "expected config.data.train_negatives above 0, found 0; set such a value: the "
                 "target alone teaches no order"
@@ -399,7 +416,8 @@ class RankerExperiment(RecommendationExperiment):
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         self.check_settings(config)
-        config, ranker = _with_sizes(config, data), self.ranker_of(config)
+        ranker = self.ranker_of(config)
+        config = _with_sizes(config, data, shares_negatives(ranker))
         self.config, self.data, self.ranker = config, data, ranker
         self.partition = partition_of(config, ranker.width)
         self.item_words = data.item_words()

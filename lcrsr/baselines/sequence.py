@@ -150,6 +150,7 @@ class SequentialRanker(DotProduct):
             raise ValueError(f"expected loss in {LOSSES}, found {loss!r}")
         self.network, self.kind = network, loss
         self.needs_whole_tables = loss == "full_cross_entropy"
+        self.shares_negatives = loss == SAMPLED
         self.width, self.init_scale = width, init_scale
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
