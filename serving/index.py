@@ -9,12 +9,13 @@ al., RecSys 2014), since graphs of neighbours are made for distances.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from core.errors import UserError
-from serving.exported import SIZES, ExportedModel
+from serving.exported import ExportedModel
 from serving.histories import History
 from serving.requests import RECOMMEND, Answer, Click, Request
 
@@ -128,7 +129,8 @@ class IndexedModel(ExportedModel):
 
     def __init__(self, ranker: str, retriever: str, first: int = FIRST):
         super().__init__(ranker)
-        self._retriever = ExportedModel(retriever)
+        alone = os.path.realpath(ranker) == os.path.realpath(retriever)
+        self._retriever: ExportedModel = self if alone else ExportedModel(retriever)
         if not self._retriever.manifest["dot_product"]:
             raise UserError(
                 f"expected a retrieval model whose score is a dot product, such as sasrec, found "
@@ -188,12 +190,8 @@ class IndexedModel(ExportedModel):
         return items
 
     def _vectors(self, requests: Sequence[Request]) -> np.ndarray:
-        histories = [self._retriever.reader.read(request) for request in requests]
-        parts = [
-            self._retriever.represented(histories[start : start + SIZES[-1]])[0]
-            for start in range(0, len(histories), SIZES[-1])
-        ]
-        return np.concatenate(parts)
+        reader = self._retriever.reader
+        return self._retriever.user_vectors([reader.read(request) for request in requests])
 
     def recall(self, count: int = 32, k: int = 20, seed: int = 0) -> Recall:
         """Measures the index against exact rankings, for made-up histories of random items."""
