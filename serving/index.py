@@ -2,8 +2,9 @@
 
 A retrieval model (any exported ranker whose score is a dot product) gives every item a vector; an
 index of them (usearch, HNSW) finds the items of the largest products with the user's vector, and
-the ranker scores these alone. Products become angles by one further axis on the items (Bachrach et
-al., RecSys 2014), since graphs of neighbours are made for distances.
+the ranker scores these alone. Its graph is made of products too (Morozov and Babenko, NeurIPS
+2018): angles, which one further axis on the items gives (Bachrach et al., RecSys 2014), found 69% of
+the first 20 of 50,000 vectors of LCR-SER where products found 99%.
 """
 
 from __future__ import annotations
@@ -45,17 +46,15 @@ class VectorIndex:
                 "`pip install -e '.[serve]'`"
             ) from None
         vectors = np.ascontiguousarray(vectors, np.float32)
-        lengths = np.linalg.norm(vectors, axis=1)
-        rest = np.sqrt(np.maximum(lengths.max(initial=0.0) ** 2 - lengths**2, 0.0))
         self._index = Index(
-            ndim=vectors.shape[1] + 1,
-            metric="cos",
+            ndim=vectors.shape[1],
+            metric="ip",
             dtype="f32",
             connectivity=_CONNECTIVITY,
             expansion_add=_EXPANSION_ADD,
             expansion_search=_EXPANSION_SEARCH,
         )
-        self._index.add(np.arange(len(vectors)), np.concatenate([vectors, rest[:, None]], 1))
+        self._index.add(np.arange(len(vectors)), vectors)
 
     def find(self, vectors: np.ndarray, most: int) -> np.ndarray:
         """Returns the places int64 [n, most] of the nearest items, -1 where there are fewer.
@@ -63,9 +62,8 @@ class VectorIndex:
         Args:
           vectors: float32 [n, D].
         """
-        asked = np.pad(np.asarray(vectors, np.float32), ((0, 0), (0, 1)))
-        found = np.full((len(asked), most), -1, np.int64)
-        for row, vector in enumerate(asked):
+        found = np.full((len(vectors), most), -1, np.int64)
+        for row, vector in enumerate(np.asarray(vectors, np.float32)):
             keys = self._index.search(vector, most).keys
             found[row, : len(keys)] = keys
         return found
