@@ -1,11 +1,21 @@
-"""Times a server under load, from a process of its own, and prints a table.
+"""Times a server under load, from a process of its own, and holds the figures to their marks.
 
-    python -m benchmarks.serving --export=E [--retrieve_with=E2] [--rate=15] [--seconds=20]
+    python -m benchmarks.serving --export=E [--parts=rate,full,...] [--items=1000000]
 
 Starts `launch.serve` on a free port and asks for 20 items after histories of 1 to 20 random clicks
-and up to 5 searches: at the rate given (requests arrive at random, whether or not others have been
-answered), as fast as batches fill, at twice that rate, while the export is read again, and until
-SIGTERM. A request is lost if it was sent whole and got no answer.
+and up to 5 searches, in these parts:
+
+    rate      --rate requests a second, at random times, whether or not others have been answered
+    full      32 at once, so that batches fill
+    overload  at twice that rate
+    reload    --rate, while the export is read again three times
+    memory    --memory_requests requests, 32 at once
+    sigterm   half of what it bears, and SIGTERM in their midst
+    index     --rate of a catalogue of --items items behind an index: E's own, and made-up ones that
+              are its items' vectors with noise of half their spread
+
+A request is lost if it was sent whole and got no answer. E is of launch.export, and for `index` one
+whose score is a dot product (LCR-SER, SASRec).
 """
 
 from __future__ import annotations
@@ -15,19 +25,26 @@ from absl import flags
 from core import cli
 from core.errors import UserError
 
+PARTS = ("rate", "full", "overload", "reload", "memory", "sigterm", "index")
+
 
 def define_flags() -> None:
     flags.DEFINE_string("export", None, "Folder of launch.export.")
-    flags.DEFINE_string("retrieve_with", None, "As of launch.serve.")
+    flags.DEFINE_list("parts", list(PARTS), f"Of {', '.join(PARTS)}, in this order.")
     flags.DEFINE_float("rate", 15.0, "Requests a second.", lower_bound=0.1)
-    flags.DEFINE_float("seconds", 20.0, "Of every part.", lower_bound=1.0)
-    flags.DEFINE_integer("memory_requests", 5_000, "After which memory is read.", lower_bound=1)
+    flags.DEFINE_float("seconds", 20.0, "Of every part but memory.", lower_bound=1.0)
+    flags.DEFINE_integer("memory_requests", 100_000, "Of the part memory.", lower_bound=100)
+    flags.DEFINE_integer("items", 1_000_000, "Of the part index.", lower_bound=1)
     flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
 def check_flags() -> None:
-    if not flags.FLAGS.export:
+    values = flags.FLAGS
+    if not values.export:
         raise UserError("expected --export=E, found none; export a run with launch.export")
+    if not values.parts or not set(values.parts) <= set(PARTS):
+        odd = next((part for part in values.parts if part not in PARTS), "none")
+        raise UserError(f"expected --parts of {','.join(PARTS)}, found {odd}; correct it")
 
 
 cli.begin(__name__, define_flags, check_flags)
@@ -35,6 +52,7 @@ cli.begin(__name__, define_flags, check_flags)
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -42,17 +60,22 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
+import safetensors.numpy
 
-from core.files import read_json, write_atomically
-from core.workdir import check_out
-from serving.exported import ITEMS, WORDS
+from core.files import read_json, save_npy, write_atomically
+from core.workdir import check_out, commit_id
+from serving import exported
 
-_READY_S = 600.0
 _TOGETHER = 32
+_ITEM_ROWS = "tables/item"
+# Of an item's vector, in standard deviations of the vectors' axes.
+_NOISE = 0.5
+_RECALL = re.compile(r"([\d.]+)% of the first 20 of the whole catalogue")
 
 
 class Load:
@@ -140,21 +163,70 @@ class Load:
 
 
 @dataclasses.dataclass(frozen=True)
+class Row:
+    """Holds the figures of a part, and its marks by what they ask for: met or not."""
+
+    part: str
+    what: str
+    figures: dict[str, float]
+    marks: dict[str, bool]
+
+    def line(self) -> str:
+        """Returns a row of the table."""
+        marks = ", ".join(
+            f"{mark}: {'met' if met else 'MISSED'}" for mark, met in self.marks.items()
+        )
+        cells = [self.what, *map(str, self.figures.values()), marks]
+        return f"| {' | '.join(cells)} |"
+
+
+@dataclasses.dataclass(frozen=True)
 class _Server:
     process: subprocess.Popen[str]
     port: int
+    line: str
+    log: str
 
     def resident_mib(self) -> float:
         with open(f"/proc/{self.process.pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
+@contextlib.contextmanager
+def _served(*arguments: str) -> Iterator[_Server]:
+    """Runs `launch.serve` on a free port.
+
+    Raises:
+      UserError: it does not start, or does not end with 0.
+    """
+    command = [sys.executable, "-m", "launch.serve", "--port=0", *arguments]
+    with tempfile.NamedTemporaryFile("r+", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().strip()
+            address = re.search(r"http://[^:]+:(\d+)", line)
+            if address is None:
+                process.wait(60)
+                raise UserError((log.read().strip().splitlines() or ["found no server"])[-1])
+            yield _Server(process, int(address[1]), line, log.name)
+        finally:
+            process.terminate()
+            code = process.wait(60)
+        if code:
+            raise UserError(
+                f"expected a server that ends with 0, found {code}: {log.read()[-500:]}"
+            )
+
+
+def _names(export: str, file: str) -> dict[str, list[str]]:
+    path = os.path.join(export, file)
+    return read_json(path, "the names of an export", "export again", max_bytes=2**31)
+
+
 def questions(export: str, count: int = 512, seed: int = 0) -> list[bytes]:
     """Makes questions about an export's items, as bodies."""
-    items = read_json(os.path.join(export, ITEMS), "items", "export again", max_bytes=2**31)["ids"]
-    words = read_json(os.path.join(export, WORDS), "words", "export again", max_bytes=2**31)[
-        "words"
-    ]
+    items, words = _names(export, exported.ITEMS)["ids"], _names(export, exported.WORDS)["words"]
     rng = np.random.default_rng(seed)
     bodies = []
     for _ in range(count):
@@ -168,74 +240,165 @@ def questions(export: str, count: int = 512, seed: int = 0) -> list[bytes]:
     return bodies
 
 
-async def _rows(server: _Server, bodies: list[bytes]) -> AsyncIterator[tuple[str, dict]]:
+def write_enlarged(export: str, out: str, count: int, seed: int = 0) -> None:
+    """Writes an export with `count` items: its own, and items near them.
+
+    A made-up item has the vector of one of its own with noise of half the vectors' spread.
+
+    Args:
+      out: an empty folder.
+
+    Raises:
+      UserError: no export there, or one of other items than a table of vectors.
+    """
+    manifest = exported.read_manifest(export)
+    weights = safetensors.numpy.load_file(os.path.join(export, exported.WEIGHTS))
+    if _ITEM_ROWS not in weights:
+        raise UserError(
+            f"expected an export with vectors of items in {export}, found one of "
+            f"{manifest['method']}; leave the part index out"
+        )
+    rng = np.random.default_rng(seed)
+    rows = weights[_ITEM_ROWS]
+    more = max(0, count + 1 - len(rows))
+    like = rng.integers(1, len(rows), more)
+    noise = rng.standard_normal((more, rows.shape[1]), np.float32) * rows[1:].std(0) * _NOISE
+    weights[_ITEM_ROWS] = rows = np.concatenate([rows, rows[like] + noise])
+    names = _names(export, exported.ITEMS)
+    titles = names["titles"]
+    names = {
+        "ids": [*names["ids"], *(f"made-up-{number}" for number in range(more))],
+        "titles": [*titles, *(titles[number - 1] for number in like.tolist())],
+    }
+    for name in manifest["files"]:
+        if name not in (exported.WEIGHTS, exported.ITEMS, exported.VECTORS):
+            os.link(os.path.realpath(os.path.join(export, name)), os.path.join(out, name))
+    safetensors.numpy.save_file(weights, os.path.join(out, exported.WEIGHTS))
+    save_npy(os.path.join(out, exported.VECTORS), rows[1:])
+    write_atomically(os.path.join(out, exported.ITEMS), json.dumps(names, ensure_ascii=False))
+    files = {name: exported.described(os.path.join(out, name)) for name in manifest["files"]}
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    content |= {"files": files, "sizes": manifest["sizes"] | {"items": len(rows) - 1}}
+    sealed = json.dumps(exported.sealed(content), ensure_ascii=False)
+    write_atomically(os.path.join(out, exported.MANIFEST), sealed)
+
+
+async def _rows(server: _Server, bodies: list[bytes], parts: list[str]) -> AsyncIterator[Row]:
     values = flags.FLAGS
-    warm = Load(server.port, bodies)
-    await warm.together(4, 2.0)
+    await Load(server.port, bodies).together(4, 2.0)
+    most = 0.0
+    if "rate" in parts:
+        load = Load(server.port, bodies)
+        await load.at_rate(values.rate, values.seconds)
+        found = load.figures()
+        marks = {"p50 <= 30": found["p50 ms"] <= 30, "p99 <= 120": found["p99 ms"] <= 120}
+        yield Row("rate", f"{values.rate:g} requests/s", found, marks)
+    if {"full", "overload", "sigterm"} & set(parts):
+        load = Load(server.port, bodies)
+        most = await load.together(_TOGETHER, values.seconds)
+        what = f"{_TOGETHER} at once: {most:.0f} requests/s"
+        yield Row("full", what, load.figures(), {"60 requests/s": most >= 60})
+    if "overload" in parts:
+        load = Load(server.port, bodies)
+        await load.at_rate(2 * most, values.seconds)
+        found = load.figures()
+        marks = {
+            "only 200 and 503": not found["other"] + found["lost"] + load.refused,
+            "p99 < 1000": found["p99 ms"] < 1000,
+        }
+        yield Row("overload", f"twice that: {2 * most:.0f} requests/s", found, marks)
+    if "reload" in parts:
+        load = Load(server.port, bodies)
+        await asyncio.gather(load.at_rate(values.rate, values.seconds), _reload(server))
+        yield Row("reload", "read again 3 times", load.figures(), {"none lost": _none_lost(load)})
+    if "memory" in parts:
+        yield await _memory(server, bodies)
+    if "sigterm" in parts:
+        load = Load(server.port, bodies)
+        await asyncio.gather(load.at_rate(max(values.rate, most / 2), 4.0), _end(server))
+        what = f"SIGTERM under {most / 2:.0f} requests/s"
+        yield Row("sigterm", what, load.figures(), {"none lost": _none_lost(load)})
+
+
+def _none_lost(load: Load) -> bool:
+    return not load.lost and not load.figures()["other"]
+
+
+async def _reload(server: _Server) -> None:
+    for _ in range(3):
+        await asyncio.sleep(flags.FLAGS.seconds / 4)
+        server.process.send_signal(signal.SIGHUP)
+
+
+async def _end(server: _Server) -> None:
+    await asyncio.sleep(2.0)
+    server.process.send_signal(signal.SIGTERM)
+
+
+async def _memory(server: _Server, bodies: list[bytes]) -> Row:
+    """Reads the server's memory after every tenth of the requests."""
+    count = flags.FLAGS.memory_requests
+    load, memory = Load(server.port, bodies), [server.resident_mib()]
+    for _ in range(10):
+        await load.together(_TOGETHER, 3600.0, count // 10)
+        memory.append(server.resident_mib())
+    # Allocators settle within the first tenths.
+    grown = memory[-1] - memory[2]
+    what = f"{count:,} requests, MiB after each tenth {', '.join(f'{m:.0f}' for m in memory)}"
+    return Row("memory", what, load.figures(), {"at most 2% more": grown <= 0.02 * memory[2]})
+
+
+async def _index(server: _Server, bodies: list[bytes], count: int) -> Row:
+    await Load(server.port, bodies).together(4, 2.0)
     load = Load(server.port, bodies)
-    await load.at_rate(values.rate, values.seconds)
-    yield f"{values.rate:g} requests/s", load.figures()
-    load = Load(server.port, bodies)
-    most = await load.together(_TOGETHER, values.seconds)
-    yield f"{_TOGETHER} at once: {most:.0f} requests/s", load.figures()
-    load = Load(server.port, bodies)
-    await load.at_rate(2 * most, values.seconds)
-    yield f"twice that: {2 * most:.0f} requests/s", load.figures()
-    load = Load(server.port, bodies)
-
-    async def reload() -> None:
-        for _ in range(3):
-            await asyncio.sleep(values.seconds / 4)
-            server.process.send_signal(signal.SIGHUP)
-
-    await asyncio.gather(load.at_rate(values.rate, values.seconds), reload())
-    yield "read again 3 times", load.figures()
-    load, before = Load(server.port, bodies), server.resident_mib()
-    await load.together(8, 3600.0, values.memory_requests)
-    memory = f"{before:.0f} to {server.resident_mib():.0f} MiB"
-    yield f"{values.memory_requests:,} requests, {memory}", load.figures()
-    load = Load(server.port, bodies)
-
-    async def end() -> None:
-        await asyncio.sleep(2.0)
-        server.process.send_signal(signal.SIGTERM)
-
-    await asyncio.gather(load.at_rate(max(values.rate, most / 2), 4.0), end())
-    yield "SIGTERM", load.figures()
+    await load.at_rate(flags.FLAGS.rate, flags.FLAGS.seconds)
+    found = load.figures()
+    with open(server.log, encoding="utf-8") as file:
+        told = _RECALL.search(file.read())
+    recall = float(told[1]) / 100 if told else float("nan")
+    marks = {"p50 <= 40": found["p50 ms"] <= 40, "recall@20 >= .95": recall >= 0.95}
+    what = f"{count:,} items, index: {flags.FLAGS.rate:g} requests/s, recall@20 {recall:.3f}"
+    return Row("index", what, found, marks)
 
 
-async def _measure(server: _Server, bodies: list[bytes]) -> dict[str, dict]:
-    return {name: figures async for name, figures in _rows(server, bodies)}
+async def _print(row: Row) -> Row:
+    print(row.line(), flush=True)
+    return row
+
+
+async def _measured(server: _Server, bodies: list[bytes], parts: list[str]) -> list[Row]:
+    return [await _print(row) async for row in _rows(server, bodies, parts)]
 
 
 def main() -> None:
     values = flags.FLAGS
     if values.json:
         check_out(values.json, "--json")
-    command = [sys.executable, "-m", "launch.serve", f"--export={values.export}", "--port=0"]
-    if values.retrieve_with:
-        command.append(f"--retrieve_with={values.retrieve_with}")
+    parts, rows, lines = values.parts, [], []
+    names = ["", "answers", "p50 ms", "p99 ms", "503", "other", "lost", "marks"]
+    print(f"| {' | '.join(names)} |\n|---|{'---:|' * (len(names) - 2)}---|", flush=True)
     bodies = questions(values.export)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        address = re.search(r"http://[^:]+:(\d+)", line)
-        if address is None:
-            raise UserError("expected a server that starts, found the error above")
-        print(line.strip())
-        rows = asyncio.run(_measure(_Server(process, int(address[1])), bodies))
-    finally:
-        process.terminate()
-        code = process.wait(60)
-    names = list(next(iter(rows.values())))
-    print(f"| | {' | '.join(names)} |\n|---|{'---:|' * len(names)}")
-    for name, figures in rows.items():
-        print(f"| {name} | {' | '.join(str(figures[key]) for key in names)} |")
+    if set(parts) - {"index"}:
+        with _served(f"--export={values.export}") as server:
+            rows += asyncio.run(_measured(server, bodies, parts))
+            lines.append(server.line)
+    if "index" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            write_enlarged(values.export, folder, values.items)
+            bodies = questions(folder)
+            with _served(f"--export={folder}", f"--retrieve_with={folder}") as server:
+                rows.append(asyncio.run(_index(server, bodies, values.items)))
+                lines.append(server.line)
+                print(rows[-1].line())
+    print("\n".join(["", *lines]))
     if values.json:
-        write_atomically(values.json, json.dumps({"server": line, "rows": rows}, indent=2) + "\n")
-    if code:
-        raise UserError(f"expected a server that ends with 0, found {code}; see its log")
+        found = {
+            "commit": commit_id(),
+            "cores": len(os.sched_getaffinity(0)),
+            "servers": lines,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        write_atomically(values.json, json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

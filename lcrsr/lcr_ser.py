@@ -74,7 +74,8 @@ class LCRSERRanker:
         self.model, self.config = model, config
         self.shares_negatives = config.recommendation == losses.SAMPLED
         self.tables: tuple[str, ...] = ("user", "item", "word")
-        if model.config.scorer == "dot_product":
+        self.dot_product = model.config.scorer == "dot_product"
+        if self.dot_product:
             self.tables = ("item", "word")
             self.popularity_weight = query.POPULARITY_WEIGHT
         else:
@@ -186,6 +187,17 @@ class LCRSERRanker:
         self, params: Params, users: Reasoned, rows: Rows, items: jax.Array, **numbers: Any
     ) -> jax.Array:
         return self._score(params, users, rows, items, numbers)
+
+    def user_vectors(
+        self, params: Params, users: Reasoned, rows: Rows, **numbers: Any
+    ) -> jax.Array:
+        """Returns the vectors float32 [B, D] of which a score is the product with an item's row."""
+        del rows
+        active_steps = jnp.int32((self.numbers | numbers)["active_steps"])
+        vectors: Any = self.model.apply(
+            {"params": params}, *users, active_steps, method=LCRSER.user_vectors
+        )
+        return vectors
 
     def _score(self, params, users, rows, items, numbers):
         active_steps = jnp.int32((self.numbers | numbers)["active_steps"])

@@ -267,6 +267,13 @@ class LCRSER(nn.Module):
             self.config.attention,
         )
 
+    def user_vectors(
+        self, histories: Histories, states: States, active_steps: jax.Array
+    ) -> jax.Array:
+        """Returns q float32 [B, D] of the dot product; `active_steps` as of `score`."""
+        query = self._query(histories, self._final(histories, states, active_steps))
+        return query.astype(jnp.float32)
+
     def _query(self, histories: Histories, final: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Returns q [..., B, D] of both sides' last states [..., B, D]."""
         weights = self._cast(self.query())

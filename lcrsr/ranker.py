@@ -31,6 +31,11 @@ def numbers_of(ranker: Ranker) -> dict[str, Any]:
     return getattr(ranker, "numbers", {})
 
 
+def is_dot_product(ranker: Ranker) -> bool:
+    """Tells whether a score is the product of an item's row and of one vector of the user."""
+    return getattr(ranker, "dot_product", False)
+
+
 def shares_negatives(ranker: Ranker) -> bool:
     """Tells whether a ranker's loss holds each target against the negatives of the whole batch."""
     return getattr(ranker, "shares_negatives", False)
@@ -55,7 +60,9 @@ class Ranker(Protocol):
     `score_catalogue` then take other values of them, traced, as keywords: one compiled program
     serves runs that differ in these alone. It may have `catalogue_chunk`, of how many items
     `score_catalogue` is best called with, and `popularity_weight`, which the first coordinate of an
-    item's row times is a bias at the start (`lcrsr.spectral_start`), and `shares_negatives`.
+    item's row times is a bias at the start (`lcrsr.spectral_start`), and `shares_negatives`. Where
+    `dot_product` is True a score is the product of an item's row and of the user's vector, float32
+    [B, D], which `user_vectors(params, users, rows)` returns; it takes `numbers` as `score` does.
 
     A ranker that answers searches, with 'search' in `tasks`, has
     `score_query(params, users, rows, items, query)`: scores float32 [B, V] of items [V, D] for the

@@ -7,18 +7,21 @@ An export is a folder that `exported.ExportedModel` opens with JAX, NumPy and sa
     represent.stablehlo       (weights, histories) -> what scoring needs of them
     score.stablehlo           (weights, that, numbers [B, N]) -> scores [B, N]
     catalogue.stablehlo       (weights, that, K [B, 1]) -> scores [B, V+1]
+    vector.stablehlo          (weights, that, K [B, 1]) -> the user's vector [B, D], of a model
+                              whose score is the product of that and the item's
     every_k.stablehlo         (weights, that) -> scores [K+1, B, V+1], of a model that reasons
-    search.stablehlo          (weights, that, words [B, W]) -> scores [B, V+1], of one that searches
+    search.stablehlo          (weights, histories, words [B, W]) -> scores [B, V+1], of one that
+                              searches
     items.json, users.json, words.json   the names of rows 1, 2, ...; items with their titles
     item_vectors.npy          float32 [V, D], for an index, in the order of items.json; not of
                               popularity and item-kNN, which have none
 
-The functions are `jax.export` artefacts (StableHLO) for any batch size, on CPU, CUDA and TPU.
+The functions are `jax.export` artefacts (StableHLO) for any batch size, on CPU, CUDA and TPU; those
+of trained models take an item table of any number of rows V+1.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -36,9 +39,8 @@ from core.version import VERSION
 from core.workdir import Workdir, commit_id
 from experiments.restored import Restored
 from input_pipelines.prepare import READERS
-from lcrsr.baselines.sequence import DotProduct
 from lcrsr.embedding import TABLE_FIELDS
-from lcrsr.ranker import numbers_of
+from lcrsr.ranker import is_dot_product, numbers_of
 from serving import exported
 from serving.fitted_functions import functions_of
 from serving.histories import title_of
@@ -46,8 +48,9 @@ from serving.recommender import restored_run
 from serving.requests import RECOMMEND, SEARCH
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Items of the catalogue scored at once: more no longer fit the caches of a CPU.
+# Items of the catalogue that a network scores at once: more no longer fit the caches of a CPU.
 _CHUNK = 256
+_ITEMS = "tables/item"
 _INPUTS = ("user", "rec_items", "query_words", "clicked_items", "rec_order", "search_order")
 
 
@@ -116,7 +119,7 @@ def _weights_and_functions(
     fitted = functions_of(
         experiment.config.method, experiment.fitted_arrays(), experiment.config.get("model")
     )
-    inputs, candidates, steps = _inputs(restored)
+    (inputs, candidates, steps), _ = _inputs(restored)
     given = _shapes(fitted.weights)
     state = jax.eval_shape(fitted.represent, given, inputs)
     return fitted.weights, {
@@ -126,10 +129,12 @@ def _weights_and_functions(
     }
 
 
-def _inputs(restored: Restored) -> tuple[dict[str, Any], Any, Any]:
-    """Returns the shapes, for every batch size, of histories, candidates and numbers of steps."""
+def _inputs(restored: Restored) -> tuple[tuple[dict[str, Any], Any, Any], Any]:
+    """Returns the shapes, for every batch size, of histories, candidates and numbers of steps; and
+    the rows of an item table of any size.
+    """
     shape = restored.data.shape(1)
-    size, count = jax_export.symbolic_shape("b, n")
+    size, count, items = jax_export.symbolic_shape("b, n, v")
     axes = shape.sizes(0) | {"B": size}
     inputs = {
         name: jax.ShapeDtypeStruct(tuple(axes[axis] for axis in letters.split()), dtype)
@@ -137,7 +142,7 @@ def _inputs(restored: Restored) -> tuple[dict[str, Any], Any, Any]:
         if name in _INPUTS
     }
     candidates = jax.ShapeDtypeStruct((size, count), jnp.int32)
-    return inputs, candidates, jax.ShapeDtypeStruct((size, 1), jnp.int32)
+    return (inputs, candidates, jax.ShapeDtypeStruct((size, 1), jnp.int32)), items
 
 
 def _shapes(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -158,10 +163,12 @@ def _weights(restored: Restored) -> dict[str, np.ndarray]:
     """Returns the network's parameters and the scoring tables by their paths, float32."""
     trees = {"params": restored.params, "tables": restored.tables_with_words}
     leaves, _ = jax.tree_util.tree_flatten_with_path(trees)
-    return {
+    weights = {
         "/".join(str(getattr(key, "key", key)) for key in path): np.asarray(value, np.float32)
         for path, value in leaves
     }
+    weights[_ITEMS] = weights[_ITEMS][: restored.data.log.num_items + 1]
+    return weights
 
 
 def _searches(ranker: Any) -> bool:
@@ -184,11 +191,14 @@ def _nested(weights: Mapping[str, Any]) -> dict[str, Any]:
 def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Traces and lowers what is exported, for every batch size."""
     ranker, words = restored.experiment.ranker, restored.data.shape(1).words
-    inputs, candidates, steps = _inputs(restored)
+    (inputs, candidates, steps), items = _inputs(restored)
     given = _shapes(weights)
+    given[_ITEMS] = jax.ShapeDtypeStruct((items, weights[_ITEMS].shape[1]), jnp.float32)
     table_of = {field: table for table in ranker.tables for field in TABLE_FIELDS[table]}
     numbers = numbers_of(ranker)
     reasons = "active_steps" in numbers
+    # A product of two matrices needs no chunks.
+    chunk = None if is_dot_product(ranker) else _CHUNK
 
     def rows_of(weights, batch):
         return {
@@ -214,25 +224,33 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
 
     def score(weights, state, items, steps):
         users, user_rows = jax.tree.unflatten(tree, state)
-        rows = {"user": user_rows, "candidates": jnp.take(weights["tables/item"], items, 0)}
+        rows = {"user": user_rows, "candidates": jnp.take(weights[_ITEMS], items, 0, mode="clip")}
         settings = {"active_steps": steps} if reasons else {}
         return ranker.score(_nested(weights)["params"], users, rows, **settings)
+
+    def vector(weights, state, steps):
+        users, user_rows = jax.tree.unflatten(tree, state)
+        settings = {"active_steps": steps} if reasons else {}
+        rows = {"user": user_rows}
+        return ranker.user_vectors(_nested(weights)["params"], users, rows, **settings)
 
     def catalogue(weights, state, steps):
         users, user_rows = jax.tree.unflatten(tree, state)
         settings = {"active_steps": steps} if reasons else {}
         return by_chunks(
-            weights["tables/item"],
+            weights[_ITEMS],
             lambda items: ranker.score_catalogue(
                 _nested(weights)["params"], users, {"user": user_rows}, items, **settings
             ),
+            chunk,
         )
 
-    def search(weights, state, query):
-        users, user_rows = jax.tree.unflatten(tree, state)
+    def search(weights, batch, query):
+        # Some rankers read the query with the history.
+        users, user_rows = users_of(weights, batch | {"query": query})
         words = jnp.take(weights["tables/word"], query, 0, mode="clip")
         return by_chunks(
-            weights["tables/item"],
+            weights[_ITEMS],
             lambda items: ranker.score_query(
                 _nested(weights)["params"],
                 users,
@@ -240,15 +258,17 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
                 items,
                 query=query,
             ),
+            chunk,
         )
 
     def every_k(weights, state):
         users, user_rows = jax.tree.unflatten(tree, state)
         return by_chunks(
-            weights["tables/item"],
+            weights[_ITEMS],
             lambda items: ranker.score_every_k(
                 _nested(weights)["params"], users, {"user": user_rows}, items
             ),
+            chunk,
         )
 
     state = jax.eval_shape(represent, given, inputs)
@@ -259,25 +279,32 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
     }
     if _searches(ranker):
         query = jax.ShapeDtypeStruct((steps.shape[0], words), jnp.int32)
-        lowered["search"] = _lowered(search, given, state, query)
+        lowered["search"] = _lowered(search, given, inputs, query)
+    if is_dot_product(ranker):
+        lowered["vector"] = _lowered(vector, given, state, steps)
     if hasattr(ranker, "score_every_k"):
         lowered["every_k"] = _lowered(every_k, given, state)
     return lowered
 
 
 def by_chunks(
-    items: jax.Array, score: Callable[[jax.Array], jax.Array], size: int = _CHUNK
+    items: jax.Array, score: Callable[[jax.Array], jax.Array], size: int | None = _CHUNK
 ) -> jax.Array:
     """Scores a table [V+1, D] some rows at a time; returns float32 [..., V+1].
 
     Args:
+      items: of any number of rows, which may be a symbol.
       score: of items [n, D], [..., n].
-      size: n.
+      size: n; None is all at once.
     """
-    missing = -len(items) % size
-    chunks = jnp.pad(items, ((0, missing), (0, 0))).reshape(-1, size, items.shape[-1])
-    scores = jnp.moveaxis(jax.lax.map(score, chunks), 0, -2)
-    return scores.reshape(*scores.shape[:-2], -1)[..., : len(items)].astype(jnp.float32)
+    rows, width = items.shape
+    if size is None:
+        return score(items).astype(jnp.float32)
+    count = (rows + size - 1) // size
+    padded = jnp.pad(items, ((0, count * size - rows), (0, 0)))
+    scores = jnp.moveaxis(jax.lax.map(score, padded.reshape(count, size, width)), 0, -2)
+    flat = scores.reshape(*scores.shape[:-2], count * size)
+    return flat[..., :rows].astype(jnp.float32)
 
 
 def _lowered(function: Callable[..., Any], *arguments: Any) -> bytes:
@@ -317,8 +344,8 @@ def _write(
     }
     for name, of_rows in names.items():
         write_atomically(path(name), json.dumps(of_rows, ensure_ascii=False))
-    if "tables/item" in weights:
-        save_npy(path(exported.VECTORS), weights["tables/item"][1 : len(items) + 1])
+    if _ITEMS in weights:
+        save_npy(path(exported.VECTORS), weights[_ITEMS][1 : len(items) + 1])
 
 
 def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
@@ -358,9 +385,10 @@ def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
         "active_steps": numbers.get("active_steps"),
         "gives_probabilities": bool(getattr(ranker, "gives_probabilities", False)),
         # Whether a score is the product of the user's vector and the item's.
-        "dot_product": isinstance(ranker, DotProduct),
+        "dot_product": is_dot_product(ranker),
         "files": {
-            name: _described(os.path.join(folder, name)) for name in sorted(os.listdir(folder))
+            name: exported.described(os.path.join(folder, name))
+            for name in sorted(os.listdir(folder))
         },
     }
 
@@ -373,9 +401,3 @@ def _metrics(workdir: Workdir, stage: str) -> dict[str, Any]:
         for row in rows
         if row.get("stage") == stage and row.get("split") == "test" and "metrics" in row
     }
-
-
-def _described(path: str) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": os.path.getsize(path), "sha256": digest}

@@ -30,15 +30,18 @@ from serving.histories import History, HistoryReader
 from serving.requests import SEARCH, Request
 
 # Raised where files come to hold something else.
-FORMAT = 1
+FORMAT = 2
 MANIFEST, WEIGHTS, VECTORS = "manifest.json", "weights.safetensors", "item_vectors.npy"
 ITEMS, USERS, WORDS = "items.json", "users.json", "words.json"
 FUNCTION = ".stablehlo"
 _FILES = frozenset(
     [WEIGHTS, VECTORS, ITEMS, USERS, WORDS]
-    + [name + FUNCTION for name in ("represent", "score", "catalogue", "every_k", "search")]
+    + [
+        name + FUNCTION
+        for name in ("represent", "score", "catalogue", "vector", "every_k", "search")
+    ]
 )
-_NEEDED = _FILES - {"every_k" + FUNCTION, "search" + FUNCTION, VECTORS}
+_NEEDED = _FILES - {name + FUNCTION for name in ("vector", "every_k", "search")} - {VECTORS}
 # Requests scored at once; fewer are filled up to the next size.
 SIZES = (1, 4, 16, 64)
 _JSON_BYTES = 2**31
@@ -82,6 +85,13 @@ def _digest_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def described(path: str) -> dict[str, Any]:
+    """Returns what a manifest says of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": os.path.getsize(path), "sha256": digest}
+
+
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a manifest with the SHA-256 of its own content."""
     values = json.loads(json.dumps(dict(manifest)))
@@ -97,10 +107,13 @@ def read_manifest(folder: str) -> dict[str, Any]:
     path, again = os.path.join(folder, MANIFEST), _again(folder)
     manifest = read_json(path, "the manifest of an export", again)
     number = manifest.get("format")
-    if isinstance(number, int) and number > FORMAT:
+    if isinstance(number, int) and number != FORMAT:
+        newer = number > FORMAT
         raise UserError(
-            f"expected an export of format {FORMAT} in {folder}, found {number}, of a newer "
-            f"library ({str(manifest.get('library'))[:20]}); update the library"
+            f"expected an export of format {FORMAT} in {folder}, found {number}, of "
+            f"{'a newer' if newer else 'an older'} library "
+            f"({str(manifest.get('library'))[:20]}); "
+            f"{'update the library' if newer else 'export the run again with launch.export'}"
         )
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if number != FORMAT or manifest.get("sha256") != _digest_of(content):
@@ -114,8 +127,9 @@ def read_manifest(folder: str) -> dict[str, Any]:
     if any(not isinstance(sizes.get(name), int) or sizes[name] < 0 for name in _SIZES):
         raise UserError(f"expected whole numbers as sizes in {path}, found others; {again}")
     files = manifest["files"]
-    if not _NEEDED <= set(files) <= _FILES:
-        odd = sorted(set(files) ^ _NEEDED)
+    needed = _NEEDED | ({"vector" + FUNCTION, VECTORS} if manifest["dot_product"] else set())
+    if not needed <= set(files) <= _FILES:
+        odd = sorted(set(files) ^ needed)
         raise UserError(f"expected the files of an export in {path}, found {odd[:3]}; {again}")
     for name, described in files.items():
         _check_file(folder, name, described)
@@ -352,11 +366,18 @@ class ExportedModel(Answering, Asking):
         arrays, _ = self.arrays([history])
         return np.asarray(self._every_k(self._weights, arrays))[:, 0]
 
-    def represented(self, histories: Sequence[History]) -> list[np.ndarray]:
-        """Returns what scoring needs of at most 64 histories; of dot products vectors [n, D]."""
-        arrays, _ = self.arrays(histories)
-        state = self._represent(self._weights, arrays)
-        return [np.asarray(value)[: len(histories)] for value in state]
+    def user_vectors(self, histories: Sequence[History]) -> np.ndarray:
+        """Returns float32 [n, D], whose product with an item's vector is the score.
+
+        The manifest of such a model has `dot_product`.
+        """
+        parts = []
+        for start in range(0, len(histories), SIZES[-1]):
+            part = histories[start : start + SIZES[-1]]
+            arrays, rows = self.arrays(part)
+            vectors = self._vector(self._weights, arrays, self.steps([], rows))
+            parts.append(np.asarray(vectors)[: len(part)])
+        return np.concatenate(parts)
 
     def scores_among(
         self,
@@ -381,8 +402,11 @@ class ExportedModel(Answering, Asking):
         return np.where(items > 0, np.concatenate(parts), -np.inf).astype(np.float32)
 
     @functools.cached_property
-    def _represent(self) -> Any:
-        return jax.jit(self._functions["represent"].call)
+    def _vector(self) -> Any:
+        represent, vector = (self._functions[name].call for name in ("represent", "vector"))
+        return jax.jit(
+            lambda weights, arrays, steps: vector(weights, represent(weights, arrays), steps)
+        )
 
     @functools.cached_property
     def _catalogue(self) -> Any:
@@ -393,10 +417,7 @@ class ExportedModel(Answering, Asking):
 
     @functools.cached_property
     def _search(self) -> Any:
-        represent, search = (self._functions[name].call for name in ("represent", "search"))
-        return jax.jit(
-            lambda weights, arrays, query: search(weights, represent(weights, arrays), query)
-        )
+        return jax.jit(self._functions["search"].call)
 
     @functools.cached_property
     def _score(self) -> Any:

@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import UserError
 from serving import openapi
@@ -53,7 +54,13 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 # the reason instead of a broken connection.
 _DISCARD_S, _DISCARD_BYTES = 5.0, 128 * 2**20
 _MOST_TITLES = 50
+_OVERLOADED = (
+    "expected fewer requests at once, found more than can be answered in time; send it again later"
+)
 _RETRY_AFTER_S = "1"
+_ASKED = ("/recommend", "/search")
+# Seconds between two looks at the event loop, and for which it may be late.
+_LOOK_S, _LATE_S = 0.02, 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,10 +144,11 @@ class Service:
 
     Attributes:
       draining: whether the server is about to end; answers then close their connections.
+      late: whether requests have lately waited long until they were read.
     """
 
     def __init__(self, load: Callable[[], Answers], batching: Batching, bounds: Bounds):
-        self.bounds, self.draining = bounds, False
+        self.bounds, self.draining, self.late = bounds, False, False
         self._load, self._loading = load, asyncio.Lock()
         self._loaded: _Loaded | None = None
         self.metrics: Metrics
@@ -175,6 +183,14 @@ class Service:
         model = self._load()
         return _Loaded(model, TitleSearch(model.titles), time.time())
 
+    async def watch(self) -> None:
+        """Keeps `late` up to date: what arrives while the event loop is busy waits unseen."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(_LOOK_S)
+            self.late = loop.time() - began > _LOOK_S + _LATE_S
+
     async def reload(self) -> Answers:
         """Does what `load` does, and counts and logs how it ended."""
         result = "kept"
@@ -201,12 +217,7 @@ class Service:
         try:
             outcome = await asyncio.wrap_future(self.batches.submit(request))
         except Overloaded:
-            raise _Refused(
-                503,
-                "expected fewer requests at once, found more than can be answered in time; send it "
-                "again later",
-                retry_after=_RETRY_AFTER_S,
-            ) from None
+            raise _Refused(503, _OVERLOADED, retry_after=_RETRY_AFTER_S) from None
         except Closed:
             raise _Refused(503, "expected a server that goes on, found one that ends") from None
         if isinstance(outcome, UserError):
@@ -313,7 +324,7 @@ class Api:
             path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _PAGE.items()
         }
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """Returns the ASGI application."""
         routes = [
             ("/recommend", self.recommend, "POST"),
@@ -328,13 +339,36 @@ class Api:
             *((path, self.page, "GET") for path in _PAGE),
         ]
         handlers: Any = {HTTPException: self._no_such}
-        return Starlette(
+        whole = Starlette(
             routes=[
                 Route(path, self._told(path, answer), methods=[method])
                 for path, answer, method in routes
             ],
             exception_handlers=handlers,
         )
+        return self._unless_overloaded(whole)
+
+    def _unless_overloaded(self, whole: ASGIApp) -> ASGIApp:
+        """Refuses questions before anything of them is read where as many wait as may, or are read
+        late.
+
+        Under twice the load that it bears a server refuses every other question: were that as much
+        work as reading one, the others would wait for it.
+        """
+        service, metrics = self._service, self._service.metrics
+        headers = {"retry-after": _RETRY_AFTER_S} | _SECURITY
+        refused = _error(503, _OVERLOADED, headers)
+        refused_at_end = _error(503, _OVERLOADED, headers | {"connection": "close"})
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            too_much = service.batches.full or service.late
+            if too_much and scope["type"] == "http" and scope["path"] in _ASKED:
+                metrics.requests.labels(scope["path"], "503").inc()
+                await (refused_at_end if service.draining else refused)(scope, receive, send)
+                return
+            await whole(scope, receive, send)
+
+        return app
 
     def _told(
         self, path: str, answer: Callable[[HttpRequest], Awaitable[Response]]

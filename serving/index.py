@@ -2,19 +2,21 @@
 
 A retrieval model (any exported ranker whose score is a dot product) gives every item a vector; an
 index of them (usearch, HNSW) finds the items of the largest products with the user's vector, and
-the ranker scores these alone. Products become angles by one further axis on the items (Bachrach et
-al., RecSys 2014), since graphs of neighbours are made for distances.
+the ranker scores these alone. Its graph is made of products too (Morozov and Babenko, NeurIPS
+2018): angles, which one further axis on the items gives (Bachrach et al., RecSys 2014), found 69% of
+the first 20 of 50,000 vectors of LCR-SER where products found 99%.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from core.errors import UserError
-from serving.exported import SIZES, ExportedModel
+from serving.exported import ExportedModel
 from serving.histories import History
 from serving.requests import RECOMMEND, Answer, Click, Request
 
@@ -44,17 +46,15 @@ class VectorIndex:
                 "`pip install -e '.[serve]'`"
             ) from None
         vectors = np.ascontiguousarray(vectors, np.float32)
-        lengths = np.linalg.norm(vectors, axis=1)
-        rest = np.sqrt(np.maximum(lengths.max(initial=0.0) ** 2 - lengths**2, 0.0))
         self._index = Index(
-            ndim=vectors.shape[1] + 1,
-            metric="cos",
+            ndim=vectors.shape[1],
+            metric="ip",
             dtype="f32",
             connectivity=_CONNECTIVITY,
             expansion_add=_EXPANSION_ADD,
             expansion_search=_EXPANSION_SEARCH,
         )
-        self._index.add(np.arange(len(vectors)), np.concatenate([vectors, rest[:, None]], 1))
+        self._index.add(np.arange(len(vectors)), vectors)
 
     def find(self, vectors: np.ndarray, most: int) -> np.ndarray:
         """Returns the places int64 [n, most] of the nearest items, -1 where there are fewer.
@@ -62,9 +62,8 @@ class VectorIndex:
         Args:
           vectors: float32 [n, D].
         """
-        asked = np.pad(np.asarray(vectors, np.float32), ((0, 0), (0, 1)))
-        found = np.full((len(asked), most), -1, np.int64)
-        for row, vector in enumerate(asked):
+        found = np.full((len(vectors), most), -1, np.int64)
+        for row, vector in enumerate(np.asarray(vectors, np.float32)):
             keys = self._index.search(vector, most).keys
             found[row, : len(keys)] = keys
         return found
@@ -128,7 +127,8 @@ class IndexedModel(ExportedModel):
 
     def __init__(self, ranker: str, retriever: str, first: int = FIRST):
         super().__init__(ranker)
-        self._retriever = ExportedModel(retriever)
+        alone = os.path.realpath(ranker) == os.path.realpath(retriever)
+        self._retriever: ExportedModel = self if alone else ExportedModel(retriever)
         if not self._retriever.manifest["dot_product"]:
             raise UserError(
                 f"expected a retrieval model whose score is a dot product, such as sasrec, found "
@@ -188,12 +188,8 @@ class IndexedModel(ExportedModel):
         return items
 
     def _vectors(self, requests: Sequence[Request]) -> np.ndarray:
-        histories = [self._retriever.reader.read(request) for request in requests]
-        parts = [
-            self._retriever.represented(histories[start : start + SIZES[-1]])[0]
-            for start in range(0, len(histories), SIZES[-1])
-        ]
-        return np.concatenate(parts)
+        reader = self._retriever.reader
+        return self._retriever.user_vectors([reader.read(request) for request in requests])
 
     def recall(self, count: int = 32, k: int = 20, seed: int = 0) -> Recall:
         """Measures the index against exact rankings, for made-up histories of random items."""

@@ -85,6 +85,11 @@ class MicroBatches:
         """Counts the requests that wait."""
         return len(self._queue)
 
+    @property
+    def full(self) -> bool:
+        """Tells whether as many wait as may, so that the next one would be refused."""
+        return len(self._queue) >= self._batching.waiting
+
     def submit(self, request: Request) -> Future[Outcome]:
         """Returns what will hold the answer, or the error that says why there is none.
 
@@ -95,7 +100,7 @@ class MicroBatches:
         with self._changed:
             if self.closed:
                 raise Closed
-            if len(self._queue) >= self._batching.waiting:
+            if self.full:
                 raise Overloaded
             future: Future[Outcome] = Future()
             self._queue.append(_Waiting(request, future, time.monotonic()))

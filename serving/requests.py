@@ -155,7 +155,7 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON; keys whose value is None are left out."""
-        return _without_none(dataclasses.asdict(self))
+        return _plain(self)
 
 
 class Answers(Protocol):
@@ -416,9 +416,10 @@ _READ_TIMED: dict[str, Callable[[Any, str, Limits, str], Any]] = {
 }
 
 
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
-    if isinstance(value, list | tuple):
-        return [_without_none(one) for one in value]
+def _plain(value: Any) -> Any:
+    # Not `dataclasses.asdict`, whose copies took as long as the scores of a batch.
+    if isinstance(value, Answer | Recommended | Because | Moved):
+        return {key: _plain(one) for key, one in vars(value).items() if one is not None}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     return value

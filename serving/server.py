@@ -118,6 +118,7 @@ class _Running:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
+        self._begin(self._service.watch)
         self._begin(self._first_load)
         await self._server.serve([self._listener])
         await asyncio.to_thread(self._service.batches.close)

@@ -125,6 +125,11 @@ class DotProduct:
 
     tables: tuple[str, ...] = ("item",)
     tasks: tuple[str, ...] = ("recommendation",)
+    dot_product = True
+
+    def user_vectors(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
+        del params, rows
+        return users.astype(jnp.float32)
 
     def score(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
         del params

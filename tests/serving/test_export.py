@@ -115,7 +115,7 @@ def test_a_dot_product_is_told_by_its_vectors(retriever, requests):
     model = ExportedModel.load(str(retriever))
     plain = [Request(clicks=request.clicks, k=20) for request in requests]
     answers = model.recommend_many(plain)
-    vectors = model.represented([model.reader.read(request) for request in plain])[0]
+    vectors = model.user_vectors([model.reader.read(request) for request in plain])
     for answer, vector in zip(answers, vectors, strict=True):
         best = answer.items[0]
         row = model.vectors[model.data.log.item_ids.index(best.item) - 1]
@@ -214,9 +214,13 @@ def test_a_newer_format_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "E")
     manifest = json.loads((copy / exported.MANIFEST).read_text())
     del manifest["sha256"]
-    newer = exported.sealed(manifest | {"format": 2, "library": "9.0"})
+    newer = exported.sealed(manifest | {"format": 3, "library": "9.0"})
     (copy / exported.MANIFEST).write_text(json.dumps(newer))
-    with pytest.raises(UserError, match=r"format 1 .* found 2, of a newer library \(9.0\); update"):
+    with pytest.raises(UserError, match=r"format 2 .* found 3, of a newer library \(9.0\); update"):
+        ExportedModel(str(copy))
+    older = exported.sealed(manifest | {"format": 1})
+    (copy / exported.MANIFEST).write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"found 1, of an older library .*; export the run again"):
         ExportedModel(str(copy))
 
 
