@@ -27,6 +27,7 @@ def method() -> config_dict.ConfigDict:
     config.model.heads = 2  # SESRec on its commercial set
     config.model.dropout = 0.1  # SESRec
     config.model.init_scale = 0.1  # as LCR-SER's
+    config.model.loss = "bce"  # SESRec
     config.model.mlp_widths = (200, 80)  # SESRec
     config.model.alignment_weight = 0.1  # SESRec
     config.model.alignment_temperature = 0.1  # SESRec

@@ -32,6 +32,7 @@ def method() -> config_dict.ConfigDict:
     config.model.heads = 2
     config.model.dropout = 0.1
     config.model.init_scale = 0.1  # as LCR-SER's
+    config.model.loss = "bce"
     config.model.experts = 4
     config.model.expert_width = 64
     config.model.tower_widths = (128, 64, 200, 80)

@@ -16,13 +16,13 @@ of the 2020 model (WSDM 2020) is left out: batches hold no texts of items.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, Positive, Rate, SomeWidths, Weight, one_of
+from core.settings import Count, Positive, Rate, SomeWidths, Weight
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.attention import masked_softmax
@@ -47,7 +47,7 @@ class Settings(Checked):
     mlp_widths: SomeWidths
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    loss: losses.OfPairs
     search_weight: Weight
 
 

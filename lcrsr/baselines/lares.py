@@ -23,15 +23,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, Positive, Rate, Weight, one_of
+from core.settings import Count, Positive, Rate, Weight
 from core.settings import Settings as Checked
-from lcrsr.baselines.sequence import LOSSES, SequentialRanker, recommendation_loss, visible
+from lcrsr import losses
+from lcrsr.baselines.sequence import SequentialRanker, visible
 from lcrsr.ranker import Batch, Params, Rows
 from lcrsr.views import Views, last_state
 
@@ -45,7 +46,7 @@ class Settings(Checked):
 
     Attributes:
       layers, core_layers: of the encoder, and of what every step applies.
-      loss: 'bce', 'cross_entropy' or 'full_cross_entropy', of the next item.
+      loss: of `losses.LOSSES`, of the next item.
       mean_steps: k; steps in use, and about the mean in training.
       start_scale: omega times sigma, of the states that training starts from; 0: from zero.
       target_weight, step_weight: alpha and gamma, of the contrast between histories of one target,
@@ -60,7 +61,7 @@ class Settings(Checked):
     heads: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*LOSSES)]
+    loss: losses.OfVectors
     rec_length: int
     mean_steps: Count
     start_scale: Weight
@@ -222,11 +223,11 @@ def contrasted(
     allowed = others | jnp.eye(len(first), dtype=bool)
     logits = first @ second.T / temperature
     own = jnp.diagonal(logits)
-    losses = sum(
+    summed = sum(
         jax.nn.logsumexp(jnp.where(allowed, each, -jnp.inf), -1) - own
         for each in (logits, logits.T)
     )
-    return (losses * counts).sum() / jnp.maximum(counts.sum(), 1) / 2
+    return (summed * counts).sum() / jnp.maximum(counts.sum(), 1) / 2
 
 
 class LARES(SequentialRanker):
@@ -262,7 +263,7 @@ class LARES(SequentialRanker):
             )
 
         users: Any = vectors(1, history, steps_drawn(steps_keys[0], s.mean_steps), 0)[0]
-        value = recommendation_loss(self.kind, users, batch, rows, tables)
+        value = losses.of_vectors(self.kind, users, batch, rows, tables["item"])
         stats = {self.kind: value}
         if s.target_weight == s.step_weight == 0.0:
             return value, stats
