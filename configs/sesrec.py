@@ -1,6 +1,6 @@
 """Configures SESRec.
 
-Command: python -m launch.train --config=configs/sesrec.py:DATASET --config.data_dir=DIR
+Command: python -m launch.train --config=configs/sesrec.py:DATASET[,tuned] --config.data_dir=DIR
 Without a data set it is qilin, and without a folder the embedded sample.
 "SESRec" means the released settings, where its two data sets differ those of the commercial one.
 """
@@ -13,6 +13,12 @@ _AMAZON = {"model.heads": 4}  # SESRec on Amazon
 DATASETS = datasets.EVERY | {
     "amazon_beauty": _AMAZON | {"train.batch_size": 256},  # as LCR-SER's there
     "amazon_raw": _AMAZON,
+}
+
+VARIANTS = {
+    "paper": {},
+    # docs/baselines.md, the start
+    "tuned": {"train.start": "spectral", "model.init_scale": 0.5},
 }
 
 
@@ -38,4 +44,4 @@ def method() -> config_dict.ConfigDict:
 
 
 def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
-    return choices.configure("sesrec", method(), choice, DATASETS)
+    return choices.configure("sesrec", method(), choice, DATASETS, VARIANTS)

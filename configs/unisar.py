@@ -1,6 +1,6 @@
 """Configures UniSAR.
 
-Command: python -m launch.train --config=configs/unisar.py:DATASET --config.data_dir=DIR
+Command: python -m launch.train --config=configs/unisar.py:DATASET[,tuned] --config.data_dir=DIR
 Without a data set it is qilin, and without a folder the embedded sample.
 "UniSAR" means the released settings: those for KuaiSAR, and on Amazon those for Amazon.
 """
@@ -18,6 +18,12 @@ _AMAZON = {
 DATASETS = datasets.EVERY | {
     "amazon_beauty": _AMAZON | {"train.batch_size": 256},  # as LCR-SER's there
     "amazon_raw": _AMAZON,
+}
+
+VARIANTS = {
+    "paper": {},
+    # docs/baselines.md, the start
+    "tuned": {"train.start": "spectral", "model.init_scale": 0.5},
 }
 
 
@@ -46,4 +52,4 @@ def method() -> config_dict.ConfigDict:
 
 
 def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
-    return choices.configure("unisar", method(), choice, DATASETS)
+    return choices.configure("unisar", method(), choice, DATASETS, VARIANTS)

@@ -509,6 +509,7 @@ class RankerExperiment(RecommendationExperiment):
             width=self.ranker.width,
             scale=self.ranker.init_scale,
             popularity_weight=getattr(self.ranker, "popularity_weight", 0.0),
+            users=getattr(self.ranker, "starts_users", False),
         )
         took = time.monotonic() - started
         _LOG.info("rows of items and words from what occurs together, in %.1f s", took)

@@ -31,7 +31,7 @@ class Settings(Checked):
     heads: Count
     dropout: Rate
     init_scale: Positive
-    loss: losses.OfVectors
+    loss: losses.OfVectors = losses.FULL
     mask_share: Share
     rec_length: int
 

@@ -113,5 +113,11 @@ class Network(nn.Module):
         self.search(users, rows["candidates"], QUIET)
 
 
-def ranker(settings: Settings) -> TwoTasksRanker:
-    return TwoTasksRanker(Network(settings), settings)
+class JSR(TwoTasksRanker):
+    """Ranks recommendations and the items of searches: a `Ranker` that answers searches."""
+
+    starts_users = True
+
+
+def ranker(settings: Settings) -> JSR:
+    return JSR(Network(settings), settings)

@@ -49,7 +49,7 @@ class Settings(Checked):
     heads: Count
     dropout: Rate
     init_scale: Positive
-    loss: losses.OfPairs
+    loss: losses.OfPairs = "bce"
     mlp_widths: SomeWidths
     alignment_weight: Weight
     alignment_temperature: Positive

@@ -59,7 +59,7 @@ class Settings(Checked):
     heads: Count
     dropout: Rate
     init_scale: Positive
-    loss: losses.OfPairs
+    loss: losses.OfPairs = "bce"
     experts: Count
     expert_width: Count
     tower_widths: Widths
