@@ -13,13 +13,19 @@ from configs import choices, datasets
 _VARIANTS = {
     "cl4srec_bce": ("cl4srec", "bce"),
     "fmlp_rec_ce": ("fmlp_rec", "ce"),
+    "jsr_tuned": ("jsr", "tuned"),
     "lares_bce": ("lares", "bce"),
+    "lares_rl": ("lares", "rl"),
     "lrurec_bce": ("lrurec", "bce"),
     "nrhub_ce": ("nrhub", "ce"),
     "query_seqrec_bce": ("query_seqrec", "bce"),
     "rearec_erl": ("rearec", "erl"),
     "rearec_prl": ("rearec", "prl"),
     "sasrec_ce": ("sasrec", "ce"),
+    "sesrec_tuned": ("sesrec", "tuned"),
+    "unified_ssr_tuned": ("unified_ssr", "tuned"),
+    "unisar_tuned": ("unisar", "tuned"),
+    "user_tuned": ("user", "tuned"),
 }
 METHODS = (
     "bert4rec",
@@ -31,8 +37,10 @@ METHODS = (
     "gru4rec",
     "item_knn",
     "jsr",
+    "jsr_tuned",
     "lares",
     "lares_bce",
+    "lares_rl",
     "lrurec",
     "lrurec_bce",
     "nrhub",
@@ -46,10 +54,14 @@ METHODS = (
     "sasrec",
     "sasrec_ce",
     "sesrec",
+    "sesrec_tuned",
     "tem",
     "unified_ssr",
+    "unified_ssr_tuned",
     "unisar",
+    "unisar_tuned",
     "user",
+    "user_tuned",
 )
 
 

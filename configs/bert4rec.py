@@ -23,6 +23,7 @@ def method() -> config_dict.ConfigDict:
     config.model.heads = 2  # the paper
     config.model.dropout = 0.2
     config.model.init_scale = 0.02  # the paper
+    config.model.loss = "full_cross_entropy"  # the paper
     config.model.mask_share = 0.2  # the paper
     config.train.lambda_l2 = 0.0
     config.train.table_update = "dense"

@@ -80,7 +80,7 @@ def method() -> config_dict.ConfigDict:
     config.train.active_steps = config.model.get_oneway_ref("max_steps")
     config.train.batch_size = 1024  # UniSAR
     config.train.targets_per_window = 8  # ours: docs/results.md, training on windows
-    config.train.recommendation = "bce"  # Eq. 11; or "cross_entropy", "sampled_softmax"
+    config.train.recommendation = "bce"  # Eq. 11; docs/baselines.md has the others
     config.train.lambda_tcl = 0.1  # ours; of .1 and .3, which one run each does not tell apart
     config.train.margin = 0.1  # ours; not tuned
     config.train.distance = "cosine"  # ours; not tuned

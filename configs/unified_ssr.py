@@ -1,6 +1,7 @@
 """Configures UnifiedSSR.
 
-Command: python -m launch.train --config=configs/unified_ssr.py:DATASET --config.data_dir=DIR
+Command: python -m launch.train --config=configs/unified_ssr.py:DATASET[,tuned] \
+--config.data_dir=DIR
 Without a data set it is qilin, and without a folder the embedded sample.
 "UnifiedSSR" means the released settings.
 """
@@ -11,6 +12,18 @@ from configs import choices, datasets, defaults
 
 DATASETS = datasets.EVERY | {
     "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
+}
+
+VARIANTS = {
+    "paper": {},
+    # docs/baselines.md, the start
+    "tuned": {
+        "data.train_negatives": 0,
+        "model.loss": "sampled_softmax",
+        "model.dropout": 0.2,
+        "model.init_scale": 0.1,
+        "train.start": "spectral",
+    },
 }
 
 
@@ -33,4 +46,4 @@ def method() -> config_dict.ConfigDict:
 
 
 def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
-    return choices.configure("unified_ssr", method(), choice, DATASETS)
+    return choices.configure("unified_ssr", method(), choice, DATASETS, VARIANTS)

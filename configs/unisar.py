@@ -1,6 +1,6 @@
 """Configures UniSAR.
 
-Command: python -m launch.train --config=configs/unisar.py:DATASET --config.data_dir=DIR
+Command: python -m launch.train --config=configs/unisar.py:DATASET[,tuned] --config.data_dir=DIR
 Without a data set it is qilin, and without a folder the embedded sample.
 "UniSAR" means the released settings: those for KuaiSAR, and on Amazon those for Amazon.
 """
@@ -20,6 +20,12 @@ DATASETS = datasets.EVERY | {
     "amazon_raw": _AMAZON,
 }
 
+VARIANTS = {
+    "paper": {},
+    # docs/baselines.md, the start
+    "tuned": {"train.start": "spectral", "model.init_scale": 0.5},
+}
+
 
 def method() -> config_dict.ConfigDict:
     """Returns what does not depend on the data set."""
@@ -32,6 +38,7 @@ def method() -> config_dict.ConfigDict:
     config.model.heads = 2
     config.model.dropout = 0.1
     config.model.init_scale = 0.1  # as LCR-SER's
+    config.model.loss = "bce"
     config.model.experts = 4
     config.model.expert_width = 64
     config.model.tower_widths = (128, 64, 200, 80)
@@ -45,4 +52,4 @@ def method() -> config_dict.ConfigDict:
 
 
 def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
-    return choices.configure("unisar", method(), choice, DATASETS)
+    return choices.configure("unisar", method(), choice, DATASETS, VARIANTS)

@@ -1,6 +1,6 @@
 """Configures USER, the model of Yao et al. (CIKM 2021).
 
-Command: python -m launch.train --config=configs/user.py:DATASET --config.data_dir=DIR
+Command: python -m launch.train --config=configs/user.py:DATASET[,tuned] --config.data_dir=DIR
 Without a data set it is qilin, and without a folder the embedded sample.
 "ours" means that no paper gives the value, and that it was not tuned.
 """
@@ -11,6 +11,12 @@ from configs import choices, datasets, defaults
 
 DATASETS = datasets.EVERY | {
     "amazon_beauty": {"train.batch_size": 256},  # as LCR-SER's there
+}
+
+VARIANTS = {
+    "paper": {},
+    # docs/baselines.md, the start
+    "tuned": {"train.start": "spectral", "model.init_scale": 0.5},
 }
 
 
@@ -30,4 +36,4 @@ def method() -> config_dict.ConfigDict:
 
 
 def get_config(choice: str = "qilin") -> config_dict.ConfigDict:
-    return choices.configure("user", method(), choice, DATASETS)
+    return choices.configure("user", method(), choice, DATASETS, VARIANTS)

@@ -2,7 +2,9 @@
 
 A module that trains by gradients has `Settings` and `ranker(settings) -> Ranker`; one that is
 fitted at once has `Settings`, `fit(settings, clicks)` and `restored(settings, arrays)`; one of
-searches alone has `search_ranker(settings)`. Adding one touches its own file and its config.
+searches alone has `search_ranker(settings)`; one with a stage of reinforcement learning also has
+`ReinforceSettings` and `policy_task(ranker, settings, **of_policy)`. Adding one touches its own
+file and its config.
 """
 
 from __future__ import annotations
@@ -27,9 +29,12 @@ from input_pipelines.settings import HistorySettings
 from lcrsr.baselines.fitted import FittedEvaluator
 from lcrsr.ranker import Ranker
 from lcrsr.ranker_experiment import RankerExperiment, RecommendationExperiment
+from lcrsr.reinforce import PolicyTask
+from lcrsr.reinforced_experiment import ReinforcedExperiment
 from lcrsr.search_ranker_experiment import SearchRankerExperiment
+from lcrsr.settings import StageSettings
 
-_SHARED = ("fitted", "product_search", "sequence", "two_histories")
+_SHARED = ("contrast", "fitted", "product_search", "sequence", "two_histories")
 
 
 def names() -> list[str]:
@@ -133,6 +138,27 @@ class SearchBaselineRankerExperiment(SearchRankerExperiment):
         }
 
 
+class ReinforcedBaselineExperiment(ReinforcedExperiment, BaselineExperiment):
+    """Trains a baseline that has a stage of GRPO of its own after the supervised one."""
+
+    rl_negatives = 0  # it ranks all items
+
+    @classmethod
+    def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        return {
+            **super().sections(config),
+            "rl": Section(
+                (StageSettings, _module(config).ReinforceSettings),
+                read=lambda config: config.rl.enabled is True,
+            ),
+        }
+
+    def _reinforced(self, **of_policy: Any) -> PolicyTask:
+        module, values = _module(self.config), self.config.rl.to_dict()
+        settings = build(module.ReinforceSettings, values, section="rl")
+        return module.policy_task(self.ranker, settings, **of_policy)
+
+
 def experiment_class(config: config_dict.ConfigDict) -> type[Experiment]:
     """Returns the class of the experiments of `config.method`.
 
@@ -142,4 +168,6 @@ def experiment_class(config: config_dict.ConfigDict) -> type[Experiment]:
     module = _module(config)
     if hasattr(module, "search_ranker"):
         return SearchBaselineRankerExperiment
+    if hasattr(module, "policy_task"):
+        return ReinforcedBaselineExperiment
     return FittedExperiment if hasattr(module, "fit") else BaselineExperiment

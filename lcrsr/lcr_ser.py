@@ -26,8 +26,8 @@ class LossConfig(Settings):
     """Holds the settings of Eq. 9 and 11.
 
     Attributes:
-      recommendation: 'bce' (Eq. 11), 'cross_entropy', the softmax over the candidates, or, where
-        items are scored by a dot product, 'sampled_softmax', the softmax over all items.
+      recommendation: of `losses.LOSSES`, 'bce' as in Eq. 11; those over all items where items are
+        scored by a dot product.
       lambda_tcl: weight of the contrastive loss.
       margin: m of Eq. 9, in the unit of `distance`.
       distance: 'cosine' or 'euclidean'.
@@ -37,7 +37,7 @@ class LossConfig(Settings):
       lambda_distil: weight of the divergence from a teacher, where batches bring its logits.
     """
 
-    recommendation: Annotated[str, one_of(*losses.RECOMMENDATION, losses.SAMPLED)]
+    recommendation: losses.OfVectors
     lambda_tcl: Weight
     margin: Weight
     distance: Annotated[str, one_of(*losses.DISTANCES)]
@@ -62,17 +62,18 @@ class LCRSERRanker:
     """
 
     tasks: tuple[str, ...] = ("recommendation",)
-    needs_whole_tables = False
     trains_on_windows = True
 
     def __init__(self, model: LCRSER, config: LossConfig):
-        if config.recommendation == losses.SAMPLED and model.config.scorer != "dot_product":
+        of_pairs = config.recommendation in losses.RECOMMENDATION
+        if not of_pairs and model.config.scorer != "dot_product":
             raise UserError(
                 f"expected config.model.scorer='dot_product' with config.train.recommendation="
-                f"{losses.SAMPLED!r}, found {model.config.scorer!r}; set one of them"
+                f"{config.recommendation!r}, found {model.config.scorer!r}; set one of them"
             )
         self.model, self.config = model, config
         self.shares_negatives = config.recommendation == losses.SAMPLED
+        self.needs_whole_tables = config.recommendation == losses.FULL
         self.tables: tuple[str, ...] = ("user", "item", "word")
         self.dot_product = model.config.scorer == "dot_product"
         if self.dot_product:
@@ -132,17 +133,14 @@ class LCRSERRanker:
             deterministic=False,
             rngs={"dropout": key},
         )
-        if config.recommendation == losses.SAMPLED:
-            recommendation = losses.sampled_softmax(
-                outputs.query.astype(jnp.float32),
-                batch["candidates"],
-                rows["candidates"],
-                batch["mask"],
-                tables["item"].size // self.width,
-            )
-        else:
+        if config.recommendation in losses.RECOMMENDATION:
             recommend = losses.RECOMMENDATION[config.recommendation]
             recommendation = recommend(outputs.logits, batch["labels"], batch["mask"])
+        else:
+            queries = outputs.query.astype(jnp.float32)
+            recommendation = losses.of_vectors(
+                config.recommendation, queries, batch, rows, tables["item"]
+            )
         contrastive, distances = losses.contrastive_from_outputs(
             outputs,
             rows["candidates"][:, 0],

@@ -1,15 +1,24 @@
-"""Computes the losses of pre-training: Eq. 9, 11 and 12."""
+"""Computes the losses of pre-training: Eq. 9, 11 and 12, and those that may stand for Eq. 11.
+
+A ranker's `loss` is one of `LOSSES`: 'bce' (Eq. 11) and 'cross_entropy' hold a target against its
+own negatives, whatever scores them; 'sampled_softmax' and 'full_cross_entropy' hold it against all
+items, estimated or not, and need scores that are dot products of one vector a user with items' rows
+(`of_vectors`). A ranker whose scores are a network of user and item takes the first two
+(`OF_PAIRS`). No loss has another home, so that a table that compares models compares no losses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from core.settings import Rule
+from lcrsr.full_softmax import full_cross_entropy
 from lcrsr.latent_reasoning import final_state
 from lcrsr.model import Outputs
 
@@ -157,8 +166,103 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.
 
 
 RECOMMENDATION = {"bce": bce, "cross_entropy": cross_entropy}
-# Names `sampled_softmax`, the loss of rankers that score by a dot product.
-SAMPLED = "sampled_softmax"
+# Name `sampled_softmax` and `full_softmax.full_cross_entropy`: of dot products alone.
+SAMPLED, FULL = "sampled_softmax", "full_cross_entropy"
+LOSSES = (*RECOMMENDATION, SAMPLED, FULL)
+# Settings that name a loss: of rankers that score by dot products, and of those that do not.
+OfVectors = Annotated[str, Rule(f"of {', '.join(LOSSES)}", LOSSES.__contains__, "set one of them")]
+OfPairs = Annotated[
+    str,
+    Rule(
+        f"of {', '.join(RECOMMENDATION)}",
+        RECOMMENDATION.__contains__,
+        "set one of them: a model that scores pairs of a user and an item by a network has no loss "
+        "over all items",
+    ),
+]
+
+
+def of_vectors(
+    kind: str,
+    users: jax.Array,
+    batch: Mapping[str, jax.Array],
+    rows: Mapping[str, jax.Array],
+    items: jax.Array,
+    part: slice = slice(None),
+) -> jax.Array:
+    """Returns any of `LOSSES` of users' vectors, whose products with items' rows are the scores.
+
+    Args:
+      users: [B, D].
+      batch: with `candidates` [B, N], the target first, `labels` [B, N] and `mask` [B].
+      rows: with `candidates` [B, N, D].
+      items: the whole table [V+1, D], or as it is packed, [.., k D].
+      part: which rows of `batch` and `rows` the users are.
+    """
+    ids, mask = batch["candidates"][part], batch["mask"][part]
+    candidates = rows["candidates"][part]
+    if kind == SAMPLED:
+        return sampled_softmax(users, ids, candidates, mask, _item_count(items, users))
+    if kind == FULL:
+        weights = mask / jnp.maximum(mask.sum(), 1.0)
+        return full_cross_entropy(users, items, any_target(ids, mask), weights)
+    logits = jnp.einsum("bd,bnd->bn", users, candidates)
+    return RECOMMENDATION[kind](logits, batch["labels"][part], mask)
+
+
+def of_states(
+    kind: str,
+    states: jax.Array,
+    targets: jax.Array,
+    own: jax.Array,
+    counts: jax.Array,
+    batch: Mapping[str, jax.Array],
+    rows: Mapping[str, jax.Array],
+    items: jax.Array,
+) -> jax.Array:
+    """Returns any of `LOSSES` where several places of a history have a target each.
+
+    The places of a user share that user's negatives.
+
+    Args:
+      states: [B, L, D].
+      targets: int32 [B, L], and their rows `own` [B, L, D].
+      counts: [B, L], 0 for places without a target.
+      batch, rows, items: as in `of_vectors`.
+    """
+    b, places, width = states.shape
+    vectors, wanted, weights = states.reshape(-1, width), targets.ravel(), counts.ravel()
+    ids, candidates = batch["candidates"][:, 1:], rows["candidates"][:, 1:]
+    if kind == FULL:
+        each = weights / jnp.maximum(weights.sum(), 1)
+        return full_cross_entropy(vectors, items, jnp.maximum(wanted, 1), each)
+    if kind == SAMPLED:
+        return _shared_softmax(
+            vectors,
+            wanted,
+            own.reshape(-1, width),
+            weights,
+            _first(ids, b),
+            _first(candidates, b).reshape(-1, width),
+            batch["mask"],
+            _item_count(items, states),
+        )
+    of_own = jnp.einsum("bld,bld->bl", states, own)
+    of_others = jnp.einsum("bld,bnd->bln", states, candidates)
+    logits = jnp.concatenate([of_own[..., None], of_others], -1)
+    logits = logits.reshape(b * places, -1)
+    labels = jnp.zeros_like(logits).at[:, 0].set(1.0)
+    return RECOMMENDATION[kind](logits, labels, weights)
+
+
+def any_target(ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the targets of candidates [B, N]; rows that count nothing have any item, item 1."""
+    return jnp.where(mask > 0, ids[:, 0], 1)
+
+
+def _item_count(items: jax.Array, vectors: jax.Array) -> int:
+    # Of the padding too, one row in as many.
+    return items.size // vectors.shape[-1]
 
 
 def sampled_softmax(
@@ -177,19 +281,34 @@ def sampled_softmax(
       mask: [B], 0 for padding, whose negatives do not count.
       num_items: V.
     """
-    b, n = ids.shape
+    b, width = users.shape
+    negatives = _first(rows[:, 1:], b).reshape(-1, width)
+    return _shared_softmax(
+        users, ids[:, 0], rows[:, 0], mask, _first(ids[:, 1:], b), negatives, mask, num_items
+    )
+
+
+def _first(negatives: jax.Array, users: int) -> jax.Array:
+    """Returns so many of each user's negatives [B, N, ...] as a batch shares."""
     # Enough for any batch; more would cost more than they teach.
-    columns = min(n - 1, max(1, _MOST_SHARED // b))
-    shared = slice(1, 1 + columns)
-    real = jnp.repeat(mask > 0, columns)
-    own = jnp.einsum("bd,bd->b", users, rows[:, 0]).astype(jnp.float32)
-    negatives = rows[:, shared].reshape(b * columns, -1)
-    logits = (users @ negatives.T).astype(jnp.float32)
-    counts = real & (ids[:, shared].reshape(-1) != ids[:, :1])
+    return negatives[:, : max(1, _MOST_SHARED // users)]
+
+
+def _shared_softmax(vectors, targets, own, weights, ids, rows, mask, num_items):
+    """Returns the weighted mean loss of vectors [n, D], of targets [n] with rows `own` [n, D].
+
+    Args:
+      ids: negatives, int32 [B, m], of rows [B m, D].
+      mask: [B], 0 for users whose negatives do not count.
+    """
+    real = jnp.repeat(mask > 0, ids.shape[1])
+    of_own = jnp.einsum("bd,bd->b", vectors, own).astype(jnp.float32)
+    logits = (vectors @ rows.T).astype(jnp.float32)
+    counts = real & (ids.reshape(-1) != targets[:, None])
     correction = jnp.log(num_items / jnp.maximum(real.sum(), 1))
     logits = jnp.where(counts, logits + correction, -jnp.inf)
-    losses = jax.nn.logsumexp(jnp.concatenate([own[:, None], logits], 1), -1) - own
-    return (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+    losses = jax.nn.logsumexp(jnp.concatenate([of_own[:, None], logits], 1), -1) - of_own
+    return (losses * weights).sum() / jnp.maximum(weights.sum(), 1.0)
 
 
 def l2(params: Any, touched: Iterable[jax.Array]) -> jax.Array:

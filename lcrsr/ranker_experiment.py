@@ -116,6 +116,27 @@ def negatives_for(batch_size: int) -> int:
     return max(_NEGATIVES, _SHARED // batch_size)
 
 
+def check_loss(config: config_dict.ConfigDict, ranker: Ranker) -> None:
+    """Refuses settings that a ranker's loss cannot train with.
+
+    Raises:
+      UserError: no negatives for a loss that takes a target's own, or updates of touched rows for
+        one that is over all items.
+    """
+    update = config.train.table_update
+    counts_negatives = not ranker.needs_whole_tables and not shares_negatives(ranker)
+    if counts_negatives and not config.data.train_negatives:
+        raise UserError(
+            "expected config.data.train_negatives above 0, found 0; set such a value: the target "
+            "alone teaches no order"
+        )
+    if ranker.needs_whole_tables and update != "dense":
+        raise UserError(
+            f"expected config.train.table_update='dense', found {update!r}: this loss is over all "
+            "items, and touched rows alone get no gradient from it; set it, or another loss"
+        )
+
+
 def no_batches(start: int) -> Iterator[Any]:
     """Returns no batches: of a task that is made for the shapes of its state alone."""
     del start
@@ -370,12 +391,7 @@ class RankerExperiment(RecommendationExperiment):
     def check_settings(cls, config: config_dict.ConfigDict) -> None:
         super().check_settings(config)
         ranker, update = cls.ranker_of(config), config.train.table_update
-        counts_negatives = not ranker.needs_whole_tables and not shares_negatives(ranker)
-        if counts_negatives and not config.data.train_negatives:
-            raise UserError(
-                "expected config.data.train_negatives above 0, found 0; set such a value: the "
-                "target alone teaches no order"
-            )
+        check_loss(config, ranker)
         if config.eval.selection not in [
             metrics.full_name(name, protocol)
             for name in config.eval.metrics
@@ -390,12 +406,6 @@ class RankerExperiment(RecommendationExperiment):
             raise UserError(
                 "expected a model of recommendation alone where config.data.use_search is False, "
                 "found one that trains on searches too; set --config.model.search_weight=0"
-            )
-        if ranker.needs_whole_tables and update != "dense":
-            raise UserError(
-                f"expected config.train.table_update='dense', found {update!r}: this loss is over "
-                "all items, and touched rows alone get no gradient from it; set it, or another "
-                "config.model.loss"
             )
         if config.train.targets_per_window > 1 and not ranker.trains_on_windows:
             raise UserError(
@@ -499,6 +509,7 @@ class RankerExperiment(RecommendationExperiment):
             width=self.ranker.width,
             scale=self.ranker.init_scale,
             popularity_weight=getattr(self.ranker, "popularity_weight", 0.0),
+            users=getattr(self.ranker, "starts_users", False),
         )
         took = time.monotonic() - started
         _LOG.info("rows of items and words from what occurs together, in %.1f s", took)

@@ -1,4 +1,4 @@
-"""Tunes a pre-trained LCR-SER with GRPO (3.4), as a `core.task.Task`."""
+"""Tunes a pre-trained policy with GRPO (3.4), LCR-SER above all, as a `core.task.Task`."""
 
 from __future__ import annotations
 
@@ -46,17 +46,24 @@ class ReinforceConfig(Settings):
     active_steps: CountOrNone
 
 
-class ReinforceTask:
-    """Tunes `initial`, the best state of pre-training, by GRPO, as a `core.task.TracedTask`."""
+class PolicyTask:
+    """Tunes `initial`, the best state of pre-training, by GRPO, as a `core.task.TracedTask`.
+
+    Args:
+      trainable: as `ReinforceConfig.trainable`.
+      updates_per_rollout: as `ReinforceConfig.updates_per_rollout`.
+      numbers: what of the settings is arithmetic alone.
+    """
 
     name = "rl"
 
     def __init__(
         self,
         *,
-        model: LCRSER,
-        config: ReinforceConfig,
         initial: State,
+        trainable: str,
+        updates_per_rollout: int,
+        numbers: Mapping[str, Any],
         batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
         steps_per_epoch: int,
         batch_size: int,
@@ -68,15 +75,28 @@ class ReinforceTask:
         self.partition = partition
         self.selection = selection
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
-        self._model, self._config, self._initial = model, config, initial
+        self._initial = initial
+        self._trainable, self._updates_per_rollout = trainable, updates_per_rollout
         self._batches, self._evaluate = batches, evaluate
         self._optimizer = optax.scale_by_adam()
-        self.numbers: dict[str, Any] = {
-            "seed": seed,
-            "active_steps": config.active_steps,
-            "gamma": config.gamma,
-            "lambda_kl": config.lambda_kl,
-        }
+        self.numbers: dict[str, Any] = {"seed": seed, **numbers}
+
+    def loss(
+        self,
+        state: State,
+        params: Any,
+        rows: dict[str, jax.Array],
+        batch: dict[str, Any],
+        key: jax.Array,
+        numbers: Mapping[str, Any],
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns -J of Eq. 15 for parameters and rows of the batch, and what to log."""
+        raise NotImplementedError
+
+    def explores(self, numbers: Mapping[str, Any]) -> jax.Array:
+        """Tells whether trajectories differ at all, bool []: where they do not, nothing changes."""
+        del numbers
+        return jnp.bool_(True)
 
     @property
     def stream(self) -> int:
@@ -101,15 +121,15 @@ class ReinforceTask:
             "tables": jax.tree.map(jnp.copy, tables),
             "reference": self._snapshot(params, tables),
         }
-        if self._config.trainable == "all":
+        if self._trainable == "all":
             state["table_states"] = init_table_states(tables)
-        if self._config.updates_per_rollout > 1:
+        if self._updates_per_rollout > 1:
             state["old"] = self._snapshot(params, tables)
         return state
 
     def _snapshot(self, params: Any, tables: embedding.Tables) -> dict[str, Any]:
         snapshot = {"params": jax.tree.map(jnp.copy, params)}
-        if self._config.trainable == "all":
+        if self._trainable == "all":
             snapshot["tables"] = jax.tree.map(jnp.copy, tables)
         return snapshot
 
@@ -126,43 +146,26 @@ class ReinforceTask:
         learning_rate: jax.Array,
         numbers: Mapping[str, Any] | None = None,
     ) -> tuple[State, dict[str, jax.Array]]:
-        config, numbers = self._config, self.numbers if numbers is None else numbers
+        numbers = self.numbers if numbers is None else numbers
         key = jax.random.fold_in(jax.random.key(numbers["seed"]), state["step"])
-        if config.updates_per_rollout > 1:
+        if self._updates_per_rollout > 1:
             state = self._refresh_old(state)
         touched, values = embedding.touched_rows(state["tables"], batch, self.partition)
 
         def loss_of(params, values):
             rows = embedding.fields_of(values, touched, batch, self.partition)
-            return rollout.grpo_loss(
-                self._model,
-                rollout.Policy(params, state["tables"]),
-                rows,
-                self._policy(state, "old") if "old" in state else None,
-                self._policy(state, "reference"),
-                batch,
-                key,
-                active_steps=jnp.int32(numbers["active_steps"]),
-                num_trajectories=config.trajectories,
-                gamma=numbers["gamma"],
-                reward=config.reward,
-                policy=config.policy,
-                kl_weight=numbers["lambda_kl"],
-                clip_eps=config.clip_eps or None,
-                partition=self.partition,
-            )
+            return self.loss(state, params, rows, batch, key, numbers)
 
         (gradient, row_gradients), stats = jax.grad(loss_of, argnums=(0, 1), has_aux=True)(
             state["params"], values
         )
-        # Without a step no score depends on the noise: all trajectories are one, and Eq. 15 has no
-        # gradient. What the penalty's has is the rounding between two equal policies, which Adam
-        # scales up to whole updates.
-        reasons = jnp.int32(numbers["active_steps"]) > 0
+        # Where all trajectories are one, Eq. 15 has no gradient. What the penalty's has is the
+        # rounding between two equal policies, which Adam scales up to whole updates.
+        explores = self.explores(numbers)
         gradient, row_gradients = jax.tree.map(
-            lambda g: jnp.where(reasons, g, jnp.zeros_like(g)), (gradient, row_gradients)
+            lambda g: jnp.where(explores, g, jnp.zeros_like(g)), (gradient, row_gradients)
         )
-        mask = rollout.trainable_mask(gradient, config.trainable)
+        mask = rollout.trainable_mask(gradient, self._trainable)
         gradient = jax.tree.map(lambda g, keep: g if keep else jnp.zeros_like(g), gradient, mask)
         updates, optimizer = self._optimizer.update(gradient, state["optimizer"])
         new_state = state | {
@@ -172,7 +175,7 @@ class ReinforceTask:
             ),
             "optimizer": optimizer,
         }
-        if config.trainable == "all":
+        if self._trainable == "all":
             new_state["tables"], new_state["table_states"] = update_tables(
                 state["tables"],
                 touched,
@@ -184,12 +187,61 @@ class ReinforceTask:
             )
         return new_state, stats
 
-    def _policy(self, state: State, which: str) -> rollout.Policy:
-        held = state[which]
-        return rollout.Policy(held["params"], held.get("tables", state["tables"]))
-
     def _refresh_old(self, state: State) -> State:
-        due = state["step"] % self._config.updates_per_rollout == 0
+        due = state["step"] % self._updates_per_rollout == 0
         current = {name: state[name] for name in state["old"]}
         old = jax.tree.map(lambda new, held: jnp.where(due, new, held), current, state["old"])
         return state | {"old": old}
+
+
+class ReinforceTask(PolicyTask):
+    """Tunes a pre-trained LCR-SER."""
+
+    def __init__(self, *, model: LCRSER, config: ReinforceConfig, **of_policy: Any):
+        super().__init__(
+            trainable=config.trainable,
+            updates_per_rollout=config.updates_per_rollout,
+            numbers={
+                "active_steps": config.active_steps,
+                "gamma": config.gamma,
+                "lambda_kl": config.lambda_kl,
+            },
+            **of_policy,
+        )
+        self._model, self._config = model, config
+
+    def explores(self, numbers: Mapping[str, Any]) -> jax.Array:
+        """Tells whether it reasons: without a step no score depends on the noise."""
+        return jnp.int32(numbers["active_steps"]) > 0
+
+    def loss(
+        self,
+        state: State,
+        params: Any,
+        rows: dict[str, jax.Array],
+        batch: dict[str, Any],
+        key: jax.Array,
+        numbers: Mapping[str, Any],
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        config = self._config
+        return rollout.grpo_loss(
+            self._model,
+            rollout.Policy(params, state["tables"]),
+            rows,
+            self._policy(state, "old") if "old" in state else None,
+            self._policy(state, "reference"),
+            batch,
+            key,
+            active_steps=jnp.int32(numbers["active_steps"]),
+            num_trajectories=config.trajectories,
+            gamma=numbers["gamma"],
+            reward=config.reward,
+            policy=config.policy,
+            kl_weight=numbers["lambda_kl"],
+            clip_eps=config.clip_eps or None,
+            partition=self.partition,
+        )
+
+    def _policy(self, state: State, which: str) -> rollout.Policy:
+        held = state[which]
+        return rollout.Policy(held["params"], held.get("tables", state["tables"]))

@@ -16,7 +16,7 @@ from core.workdir import Workdir
 from input_pipelines import candidates
 from input_pipelines.settings import EvaluationSettings
 from lcrsr import search_evaluation
-from lcrsr.ranker_experiment import RankerExperiment
+from lcrsr.ranker_experiment import RankerExperiment, check_loss
 from lcrsr.search_baselines.experiment import SearchSettings
 
 # Protocols of searches that early stopping may go by.
@@ -43,11 +43,7 @@ class SearchRankerExperiment(RankerExperiment):
     @classmethod
     def check_settings(cls, config: config_dict.ConfigDict) -> None:
         super(RankerExperiment, cls).check_settings(config)
-        if not config.data.train_negatives:
-            raise UserError(
-                "expected config.data.train_negatives above 0, found 0; set such a value: the "
-                "target alone teaches no order"
-            )
+        check_loss(config, cls.ranker_of(config))
         if config.eval.selection not in [
             metrics.full_name(name, search_evaluation.columns(protocol)[0])
             for name in config.eval.metrics

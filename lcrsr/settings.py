@@ -49,19 +49,24 @@ class TeacherSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSettings(Settings):
-    """Says how long LCR-SER's GRPO lasts, and on what.
+    """Says how long GRPO lasts, and on what.
 
     Attributes:
       enabled: whether it follows pre-training at all.
       examples: users' histories rolled out.
       batch_size: rolled out at once.
       evals: evaluations over the stage.
-      negatives: candidates of a rollout beside the target.
     """
 
     enabled: bool
     examples: Count
     batch_size: Count
     evals: Count
-    negatives: Count
     learning_rate: Weight
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidateSettings(Settings):
+    """Says how many candidates LCR-SER's rollouts have beside the target."""
+
+    negatives: Count

@@ -24,6 +24,7 @@ def spectral_rows(
     width: int,
     scale: float,
     popularity_weight: float,
+    users: bool = False,
 ) -> dict[str, np.ndarray]:
     """Returns the rows of items [V+1, D] and words [W+1, D] at the start, float32.
 
@@ -37,6 +38,8 @@ def spectral_rows(
       popularity_weight: what the ranker multiplies an item's first coordinate by; that times the
         coordinate is the logarithm of the item's clicks, plus a constant. 0: the first coordinate
         is like the others.
+      users: returns rows of users [U+1, D] too, each the mean of the rows of the items clicked, at
+        the same deviation.
     """
     of_users = clicks.sign().astype(np.float32)
     items, words = searches
@@ -57,9 +60,20 @@ def spectral_rows(
         rows[len(logs) :, 0] = 0.0
     split = clicks.shape[1]
     of_tables = {"item": rows[:split], "word": rows[split:]}
+    if users:
+        of_tables["user"] = _means(of_users, of_tables["item"], scale)
     for table in of_tables.values():
         table[0] = np.nan
     return of_tables
+
+
+def _means(of_users: scipy.sparse.csr_array, items: np.ndarray, scale: float) -> np.ndarray:
+    """Returns the mean of each user's items' rows, scaled; NaN for users without any."""
+    counts = np.asarray(of_users.sum(1)).ravel()[:, None]
+    rows = of_users @ np.nan_to_num(items) / np.maximum(counts, 1.0)
+    spread = rows[counts[:, 0] > 0].std() if counts.any() else 0.0
+    rows *= scale / spread if spread > 0.0 else 0.0
+    return np.where(counts > 0, rows, np.nan).astype(np.float32)
 
 
 def _part(matrix: scipy.sparse.csr_array) -> scipy.sparse.csr_array:

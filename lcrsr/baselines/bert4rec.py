@@ -1,8 +1,8 @@
 """BERT4Rec (Sun et al., CIKM 2019), sections 3.2-3.6: a bidirectional Transformer, a cloze task.
 
 Training hides a random share of a sequence's items behind a learned mask row and recovers each from
-both sides, by a softmax over all items; an example here is the history with its target appended.
-Scoring appends the mask row to the history and reads its state.
+both sides, in the paper by a softmax over all items; an example here is the history with its target
+appended. Scoring appends the mask row to the history and reads its state.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ import jax.numpy as jnp
 
 from core.settings import Count, CountOrNone, Positive, Rate, Share
 from core.settings import Settings as Checked
+from lcrsr import losses
 from lcrsr.baselines.sequence import DotProduct, Transformer
-from lcrsr.full_softmax import full_cross_entropy
 from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """Holds sizes, dropout, and the share of items that the cloze task hides."""
+    """Holds sizes, dropout, the share of items that the cloze task hides, and its loss."""
 
     width: Count
     layers: CountOrNone
     heads: Count
     dropout: Rate
     init_scale: Positive
+    loss: losses.OfVectors = losses.FULL
     mask_share: Share
     rec_length: int
 
@@ -59,13 +60,13 @@ class Network(nn.Module):
 class BERT4Rec(DotProduct):
     """Ranks by BERT4Rec's vector of the history, as a `Ranker`."""
 
-    needs_whole_tables = True
     # It sees a sequence both ways, and learns from each several times as it is.
     trains_on_windows = False
 
     def __init__(self, settings: Settings):
         self.settings, self.network = settings, Network(settings)
         self.width, self.init_scale = settings.width, settings.init_scale
+        self.kind = settings.loss
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         sequence, _, valid, last = self._appended(batch, rows)
@@ -100,10 +101,16 @@ class BERT4Rec(DotProduct):
         )
         # A place that is not hidden costs nothing; any id will do for it.
         targets = jnp.where(hides, ids[users, places], 1)
-        weights = hides * batch["mask"][:, None]
-        weights = weights / jnp.maximum(weights.sum(), 1.0)
-        hidden_states = states[users, places].reshape(-1, self.width)
-        value = full_cross_entropy(hidden_states, tables["item"], targets.ravel(), weights.ravel())
+        value = losses.of_states(
+            self.kind,
+            states[users, places],
+            targets,
+            sequence[users, places],
+            hides * batch["mask"][:, None],
+            batch,
+            rows,
+            tables["item"],
+        )
         return value, {"cloze": value}
 
     def _cloze(self, key, valid, last):

@@ -16,16 +16,17 @@ same user are never each other's negatives. Empty histories have no views.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, CountOrNone, Positive, Rate, Share, Weight, one_of
+from core.settings import Count, CountOrNone, Positive, Rate, Share, Weight
 from core.settings import Settings as Checked
 from lcrsr.baselines.contrast import hidden_places, nt_xent, piece_sizes
-from lcrsr.baselines.sequence import LOSSES, SequentialRanker, Transformer
+from lcrsr.baselines.sequence import SequentialRanker, Transformer
+from lcrsr.losses import OfVectors
 from lcrsr.ranker import Batch, Params, Rows
 from lcrsr.views import Views, last_state
 
@@ -37,7 +38,7 @@ class Settings(Checked):
     """Holds sizes and losses.
 
     Attributes:
-      loss: 'bce', 'cross_entropy' or 'full_cross_entropy', of the next item.
+      loss: of `losses.LOSSES`, of the next item.
       contrastive_weight: lambda; 0 leaves SASRec.
       temperature: tau of NT-Xent.
       crop, hide, reorder: eta, gamma and beta, the share of a history that a view keeps, hides or
@@ -49,7 +50,7 @@ class Settings(Checked):
     heads: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*LOSSES)]
+    loss: OfVectors
     rec_length: int
     contrastive_weight: Weight
     temperature: Positive

@@ -13,13 +13,12 @@ for bit.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, CountOrNone, Positive, Rate, Share, Weight, one_of
+from core.settings import Count, CountOrNone, Positive, Rate, Share, Weight
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.baselines import product_search
@@ -52,7 +51,7 @@ class Settings(Checked):
     inner: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    loss: losses.OfVectors
     contrastive_weight: Weight
     temperature: Positive
     hide: Share
@@ -119,10 +118,10 @@ class Network(SearchNetwork):
         return self.encoder(query, changed, valid, dropout)
 
     def losses(
-        self, batch: Batch, rows: Rows, dropout: Dropout
+        self, batch: Batch, rows: Rows, items: jax.Array, dropout: Dropout
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         s = self.settings
-        value, stats = super().losses(batch, rows, dropout)
+        value, stats = super().losses(batch, rows, items, dropout)
         if s.contrastive_weight == 0.0 or dropout.key is None:
             return value, stats
         # Keys of their own, so that the loss before draws what TEM's does.

@@ -18,27 +18,27 @@ other baselines (`loss`). An empty history is legal and has the state of its las
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, CountOrNone, Positive, Rate, one_of
+from core.settings import Count, CountOrNone, Positive, Rate
 from core.settings import Settings as Checked
-from lcrsr.baselines.sequence import LOSSES, SequentialRanker
+from lcrsr.baselines.sequence import SequentialRanker
+from lcrsr.losses import OfVectors
 from lcrsr.views import Views
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """Holds sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
+    """Holds sizes, dropout, and the loss, of `losses.LOSSES`."""
 
     width: Count
     layers: CountOrNone
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*LOSSES)]
+    loss: OfVectors
     rec_length: int
 
 

@@ -8,28 +8,29 @@ the other baselines (`loss`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, Positive, Rate, one_of
+from core.settings import Count, Positive, Rate
 from core.settings import Settings as Checked
 from lcrsr.attention import last_valid
-from lcrsr.baselines.sequence import LOSSES, SequentialRanker
+from lcrsr.baselines.sequence import SequentialRanker
+from lcrsr.losses import OfVectors
 from lcrsr.views import Views
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """Holds sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
+    """Holds sizes, dropout, and the loss, of `losses.LOSSES`."""
 
     width: Count
     hidden: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*LOSSES)]
+    loss: OfVectors
 
 
 class Network(nn.Module):

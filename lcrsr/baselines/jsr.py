@@ -16,13 +16,13 @@ of the 2020 model (WSDM 2020) is left out: batches hold no texts of items.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, Positive, Rate, SomeWidths, Weight, one_of
+from core.settings import Count, Positive, Rate, SomeWidths, Weight
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.attention import masked_softmax
@@ -47,7 +47,7 @@ class Settings(Checked):
     mlp_widths: SomeWidths
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    loss: losses.OfPairs
     search_weight: Weight
 
 
@@ -113,5 +113,11 @@ class Network(nn.Module):
         self.search(users, rows["candidates"], QUIET)
 
 
-def ranker(settings: Settings) -> TwoTasksRanker:
-    return TwoTasksRanker(Network(settings), settings)
+class JSR(TwoTasksRanker):
+    """Ranks recommendations and the items of searches: a `Ranker` that answers searches."""
+
+    starts_users = True
+
+
+def ranker(settings: Settings) -> JSR:
+    return JSR(Network(settings), settings)

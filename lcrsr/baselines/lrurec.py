@@ -16,15 +16,16 @@ share the scan, whose state then goes back further than one history, to where th
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, CountOrNone, Positive, Rate, one_of
+from core.settings import Count, CountOrNone, Positive, Rate
 from core.settings import Settings as Checked
-from lcrsr.baselines.sequence import LOSSES, SequentialRanker
+from lcrsr.baselines.sequence import SequentialRanker
+from lcrsr.losses import OfVectors
 from lcrsr.views import Views, last_state
 
 # The ring that |lambda| starts in.
@@ -34,13 +35,13 @@ _NORMAL = nn.initializers.truncated_normal(0.02)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """Holds sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
+    """Holds sizes, dropout, and the loss, of `losses.LOSSES`."""
 
     width: Count
     layers: CountOrNone
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*LOSSES)]
+    loss: OfVectors
 
 
 def linear_recurrence(

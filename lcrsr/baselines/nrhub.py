@@ -14,18 +14,17 @@ over views; a user without any event has a learned vector.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, Positive, Rate, one_of
+from core.settings import Count, Positive, Rate
 from core.settings import Settings as Checked
-from lcrsr.baselines.sequence import LOSSES, DotProduct, recommendation_loss
-from lcrsr.baselines.two_histories import QUIET, AdditiveAttention, TwoHistoriesRanker
+from lcrsr import losses
+from lcrsr.baselines.two_histories import QUIET, AdditiveAttention, VectorsRanker
 from lcrsr.history_encoder import Dropout
-from lcrsr.ranker import Batch, Params, Rows
+from lcrsr.ranker import Batch, Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class Settings(Checked):
       width: D of the tables' rows and of every vector.
       attention_width: of the inner layer of each attention.
       kernel: words that the convolution sees at once.
-      loss: of `sequence.LOSSES`.
+      loss: of `losses.LOSSES`.
     """
 
     width: Count
@@ -44,7 +43,7 @@ class Settings(Checked):
     kernel: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*LOSSES)]
+    loss: losses.OfVectors
 
 
 class Network(nn.Module):
@@ -93,28 +92,24 @@ class Network(nn.Module):
             events.any(-1, keepdims=True), self.over_views(views, events), self.nothing
         )
 
+    def losses(
+        self, batch: Batch, rows: Rows, items: jax.Array, dropout: Dropout
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        kind = self.settings.loss
+        users = self.encode(batch, rows, dropout)
+        value = losses.of_vectors(kind, users, batch, rows, items)
+        return value, {kind: value}
+
     def every_parameter(self, batch: Batch, rows: Rows) -> None:
         """Calls every part once, so that `init` makes all parameters."""
         self.encode(batch, rows, QUIET)
 
 
-class NRHUB(DotProduct, TwoHistoriesRanker):
+class NRHUB(VectorsRanker):
     """Ranks recommendations without a row of the user's own: a `Ranker`."""
 
     tables = ("item", "word")
 
-    def __init__(self, settings: Settings):
-        super().__init__(Network(settings), settings)
-        self.needs_whole_tables = settings.loss == "full_cross_entropy"
-
-    def loss(
-        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        kind, dropout = self.settings.loss, Dropout(key, self.settings.dropout)
-        users = self.apply(params, batch, rows, dropout, method="encode")
-        value = recommendation_loss(kind, users, batch, rows, tables)
-        return value, {kind: value}
-
 
 def ranker(settings: Settings) -> NRHUB:
-    return NRHUB(settings)
+    return NRHUB(Network(settings), settings)

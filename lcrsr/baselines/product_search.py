@@ -15,8 +15,7 @@ import numpy as np
 
 from lcrsr import losses
 from lcrsr.baselines import two_histories
-from lcrsr.baselines.sequence import DotProduct
-from lcrsr.baselines.two_histories import QUIET, Attention, TwoHistoriesRanker, flat
+from lcrsr.baselines.two_histories import QUIET, Attention, VectorsRanker, flat
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
 
@@ -84,12 +83,12 @@ class PurchaseEncoder(nn.Module):
         return nn.LayerNorm()(x)[:, 0]
 
 
-class SearchRanker(DotProduct, TwoHistoriesRanker):
+class SearchRanker(VectorsRanker):
     """Ranks the items of searches alone, for a network from batches with queries to [B, D].
 
     Args:
       network: with `encode(batch, rows, dropout)`, and `losses` and `every_parameter` of
-        `TwoHistoriesRanker`.
+        `VectorsRanker`.
     """
 
     tables = ("item", "word")
@@ -112,15 +111,14 @@ class SearchNetwork(nn.Module):
         raise NotImplementedError
 
     def losses(
-        self, batch: Batch, rows: Rows, dropout: Dropout
+        self, batch: Batch, rows: Rows, items: jax.Array, dropout: Dropout
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         kind = self.settings.loss
         users = self.encode(batch, rows, dropout)
-        logits = jnp.einsum("bd,bnd->bn", users, rows["candidates"])
-        value = losses.RECOMMENDATION[kind](logits, batch["labels"], batch["mask"])
+        value = losses.of_vectors(kind, users, batch, rows, items)
         return value, {kind: value}
 
     def every_parameter(self, batch: Batch, rows: Rows) -> None:
         """Calls every part once, so that `init` makes all parameters."""
         one = {"query": batch["query_words"][:, 0]}, {"query": rows["query_words"][:, 0]}
-        self.losses(batch | one[0], rows | one[1], QUIET)
+        self.encode(batch | one[0], rows | one[1], QUIET)

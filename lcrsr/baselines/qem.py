@@ -8,12 +8,11 @@ reviews, is left out: logs have no reviews.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, Positive, Rate, one_of
+from core.settings import Count, Positive, Rate
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.baselines.product_search import QueryEncoder, SearchNetwork, SearchRanker
@@ -23,12 +22,12 @@ from lcrsr.ranker import Batch, Rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """Holds D of the tables' rows, dropout of the queries, and the loss over the negatives."""
+    """Holds D of the tables' rows, dropout of the queries, and the loss, of `losses.LOSSES`."""
 
     width: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    loss: losses.OfVectors
 
 
 class Network(SearchNetwork):

@@ -14,20 +14,18 @@ item by a negative of the batch, a query by another of the batch's queries.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, CountOrNone, Positive, Rate, Share, one_of
+from core.settings import Count, CountOrNone, Positive, Rate, Share
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.attention import last_valid
 from lcrsr.baselines import two_histories
-from lcrsr.baselines.sequence import LOSSES, DotProduct, any_target
-from lcrsr.baselines.two_histories import QUIET, Attention, TwoHistoriesRanker, flat
-from lcrsr.full_softmax import full_cross_entropy
+from lcrsr.baselines.two_histories import QUIET, Attention, VectorsRanker, flat
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
 
@@ -40,7 +38,7 @@ class Settings(Checked):
       width: D of the tables' rows and of the states.
       length: L, the latest tokens of a sequence that are kept.
       replaced_items, replaced_queries: shares of tokens replaced in training.
-      loss: of `sequence.LOSSES`, at every position whose next token is an item.
+      loss: of `losses.LOSSES`, at every position whose next token is an item.
     """
 
     width: Count
@@ -51,7 +49,7 @@ class Settings(Checked):
     init_scale: Positive
     replaced_items: Share
     replaced_queries: Share
-    loss: Annotated[str, one_of(*LOSSES)]
+    loss: losses.OfVectors
 
     def check(self) -> None:
         self.check_divisible("width", by="heads")
@@ -187,14 +185,13 @@ class Network(nn.Module):
         return jnp.where(alone[..., None], nothing, nn.LayerNorm()(x))
 
 
-class QuerySeqRec(DotProduct, TwoHistoriesRanker):
+class QuerySeqRec(VectorsRanker):
     """Ranks by the state of the last token: a `Ranker`."""
 
     tables = ("item", "word")
 
     def __init__(self, settings: Settings):
         super().__init__(Network(settings), settings)
-        self.needs_whole_tables = settings.loss == "full_cross_entropy"
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         def drawn(key, batch, rows):
@@ -209,28 +206,17 @@ class QuerySeqRec(DotProduct, TwoHistoriesRanker):
         s, candidates = self.settings, rows["candidates"]
         drop_key, key = jax.random.split(key)
         tokens = tokens_of(batch, rows, s.length)
-        targets = any_target(batch)
+        targets = losses.any_target(batch["candidates"], batch["mask"])
         following, own = next_items(tokens, targets, candidates[:, 0])
         negatives, inputs = candidates[:, 1:], tokens
         if negatives.shape[1] and (s.replaced_items or s.replaced_queries):
             of_batch = negatives.reshape(-1, s.width)
             inputs = replaced(tokens, of_batch, s.replaced_items, s.replaced_queries, key)
         states = self._states(params, inputs, Dropout(drop_key, s.dropout))
-        counts = ((following != 0) * batch["mask"][:, None]).ravel()
-        if s.loss == "full_cross_entropy":
-            flat_states, weights = (
-                states.reshape(-1, s.width),
-                counts / jnp.maximum(counts.sum(), 1),
-            )
-            wanted = jnp.maximum(following, 1).ravel()
-            value = full_cross_entropy(flat_states, tables["item"], wanted, weights)
-            return value, {s.loss: value}
-        of_own = jnp.einsum("bld,bld->bl", states, own)
-        of_others = jnp.einsum("bld,bnd->bln", states, negatives)
-        logits = jnp.concatenate([of_own[..., None], of_others], -1)
-        logits = logits.reshape(-1, logits.shape[-1])
-        labels = jnp.zeros_like(logits).at[:, 0].set(1.0)
-        value = losses.RECOMMENDATION[s.loss](logits, labels, counts)
+        counts = (following != 0) * batch["mask"][:, None]
+        value = losses.of_states(
+            s.loss, states, following, own, counts, batch, rows, tables["item"]
+        )
         return value, {s.loss: value}
 
     def _states(self, params: Params, tokens: Tokens, dropout: Dropout) -> Any:

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from core.settings import Count, CountOrNone, Positive, Rate, Weight, one_of
 from core.settings import Settings as Checked
-from lcrsr.baselines.sequence import SequentialRanker, any_target
+from lcrsr import losses
+from lcrsr.baselines.sequence import SequentialRanker
 from lcrsr.baselines.two_histories import Attention
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
@@ -196,7 +197,7 @@ class ReaRec(SequentialRanker):
             Network(settings),
             width=settings.width,
             init_scale=settings.init_scale,
-            loss="full_cross_entropy",
+            loss=losses.FULL,
         )
         self.settings = settings
 
@@ -221,7 +222,7 @@ class ReaRec(SequentialRanker):
             noised=progressive,
             rngs={"dropout": dropout_key, "noise": noise_key},
         )
-        target = any_target(batch)
+        target = losses.any_target(batch["candidates"], batch["mask"])
 
         def logits_of(vectors, temperature):
             return ((vectors @ tables["item"].T) / temperature).at[..., 0].set(-jnp.inf)

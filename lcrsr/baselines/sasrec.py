@@ -8,27 +8,27 @@ The paper trains with one sampled negative a position and binary cross-entropy (
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import flax.linen as nn
 import jax
 
-from core.settings import Count, CountOrNone, Positive, Rate, one_of
+from core.settings import Count, CountOrNone, Positive, Rate
 from core.settings import Settings as Checked
-from lcrsr.baselines.sequence import LOSSES, SequentialRanker, Transformer
+from lcrsr.baselines.sequence import SequentialRanker, Transformer
+from lcrsr.losses import OfVectors
 from lcrsr.views import Views, last_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """Holds sizes, dropout, and the loss ('bce', 'cross_entropy', 'full_cross_entropy')."""
+    """Holds sizes, dropout, and the loss, of `losses.LOSSES`."""
 
     width: Count
     layers: CountOrNone
     heads: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*LOSSES)]
+    loss: OfVectors
     rec_length: int
 
     def check(self) -> None:

@@ -13,12 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcrsr.full_softmax import full_cross_entropy
-from lcrsr.losses import RECOMMENDATION, SAMPLED, sampled_softmax
+from lcrsr import losses
 from lcrsr.ranker import Batch, Params, Rows, drawn_parameters
 from lcrsr.views import Views, views_of
-
-LOSSES = (*RECOMMENDATION, SAMPLED, "full_cross_entropy")
 
 
 def visible(valid: jax.Array, views: Views | None, *, causal: bool) -> jax.Array:
@@ -91,45 +88,32 @@ class Transformer(nn.Module):
         return nn.LayerNorm()(x)
 
 
-def recommendation_loss(
-    kind: str, users: jax.Array, batch: Batch, rows: Rows, tables: dict[str, jax.Array]
-) -> jax.Array:
-    """Computes the loss of dot-product scores.
-
-    Args:
-      kind: 'bce' or 'cross_entropy' over a user's own candidates, 'sampled_softmax' over all items
-        by the negatives of the whole batch, or 'full_cross_entropy' over all items (which needs
-        `table_update='dense'`).
-      users: [B, D].
-    """
-    if kind == SAMPLED:
-        num_items = tables["item"].size // users.shape[-1]
-        return sampled_softmax(
-            users, batch["candidates"], rows["candidates"], batch["mask"], num_items
-        )
-    if kind != "full_cross_entropy":
-        logits = jnp.einsum("bd,bnd->bn", users, rows["candidates"])
-        return RECOMMENDATION[kind](logits, batch["labels"], batch["mask"])
-    mask = batch["mask"]
-    weights = mask / jnp.maximum(mask.sum(), 1.0)
-    return full_cross_entropy(users, tables["item"], any_target(batch), weights)
-
-
-def any_target(batch: Batch) -> jax.Array:
-    """Returns the target ids [B]; rows that count nothing have any item, whose score is finite."""
-    return jnp.where(batch["mask"] > 0, batch["candidates"][:, 0], 1)
-
-
 class DotProduct:
-    """Scores with one vector [B, D] a user: the scoring half of a `Ranker`."""
+    """Scores with one vector [B, D] a user: the scoring half of a `Ranker`.
+
+    Attributes:
+      kind: its loss, of `losses.LOSSES`.
+    """
 
     tables: tuple[str, ...] = ("item",)
     tasks: tuple[str, ...] = ("recommendation",)
+<<<<<<< HEAD
     dot_product = True
 
     def user_vectors(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
         del params, rows
         return users.astype(jnp.float32)
+=======
+    kind: str
+
+    @property
+    def needs_whole_tables(self) -> bool:
+        return self.kind == losses.FULL
+
+    @property
+    def shares_negatives(self) -> bool:
+        return self.kind == losses.SAMPLED
+>>>>>>> zoo2/work
 
     def score(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
         del params
@@ -151,11 +135,7 @@ class SequentialRanker(DotProduct):
     trains_on_windows = True
 
     def __init__(self, network: nn.Module, *, width: int, init_scale: float, loss: str):
-        if loss not in LOSSES:
-            raise ValueError(f"expected loss in {LOSSES}, found {loss!r}")
         self.network, self.kind = network, loss
-        self.needs_whole_tables = loss == "full_cross_entropy"
-        self.shares_negatives = loss == SAMPLED
         self.width, self.init_scale = width, init_scale
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
@@ -173,7 +153,7 @@ class SequentialRanker(DotProduct):
             deterministic=False,
             rngs={"dropout": key},
         )
-        value = recommendation_loss(self.kind, users, batch, rows, tables)
+        value = losses.of_vectors(self.kind, users, batch, rows, tables["item"])
         return value, {self.kind: value}
 
     def represent(self, params: Params, batch: Batch, rows: Rows) -> Any:

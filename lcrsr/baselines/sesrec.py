@@ -37,6 +37,7 @@ class Settings(Checked):
       width: T of the tables' rows.
       hidden: D of the network.
       mlp_widths: hidden widths of the prediction.
+      loss: over a target and its negatives.
       alignment_weight, alignment_temperature: of the query-item loss.
       alignment_pairs: pairs of a query and a clicked item that it takes from a batch, at most.
       triplet_weight, margin: of the triplet loss, in Euclidean distance.
@@ -48,6 +49,7 @@ class Settings(Checked):
     heads: Count
     dropout: Rate
     init_scale: Positive
+    loss: losses.OfPairs = "bce"
     mlp_widths: SomeWidths
     alignment_weight: Weight
     alignment_temperature: Positive
@@ -174,7 +176,7 @@ class Network(nn.Module):
         s = self.settings
         users = self.encode(batch, rows, dropout.at(0))
         logits = self.recommend(users, rows["candidates"], dropout.at(1))
-        click = losses.bce(logits, batch["labels"], batch["mask"])
+        click = losses.RECOMMENDATION[s.loss](logits, batch["labels"], batch["mask"])
         negative_items = self.features.items(rows["candidates"][:, 1])
         pairs = two_histories.clicked_pairs(users.inputs, negative_items, batch, s.alignment_pairs)
         alignment = self.query_item(pairs)
@@ -182,7 +184,7 @@ class Network(nn.Module):
         each = triplet(users.rec, s.margin) + triplet(users.search, s.margin)
         apart = (each * counts).sum() / jnp.maximum(counts.sum(), 1)
         total = click + s.alignment_weight * alignment + s.triplet_weight * apart
-        return total, {"bce": click, "alignment": alignment, "triplet": apart}
+        return total, {s.loss: click, "alignment": alignment, "triplet": apart}
 
     def every_parameter(self, batch: Batch, rows: Rows) -> None:
         """Calls every part once, so that `init` makes all parameters."""

@@ -10,12 +10,11 @@ encodes it for each negative anew.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from core.settings import Count, CountOrNone, Positive, Rate, one_of
+from core.settings import Count, CountOrNone, Positive, Rate
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.baselines import product_search
@@ -37,7 +36,7 @@ class Settings(Checked):
       width: D of the tables' rows and of the network.
       length: L, the items last bought.
       inner: width inside the feed-forward layers.
-      loss: over a target and its negatives.
+      loss: of `losses.LOSSES`.
     """
 
     width: Count
@@ -47,7 +46,7 @@ class Settings(Checked):
     inner: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    loss: losses.OfVectors
 
     def check(self) -> None:
         self.check_divisible("width", by="heads")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from lcrsr import losses
 from lcrsr.attention import masked_softmax
+from lcrsr.baselines.sequence import DotProduct
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
 
@@ -239,6 +240,18 @@ def loss_of_tasks(
     return total + search_weight * search, {kind: total, f"search_{kind}": search}
 
 
+def vectors_loss_of_tasks(
+    kind: str, users: jax.Array, batch: Batch, rows: Rows, items: jax.Array, search_weight: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns what `loss_of_tasks` does, of users' vectors [B, D] and any of `losses.LOSSES`."""
+    first = recommendations(batch)
+    total = losses.of_vectors(kind, users[:first], batch, rows, items, slice(first))
+    if "query" not in batch:
+        return total, {kind: total}
+    search = losses.of_vectors(kind, users[first:], batch, rows, items, slice(first, None))
+    return total + search_weight * search, {kind: total, f"search_{kind}": search}
+
+
 class PartwiseDense(nn.Module):
     """Applies a linear map of [pooled; item; user] that maps each part by itself.
 
@@ -404,6 +417,25 @@ class TwoHistoriesRanker:
 
     def apply(self, params: Params, *arguments: Any, method: str) -> Any:
         return self.network.apply({"params": params}, *arguments, method=method)
+
+
+class VectorsRanker(DotProduct, TwoHistoriesRanker):
+    """Ranks by dot products with a network's vectors [B, D] of users: a `Ranker`.
+
+    Args:
+      network: its `losses(batch, rows, items, dropout)` is also given the item table.
+      settings: with `loss`, of `losses.LOSSES`, too.
+    """
+
+    def __init__(self, network: nn.Module, settings: Any):
+        super().__init__(network, settings)
+        self.kind = settings.loss
+
+    def loss(
+        self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        dropout = Dropout(key, self.settings.dropout)
+        return self.apply(params, batch, rows, tables["item"], dropout, method="losses")
 
 
 class TwoTasksRanker(TwoHistoriesRanker):

@@ -20,7 +20,6 @@ have a last layer norm.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -28,13 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from core.settings import Count, CountOrNone, Positive, Rate, Weight, one_of
+from core.settings import Count, CountOrNone, Positive, Rate, Weight
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.attention import last_valid
 from lcrsr.baselines import two_histories
-from lcrsr.baselines.sequence import DotProduct
-from lcrsr.baselines.two_histories import QUIET, Attention, TwoTasksRanker, flat
+from lcrsr.baselines.two_histories import QUIET, Attention, TwoTasksRanker, VectorsRanker, flat
 from lcrsr.history_encoder import Dropout
 from lcrsr.ranker import Batch, Params, Rows
 
@@ -52,7 +50,7 @@ class Settings(Checked):
       inner: width inside the feed-forward layers.
       sessions: S, windows of a history.
       correlation_weight: of the correlation loss.
-      loss: of both tasks, over a target and its negatives.
+      loss: of both tasks, of `losses.LOSSES`.
       search_weight: of the search task's losses; 0 trains on recommendation alone.
     """
 
@@ -64,7 +62,7 @@ class Settings(Checked):
     dropout: Rate
     init_scale: Positive
     correlation_weight: Weight
-    loss: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    loss: losses.OfVectors
     search_weight: Weight
 
     def check(self) -> None:
@@ -239,14 +237,12 @@ class Network(nn.Module):
         return users * self.settings.width**0.5, losses_of
 
     def losses(
-        self, batch: Batch, rows: Rows, dropout: Dropout
+        self, batch: Batch, rows: Rows, items: jax.Array, dropout: Dropout
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         s, first = self.settings, two_histories.recommendations(batch)
         users, apart = self._encoded(batch, rows, dropout)
-        logits = jnp.einsum("bd,bnd->bn", users, rows["candidates"])
-        searched = logits[first:] if "query" in batch else None
-        click, stats = two_histories.loss_of_tasks(
-            s.loss, logits[:first], searched, batch, s.search_weight
+        click, stats = two_histories.vectors_loss_of_tasks(
+            s.loss, users, batch, rows, items, s.search_weight
         )
 
         def mean(part):
@@ -254,7 +250,7 @@ class Network(nn.Module):
             return (apart[part] * mask).sum() / jnp.maximum(mask.sum(), 1)
 
         apart_loss = mean(slice(0, first))
-        if searched is not None:
+        if "query" in batch:
             apart_loss += s.search_weight * mean(slice(first, None))
         return click + s.correlation_weight * apart_loss, stats | {"correlation": apart_loss}
 
@@ -269,7 +265,7 @@ def _mean(words: jax.Array, mask: jax.Array) -> jax.Array:
     return (words * mask[..., None]).sum(-2) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
 
 
-class UnifiedSSR(DotProduct, TwoTasksRanker):
+class UnifiedSSR(VectorsRanker, TwoTasksRanker):
     """Ranks recommendations and the items of searches: a `Ranker` that answers searches."""
 
     tables = ("user", "item", "word")

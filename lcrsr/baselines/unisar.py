@@ -46,6 +46,7 @@ class Settings(Checked):
       hidden: D of the network.
       experts, expert_width: shared experts, as many specific ones a task, and their width.
       tower_widths: hidden widths of a task's tower over the mixed experts.
+      loss: of both tasks, over a target and its negatives.
       alignment_weight, alignment_temperature: of the query-item loss.
       alignment_pairs: pairs of a query and a clicked item that it takes from a batch, at most.
       transition_weight, transition_temperature: of the transition loss.
@@ -58,6 +59,7 @@ class Settings(Checked):
     heads: Count
     dropout: Rate
     init_scale: Positive
+    loss: losses.OfPairs = "bce"
     experts: Count
     expert_width: Count
     tower_widths: Widths
@@ -292,11 +294,11 @@ class Network(nn.Module):
             logits = self.search(users, here_rows["candidates"], rows["query"], mask, dropout)
         else:
             logits = self.recommend(users, here_rows["candidates"], dropout)
-        click = losses.bce(logits, here["labels"], here["mask"])
+        click = losses.RECOMMENDATION[s.loss](logits, here["labels"], here["mask"])
         alignment, transition = self.contrastive(users, here, here_rows)
         total = click + s.alignment_weight * alignment + s.transition_weight * transition
         return total, {
-            f"{prefix}bce": click,
+            f"{prefix}{s.loss}": click,
             f"{prefix}alignment": alignment,
             f"{prefix}transition": transition,
         }

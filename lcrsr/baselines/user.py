@@ -24,14 +24,14 @@ positions and no causal mask: the order counts only by what the last `session` e
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from core.settings import Count, Positive, Rate, Weight, one_of
+from core.settings import Count, Positive, Rate, Weight
 from core.settings import Settings as Checked
 from lcrsr import losses
 from lcrsr.attention import masked_softmax
@@ -66,7 +66,7 @@ class Settings(Checked):
     session: Count
     dropout: Rate
     init_scale: Positive
-    loss: Annotated[str, one_of(*losses.RECOMMENDATION)]
+    loss: losses.OfPairs
     search_weight: Weight
 
     def check(self) -> None:

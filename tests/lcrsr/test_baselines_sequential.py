@@ -68,7 +68,9 @@ RANKERS = {
     "gru4rec": gru4rec.ranker(
         gru4rec.Settings(width=16, hidden=16, dropout=0.1, init_scale=0.1, loss="cross_entropy")
     ),
-    "bert4rec": bert4rec.ranker(bert4rec.Settings(**transformer(mask_share=0.3))),
+    "bert4rec": bert4rec.ranker(
+        bert4rec.Settings(**transformer(mask_share=0.3, loss="full_cross_entropy"))
+    ),
     "cl4srec": cl4srec.ranker(
         cl4srec.Settings(**transformer(**CONTRAST, loss="full_cross_entropy"))
     ),

@@ -50,6 +50,95 @@ def test_every_step_halves_the_way_to_the_encoding_where_the_core_does_nothing()
     assert away.item() == 4 + (8 - 4) / 2**3
 
 
+def test_trajectories_go_on_to_the_longest_of_them():
+    starts, encoded = jnp.array([8.0, -8.0]).reshape(2, 1, 1, 1), jnp.zeros((1, 1, 1))
+    states = jax.jit(
+        lambda steps: lares.trajectories(
+            lambda mean, number: mean, starts, encoded, steps, 4, lambda states: states[0, 0]
+        )
+    )(jnp.array([1, 3]))
+    assert states[..., 0].T.tolist() == [[4, 2, 1, 1], [-4, -2, -1, -1]]
+
+
+def test_the_second_stage_by_hand():
+    # Three steps at most, two trajectories of one and of three, one example and one that is none.
+    rng = np.random.default_rng(0)
+    log_prob = jnp.asarray(np.log(rng.uniform(0.1, 0.9, (3, 2, 2))), jnp.float32)
+    steps, mask = jnp.array([1, 3]), jnp.array([1.0, 0.0])
+    rewards = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    advantage = lares.advantages(rewards)
+    # The sample deviation of 1 and 0 is the root of a half.
+    expected = 0.5 / (np.sqrt(0.5) + 1e-4)
+    np.testing.assert_allclose(advantage, [[expected, -expected], [-expected, expected]], rtol=1e-5)
+    assert not lares.advantages(jnp.ones((4, 2))).any()
+
+    def loss(log_prob, reference):
+        return lares.policy_loss(log_prob, reference, advantage, steps, mask, 0.5)
+
+    (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(log_prob, log_prob)
+    assert float(value) == pytest.approx(0.0, abs=1e-6) and float(stats["kl"]) == 0.0
+    assert float(stats["unequal_groups"]) == 1.0
+    # Each step of a trajectory has 1 / (G T) of -A; steps that were not taken have nothing.
+    wanted = np.zeros((3, 2, 2))
+    wanted[0, 0, 0] = -expected / 2
+    wanted[:, 1, 0] = expected / 6
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-5)
+    # Away from the reference by log 2, k3 = 2 - log 2 - 1 at each step, of both trajectories alike.
+    far = jax.jit(loss)(log_prob, log_prob + np.log(2))
+    k3 = 1 - np.log(2)
+    assert float(far[1]["kl"]) == pytest.approx(k3, rel=1e-5)
+    assert float(far[0]) == pytest.approx(0.5 * k3, rel=1e-5)
+
+
+def test_the_second_stage_moves_the_network_alone(run):
+    batch, _, tables, params = run
+    ranker, first = lares.ranker(settings()), {"params": params, "tables": tables}
+    values = {"trajectories": 4, "reward": "hr@1", "lambda_kl": 0.5, "within": 9}
+    task = ranker_task(ranker, lares.ReinforceSettings(**values), first, batch)
+    state, stats = jax.jit(task.train_step)(task.init(), batch, jnp.float32(1e-3))
+    assert np.isfinite(stats["loss"]) and float(stats["counted"]) == 1.0
+    assert 0 < float(stats["reward"]) < 1 and abs(float(stats["kl"])) < 1e-6
+    np.testing.assert_array_equal(state["tables"]["item"], tables["item"])
+    jax.tree.map(np.testing.assert_array_equal, state["reference"]["params"], params)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state["params"], params)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    # Where all trajectories have one reward, the policy that is the reference has no gradient.
+    same = ranker_task(ranker, lares.ReinforceSettings(**values | {"reward": "hr@8"}), first, batch)
+    rows = {"rec_items": tables["item"][batch["rec_items"]]}
+    gradient = jax.jit(jax.grad(same.loss, argnums=1, has_aux=True))(
+        same.init(), params, rows, batch, jax.random.key(0), same.numbers
+    )[0]
+    assert max(np.abs(g).max() for g in jax.tree.leaves(gradient)) < 1e-5
+
+
+def test_targets_that_are_nowhere_near_do_not_count_in_the_second_stage(run):
+    batch, rows, tables, params = run
+    ranker, first = lares.ranker(settings(start_scale=0.1)), {"params": params, "tables": tables}
+    scores = represented(settings(), params, batch, rows) @ tables["item"][1:].T
+    last = batch | {"candidates": 1 + np.argsort(scores)[:, :2].astype(np.int32)}
+    for within, counted in ((1, 0.0), (8, 1.0)):
+        config = lares.ReinforceSettings(
+            trajectories=2, reward="hr@1", lambda_kl=0.5, within=within
+        )
+        task = ranker_task(ranker, config, first, last)
+        _, stats = jax.jit(task.train_step)(task.init(), last, jnp.float32(1e-3))
+        assert float(stats["counted"]) == counted
+
+
+def ranker_task(ranker, config, initial, batch):
+    return lares.policy_task(
+        ranker,
+        config,
+        initial=initial,
+        batches=lambda step: iter([batch]),
+        steps_per_epoch=1,
+        batch_size=len(batch["mask"]),
+        evaluate=lambda params, tables: {},
+        selection="ndcg@5/neg99",
+        seed=0,
+    )
+
+
 def test_steps_are_drawn_about_their_mean():
     keys = jax.random.split(jax.random.key(0), 4000)
     drawn = np.asarray(jax.jit(jax.vmap(lambda key: lares.steps_drawn(key, 4)))(keys))

@@ -24,6 +24,7 @@ def settings(**changes):
             "heads": 2,
             "dropout": 0.0,
             "init_scale": 0.5,
+            "loss": "bce",
             "mlp_widths": (16, 8),
             "alignment_weight": 0.1,
             "alignment_temperature": 0.5,

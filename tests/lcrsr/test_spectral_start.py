@@ -54,6 +54,18 @@ def test_rows_that_nothing_is_known_of_stay_as_drawn():
         assert np.isfinite(np.delete(table, unknown, 0)).all()
 
 
+def test_users_start_among_the_items_they_clicked():
+    assert "user" not in rows()
+    tables = rows(users=True)
+    users, items = tables["user"], tables["item"][1:9]
+    assert users.shape == (41, WIDTH) and np.isnan(users[0]).all()
+    assert users[1:].std() == pytest.approx(0.1, rel=1e-5)
+    near = users[1:] @ items.T
+    first = np.arange(1, 41) % 2 == 1
+    assert (near[first][:, :4].mean(1) > near[first][:, 4:].mean(1)).all()
+    assert (near[~first][:, 4:].mean(1) > near[~first][:, :4].mean(1)).all()
+
+
 def test_the_first_coordinate_is_the_logarithm_of_clicks():
     tables = rows(popularity_weight=10.0)
     logs = np.log1p(np.asarray(clicks().sum(0)).ravel()[1:])

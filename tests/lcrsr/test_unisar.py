@@ -25,6 +25,7 @@ def settings(**changes):
             "heads": 2,
             "dropout": 0.0,
             "init_scale": 0.5,
+            "loss": "bce",
             "experts": 2,
             "expert_width": 8,
             "tower_widths": (8,),
