@@ -119,7 +119,8 @@ def method() -> config_dict.ConfigDict:
     config.data.train_examples = 0  # clicks of training searches; 0 for all
 
     config.vectors = config_dict.ConfigDict()
-    # "tfidf_svd", or the name or folder of a sentence-transformers model (the paper's: BGE).
+    # "tfidf_svd"; "minilm" (needs the extra [text]); the folder of a BERT, XLM-R or
+    # Qwen3-Embedding; or a name for the package sentence-transformers (the paper's: BGE).
     config.vectors.semantic = "tfidf_svd"
     config.vectors.width = 128  # of the offline default, as GenSAR's
     config.vectors.sketch_width = 64

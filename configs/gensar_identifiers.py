@@ -19,7 +19,8 @@ from configs import choices, defaults
 DATASETS = {
     "amazon_beauty": {},
     "amazon_electronics": {
-        # The paper's; needs the package sentence-transformers. "tfidf_svd" needs nothing.
+        # The paper's; needs the package sentence-transformers. "tfidf_svd" needs nothing, "minilm"
+        # the extra [text].
         "vectors.semantic": "BAAI/bge-base-en-v1.5",
         "train.epochs": 500,  # released
     },
@@ -41,7 +42,8 @@ def method() -> config_dict.ConfigDict:
     defaults.without(config, "train", "data.item_words", "data.train_negatives")
 
     config.vectors = config_dict.ConfigDict()
-    # "tfidf_svd", or the name or folder of a sentence-transformers model (the paper's: BGE).
+    # "tfidf_svd"; "minilm" (needs the extra [text]); the folder of a BERT or XLM-R; or a name for
+    # the package sentence-transformers (the paper's: BGE).
     config.vectors.semantic = "tfidf_svd"
     # "click_svd" of the training clicks, or a .npy of exported item vectors (the paper's: UniSAR).
     config.vectors.collaborative = "click_svd"

@@ -1,8 +1,8 @@
 """Configures the matching baselines of CRS's Table 2, on CRS's own searches.
 
 Command: python -m launch.train --config=configs/matching.py:DATASET[,KIND] --config.data_dir=DIR
-KIND: one of retrieval.py's; the paper has bm25, tfidf and dense (`--config.model.vectors=NAME` for
-a sentence-transformers model such as BGE). `dsi` is GenSAR's network on the query alone, trained.
+KIND: one of retrieval.py's; the paper has bm25, tfidf, bge and qwen3_embedding. `dsi` is GenSAR's
+network on the query alone, trained.
 Without a data set it is qilin, and without a folder the embedded sample.
 """
 

@@ -1,6 +1,6 @@
 """Makes the item vectors that identifiers are learnt from: GenSAR (RecSys 2025) 3.2.1, CRS 3.1.1.
 
-Semantic: any sentence-transformers model, or TF-IDF factors, which need no download. Collaborative:
+Semantic: TF-IDF factors, or vectors of a text encoder (`text_encoders.named`). Collaborative:
 vectors exported from a trained recommender, or factors of the training clicks. All are float32
 [V, D] for items 1..V in the order of the log, rows of length 1; an item without text or clicks has
 a row of zeros.
@@ -58,7 +58,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.where(known, vectors / np.where(known, norms, 1.0), 0.0).astype(np.float32)
 
 
-def _check_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises UserError where no item has text."""
     if not any(text.strip() for text in texts):
         raise UserError(
             f"expected text on the items, found none on all {len(texts)}; bring a catalogue with "
@@ -123,57 +124,9 @@ def from_text(
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    _check_texts(texts)
+    check_texts(texts)
     vectorizer = TfidfVectorizer(analyzer=split, sublinear_tf=True)
     return _factors(vectorizer.fit_transform(texts), config)
-
-
-def sentence_encoder(
-    name: str, *, key: str = "vectors.semantic"
-) -> Callable[[Sequence[str]], np.ndarray]:
-    """Loads a sentence-transformers model, by its name or folder.
-
-    Args:
-      key: of the config, which names the model; for messages.
-
-    Returns:
-      Texts to vectors float32 [E, D] of length 1, or 0 of a text without words.
-
-    Raises:
-      UserError: the package is absent, or the model cannot be loaded.
-    """
-    try:
-        import sentence_transformers
-    except ImportError:
-        raise UserError(
-            f"expected the package sentence-transformers for semantic vectors from {name}, found "
-            f"none; install it, or set {key} to 'tfidf_svd'"
-        ) from None
-    try:
-        model = sentence_transformers.SentenceTransformer(name)
-    except Exception as error:  # missing files, no network, an unknown architecture
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(
-            f"expected a sentence-transformers model at {key}={name}, found none that "
-            f"loads ({reason}); pass another name or folder"
-        ) from error
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        vectors = np.asarray(model.encode(list(texts), show_progress_bar=False), np.float32)
-        vectors[[not text.strip() for text in texts]] = 0.0
-        return unit_rows(vectors)
-
-    return encode
-
-
-def from_sentence_transformer(texts: Sequence[str], name: str) -> np.ndarray:
-    """Vectors of a sentence-transformers model, by its name or folder.
-
-    Raises:
-      UserError: as `sentence_encoder`, or no item has text.
-    """
-    _check_texts(texts)
-    return sentence_encoder(name)(texts)
 
 
 def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:

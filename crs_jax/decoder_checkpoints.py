@@ -35,6 +35,8 @@ _OF_LAYER = {
     "mlp.up_proj": "mlp/up/kernel",
     "mlp.down_proj": "mlp/down/kernel",
 }
+# Before the names of all but the output layer; files of a network without one may leave it out.
+_PREFIX = "model."
 # The output layer, which a file may repeat though it is the embedding.
 _OUTPUT = "lm_head.weight"
 # What no tensor's shape tells, by the names of config.json.
@@ -67,13 +69,14 @@ def checkpoint_rows(path: str | pathlib.Path) -> int:
       UserError: no such file, or it has no embedding of Qwen3's name.
     """
     with tensor_files.opened(path) as tensors:
-        if _EMBEDDING not in tensors:
+        name = _EMBEDDING if _EMBEDDING in tensors else _EMBEDDING.removeprefix(_PREFIX)
+        if name not in tensors:
             first = min(tensors.names(), default="no tensor")
             raise UserError(
                 f"expected a Qwen3 checkpoint with {_EMBEDDING}, found {first} in {path}; pass "
                 "another"
             )
-        return tensors.shape(_EMBEDDING)[0]
+        return tensors.shape(name)[0]
 
 
 def check(path: str | pathlib.Path, config: DecoderConfig) -> None:
@@ -83,7 +86,7 @@ def check(path: str | pathlib.Path, config: DecoderConfig) -> None:
       UserError: as `from_hugging_face`.
     """
     with tensor_files.opened(path) as tensors:
-        _check(config, tensors_of(config), tensors, path)
+        _check(config, _by_names_of(tensors, tensors_of(config)), tensors, path)
 
 
 def from_hugging_face(
@@ -91,6 +94,8 @@ def from_hugging_face(
     config: DecoderConfig,
     key: jax.Array,
     partition: Partition | None = None,
+    *,
+    reads_output: bool = True,
 ) -> Params:
     """Reads parameters float32 of a safetensors file, or of a folder with one file or an index.
 
@@ -103,15 +108,17 @@ def from_hugging_face(
       key: of the new rows and of LoRA.
       partition: where parameters lie; each goes there from the host, one after the other. None
         means one device.
+      reads_output: whether logits will be computed, for which the output layer must be the
+        embedding.
 
     Raises:
       UserError: no such file, or a checkpoint of another architecture or size: names the first
         tensor that differs; or its output layer is not its embedding, or config.json beside it
         tells other rotary positions or norms.
     """
-    expected = tensors_of(config)
     with tensor_files.opened(path) as tensors:
-        _check(config, expected, tensors, path)
+        expected = _by_names_of(tensors, tensors_of(config))
+        _check(config, expected, tensors, path, reads_output=reads_output)
         put = functools.partial(_put, partition)
         flat = {name: put(name, leaf) for name, leaf in _new_parameters(config, key).items()}
         parts: dict[str, list[str]] = {}
@@ -154,7 +161,21 @@ def _new_parameters(config: DecoderConfig, key: jax.Array) -> dict[str, jax.Arra
     return parameters
 
 
-def _check(config: DecoderConfig, expected: Any, tensors: Tensors, path: Any) -> None:
+def _by_names_of(tensors: Tensors, expected: dict[str, Any]) -> dict[str, Any]:
+    """Returns `expected` by the names that a file uses, with or without the prefix."""
+    if _EMBEDDING in tensors or _EMBEDDING.removeprefix(_PREFIX) not in tensors:
+        return expected
+    return {name.removeprefix(_PREFIX): about for name, about in expected.items()}
+
+
+def _check(
+    config: DecoderConfig,
+    expected: Any,
+    tensors: Tensors,
+    path: Any,
+    *,
+    reads_output: bool = True,
+) -> None:
     advice = "pass a Qwen3 checkpoint of config.model.size"
     for name, (_, _, shape) in expected.items():
         if name not in tensors:
@@ -169,7 +190,8 @@ def _check(config: DecoderConfig, expected: Any, tensors: Tensors, path: Any) ->
         raise UserError(f"expected only tensors of Qwen3, found {unknown[0]} in {path}; {advice}")
     about, said = read_about(path)
     tied = bool(said.get("tie_word_embeddings", True))
-    if not (_repeated(tensors) if _OUTPUT in tensors else tied):
+    embedding = next(iter(expected))
+    if reads_output and not (_repeated(tensors, embedding) if _OUTPUT in tensors else tied):
         raise UserError(
             f"expected a Qwen3 whose output layer is its embedding, as of 0.6B to 4B, found one "
             f"of its own ({_OUTPUT}, or tie_word_embeddings of config.json) in {path}; pass another"
@@ -183,9 +205,9 @@ def _check(config: DecoderConfig, expected: Any, tensors: Tensors, path: Any) ->
             )
 
 
-def _repeated(tensors: Tensors) -> bool:
+def _repeated(tensors: Tensors, embedding: str) -> bool:
     """Tells whether the output layer of a file is its embedding once more."""
-    ours, theirs = (tensors.part(name) for name in (_EMBEDDING, _OUTPUT))
+    ours, theirs = (tensors.part(name) for name in (embedding, _OUTPUT))
     if ours.get_shape() != theirs.get_shape():
         return False
     rows = ours.get_shape()[0]

@@ -16,6 +16,7 @@ from core import checksums, distributed, seeds, vectors
 from core.errors import UserError
 from crs_jax import contexts, semantic_ids, teacher, traces, vocabulary
 from crs_jax.contexts import ItemContext, UserContext
+from crs_jax.embedding import open_encoder
 from crs_jax.packing import Example
 from crs_jax.semantic_ids import SemanticIds
 from crs_jax.user_contexts import UserContexts
@@ -24,6 +25,8 @@ from input_pipelines import repeated_interactions, search_task, segmenters
 from input_pipelines.dataset import Dataset
 from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
+from text_encoders import named
+from text_encoders.tokenizing import read_tokenizer
 
 _LOG = logging.getLogger(__name__)
 TFIDF = "tfidf_svd"
@@ -127,7 +130,9 @@ class CRSExamples:
         """Makes text vectors float32 [V, D] of the items, by `config.vectors`."""
         settings, texts = self._config.vectors, self.texts[1:]
         if settings.semantic != TFIDF:
-            return vectors.from_sentence_transformer(texts, settings.semantic)
+            return named.item_vectors(
+                texts, settings.semantic, key="vectors.semantic", open_one=open_encoder
+            )
         factors = vectors.FactorConfig(
             width=settings.width,
             sketch_width=settings.sketch_width,
@@ -208,10 +213,10 @@ class CRSExamples:
         """
         settings, checkpoint = self._config.vocabulary, self._config.model.checkpoint
         if settings.tokenizer:
-            return vocabulary.read_tokenizer(settings.tokenizer)
+            return read_tokenizer(settings.tokenizer)
         if checkpoint:  # its rows are of its own tokens alone
             folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
-            return vocabulary.read_tokenizer(os.path.join(folder, "tokenizer.json"))
+            return read_tokenizer(os.path.join(folder, "tokenizer.json"))
         # What the texts depend on: writing them all for their hash would take every start minutes.
         content = [self._log.hash, str(self._seed), self._config.data.to_json(sort_keys=True)]
         content += contexts.template_texts()
@@ -221,7 +226,7 @@ class CRSExamples:
             trained = vocabulary.train_tokenizer(self._tokenizer_texts(), settings.size)
             checksums.save(path, trained.to_str(pretty=True).encode())
         checksums.verify(path, f"remove {path} and the file of its checksum")
-        return vocabulary.read_tokenizer(path)
+        return read_tokenizer(path)
 
     def _tokenizer_texts(self) -> list[str]:
         queries = sorted({self.query(row) for row in self.train.target_row.tolist()})

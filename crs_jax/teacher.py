@@ -21,7 +21,8 @@ from crs_jax.decoder_checkpoints import from_hugging_face, read_about
 from crs_jax.decoder_config import DecoderConfig
 from crs_jax.generation import Sampling
 from crs_jax.packing import prompt_array
-from crs_jax.vocabulary import END, START, THINK, Vocabulary, read_tokenizer
+from crs_jax.vocabulary import END, START, THINK, Vocabulary
+from text_encoders.tokenizing import read_tokenizer
 
 # What config.json calls the sizes of a network.
 SIZES = {

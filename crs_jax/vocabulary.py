@@ -7,7 +7,6 @@ ids follow the rows that a checkpoint has.
 from __future__ import annotations
 
 import itertools
-import pathlib
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -20,26 +19,6 @@ from core.errors import UserError
 START, END, THINK, END_THINK = "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 _CONTROLS = ("<|endoftext|>", START, END, THINK, END_THINK)
 _CODE = re.compile(r"<([a-z])_(\d+)>")
-
-
-def read_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
-    """Reads a tokenizer.json, such as Qwen3's or what `train_tokenizer` made.
-
-    Raises:
-      UserError: no such file, or it is none.
-    """
-    file = pathlib.Path(path)
-    if file.is_dir():
-        file = file / "tokenizer.json"
-    if not file.is_file():
-        raise UserError(f"expected a tokenizer.json, found no {file}; correct the path")
-    try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(
-            f"expected a tokenizer.json, found {file}, which is none ({str(error)[:100]}); "
-            "download it again"
-        ) from error
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
@@ -73,7 +52,7 @@ class Vocabulary:
     """Joins text and codes in one range of ids.
 
     Args:
-      tokenizer: from `read_tokenizer` or `train_tokenizer`.
+      tokenizer: from `text_encoders.tokenizing.read_tokenizer` or `train_tokenizer`.
       levels: codes of each level of the identifiers.
       text_rows: rows of the network's embedding before the codes' rows, a checkpoint's; None
         takes as many as the tokenizer has tokens.

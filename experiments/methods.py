@@ -9,12 +9,12 @@ from ml_collections import config_dict
 
 from core.experiment import Experiment
 from crs_jax.experiment import CRSExperiment
+from experiments.search_floors import SearchFloorExperiment
 from gensar_jax.experiment import GenSARExperiment
 from gensar_jax.identifier_experiment import IdentifierExperiment
 from input_pipelines.dataset import Dataset
 from lcrsr import baseline_experiment
 from lcrsr.experiment import LCRSERExperiment, Teacher
-from lcrsr.search_baselines.experiment import SearchBaselineExperiment
 
 # All others are baselines: modules of `lcrsr.baselines`.
 _EXPERIMENTS: dict[str, type[Experiment]] = {
@@ -22,7 +22,7 @@ _EXPERIMENTS: dict[str, type[Experiment]] = {
     "gensar": GenSARExperiment,
     "gensar_identifiers": IdentifierExperiment,
     "crs": CRSExperiment,
-    "search_baseline": SearchBaselineExperiment,
+    "search_baseline": SearchFloorExperiment,
 }
 
 

@@ -32,6 +32,7 @@ from input_pipelines.settings import (
     ProtocolSettings,
     sections_of_data,
 )
+from text_encoders import named
 
 _LOG = logging.getLogger(__name__)
 TFIDF, CLICKS = "tfidf_svd", "click_svd"
@@ -54,8 +55,8 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
             split = segmenters.segmenter(config.data.segmenter)
             of_source[source] = vectors.from_text(log.item_texts(), split, factors)
         elif source == "semantic":
-            of_source[source] = vectors.from_sentence_transformer(
-                log.item_texts(), settings.semantic
+            of_source[source] = named.item_vectors(
+                log.item_texts(), settings.semantic, key="vectors.semantic"
             )
         elif settings.collaborative == CLICKS:
             of_source[source] = vectors.from_clicks(data.training_clicks(), factors)

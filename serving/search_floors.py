@@ -1,4 +1,8 @@
-"""Answers searches with a floor of search: BM25, texts alike, or clicks after the query."""
+"""Answers searches with a floor of search: BM25, texts alike, or clicks after the query.
+
+Texts' vectors are compared with every item's, exactly, up to a million items. In a larger catalogue
+an index finds the nearest, which alone are compared.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,13 @@ from lcrsr.search_baselines.experiment import SearchBaselineExperiment
 from serving.answering import Answering
 from serving.asking import each_kind
 from serving.histories import History, HistoryReader, title_of
+from serving.index import FIRST, VectorIndex
 from serving.requests import Answer, Request
 
 # Requests scored at once.
 _MOST = 64
+# Items that are all compared with a query's vector.
+EXACT = 1_000_000
 
 
 class SearchFloorAnswers(Answering):
@@ -23,6 +30,10 @@ class SearchFloorAnswers(Answering):
 
     Args:
       restored: as of `recommender.Recommender`.
+      exact: items of the largest catalogue whose vectors are all compared with a query's.
+
+    Raises:
+      UserError: a larger catalogue, and usearch is not installed.
 
     Attributes:
       reader, max_steps: as of `ranking.RankerAnswers`.
@@ -33,12 +44,15 @@ class SearchFloorAnswers(Answering):
     gives_probabilities = False
     tasks = ("search",)
 
-    def __init__(self, restored: Restored):
+    def __init__(self, restored: Restored, exact: int = EXACT):
         experiment = restored.experiment
         assert isinstance(experiment, SearchBaselineExperiment)
         self._experiment, self.data = experiment, experiment.data
         self.reader = HistoryReader(self.data)
-        log = self.data.log
+        log, similarity = self.data.log, experiment.similarity
+        self._index = None
+        if similarity is not None and log.num_items > exact:
+            self._index = VectorIndex(similarity.items)
         self.titles = {name: title_of(log, number) for name, number in self.reader.items.items()}
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
@@ -48,17 +62,40 @@ class SearchFloorAnswers(Answering):
         histories = [self.reader.read(request) for request in requests]
         # Words of titles count too, which no training query has.
         queries = [tuple(self.data.query_words(request.query or "")) for request in requests]
-        scores = self._experiment.scores(queries, self._clicked(histories))
+        if self._index is None:
+            every = self._experiment.scores(queries, self._clicked(histories))
+            scored = [(of_request, None) for of_request in every]
+        else:
+            scored = [
+                self._nearest(self._index, request, history, query)
+                for request, history, query in zip(requests, histories, queries, strict=True)
+            ]
         return [
-            self.answered(request, history, of_request, self)
+            self.answered(request, history, scores, self, numbers)
             if query
             else UserError(
                 f"expected a query with words, found {str(request.query)[:40]!r}; rephrase it"
             )
-            for request, history, query, of_request in zip(
-                requests, histories, queries, scores, strict=True
+            for request, history, query, (scores, numbers) in zip(
+                requests, histories, queries, scored, strict=True
             )
         ]
+
+    def _nearest(
+        self, index: VectorIndex, request: Request, history: History, query: tuple[str, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores the items near a query: (float32 [n+1], their numbers int [n+1]), the first 0."""
+        similarity = self._experiment.similarity
+        assert similarity is not None
+        vector = similarity.vectors([query])[0]
+        candidates, left_out, _ = self.reader.choice(request, history)
+        numbers = candidates
+        if numbers is None:
+            most = min(max(FIRST, request.k) + len(left_out), len(similarity.items))
+            numbers = index.find(vector[None], most)[0] + 1
+            numbers = numbers[numbers > 0]
+        scores = similarity.items[numbers - 1] @ vector
+        return np.pad(scores, (1, 0)), np.pad(numbers, (1, 0))
 
     def _clicked(self, histories: Sequence[History]) -> np.ndarray:
         """Returns the last clicks of each history, int32 [n, L], right-padded."""

@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-_DATA = {"core", "input_pipelines"}
+_DATA = {"core", "input_pipelines", "text_encoders"}
 _SYSTEMS = {*_DATA, "lcrsr", "gensar_jax", "crs_jax"}
 ALLOWED = {
     "core": {"core"},
-    "input_pipelines": _DATA,
+    "text_encoders": {"core", "text_encoders"},
+    "input_pipelines": {"core", "input_pipelines"},
     "lcrsr": {*_DATA, "lcrsr"},
     "gensar_jax": {*_DATA, "gensar_jax"},
     "crs_jax": {*_DATA, "crs_jax"},

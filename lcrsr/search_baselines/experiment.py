@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from ml_collections import config_dict
 
-from core import metrics, results, vectors
+from core import checksums, metrics, results, vectors
 from core.errors import UserError
 from core.experiment import Experiment, WriterSettings
-from core.settings import Count, Named, NamesOnce, Section, Settings, Weight, one_of
+from core.files import load_npy
+from core.settings import Count, Named, NamesOnce, Section, Settings, Weight, build, one_of
 from core.workdir import Workdir
 from input_pipelines import search_protocol, search_task, segmenters
 from input_pipelines.bm25 import ItemTextIndex
@@ -34,24 +39,22 @@ from lcrsr.search_baselines.rankers import (
     QueryPopularity,
     SearchScorer,
     TextSimilarity,
+    VectorSimilarity,
 )
 from lcrsr.search_evaluation import SearchEvaluation
+from text_encoders import named
+from text_encoders.sentence_settings import EncoderSettings
 
 KINDS = ("bm25", "tfidf", "dense", "query_popularity", "query_knn")
 FACTORS = "tfidf_svd"
 # What a kind reads beside the data.
 _OF_KIND = {
-    "dense": ("vectors", "width"),
+    "dense": ("vectors",),
     "query_knn": ("decay", "history_power", "popularity_weight"),
 }
 _PREFIX = "search/"
-
-
-def _sentences(texts: Sequence[str], name: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """Cosines with a query's vector of a sentence-transformers model."""
-    encode = vectors.sentence_encoder(name, key="model.vectors")
-    items = encode(texts)
-    return lambda words: items @ encode([segmenters.join(words)])[0]
+# Counts what changes the vectors of equal texts by equal checkpoints, which are stored.
+_VECTORS_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ class KindSettings(Settings):
 
     Attributes:
       kind: of KINDS.
-      vectors, width: of 'dense', singular vectors or a sentence-transformers model.
+      vectors: of 'dense', singular vectors or a text encoder, as `open_encoder` takes it.
+      width: of singular vectors.
       decay, history_power, popularity_weight: of 'query_knn'.
     """
 
@@ -72,7 +76,8 @@ class KindSettings(Settings):
     popularity_weight: Weight | None = None
 
     def check(self) -> None:
-        for name in _OF_KIND.get(self.kind, ()):
+        width = ("width",) if self.kind == "dense" and self.vectors == FACTORS else ()
+        for name in (*_OF_KIND.get(self.kind, ()), *width):
             if getattr(self, name) is None:
                 raise ValueError(
                     f"expected {name} for kind {self.kind!r}, found none; pass the config of "
@@ -98,8 +103,14 @@ class SearchBaselineExperiment(Experiment):
 
     Raises:
       UserError: a setting that does not exist, or items without text.
+
+    Attributes:
+      open_encoder: opens a text encoder.
+      similarity: of the kind 'dense' by a text encoder, None of others.
     """
 
+    open_encoder: named.OpenEncoder = staticmethod(named.open_named)
+    similarity: VectorSimilarity | None = None
     stages: tuple[str, ...] = ("fit",)
     tasks = ("search",)
     data: Dataset
@@ -111,7 +122,7 @@ class SearchBaselineExperiment(Experiment):
             **sections_of_data(config, HistorySettings),
             "eval": Section((EvaluationSettings, SearchSettings, UserSettings)),
             "loop": Section((WriterSettings,)),
-            "model": Section((KindSettings,)),
+            "model": Section((KindSettings, EncoderSettings)),
         }
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
@@ -140,7 +151,36 @@ class SearchBaselineExperiment(Experiment):
             return TextSimilarity(texts, split, width=None, seed=seed)
         if model.vectors == FACTORS:
             return TextSimilarity(texts, split, width=model.width, seed=seed)
-        return ByQuery(_sentences(texts, model.vectors))
+        settings = build(EncoderSettings, model.to_dict(), section="model")
+        encoder = self.open_encoder(model.vectors, settings, key="model.vectors")
+        self.similarity = VectorSimilarity(
+            self._item_vectors(encoder, settings, texts),
+            lambda queries: encoder.queries([segmenters.join(words) for words in queries]),
+        )
+        return self.similarity
+
+    def _item_vectors(
+        self, encoder: named.Encoder, settings: EncoderSettings, texts: Sequence[str]
+    ) -> np.ndarray:
+        """Makes the items' vectors float32 [V, D] once, and stores them beside the prepared data.
+
+        Those of a model that is known by its name alone are made anew each time.
+        """
+        source = vectors.source_hash(encoder.source)
+        if not source:
+            return encoder.documents(texts)
+        content = [_VECTORS_VERSION, self.data.log.hash, source, dataclasses.asdict(settings)]
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+        path = self.data.beside(f"text-vectors-{digest}.npy")
+        remedy = f"delete {path}: it is made again"
+        if not checksums.is_saved(path):
+            array, file = encoder.documents(texts), io.BytesIO()
+            np.save(file, array)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            checksums.save(path, file.getvalue())
+            return array
+        checksums.verify(path, remedy)
+        return load_npy(path, "vectors of the items' texts", remedy)
 
     def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
         """Scores every item, as `lcrsr.search_baselines.rankers.SearchScorer`."""

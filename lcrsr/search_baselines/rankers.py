@@ -21,6 +21,8 @@ from lcrsr.baselines.fitted import below_zero
 from lcrsr.baselines.item_knn import ItemKNN
 
 Query = tuple[str, ...]
+# Queries whose vectors are remembered.
+_MOST_QUERIES = 50_000
 
 
 class SearchScorer(Protocol):
@@ -155,6 +157,35 @@ class TextSimilarity:
         similar = vectors @ self._items.T
         dense = similar.toarray() if scipy.sparse.issparse(similar) else similar
         return np.pad(dense, ((0, 0), (1, 0))).astype(np.float32)
+
+
+class VectorSimilarity:
+    """Scores by the products of a query's vector with the items', exactly and in float32.
+
+    Args:
+      items: float32 [V, D].
+      encode: from n queries to their vectors float32 [n, D].
+
+    Attributes:
+      items: as given.
+    """
+
+    def __init__(self, items: np.ndarray, encode: Callable[[Sequence[Query]], np.ndarray]):
+        self.items, self._encode = items, encode
+        self._encoded: dict[Query, np.ndarray] = {}
+
+    def vectors(self, queries: Sequence[Query]) -> np.ndarray:
+        """Returns the vectors float32 [B, D] of queries, each of which is encoded once."""
+        if len(self._encoded) > _MOST_QUERIES:
+            self._encoded.clear()
+        new = [query for query in dict.fromkeys(queries) if query not in self._encoded]
+        if new:
+            self._encoded.update(zip(new, self._encode(new), strict=True))
+        return np.stack([self._encoded[query] for query in queries])
+
+    def scores(self, queries: Sequence[Query], histories: np.ndarray) -> np.ndarray:
+        del histories
+        return np.pad(self.vectors(queries) @ self.items.T, ((0, 0), (1, 0)))
 
 
 class ByQuery:

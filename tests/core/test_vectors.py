@@ -50,15 +50,6 @@ def test_no_text_at_all_is_an_error():
         vectors.from_text(["", " ", ""], str.split, factors())
 
 
-def test_a_sentence_transformers_model_without_the_package_is_one_line(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
-    with pytest.raises(
-        UserError, match=r"the package sentence-transformers .* found none"
-    ) as error:
-        vectors.from_sentence_transformer(["a pot"], "bge")
-    assert "\n" not in str(error.value)
-
-
 def test_items_of_the_same_users_are_near():
     clicks = np.zeros((7, 6))
     for user, items in enumerate([(1, 2), (1, 2), (1, 2), (3, 4), (3, 4), (2, 1)], 1):

@@ -11,6 +11,7 @@ from core.errors import UserError
 from crs_jax import contexts, vocabulary
 from crs_jax.contexts import Event, ItemContext, UserContext
 from crs_jax.vocabulary import Vocabulary
+from text_encoders.tokenizing import read_tokenizer
 
 
 @functools.cache
@@ -175,21 +176,21 @@ def test_ids_are_one_token_a_code_after_the_text():
 def test_a_tokenizer_from_its_file_and_what_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(words().to_json())
-    again = Vocabulary(vocabulary.read_tokenizer(tmp_path), (16, 16, 16, 4), text_rows=450)
+    again = Vocabulary(read_tokenizer(tmp_path), (16, 16, 16, 4), text_rows=450)
     text = contexts.item_to_id_prompt(ItemContext(title="red pot é 茶"))
     assert again.decode(again.encode(text)) == text
     assert again.text_rows == 450 and again.encode("<a_0>") == [450]
     with pytest.raises(UserError, match=r"at most 300 tokens, the checkpoint's rows.*room"):
-        Vocabulary(vocabulary.read_tokenizer(path), (4,), text_rows=300)
-    taken = vocabulary.read_tokenizer(path)
+        Vocabulary(read_tokenizer(path), (4,), text_rows=300)
+    taken = read_tokenizer(path)
     taken.add_tokens(["<b_1>"])
     with pytest.raises(UserError, match="room for the id tokens, found <b_1>"):
         Vocabulary(taken, (4,))
     path.write_text('{"version": "1.0"')
     with pytest.raises(UserError, match="which is none"):
-        vocabulary.read_tokenizer(path)
+        read_tokenizer(path)
     with pytest.raises(UserError, match="found no "):
-        vocabulary.read_tokenizer(tmp_path / "nowhere")
+        read_tokenizer(tmp_path / "nowhere")
     with pytest.raises(UserError, match="at least 261 tokens, found 100"):
         vocabulary.train_tokenizer(["a"], 100)
     import tokenizers

@@ -1,6 +1,7 @@
 """Floors of the search task from configs, on a made-up catalogue."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -114,6 +115,35 @@ def test_every_kind_runs(kind, folder, tmp_path_factory, tmp_path):
     hits = row["metrics"]["hr@10/search/full"]
     # 30 items have the word of the query, so that texts alone are a lottery among 30.
     assert hits == 1.0 if kind == "query_knn" else 0.2 < hits < 0.6
+
+
+ENCODERS = pathlib.Path(__file__).parents[1] / "reference" / "text_encoders"
+
+
+@pytest.mark.parametrize("encoder", ["bert", "xlm_r", "qwen3"])
+def test_a_text_encoder_by_its_folder(encoder, folder, tmp_path_factory, tmp_path):
+    config = config_of("dense", folder, tmp_path_factory)
+    config.model.vectors = str(ENCODERS / encoder)
+    config.eval.search_protocols = ("full", "bm25_99")
+    trained = train(config, str(tmp_path / "w"))["rows"]
+    assert {row["protocol"] for row in trained} == {"search/full", "search/bm25_99"}
+    restored = Restored(str(tmp_path / "w"))
+    again = evaluate(restored, "test", "search/full")
+    assert (
+        again["metrics"]
+        == trained[[row["protocol"] for row in trained].index("search/full")]["metrics"]
+    )
+    # The items' vectors lie beside the data, and a damaged file is refused.
+    similarity = restored.experiment.similarity
+    assert similarity.items.shape == (ITEMS, 12) and similarity.items.dtype == np.float32
+    (stored,) = pathlib.Path(restored.data.directory).glob("text-vectors-*.npy")
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(content)
+    with pytest.raises(UserError, match="it is made again"):
+        Restored(str(tmp_path / "w"))
+    for file in pathlib.Path(restored.data.directory).glob("text-vectors-*"):
+        file.unlink()
 
 
 def test_mistakes(folder, tmp_path_factory, tmp_path):
