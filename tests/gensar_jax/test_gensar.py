@@ -24,9 +24,9 @@ from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
 from gensar_jax.examples import GenSARExamples
-from gensar_jax.experiment import own_identifiers, train_table
 from gensar_jax.identifiers import IdentifierTable, save_table
 from gensar_jax.joint_task import token_losses
+from gensar_jax.own_identifiers import own_identifiers, train_table
 from gensar_jax.prompts import to_batch
 from input_pipelines import prepare, segmenters
 from input_pipelines.dataset import Dataset

@@ -19,8 +19,8 @@ from experiments.methods import open_experiment
 from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
-from gensar_jax.experiment import train_table
 from gensar_jax.identifiers import load_table
+from gensar_jax.own_identifiers import train_table
 from input_pipelines.dataset import Dataset
 
 SMALL = {
