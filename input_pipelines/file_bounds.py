@@ -19,6 +19,8 @@ from core.text_lines import LONGEST_LINE
 
 _CHUNK_BYTES = 4 * 2**20
 _LINES = (".csv", ".tsv", ".jsonl")
+# Endings of CSV that is packed, and what unpacks it.
+UNPACKED = {".gz": "gzip", ".zst": "zstd"}
 # Values of a column, and bytes of text, that a file of any size may hold, and that each byte of it
 # justifies. Published files hold less than one value in ten bytes.
 _FREE_VALUES, _VALUES_A_BYTE = 2**20, 1
@@ -30,18 +32,34 @@ _BATCH_ROWS = 2**16
 def check_lines(paths: Iterable[pathlib.Path]) -> None:
     """Checks that no line of the files in CSV, TSV or JSON lines is too long.
 
+    Files that are packed (`UNPACKED`) are unpacked for it.
+
     Raises:
-      UserError: a line is longer than `LONGEST_LINE` bytes; names file and line.
+      UserError: a line is longer than `LONGEST_LINE` bytes, or a packed file is cut or unpacks to
+        more than its size justifies; names file and line.
     """
     for path in paths:
-        if path.suffix in _LINES:
-            _check_lines(path)
+        if path.suffix in _LINES or (path.suffix in UNPACKED and ".csv" in path.suffixes):
+            try:
+                _check_lines(path)
+            except OSError as error:
+                if path.suffix not in UNPACKED or error.errno:
+                    raise
+                raise UserError(
+                    f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be "
+                    f"unpacked ({(str(error).splitlines() or [''])[0][:160]}); write it again"
+                ) from None
 
 
 def _check_lines(path: pathlib.Path) -> None:
-    number, length = 1, 0
-    with open(path, "rb") as file:
+    number, length, total = 1, 0, 0
+    packed = UNPACKED.get(path.suffix)
+    most = _FREE_TEXT + _TEXT_A_BYTE * path.stat().st_size
+    with pa.input_stream(str(path), compression=packed) as file:
         while chunk := file.read(_CHUNK_BYTES):
+            total += len(chunk)
+            if packed and total > most:
+                raise _too_much(path, total, "bytes unpacked", most)
             first = chunk.find(b"\n")
             length += len(chunk) if first < 0 else first
             if length > LONGEST_LINE:

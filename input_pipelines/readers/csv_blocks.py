@@ -6,18 +6,22 @@ the file it stands.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
 from core.errors import UserError
+from input_pipelines.file_bounds import UNPACKED
 
 # (what is being done, share of it done in [0, 1]).
 Report = Callable[[str, float], None]
@@ -30,6 +34,7 @@ TEXT = pa.dictionary(pa.int32(), pa.string())
 BLOCK_BYTES = 16 << 20
 _LARGEST_TIME = 2.0**53
 _HEADER_CHARACTERS = 1 << 20
+_MOST_COLUMNS = 10_000
 
 
 def silent(what: str, share: float) -> None:
@@ -121,22 +126,53 @@ def _values(column: pa.Array, kind: pa.DataType) -> np.ndarray | pa.DictionaryAr
     return None if len(values) and values.min() < 0 else values
 
 
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[pa.NativeFile]:
+    """Opens a file to be read from its start, unpacked where its name ends in .gz or .zst.
+
+    What it unpacks to is bounded (`file_bounds.check_lines`).
+    """
+    with pa.input_stream(str(path), compression=UNPACKED.get(path.suffix)) as file:
+        yield file
+
+
+def _first_lines(path: pathlib.Path) -> io.StringIO:
+    """Returns as much of a file as may hold its header and first row."""
+    with opened(path) as file:
+        text = file.read(_HEADER_CHARACTERS).decode("utf-8-sig", "replace")
+    return io.StringIO(text, newline="")
+
+
 def header_of(path: pathlib.Path) -> list[str]:
     """Returns the names of the first line as they stand, spaces too; [] where this is no CSV."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        try:
-            return next(csv.reader([file.readline(_HEADER_CHARACTERS)]), [])
-        except csv.Error:
-            return []
+    try:
+        return next(csv.reader([_first_lines(path).readline()]), [])
+    except csv.Error:
+        return []
+
+
+def checked_header(path: pathlib.Path) -> list[str]:
+    """Returns the names of the columns as pandas and `header_of` find them.
+
+    Raises:
+      ValueError, OSError: there is no header, or one of too many columns.
+    """
+    written = header_of(path)
+    if len(written) > _MOST_COLUMNS:  # pandas takes minutes for a line of a million
+        raise ValueError(f"more than {_MOST_COLUMNS:,} columns")
+    with opened(path) as file:
+        frame = pd.read_csv(file, dtype=str, nrows=0, encoding="utf-8")
+    names = [str(name) for name in frame.columns]
+    # pandas renames the second of two columns of one name; blank lines it skips.
+    return written if len(written) == len(names) else names
 
 
 def first_row_is_longer(path: pathlib.Path) -> bool:
     """Tells whether the first row has more fields than the header; False where this is no CSV."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        try:
-            header, *rows = itertools.islice(filter(None, csv.reader(file)), 2)
-        except (csv.Error, ValueError):
-            return False
+    try:
+        header, *rows = itertools.islice(filter(None, csv.reader(_first_lines(path))), 2)
+    except (csv.Error, ValueError):
+        return False
     return bool(rows) and len(rows[0]) > len(header)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
 import pyarrow as pa
 
 from core.errors import UserError
-from input_pipelines.file_bounds import open_parquet
-from input_pipelines.readers import csv_blocks
+from input_pipelines.readers import csv_shards
+from input_pipelines.readers.csv_shards import Shard
 
 COLUMNS = {
     "clicks": ("user", "item", "time", "search_session"),
@@ -21,7 +19,6 @@ OPTIONAL_TABLES = ("items",)
 OPTIONAL_COLUMNS = ("search_session",)
 # Columns that the setting `columns` may declare absent.
 _LEFT_OUT = ("session", "clicked_items", "title", "search_session")
-_MOST_COLUMNS = 10_000
 _ALL_COLUMNS = tuple(dict.fromkeys(name for names in COLUMNS.values() for name in names))
 
 
@@ -50,49 +47,41 @@ def names_of(columns: str) -> dict[str, dict[str, str]]:
     return names_by_table
 
 
-def _header(path: pathlib.Path) -> list[str]:
-    if path.suffix == ".csv":
-        written = csv_blocks.header_of(path)
-        if len(written) > _MOST_COLUMNS:  # pandas takes minutes for a line of a million
-            raise ValueError(f"more than {_MOST_COLUMNS:,} columns")
-        frame = pd.read_csv(path, dtype=str, nrows=0, encoding="utf-8")
-        names = [str(name) for name in frame.columns]
-        # pandas renames the second of two columns of one name; blank lines it skips.
-        return written if len(written) == len(names) else names
-    with open_parquet(path, []) as file:
-        return list(file.schema_arrow.names)
-
-
-def unreadable(path: pathlib.Path, error: Exception) -> UserError:
+def unreadable(shard: Shard, error: Exception) -> UserError:
     """Returns the one line for a file that does not read, with the reason."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
     return UserError(
-        f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be read "
-        f"({reason}); write it again"
+        f"expected a whole {'csv' if shard.is_csv else 'parquet'} file at {shard.path}, found one "
+        f"that cannot be read ({reason}); write it again"
     )
 
 
+def _header(shard: Shard) -> dict[str, str]:
+    try:
+        return csv_shards.header(shard)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise unreadable(shard, error) from error
+
+
 def check_headers(
-    paths: Mapping[str, pathlib.Path], names: Mapping[str, Mapping[str, str]]
+    tables: Mapping[str, Sequence[Shard]], names: Mapping[str, Mapping[str, str]]
 ) -> dict[str, list[str]]:
-    """Returns by table the columns of the schema that its file has.
+    """Returns by table the columns of the schema that its files have.
 
     Raises:
-      UserError: a file without a header; columns that are missing, all of them in one message.
+      UserError: a file without a header; columns that are missing, all of them in one message; a
+        shard whose columns are not those of the first.
     """
     has: dict[str, list[str]] = {}
     wrong: list[str] = []
     hints: dict[str, list[str]] = {}
-    for table, path in paths.items():
-        try:
-            header = _header(path)
-            twice = [name for name in names[table].values() if header.count(name) > 1]
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise unreadable(path, error) from error
+    for table, shards in tables.items():
+        path, header = shards[0].path, _header(shards[0])
+        twice = [name for name in names[table].values() if header.get(name, "").endswith(" times")]
         if twice:
             raise UserError(
-                f"expected column {twice[0]} in {path} once, found it {header.count(twice[0])} "
-                "times; rename one of them"
+                f"expected column {twice[0]} in {path} once, found it {header[twice[0]]}; rename "
+                "one of them"
             )
         has[table] = [column for column, name in names[table].items() if name in header]
         missing = [
@@ -105,8 +94,10 @@ def check_headers(
             listed = ", ".join(names[table][column] for column in missing)
             wrong.append(f"column{s} {listed} in {path}, found {', '.join(header)[:300]}")
             for column in missing:
-                if hint := _hint(column, header):
+                if hint := _hint(column, list(header)):
                     hints.setdefault(f"{column}={hint[0]}", []).append(table)
+        for shard in shards[1:] if not missing else ():
+            _check_alike(shards[0], header, shard, [n for n in names[table].values() if n])
     if wrong:
         settings = ",".join(_for_tables(hint, where) for hint, where in hints.items())
         raise UserError(
@@ -114,6 +105,24 @@ def check_headers(
             f"{settings or 'COLUMN=NAME'} to config.data.columns (--columns of launch.prepare_data)"
         )
     return has
+
+
+def _check_alike(first: Shard, header: Mapping[str, str], shard: Shard, names: list[str]) -> None:
+    """Raises UserError where a shard's columns of these names are not those of the first one."""
+    own = _header(shard)
+    for name in names:
+        if (name in own) != (name in header):
+            there, lacking = (first, shard) if name in header else (shard, first)
+            raise UserError(
+                f"expected all shards of one schema, found column {name} in {there.path} and not "
+                f"in {lacking.path}; write them alike"
+            )
+        # What is null throughout says nothing of its kind.
+        if own.get(name) != header.get(name) and "null" not in (own[name], header[name]):
+            raise UserError(
+                f"expected all shards of one schema, found column {name} as {header[name]} in "
+                f"{first.path} and as {own[name]} in {shard.path}; write them alike"
+            )
 
 
 def _hint(column: str, header: Sequence[str]) -> list[str]:
