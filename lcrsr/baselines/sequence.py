@@ -97,13 +97,7 @@ class DotProduct:
 
     tables: tuple[str, ...] = ("item",)
     tasks: tuple[str, ...] = ("recommendation",)
-<<<<<<< HEAD
     dot_product = True
-
-    def user_vectors(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
-        del params, rows
-        return users.astype(jnp.float32)
-=======
     kind: str
 
     @property
@@ -113,7 +107,10 @@ class DotProduct:
     @property
     def shares_negatives(self) -> bool:
         return self.kind == losses.SAMPLED
->>>>>>> zoo2/work
+
+    def user_vectors(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
+        del params, rows
+        return users.astype(jnp.float32)
 
     def score(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
         del params
