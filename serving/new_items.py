@@ -5,6 +5,7 @@
 With `config.data.item_words` an item's vector is its own row and the mean of its words' rows. What
 training never saw has no row of its own: it takes the mean of the trained items' rows, and its
 words are those that the caller gives, or those of its title, as far as training queries have them.
+GenSAR's quantizers give a new item identifiers by its title and words.
 """
 
 from __future__ import annotations
@@ -12,66 +13,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.errors import UserError
-from input_pipelines import ids
 from input_pipelines.log import Log
 from input_pipelines.names import lay_out
+from serving.item_descriptions import (
+    NewItem,
+    known_words,
+    parse,
+    vectors_of,
+    warn_of_items_without,
+)
 
 if TYPE_CHECKING:
     from experiments.restored import Restored
-
-_LOG = logging.getLogger(__name__)
-_KEYS = ("item", "title", "words")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NewItem:
-    """Describes an item that joined after training.
-
-    Attributes:
-      item: the id.
-      title: to be shown, and read where there are no `words`.
-      words: that say what it is, as they would be typed in a search.
-    """
-
-    item: str
-    title: str = ""
-    words: str = ""
-
-
-def parse(items: Iterable[Any]) -> list[NewItem]:
-    """Reads descriptions of items: mappings with the fields of `NewItem` as keys.
-
-    Raises:
-      UserError: one is no mapping, or has other keys or values; or an item comes twice.
-    """
-    described: dict[str, NewItem] = {}
-    for number, one in enumerate(items, 1):
-        if not isinstance(one, Mapping) or not set(one) <= set(_KEYS):
-            raise UserError(
-                f"expected new item {number} with the keys {', '.join(_KEYS)}, found "
-                f"{str(one)[:60]!r}; correct it"
-            )
-        try:
-            name = ids.of_value(one.get("item"))
-            texts = {key: ids.text_of(one.get(key)) for key in _KEYS[1:]}
-        except ValueError as error:
-            raise UserError(
-                f"expected an id and texts in new item {number}, found {error}; correct it"
-            ) from None
-        if name in described:
-            raise UserError(
-                f"expected each new item once, found {name[:40]!r} again as item {number}; leave "
-                "one out"
-            )
-        described[name] = NewItem(item=name, **texts)
-    return list(described.values())
 
 
 class WithNewItems:
@@ -99,35 +58,55 @@ class WithNewItems:
                 "train with item words, or on data with these items (launch.train --from)"
             )
         data = experiment.data
-        known = set(data.log.item_ids.tolist())
-        numbers = {word: row for row, word in enumerate(data.log.words) if row}
-        joining: list[NewItem] = []
-        words: list[list[int]] = []
-        without: list[str] = []
-        for one in parse(items):
-            if one.item in known:
-                continue
-            own = [numbers[w] for w in data.query_words(one.words or one.title) if w in numbers]
-            if own:
-                joining.append(one)
-                words.append(list(dict.fromkeys(own))[:most])
-            else:
-                without.append(one.item)
-        if without:
-            _LOG.warning(
-                "%d new items have no word of the training queries and stay out: %s%s",
-                *(len(without), ", ".join(without[:3]), ", ..." if len(without) > 3 else ""),
-            )
+        joining, words = known_words(
+            parse(items),
+            set(data.log.item_ids.tolist()),
+            data.query_words,
+            {word: row for row, word in enumerate(data.log.words) if row},
+            most,
+        )
         self.params, self.tables = restored.params, restored.tables
         whole = {name: np.asarray(table) for name, table in restored.tables_with_words.items()}
         size = data.log.num_items + 1
-        row = np.asarray(restored.tables["item"])[1:size].mean(0, dtype=np.float64)
-        vectors = [row + whole["word"][of_item].mean(0, dtype=np.float64) for of_item in words]
-        new = np.array(vectors, np.float32).reshape(-1, whole["item"].shape[1])
+        new = vectors_of(words, mean_row(restored), whole["word"])
         self.tables_with_words = whole | {"item": np.concatenate([whole["item"][:size], new])}
         self.experiment = copy.copy(experiment)
         self.experiment.data = copy.copy(data)
         self.experiment.data.log = with_items(data.log, joining)
+
+
+class WithNewIdentifiers:
+    """Holds an opened run of GenSAR with items that its quantizers name; otherwise as
+    `WithNewItems`.
+
+    An item is told to the quantizers by its title and its words.
+
+    Raises:
+      UserError: an item is not described, or as `GenSARExperiment.with_items`.
+    """
+
+    def __init__(self, restored: Restored, items: Iterable[Any]):
+        experiment = restored.experiment
+        log = experiment.data.log
+        known = set(log.item_ids.tolist())
+        new = [one for one in parse(items) if one.item not in known]
+        texts = {one.item: f"{one.title} {one.words}".strip() for one in new}
+        warn_of_items_without([name for name, text in texts.items() if not text], "text")
+        joining = [one for one in new if texts[one.item]]
+        self.params, self.tables = restored.params, restored.tables
+        self.tables_with_words = restored.tables_with_words
+        self.experiment = experiment
+        if joining:
+            # Where the run's own config says, not the copy of the table that it is opened with.
+            folder = restored.workdir.read_config().get("identifiers")
+            own = [texts[one.item] for one in joining]
+            self.experiment = experiment.with_items(with_items(log, joining), own, folder or None)
+
+
+def mean_row(restored: Restored) -> np.ndarray:
+    """Returns the mean float64 [D] of the items' own rows, without their words."""
+    size = restored.experiment.data.log.num_items + 1
+    return np.asarray(restored.tables["item"])[1:size].mean(0, dtype=np.float64)
 
 
 def with_items(log: Log, items: list[NewItem]) -> Log:
