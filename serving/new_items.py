@@ -5,7 +5,7 @@
 With `config.data.item_words` an item's vector is its own row and the mean of its words' rows. What
 training never saw has no row of its own: it takes the mean of the trained items' rows, and its
 words are those that the caller gives, or those of its title, as far as training queries have them.
-GenSAR's quantizers give a new item identifiers by its title and words.
+GenSAR and the floors of search read a new item's title and words as text.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import UserError
+from gensar_jax.experiment import GenSARExperiment
 from input_pipelines.log import Log
 from input_pipelines.names import lay_out
+from lcrsr.search_baselines.experiment import TEXT_KINDS, SearchBaselineExperiment
 from serving.item_descriptions import (
     NewItem,
     known_words,
@@ -52,10 +54,14 @@ class WithNewItems:
         experiment = restored.experiment
         most = experiment.config.data.get("item_words", 0)
         if not most or getattr(experiment, "item_words", None) is None:
+            method, remedy = experiment.config.method, "train with item words, or "
+            how = "that knows items by their ids alone"
+            if method == "crs":
+                how, remedy = "whose items have the identifiers of its training", "train "
             raise UserError(
                 f"expected a run whose items have words (config.data.item_words) to add items to, "
-                f"found one of {experiment.config.method} that knows items by their ids alone; "
-                "train with item words, or on data with these items (launch.train --from)"
+                f"found one of {method} {how}; {remedy}on data with these items (launch.train "
+                "--from)"
             )
         data = experiment.data
         joining, words = known_words(
@@ -75,32 +81,60 @@ class WithNewItems:
         self.experiment.data.log = with_items(data.log, joining)
 
 
-class WithNewIdentifiers:
-    """Holds an opened run of GenSAR with items that its quantizers name; otherwise as
-    `WithNewItems`.
+class WithNewTexts:
+    """Holds an opened run that reads items' texts, with further items; otherwise as `WithNewItems`.
 
-    An item is told to the quantizers by its title and its words.
+    An item is told by its title and its words. GenSAR's quantizers name it, and the floors of
+    search that compare texts (BM25, TF-IDF and its factors) are fitted anew with it.
 
     Raises:
-      UserError: an item is not described, or as `GenSARExperiment.with_items`.
+      UserError: an item is not described, the floor knows clicks alone, or as
+        `GenSARExperiment.with_items`.
     """
 
     def __init__(self, restored: Restored, items: Iterable[Any]):
         experiment = restored.experiment
-        log = experiment.data.log
-        known = set(log.item_ids.tolist())
+        data = experiment.data
+        known = set(data.log.item_ids.tolist())
         new = [one for one in parse(items) if one.item not in known]
-        texts = {one.item: f"{one.title} {one.words}".strip() for one in new}
-        warn_of_items_without([name for name, text in texts.items() if not text], "text")
-        joining = [one for one in new if texts[one.item]]
+        warn_of_items_without([one.item for one in new if not _text_of(one)], "text")
+        joining = [one for one in new if _text_of(one)]
         self.params, self.tables = restored.params, restored.tables
         self.tables_with_words = restored.tables_with_words
         self.experiment = experiment
-        if joining:
-            # Where the run's own config says, not the copy of the table that it is opened with.
-            folder = restored.workdir.read_config().get("identifiers")
-            own = [texts[one.item] for one in joining]
-            self.experiment = experiment.with_items(with_items(log, joining), own, folder or None)
+        kind = experiment.config.model.get("kind")
+        if isinstance(experiment, SearchBaselineExperiment) and kind not in TEXT_KINDS:
+            raise UserError(
+                f"expected a floor of search that compares texts ({', '.join(TEXT_KINDS)}) to add "
+                f"items to, found {kind}, which knows the items of its clicks alone; pass another "
+                "--workdir"
+            )
+        if not joining:
+            return
+        log = with_items(data.log, joining)
+        if isinstance(experiment, SearchBaselineExperiment):
+            data = copy.copy(data)
+            data.log = log
+            self.experiment = SearchBaselineExperiment(experiment.config, data)
+            return
+        # Where the run's own config says, not the copy of the table that it is opened with.
+        folder = restored.workdir.read_config().get("identifiers")
+        texts = [_text_of(one) for one in joining]
+        self.experiment = experiment.with_items(log, texts, folder or None)
+
+
+def with_new_items(restored: Restored, items: Iterable[Any]) -> WithNewItems | WithNewTexts:
+    """Returns an opened run with items that joined after training.
+
+    Raises:
+      UserError: as `WithNewItems` and `WithNewTexts`.
+    """
+    by_text = isinstance(restored.experiment, GenSARExperiment | SearchBaselineExperiment)
+    return WithNewTexts(restored, items) if by_text else WithNewItems(restored, items)
+
+
+def _text_of(item: NewItem) -> str:
+    return f"{item.title} {item.words}".strip()
 
 
 def mean_row(restored: Restored) -> np.ndarray:
@@ -119,7 +153,7 @@ def with_items(log: Log, items: list[NewItem]) -> Log:
     facts = _after(*before, titles)
     changes: dict[str, Any] = {}
     if log.text_offsets is not None:
-        texts = _after(log.text_offsets, log.text_bytes, [""] * len(items))
+        texts = _after(log.text_offsets, log.text_bytes, list(map(_text_of, items)))
         changes = {"text_offsets": texts[0], "text_bytes": texts[1]}
     return dataclasses.replace(
         log,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from experiments.restored import Restored
     from input_pipelines.log import Log
     from serving.generation import GeneratedAnswers
-    from serving.new_items import WithNewIdentifiers, WithNewItems
+    from serving.new_items import WithNewItems, WithNewTexts
     from serving.ranking import RankerAnswers
     from serving.reasoned_search import ReasonedAnswers
     from serving.search_floors import SearchFloorAnswers
@@ -53,7 +53,7 @@ class Recommender(Asking):
       UserError: the run answers neither recommendations nor searches.
     """
 
-    def __init__(self, restored: Restored | WithNewItems | WithNewIdentifiers, name: str = ""):
+    def __init__(self, restored: Restored | WithNewItems | WithNewTexts, name: str = ""):
         from crs_jax.experiment import CRSExperiment
         from gensar_jax.experiment import GenSARExperiment
         from lcrsr.ranker_experiment import RecommendationExperiment
@@ -101,7 +101,7 @@ class Recommender(Asking):
           workdir: of a run of launch.train, or of launch.export.
           stage: of a run, as of `experiments.restored.Restored`.
           items: that joined after training, described as `serving.item_descriptions.NewItem`, for
-            a model whose items have words, and for GenSAR.
+            a model whose items have words, GenSAR, or a floor of search that compares texts.
 
         Raises:
           UserError: no run there, or neither its data nor what it keeps of them can be opened; or
@@ -110,15 +110,14 @@ class Recommender(Asking):
         if is_export(workdir):
             return ExportedModel(workdir, items)
         from core.workdir import Workdir
-        from serving.new_items import WithNewIdentifiers, WithNewItems
+        from serving.new_items import with_new_items
 
         folder = Workdir(workdir)
         method = folder.read_setting("method", str)
         opened, name = restored_run(folder.path, stage), f"{method} of {folder.path}"
         if items is None:
             return cls(opened, name=name)
-        with_items = WithNewIdentifiers if method == "gensar" else WithNewItems
-        return cls(with_items(opened, items), name=name)
+        return cls(with_new_items(opened, items), name=name)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         return self._answers.answer(requests)

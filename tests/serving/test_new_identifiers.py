@@ -16,7 +16,7 @@ from experiments.resolve import resolve
 from gensar_jax import identifiers
 from gensar_jax.experiment import own_identifiers
 from input_pipelines.dataset import Dataset
-from serving.new_items import WithNewIdentifiers
+from serving.new_items import WithNewTexts
 from serving.recommender import Recommender
 from serving.requests import Click, Request
 
@@ -81,7 +81,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(run):
-    return WithNewIdentifiers(run, NEW)
+    return WithNewTexts(run, NEW)
 
 
 def test_new_items_have_identifiers_of_their_own(run, opened):
@@ -97,7 +97,7 @@ def test_new_items_have_identifiers_of_their_own(run, opened):
 def test_an_item_of_the_same_text_is_told_by_the_same_codes(run):
     """As far as these are free: where the last one is taken it has another."""
     texts = run.experiment.data.log.item_texts()
-    new = WithNewIdentifiers(run, [{"item": "n", "title": texts[6]}]).experiment.table
+    new = WithNewTexts(run, [{"item": "n", "title": texts[6]}]).experiment.table
     codes = new.codes["semantic"]
     same = np.flatnonzero((codes[:-1, :-1] == codes[-1, :-1]).all(1))
     assert len(same) and (codes[same, -1] != codes[-1, -1]).all()
@@ -131,6 +131,6 @@ def test_without_the_quantizers_it_says_so(run):
     shutil.move(f"{folder}/checkpoints", f"{folder}/away")
     try:
         with pytest.raises(UserError, match=r"the run that trained the identifiers .* found none"):
-            WithNewIdentifiers(run, NEW)
+            WithNewTexts(run, NEW)
     finally:
         shutil.move(f"{folder}/away", f"{folder}/checkpoints")
