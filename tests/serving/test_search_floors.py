@@ -42,9 +42,7 @@ def test_bm25_finds_titles(tmp_path):
 
 def test_nearness_to_the_history_counts(tmp_path):
     workdir = workdir_of("query_knn", tmp_path)
-    with pytest.raises(
-        UserError, match=r"compares texts .* found query_knn, which knows the items"
-    ):
+    with pytest.raises(UserError, match=r"compares texts .* found query_knn, which knows"):
         Recommender.load(workdir, items=[{"item": "n1", "title": "pot"}])
     model = Recommender.load(workdir)
     asked = [Request(query="red tea", k=60, user="u9"), Request(query="red tea", k=60)]
