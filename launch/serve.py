@@ -56,6 +56,7 @@ def check_flags() -> None:
 cli.begin(__name__, define_flags, check_flags)
 
 
+from serving.exported import is_export
 from serving.http_api import Bounds
 from serving.micro_batches import Batching
 from serving.models import open_model
@@ -66,6 +67,11 @@ from serving.server import Place, serve
 def main() -> None:
     values = flags.FLAGS
     folder = values.export or values.workdir
+    if values.export and not is_export(folder):
+        raise UserError(
+            f"expected an export of launch.export in {folder}, found none; pass another --export, "
+            "or a run as --workdir"
+        )
     serve(
         lambda: open_model(folder, values.retrieve_with, values.items),
         Place(host=values.host, port=values.port),

@@ -94,13 +94,11 @@ def test_new_items_have_identifiers_of_their_own(run, opened):
     assert run.experiment.data.log.num_items == ITEMS, "the run itself is as it was"
 
 
-def test_an_item_of_the_same_text_is_told_by_the_same_codes(run):
-    """As far as these are free: where the last one is taken it has another."""
-    texts = run.experiment.data.log.item_texts()
-    new = WithNewTexts(run, [{"item": "n", "title": texts[6]}]).experiment.table
-    codes = new.codes["semantic"]
-    same = np.flatnonzero((codes[:-1, :-1] == codes[-1, :-1]).all(1))
-    assert len(same) and (codes[same, -1] != codes[-1, -1]).all()
+def test_two_new_items_of_one_text_differ_by_the_last_code_alone(run):
+    twins = [{"item": "a", "title": "pot 7"}, {"item": "b", "title": "pot 7"}]
+    for codes in WithNewTexts(run, twins).experiment.table.codes.values():
+        np.testing.assert_array_equal(codes[-2, :-1], codes[-1, :-1])
+        assert codes[-2, -1] != codes[-1, -1]
 
 
 def test_new_items_are_generated_clicked_and_found(opened):
