@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from moved_runs import ITEMS, SHARED, SMALL, Untrained, run_of
 
-from configs import item_knn, jsr, lcr_ser, popularity, unified_ssr, unisar, user
+from configs import item_knn, jsr, lcr_ser, popularity, unified_ssr, unisar
+from configs import user as user_config
 from core.errors import UserError
 from experiments.evaluate import columns
 from experiments.predict import predict
@@ -287,7 +288,7 @@ def exported_as_it_is(restored, folder):
     return model
 
 
-@pytest.mark.parametrize("method", [jsr, unified_ssr, user])
+@pytest.mark.parametrize("method", [jsr, unified_ssr, user_config])
 def test_what_reads_the_query_with_the_history_reads_it_in_an_export(method, tmp_path):
     values = {name: UNISAR[name] for name in UNISAR if not name.startswith("model.")}
     width = {"model.width": 8, "model.init_scale": 1.0}
