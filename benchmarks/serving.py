@@ -72,7 +72,6 @@ from core.workdir import check_out, commit_id
 from serving import exported
 
 _TOGETHER = 32
-_ITEM_ROWS = "tables/item"
 # Of an item's vector, in standard deviations of the vectors' axes.
 _NOISE = 0.5
 _RECALL = re.compile(r"([\d.]+)% of the first 20 of the whole catalogue")
@@ -253,17 +252,17 @@ def write_enlarged(export: str, out: str, count: int, seed: int = 0) -> None:
     """
     manifest = exported.read_manifest(export)
     weights = safetensors.numpy.load_file(os.path.join(export, exported.WEIGHTS))
-    if _ITEM_ROWS not in weights:
+    if exported.ITEM_ROWS not in weights:
         raise UserError(
             f"expected an export with vectors of items in {export}, found one of "
             f"{manifest['method']}; leave the part index out"
         )
     rng = np.random.default_rng(seed)
-    rows = weights[_ITEM_ROWS]
+    rows = weights[exported.ITEM_ROWS]
     more = max(0, count + 1 - len(rows))
     like = rng.integers(1, len(rows), more)
     noise = rng.standard_normal((more, rows.shape[1]), np.float32) * rows[1:].std(0) * _NOISE
-    weights[_ITEM_ROWS] = rows = np.concatenate([rows, rows[like] + noise])
+    weights[exported.ITEM_ROWS] = rows = np.concatenate([rows, rows[like] + noise])
     names = _names(export, exported.ITEMS)
     titles = names["titles"]
     names = {

@@ -84,49 +84,80 @@ class FactorConfig(Settings):
     seed: int
 
 
-def _factors(rows: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
-    """Returns the first singular vectors of the rows, beside a random projection of the rest.
+class _Factors:
+    """Holds the first singular vectors of some rows, beside a random projection of the rest.
 
     A truncated SVD gives rows that differ in rare columns alone nearly the same vector, and with it
     the same identifier; the projection (Johnson and Lindenstrauss 1984) keeps them apart.
-    """
-    from sklearn.utils.extmath import randomized_svd
 
-    width = min(config.width, *rows.shape)
-    left, values, right = randomized_svd(rows, width, random_state=config.seed)
-    reduced = left * values
-    if not config.sketch_width:
-        return unit_rows(reduced)
-    rng = np.random.default_rng(config.seed)
-    shape = (rows.shape[1], config.sketch_width)
-    directions = rng.normal(size=shape) / np.sqrt(config.sketch_width)
-    whole = rows @ directions
-    rest = whole - reduced @ (right @ directions)
-    # Where nothing is left out the rest is rounding, which would tell equal rows apart.
-    norms = [np.linalg.norm(part, axis=1) for part in (rest, whole)]
-    rest = unit_rows(np.where((norms[0] > 1e-6 * norms[1])[:, None], rest, 0.0))
-    share = config.sketch_share
-    return unit_rows(
-        np.concatenate([(1 - share) ** 0.5 * unit_rows(reduced), share**0.5 * rest], 1)
-    )
+    Attributes:
+      vectors: float32 [V, D], of these rows.
+    """
+
+    def __init__(self, rows: scipy.sparse.csr_array, config: FactorConfig):
+        from sklearn.utils.extmath import randomized_svd
+
+        self._config = config
+        width = min(config.width, *rows.shape)
+        left, values, self._right = randomized_svd(rows, width, random_state=config.seed)
+        rng = np.random.default_rng(config.seed)
+        shape = (rows.shape[1], config.sketch_width)
+        if config.sketch_width:
+            self._directions = rng.normal(size=shape) / np.sqrt(config.sketch_width)
+        self.vectors = self._joined(rows, left * values)
+
+    def of(self, rows: scipy.sparse.csr_array) -> np.ndarray:
+        """Returns the vectors of further rows, float32 [n, D]."""
+        return self._joined(rows, rows @ self._right.T)
+
+    def _joined(self, rows: scipy.sparse.csr_array, reduced: np.ndarray) -> np.ndarray:
+        if not self._config.sketch_width:
+            return unit_rows(reduced)
+        whole = rows @ self._directions
+        rest = whole - reduced @ (self._right @ self._directions)
+        # Where nothing is left out the rest is rounding, which would tell equal rows apart.
+        norms = [np.linalg.norm(part, axis=1) for part in (rest, whole)]
+        rest = unit_rows(np.where((norms[0] > 1e-6 * norms[1])[:, None], rest, 0.0))
+        share = self._config.sketch_share
+        return unit_rows(
+            np.concatenate([(1 - share) ** 0.5 * unit_rows(reduced), share**0.5 * rest], 1)
+        )
+
+
+class TextVectors:
+    """Holds TF-IDF (1 + log tf, smooth idf, rows of length 1) as singular vectors and a sketch.
+
+    Args:
+      texts: of a catalogue, which the factors are fitted to.
+      split: a text's words.
+
+    Attributes:
+      vectors: float32 [V, D], of these texts.
+
+    Raises:
+      UserError: no item has text.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], split: Callable[[str], list[str]], config: FactorConfig
+    ):
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        check_texts(texts)
+        self._vectorizer = TfidfVectorizer(analyzer=split, sublinear_tf=True)
+        self._factors = _Factors(self._vectorizer.fit_transform(texts), config)
+        self.vectors = self._factors.vectors
+
+    def of(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns the vectors of further texts, float32 [n, D]; 0 of one without a known word."""
+        return self._factors.of(self._vectorizer.transform(texts))
 
 
 def from_text(
     texts: Sequence[str], split: Callable[[str], list[str]], config: FactorConfig
 ) -> np.ndarray:
-    """Returns TF-IDF (1 + log tf, smooth idf, rows of length 1) as singular vectors and a sketch.
-
-    Args:
-      split: a text's words.
-
-    Raises:
-      UserError: no item has text.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    check_texts(texts)
-    vectorizer = TfidfVectorizer(analyzer=split, sublinear_tf=True)
-    return _factors(vectorizer.fit_transform(texts), config)
+    """Returns the vectors float32 [V, D] of `TextVectors`."""
+    return TextVectors(texts, split, config).vectors
 
 
 def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndarray:
@@ -143,7 +174,7 @@ def from_clicks(clicks: scipy.sparse.csr_array, config: FactorConfig) -> np.ndar
     rows = scipy.sparse.csr_array(clicked.T) * users
     norms = np.sqrt(np.maximum(np.asarray(rows.power(2).sum(1)).ravel(), 1e-12))
     rows = scipy.sparse.diags_array(1.0 / norms) @ rows
-    return _factors(rows.tocsr(), config)
+    return _Factors(rows.tocsr(), config).vectors
 
 
 def read_description(path: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,10 +82,8 @@ class GenSARExamples:
         self.vocabulary = Vocabulary(
             model, shared=(table.num_codes,) * shared, semantic=own, collaborative=own
         )
-        self.identifiers = {
-            kind: self.vocabulary.identifiers(np.pad(codes[kind], ((1, 0), (0, 0))), kind)
-            for kind in KINDS
-        }
+        self._kinds = config.prompts.identifiers
+        self.identifiers = self._tokens(codes)
         settings = config.prompts
         self._blind = settings.search_without
         self.prompts = Prompts(
@@ -140,6 +138,21 @@ class GenSARExamples:
         model = vocabulary.train_pieces(texts, settings.pieces)
         checksums.save(path, model)
         return model
+
+    def _tokens(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            kind: self.vocabulary.identifiers(np.pad(codes[kind], ((1, 0), (0, 0))), kind)
+            for kind in KINDS
+        }
+
+    def with_items(self, log: Log, table: IdentifierTable) -> GenSARExamples:
+        """Returns the same tokens for a log with further items, whose identifiers a table has."""
+        changed = self.of_log(log)
+        codes, _ = chosen_codes(table, self._kinds)
+        changed.identifiers = self._tokens(codes)
+        changed.prompts = copy.copy(self.prompts)
+        changed.prompts.catalogue = Catalogue(**changed.identifiers)
+        return changed
 
     def of_log(self, log: Log) -> GenSARExamples:
         """Returns the same tokens for the examples of another log with these items."""

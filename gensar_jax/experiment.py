@@ -4,6 +4,7 @@ search.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -28,7 +29,7 @@ from gensar_jax import prediction, recorded_inputs, sharding
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifier_experiment import IdentifierExperiment
 from gensar_jax.identifier_task import TrainingConfig
-from gensar_jax.identifiers import IdentifierTable
+from gensar_jax.identifiers import IdentifierTable, load_table
 from gensar_jax.joint_task import JointConfig, JointTask
 from gensar_jax.own_identifiers import given_table, own_identifiers, train_table
 from gensar_jax.ranking import BeamRanker
@@ -50,6 +51,7 @@ from gensar_jax.t5.config import T5Config
 from gensar_jax.t5.network import Transformer
 from input_pipelines import candidates
 from input_pipelines.dataset import WHOLE, Dataset
+from input_pipelines.log import Log
 from input_pipelines.settings import (
     EvaluationSettings,
     HistorySettings,
@@ -395,6 +397,43 @@ class GenSARExperiment(Experiment):
     def _forced(self, task: str) -> Any:
         tokens = self.examples.forced(task)
         return lambda size: np.broadcast_to(np.array(tokens, np.int32), (size, len(tokens)))
+
+    def with_items(
+        self, log: Log, texts: Sequence[str], folder: str | None = None
+    ) -> GenSARExperiment:
+        """Returns the experiment for a log with further items, which its quantizers name.
+
+        Args:
+          log: with new items after its own.
+          texts: of the new ones.
+          folder: of the run that trained the identifiers; None is where this config's own lie.
+
+        Raises:
+          UserError: no such run there, or as `IdentifierExperiment.joined`.
+        """
+        own, config = own_identifiers(self.config, self.data)
+        place = Workdir(folder or own)
+        if not os.path.isdir(os.path.join(place.path, "checkpoints")):
+            raise UserError(
+                f"expected the run that trained the identifiers in {place.path}, to name new items "
+                "as it named the others, found none; bring that folder back, or train on data with "
+                "these items"
+            )
+        assert self.table is not None
+        if load_table(place.path, data_hash=self.data.log.hash).hash != self.table_hash:
+            raise UserError(
+                f"expected the identifiers {self.table_hash} of this run in {place.path}, found "
+                "others; bring that folder back, or train on data with these items"
+            )
+        if folder:
+            config = config_dict.ConfigDict(place.read_config())
+        table = IdentifierExperiment(config, self.data).joined(place, self.table, texts)
+        changed = copy.copy(self)
+        changed.data = copy.copy(self.data)
+        changed.data.log = log
+        changed.table, changed._tries, changed._inputs = table, {}, {}
+        changed.examples = self.examples.with_items(log, table)
+        return changed
 
     def items_trie(self, task: str, items: np.ndarray) -> tries.Trie:
         """Builds the trie of some items' identifiers, by numbers, as `trie`."""

@@ -4,9 +4,11 @@ table.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from ml_collections import config_dict
 from core import results, vectors
 from core.errors import UserError
 from core.experiment import Experiment
-from core.loop import LoopConfig, StageResult, run_stage
+from core.loop import LoopConfig, StageResult, restore_best, run_stage
 from core.settings import Section, build
 from core.workdir import Workdir, commit_id
 from gensar_jax import identifiers, meaning
@@ -33,6 +35,7 @@ from input_pipelines.settings import (
     sections_of_data,
 )
 from text_encoders import named
+from text_encoders.sentence_settings import EncoderSettings
 
 _LOG = logging.getLogger(__name__)
 TFIDF, CLICKS = "tfidf_svd", "click_svd"
@@ -76,6 +79,25 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
                 source,
             )
     return of_source
+
+
+def vectors_of_texts(
+    config: config_dict.ConfigDict, data: Dataset, texts: Sequence[str]
+) -> np.ndarray:
+    """Returns the semantic vectors float32 [n, D] of texts that the catalogue does not have.
+
+    Raises:
+      UserError: as `item_vectors`.
+    """
+    settings = config.vectors
+    if settings.semantic != TFIDF:
+        encoder = named.open_named(settings.semantic, EncoderSettings(), key="vectors.semantic")
+        return encoder.documents(texts)
+    factors = build(
+        vectors.FactorConfig, settings.to_dict(), section="vectors", more={"seed": config.seed}
+    )
+    split = segmenters.segmenter(config.data.segmenter)
+    return vectors.TextVectors(data.log.item_texts(), split, factors).of(texts)
 
 
 def _check_split(path: str, data: Dataset) -> None:
@@ -145,6 +167,54 @@ class IdentifierExperiment(Experiment):
         self.task = IdentifierTask(
             RQVAE(model, widths), training, scaled(self.item_vectors), seed=config.seed
         )
+
+    def joined(
+        self, workdir: Workdir, table: identifiers.IdentifierTable, texts: Sequence[str]
+    ) -> identifiers.IdentifierTable:
+        """Returns a table with identifiers of items that nobody has clicked yet after its own.
+
+        Their semantic vectors are quantized, and zeros as collaborative ones, as of items without
+        training clicks. Where such an identifier is taken the new item has the nearest free one.
+
+        Args:
+          workdir: of this run, which has trained.
+          table: that it wrote.
+          texts: of the new items.
+
+        Raises:
+          UserError: identifiers of clicks alone, no trained state, or no identifier is free.
+        """
+        model = self.task.model.config
+        if "semantic" not in model.sources:
+            raise UserError(
+                f"expected identifiers with semantic vectors in {workdir.path} to add items to, "
+                "found those of clicks alone; train on data with these items"
+            )
+        state, _ = restore_best(workdir, IdentifierTask.name, self.task.abstract_state())
+        # In the unit of the catalogue's vectors.
+        mean_square = np.square(self.item_vectors["semantic"]).mean()
+        semantic = vectors_of_texts(self.config, self.data, texts) / np.sqrt(mean_square)
+        rows = {
+            s: np.zeros((len(texts), v.shape[1]), np.float32) for s, v in self.item_vectors.items()
+        }
+        rows["semantic"] = semantic.astype(np.float32)
+        assignment = self.task.assign(state["params"], rows)
+        codes: dict[str, np.ndarray] = {}
+        for source in model.sources:
+            if not model.specific_levels and codes:
+                codes[source] = codes[model.sources[0]]
+                continue
+            books = state["params"]["codebooks"][source if model.specific_levels else SHARED]
+            codes[source] = identifiers.join(
+                table.codes[source],
+                assignment.codes[source],
+                assignment.residuals[source],
+                np.asarray(books),
+            )
+        every = {name: codes.get(name, codes[model.sources[0]]) for name in SOURCES}
+        joined = dataclasses.replace(table, codes=every)
+        identifiers.validate_table(joined, "the table with new items")
+        return joined
 
     def run(self, workdir: Workdir) -> None:
         """Trains, or continues; then assigns, resolves, measures and writes the table once."""

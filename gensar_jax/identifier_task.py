@@ -194,11 +194,38 @@ class IdentifierTask:
         }
         return quantizer.identifiers(levels, config.sources), last, errors
 
-    def assign(self, params: Params) -> Assignment:
-        """Returns the nearest codes of every item; no Sinkhorn."""
+    def abstract_state(self) -> State:
+        """Returns shapes and dtypes of a state, to restore a checkpoint into."""
+        config = self.model.config
+        network = jax.eval_shape(self.model.init_network, jax.random.key(0))
+
+        def books(levels: int, width: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((levels, config.codes, width), jnp.float32)
+
+        width = config.latent_width
+        codebooks = {s: books(config.specific_levels, width) for s in config.sources}
+        codebooks[SHARED] = books(config.shared_levels, len(config.sources) * width)
+        params = {"network": network, "codebooks": codebooks}
+        return {
+            "step": jax.ShapeDtypeStruct((), jnp.int32),
+            "params": params,
+            "optimizer": jax.eval_shape(self._optimizer.init, params),
+            "idle": {
+                name: jax.ShapeDtypeStruct(book.shape[:2], jnp.int32)
+                for name, book in codebooks.items()
+            },
+        }
+
+    def assign(self, params: Params, vectors: Mapping[str, np.ndarray] | None = None) -> Assignment:
+        """Returns the nearest codes of every item; no Sinkhorn.
+
+        Args:
+          vectors: of other items, `scaled` as those of the catalogue, which None stands for.
+        """
+        vectors = self._vectors if vectors is None else vectors
         parts = []
-        for start in range(0, self.num_items, _CHUNK):
-            rows = {s: v[start : start + _CHUNK] for s, v in self._vectors.items()}
+        for start in range(0, len(next(iter(vectors.values()))), _CHUNK):
+            rows = {s: v[start : start + _CHUNK] for s, v in vectors.items()}
             parts.append(jax.device_get(self._forward(params, rows)))
         joined: Any = jax.tree.map(lambda *chunks: np.concatenate(chunks), *parts)
         return Assignment(*joined)

@@ -168,6 +168,35 @@ def _next_prefix(codes: np.ndarray, item: int, codebooks: np.ndarray) -> tuple[i
     )
 
 
+def join(
+    codes: np.ndarray, nearest: np.ndarray, residuals: np.ndarray, codebooks: np.ndarray
+) -> np.ndarray:
+    """Returns unique codes of a catalogue and of items that join it, whose own give way.
+
+    Args:
+      codes: int32 [V, L], unique, of the catalogue; they stay.
+      nearest: int32 [n, L], the nearest codes of the items that join.
+      residuals: float32 [n, D], what their last level was given.
+      codebooks: as of `resolve`.
+
+    Raises:
+      UserError: as `resolve`.
+    """
+    joined = np.concatenate([codes, np.asarray(nearest, codes.dtype)])
+    for item in range(len(codes), len(joined)):
+        before = joined[: item + 1]
+        siblings = (before[:-1, :-1] == before[-1, :-1]).all(1)
+        free = np.ones(len(codebooks[-1]), bool)
+        free[before[:-1][siblings, -1]] = False
+        if free[joined[item, -1]]:
+            continue
+        if not free.any():
+            joined[item, -2], free = _next_prefix(before, item, codebooks)
+        distances = _distances(residuals[item - len(codes)][None], codebooks[-1])[0]
+        joined[item, -1] = int(np.argmin(np.where(free, distances, np.inf)))
+    return joined
+
+
 @dataclasses.dataclass(frozen=True)
 class IdentifierTable:
     """Holds the identifiers of a catalogue, items 1..V in the order of the log.

@@ -13,7 +13,8 @@ asked again, and the lines it writes add query, id and reasoning (crs_jax.experi
 
 With --events FILE holds one question a line, of anyone and with further events, as JSON
 (serving.requests); line by line it is answered by its items or by what is wrong with it
-(serving.event_files). Of the run only the workdir is needed.
+(serving.event_files). Of the run only the workdir is needed. --items=FILE adds items that joined
+after training, of runs that can score them (serving.item_descriptions).
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
     flags.DEFINE_string("users", None, "File with one user id a line.")
     flags.DEFINE_string("events", None, "File with one question a line, as JSON.")
+    flags.DEFINE_string(
+        "items", None, "File of items that joined after training, one a line, as JSON."
+    )
     flags.DEFINE_string("query", None, "Words of a search, for a run of GenSAR.")
     flags.DEFINE_integer("top_k", 20, "Items per user.", lower_bound=1)
     flags.DEFINE_string(
@@ -45,11 +49,14 @@ def check_flags() -> None:
             "expected --events=FILE without --users and --query, found both; its lines name users "
             "and queries"
         )
+    if values.items and not values.events:
+        raise UserError("expected --items=FILE with --events=FILE, found no --events; pass it")
 
 
 cli.begin(__name__, define_flags, check_flags)
 
 
+import dataclasses
 import json
 import sys
 
@@ -58,6 +65,7 @@ from core.workdir import check_out
 from experiments.predict import predict, read_users
 from experiments.restored import Restored
 from serving.event_files import answer_lines, open_events
+from serving.item_descriptions import read_items
 from serving.recommender import Recommender
 
 
@@ -81,7 +89,11 @@ def main() -> None:
 
 def _answer_events(values: flags.FlagValues) -> None:
     with open_events(values.events) as file:
-        lines = answer_lines(Recommender.load(values.workdir, values.stage), file, values.top_k)
+        items = None
+        if values.items:
+            items = [dataclasses.asdict(item) for item in read_items(values.items)]
+        model = Recommender.load(values.workdir, values.stage, items)
+        lines = answer_lines(model, file, values.top_k)
         if not values.out:
             sys.stdout.writelines(lines)
             return

@@ -23,6 +23,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "retrieve_with", None, "Export whose index finds the items that --export ranks."
     )
+    flags.DEFINE_string(
+        "items", None, "File of items that joined after training, one a line, as JSON."
+    )
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 is all of them.")
     flags.DEFINE_integer(
         "port", 8080, "Port to listen at; 0 takes a free one.", lower_bound=0, upper_bound=65535
@@ -53,6 +56,7 @@ def check_flags() -> None:
 cli.begin(__name__, define_flags, check_flags)
 
 
+from serving.exported import is_export
 from serving.http_api import Bounds
 from serving.micro_batches import Batching
 from serving.models import open_model
@@ -63,8 +67,13 @@ from serving.server import Place, serve
 def main() -> None:
     values = flags.FLAGS
     folder = values.export or values.workdir
+    if values.export and not is_export(folder):
+        raise UserError(
+            f"expected an export of launch.export in {folder}, found none; pass another --export, "
+            "or a run as --workdir"
+        )
     serve(
-        lambda: open_model(folder, values.retrieve_with),
+        lambda: open_model(folder, values.retrieve_with, values.items),
         Place(host=values.host, port=values.port),
         Batching(
             most=values.max_batch,

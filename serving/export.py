@@ -44,13 +44,13 @@ from lcrsr.ranker import is_dot_product, numbers_of
 from serving import exported
 from serving.fitted_functions import functions_of
 from serving.histories import title_of
+from serving.new_items import mean_row
 from serving.recommender import restored_run
 from serving.requests import RECOMMEND, SEARCH
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Items of the catalogue that a network scores at once: more no longer fit the caches of a CPU.
 _CHUNK = 256
-_ITEMS = "tables/item"
 _INPUTS = ("user", "rec_items", "query_words", "clicked_items", "rec_order", "search_order")
 
 
@@ -167,7 +167,7 @@ def _weights(restored: Restored) -> dict[str, np.ndarray]:
         "/".join(str(getattr(key, "key", key)) for key in path): np.asarray(value, np.float32)
         for path, value in leaves
     }
-    weights[_ITEMS] = weights[_ITEMS][: restored.data.log.num_items + 1]
+    weights[exported.ITEM_ROWS] = weights[exported.ITEM_ROWS][: restored.data.log.num_items + 1]
     return weights
 
 
@@ -193,7 +193,9 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
     ranker, words = restored.experiment.ranker, restored.data.shape(1).words
     (inputs, candidates, steps), items = _inputs(restored)
     given = _shapes(weights)
-    given[_ITEMS] = jax.ShapeDtypeStruct((items, weights[_ITEMS].shape[1]), jnp.float32)
+    given[exported.ITEM_ROWS] = jax.ShapeDtypeStruct(
+        (items, weights[exported.ITEM_ROWS].shape[1]), jnp.float32
+    )
     table_of = {field: table for table in ranker.tables for field in TABLE_FIELDS[table]}
     numbers = numbers_of(ranker)
     reasons = "active_steps" in numbers
@@ -224,7 +226,10 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
 
     def score(weights, state, items, steps):
         users, user_rows = jax.tree.unflatten(tree, state)
-        rows = {"user": user_rows, "candidates": jnp.take(weights[_ITEMS], items, 0, mode="clip")}
+        rows = {
+            "user": user_rows,
+            "candidates": jnp.take(weights[exported.ITEM_ROWS], items, 0, mode="clip"),
+        }
         settings = {"active_steps": steps} if reasons else {}
         return ranker.score(_nested(weights)["params"], users, rows, **settings)
 
@@ -238,7 +243,7 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
         users, user_rows = jax.tree.unflatten(tree, state)
         settings = {"active_steps": steps} if reasons else {}
         return by_chunks(
-            weights[_ITEMS],
+            weights[exported.ITEM_ROWS],
             lambda items: ranker.score_catalogue(
                 _nested(weights)["params"], users, {"user": user_rows}, items, **settings
             ),
@@ -248,9 +253,9 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
     def search(weights, batch, query):
         # Some rankers read the query with the history.
         users, user_rows = users_of(weights, batch | {"query": query})
-        words = jnp.take(weights["tables/word"], query, 0, mode="clip")
+        words = jnp.take(weights[exported.WORD_ROWS], query, 0, mode="clip")
         return by_chunks(
-            weights[_ITEMS],
+            weights[exported.ITEM_ROWS],
             lambda items: ranker.score_query(
                 _nested(weights)["params"],
                 users,
@@ -264,7 +269,7 @@ def _functions(restored: Restored, weights: Mapping[str, np.ndarray]) -> dict[st
     def every_k(weights, state):
         users, user_rows = jax.tree.unflatten(tree, state)
         return by_chunks(
-            weights[_ITEMS],
+            weights[exported.ITEM_ROWS],
             lambda items: ranker.score_every_k(
                 _nested(weights)["params"], users, {"user": user_rows}, items
             ),
@@ -344,8 +349,8 @@ def _write(
     }
     for name, of_rows in names.items():
         write_atomically(path(name), json.dumps(of_rows, ensure_ascii=False))
-    if _ITEMS in weights:
-        save_npy(path(exported.VECTORS), weights[_ITEMS][1 : len(items) + 1])
+    if exported.ITEM_ROWS in weights:
+        save_npy(path(exported.VECTORS), weights[exported.ITEM_ROWS][1 : len(items) + 1])
 
 
 def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
@@ -386,11 +391,21 @@ def _manifest(restored: Restored, folder: str) -> dict[str, Any]:
         "gives_probabilities": bool(getattr(ranker, "gives_probabilities", False)),
         # Whether a score is the product of the user's vector and the item's.
         "dot_product": is_dot_product(ranker),
+        # What the vector of an item without a row is made of.
+        "new_items": _new_items(restored),
         "files": {
             name: exported.described(os.path.join(folder, name))
             for name in sorted(os.listdir(folder))
         },
     }
+
+
+def _new_items(restored: Restored) -> dict[str, Any] | None:
+    experiment = restored.experiment
+    if getattr(experiment, "item_words", None) is None:
+        return None
+    words = experiment.config.data.item_words
+    return {"words": words, "mean_row": mean_row(restored).tolist()}
 
 
 def _metrics(workdir: Workdir, stage: str) -> dict[str, Any]:

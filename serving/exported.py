@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -27,6 +27,7 @@ from input_pipelines import segmenters
 from serving.answering import Answering
 from serving.asking import Asking
 from serving.histories import History, HistoryReader
+from serving.item_descriptions import NewItem, known_words, parse, vectors_of
 from serving.requests import SEARCH, Request
 
 # Raised where files come to hold something else.
@@ -34,6 +35,7 @@ FORMAT = 2
 MANIFEST, WEIGHTS, VECTORS = "manifest.json", "weights.safetensors", "item_vectors.npy"
 ITEMS, USERS, WORDS = "items.json", "users.json", "words.json"
 FUNCTION = ".stablehlo"
+ITEM_ROWS, WORD_ROWS = "tables/item", "tables/word"
 _FILES = frozenset(
     [WEIGHTS, VECTORS, ITEMS, USERS, WORDS]
     + [
@@ -57,6 +59,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "tasks": list,
     "max_steps": (int, type(None)),
     "active_steps": (int, type(None)),
+    "new_items": (dict, type(None)),
     "sizes": dict,
     "files": dict,
 }
@@ -177,8 +180,16 @@ class ExportedLog:
 class ExportedData:
     """Holds what reading a history needs, as `input_pipelines.dataset.Dataset` does."""
 
-    def __init__(self, log: ExportedLog, lengths: Lengths, segmenter: str, splits_queries: bool):
-        self.log, self._lengths = log, lengths
+    def __init__(
+        self, log: ExportedLog, segmenter: str, splits_queries: bool, sizes: Mapping[str, int]
+    ):
+        self.log = log
+        self._lengths = Lengths(
+            sizes["rec_length"],
+            sizes["search_length"],
+            sizes["words_of_query"],
+            sizes["clicks_of_search"],
+        )
         self._split = segmenters.segmenter(segmenter)
         self._known = None if splits_queries else frozenset(log.words)
 
@@ -236,6 +247,8 @@ class ExportedModel(Answering, Asking):
 
     Args:
       folder: of launch.export.
+      items: that joined after training, described as `item_descriptions.NewItem`, for an export of
+        a model whose items have words.
 
     Attributes:
       manifest: what the export is.
@@ -243,10 +256,11 @@ class ExportedModel(Answering, Asking):
         method without vectors.
 
     Raises:
-      UserError: no export there, one of a newer format, or a file is missing, cut or changed.
+      UserError: no export there, one of a newer format, or a file is missing, cut or changed; or it
+        cannot score new items.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, items: Iterable[Any] | None = None):
         folder = os.path.abspath(folder)
         self.manifest = manifest = read_manifest(folder)
         again = _again(folder)
@@ -282,6 +296,19 @@ class ExportedModel(Answering, Asking):
                 f"expected an export that JAX {jax.__version__} can run in {folder}, found one of "
                 f"JAX {str(manifest.get('jax'))[:20]} ({type(error).__name__}); {again}"
             ) from error
+        self.data = ExportedData(
+            ExportedLog(users, ids, words), manifest["segmenter"], manifest["splits_queries"], sizes
+        )
+        self.vectors = np.zeros((len(ids), 0), np.float32)
+        if VECTORS in manifest["files"]:
+            what = "the vectors of an export"
+            self.vectors = load_npy(path(VECTORS), what, again, memory_map=True)
+        if items is not None:
+            new, rows = self._joining(items, weights)
+            weights[ITEM_ROWS] = np.concatenate([weights[ITEM_ROWS], rows])
+            self.vectors = weights[ITEM_ROWS][1:]
+            ids, titles = ids + [one.item for one in new], titles + [one.title for one in new]
+            self.data.log = ExportedLog(users, ids, words)
         self.name = f"{manifest['method']} on {manifest['data']}"
         self.tasks = tuple(manifest["tasks"])
         self.max_steps = manifest["max_steps"]
@@ -289,23 +316,32 @@ class ExportedModel(Answering, Asking):
         self.gives_probabilities = manifest["gives_probabilities"]
         self.catalogue_size = len(ids)
         self.titles = dict(zip(ids, titles, strict=True))
-        lengths = Lengths(
-            sizes["rec_length"],
-            sizes["search_length"],
-            sizes["words_of_query"],
-            sizes["clicks_of_search"],
-        )
-        log = ExportedLog(users, ids, words)
-        self.data = ExportedData(log, lengths, manifest["segmenter"], manifest["splits_queries"])
         self.reader = HistoryReader(cast(Any, self.data))
-        self.vectors = np.zeros((len(ids), 0), np.float32)
-        if VECTORS in manifest["files"]:
-            what = "the vectors of an export"
-            self.vectors = load_npy(path(VECTORS), what, again, memory_map=True)
         self._trained = np.array([False, *trained], bool)
         self._weights = jax.device_put(weights)
         self._functions = functions
         self._own_steps = manifest["active_steps"]
+
+    def _joining(
+        self, items: Iterable[Any], weights: Mapping[str, np.ndarray]
+    ) -> tuple[list[NewItem], np.ndarray]:
+        """Returns the items that join the catalogue, and their vectors."""
+        known, words = self.manifest["new_items"], self.data.log.words
+        if known is None:
+            raise UserError(
+                "expected the export of a run whose items have words (config.data.item_words) to "
+                f"add items to, found one of {self.manifest['method']} that knows items by their "
+                "ids alone; train with item words, or on data with these items (launch.train "
+                "--from)"
+            )
+        new, of_items = known_words(
+            parse(items),
+            set(self.data.log.item_ids),
+            self.data.query_words,
+            {word: row for row, word in enumerate(words) if row},
+            known["words"],
+        )
+        return new, vectors_of(of_items, np.array(known["mean_row"]), weights[WORD_ROWS])
 
     @classmethod
     def load(cls, folder: str) -> ExportedModel:

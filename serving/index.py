@@ -3,8 +3,8 @@
 A retrieval model (any exported ranker whose score is a dot product) gives every item a vector; an
 index of them (usearch, HNSW) finds the items of the largest products with the user's vector, and
 the ranker scores these alone. Its graph is made of products too (Morozov and Babenko, NeurIPS
-2018): angles, which one further axis on the items gives (Bachrach et al., RecSys 2014), found 69% of
-the first 20 of 50,000 vectors of LCR-SER where products found 99%.
+2018): angles, which one further axis on the items gives (Bachrach et al., RecSys 2014), found 69%
+of the first 20 of 50,000 vectors of LCR-SER where products found 99%.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -119,16 +120,23 @@ class IndexedModel(ExportedModel):
       ranker: folder of an export.
       retriever: folder of an export whose scores are dot products, of the same items.
       first: items that are found and ranked, the most that an answer can have.
+      items: that joined after training, as of `ExportedModel`, of both.
 
     Raises:
       UserError: one of them cannot be opened, the retriever scores in another way, or they have
         other items.
     """
 
-    def __init__(self, ranker: str, retriever: str, first: int = FIRST):
-        super().__init__(ranker)
+    def __init__(
+        self,
+        ranker: str,
+        retriever: str,
+        first: int = FIRST,
+        items: Sequence[Any] | None = None,
+    ):
+        super().__init__(ranker, items)
         alone = os.path.realpath(ranker) == os.path.realpath(retriever)
-        self._retriever: ExportedModel = self if alone else ExportedModel(retriever)
+        self._retriever: ExportedModel = self if alone else ExportedModel(retriever, items)
         if not self._retriever.manifest["dot_product"]:
             raise UserError(
                 f"expected a retrieval model whose score is a dot product, such as sasrec, found "

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from experiments.restored import Restored
     from input_pipelines.log import Log
     from serving.generation import GeneratedAnswers
-    from serving.new_items import WithNewItems
+    from serving.new_items import WithNewItems, WithNewTexts
     from serving.ranking import RankerAnswers
     from serving.reasoned_search import ReasonedAnswers
     from serving.search_floors import SearchFloorAnswers
@@ -53,7 +53,7 @@ class Recommender(Asking):
       UserError: the run answers neither recommendations nor searches.
     """
 
-    def __init__(self, restored: Restored | WithNewItems, name: str = ""):
+    def __init__(self, restored: Restored | WithNewItems | WithNewTexts, name: str = ""):
         from crs_jax.experiment import CRSExperiment
         from gensar_jax.experiment import GenSARExperiment
         from lcrsr.ranker_experiment import RecommendationExperiment
@@ -100,29 +100,24 @@ class Recommender(Asking):
         Args:
           workdir: of a run of launch.train, or of launch.export.
           stage: of a run, as of `experiments.restored.Restored`.
-          items: that joined after training, described as `serving.new_items.NewItem`, for a run
-            whose items have words.
+          items: that joined after training, described as `serving.item_descriptions.NewItem`, for
+            a model whose items have words, GenSAR, or a floor of search that compares texts.
 
         Raises:
           UserError: no run there, or neither its data nor what it keeps of them can be opened; or
             it cannot score new items.
         """
         if is_export(workdir):
-            if items is not None:
-                raise UserError(
-                    f"expected items= with the folder of a run, found the export {workdir}, whose "
-                    "catalogue is fixed; pass the run's workdir"
-                )
-            return ExportedModel(workdir)
+            return ExportedModel(workdir, items)
         from core.workdir import Workdir
-        from serving.new_items import WithNewItems
+        from serving.new_items import with_new_items
 
         folder = Workdir(workdir)
         method = folder.read_setting("method", str)
         opened, name = restored_run(folder.path, stage), f"{method} of {folder.path}"
         if items is None:
             return cls(opened, name=name)
-        return cls(WithNewItems(opened, items), name=name)
+        return cls(with_new_items(opened, items), name=name)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | UserError]:
         return self._answers.answer(requests)

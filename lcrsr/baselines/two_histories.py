@@ -214,7 +214,9 @@ def latest(places: jax.Array, valid: jax.Array, length: int) -> tuple[jax.Array,
 
 def recommendations(batch: Batch) -> int:
     """Counts the rows of a batch that recommend; those after them answer searches."""
-    return len(batch["user"]) - len(batch.get("query", ()))
+    # Not `len`, for a batch's size may be a symbol.
+    searches = batch["query"].shape[0] if "query" in batch else 0
+    return batch["user"].shape[0] - searches
 
 
 def loss_of_tasks(

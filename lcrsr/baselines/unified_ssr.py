@@ -227,7 +227,7 @@ class Network(nn.Module):
 
         parts = []
         if first:
-            of = slice(0, first)
+            of = slice(0, None if words is None else first)
             parts.append(self.recommendations(part(batch, of), part(rows, of), dropout.at(0)))
         if words is not None:
             of = slice(first, None)

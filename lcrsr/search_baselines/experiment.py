@@ -46,6 +46,8 @@ from text_encoders import named
 from text_encoders.sentence_settings import EncoderSettings
 
 KINDS = ("bm25", "tfidf", "dense", "query_popularity", "query_knn")
+# Of these, what compares a query with the items' texts.
+TEXT_KINDS = ("bm25", "tfidf", "dense")
 FACTORS = "tfidf_svd"
 # What a kind reads beside the data.
 _OF_KIND = {
@@ -134,7 +136,7 @@ class SearchBaselineExperiment(Experiment):
         log = self.data.log
         searches = search_task.training_searches(log, self.data.splits)
         popularity = QueryPopularity(self._queries(searches), searches.item, log.num_items)
-        if model.kind in ("bm25", "tfidf", "dense"):
+        if model.kind in TEXT_KINDS:
             return OrPopular(self._by_text(model), popularity)
         if model.kind == "query_popularity":
             return popularity

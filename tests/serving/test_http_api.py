@@ -1,5 +1,6 @@
 """The server answers good questions over HTTP, and says of every bad one what is wrong."""
 
+import asyncio
 import dataclasses
 import http.client
 import json
@@ -8,9 +9,12 @@ import socket
 import time
 
 import pytest
+from fake_model import FakeModel
 from servers import fake
 
 from serving import openapi
+from serving.http_api import Api, Bounds, Service
+from serving.micro_batches import Batching
 from serving.requests import Answer, Moved, Recommended, Request
 
 
@@ -243,3 +247,33 @@ def test_unread_environment_is_not_told(server):
     """No answer names a path of the machine."""
     for path in ("/model", "/openapi.json", "/nothing"):
         assert os.getcwd() not in str(server.ask(path)[2])
+
+
+def test_what_comes_while_the_event_loop_is_late_is_refused():
+    async def statuses(app, *paths):
+        told = []
+
+        async def send(message):
+            told.append(message.get("status"))
+
+        for path in paths:
+            scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+            await app(scope, None, send)
+        return [status for status in told if status is not None]
+
+    async def late():
+        service = Service(FakeModel, Batching(), Bounds())
+        app, watching = Api(service).app(), asyncio.create_task(service.watch())
+        await asyncio.sleep(0.05)
+        assert not service.late
+        time.sleep(0.3)  # as what reads too many requests at once does
+        await asyncio.sleep(0.001)
+        assert service.late
+        assert await statuses(app, "/recommend", "/search", "/healthz") == [503, 503, 200]
+        await asyncio.sleep(0.1)
+        assert not service.late
+        assert await statuses(app, "/recommend") == [405]
+        watching.cancel()
+        service.batches.close()
+
+    asyncio.run(late())

@@ -8,9 +8,13 @@ from moved_runs import ITEMS, SMALL, Untrained
 from configs import lcr_ser
 from core.errors import UserError
 from lcrsr.embedding import look_up
-from serving.new_items import NewItem, WithNewItems, parse
+from serving.export import export_run
+from serving.exported import ExportedModel
+from serving.index import IndexedModel
+from serving.item_descriptions import NewItem, parse, read_items
+from serving.new_items import WithNewItems
 from serving.recommender import Recommender
-from serving.requests import Request
+from serving.requests import Click, Request
 
 NEW = [
     {"item": "n1", "title": "Red kettle", "words": "tea pot"},
@@ -73,9 +77,54 @@ def test_a_click_on_a_new_item_is_history(model):
 def test_a_run_of_ids_alone_says_that_it_cannot(run, tmp_path):
     with pytest.raises(UserError, match="lcr_ser that knows items by their ids alone; train with"):
         WithNewItems(run, NEW)
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="whose catalogue is fixed; pass the run's workdir"):
-        Recommender.load(str(tmp_path), items=NEW)
+    run.stage, run.step = "train", 0
+    export_run(run, str(tmp_path / "E"))
+    with pytest.raises(UserError, match=r"the export of a run whose items have words .* lcr_ser"):
+        Recommender.load(str(tmp_path / "E"), items=NEW)
+
+
+@pytest.mark.parametrize("scorer", ["mlp", "dot_product"])
+def test_an_export_scores_them_as_its_run(scorer, tmp_path):
+    values = SMALL | {
+        "data.item_words": 2,
+        "train.table_update": "dense",
+        "model.scorer": scorer,
+    }
+    (tmp_path / "run").mkdir()
+    run = Untrained(lcr_ser.method(), tmp_path / "run", values)
+    run.stage, run.step = "train", 0
+    out = str(tmp_path / "E")
+    export_run(run, out)
+    question = Request(clicks=(Click("i1"), Click("n1")), k=ITEMS, keep_seen=True)
+    (other,) = Recommender(WithNewItems(run, NEW)).recommend_many([question])
+    models = [ExportedModel(out, NEW)]
+    if scorer == "dot_product":
+        models.append(IndexedModel(out, out, first=ITEMS + 2, items=NEW))
+    for model in models:
+        assert model.catalogue_size == ITEMS + 2 and model.titles["n2"] == "red zebra"
+        (answer,) = model.recommend_many([question])
+        scores = {item.item: item.score for item in other.items}
+        assert {"n1", "n2"} & scores.keys() and answer.skipped_items == 0
+        assert {item.item: item.score for item in answer.items} == pytest.approx(scores, abs=1e-5)
+
+
+def test_items_are_read_from_a_file(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"item": "n1", "title": "T"}\n\n{"item": 7}\n', encoding="utf-8")
+    assert read_items(str(path)) == [NewItem(item="n1", title="T"), NewItem(item="7")]
+    for text, reason in {
+        '{"item": "n1"}\n{"item"': "as a JSON object in line 2 of",
+        "\n": "expected items in .*, one a line, found none",
+        "[1]": r"expected new item 1 with the keys item, title, words, found '\[1\]'",
+    }.items():
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=reason):
+            read_items(str(path))
+    path.write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"as UTF-8 text in .*; correct --items"):
+        read_items(str(path))
+    with pytest.raises(UserError, match="No such file"):
+        read_items(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from moved_runs import ITEMS, SHARED, SMALL, Untrained, run_of
 
-from configs import item_knn, lcr_ser, popularity, unisar
+from configs import item_knn, jsr, lcr_ser, popularity, unified_ssr, unisar
+from configs import user as user_config
 from core.errors import UserError
 from experiments.evaluate import columns
 from experiments.predict import predict
@@ -263,10 +264,11 @@ def test_a_joint_ranker_answers_searches(joint):
     assert "a word of the training queries, found 'zebra'" in str(both[2])
 
 
-def test_an_export_of_a_joint_ranker_searches(joint, tmp_path):
-    joint.stage, joint.step = "train", 0
-    manifest = export_run(joint, str(tmp_path / "E"))
-    model, run = Recommender.load(str(tmp_path / "E")), Recommender(joint)
+def exported_as_it_is(restored, folder):
+    """Opens an export whose answers to searches and histories are those of its run."""
+    restored.stage, restored.step = "train", 0
+    manifest = export_run(restored, str(folder / "E"))
+    model, run = Recommender.load(str(folder / "E")), Recommender(restored)
     assert manifest["tasks"] == list(model.tasks) == list(run.tasks)
     history = {"clicks": ["i1", "i7", "nothing"], "searches": [("tea pot", ["i4"])]}
     asked = [
@@ -283,6 +285,18 @@ def test_an_export_of_a_joint_ranker_searches(joint, tmp_path):
             other.skipped_words,
         )
     assert scored(model.search("tea", k=9)) != scored(model.search("red", k=9))
+    return model
+
+
+@pytest.mark.parametrize("method", [jsr, unified_ssr, user_config])
+def test_what_reads_the_query_with_the_history_reads_it_in_an_export(method, tmp_path):
+    values = {name: UNISAR[name] for name in UNISAR if not name.startswith("model.")}
+    width = {"model.width": 8, "model.init_scale": 1.0}
+    exported_as_it_is(Untrained(method.method(), tmp_path, values | width), tmp_path)
+
+
+def test_an_export_of_a_joint_ranker_searches(joint, tmp_path):
+    model = exported_as_it_is(joint, tmp_path)
     with pytest.raises(UserError, match="a word of the training queries, found 'zebra'"):
         model.search("zebra")
     with pytest.raises(UserError, match="expected because of recommendations, found a query"):

@@ -22,13 +22,18 @@ VALUES = {
 }
 
 
-def model_of(kind, folder):
-    config = retrieval.get_config(f"csv_log,{kind}")
-    return Recommender.load(run_of(config, folder, VALUES))
+def workdir_of(kind, folder):
+    return run_of(retrieval.get_config(f"csv_log,{kind}"), folder, VALUES)
 
 
 def test_bm25_finds_titles(tmp_path):
-    model = model_of("bm25", tmp_path)
+    workdir = workdir_of("bm25", tmp_path)
+    new = [{"item": "n1", "title": "Blue kettle"}, {"item": "n2"}, {"item": "i17", "title": "x"}]
+    with_new = Recommender.load(workdir, items=new)
+    best = [with_new.search(query, k=1).items[0].item for query in ("kettle", "pot 17")]
+    assert best == ["n1", "i17"]
+    assert with_new.catalogue_size == 61 and with_new.titles["i17"] == "pot 17"
+    model = Recommender.load(workdir)
     assert model.tasks == ("search",)
     answer = model.search("pot 17", k=3)
     assert answer.items[0].item == "i17" and answer.items[0].title == "pot 17"
@@ -43,7 +48,10 @@ def test_bm25_finds_titles(tmp_path):
 
 
 def test_nearness_to_the_history_counts(tmp_path):
-    model = model_of("query_knn", tmp_path)
+    workdir = workdir_of("query_knn", tmp_path)
+    with pytest.raises(UserError, match=r"compares texts .* found query_knn, which knows"):
+        Recommender.load(workdir, items=[{"item": "n1", "title": "pot"}])
+    model = Recommender.load(workdir)
     asked = [Request(query="red tea", k=60, user="u9"), Request(query="red tea", k=60)]
     known, stranger = model.recommend_many(asked)
     assert known.known_user and not stranger.known_user
