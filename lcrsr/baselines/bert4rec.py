@@ -66,7 +66,7 @@ class BERT4Rec(DotProduct):
     def __init__(self, settings: Settings):
         self.settings, self.network = settings, Network(settings)
         self.width, self.init_scale = settings.width, settings.init_scale
-        self.kind = settings.loss
+        self.trains_by(settings.loss)
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:
         sequence, _, valid, last = self._appended(batch, rows)

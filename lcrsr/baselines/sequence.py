@@ -99,14 +99,14 @@ class DotProduct:
     tasks: tuple[str, ...] = ("recommendation",)
     dot_product = True
     kind: str
+    needs_whole_tables: bool
+    shares_negatives: bool
 
-    @property
-    def needs_whole_tables(self) -> bool:
-        return self.kind == losses.FULL
-
-    @property
-    def shares_negatives(self) -> bool:
-        return self.kind == losses.SAMPLED
+    def trains_by(self, loss: str) -> None:
+        """Notes the loss, and what it asks of training."""
+        self.kind = loss
+        self.needs_whole_tables = loss == losses.FULL
+        self.shares_negatives = loss == losses.SAMPLED
 
     def user_vectors(self, params: Params, users: jax.Array, rows: Rows) -> jax.Array:
         del params, rows
@@ -132,7 +132,8 @@ class SequentialRanker(DotProduct):
     trains_on_windows = True
 
     def __init__(self, network: nn.Module, *, width: int, init_scale: float, loss: str):
-        self.network, self.kind = network, loss
+        self.network = network
+        self.trains_by(loss)
         self.width, self.init_scale = width, init_scale
 
     def init(self, key: jax.Array, batch: Batch, rows: Rows) -> Params:

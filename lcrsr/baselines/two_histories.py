@@ -386,7 +386,7 @@ class TwoHistoriesRanker:
 
     tables: tuple[str, ...] = ("user", "item", "word")
     tasks: tuple[str, ...] = ("recommendation",)
-    needs_whole_tables = False
+    needs_whole_tables: bool = False
     # Both ways' encoders see a history's end from its beginning.
     trains_on_windows = False
 
@@ -431,7 +431,7 @@ class VectorsRanker(DotProduct, TwoHistoriesRanker):
 
     def __init__(self, network: nn.Module, settings: Any):
         super().__init__(network, settings)
-        self.kind = settings.loss
+        self.trains_by(settings.loss)
 
     def loss(
         self, params: Params, batch: Batch, rows: Rows, tables: dict[str, jax.Array], key: jax.Array

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import lares as lares_config
+from core.errors import UserError
+from experiments.methods import check_settings
 from lcrsr.baselines import lares
 
 LENGTH, WIDTH = 4, 8
@@ -223,6 +226,21 @@ def test_training_starts_from_noise(run):
         loss = jax.jit(lares.ranker(plain).loss)
         losses.append(float(loss(params, batch, rows, tables, jax.random.key(4))[0]))
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_impossible_settings_of_the_second_stage_are_refused():
+    for key, value, words in (
+        ("trajectories", 1, "trajectories of 2 or more, found 1"),
+        ("reward", "clicks", "rl.reward as a metric"),
+        ("within", 0, "within above 0"),
+        ("lambda_kl", -1.0, "lambda_kl of 0 or more"),
+        ("negatives", 5, "found 'negatives'; correct the name"),
+    ):
+        config = lares_config.get_config("qilin,rl")
+        check_settings(config)
+        config.rl[key] = value
+        with pytest.raises(UserError, match=words):
+            check_settings(config)
 
 
 def test_impossible_settings_are_refused():
