@@ -250,7 +250,18 @@ def test_the_old_places_of_settings_are_read(copied):
     (folder / "1_Pooling" / "config.json").write_text(
         json.dumps({"word_embedding_dimension": 12, "pooling_mode_cls_token": True})
     )
-    encoder = opened(folder)
+    apart = folder / "0_Transformer"
+    apart.mkdir()
+    for file in list(folder.glob("*.*")):
+        if file.is_file() and file.name not in (
+            "modules.json",
+            "config_sentence_transformers.json",
+        ):
+            file.rename(apart / file.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    encoder = named.open_named(str(folder), EncoderSettings(), key="model.vectors")
     vectors = encoder.documents(["red tea pot", "RED TEA pot drum"])
     np.testing.assert_array_equal(vectors[0], vectors[1])
     assert encoder.cut == 1 and encoder.settings.pooling == "first"
