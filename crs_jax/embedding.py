@@ -104,7 +104,7 @@ def open_qwen3(folder: pathlib.Path, settings: EncoderSettings, *, key: str) -> 
 
 def _config(folder: pathlib.Path) -> DecoderConfig:
     about, values = decoder_checkpoints.read_about(folder)
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for ours, theirs in _SIZES.items():
         size = values.get(theirs)
         if isinstance(size, bool) or not isinstance(size, int):

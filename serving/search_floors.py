@@ -64,7 +64,7 @@ class SearchFloorAnswers(Answering):
         queries = [tuple(self.data.query_words(request.query or "")) for request in requests]
         if self._index is None:
             every = self._experiment.scores(queries, self._clicked(histories))
-            scored = [(of_request, None) for of_request in every]
+            scored: list[tuple[np.ndarray, np.ndarray | None]] = [(row, None) for row in every]
         else:
             scored = [
                 self._nearest(self._index, request, history, query)

@@ -96,7 +96,7 @@ def bert_config(folder: pathlib.Path) -> BertConfig:
                 f"expected {name} of {values[0]!r} in {file}, found {str(said[name])[:60]!r}; pass "
                 "another encoder"
             )
-    numbers = {ours: said.get(theirs) for ours, theirs in _SIZES.items()}
+    numbers: dict[str, Any] = {ours: said.get(theirs) for ours, theirs in _SIZES.items()}
     numbers["norm_epsilon"] = said.get("layer_norm_eps", 1e-12)
     if kind in FROM_PADDING:
         padding = said.get("pad_token_id", 1)

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ def open_bert(name: str, settings: EncoderSettings, *, key: str) -> TextEncoder:
         # The default of accelerators has fewer digits.
         with jax.default_matmul_precision("float32"):
             valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
-            states = network.apply({"params": params}, tokens, valid)
+            states: Any = network.apply({"params": params}, tokens, valid)
             return pooled(states, lengths, pooling)
 
     return TextEncoder(

@@ -51,7 +51,9 @@ def open_named(name: str, settings: EncoderSettings, *, key: str) -> Encoder:
       UserError: as `encoder.open_bert` and `PackageEncoder`.
     """
     folder = pathlib.Path(name)
-    if name == encoder.MINILM or bert_checkpoints.is_bert(folder):
+    # Old folders have the network apart.
+    networks = (folder, folder / "0_Transformer")
+    if name == encoder.MINILM or any(map(bert_checkpoints.is_bert, networks)):
         return encoder.open_bert(name, settings, key=key)
     return PackageEncoder(name, settings, key=key)
 

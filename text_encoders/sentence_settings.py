@@ -90,7 +90,7 @@ def read_sentence_settings(
     folder = pathlib.Path(folder)
     transformer, pooling_folder = _parts(folder)
     file = pooling_folder / "config.json"
-    pooling, source = settings.pooling, file
+    pooling = settings.pooling
     if file.is_file():
         told = _pooling(file)
         if pooling and pooling != told:
@@ -101,12 +101,12 @@ def read_sentence_settings(
         pooling = told
     if not pooling:
         raise UserError(
-            f"expected {source}, which says how states make a vector, found no such file; set "
+            f"expected {file}, which says how states make a vector, found no such file; set "
             f"{key}.pooling to {FIRST!r}, {MEAN!r} or {LAST!r}"
         )
-    prefixes = _prefixes(folder, settings, key)
+    query, document = _prefixes(folder, settings, key)
     most_tokens, lowercase = _lengths(transformer)
-    return SentenceSettings(transformer, pooling, *prefixes, most_tokens, lowercase)
+    return SentenceSettings(transformer, pooling, query, document, most_tokens, lowercase)
 
 
 def _json(file: pathlib.Path, kind: type = dict) -> Any:
@@ -155,7 +155,7 @@ def _pooling(file: pathlib.Path) -> str:
     return _MODES[modes[0]]
 
 
-def _prefixes(folder: pathlib.Path, settings: EncoderSettings, key: str) -> list[str]:
+def _prefixes(folder: pathlib.Path, settings: EncoderSettings, key: str) -> tuple[str, str]:
     file = folder / "config_sentence_transformers.json"
     said = _json(file) if file.is_file() else {}
     prompts = said.get("prompts") or {}
@@ -173,7 +173,7 @@ def _prefixes(folder: pathlib.Path, settings: EncoderSettings, key: str) -> list
                 "leave it empty, or change the file"
             )
         prefixes.append(own or told)
-    return prefixes
+    return prefixes[0], prefixes[1]
 
 
 def _instructs(prefix: str) -> bool:

@@ -1,6 +1,7 @@
 """Qwen3-Embedding on the decoder of CRS, against PyTorch's vectors."""
 
 import json
+import math
 import pathlib
 import shutil
 
@@ -10,6 +11,7 @@ import safetensors.numpy
 
 from core.errors import UserError
 from crs_jax import decoder_checkpoints
+from crs_jax.decoder_config import DecoderConfig
 from crs_jax.embedding import open_encoder
 from text_encoders.sentence_settings import EncoderSettings
 
@@ -87,6 +89,12 @@ def test_another_network_names_its_first_tensor(copied):
     (copied / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="num_key_value_heads of a whole number"):
         opened(copied)
+
+
+def test_the_published_encoder_has_its_number_of_parameters():
+    tensors = decoder_checkpoints.tensors_of(DecoderConfig(text_rows=151_669, new_rows=1))
+    assert len(tensors) == 310
+    assert sum(math.prod(shape) for _, _, shape in tensors.values()) == 595_776_512
 
 
 def test_the_decoder_counts_the_rows_of_a_file_without_a_head():

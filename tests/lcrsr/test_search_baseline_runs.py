@@ -146,6 +146,37 @@ def test_a_text_encoder_by_its_folder(encoder, folder, tmp_path_factory, tmp_pat
         file.unlink()
 
 
+@pytest.mark.parametrize(
+    ("kind", "encoder", "message"),
+    [
+        ("bge", "", r"which is no folder of an encoder .* found 'first'; pass a folder"),
+        ("bge", "bert", r"model\.query_prefix of 'red tea for ', as .* found 'Represent"),
+        ("e5", "bert", r"model\.pooling of 'first', as .* found 'mean'"),
+        ("e5", "xlm_r", r"model\.query_prefix of 'red: ', as .* found 'query: '"),
+        ("qwen3_embedding", "xlm_r", r"model\.pooling of 'mean', as .* found 'last'"),
+    ],
+)
+def test_an_encoder_that_contradicts_its_config(
+    kind, encoder, message, folder, tmp_path_factory, tmp_path
+):
+    config = config_of(kind, folder, tmp_path_factory)
+    if encoder:
+        config.model.vectors = str(ENCODERS / encoder)
+    with pytest.raises(UserError, match=message) as error:
+        train(config, str(tmp_path / "w"))
+    assert "\n" not in str(error.value) and not (tmp_path / "w").exists()
+
+
+def test_qwen3_embedding_takes_the_instruction_of_its_config(folder, tmp_path_factory, tmp_path):
+    config = config_of("qwen3_embedding", folder, tmp_path_factory)
+    config.model.vectors = str(ENCODERS / "qwen3")
+    config.model.dimensions = 5
+    config.eval.search_protocols = ("full",)
+    train(config, str(tmp_path / "w"))
+    similarity = Restored(str(tmp_path / "w")).experiment.similarity
+    assert similarity.items.shape == (ITEMS, 5)
+
+
 def test_mistakes(folder, tmp_path_factory, tmp_path):
     with pytest.raises(ValueError, match=r"a variant of bm25, .*found 'bm26,amazon_beauty'"):
         retrieval.get_config("bm26,amazon_beauty")

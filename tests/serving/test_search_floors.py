@@ -63,7 +63,7 @@ def test_a_large_catalogue_is_searched_by_an_index_of_vectors(tmp_path):
     pytest.importorskip("usearch")
     config = retrieval.get_config("csv_log,dense")
     config.model.vectors = str(ENCODERS / "bert")
-    restored = Restored(run_of(config, tmp_path, VALUES))
+    restored = Restored(run_of(config, tmp_path, VALUES), devices=1, kept=True)
     items = restored.data.log.num_items
     # The titles differ in numbers alone, which the small encoder does not know.
     rng = np.random.default_rng(0)

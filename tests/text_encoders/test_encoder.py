@@ -1,7 +1,9 @@
 """Encoders of BERT's kind against PyTorch's vectors, and what they refuse."""
 
+import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 import shutil
 
@@ -13,7 +15,7 @@ import safetensors.numpy
 
 from core.errors import UserError
 from text_encoders import bert_checkpoints, named
-from text_encoders.bert import Bert, position_rows
+from text_encoders.bert import Bert, BertConfig, parameter_shapes, position_rows
 from text_encoders.encoder import open_bert
 from text_encoders.running import pooled, run_over
 from text_encoders.sentence_settings import EncoderSettings
@@ -80,6 +82,25 @@ def test_minilm_has_the_vectors_of_sentence_transformers():
     assert known.count(False) == 2 and not vectors[np.logical_not(known)].any()
     np.testing.assert_allclose(vectors[known], reference[known], atol=1e-4)
     assert encoder.cut == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tensors", "parameters"),
+    [
+        # bge-base-en-v1.5, bge-small-zh-v1.5 and multilingual-e5-base, without their poolers.
+        ((30522, 512, 2, 768, 12, 12, 3072), 197, 109_482_240 - 768 * 769),
+        ((21128, 512, 2, 512, 4, 8, 2048), 69, 23_953_920 - 512 * 513),
+        ((250002, 514, 1, 768, 12, 12, 3072), 197, 278_043_648 - 768 * 769),
+    ],
+)
+def test_published_encoders_have_their_number_of_parameters(sizes, tensors, parameters):
+    names = ("vocabulary", "positions", "types", "width", "layers", "heads", "mlp_dim")
+    config = BertConfig(norm_epsilon=1e-12, **dict(zip(names, sizes, strict=True)))
+    expected = bert_checkpoints.tensors_of(config)
+    assert len(expected) == tensors
+    assert sum(math.prod(shape) for _, _, shape in expected.values()) == parameters
+    assert sum(map(math.prod, parameter_shapes(config).values())) == parameters
+    assert dataclasses.replace(config, first_position=2).most_tokens == sizes[1] - 2
 
 
 def test_padding_has_the_row_before_the_first_position():
@@ -250,7 +271,18 @@ def test_the_old_places_of_settings_are_read(copied):
     (folder / "1_Pooling" / "config.json").write_text(
         json.dumps({"word_embedding_dimension": 12, "pooling_mode_cls_token": True})
     )
-    encoder = opened(folder)
+    apart = folder / "0_Transformer"
+    apart.mkdir()
+    for file in list(folder.glob("*.*")):
+        if file.is_file() and file.name not in (
+            "modules.json",
+            "config_sentence_transformers.json",
+        ):
+            file.rename(apart / file.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    encoder = named.open_named(str(folder), EncoderSettings(), key="model.vectors")
     vectors = encoder.documents(["red tea pot", "RED TEA pot drum"])
     np.testing.assert_array_equal(vectors[0], vectors[1])
     assert encoder.cut == 1 and encoder.settings.pooling == "first"
