@@ -30,7 +30,9 @@ def configure(
 ) -> config_dict.ConfigDict:
     """Returns a method's config for a data set and a variant.
 
-    A variant's values stay on the embedded sample, whatever the sample's own are.
+    A variant's values stay on the embedded sample, whatever the sample's own are. It may replace a
+    whole section by another dictionary, or take it out by None; then neither the data set nor the
+    sample changes any of its keys.
 
     Args:
       file: name of the method's file, without `.py`.
@@ -45,11 +47,18 @@ def configure(
     """
     dataset, variant = parse(file, choice, names(changes), variants)
     config = getattr(datasets, dataset)(config)
+    whole = {key for key in variants[variant] if key in config and "." not in key}
+    whole &= {key for key in whole if isinstance(config[key], config_dict.ConfigDict)}
     for key, value in variants[variant].items():
         section, name = _place(config, key)
-        section[name] = value
+        if value is None:
+            del section[name]
+        else:
+            section[name] = config_dict.ConfigDict(value) if isinstance(value, dict) else value
     of_both = changes.get(choice_of(dataset, variant), {}) if variant else {}
     for key, value in {**changes[dataset], **of_both}.items():
+        if key.partition(".")[0] in whole:
+            continue
         section, name = _place(config, key)
         if name not in section and not key.startswith("on_sample.overrides."):
             raise KeyError(f"{file}.py has no {key} for {dataset} to change")
@@ -57,6 +66,8 @@ def configure(
     if "on_sample" not in config:
         return config
     overrides = config.on_sample.overrides
+    for section_name in whole & set(overrides):
+        del overrides[section_name]
     for key in variants[variant]:
         section_name, _, name = key.partition(".")
         if name in overrides.get(section_name, {}):

@@ -8,7 +8,12 @@ it is qilin, and without a folder the embedded sample. "Released" means the sett
 paper's authors published.
 
 VARIANT: `tiger` is TIGER (NeurIPS 2023): semantic identifiers, recommendation alone; `dsi` is DSI
-(NeurIPS 2022): searches by their query alone, and items by their text. Table 5's ablations:
+(NeurIPS 2022): searches by their query alone, and items by their text. `lc_rec` is LC-Rec (ICDE
+2024) as far as it needs no text that a language model wrote; `p5_cid` P5-CID (SIGIR-AP 2023);
+`dsi_qg` DSI-QG (arXiv 2206.10128); `genre` GENRE (ICLR 2021); `ltrgr` LTRGR (AAAI 2024) on `dsi`.
+All have GenSAR's network, prompts,
+histories, tries, beams and candidates; docs/gensar.md says what each keeps of its paper and how to
+give it GenSAR's number of updates. Table 5's ablations:
 --config.prompts.behaviour_tokens=none, or a rate of 0 for nrip, nsqp, nsip, desc2id or id2desc of
 --config.mixture.
 
@@ -24,7 +29,13 @@ examples an update. Departures from the paper there, unless the setting in brack
 
 from ml_collections import config_dict
 
-from configs import choices, defaults, gensar_identifiers
+from configs import (
+    choices,
+    defaults,
+    genre_identifiers,
+    gensar_identifiers,
+    p5_cid_identifiers,
+)
 
 DATASETS = {
     "amazon_beauty": {},
@@ -61,33 +72,97 @@ DATASETS = {
     },
     "qilin,dsi": {"on_sample.overrides.train.epochs": 5.0},  # its prompts are short
 }
-_ONE_KIND = {
-    "identifier_model.sources": ("semantic",),
+# What a text or its query is the only prompt of, and what knows nothing of searches.
+_SEARCH_ALONE = {
+    "prompts.search_without": "history",
+    "eval.protocols": (),
+    "eval.selection": "ndcg@5/search/neg99/exact",
+}
+_CLICKS_ALONE = {"data.use_search": False, "eval.search_protocols": ()}
+_TASKS = ("nrip", "nsip", "nsqp", "pseudo_query", "desc2id", "id2desc")
+_ONE_FORM = {
     "prompts.identifiers": "semantic",
     "prompts.behaviour_tokens": "none",
+    # In place of train.epochs, such as GenSAR's own number of updates; 0 leaves it to these.
+    "train.updates": 0,
+}
+_ONE_KIND = {
+    "identifier_model.sources": ("semantic",),
+    **_ONE_FORM,
+}
+
+
+def _only(*tasks: str) -> dict[str, int]:
+    """Returns rates that take every example of some tasks, and none of the others."""
+    return {f"mixture.{task}": -1 if task in tasks else 0 for task in (*_TASKS, *tasks)}
+
+
+_DSI = {
+    **_ONE_KIND,
+    **_SEARCH_ALONE,
+    **_only("nsip", "desc2id"),
+    "train.row_targets": 64,
 }
 VARIANTS = {
     "gensar": {},
     "tiger": {
         **_ONE_KIND,
-        "data.use_search": False,
-        **dict.fromkeys(
-            (f"mixture.{task}" for task in ("nsip", "nsqp", "pseudo_query", "desc2id", "id2desc")),
-            0,
-        ),
-        "eval.search_protocols": (),
+        **_CLICKS_ALONE,
+        **_only("nrip"),
         "train.row_targets": 40,  # its prompts are short: with 32 the targets fill first
     },
-    "dsi": {
-        **_ONE_KIND,
-        "prompts.search_without": "history",
-        **dict.fromkeys(
-            (f"mixture.{task}" for task in ("nrip", "nsqp", "pseudo_query", "id2desc")), 0
-        ),
-        **dict.fromkeys(("mixture.nsip", "mixture.desc2id"), -1),
+    "dsi": _DSI,
+    "lc_rec": {
+        **_ONE_KIND,  # four levels of text codes, the last balanced: as released
+        **_CLICKS_ALONE,
+        **_only("nrip", "desc2id", "id2desc"),
+        # The two halves of its fusion: every example with one of them, an epoch; ours.
+        "mixture.next_text": 10_000,
+        "mixture.told_history": 10_000,
         "train.row_targets": 64,
-        "eval.protocols": (),
-        "eval.selection": "ndcg@5/search/neg99/exact",
+    },
+    "p5_cid": {
+        **_ONE_FORM,
+        **_CLICKS_ALONE,
+        **_only("nrip"),
+        "identifier_method": "p5_cid_identifiers",
+        "identifier_model": p5_cid_identifiers.MODEL,
+        "identifier_vectors": None,
+        "identifier_train": None,
+        "train.row_targets": 40,
+    },
+    "dsi_qg": {
+        **_ONE_KIND,
+        **_SEARCH_ALONE,
+        **_only("nsip", "pseudo_search"),  # never a text
+        "train.row_targets": 64,
+    },
+    "genre": {
+        **_ONE_FORM,
+        **_SEARCH_ALONE,
+        **_only("nsip"),
+        "identifier_method": "genre_identifiers",
+        "identifier_model": genre_identifiers.MODEL,
+        "identifier_vectors": None,
+        "identifier_train": None,
+        "train.row_targets": 128,
+        "train.label_smoothing": 0.1,  # released
+        "eval.length_penalty": 1.0,  # released
+    },
+    "ltrgr": {
+        **_DSI,  # as in CRS
+        "method": "ltrgr",
+        "rank": {
+            "searches": 4096,  # whose beams are made; ours
+            "candidates": 30,  # the paper's beams for training hold 100 to 200
+            "batch_size": 64,
+            "updates": 256,  # ours, beside those of the generator
+            "evals": 4,
+            "learning_rate": 1e-2,  # a third of the generator's, as released
+            "margin": 1.0,  # nats; ours
+            "random_margin": 1 / 3,  # a third of the margin, as released
+            "cross_entropy": 1.0,  # ours
+        },
     },
 }
 

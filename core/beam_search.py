@@ -42,7 +42,9 @@ def _select(array: jax.Array, parents: jax.Array) -> jax.Array:
     return jax.vmap(lambda rows, places: rows[places])(array, parents)
 
 
-def _log_probabilities(logits: jax.Array, below: tries.Children, renormalise: bool) -> jax.Array:
+def _log_probabilities(
+    logits: jax.Array, below: tries.Children, renormalise: bool, padding: int | None
+) -> jax.Array:
     """Returns log p float32 [B, K, F] of each child; meaningless where there is no child."""
     logits = logits.astype(jnp.float32)
     # A token beyond the vocabulary scores NaN instead of another token's probability.
@@ -51,7 +53,9 @@ def _log_probabilities(logits: jax.Array, below: tries.Children, renormalise: bo
         total = jax.nn.logsumexp(chosen, -1, where=below.valid, keepdims=True)
     else:
         total = jax.nn.logsumexp(logits, -1, keepdims=True)
-    return chosen - total
+    if padding is None:
+        return chosen - total
+    return jnp.where(below.tokens == padding, 0.0, chosen - total)
 
 
 def search(
@@ -62,6 +66,7 @@ def search(
     width: int,
     *,
     renormalise: bool = False,
+    padding: int | None = None,
 ) -> Beams:
     """Returns the items of highest log-likelihood that a beam of `width` finds; runs inside jit.
 
@@ -79,6 +84,8 @@ def search(
       renormalise: False scores a code by its probability among all tokens (raw), so that a score
         is the log-likelihood of the identifier; True by its probability among the tokens that the
         trie allows.
+      padding: the token that fills identifiers of fewer tokens after their end, which costs
+        nothing; None where every token is scored.
 
     Returns:
       min(width, leaves) beams. With `width` at least the number of items these are all items.
@@ -100,7 +107,7 @@ def search(
         below = tries.children(trie, level, nodes)
         # The floor keeps a child of probability zero ahead of what is no child at all.
         likelihood = jnp.maximum(
-            scores[..., None] + _log_probabilities(logits, below, renormalise), lowest
+            scores[..., None] + _log_probabilities(logits, below, renormalise, padding), lowest
         )
         candidates = jnp.where(below.valid, likelihood, -jnp.inf)
         fanout = candidates.shape[-1]

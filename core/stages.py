@@ -13,6 +13,7 @@ STAGE_TITLES = {
     FITTED: "fitted",
     "identifiers": "identifiers",
     "joint": "joint training",
+    "rank": "after learning to rank",
 }
 # CRS: M_sft^0, M_rl^0, M_sft^1, ...; then its variant without RL, by round.
 _ROUND = re.compile(r"(sft_only|sft|rl)_(\d{1,6})")

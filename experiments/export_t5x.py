@@ -10,6 +10,7 @@ import numpy as np
 from core.errors import UserError
 from experiments.resolve import resolve
 from gensar_jax.experiment import GenSARExperiment
+from gensar_jax.identifiers import LEVELS
 from gensar_jax.t5x_bridge import exported
 from gensar_jax.t5x_bridge.exported import Export, Record
 from input_pipelines import candidates
@@ -43,6 +44,12 @@ def export(config: Any, out: str, epochs: int, given: Any = ()) -> Export:
     data = Dataset(config)
     experiment = GenSARExperiment(config, data)
     experiment.train_identifiers()
+    assert experiment.table is not None
+    if experiment.table.alphabet != LEVELS:
+        raise UserError(
+            "expected identifiers of one code a level for T5X, found some of any length; export "
+            "GenSAR or another variant with such identifiers"
+        )
     examples, mixture = experiment.examples, experiment.examples.mixture
     evaluated = ["recommendation"] + ["search"] * bool(config.eval.search_protocols)
     splits: dict[str, list[str]] = {task: ["train"] for task in mixture.tasks}
@@ -68,6 +75,12 @@ def export(config: Any, out: str, epochs: int, given: Any = ()) -> Export:
 
 
 def _records(experiment: GenSARExperiment, evaluated: list[str], epochs: int) -> Iterator[Record]:
+    assert experiment.table is not None
+    if experiment.table.alphabet != LEVELS:
+        raise UserError(
+            "expected identifiers of one code a level for T5X, found some of any length; export "
+            "GenSAR or another variant with such identifiers"
+        )
     examples, mixture = experiment.examples, experiment.examples.mixture
     total = epochs * mixture.examples_per_epoch
     for start in range(0, total, _AT_ONCE):

@@ -10,8 +10,9 @@ from ml_collections import config_dict
 from core.experiment import Experiment
 from crs_jax.experiment import CRSExperiment
 from experiments.search_floors import SearchFloorExperiment
+from gensar_jax import identifier_methods
+from gensar_jax.baselines.ltrgr import LTRGRExperiment
 from gensar_jax.experiment import GenSARExperiment
-from gensar_jax.identifier_experiment import IdentifierExperiment
 from input_pipelines.dataset import Dataset
 from lcrsr import baseline_experiment
 from lcrsr.experiment import LCRSERExperiment, Teacher
@@ -20,7 +21,8 @@ from lcrsr.experiment import LCRSERExperiment, Teacher
 _EXPERIMENTS: dict[str, type[Experiment]] = {
     "lcr_ser": LCRSERExperiment,
     "gensar": GenSARExperiment,
-    "gensar_identifiers": IdentifierExperiment,
+    "ltrgr": LTRGRExperiment,
+    **identifier_methods.METHODS,
     "crs": CRSExperiment,
     "search_baseline": SearchFloorExperiment,
 }

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
-from core import checksums, distributed
-from gensar_jax import phrasings, pseudo_queries, vocabulary
-from gensar_jax.identifiers import IdentifierTable
+from core import distributed
+from core.errors import UserError
+from gensar_jax import pieces, pseudo_queries
+from gensar_jax.identifiers import LEVELS, PIECES, IdentifierTable
 from gensar_jax.prompts import Catalogue, Event, Example, Prompts
 from gensar_jax.settings import KINDS
 from gensar_jax.vocabulary import Vocabulary
@@ -27,8 +28,6 @@ from input_pipelines.search_task import SearchExamples
 from input_pipelines.splits import Examples
 
 _BEHAVIOURS = {histories.CLICK: "<R_I>", histories.QUERY: "<S_Q>", histories.SEARCHED: "<S_I>"}
-# Copies of the templates among the texts that pieces are trained on: see `phrasings.texts`.
-_TEMPLATE_COPIES = 50
 
 
 def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarray], int]:
@@ -39,6 +38,44 @@ def chosen_codes(table: IdentifierTable, kinds: str) -> tuple[dict[str, np.ndarr
         return table.codes, table.shared_levels
     codes = table.codes[kinds]
     return dict.fromkeys(KINDS, codes), codes.shape[1]
+
+
+def _tokens(
+    model: bytes, table: IdentifierTable, kinds: str
+) -> tuple[Vocabulary, dict[str, np.ndarray]]:
+    """Returns the vocabulary of a table and, by kind, its identifiers as tokens int32 [V+1, L].
+
+    Raises:
+      UserError: identifiers of other pieces than the model's.
+    """
+    if table.alphabet == LEVELS:
+        codes, shared = chosen_codes(table, kinds)
+        own = (table.num_codes,) * (codes["semantic"].shape[1] - shared)
+        vocabulary = Vocabulary(
+            model, shared=(table.num_codes,) * shared, semantic=own, collaborative=own
+        )
+        return vocabulary, _code_tokens(vocabulary, codes)
+    of_pieces = table.alphabet == PIECES
+    if of_pieces and table.pieces != pieces.digest(model):
+        raise UserError(
+            f"expected identifiers of the pieces {pieces.digest(model)}, found those of "
+            f"{table.pieces}; make them again with the same config.vocabulary and data"
+        )
+    vocabulary = Vocabulary(
+        model,
+        shared=() if of_pieces else (table.num_codes,),
+        semantic=(),
+        collaborative=(),
+        of_pieces=of_pieces,
+    )
+    tokens = vocabulary.sequences(table.codes["semantic"])
+    return vocabulary, dict.fromkeys(KINDS, np.pad(tokens, ((1, 0), (0, 0))))
+
+
+def _code_tokens(vocabulary: Vocabulary, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        kind: vocabulary.identifiers(np.pad(codes[kind], ((1, 0), (0, 0))), kind) for kind in KINDS
+    }
 
 
 class GenSARExamples:
@@ -55,7 +92,8 @@ class GenSARExamples:
     Attributes:
       vocabulary, prompts, mixture.
       texts_hash, pseudo_queries_hash: 16 hex digits each; the log's hash has neither.
-      identifiers: by kind int32 [V+1, L], tokens; row 0 is padding's.
+      identifiers: by kind int32 [V+1, L], tokens; row 0 is padding's. Those of any length have an
+        end and then padding.
       searches: the training searches.
       described: the items that an auxiliary task tells, since training events have shown them.
       query_pairs: these items' pseudo-queries, (item, query).
@@ -66,8 +104,7 @@ class GenSARExamples:
         self._log, self._seed = data.log, config.seed
         self._train = data.splits.train
         self.searches = search_task.training_searches(data.log, data.splits)
-        _, first = np.unique(self.searches.target_row, return_index=True)
-        self._queries = self.searches.take(first)
+        self._queries = pieces.each_once(self.searches)
         self._texts = data.log.item_texts()
         self.texts_hash = _hash(self._texts)
         self._shape = histories.HistoryShape(
@@ -76,14 +113,9 @@ class GenSARExamples:
             clicks=config.data.clicks,
         )
         with distributed.first_alone():
-            model = self._pieces(config.vocabulary, data)
-        codes, shared = chosen_codes(table, config.prompts.identifiers)
-        own = (table.num_codes,) * (codes["semantic"].shape[1] - shared)
-        self.vocabulary = Vocabulary(
-            model, shared=(table.num_codes,) * shared, semantic=own, collaborative=own
-        )
+            model = pieces.of_catalogue(config.vocabulary, data, self._queries)
         self._kinds = config.prompts.identifiers
-        self.identifiers = self._tokens(codes)
+        self.vocabulary, self.identifiers = _tokens(model, table, self._kinds)
         settings = config.prompts
         self._blind = settings.search_without
         self.prompts = Prompts(
@@ -117,39 +149,39 @@ class GenSARExamples:
             "desc2id": len(KINDS) * len(self.described),
             "id2desc": len(KINDS) * len(self.described),
             "pseudo_query": len(self.query_pairs),
+            **self._sizes_of_baselines(config.mixture),
         }
         self.mixture = Mixture(
             self.sizes, config.mixture.to_dict(), phrasings=settings.phrasings, seed=config.seed
         )
 
-    def _pieces(self, settings: config_dict.ConfigDict, data: Dataset) -> bytes:
-        """Reads the SentencePiece model, or trains one on catalogue and training queries once."""
-        if settings.pieces_model:
-            return vocabulary.read_pieces(settings.pieces_model)
-        queries = sorted({histories.query_text(self._log, row) for row in self._queries.target_row})
-        texts = [*self._texts, *queries, *phrasings.texts() * _TEMPLATE_COPIES]
-        # The limit is part of the name: pieces made before it existed had not seen longer texts.
-        content = [str(vocabulary.MOST_LINE_BYTES), *texts]
-        digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
-        path = data.beside(f"pieces-{settings.pieces}-{digest}.model")
-        if checksums.is_saved(path):
-            checksums.verify(path, f"remove {path} and the file of its checksum")
-            return vocabulary.read_pieces(path)
-        model = vocabulary.train_pieces(texts, settings.pieces)
-        checksums.save(path, model)
-        return model
+    def _sizes_of_baselines(self, rates: config_dict.ConfigDict) -> dict[str, int]:
+        """Counts the examples of tasks that the config of a baseline alone has."""
+        sizes = {"pseudo_search": len(self.query_pairs)}
+        if {"next_text", "told_history"} & set(rates):
+            self._told = {
+                "next_text": [row for row in range(len(self._train)) if self._text_after(row)],
+                "told_history": [row for row in range(len(self._train)) if self._texts_of(row)],
+            }
+            sizes |= {task: len(rows) for task, rows in self._told.items()}
+        return {task: size for task, size in sizes.items() if task in rates}
 
-    def _tokens(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {
-            kind: self.vocabulary.identifiers(np.pad(codes[kind], ((1, 0), (0, 0))), kind)
-            for kind in KINDS
-        }
+    def _text_after(self, row: int) -> str:
+        """Returns the text of a training example's item; '' where it has no pieces."""
+        text = self._texts[int(self._log.rec_items[self._train.target_row[row]]) - 1]
+        return text if self.prompts.has_pieces(text) else ""
+
+    def _texts_of(self, row: int) -> list[str]:
+        """Returns the texts of the items before a training example, oldest first."""
+        items = [what for _, what in self.history(self._train, row) if isinstance(what, int)]
+        texts = (self._texts[item - 1] for item in items)
+        return [text for text in texts if self.prompts.has_pieces(text)]
 
     def with_items(self, log: Log, table: IdentifierTable) -> GenSARExamples:
         """Returns the same tokens for a log with further items, whose identifiers a table has."""
         changed = self.of_log(log)
         codes, _ = chosen_codes(table, self._kinds)
-        changed.identifiers = self._tokens(codes)
+        changed.identifiers = _code_tokens(self.vocabulary, codes)
         changed.prompts = copy.copy(self.prompts)
         changed.prompts.catalogue = Catalogue(**changed.identifiers)
         return changed
@@ -191,9 +223,20 @@ class GenSARExamples:
             return prompts.next_query(self.history(self._queries, row), query, phrasing)
         if task == "nsip":
             return self._search_example(self.searches, row, phrasing)
-        if task == "pseudo_query":
+        if task in ("pseudo_query", "pseudo_search"):
             item, query = self.query_pairs[row]
+            if task == "pseudo_search":
+                return prompts.next_searched_item([], query, item, phrasing)
             return prompts.pseudo_query(query, item, phrasing)
+        if task == "next_text":
+            row = self._told[task][row]
+            return prompts.next_text(
+                self.history(self._train, row), self._text_after(row), phrasing
+            )
+        if task == "told_history":
+            row = self._told[task][row]
+            item = int(self._log.rec_items[self._train.target_row[row]])
+            return prompts.told_history(self._texts_of(row), item, phrasing)
         place, number = divmod(row, len(KINDS))
         item = self.described[place]
         write = {

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from core import distributed, metrics, results, vectors
+from core import distributed, metrics, results
 from core import trie as tries
 from core.errors import UserError
 from core.experiment import Experiment
@@ -25,15 +25,13 @@ from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
 from core.settings import Section, build, none_named
 from core.workdir import Workdir
-from gensar_jax import prediction, recorded_inputs, sharding
+from gensar_jax import identifier_methods, prediction, recorded_inputs, sharding
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifier_experiment import IdentifierExperiment
-from gensar_jax.identifier_task import TrainingConfig
 from gensar_jax.identifiers import IdentifierTable, load_table
 from gensar_jax.joint_task import JointConfig, JointTask
-from gensar_jax.own_identifiers import given_table, own_identifiers, train_table
+from gensar_jax.own_identifiers import check_own, given_table, own_identifiers, train_table
 from gensar_jax.ranking import BeamRanker
-from gensar_jax.rqvae import RQVAEConfig
 from gensar_jax.settings import (
     SAMPLED,
     GenerationSettings,
@@ -42,7 +40,6 @@ from gensar_jax.settings import (
     PromptSettings,
     RateSettings,
     TableSettings,
-    VectorSettings,
     VocabularySettings,
     network_values,
 )
@@ -121,7 +118,7 @@ class GenSARExperiment(Experiment):
         if self.partition is not None:
             for name in ("batch_size", "full_batch_size"):
                 self.partition.check_batch_size(config.eval[name], f"config.eval.{name}")
-        self._ranker = BeamRanker(self.network, self.partition)
+        self._ranker = BeamRanker(self.network, self.partition, self.length_penalty)
         self._tries: dict[str, tries.Trie] = {}
         self._inputs: dict[tuple[str, str], np.ndarray] = {}
         self.task = JointTask(
@@ -131,11 +128,20 @@ class GenSARExperiment(Experiment):
             examples_per_epoch=self.examples.mixture.examples_per_epoch,
             evaluate=self.validate,
             selection=self.selection,
-            tables={"identifiers": np.frombuffer(bytes.fromhex(table.hash), np.uint8)},
+            tables=self.constant_tables(),
             seed=config.seed,
             initial=self._pretrained if self._checkpoint else None,
             partition=self.partition,
         )
+
+    def constant_tables(self) -> dict[str, np.ndarray]:
+        """Returns what every checkpoint holds beside parameters: the hash of the identifiers."""
+        return {"identifiers": np.frombuffer(bytes.fromhex(self.table_hash), np.uint8)}
+
+    @property
+    def length_penalty(self) -> float:
+        """Returns the power of an identifier's tokens that divides its log-likelihood."""
+        return self.config.eval.get("length_penalty", 0.0)
 
     @property
     def _checkpoint(self) -> str:
@@ -149,6 +155,7 @@ class GenSARExperiment(Experiment):
     @classmethod
     def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
         sections = super().sections(config)
+        own = identifier_methods.experiment_class(config).own_sections
 
         def seed(config: config_dict.ConfigDict) -> dict[str, int]:
             return {"seed": config.seed}
@@ -157,9 +164,7 @@ class GenSARExperiment(Experiment):
             **sections,
             "": Section((*sections[""].classes, TableSettings)),
             **sections_of_data(config, HistorySettings),
-            "identifier_vectors": Section((VectorSettings, vectors.FactorConfig), seed),
-            "identifier_model": Section((RQVAEConfig,)),
-            "identifier_train": Section((TrainingConfig, RateSettings)),
+            **{f"identifier_{name}": Section(classes, seed) for name, classes in own.items()},
             "vocabulary": Section((VocabularySettings,)),
             "prompts": Section((PromptSettings,)),
             "mixture": Section((MixtureSettings,)),
@@ -251,7 +256,7 @@ class GenSARExperiment(Experiment):
         """
         if self.table is None:
             # Refuses what identifiers could not be trained with.
-            IdentifierExperiment(own_identifiers(self.config, self.data)[1], self.data)
+            check_own(self.config, self.data)
         else:
             self._check_examples()
         read = [("validation", *self._parsed(column)[:2]) for column in self._validated()]
@@ -281,6 +286,11 @@ class GenSARExperiment(Experiment):
 
     def run(self, workdir: Workdir) -> None:
         """Trains, or continues, and reads the test split once."""
+        self.begin(workdir)
+        self.train_and_test(workdir, self.task, self.joint_loop())
+
+    def begin(self, workdir: Workdir) -> None:
+        """Makes what a run needs before its first stage, and records it."""
         if self.table is None:
             self.train_identifiers()
             self._check_examples()
@@ -295,12 +305,16 @@ class GenSARExperiment(Experiment):
             self.examples.vocabulary.size,
             self.examples.vocabulary.text_rows,
         )
-        finished = run_stage(self.task, self._loop(), workdir)
+
+    def train_and_test(self, workdir: Workdir, task: JointTask, loop: LoopConfig) -> Any:
+        """Trains a stage, or continues it, reads the test split once; returns its best state."""
+        finished = run_stage(task, loop, workdir)
         state = finished.state
-        columns = [c for task, protocol in self._tested() for c in self.columns(task, protocol)]
+        columns = [c for name, protocol in self._tested() for c in self.columns(name, protocol)]
         more = {"still_improving": finished.still_improving}
         params, tables = state["params"], state["tables"]
-        self.test_once(workdir, JointTask.name, finished.best_step, columns, params, tables, more)
+        self.test_once(workdir, task.name, finished.best_step, columns, params, tables, more)
+        return state
 
     def details(self, split: str, protocol: str) -> dict[str, Any]:
         """Returns further arguments of `results.save` for a row: who was evaluated, with what."""
@@ -313,7 +327,8 @@ class GenSARExperiment(Experiment):
         rankings = examples.target_row if task == "search" and name in WHOLE else None
         return results.counting(examples.user, counted, more, self.selection, rankings)
 
-    def _loop(self) -> LoopConfig:
+    def joint_loop(self) -> LoopConfig:
+        """Returns how stage `joint` is trained."""
         config = self.config
         return LoopConfig.fixed_length(
             self.task.max_steps,
@@ -413,6 +428,14 @@ class GenSARExperiment(Experiment):
         """
         own, config = own_identifiers(self.config, self.data)
         place = Workdir(folder or own)
+        if folder:
+            config = config_dict.ConfigDict(place.read_config())
+        if config.method != identifier_methods.DEFAULT:
+            raise UserError(
+                f"expected identifiers of {identifier_methods.DEFAULT} in {place.path}, whose "
+                f"quantizers name new items too, found those of {config.method}; train on data "
+                "with these items"
+            )
         if not os.path.isdir(os.path.join(place.path, "checkpoints")):
             raise UserError(
                 f"expected the run that trained the identifiers in {place.path}, to name new items "
@@ -425,8 +448,6 @@ class GenSARExperiment(Experiment):
                 f"expected the identifiers {self.table_hash} of this run in {place.path}, found "
                 "others; bring that folder back, or train on data with these items"
             )
-        if folder:
-            config = config_dict.ConfigDict(place.read_config())
         table = IdentifierExperiment(config, self.data).joined(place, self.table, texts)
         changed = copy.copy(self)
         changed.data = copy.copy(self.data)
@@ -517,6 +538,7 @@ class GenSARExperiment(Experiment):
             query,
             beam=self.config.eval.beam,
             batch_size=self.config.eval.full_batch_size,
+            length_penalty=self.length_penalty,
         )
         for row, items in enumerate(generated):
             for rank, (item, score) in enumerate(items, start=1):

@@ -11,6 +11,7 @@ from core import beam_search
 from core.beam_search import Beams
 from core.trie import Trie
 from gensar_jax.t5.network import Transformer
+from gensar_jax.vocabulary import PADDING
 
 
 def generate(
@@ -22,6 +23,7 @@ def generate(
     width: int,
     *,
     renormalise: bool = False,
+    length_penalty: float = 0.0,
 ) -> Beams:
     """Returns the items whose identifiers are likeliest after a prompt; runs inside jit.
 
@@ -38,9 +40,12 @@ def generate(
         of candidates every one of them is scored (neg99/exact), else what the beam drops is a miss
         (neg99/beam30).
       width, renormalise: see `core.beam_search.search`.
+      length_penalty: power of an identifier's tokens, its end included, by which its log-likelihood
+        is divided once the beam has ended; 0 divides by nothing.
 
     Returns:
-      Beams; raw scores are log-likelihoods of the L codes, in nats.
+      Beams; raw scores are log-likelihoods of the L codes, in nats. Of identifiers of any length
+      (`Vocabulary.sequences`) they count the end, and nothing after it.
     """
     variables = {"params": params}
     encoded: Any = network.apply(variables, inputs, enable_dropout=False, method="encode")
@@ -55,4 +60,16 @@ def generate(
     cache: Any = network.empty_cache(batch)
     for place in range(read.shape[1] - 1):
         _, cache = step(0, read[:, place, None], cache)
-    return beam_search.search(step, cache, read[:, -1], trie, width, renormalise=renormalise)
+    beams = beam_search.search(
+        step, cache, read[:, -1], trie, width, renormalise=renormalise, padding=PADDING
+    )
+    return beams if not length_penalty else _divided(beams, length_penalty)
+
+
+def _divided(beams: Beams, power: float) -> Beams:
+    """Returns beams in the order of their scores over a power of their lengths."""
+    lengths = jnp.maximum((beams.tokens != PADDING).sum(-1), 1)
+    scores = beams.scores / lengths**power
+    order = jnp.argsort(scores, axis=1, descending=True)
+    taken = [jnp.take_along_axis(part, order, 1) for part in (beams.items, scores)]
+    return Beams(*taken, jnp.take_along_axis(beams.tokens, order[..., None], 1))

@@ -9,7 +9,7 @@ import datetime
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from gensar_jax import identifiers, meaning
 from gensar_jax.identifier_task import Assignment, IdentifierTask, TrainingConfig, scaled
 from gensar_jax.quantizer import SHARED
 from gensar_jax.rqvae import RQVAE, SOURCES, RQVAEConfig
-from gensar_jax.settings import RateSettings, VectorSettings
+from gensar_jax.settings import Described, RateSettings, VectorSettings
 from input_pipelines import segmenters
 from input_pipelines.dataset import Dataset
 from input_pipelines.settings import (
@@ -115,21 +115,30 @@ class IdentifierExperiment(Experiment):
     Raises:
       UserError: a setting that does not exist, a catalogue smaller than a codebook, or as
         `item_vectors`.
+
+    Attributes:
+      own_sections, shared_sections: as of
+        `fitted_identifier_experiment.FittedIdentifierExperiment`.
     """
 
     stages: tuple[str, ...] = (IdentifierTask.name,)
     data: Dataset
+    own_sections: ClassVar[Described] = {
+        "vectors": (VectorSettings, vectors.FactorConfig),
+        "model": (RQVAEConfig,),
+        "train": (TrainingConfig, RateSettings),
+    }
+    shared_sections: ClassVar[Described] = {}
 
     @classmethod
     def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
+        def seed(config: config_dict.ConfigDict) -> dict[str, int]:
+            return {"seed": config.seed}
+
         return {
             **super().sections(config),
             **sections_of_data(config, HistorySettings),
-            "vectors": Section(
-                (VectorSettings, vectors.FactorConfig), lambda config: {"seed": config.seed}
-            ),
-            "model": Section((RQVAEConfig,)),
-            "train": Section((TrainingConfig, RateSettings)),
+            **{name: Section(classes, seed) for name, classes in cls.own_sections.items()},
             "eval": Section((EvaluationSettings, ProtocolSettings)),
         }
 

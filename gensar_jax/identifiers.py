@@ -3,8 +3,8 @@
 The collision rate is that of GenSAR (RecSys 2025) 4.4.2: 1 - unique identifiers / items. It is less
 than the share of items that collide, which counts every item of a shared identifier. Collisions are
 resolved in up to 20 rounds that re-assign the last code of items that share an identifier by
-Sinkhorn (LC-Rec, ICDE 2024), then with spare codes. Axis letters: V items, L levels, K codes, D
-width of a level.
+Sinkhorn (LC-Rec, ICDE 2024), then with spare codes. Tables of other makers may have identifiers of
+any length. Axis letters: V items, L levels, K codes, D width of a level.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from gensar_jax.rqvae import SOURCES
 ROUNDS = 20
 _ARRAYS = "identifiers.npz"
 _META = "identifiers.json"
+# What the codes of a table are: of each level its own K codes; or one alphabet of K symbols, or of
+# the K pieces of a SentencePiece model, at every place of identifiers of any length.
+LEVELS, SYMBOLS, PIECES = "levels", "symbols", "pieces"
+ALPHABETS = (LEVELS, SYMBOLS, PIECES)
+# Fills the places after the last code of a shorter identifier.
+NO_CODE = -1
 
 
 def collision_rate(codes: np.ndarray) -> float:
@@ -209,6 +215,9 @@ class IdentifierTable:
       data_hash: of the log whose items these are.
       training_split: which of its clicks they were trained on
     (`input_pipelines.dataset.Dataset`). The hash leaves it out.
+      alphabet: one of ALPHABETS. With others than LEVELS both sources have the same codes, and
+        NO_CODE fills the places after an identifier's last one.
+      pieces: the digest of the SentencePiece model whose pieces the codes are; else ''.
     """
 
     codes: dict[str, np.ndarray]
@@ -216,12 +225,17 @@ class IdentifierTable:
     num_codes: int
     data_hash: str
     training_split: str
+    alphabet: str = LEVELS
+    pieces: str = ""
 
     @property
     def hash(self) -> str:
         """Returns 16 hex digits over the codes and what they mean."""
         digest = hashlib.sha256()
-        digest.update(json.dumps([self.shared_levels, self.num_codes, self.data_hash]).encode())
+        meaning: list[Any] = [self.shared_levels, self.num_codes, self.data_hash]
+        if self.alphabet != LEVELS:
+            meaning += [self.alphabet, self.pieces]
+        digest.update(json.dumps(meaning).encode())
         for source in SOURCES:
             codes = np.ascontiguousarray(self.codes[source], np.int32)
             digest.update(json.dumps([source, codes.shape]).encode() + codes.tobytes())
@@ -232,12 +246,51 @@ class IdentifierTable:
         return len(self.codes[SOURCES[0]])
 
 
+def of_one_alphabet(
+    codes: np.ndarray,
+    num_codes: int,
+    *,
+    data_hash: str,
+    training_split: str,
+    pieces: str = "",
+) -> IdentifierTable:
+    """Returns the table of identifiers of any length, the same for both tasks.
+
+    Args:
+      codes: integers [V, L], from 0 to num_codes - 1; NO_CODE after the last of an identifier.
+      num_codes, data_hash, training_split, pieces: as of `IdentifierTable`.
+    """
+    codes = codes.astype(np.int32)
+    return IdentifierTable(
+        dict.fromkeys(SOURCES, codes),
+        codes.shape[1],
+        num_codes,
+        data_hash,
+        training_split,
+        PIECES if pieces else SYMBOLS,
+        pieces,
+    )
+
+
+def _check_ends(codes: np.ndarray, where: str, again: str) -> None:
+    """Checks that codes [V, L] of any length begin with one and stop once."""
+    inside = codes != NO_CODE
+    broken = ~inside[:, 0] | (inside[:, 1:] & ~inside[:, :-1]).any(1)
+    if broken.any():
+        item = int(np.flatnonzero(broken)[0])
+        raise UserError(
+            f"expected codes and then {NO_CODE} to the end in every identifier of {where}, found "
+            f"{codes[item].tolist()} of item {item + 1}; {again}"
+        )
+
+
 def validate_table(table: IdentifierTable, where: str) -> None:
     """Checks what every consumer relies on.
 
     Raises:
       UserError: identifiers that are not unique, codes outside the codebook, shared codes that
-        differ between an item's two identifiers.
+        differ between an item's two identifiers, an alphabet that is none, or a place without a
+        code before one with a code.
     """
     again = "write it again with launch.train and the config of the identifiers"
     shapes = {source: table.codes[source].shape for source in SOURCES}
@@ -251,13 +304,21 @@ def validate_table(table: IdentifierTable, where: str) -> None:
         raise UserError(
             f"expected shared levels from 0 to {levels} in {where}, found {shared}; {again}"
         )
+    if table.alphabet not in ALPHABETS:
+        raise UserError(
+            f"expected an alphabet of {', '.join(ALPHABETS)} in {where}, found "
+            f"{table.alphabet!r:.60}; {again}"
+        )
+    least = 0 if table.alphabet == LEVELS else NO_CODE
     for source, codes in table.codes.items():
-        if codes.size and (codes.min() < 0 or codes.max() >= table.num_codes):
-            worst = int(codes.min()) if codes.min() < 0 else int(codes.max())
+        if codes.size and (codes.min() < least or codes.max() >= table.num_codes):
+            worst = int(codes.min()) if codes.min() < least else int(codes.max())
             raise UserError(
                 f"expected {source} codes from 0 to {table.num_codes - 1} in {where}, found "
                 f"{worst}; {again}"
             )
+        if table.alphabet != LEVELS and codes.size:
+            _check_ends(codes, where, again)
         groups = _groups(codes)
         if groups:
             first = [int(item) + 1 for item in groups[0][:2]]
@@ -297,6 +358,8 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
         "codes": table.num_codes,
         "data_hash": table.data_hash,
         "training_split": table.training_split,
+        "alphabet": table.alphabet,
+        "pieces": table.pieces,
         "files": checksums.describe(directory, [_ARRAYS]),
         **report,
     }
@@ -332,11 +395,14 @@ def load_table(directory: str, *, data_hash: str, remedy: str = _FIRST) -> Ident
             meta["codes"],
             meta["data_hash"],
             meta["training_split"],
+            # Tables from before there were others.
+            meta.get("alphabet", LEVELS),
+            meta.get("pieces", ""),
         )
         written = meta["hash"]
         numbers, names = (
             (table.shared_levels, table.num_codes),
-            (table.data_hash, table.training_split, written),
+            (table.data_hash, table.training_split, table.alphabet, table.pieces, written),
         )
         if {*map(type, numbers)} != {int} or {*map(type, names)} != {str}:
             raise TypeError(f"expected whole numbers {numbers} and strings {names}")

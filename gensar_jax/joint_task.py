@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from core.partitioning import BATCH_AXES, Partition, own_rows, placed, random_bits_impl
 from core.prefetch import ahead
 from core.schedules import rate_at
-from core.settings import Count, Positive, Rate, Settings, Weight
+from core.settings import Count, CountOrNone, Positive, Rate, Settings, Weight
 from gensar_jax import packing
 from gensar_jax.prompts import Example
 from gensar_jax.t5.network import Transformer
@@ -42,6 +42,9 @@ class JointConfig(Settings):
       relative_rate: whether an array's update is multiplied by the root mean square of the array,
         as in T5's own training (Adafactor): its embeddings start at a deviation of 1, its kernels
         at a tenth of that or less, and one absolute rate cannot suit both.
+      label_smoothing: share of a target's probability that goes to all other tokens alike.
+      updates: of the whole training in place of `epochs`, so that methods whose mixtures differ in
+        size are trained alike; 0 leaves it to these.
     """
 
     batch_size: Count
@@ -53,6 +56,8 @@ class JointConfig(Settings):
     weight_decay: Weight
     clip_norm: Positive
     relative_rate: bool = False
+    label_smoothing: Rate = 0.0
+    updates: CountOrNone = 0
 
 
 def descent(
@@ -101,14 +106,19 @@ def packed_batch(
     return packing.to_packed_batch(examples, padded, config.row_inputs, config.row_targets)
 
 
-def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def token_losses(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Returns -log P(y_t | y_<t, Ins) of Eq. 12 in nats, float32 [B, S]; 0 at padding.
 
     Args:
       logits: float32 [B, S, W].
       targets: int32 [B, S]; 0 is padding.
+      label_smoothing: share of a target's probability that goes to the W - 1 others alike.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    if label_smoothing:
+        words = logits.shape[-1]
+        others = jax.nn.logsumexp(logits, -1) * words - logits.sum(-1) - losses
+        losses = (1.0 - label_smoothing) * losses + label_smoothing / (words - 1) * others
     return jnp.where(targets > 0, losses, 0.0)
 
 
@@ -150,7 +160,8 @@ class JointTask:
         self._row_multiple = math.lcm(ROW_MULTIPLE, devices)
         self.selection, self.batch_size = selection, config.batch_size
         self.steps_per_epoch = max(1, round(examples_per_epoch / config.batch_size))
-        self.max_steps = max(1, round(config.epochs * examples_per_epoch / config.batch_size))
+        by_epochs = max(1, round(config.epochs * examples_per_epoch / config.batch_size))
+        self.max_steps = config.updates or by_epochs
         self._stream, self._evaluate = stream, evaluate
         self._tables, self._seed, self._initial = tables, seed, initial
         self._optimizer = descent(config.clip_norm, config.weight_decay, config.relative_rate)
@@ -214,7 +225,8 @@ class JointTask:
         arguments: dict[str, Any] = batch
         rngs = {"dropout": key}
         logits: Any = self.network.apply({"params": params}, **arguments, rngs=rngs)
-        return token_losses(logits, batch["decoder_target_tokens"]).sum()
+        smoothing = self.config.label_smoothing
+        return token_losses(logits, batch["decoder_target_tokens"], smoothing).sum()
 
     def train_step(
         self, state: State, batch: dict[str, Any], learning_rate: jax.Array

@@ -16,13 +16,16 @@ from ml_collections import config_dict
 from core import vectors
 from core.errors import UserError
 from core.workdir import open_workdir
-from gensar_jax.identifier_experiment import IdentifierExperiment
+from gensar_jax import identifier_methods
 from gensar_jax.identifiers import IdentifierTable, load_table
 from input_pipelines.dataset import Dataset
 
 _LOG = logging.getLogger(__name__)
-# Not the config's own: how often a run writes does not make other identifiers.
-_IDENTIFIER_LOOP = {"checkpoint_every": 500, "log_every": 20}
+# Not the config's own: what is looked at and how often a run writes make no other identifiers.
+_NOT_OWN = {
+    "eval": {"selection": "explained/catalogue"},
+    "loop": {"checkpoint_every": 500, "log_every": 20},
+}
 
 
 def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTable | None:
@@ -63,14 +66,15 @@ def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
     They are kept beside the prepared data, so that ablations share them.
 
     Raises:
-      UserError: as `given_table`, or as `IdentifierExperiment`.
+      UserError: as `given_table`, or as the experiment that makes the identifiers.
     """
     if (table := given_table(config, data)) is not None:
         return table
     folder, own = own_identifiers(config, data)
     _LOG.info("no config.identifiers given: training identifiers in %s", folder)
     with _kept_in_cache(folder):
-        IdentifierExperiment(own, data).run(open_workdir(folder, own.to_dict(), data.log.hash))
+        maker = identifier_methods.own_experiment(own, data)
+        maker.run(open_workdir(folder, own.to_dict(), data.log.hash))
         return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
 
 
@@ -78,21 +82,33 @@ def own_identifiers(
     config: config_dict.ConfigDict, data: Dataset
 ) -> tuple[str, config_dict.ConfigDict]:
     """Returns where identifiers of these settings are kept, and the config of their training."""
+    maker = identifier_methods.experiment_class(config)
+    sections = {name: config[f"identifier_{name}"].to_dict() for name in maker.own_sections}
+    sections |= {name: config[name].to_dict() for name in maker.shared_sections}
     own = config_dict.ConfigDict(
         {
-            "method": "gensar_identifiers",
+            "method": identifier_methods.method_of(config),
             "dataset": config.dataset,
             "seed": config.seed,
             "data": {"segmenter": config.data.segmenter, "split": config.data.split},
-            "vectors": config.identifier_vectors.to_dict(),
-            "model": config.identifier_model.to_dict(),
-            "train": config.identifier_train.to_dict(),
-            "eval": {"selection": "explained/catalogue"},
-            "loop": _IDENTIFIER_LOOP,
+            **sections,
+            **_NOT_OWN,
         }
     )
     content = own.to_json_best_effort(sort_keys=True)
-    for source in (own.vectors.semantic, own.vectors.collaborative):
+    for source in _sources(own):
         content += vectors.source_hash(source)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return data.beside(f"identifiers-{digest}"), own
+
+
+def _sources(own: config_dict.ConfigDict) -> list[str]:
+    """Returns the files and folders whose contents make the identifiers too."""
+    sections = own.get("vectors", {}), own.get("vocabulary", {})
+    keys = ("semantic", "collaborative", "pieces_model")
+    return [section[key] for section in sections for key in keys if section.get(key)]
+
+
+def check_own(config: config_dict.ConfigDict, data: Dataset) -> None:
+    """Raises UserError where identifiers cannot be made from the data."""
+    identifier_methods.own_experiment(own_identifiers(config, data)[1], data).check_data()

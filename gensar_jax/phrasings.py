@@ -1,5 +1,5 @@
 """Holds ten phrasings of each of GenSAR's six tasks; the first of a task is the paper's (3.3), if
-any.
+any. Two tasks more are LC-Rec's.
 
 {history}, {query}, {text} and {identifier} are places; a query's place holds <S_Q> and its words.
 """
@@ -85,6 +85,31 @@ _PSEUDO_QUERY = (
     "For the search {query}, choose the item to show.",
     "Answer the query {query} with an item.",
 )
+# LC-Rec's fusion of texts and identifiers: the text of the next item, and a history of texts.
+_NEXT_TEXT = (
+    "The user's interaction history is: {history}. Describe the item to recommend next.",
+    "Given the interaction history {history}, write the description of the next item.",
+    "Interaction history: {history}. Description of the next item:",
+    "Here is what the user clicked: {history}. What is the next item like?",
+    "A user did the following: {history}. Tell what the next item is.",
+    "Based on the history {history}, describe an item the user would click next.",
+    "After {history}, what is the item that the user will like? Describe it.",
+    "Please read the user's history: {history}. Describe one more item.",
+    "The user has interacted with {history}. Write what to recommend next.",
+    "Translate the history {history} into the description of the next item.",
+)
+_TOLD_HISTORY = (
+    "The user clicked items with these descriptions: {history}. Which item is next?",
+    "Given the described items {history}, recommend the next item for this user.",
+    "Described history: {history}. Next recommendation:",
+    "Here are the descriptions of what the user clicked: {history}. Recommend an item.",
+    "A user liked what is described here: {history}. Predict the next item.",
+    "Based on the descriptions {history}, what item would the user click next?",
+    "After items like {history}, which item will the user like? Please recommend it.",
+    "Please read what the user clicked: {history}. Recommend one more item.",
+    "The user has interacted with items described as {history}. Choose the next item.",
+    "Translate the described history {history} into the next item.",
+)
 # Next recommended item, next query, next searched item, description to identifier and back, and a
 # pseudo-query alone (READINGS).
 _ALL = {
@@ -96,6 +121,7 @@ _ALL = {
     "pseudo_query": _PSEUDO_QUERY,
 }
 TASKS = tuple(_ALL)
+_FUSION = {"next_text": _NEXT_TEXT, "told_history": _TOLD_HISTORY}
 
 
 def phrasings(task: str) -> tuple[str, ...]:
@@ -104,6 +130,8 @@ def phrasings(task: str) -> tuple[str, ...]:
     Raises:
       UserError: no task has that name.
     """
+    if task in _FUSION:
+        return _FUSION[task]
     if task not in _ALL:
         raise UserError(
             f"expected tasks of {', '.join(TASKS)} in the mixture, found {task!r}; correct the name"
@@ -112,7 +140,7 @@ def phrasings(task: str) -> tuple[str, ...]:
 
 
 def texts() -> list[str]:
-    """Returns all templates without their places, for training pieces that know their words.
+    """Returns GenSAR's templates without their places, for training pieces that know their words.
 
     Give as many copies as make their words frequent: beside the 12,101 titles of Amazon Beauty and
     with 4,000 pieces, a template takes 18.1 tokens on average with one copy, 14.1 with 50.

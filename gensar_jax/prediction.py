@@ -19,7 +19,7 @@ from input_pipelines.dataset import Dataset
 from input_pipelines.splits import Examples
 
 # Compiled once for each network, width, and shape of the prompts.
-_generate = jax.jit(generate, static_argnames=("network", "width"))
+_generate = jax.jit(generate, static_argnames=("network", "width", "length_penalty"))
 
 
 class Generated(NamedTuple):
@@ -41,6 +41,7 @@ def top_items(
     *,
     beam: int,
     batch_size: int,
+    length_penalty: float = 0.0,
     left_out: Sequence[Collection[int]] | None = None,
 ) -> Iterator[list[Generated]]:
     """Yields the likeliest items of each example, best first, without what its user has touched.
@@ -56,6 +57,7 @@ def top_items(
       query: for the items of a search, as a user types it; None for recommendations.
       beam: the beam's width is a multiple of it.
       batch_size: examples at once.
+      length_penalty: as in `generation.generate`.
       left_out: items of each example that are no answer; None: those that its user has touched.
 
     Raises:
@@ -98,7 +100,9 @@ def top_items(
     for start in range(0, len(examples), size):
         rows = np.minimum(np.arange(start, start + size), len(examples) - 1)
         prefix = jnp.broadcast_to(jnp.array(forced, jnp.int32), (size, len(forced)))
-        beams = _generate(network, params, inputs[rows], prefix, trie, width=width)
+        beams = _generate(
+            network, params, inputs[rows], prefix, trie, width=width, length_penalty=length_penalty
+        )
         items, scores = np.asarray(beams.items), np.asarray(beams.scores)
         for row in range(min(size, len(examples) - start)):
             ranked = map(Generated, items[row].tolist(), scores[row].tolist())

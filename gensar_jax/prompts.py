@@ -40,14 +40,14 @@ class Catalogue:
 
     Attributes:
       semantic, collaborative: int32 [V, L], the tokens of both identifiers, from
-        `Vocabulary.identifiers`.
+        `Vocabulary.identifiers` or `Vocabulary.sequences`.
     """
 
     semantic: np.ndarray
     collaborative: np.ndarray
 
     def identifier(self, item: int, kind: str) -> list[int]:
-        """Tokens of an item's 'semantic' or 'collaborative' identifier.
+        """Tokens of an item's 'semantic' or 'collaborative' identifier, without an end.
 
         Raises:
           UserError: no such item.
@@ -58,7 +58,7 @@ class Catalogue:
                 f"expected an item in 1..{len(table) - 1}, found {item}; use the catalogue that "
                 "the identifier table was made for"
             )
-        return table[item].tolist()
+        return [token for token in table[item].tolist() if token not in (PADDING, END)]
 
 
 class Prompts:
@@ -136,6 +136,19 @@ class Prompts:
         inputs = self._inputs("nrip", phrasing, history, behaviour="<R_I>")
         return self._item(inputs, "<R_I>", item)
 
+    def next_text(self, history: Sequence[Event], text: str, phrasing: int = 0) -> Example:
+        """Makes a half of LC-Rec's fusion: `history` to the text of the next item; a long one is
+        cut.
+        """
+        inputs = self._inputs("next_text", phrasing, history)
+        return self._text(inputs, self._encode(text))
+
+    def told_history(self, texts: Sequence[str], item: int, phrasing: int = 0) -> Example:
+        """Makes the other half: the texts of a history, oldest first, to the next item."""
+        history = [("<S_Q>", text) for text in texts]
+        inputs = self._inputs("told_history", phrasing, history, behaviour="<R_I>")
+        return self._item(inputs, "<R_I>", item)
+
     def next_query(self, history: Sequence[Event], query: str, phrasing: int = 0) -> Example:
         """Makes NSQP, 3.3.2: `history` to the next query; a long one is cut."""
         inputs = self._inputs("nsqp", phrasing, history, behaviour="<S_Q>")
@@ -192,7 +205,7 @@ class Prompts:
         identifier = self.catalogue.identifier(item, kind)
         return Example(inputs, [*self._start(behaviour), *identifier, END])
 
-    def _text(self, inputs: list[int], target: list[int]) -> Example:
+    def _text(self, inputs: list[int], target: Sequence[int]) -> Example:
         return Example(inputs, [*target[: self.max_targets - 1], END])
 
     def _described(self, text: str, item: int) -> list[int]:

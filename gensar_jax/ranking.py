@@ -54,10 +54,16 @@ class BeamRanker:
     Args:
       network: T5.
       partition: the mesh that users are cut over; None means one device.
+      length_penalty: as in `generation.generate`.
     """
 
-    def __init__(self, network: Transformer, partition: Partition | None = None):
-        self._network, self._partition = network, partition
+    def __init__(
+        self,
+        network: Transformer,
+        partition: Partition | None = None,
+        length_penalty: float = 0.0,
+    ):
+        self._network, self._partition, self._penalty = network, partition, length_penalty
         whole = None if partition is None else partition.replicated
         self.sampled = jax.jit(self._sampled, static_argnames="width", out_shardings=whole)
         self.full = jax.jit(self._full, static_argnames="width", out_shardings=whole)
@@ -70,6 +76,12 @@ class BeamRanker:
     def place(self, batch: Any) -> Any:
         """Arrays [B, ...] of B users over the devices."""
         return batch if self._partition is None else self._partition.put_batch(batch)
+
+    def _generate(
+        self, params: Any, inputs: jax.Array, forced: jax.Array, trie: Trie, width: int
+    ) -> Beams:
+        network, penalty = self._network, self._penalty
+        return generate(network, params, inputs, forced, trie, width, length_penalty=penalty)
 
     def _sampled(
         self,
@@ -90,7 +102,7 @@ class BeamRanker:
           width: N scores every candidate (exact); with fewer what the beam drops is a miss.
         """
         trie = tries.of_candidates(identifiers, candidates, jnp.ones_like(candidates, bool))
-        beams = generate(self._network, params, inputs, forced, trie, width)
+        beams = self._generate(params, inputs, forced, trie, width)
         return ranks_of(beams, candidates[:, 0], jnp.zeros_like(candidates[:, :1]))
 
     def _full(
@@ -105,5 +117,5 @@ class BeamRanker:
         width: int,
     ) -> Ranks:
         """Ranks of targets [B] in the catalogue without `removed` [B, S]."""
-        beams = generate(self._network, params, inputs, forced, trie, width)
+        beams = self._generate(params, inputs, forced, trie, width)
         return ranks_of(beams, target, removed)

@@ -38,13 +38,21 @@ _EXAMPLES = Rule(
     "of examples an epoch, 0 for none or -1 for all", lambda rate: rate >= ALL, "correct it"
 )
 Rate = Annotated[int, _EXAMPLES]
+# By name of a section, what describes its settings.
+Described = dict[str, tuple[type[Settings], ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableSettings(Settings):
-    """Names the folder of an identifier table; empty where it is trained first."""
+    """Says where identifiers come from.
+
+    Attributes:
+      identifiers: folder of an identifier table; empty where it is made first.
+      identifier_method: what makes it (`gensar_jax.identifier_methods`).
+    """
 
     identifiers: Place
+    identifier_method: Named = "gensar_identifiers"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +103,7 @@ class PromptSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureSettings(Settings):
-    """Holds the rates of each task (`input_pipelines.mixtures`)."""
+    """Holds the rates of each task (`input_pipelines.mixtures`); the last three are baselines'."""
 
     nrip: Rate
     nsqp: Rate
@@ -103,6 +111,9 @@ class MixtureSettings(Settings):
     pseudo_query: Rate
     desc2id: Rate
     id2desc: Rate
+    pseudo_search: Rate = 0
+    next_text: Rate = 0
+    told_history: Rate = 0
 
     def check(self) -> None:
         check_rates(dataclasses.asdict(self))
@@ -118,12 +129,17 @@ class NetworkSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings(Settings):
-    """Says against which items both tasks are ranked, and how wide a beam is."""
+    """Says against which items both tasks are ranked, and how wide a beam is.
+
+    Attributes:
+      length_penalty: power of an identifier's tokens by which its log-likelihood is divided.
+    """
 
     protocols: Annotated[tuple[Annotated[str, one_of(*PROTOCOLS)], ...], NamesOnce()]
     search_protocols: Annotated[tuple[Annotated[str, one_of(*WHOLE, *SAMPLED)], ...], NamesOnce()]
     beam: Count
     full_batch_size: Count
+    length_penalty: Weight = 0.0
 
 
 def network_values(config: config_dict.ConfigDict) -> dict[str, Any]:

@@ -140,6 +140,7 @@ class Vocabulary:
       model: a SentencePiece model, from `read_pieces` or `train_pieces`.
       shared, semantic, collaborative: codes of each level of the three kinds of codebooks
         (M, S, R). One of the specific kinds may be empty (single-source identifiers).
+      of_pieces: whether identifiers are text pieces, so that there are no codebooks at all.
 
     Raises:
       UserError: no code tokens, or no SentencePiece model.
@@ -152,11 +153,13 @@ class Vocabulary:
         shared: Sequence[int],
         semantic: Sequence[int],
         collaborative: Sequence[int],
+        of_pieces: bool = False,
     ):
-        self._model = model
+        self._model, self._of_pieces = model, of_pieces
         self._pieces = processor_of(model, "what was passed")
         self._sizes = {"M": tuple(shared), "S": tuple(semantic), "R": tuple(collaborative)}
-        if not sum(self._sizes.values(), ()) or min(sum(self._sizes.values(), ())) < 1:
+        every = sum(self._sizes.values(), ())
+        if bool(every) is of_pieces or min(every, default=1) < 1:
             raise UserError(
                 f"expected code tokens in the vocabulary, found codebooks of {self._sizes}; make "
                 "it from an identifier table"
@@ -208,6 +211,20 @@ class Vocabulary:
             )
         starts = np.array(self._starts["M"] + self._starts[letter])
         return (codes + starts).astype(np.int32)
+
+    def sequences(self, codes: np.ndarray) -> np.ndarray:
+        """Tokens int32 [V, L+1] of identifiers [V, L] of any length: codes, an end, padding.
+
+        Args:
+          codes: integers, text pieces or codes of the shared codebook; `identifiers.NO_CODE` after
+            the last of an identifier.
+        """
+        start = 0 if self._of_pieces else self._starts["M"][0]
+        lengths = (codes >= 0).sum(1, keepdims=True)
+        tokens: np.ndarray = np.full((len(codes), codes.shape[1] + 1), PADDING, np.int32)
+        tokens[:, :-1] = np.where(codes >= 0, codes + start, PADDING)
+        np.put_along_axis(tokens, lengths, END, 1)
+        return tokens
 
     def encode_text(self, text: str) -> list[int]:
         """Pieces of a text, without an end; empty for an empty text."""
@@ -269,7 +286,8 @@ class Vocabulary:
             file.write(self._model)
         sizes = {letter: list(sizes) for letter, sizes in self._sizes.items()}
         files = checksums.describe(str(folder), [_MODEL])
-        checksums.write_sealed(str(folder / _CODES), {"sizes": sizes, "files": files})
+        content = {"sizes": sizes, "of_pieces": self._of_pieces, "files": files}
+        checksums.write_sealed(str(folder / _CODES), content)
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> Vocabulary:
@@ -290,4 +308,10 @@ class Vocabulary:
                 f"expected the codebooks M, S and R in {file}, found something else; save the "
                 "vocabulary again"
             ) from None
-        return cls(model, shared=shared, semantic=semantic, collaborative=collaborative)
+        return cls(
+            model,
+            shared=shared,
+            semantic=semantic,
+            collaborative=collaborative,
+            of_pieces=described.get("of_pieces") is True,
+        )

@@ -83,6 +83,7 @@ class GeneratedAnswers:
             request.query,
             beam=experiment.config.eval.beam,
             batch_size=1,
+            length_penalty=experiment.length_penalty,
             left_out=[left_out],
         )
         return Answer(

@@ -89,7 +89,7 @@ def test_golden_text_is_of_methods_that_there_are():
 
 def test_a_file_is_a_method_or_names_a_choice_of_one():
     assert set(FILES) - set(METHODS) - set(NAMED) == {
-        *("__init__", "baseline", "choices", "datasets", "defaults"),
+        *("__init__", "baseline", "choices", "datasets", "defaults", "identifiers_at_once"),
     }
     for name, (method, choice) in NAMED.items():
         named = importlib.import_module(f"configs.{name}").get_config()

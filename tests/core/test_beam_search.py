@@ -86,6 +86,18 @@ def test_a_beam_as_wide_as_the_catalogue_ranks_every_item(width, renormalise):
         np.testing.assert_array_equal(beams.tokens[user], codes[order])
 
 
+def test_padding_after_the_end_of_a_shorter_identifier_costs_nothing():
+    # Token 0 is the padding: what follows it is no part of an identifier.
+    codes = np.array([[4, 1, 0], [4, 2, 1], [7, 1, 0], [8, 3, 1]])
+    network = Network(3)
+    beams = run(network, tries.build(codes), 4, padding=0)
+    for user in range(2):
+        exact = [network.score(user, c[: 2 if c[2] == 0 else 3]) for c in codes]
+        order = np.argsort(exact)[::-1]
+        assert beams.items[user].tolist() == order.tolist()
+        np.testing.assert_allclose(beams.scores[user], np.array(exact)[order], atol=1e-5)
+
+
 def plain_beam_search(network, user, codes, width):
     """Written with lists: at each level keep the best prefixes of items."""
     beams = [((), 0.0)]

@@ -183,3 +183,34 @@ def test_values_of_another_type_end_in_one_line(tmp_path, key):
     seal(tmp_path, meta)
     with pytest.raises(UserError, match=r"none that can be read \(TypeError\)"):
         load_table(str(tmp_path), data_hash="d")
+
+
+def test_identifiers_of_any_length_are_saved_and_loaded(tmp_path):
+    codes = np.array([[0, 3, 4], [0, -1, -1], [2, 0, -1]])
+    made = identifiers.of_one_alphabet(codes, 5, data_hash="d", training_split="s", pieces="abc")
+    save_table(str(tmp_path), made, {})
+    again = load_table(str(tmp_path), data_hash="d")
+    assert again.alphabet == identifiers.PIECES and again.pieces == "abc"
+    assert again.codes["collaborative"].tolist() == codes.tolist()
+    # What the codes mean is part of the hash; that of a table of levels is what it was before.
+    symbols = identifiers.of_one_alphabet(codes, 5, data_hash="d", training_split="s")
+    assert symbols.alphabet == identifiers.SYMBOLS
+    assert len({made.hash, symbols.hash, again.hash}) == 2
+    assert table().hash == "7889f4181f866a32"
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ([[0, 1], [0, 1]], "unique semantic identifiers"),
+        ([[0, 1], [-1, 2]], "codes and then -1 to the end"),
+        ([[0, -1, 1], [0, 1, 1]], r"found \[0, -1, 1\] of item 1"),
+        ([[0, 1], [0, 5]], "codes from 0 to 4"),
+        ([[0, 1], [0, -2]], "found -2"),
+    ],
+)
+def test_broken_identifiers_of_any_length_are_refused(codes, words, tmp_path):
+    made = identifiers.of_one_alphabet(np.array(codes), 5, data_hash="d", training_split="s")
+    with pytest.raises(UserError, match=words):
+        save_table(str(tmp_path), made, {})
+    assert not list(tmp_path.iterdir())
