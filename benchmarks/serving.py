@@ -57,6 +57,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,7 +272,7 @@ def write_enlarged(export: str, out: str, count: int, seed: int = 0) -> None:
     }
     for name in manifest["files"]:
         if name not in (exported.WEIGHTS, exported.ITEMS, exported.VECTORS):
-            os.link(os.path.realpath(os.path.join(export, name)), os.path.join(out, name))
+            shutil.copyfile(os.path.join(export, name), os.path.join(out, name))
     safetensors.numpy.save_file(weights, os.path.join(out, exported.WEIGHTS))
     save_npy(os.path.join(out, exported.VECTORS), rows[1:])
     write_atomically(os.path.join(out, exported.ITEMS), json.dumps(names, ensure_ascii=False))
