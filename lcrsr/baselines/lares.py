@@ -421,7 +421,9 @@ class LARESPolicyTask(PolicyTask):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         s, config = self._ranker.settings, self._config
         history = self._ranker.history(batch, rows)
-        items, targets = state["tables"]["item"], batch["candidates"][:, 0]
+        items = state["tables"]["item"]
+        # Of rows that count nothing too a finite probability: a product with 0 leaves no NaN.
+        targets = losses.any_target(batch["candidates"], batch["mask"])
         start_key, steps_key = jax.random.split(key)
         shape = (config.trajectories, *rows["rec_items"].shape)
         starts = s.start_scale * jax.random.truncated_normal(start_key, -3.0, 3.0, shape)

@@ -179,7 +179,7 @@ def run():
     batch = {
         "user": np.arange(1, 5, dtype=np.int32),
         "rec_items": np.array([[1, 2, 3, 4], [2, 4, 0, 0], [8, 0, 0, 0], [0, 0, 0, 0]], np.int32),
-        "candidates": np.array([[6, 1], [6, 1], [7, 1], [3, 1]], np.int32),
+        "candidates": np.array([[6, 1], [6, 1], [7, 1], [0, 0]], np.int32),
         "mask": np.array([1.0, 1.0, 1.0, 0.0], np.float32),
     }
     rows = {"rec_items": table[batch["rec_items"]]}
