@@ -40,6 +40,7 @@ from lcrsr.search_baselines.rankers import (
     SearchScorer,
     TextSimilarity,
     VectorSimilarity,
+    check_texts,
 )
 from lcrsr.search_evaluation import SearchEvaluation
 from text_encoders import named
@@ -153,6 +154,7 @@ class SearchBaselineExperiment(Experiment):
             return TextSimilarity(texts, split, width=None, seed=seed)
         if model.vectors == FACTORS:
             return TextSimilarity(texts, split, width=model.width, seed=seed)
+        check_texts([text.strip() for text in texts])
         settings = build(EncoderSettings, model.to_dict(), section="model")
         encoder = self.open_encoder(model.vectors, settings, key="model.vectors")
         self.similarity = VectorSimilarity(
@@ -175,7 +177,7 @@ class SearchBaselineExperiment(Experiment):
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         path = self.data.beside(f"text-vectors-{digest}.npy")
         remedy = f"delete {path}: it is made again"
-        if not checksums.is_saved(path):
+        if not (checksums.is_saved(path) and os.path.exists(path)):
             array, file = encoder.documents(texts), io.BytesIO()
             np.save(file, array)
             # A run that is served may lie where nothing can be written.

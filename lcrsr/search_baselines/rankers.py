@@ -106,6 +106,15 @@ class OrPopular:
         return np.where(unknown, self._popularity.fallback, scores)
 
 
+def check_texts(texts: Sequence[Sequence[str] | str]) -> None:
+    """Raises UserError where no item has text, or a word."""
+    if not any(texts):
+        raise UserError(
+            f"expected text on the items, found none on all {len(texts)}; bring titles, or "
+            "use query_popularity"
+        )
+
+
 class TextSimilarity:
     """Scores by the cosine of a query's TF-IDF vector with the items', or of their singular vectors
     (LSA).
@@ -132,11 +141,7 @@ class TextSimilarity:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words = [split(text) for text in texts]
-        if not any(words):
-            raise UserError(
-                f"expected text on the items, found none on all {len(texts)}; bring titles, or "
-                "use query_popularity"
-            )
+        check_texts(words)
         self._weights = TfidfVectorizer(analyzer=lambda words: words, sublinear_tf=True)
         vectors = self._weights.fit_transform(words)
         self._svd = None

@@ -13,6 +13,7 @@ from core.errors import UserError
 from crs_jax import decoder_checkpoints
 from crs_jax.decoder_config import DecoderConfig
 from crs_jax.embedding import open_encoder
+from text_encoders import named
 from text_encoders.sentence_settings import EncoderSettings
 
 FOLDER = pathlib.Path(__file__).parents[1] / "reference" / "text_encoders"
@@ -50,6 +51,14 @@ def test_vectors_are_those_of_sentence_transformers():
     np.testing.assert_allclose(encoder.documents(TEXTS), reference("documents"), atol=1e-5)
     np.testing.assert_allclose(encoder.queries(TEXTS), reference("queries"), atol=1e-5)
     assert encoder.cut > 0
+
+
+def test_items_of_crs_have_its_vectors():
+    vectors = named.item_vectors(
+        [*TEXTS, ""], str(QWEN3), key="vectors.semantic", open_one=open_encoder
+    )
+    np.testing.assert_allclose(vectors[:-1], reference("documents"), atol=1e-5)
+    assert not vectors[-1].any()
 
 
 def test_a_single_file_with_longer_names_and_without_the_added_end(copied):

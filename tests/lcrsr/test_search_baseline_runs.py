@@ -142,6 +142,9 @@ def test_a_text_encoder_by_its_folder(encoder, folder, tmp_path_factory, tmp_pat
     stored.write_bytes(content)
     with pytest.raises(UserError, match="it is made again"):
         Restored(str(tmp_path / "w"))
+    stored.unlink()
+    again = Restored(str(tmp_path / "w")).experiment.similarity
+    np.testing.assert_array_equal(again.items, similarity.items)
     for file in pathlib.Path(restored.data.directory).glob("text-vectors-*"):
         file.unlink()
 
