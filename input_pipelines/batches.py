@@ -275,6 +275,7 @@ class TrainBatches:
       process_index, process_count: this host among all.
       searches: examples of the search task, appended to every batch of clicks; as many a step as
         make an epoch of theirs as long as one of `examples`.
+      touched: what users touched, where it is known already.
 
     Raises:
       UserError: the batch does not divide among the hosts, or no item is left as a negative.
@@ -292,13 +293,14 @@ class TrainBatches:
         process_index: int = 0,
         process_count: int = 1,
         searches: SearchExamples | None = None,
+        touched: TouchedItems | None = None,
     ):
         if batch_size % process_count:
             raise UserError(
                 f"expected a batch size divisible by {process_count} hosts, found {batch_size}"
             )
         self._log = log
-        self._touched = TouchedItems(log)
+        self._touched = TouchedItems(log) if touched is None else touched
         self.remarks: list[str] = []
         negatives, examples, searches = self._with_negatives(negatives, examples, searches)
         self._negatives = negatives

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -25,6 +26,8 @@ PUBLISHED = "published99"
 _NEGATIVES = 99
 # Rounds of draws that are refused where they do not fit, before what is left is drawn exactly.
 _ROUNDS = 8
+# Events of the users whose touched items are sorted at once.
+_TOUCHED_ROWS = 2**21
 # Keys of an exact draw that are held at once.
 _RACE_CELLS = 4_000_000
 # Users that a warning names.
@@ -33,31 +36,72 @@ _NAMED = 3
 _VERSION = 2
 
 
+def touched_arrays(log: Log, rows: int = _TOUCHED_ROWS) -> dict[str, np.ndarray]:
+    """Returns what `TouchedItems` looks up: one int64 a pair of user and item, and its first time.
+
+    They are sorted, with where each user's begin, int64 [U+2].
+
+    Args:
+      rows: of events, so many are sorted at once where users have no more.
+    """
+    rec_offsets, search_offsets, click_offsets = (
+        np.asarray(each) for each in (log.rec_offsets, log.search_offsets, log.click_offsets)
+    )
+    # Where each user's items of searches begin.
+    item_offsets = click_offsets[search_offsets]
+    starts = rec_offsets + item_offsets
+    span = np.int64(log.num_items + 1)
+    keys, times = (np.empty(int(starts[-1]), np.int64) for _ in range(2))
+    size, user, users = 0, 0, len(starts) - 1
+    while user < users:
+        # Some users at a time: sorting all at once takes four times the memory.
+        end = int(np.searchsorted(starts, starts[user] + rows, side="right")) - 1
+        end = min(max(end, user + 1), users)
+        numbers = np.arange(user, end)
+        some, clicked = (slice(each[user], each[end]) for each in (rec_offsets, item_offsets))
+        searches = slice(search_offsets[user], search_offsets[end])
+        lengths = np.diff(click_offsets[searches.start : searches.stop + 1])
+        owner = np.concatenate(
+            [
+                np.repeat(numbers, np.diff(each[user : end + 1]))
+                for each in (rec_offsets, item_offsets)
+            ]
+        )
+        item = np.concatenate([log.rec_items[some], log.click_items[clicked]])
+        time = np.concatenate(
+            [log.rec_times[some], np.repeat(np.asarray(log.search_times)[searches], lengths)]
+        )
+        key = owner * span + item
+        order = np.argsort(key, kind="stable")
+        key = key[order]
+        first = np.ones(len(key), bool)
+        first[1:] = key[1:] != key[:-1]
+        found = slice(size, size + int(first.sum()))
+        keys[found] = key[first]
+        if len(key):
+            times[found] = np.minimum.reduceat(time[order], np.flatnonzero(first))
+        size, user = found.stop, end
+    keys, times = keys[:size], times[:size]
+    return {
+        "keys": keys,
+        "times": times,
+        "user_starts": np.searchsorted(keys, np.arange(log.num_users + 2, dtype=np.int64) * span),
+    }
+
+
 class TouchedItems:
     """Tells when each user first touched each item, in a recommendation or in a search.
 
     Args:
       log: the log.
+      arrays: what `touched_arrays` has found in it; None finds it now.
     """
 
-    def __init__(self, log: Log):
-        rec_users = np.repeat(np.arange(log.num_users + 1), np.diff(log.rec_offsets))
-        searches = np.repeat(np.arange(len(log.search_times)), np.diff(log.click_offsets))
-        search_users = np.repeat(np.arange(log.num_users + 1), np.diff(log.search_offsets))
-        user = np.concatenate([rec_users, search_users[searches]]).astype(np.int64)
-        item = np.concatenate([log.rec_items, log.click_items]).astype(np.int64)
-        time = np.concatenate([log.rec_times, np.asarray(log.search_times)[searches]])
+    def __init__(self, log: Log, arrays: Mapping[str, np.ndarray] | None = None):
+        found = touched_arrays(log) if arrays is None else arrays
         self._span = np.int64(log.num_items + 1)
-        key = user * self._span + item
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        first = np.ones(len(key), bool)
-        first[1:] = key[1:] != key[:-1]
-        self._keys = key[first]
-        self._times = np.minimum.reduceat(time[order], np.flatnonzero(first))
-        self._user_starts = np.searchsorted(
-            self._keys, np.arange(log.num_users + 2, dtype=np.int64) * self._span
-        )
+        self._keys, self._times = found["keys"], found["times"]
+        self._user_starts = found["user_starts"]
 
     def before(self, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Tells where `user` touched `item` at `time` or earlier; all arrays have one shape."""

@@ -70,13 +70,18 @@ class CodedEvents:
     reading: Mapping[str, Any]
 
 
-def build_coded_log(name: str, events: CodedEvents, *, is_sample: bool = False) -> Log:
+def build_coded_log(
+    name: str, events: CodedEvents, *, is_sample: bool = False, may_be_empty: bool = False
+) -> Log:
     """Builds the log of the events, as `log.build_log` does; takes the blocks of clicks.
+
+    Args:
+      may_be_empty: allows a log without clicks, a part of another.
 
     Raises:
       UserError: there is not one click.
     """
-    if not sum(map(len, events.click_user)):
+    if not may_be_empty and not sum(map(len, events.click_user)):
         raise UserError(f"expected clicks in the log of {name}, found none; check the source files")
     words, word_names = _words(name, events)
     keep = with_content(words.ends, events.search_clicks.ends)
@@ -195,6 +200,8 @@ def sorted_clicks(
         counts += np.bincount(user_numbers[block], minlength=num_users + 1)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     total = int(starts[-1])
+    if not total:
+        return starts, np.zeros(0, np.int32), np.zeros(0, np.int64)
     parts = min(-(-total // _PART_ROWS), _MOST_PARTS)
     width = -(-(num_users + 1) // parts)
     first = min(int(block.min()) for block in times if len(block))

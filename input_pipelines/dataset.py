@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -22,6 +23,7 @@ from input_pipelines import (
     co_occurrence,
     prepare,
     prepared_log,
+    reading_index,
     search_task,
     segmenters,
     splits,
@@ -91,10 +93,14 @@ class Dataset:
         self._config = config
         with distributed.first_alone():
             self._open(config)
-        self.splits = splits.split_log(
-            self.log, config.data.split, max_validation=config.data.max_validation
-        )
-        splits.check_leakage(self.log, self.splits)
+        with self._once():
+            self.splits = reading_index.split_of(
+                self.log,
+                config.data.split,
+                config.data.max_validation,
+                self.directory,
+                self.cache_dir,
+            )
         self._check_training_clicks()
         splits.warn_of_told_targets(self.log, self.splits)
         self.label = f"{self.log.name} (sample data)" if self.log.is_sample else self.log.name
@@ -290,19 +296,23 @@ class Dataset:
                 "than 2 events or the split leaves nothing to train on"
             )
         here = processes or (jax.process_index(), jax.process_count())
+        touched = self._touched()
         if targets_per_window > 1:
-            windows = WindowBatches(
-                self.log,
-                self.splits.train,
-                self.shape(1 + negatives),
-                batch_size=batch_size,
-                seed=seed,
-                negatives=negatives,
-                targets_per_window=targets_per_window,
-                process_index=here[0],
-                process_count=here[1],
-                row_multiple=row_multiple,
-            )
+            with self._once():
+                windows = WindowBatches(
+                    self.log,
+                    self.splits.train,
+                    self.shape(1 + negatives),
+                    batch_size=batch_size,
+                    seed=seed,
+                    negatives=negatives,
+                    targets_per_window=targets_per_window,
+                    process_index=here[0],
+                    process_count=here[1],
+                    row_multiple=row_multiple,
+                    touched=touched,
+                    keep=reading_index.keeper(self.log, self.directory, self.cache_dir),
+                )
             for remark in windows.remarks:
                 self._say(remark)
             self._say(windows.described, logging.INFO)
@@ -322,6 +332,7 @@ class Dataset:
             process_index=0 if whole else here[0],
             process_count=1 if whole else here[1],
             searches=searches if whole and not alone else None,
+            touched=touched,
         )
 
         for remark in source.remarks:
@@ -332,6 +343,15 @@ class Dataset:
             return map(self.adapt, (_part(b, *here) for b in unadapted) if whole else unadapted)
 
         return stream, source.steps_per_epoch
+
+    def _once(self) -> contextlib.AbstractContextManager[None]:
+        """Lets process 0 make first what is saved of a large log."""
+        large = len(self.log.rec_items) >= reading_index.LEAST
+        return distributed.first_alone() if large else contextlib.nullcontext()
+
+    def _touched(self) -> candidates.TouchedItems:
+        with self._once():
+            return reading_index.touched_of(self.log, self.directory, self.cache_dir)
 
     def _training_searches(self, alone: bool) -> search_task.SearchExamples:
         searches = search_task.training_searches(self.log, self.splits)

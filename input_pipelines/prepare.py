@@ -7,20 +7,32 @@ the settings it heeds and the format of prepared folders.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from core.errors import UserError
-from core.files import remove_abandoned, scratch_folder
+from core.files import locked, remove_abandoned, scratch_folder
 from input_pipelines.file_bounds import check_lines
-from input_pipelines.log import Log, content_hash
+from input_pipelines.grown_log import grown
+from input_pipelines.log import Log
 from input_pipelines.log_checks import validate_log
-from input_pipelines.prepared_log import FORMAT, is_prepared, load_log, read_origin, save_log
+from input_pipelines.prepared_log import (
+    FORMAT,
+    check_content,
+    is_prepared,
+    load_log,
+    read_links,
+    read_origin,
+    save_grown,
+    save_log,
+)
 from input_pipelines.raw_hashes import RawHashes
 from input_pipelines.readers import (
     amazon_beauty,
@@ -146,22 +158,26 @@ def _prepare(
     origin: dict[str, Any],
     report: Report,
     place: str,
+    beam_options: str | None = None,
 ) -> None:
     """Reads, checks and saves a log; `place` is the option by which the user said where."""
-    reader = READERS[dataset]
-    settings = origin["settings"] | ({"report": report} if reader.reports else {})
     report("reading", 0.0)
-    try:
-        check_lines(reader.files(raw_dir))
+    with _reads_and_writes(raw_dir, directory, place):
         with scratch_folder(directory):
             pass  # what cannot be written to is found out before the reading, not after
-        log = reader.read(raw_dir, **settings)
-        log = _with_ignored_files(log, raw_dir, reader.files(raw_dir))
-        report("checking", 0.0)
-        validate_log(log)
+        if beam_options is None:
+            log = _read(dataset, raw_dir, origin["settings"], report)
+        else:
+            log = _read_by_beam(dataset, raw_dir, directory, origin["settings"], beam_options)
         report("saving", 0.0)
         save_log(log, directory, origin)
         report("saving", 1.0)
+
+
+@contextlib.contextmanager
+def _reads_and_writes(raw_dir: str, directory: str, place: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         # NumPy's error of a write that did not fit has no strerror.
         reason = error.strerror or f"a write cut short ({error})"
@@ -169,6 +185,53 @@ def _prepare(
             f"expected to read {raw_dir} and to write {directory}, found {reason}; free space or "
             f"pass another {place}"
         ) from error
+
+
+def _read(dataset: str, raw_dir: str, settings: Mapping[str, Any], report: Report) -> Log:
+    """Reads and checks the log of raw files."""
+    reader = READERS[dataset]
+    check_lines(reader.files(raw_dir))
+    log = reader.read(raw_dir, **settings, **({"report": report} if reader.reports else {}))
+    log = _with_ignored_files(log, raw_dir, reader.files(raw_dir))
+    report("checking", 0.0)
+    validate_log(log)
+    return log
+
+
+def _check_beam(dataset: str, options: str) -> None:
+    """Refuses, before anything is read, what Beam cannot do.
+
+    Raises:
+      UserError: another data set than csv_log, Beam is not installed, or knows no such option.
+    """
+    if dataset != "csv_log":
+        raise UserError(
+            f"expected --dataset=csv_log for --engine=beam, found {dataset}; prepare it with "
+            "--engine=local"
+        )
+    if importlib.util.find_spec("apache_beam") is None:
+        raise UserError(
+            "expected the package apache-beam for --engine=beam, found it missing; run "
+            "`pip install -e '.[beam]'` or pass --engine=local"
+        )
+    from input_pipelines import beam_engine
+
+    beam_engine.options_of(options)
+
+
+def _read_by_beam(
+    dataset: str, raw_dir: str, directory: str, settings: Mapping[str, Any], options: str
+) -> Log:
+    """Reads and checks the log of raw files by a Beam pipeline."""
+    from input_pipelines import beam_engine
+
+    files = READERS[dataset].files(raw_dir)
+    check_lines(files)
+    with scratch_folder(f"{directory}-beam") as folder:
+        log = beam_engine.read_csv_log(raw_dir, folder, beam_engine.options_of(options), **settings)
+    log = _with_ignored_files(log, raw_dir, files)
+    validate_log(log)
+    return log
 
 
 def _with_ignored_files(log: Log, raw_dir: str, read: list[pathlib.Path]) -> Log:
@@ -207,25 +270,7 @@ def prepare_log(
     settings = _settings(dataset, data_dir, options)
     remove_abandoned(cache_dir)
     if is_prepared(data_dir):
-        origin = read_origin(data_dir) or {}
-        of_files = READERS[dataset].of_files
-        given, wanted = (
-            {k: v for k, v in some.items() if k not in of_files}
-            for some in (origin.get("settings") or {}, settings)
-        )
-        saved = {"dataset": origin.get("dataset"), "settings": given}
-        for key, value in {"dataset": dataset, "settings": wanted}.items():
-            if saved[key] != value:
-                raise UserError(
-                    f"expected {data_dir} to be prepared with {key} {value}, found {saved[key]}; "
-                    "change the config or pass another data_dir"
-                )
-        version = READERS[dataset].version
-        if origin.get("version") != version:
-            raise UserError(
-                f"expected {data_dir} to be prepared by version {version} of {dataset}'s reader, "
-                f"found {origin.get('version')}; prepare it again"
-            )
+        _check_origin(dataset, data_dir, settings)
         remove_abandoned(data_dir)
         return load_log(data_dir), data_dir
     origin = _origin(dataset, data_dir, settings, cache_dir)
@@ -234,6 +279,34 @@ def prepare_log(
         _prepare(dataset, data_dir, directory, origin, report, "cache_dir")
     remove_abandoned(directory)
     return load_log(directory), directory
+
+
+def _check_origin(dataset: str, data_dir: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a folder was prepared from.
+
+    Raises:
+      UserError: another data set, other settings, another version of the reader.
+    """
+    origin = read_origin(data_dir) or {}
+    of_files = READERS[dataset].of_files
+    given, wanted = (
+        {k: v for k, v in some.items() if k not in of_files}
+        for some in (origin.get("settings") or {}, settings)
+    )
+    saved = {"dataset": origin.get("dataset"), "settings": given}
+    for key, value in {"dataset": dataset, "settings": wanted}.items():
+        if saved[key] != value:
+            raise UserError(
+                f"expected {data_dir} to be prepared with {key} {value}, found {saved[key]}; "
+                "change the config or pass another data_dir"
+            )
+    version = READERS[dataset].version
+    if origin.get("version") != version:
+        raise UserError(
+            f"expected {data_dir} to be prepared by version {version} of {dataset}'s reader, "
+            f"found {origin.get('version')}; prepare it again"
+        )
+    return origin
 
 
 def _origin(
@@ -248,7 +321,12 @@ def _origin(
 
 
 def prepare_into(
-    dataset: str, raw_dir: str, data_dir: str, options: Mapping[str, Any], report: Report = silent
+    dataset: str,
+    raw_dir: str,
+    data_dir: str,
+    options: Mapping[str, Any],
+    report: Report = silent,
+    beam_options: str | None = None,
 ) -> Log:
     """Prepares the raw files into the folder `data_dir`, or opens what an earlier call left there.
 
@@ -256,11 +334,15 @@ def prepare_into(
 
     Args:
       options, report: as in `prepare_log`.
+      beam_options: of the Beam pipeline that reads the files, with the same result; None reads them
+        here.
 
     Raises:
       UserError: as `prepare_log`; `data_dir` holds something else.
     """
     settings = _settings(dataset, raw_dir, options)
+    if beam_options is not None:
+        _check_beam(dataset, beam_options)
     origin = _origin(dataset, raw_dir, settings)
     data_dir = os.path.abspath(data_dir)
     if is_prepared(data_dir):
@@ -275,8 +357,54 @@ def prepare_into(
             "another data_dir"
         )
     else:
-        _prepare(dataset, raw_dir, data_dir, origin, report, "data_dir")
+        _prepare(dataset, raw_dir, data_dir, origin, report, "data_dir", beam_options)
     return load_log(data_dir)
+
+
+def append_into(
+    dataset: str, raw_dir: str, data_dir: str, options: Mapping[str, Any], report: Report = silent
+) -> Log:
+    """Joins the events of further raw files to a prepared log (`grown_log`), which it replaces.
+
+    The log is replaced whole or not at all. What the latest call has joined is not joined again:
+    the same command may be repeated.
+
+    Args:
+      options, report: as in `prepare_log`.
+
+    Raises:
+      UserError: as `prepare_log`; `data_dir` is no prepared log, or the files have joined it before
+        its latest ones, or do not go with it.
+    """
+    settings = _settings(dataset, raw_dir, options)
+    data_dir = os.path.abspath(data_dir)
+    origin = _check_origin(dataset, data_dir, settings)
+    with _reads_and_writes(raw_dir, data_dir, "data_dir"), locked(_lock(data_dir)):
+        links, new = read_links(data_dir), fingerprint(dataset, raw_dir, settings)
+        places = [number for number, link in enumerate(links) if link["fingerprint"] == new]
+        if places and places[-1] == len(links) - 1 > 0:
+            return load_log(data_dir)
+        if places:
+            raise UserError(
+                f"expected files that are not in {data_dir} yet, found those of its part "
+                f"{places[-1] + 1} of {len(links)} in {raw_dir}; pass the files of a new day"
+            )
+        report("reading", 0.0)
+        day = _read(dataset, raw_dir, settings, report)
+        report("joining", 0.0)
+        before = load_log(data_dir)
+        log = grown(before, day)
+        chained = f"{origin['fingerprint']}+{new}".encode()
+        origin = origin | {"fingerprint": hashlib.sha256(chained).hexdigest()[:16]}
+        link = {"hash": log.hash, "joined": day.hash, "fingerprint": new}
+        report("saving", 0.0)
+        save_grown(log, before, data_dir, origin, link)
+        report("saving", 1.0)
+    return load_log(data_dir)
+
+
+def _lock(data_dir: str) -> str:
+    return os.path.join(data_dir, ".append.lock")
 
 
 def validate_prepared(data_dir: str) -> Log:
@@ -288,9 +416,5 @@ def validate_prepared(data_dir: str) -> Log:
     """
     log = load_log(data_dir)
     validate_log(log)
-    actual = content_hash(log)
-    if actual != log.hash:
-        raise UserError(
-            f"expected the content hash {log.hash} of {data_dir}, found {actual}; prepare it again"
-        )
+    check_content(log, data_dir)
     return log

@@ -1,10 +1,13 @@
 """Saves a prepared log as .npy files and meta.json, written whole, and reads it memory-mapped.
 
-meta.json holds the size and the checksum of every array's file, and its own.
+meta.json holds the size and the checksum of every array's file, and its own. A log that has grown
+(`save_grown`) has its new arrays in files with a number, and in meta.json its links: the hash and
+the raw files' fingerprint of all that has joined it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from typing import Any
@@ -13,9 +16,9 @@ import numpy as np
 
 from core import checksums
 from core.errors import UserError
-from core.files import load_npy, read_json, scratch_folder
+from core.files import load_npy, read_json, save_npy, scratch_folder
 from input_pipelines.data_card import describe
-from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log
+from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log, content_hash
 from input_pipelines.times import UNITS
 
 # Raised where folders come to hold something else: 2 since every array has a checksum.
@@ -50,6 +53,80 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
             # Another process prepared the same data first; its folder is as good.
             if not is_prepared(directory):
                 raise
+
+
+def save_grown(
+    log: Log, before: Log, directory: str, origin: dict[str, Any], link: dict[str, Any]
+) -> None:
+    """Puts a log in the place of the one that it has grown from, at once or not at all.
+
+    The arrays that have changed are written beside those that are there, then meta.json takes the
+    place of the old one, and the old arrays go. A process that has them open reads on.
+
+    Args:
+      before: the log of the folder, as `load_log` has opened it.
+      link: what has joined it, kept with it (`read_links`).
+
+    Raises:
+      WriteError: the disk is full, or the folder cannot be written; what was there stays.
+    """
+    meta = _read_meta(directory)
+    links = [*_links(meta), link]
+    arrays = {name: getattr(log, name) for name in (*ARRAYS, *itertools.chain(*OPTIONAL_ARRAYS))}
+    changed = {
+        f"{name}-{len(links)}.npy": array
+        for name, array in arrays.items()
+        if array is not None and array is not getattr(before, name)
+    }
+    stay = {file: of for file, of in meta["files"].items() if _array(file) not in
+            {_array(name) for name in changed}}  # fmt: skip
+    try:
+        for file, array in changed.items():
+            save_npy(os.path.join(directory, file), array)
+        files = stay | checksums.describe(directory, changed)
+        meta |= {"hash": log.hash, "reading": dict(log.reading), "origin": origin, "files": files}
+        meta |= {"links": links, "content": content_hash(log), "card": describe(log)}
+        checksums.write_sealed(os.path.join(directory, _META), meta)
+    except BaseException:
+        for file in changed:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(directory, file))
+        raise
+    for file in os.listdir(directory):
+        # Of killed runs too; lists of candidates have other names.
+        if file.endswith(".npy") and _array(file) in arrays and file not in files:
+            os.unlink(os.path.join(directory, file))
+
+
+def _array(file: str) -> str:
+    """Returns the name of the array that a file holds."""
+    return file.removesuffix(".npy").partition("-")[0]
+
+
+def _links(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    first = {"hash": meta["hash"], "fingerprint": (meta["origin"] or {}).get("fingerprint")}
+    return meta.get("links") or [first]
+
+
+def read_links(directory: str) -> list[dict[str, Any]]:
+    """Returns what has joined a prepared log, the first part and every day, oldest first.
+
+    Each has the `hash` that the log then had and the `fingerprint` of its raw files.
+    """
+    return _links(_read_meta(directory))
+
+
+def check_content(log: Log, directory: str) -> None:
+    """Holds a log's events and names to the hash that its folder records.
+
+    Raises:
+      UserError: they are others.
+    """
+    wanted, actual = _read_meta(directory).get("content", log.hash), content_hash(log)
+    if actual != wanted:
+        raise UserError(
+            f"expected the content hash {wanted} of {directory}, found {actual}; prepare it again"
+        )
 
 
 def is_prepared(directory: str) -> bool:
@@ -105,7 +182,7 @@ def load_log(directory: str) -> Log:
     arrays = {}
     for file in meta["files"]:
         path = os.path.join(directory, file)
-        arrays[file.removesuffix(".npy")] = load_npy(path, "an array", again, memory_map=True)
+        arrays[_array(file)] = load_npy(path, "an array", again, memory_map=True)
     published = {
         n.removeprefix(_PUBLISHED): arrays.pop(n) for n in set(arrays) if n.startswith(_PUBLISHED)
     }
@@ -137,10 +214,15 @@ def place_beside(name: str, directory: str, cache_dir: str) -> str:
     Raises:
       UserError: neither folder can be written.
     """
-    inside = os.path.join(directory, name)
     meta = os.path.join(directory, _META)
+    prepared = os.path.exists(meta)
     writable = os.access(directory, os.W_OK | os.X_OK)
-    if writable or os.path.exists(inside) or not cache_dir or not os.path.exists(meta):
+    inside = os.path.join(directory, name)
+    if prepared and (links := read_links(directory))[1:]:
+        inside = os.path.join(directory, f"of-{links[-1]['hash']}", name)
+        if writable:
+            os.makedirs(os.path.dirname(inside), exist_ok=True)
+    if writable or os.path.exists(inside) or not cache_dir or not prepared:
         return inside
     apart = os.path.join(cache_dir, f"beside-{checksums.of_file(meta)}")
     try:

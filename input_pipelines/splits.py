@@ -10,17 +10,22 @@ import numpy as np
 
 from core.errors import UserError
 from input_pipelines.data_card import spread
+from input_pipelines.event_search import first_not_before
 from input_pipelines.log import Log
 
 _LOG = logging.getLogger(__name__)
 
 SPLITS = ("leave_one_out", "global_time", "by_user", "published")
+# Validation examples where nothing else is said; `config.data.max_validation` has the same default.
+MOST_VALIDATION = 5000
 # Shares of the clicks, by time, before the two cuts of global_time.
 _CUTS = (0.8, 0.9)
 # Shares of the users with clicks that train, and that train or validate, under by_user.
 _USER_CUTS = (0.8, 0.9)
 # The share of test targets in their latest earlier search above which a warning is logged.
 _MANY_TOLD = 0.5
+# Examples that are made, or checked, at once.
+_PART = 2**18
 _PUBLISHED_FIELDS = ("target_row", "rec_end", "search_end")
 
 
@@ -42,7 +47,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.user)
 
-    def take(self, indices: np.ndarray) -> Self:
+    def take(self, indices: np.ndarray | slice) -> Self:
         """Returns the examples at these places."""
         return type(self)(*(getattr(self, f.name)[indices] for f in dataclasses.fields(self)))
 
@@ -66,61 +71,63 @@ def _users_of_rows(offsets: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
 
 
-def _moments(users: np.ndarray, times: np.ndarray, first: int, span: int) -> np.ndarray:
-    """Returns one int64 a (user, time) pair, in the pairs' own order."""
-    return users * np.int64(span) + (times - first)
-
-
 def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (rec_end, search_end) of target click rows: what happened strictly earlier."""
-    clicks, searches, _ = _event_moments(log)
-    return _earlier(clicks, searches, clicks[rows])
+    examples = _examples(log, rows)
+    return examples.rec_end, examples.search_end
 
 
 def search_history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (rec_end, search_end) of search rows: what happened strictly before their asking."""
-    clicks, searches, asked = _event_moments(log)
-    return _earlier(clicks, searches, asked[rows])
+    begins = np.asarray(log.search_times if log.search_begins is None else log.search_begins)
+    return _earlier(log, _owners(log.search_offsets, rows), begins[rows])
 
 
-def _event_moments(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (user, time) as one int64 of every click, every search, and each search's asking.
+def _owners(offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns the users of some rows, int32."""
+    return (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
 
-    Events are sorted by (user, time), so that one search over pairs answers for all users.
+
+def _earlier(log: Log, users: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the clicks and the searches of users end that came before moments, int64."""
+    clicks, searches = (
+        first_not_before(
+            np.asarray(times), np.asarray(offsets)[users], np.asarray(offsets)[users + 1], moments
+        )
+        for times, offsets in (
+            (log.rec_times, log.rec_offsets),
+            (log.search_times, log.search_offsets),
+        )
+    )
+    return clicks, searches
+
+
+def _examples(log: Log, rows: np.ndarray, least: int = 0) -> Examples:
+    """Returns the examples of target clicks that have `least` events before them.
+
+    They are made in parts, so that memory holds little beside them.
     """
-    times = [np.asarray(log.rec_times), np.asarray(log.search_times)]
-    first = min((int(t.min()) for t in times if len(t)), default=0)
-    span = max((int(t.max()) for t in times if len(t)), default=0) - first + 1
-    # A search asked before the first event of all has the history of that event: none.
-    begins = times[1] if log.search_begins is None else log.search_begins
-    times.append(np.maximum(begins, first))
-    if span * (log.num_users + 2) >= 2**63:
-        # Times too far apart for pairs in 64 bits: their ranks are not.
-        ranked = np.unique(np.concatenate(times))
-        times = [np.searchsorted(ranked, each) for each in times]
-        first, span = 0, len(ranked)
-    users = [_users_of_rows(offsets) for offsets in (log.rec_offsets, log.search_offsets)]
-    clicks, searches, asked = (
-        _moments(who, when, first, span)
-        for who, when in zip((users[0], users[1], users[1]), times, strict=True)
+    made = Examples(
+        np.empty(len(rows), np.int32), *(np.empty(len(rows), np.int64) for _ in range(3))
     )
-    return clicks, searches, asked
+    size = 0
+    for start in range(0, len(rows), _PART):
+        part = rows[start : start + _PART].astype(np.int64)
+        users = _owners(log.rec_offsets, part)
+        some = Examples(users, part, *_earlier(log, users, np.asarray(log.rec_times)[part]))
+        if least:
+            some = some.take(np.flatnonzero(_lengths(log, some).sum(0) >= least))
+        for field in dataclasses.fields(Examples):
+            getattr(made, field.name)[size : size + len(some)] = getattr(some, field.name)
+        size += len(some)
+    return made.take(slice(0, size))
 
 
-def _earlier(
-    clicks: np.ndarray, searches: np.ndarray, wanted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        np.searchsorted(clicks, wanted, side="left").astype(np.int64),
-        np.searchsorted(searches, wanted, side="left").astype(np.int64),
-    )
-
-
-def _examples(log: Log, rows: np.ndarray) -> Examples:
-    rec_end, search_end = history_ends(log, rows)
-    return Examples(
-        _users_of_rows(log.rec_offsets)[rows], rows.astype(np.int64), rec_end, search_end
-    )
+def _lengths(log: Log, examples: Examples) -> np.ndarray:
+    """Counts the clicks and the searches in the examples' histories, int64 [2, E]."""
+    offsets = (np.asarray(each)[examples.user] for each in (log.rec_offsets, log.search_offsets))
+    ends = (examples.rec_end, examples.search_end)
+    return np.stack([end - begin for end, begin in zip(ends, offsets, strict=True)])
 
 
 def split_log(
@@ -129,7 +136,7 @@ def split_log(
     *,
     min_history: int = 1,
     seed: int = 0,
-    max_validation: int = 5000,
+    max_validation: int = MOST_VALIDATION,
 ) -> Splits:
     """Splits the log's clicks into training, validation and test.
 
@@ -153,30 +160,30 @@ def split_log(
         raise UserError(f"expected data.split in {', '.join(SPLITS)}, found {name!r}; pass one")
     if name == "published":
         return _published(log, min_history, seed, max_validation)
-    rows = np.arange(len(log.rec_items))
-    users = _users_of_rows(log.rec_offsets)
+    training = np.ones(len(log.rec_items), bool)
     if name == "leave_one_out":
-        counts = np.diff(log.rec_offsets)[users]
-        from_last = np.asarray(log.rec_offsets)[users + 1] - 1 - rows
-        test = (counts >= 3) & (from_last == 0)
-        validation = (counts >= 3) & (from_last == 1)
-        training = ~test & ~validation
+        offsets = np.asarray(log.rec_offsets)
+        test = offsets[1:][np.diff(offsets) >= 3] - 1
+        validation = test - 1
+        training[test] = training[validation] = False
     elif name == "by_user":
-        part = _user_parts(log, seed)[users]
-        last = np.asarray(log.rec_offsets)[users + 1] - 1 == rows
-        training, validation, test = (part == 0), (part == 1) & last, (part == 2) & last
+        offsets, part = np.asarray(log.rec_offsets), _user_parts(log, seed)
+        last = np.diff(offsets) > 0
+        validation, test = (offsets[1:][last & (part == number)] - 1 for number in (1, 2))
+        training = np.repeat(part == 0, np.diff(offsets))
     else:
         times = np.asarray(log.rec_times)
         first, second = np.quantile(times, _CUTS)
-        test = times >= second
-        validation = (times >= first) & ~test
-        training = ~test & ~validation
+        training = times < first
+        validation = np.flatnonzero((times >= first) & (times < second))
+        test = np.flatnonzero(times >= second)
+    rows = np.flatnonzero(training)
     return Splits(
         name,
-        rows[training],
-        _with_history(log, _examples(log, rows[training]), min_history),
-        _examples(log, _choose(rows[validation], max_validation, seed)),
-        _examples(log, rows[test]),
+        rows,
+        _examples(log, rows, min_history),
+        _examples(log, _choose(validation, max_validation, seed)),
+        _examples(log, test),
     )
 
 
@@ -191,9 +198,7 @@ def _user_parts(log: Log, seed: int) -> np.ndarray:
 
 
 def _with_history(log: Log, train: Examples, least: int) -> Examples:
-    offsets = np.asarray(log.rec_offsets), np.asarray(log.search_offsets)
-    length = train.rec_end - offsets[0][train.user] + train.search_end - offsets[1][train.user]
-    return train.take(np.flatnonzero(length >= least))
+    return train.take(np.flatnonzero(_lengths(log, train).sum(0) >= least))
 
 
 def _choose(values: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -265,10 +270,10 @@ def warn_of_told_targets(log: Log, splits: Splits) -> None:
 def describe(log: Log, splits: Splits) -> dict[str, Any]:
     """Returns the data card's part on a split: its sizes and the lengths of training histories."""
     train = splits.train
-    starts = (np.asarray(o)[train.user] for o in (log.rec_offsets, log.search_offsets))
-    clicks, searches = (
-        end - start for end, start in zip((train.rec_end, train.search_end), starts, strict=True)
-    )
+    lengths = np.empty((2, len(train)), np.int32)
+    for start in range(0, len(train), _PART):
+        part = slice(start, start + _PART)
+        lengths[:, part] = _lengths(log, train.take(part))
     parts = {part: getattr(splits, part) for part in ("train", "validation", "test")}
     return {
         "split": splits.name,
@@ -277,8 +282,8 @@ def describe(log: Log, splits: Splits) -> dict[str, Any]:
             part: int(targets_in_latest_search(log, examples).sum())
             for part, examples in parts.items()
         },
-        "clicks_in_training_histories": spread(clicks),
-        "searches_in_training_histories": spread(searches),
+        "clicks_in_training_histories": spread(lengths[0]),
+        "searches_in_training_histories": spread(lengths[1]),
     }
 
 
@@ -297,24 +302,35 @@ def check_leakage(log: Log, splits: Splits) -> None:
             "this split"
         )
     for part in ("train", "validation", "test"):
-        examples: Examples = getattr(splits, part)
-        times = np.asarray(log.rec_times)[examples.target_row]
-        for ends, event_times, offsets in (
-            (examples.rec_end, log.rec_times, log.rec_offsets),
-            (examples.search_end, log.search_times, log.search_offsets),
-        ):
-            starts, stops = (np.asarray(offsets)[examples.user + i] for i in (0, 1))
-            strays = (ends < starts) | (ends > stops)
-            if strays.any():
-                raise UserError(
-                    f"expected every history of {part} to hold its own user's events, found "
-                    f"{int(strays.sum())} that do not in {log.name}; report this split"
-                )
-            nonempty = np.flatnonzero(ends > starts)
-            latest = np.asarray(event_times)[ends[nonempty] - 1]
-            late = latest >= times[nonempty]
-            if late.any():
-                raise UserError(
-                    f"expected every history of {part} to end before its target, found "
-                    f"{int(late.sum())} that do not in {log.name}; sort the source by time"
-                )
+        every: Examples = getattr(splits, part)
+        strays, late = 0, 0
+        for start in range(0, len(every), _PART):
+            some = _strays(log, every.take(slice(start, start + _PART)))
+            strays, late = strays + some[0], late + some[1]
+        if strays:
+            raise UserError(
+                f"expected every history of {part} to hold its own user's events, found {strays} "
+                f"that do not in {log.name}; report this split"
+            )
+        if late:
+            raise UserError(
+                f"expected every history of {part} to end before its target, found {late} that do "
+                f"not in {log.name}; sort the source by time"
+            )
+
+
+def _strays(log: Log, examples: Examples) -> tuple[int, int]:
+    """Counts the histories with another user's events, and those that do not end in time."""
+    strays, late = 0, 0
+    times = np.asarray(log.rec_times)[examples.target_row]
+    for ends, event_times, offsets in (
+        (examples.rec_end, log.rec_times, log.rec_offsets),
+        (examples.search_end, log.search_times, log.search_offsets),
+    ):
+        starts, stops = (np.asarray(offsets)[examples.user + i] for i in (0, 1))
+        inside = (ends >= starts) & (ends <= stops)
+        strays += int((~inside).sum())
+        nonempty = np.flatnonzero(inside & (ends > starts))
+        latest = np.asarray(event_times)[ends[nonempty] - 1]
+        late += int((latest >= times[nonempty]).sum())
+    return strays, late

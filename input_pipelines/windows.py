@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
+import xxhash
 
 from core.errors import UserError
 from input_pipelines import random_streams
@@ -23,8 +26,12 @@ from input_pipelines.batches import (
     first_of_ragged,
     validate_fields,
 )
+from input_pipelines.candidates import TouchedItems
 from input_pipelines.log import Log
 from input_pipelines.splits import Examples
+
+# (name, what makes arrays) -> these arrays.
+Keep: TypeAlias = Callable[[str, Callable[[], dict[str, np.ndarray]]], Mapping[str, np.ndarray]]
 
 # name -> (axes, dtype, meaning). `batches.BATCH_FIELDS` with rows of windows in place of histories.
 WINDOW_FIELDS: dict[str, tuple[str, type, str]] = {
@@ -51,6 +58,8 @@ _STRETCHES, _TRIED = (1.0, 1.5, 2.0, 3.0), 4000
 # What a target costs beside looking at the clicks of its row, in clicks: the width of the tables
 # and somewhat more.
 _COST_OF_TARGET = 100
+# What `fill_rows` counts a row.
+_PLACES = ("targets", "clicks", "searches")
 # Added to the seed for the order in which windows are packed, far from other seeds.
 _PACKING_SEED = 3_000_017
 
@@ -266,6 +275,56 @@ def rows_a_batch(wanted: float, multiple: int) -> int:
     return max(1, round(wanted / multiple)) * multiple
 
 
+def pack(
+    log: Log,
+    examples: Examples,
+    *,
+    targets: int,
+    rec_length: int,
+    search_length: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Returns the windows of examples in the order of the rows that hold them, as arrays.
+
+    Args:
+      examples: sorted by user and time.
+      targets, rec_length, search_length: as of `cut_windows`.
+      seed: of the order in which rows are filled.
+
+    Returns:
+      what `windows_of` reads, with 'starts' as of `fill_rows`, and 'places', of `_PLACES` a row.
+    """
+    windows = cut_windows(
+        log, examples, targets=targets, rec_length=rec_length, search_length=search_length
+    )
+    order = random_streams.permutation(
+        len(windows), random_streams.keys(seed + _PACKING_SEED), np.arange(len(windows))
+    )
+    windows = windows.take(order)
+    order, starts, places = fill_rows(windows)
+    windows = windows.take(order)
+    sides = {
+        f"{side}_{field.name}": getattr(getattr(windows, side), field.name)
+        for side in ("clicks", "searches")
+        for field in dataclasses.fields(_Events)
+    }
+    return sides | {
+        "first": windows.first,
+        "targets": windows.targets,
+        "starts": starts,
+        "places": np.array([places[name] for name in _PLACES]),
+    }
+
+
+def windows_of(packed: Mapping[str, np.ndarray]) -> Windows:
+    """Returns the windows of what `pack` has made."""
+    clicks, searches = (
+        _Events(*(packed[f"{side}_{field.name}"] for field in dataclasses.fields(_Events)))
+        for side in ("clicks", "searches")
+    )
+    return Windows(packed["first"], packed["targets"], clicks, searches)
+
+
 class WindowBatches(TrainBatches):
     """Makes endless training batches of windows, each a pure function of its step.
 
@@ -276,6 +335,7 @@ class WindowBatches(TrainBatches):
     Args:
       targets_per_window: M, at most so many consecutive targets share a history.
       row_multiple: what the number of rows of a batch must be divisible by.
+      keep: given a name and what makes arrays, returns the arrays, made now or before.
       The others as for `TrainBatches`.
 
     Attributes:
@@ -295,26 +355,44 @@ class WindowBatches(TrainBatches):
         process_index: int = 0,
         process_count: int = 1,
         row_multiple: int = 1,
+        touched: TouchedItems | None = None,
+        keep: Keep | None = None,
     ):
         super().__init__(
-            log, examples, shape, batch_size=batch_size, seed=seed, negatives=negatives
+            log,
+            examples,
+            shape,
+            batch_size=batch_size,
+            seed=seed,
+            negatives=negatives,
+            touched=touched,
         )
         shape = self._shape
         (self._part,) = self._parts
-        self._sorted = np.lexsort((self._part.examples.target_row, self._part.examples.user))
-        windows = cut_windows(
-            log,
-            self._part.examples.take(self._sorted),
-            targets=targets_per_window,
-            rec_length=shape.rec_length,
-            search_length=shape.search_length,
+        examples = self._part.examples
+        # Those of a whole split are in order already, and an order of them takes long to find.
+        ordered = bool(np.all(np.diff(examples.target_row) > 0))
+        self._sorted = (
+            np.arange(len(examples))
+            if ordered
+            else np.lexsort((examples.target_row, examples.user))
         )
-        order = random_streams.permutation(
-            len(windows), random_streams.keys(seed + _PACKING_SEED), np.arange(len(windows))
-        )
-        windows = windows.take(order)
-        order, self._starts, places = fill_rows(windows)
-        self._windows = windows.take(order)
+
+        def packed() -> dict[str, np.ndarray]:
+            return pack(
+                log,
+                examples if ordered else examples.take(self._sorted),
+                targets=targets_per_window,
+                rec_length=shape.rec_length,
+                search_length=shape.search_length,
+                seed=seed,
+            )
+
+        rows = xxhash.xxh3_64(np.ascontiguousarray(examples.target_row).data).hexdigest()
+        name = f"{targets_per_window}-{shape.rec_length}-{shape.search_length}-{seed}-{rows}"
+        known = packed() if keep is None else keep(f"windows-{name}", packed)
+        self._windows, self._starts = windows_of(known), known["starts"]
+        places = dict(zip(_PLACES, known["places"].tolist(), strict=True))
         count = len(self._starts) - 1
         self._batch_rows = rows_a_batch(
             batch_size * count / len(self._sorted), math.lcm(row_multiple, process_count)

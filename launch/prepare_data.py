@@ -1,11 +1,13 @@
 """Reads a data set once into the form that training uses, checks it and prints its data card.
 
     python -m launch.prepare_data --dataset=kuaisar --raw_dir=R --data_dir=D --split=global_time
+    python -m launch.prepare_data --append --dataset=csv_log --raw_dir=NEW --data_dir=D
     python -m launch.prepare_data --validate --data_dir=D [--split=global_time]
 
 D is whole or absent: after a kill the same command begins anew. `launch.train --config.data_dir=D`
-uses it as it is. Without --data_dir the result is kept in the cache, where launch.train finds it
-when it is given the raw files.
+uses it as it is. --append joins the events of new files to D, at once or not at all. Without
+--data_dir the result is kept in the cache, where launch.train finds it when it is given the raw
+files.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ def define_flags() -> None:
     flags.DEFINE_string("raw_dir", None, "Folder of the raw files.")
     flags.DEFINE_string("data_dir", None, "Folder of the prepared data; default in the cache.")
     flags.DEFINE_bool("validate", False, "Check what stands in --data_dir instead of preparing it.")
+    flags.DEFINE_bool("append", False, "Join the raw files' events to the log in --data_dir.")
+    flags.DEFINE_enum("engine", "local", ["local", "beam"], "What reads csv_log: Apache Beam too.")
+    flags.DEFINE_string("beam_options", "", "Of Beam: --runner=... and those of the runner.")
     flags.DEFINE_string("segmenter", "characters", "Of Chinese queries; or jieba.")
     flags.DEFINE_string("columns", "", "Other names of columns: user=user_id,session= (csv_log).")
     flags.DEFINE_string("time_unit", "infer", "Of times; or seconds, positions, ... (csv_log).")
@@ -34,6 +39,12 @@ def check_flags() -> None:
             raise UserError("expected --validate with --data_dir=D alone; pass the prepared folder")
     elif not given.dataset or not given.raw_dir:
         raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
+    elif given.engine == "beam" and (given.append or not given.data_dir):
+        raise UserError("expected --engine=beam with --data_dir=D and no --append; prepare D anew")
+    elif given.beam_options and given.engine != "beam":
+        raise UserError("expected --engine=beam with --beam_options, found local; pass it")
+    elif given.append and not given.data_dir:
+        raise UserError("expected --append with --data_dir=D, found none; pass the prepared folder")
 
 
 cli.begin(__name__, define_flags, check_flags)
@@ -43,7 +54,7 @@ import sys
 
 from core.files import expanded
 from core.progress import Bars
-from input_pipelines import data_card, prepare, splits
+from input_pipelines import data_card, prepare, reading_index, splits
 from input_pipelines.log import Log
 
 _CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
@@ -56,10 +67,15 @@ def main() -> None:
         log, directory = prepare.validate_prepared(data_dir), data_dir
     else:
         log, directory = _prepare(data_dir)
-    parts = splits.split_log(log, given.split)
-    splits.check_leakage(log, parts)
+    card = data_card.describe(log)
+    if given.validate:
+        parts = splits.split_log(log, given.split)
+        splits.check_leakage(log, parts)
+    else:
+        parts = reading_index.split_of(log, given.split, splits.MOST_VALIDATION, directory)
+        reading_index.touched_of(log, directory)
     splits.warn_of_told_targets(log, parts)
-    card = data_card.describe(log) | splits.describe(log, parts)
+    card |= splits.describe(log, parts)
     card |= {"leakage_check": "passed", "hash": log.hash, "prepared": directory}
     print(json.dumps(card, indent=2, ensure_ascii=False))
 
@@ -75,9 +91,11 @@ def _prepare(data_dir: str) -> tuple[Log, str]:
             return prepare.prepare_log(
                 given.dataset, raw_dir, _path(_CACHE, "the cache"), options, bars.report
             )
-        return prepare.prepare_into(
-            given.dataset, raw_dir, data_dir, options, bars.report
-        ), data_dir
+        where = (given.dataset, raw_dir, data_dir, options, bars.report)
+        if given.append:
+            return prepare.append_into(*where), data_dir
+        beam_options = given.beam_options if given.engine == "beam" else None
+        return prepare.prepare_into(*where, beam_options), data_dir
 
 
 def _path(name: str | None, what: str) -> str:

@@ -36,10 +36,9 @@ bytes: 100 million of them take some gigabytes.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,20 +46,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import UserError
-from input_pipelines import id_columns, ids, random_streams, segmenters, times
+from input_pipelines import segmenters, times
 from input_pipelines.coded_events import CodedEvents, build_coded_log
 from input_pipelines.log import Log, Ragged
-from input_pipelines.name_coder import NameCoder
-from input_pipelines.readers import csv_shards, time_columns
+from input_pipelines.readers import csv_shards
 from input_pipelines.readers.csv_columns import (
     COLUMNS,
     OPTIONAL_COLUMNS,
     OPTIONAL_TABLES,
     check_headers,
     names_of,
-    unreadable,
 )
-from input_pipelines.readers.csv_shards import Block, Shard
+from input_pipelines.readers.csv_shards import Shard
+from input_pipelines.readers.csv_tables import (
+    Clicks,
+    Coders,
+    Searches,
+    Table,
+    joined_blocks,
+    read_clicks,
+    read_items,
+    read_searches,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,7 +76,8 @@ INFER = "infer"
 _MANY_UNMATCHED = 0.5
 
 
-def _shards(data_dir: str, table: str) -> list[Shard]:
+def shards_of(data_dir: str, table: str) -> list[Shard]:
+    """Lists the files of a table. Raises UserError where it needs one and has none."""
     shards = csv_shards.shards_of(data_dir, table)
     if not shards and table not in OPTIONAL_TABLES:
         needed = (column for column in COLUMNS[table] if column not in OPTIONAL_COLUMNS)
@@ -82,325 +90,17 @@ def _shards(data_dir: str, table: str) -> list[Shard]:
 
 def raw_files(data_dir: str) -> list[pathlib.Path]:
     """Lists the files that are read. Raises UserError where one is missing."""
-    return [shard.path for table in COLUMNS for shard in _shards(data_dir, table)]
+    return [shard.path for table in COLUMNS for shard in shards_of(data_dir, table)]
 
 
-@dataclasses.dataclass
-class _ShardRows:
-    """Says which rows of a table a shard holds, and of what times.
+def unit_of(
+    dates: Sequence[bool], whens: Sequence[np.ndarray], given: str, *, ranges: bool = True
+) -> str:
+    """Returns the unit of the times of clicks and searches.
 
-    Attributes:
-      begin, rows: of the table's rows in the order of its shards.
-      first, last: times.
-    """
-
-    shard: Shard
-    begin: int
-    rows: int = 0
-    first: int = 0
-    last: int = 0
-
-
-class _Table:
-    """Reads a table's shards one after the other; `columns` are the schema's and the files' names.
-
-    Attributes:
-      shards: those that have been read so far.
-      dates: whether times are dates, in milliseconds; None before the first row.
-    """
-
-    def __init__(self, shards: Sequence[Shard], columns: Mapping[str, str]):
-        self._shards, self._columns = shards, columns
-        self.shards: list[_ShardRows] = []
-        self.dates: bool | None = None
-
-    def blocks(self) -> Iterator[Block]:
-        """Yields the shards' rows, by the schema's names.
-
-        Raises:
-          UserError: a shard cannot be read, or holds a row that ends early.
-        """
-        for shard in self._shards:
-            self.shards.append(_ShardRows(shard, self.rows))
-            try:
-                for block in csv_shards.read_blocks(shard, list(self._columns.values())):
-                    cells = {name: block.columns[own] for name, own in self._columns.items()}
-                    yield dataclasses.replace(block, columns=cells)
-                    self.shards[-1].rows += len(block)
-            except (OSError, ValueError, pa.ArrowException) as error:
-                raise unreadable(shard, error) from error
-
-    @property
-    def rows(self) -> int:
-        return sum(one.rows for one in self.shards)
-
-    def times(self, block: Block) -> np.ndarray:
-        """Returns the times of a block, int64, and notes them.
-
-        Raises:
-          UserError: a value is no time, or one shard has dates and another numbers.
-        """
-        here = self.shards[-1]
-        # Of the block's own shard: another may be of other times, which is told of both.
-        known = self.dates if here.rows else None
-        numbers, dates = time_columns.times_of(
-            block.columns["time"], str(block.shard.path), block.first_row, known
-        )
-        if not len(numbers):
-            return numbers
-        if self.dates is None:
-            self.dates = dates
-        elif self.dates != dates:
-            first = next(one for one in self.shards if one.rows).shard.path
-            one, other = (first, here.shard.path)[:: 1 if self.dates else -1]
-            raise UserError(
-                f"expected times of one kind in all shards, found dates in {one} and numbers in "
-                f"{other}; write them alike"
-            )
-        first, last = int(numbers.min()), int(numbers.max())
-        here.first = min(here.first, first) if here.rows else first
-        here.last = max(here.last, last) if here.rows else last
-        return numbers
-
-    def check_units(self) -> None:
-        """Raises UserError where the times of two shards are dates in different units alone."""
-        if self.dates:
-            return
-        by_unit: dict[str, _ShardRows] = {}
-        for one in self.shards:
-            if one.rows:
-                by_unit.setdefault(times.unit_of(np.array([one.first, one.last])), one)
-        by_unit.pop(times.POSITIONS, None)
-        if len(by_unit) > 1:
-            (unit, one), (other_unit, other) = list(by_unit.items())[:2]
-            raise UserError(
-                f"expected the times of all shards in one unit, found {unit} in {one.shard.path} "
-                f"({one.first} to {one.last}) and {other_unit} in {other.shard.path} "
-                f"({other.first} to {other.last}); write all times in one unit"
-            )
-
-    def place(self, row: int) -> tuple[pathlib.Path, int]:
-        """Returns the file of one of the table's rows from 0, and the row's number in it."""
-        one = next(one for one in reversed(self.shards) if one.begin <= row)
-        return one.shard.path, row - one.begin + 1
-
-    def check_each_once(self, *columns: Sequence[np.ndarray]) -> None:
-        """Refuses two shards with the same rows, in whatever order and format.
-
-        Args:
-          columns: blocks of integers, all rows of the table in each.
-
-        Raises:
-          UserError: there are two.
-        """
-        alike: dict[tuple[int, int, int], list[_ShardRows]] = {}
-        for one in self.shards:
-            if one.rows:
-                alike.setdefault((one.rows, one.first, one.last), []).append(one)
-        sums: dict[tuple[int, ...], _ShardRows] = {}
-        for some in alike.values():
-            for one in some if len(some) > 1 else ():
-                key = (one.rows, _sum_of_rows(columns, one.begin, one.rows))
-                if (other := sums.setdefault(key, one)) is not one:
-                    raise UserError(
-                        f"expected each shard once, found the same {one.rows} rows in "
-                        f"{other.shard.path} and {one.shard.path}; remove one of them"
-                    )
-
-
-def _sum_of_rows(columns: Sequence[Sequence[np.ndarray]], begin: int, rows: int) -> int:
-    """Returns the sum of the rows' keys, which does not depend on their order."""
-    total = 0
-    for blocks in zip(*columns, strict=True):
-        part = slice(max(begin, 0), max(begin + rows, 0))
-        if part.start < len(blocks[0]) and part.stop > 0:
-            keys = random_streams.keys(*(block[part] for block in blocks))
-            total += int(keys.sum(dtype=np.uint64))
-        begin -= len(blocks[0])
-    return total % 2**64
-
-
-def _where(block: Block, column: str) -> str:
-    return f"column {column} of {block.shard.path}"
-
-
-def _ids(block: Block, column: str) -> tuple[np.ndarray, pa.LargeStringArray]:
-    """Returns (codes, ids) of a column. Raises UserError with the row of a value that is no id."""
-    read = id_columns.coded_texts if block.shard.is_csv else id_columns.coded
-    codes, names = read(block.columns[column], _where(block, column), block.first_row)
-    rows = np.arange(len(codes)) + block.first_row
-    _check_ids(names, codes, rows, block.shard.path, column)
-    return codes, names
-
-
-def _check_ids(
-    names: pa.LargeStringArray,
-    codes: np.ndarray,
-    rows: np.ndarray,
-    path: pathlib.Path,
-    column: str,
-) -> None:
-    odd = id_columns.odd_names(names)
-    if not odd.any():
-        return
-    place = int(np.argmax(odd[codes]))
-    value = names[int(codes[place])].as_py()
-    size = len(value.encode())
-    shown = repr(value[:40]) + f"... of {size:,} bytes" * (size > ids.LONGEST_BYTES)
-    raise UserError(
-        f"expected ids of {path}, column {column}, without white space, not empty, not negative "
-        f"and of {ids.LONGEST_BYTES:,} bytes at most, found {shown} in row {rows[place]}; mend the "
-        "file"
-    )
-
-
-def _clicked(block: Block) -> tuple[np.ndarray, np.ndarray, pa.LargeStringArray]:
-    """Returns (how many items each cell of clicked_items has, the codes of all, their ids)."""
-    column, where = block.columns["clicked_items"], _where(block, "clicked_items")
-    path, rows = block.shard.path, np.arange(len(block)) + block.first_row
-    if pa.types.is_nested(column.type):
-        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-            raise UserError(
-                f"expected lists or text in {where}, found {column.type}; write the file again"
-            )
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-        values = pc.list_flatten(column)
-        rows = np.repeat(rows, lengths)
-        try:
-            codes, names = id_columns.coded(values, where)
-        except UserError:
-            # The rule again, with the rows of the values.
-            ids.of_values(values.to_pylist(), where, rows.tolist())
-            raise
-    else:
-        texts, distinct = id_columns.coded_texts(column, where, block.first_row)
-        cells = [text.split() for text in distinct.to_pylist()]
-        counts = np.fromiter(map(len, cells), np.int64, len(cells))
-        flat = pa.array([item for cell in cells for item in cell], pa.large_string())
-        codes, names = id_columns.coded_texts(flat, where)
-        starts = np.cumsum(counts) - counts
-        lengths = counts[texts]
-        rows = np.repeat(rows, lengths)
-        ends = np.cumsum(lengths)
-        places = np.repeat(starts[texts] - (ends - lengths), lengths) + np.arange(len(rows))
-        codes = codes[places]
-    _check_ids(names, codes, rows, path, "clicked_items")
-    return lengths, codes, names
-
-
-@dataclasses.dataclass
-class _Clicks:
-    """Holds the clicks in blocks; `session` are codes of texts, where the files name sessions."""
-
-    user: list[np.ndarray]
-    item: list[np.ndarray]
-    time: list[np.ndarray]
-    session: list[np.ndarray]
-
-
-@dataclasses.dataclass
-class _Coders:
-    users: NameCoder = dataclasses.field(default_factory=NameCoder)
-    items: NameCoder = dataclasses.field(default_factory=NameCoder)
-    sessions: NameCoder = dataclasses.field(default_factory=NameCoder)
-    queries: NameCoder = dataclasses.field(default_factory=NameCoder)
-
-    def merge(self) -> None:
-        for coder in (self.users, self.items, self.sessions, self.queries):
-            coder.merge()
-
-
-def _read_clicks(table: _Table, coders: _Coders, named: bool) -> _Clicks:
-    clicks = _Clicks([], [], [], [])
-    for block in table.blocks():
-        for column, coder, codes_of in (
-            ("user", coders.users, clicks.user),
-            ("item", coders.items, clicks.item),
-        ):
-            codes, names = _ids(block, column)
-            coder.add(names, codes)
-            codes_of.append(codes)
-        clicks.time.append(table.times(block))
-        if named:
-            where = _where(block, "search_session")
-            column = block.columns["search_session"]
-            codes, names = id_columns.coded_texts(column, where, block.first_row)
-            coders.sessions.add(names, codes)
-            clicks.session.append(codes)
-    table.check_units()
-    return clicks
-
-
-@dataclasses.dataclass
-class _Searches:
-    """Holds the searches; `session` is None where there is no such column."""
-
-    user: np.ndarray
-    time: np.ndarray
-    query: np.ndarray
-    session: np.ndarray | None
-    lengths: np.ndarray
-    clicked: np.ndarray
-
-
-def _joined(blocks: Sequence[np.ndarray], kind: type) -> np.ndarray:
-    return np.concatenate([np.zeros(0, kind), *blocks])
-
-
-def _read_searches(table: _Table, coders: _Coders, has: Sequence[str]) -> _Searches:
-    users, whens, queries, sessions, lengths, clicked = ([] for _ in range(6))  # type: ignore
-    for block in table.blocks():
-        codes, names = _ids(block, "user")
-        coders.users.add(names, codes)
-        users.append(codes)
-        if "session" in has:
-            codes, names = _ids(block, "session")
-            coders.sessions.add(names, codes)
-            sessions.append(codes)
-        whens.append(table.times(block))
-        where = _where(block, "query")
-        codes, names = id_columns.coded_texts(block.columns["query"], where, block.first_row)
-        coders.queries.add(names, codes)
-        queries.append(codes)
-        if "clicked_items" in has:
-            counts, codes, names = _clicked(block)
-            coders.items.add(names, codes)
-            lengths.append(counts)
-            clicked.append(codes)
-    table.check_units()
-    coders.merge()
-    table.check_each_once(users, whens, queries)
-    return _Searches(
-        _joined(users, np.int32),
-        _joined(whens, np.int64),
-        _joined(queries, np.int32),
-        _joined(sessions, np.int32) if "session" in has else None,
-        _joined(lengths, np.int64) if "clicked_items" in has else np.zeros(table.rows, np.int64),
-        _joined(clicked, np.int32),
-    )
-
-
-def _read_items(
-    table: _Table | None, coders: _Coders, has: Sequence[str]
-) -> tuple[np.ndarray, dict[str, str] | None]:
-    """Returns (the codes of the items of the catalogue, their texts where it has titles)."""
-    every: list[np.ndarray] = []
-    titles: dict[str, str] | None = {} if "title" in has else None
-    for block in table.blocks() if table is not None else ():
-        codes, names = _ids(block, "item")
-        if titles is not None:
-            where = _where(block, "title")
-            places, texts = id_columns.coded_texts(block.columns["title"], where, block.first_row)
-            known, shown = names.to_pylist(), texts.to_pylist()
-            titles |= {known[c]: shown[p] for c, p in zip(codes, places, strict=True)}
-        coders.items.add(names, codes)
-        every.append(codes)
-    coders.merge()
-    return _joined(every, np.int32), titles
-
-
-def _unit(clicks: _Table, searches: _Table, whens: Sequence[np.ndarray], given: str) -> str:
-    """Returns the unit of the times.
+    Args:
+      dates: whether those of each are dates, in milliseconds.
+      ranges: whether to hold them to `times.check_ranges`, which takes all times.
 
     Raises:
       UserError: `given`, the setting time_unit, is no unit or does not fit dates.
@@ -409,11 +109,11 @@ def _unit(clicks: _Table, searches: _Table, whens: Sequence[np.ndarray], given: 
         raise UserError(
             f"expected a time_unit of {', '.join((INFER, *times.UNITS))}, found {given!r}; pass one"
         )
-    tables = (clicks, searches)
-    times.check_ranges(*whens, "csv_log")
-    if not any(table.dates for table in tables):
+    if ranges:
+        times.check_ranges(*whens, "csv_log")
+    if not any(dates):
         return times.unit_of(*whens) if given == INFER else given
-    known = [some for some, table in zip(whens, tables, strict=True) if not table.dates]
+    known = [some for some, are_dates in zip(whens, dates, strict=True) if not are_dates]
     unit = given if given != INFER else times.unit_of(*known) if any(map(len, known)) else ""
     if unit not in ("", "milliseconds"):
         raise UserError(
@@ -441,34 +141,57 @@ def read_csv_log(
     """
     split_query = segmenters.segmenter(segmenter)
     names = names_of(columns)
-    shards = {table: _shards(data_dir, table) for table in COLUMNS}
+    shards = {table: shards_of(data_dir, table) for table in COLUMNS}
     shards = {table: some for table, some in shards.items() if some}
     has = check_headers(shards, names)
     tables = {
-        table: _Table(some, {column: names[table][column] for column in has[table]})
+        table: Table(some, {column: names[table][column] for column in has[table]})
         for table, some in shards.items()
     }
-    coders, named = _Coders(), "search_session" in has["clicks"]
-    clicks = _read_clicks(tables["clicks"], coders, named)
-    searches = _read_searches(tables["searches"], coders, has["searches"])
-    items, titles = _read_items(tables.get("items"), coders, has.get("items", ()))
+    coders, named = Coders(), "search_session" in has["clicks"]
+    clicks = read_clicks(tables["clicks"], coders, named)
+    searches = read_searches(tables["searches"], coders, has["searches"])
+    items, titles = read_items(tables.get("items"), coders, has.get("items", ()))
     tables["clicks"].check_each_once(clicks.user, clicks.item, clicks.time)
-    click_times = _joined(clicks.time, np.int64)
-    unit = _unit(tables["clicks"], tables["searches"], (click_times, searches.time), time_unit)
+    click_times = joined_blocks(clicks.time, np.int64)
+    dates = [bool(tables[table].dates) for table in ("clicks", "searches")]
+    unit = unit_of(dates, (click_times, searches.time), time_unit)
     del click_times
-    clicked = Ragged(np.concatenate([[0], np.cumsum(searches.lengths)]), searches.clicked)
-    own: tuple[np.ndarray, np.ndarray] | None = None
-    if searches.session is not None:
-        _check_sessions(tables["searches"], searches, coders)
-    begins = ends = searches.time
-    if named:
-        begins, ends, own = _own_clicks(tables["clicks"], clicks, searches, coders)
-    clicked = _distinct(clicked, own)
-    queries = coders.queries.names.to_pylist()
+    events = coded_events(coders, clicks, searches, items, titles, split_query, unit)
     known = np.zeros(len(coders.items.names), bool)
     for codes in (*clicks.item, items):
         known[codes] = True
-    events = CodedEvents(
+    events.reading = unmatched(events.search_clicks.values, known, coders.items.names)
+    return build_coded_log("csv_log", events)
+
+
+def coded_events(
+    coders: Coders,
+    clicks: Clicks,
+    searches: Searches,
+    items: np.ndarray,
+    titles: dict[str, str] | None,
+    split_query: Callable[[str], list[str]],
+    unit: str,
+) -> CodedEvents:
+    """Returns the events of tables: searches with their own clicks, and words of queries.
+
+    Args:
+      items, titles: the codes of the catalogue's items, and their texts.
+      unit: of the times.
+
+    Raises:
+      UserError: a session occurs twice, or is named by a click and is not there.
+    """
+    clicked = Ragged(np.concatenate([[0], np.cumsum(searches.lengths)]), searches.clicked)
+    own: tuple[np.ndarray, np.ndarray] | None = None
+    if searches.session is not None:
+        _check_sessions(searches, coders)
+    begins = ends = searches.time
+    if clicks.named:
+        begins, ends, own = _own_clicks(clicks, searches, coders)
+    clicked = _distinct(clicked, own)
+    return CodedEvents(
         users=coders.users,
         items=coders.items,
         click_user=clicks.user,
@@ -478,14 +201,13 @@ def read_csv_log(
         search_time=ends,
         search_begins=begins,
         search_query=searches.query,
-        queries=[split_query(query) for query in queries],
+        queries=[split_query(query) for query in coders.queries.names.to_pylist()],
         search_clicks=clicked,
         further_items=items,
         item_texts=titles,
         time_unit=unit,
-        reading=_unmatched(clicked.values, known, coders.items.names),
+        reading={},
     )
-    return build_coded_log("csv_log", events)
 
 
 def _pairs(users: np.ndarray, sessions: np.ndarray) -> np.ndarray:
@@ -493,14 +215,14 @@ def _pairs(users: np.ndarray, sessions: np.ndarray) -> np.ndarray:
     return users.astype(np.int64) << 32 | sessions
 
 
-def _check_sessions(table: _Table, searches: _Searches, coders: _Coders) -> None:
+def _check_sessions(searches: Searches, coders: Coders) -> None:
     assert searches.session is not None
     pairs = _pairs(searches.user, searches.session)
     order = np.argsort(pairs, kind="stable")
     again = order[1:][pairs[order][1:] == pairs[order][:-1]]
     if len(again):
         row = int(again.min())
-        path, number = table.place(row)
+        path, number = searches.place(row)
         user = coders.users.names[int(searches.user[row])]
         session = coders.sessions.names[int(searches.session[row])]
         raise UserError(
@@ -510,7 +232,7 @@ def _check_sessions(table: _Table, searches: _Searches, coders: _Coders) -> None
 
 
 def _own_clicks(
-    table: _Table, clicks: _Clicks, searches: _Searches, coders: _Coders
+    clicks: Clicks, searches: Searches, coders: Coders
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Finds the searches of clicks that name one.
 
@@ -525,8 +247,8 @@ def _own_clicks(
     """
     if searches.session is None:
         raise UserError(
-            f"expected sessions in searches for search_session of {table.shards[0].shard.path}, "
-            "found none; name their column in config.data.columns"
+            f"expected sessions in searches for search_session of {clicks.place(0)[0]}, found "
+            "none; name their column in config.data.columns"
         )
     pairs = _pairs(searches.user, searches.session)
     order = np.argsort(pairs)
@@ -543,7 +265,7 @@ def _own_clicks(
         lost = pairs[rows] != wanted if len(order) else np.ones(len(some), bool)
         if lost.any():
             row = int(some[np.argmax(lost)])
-            path, number = table.place(start + row)
+            path, number = clicks.place(start + row)
             session = coders.sessions.names[int(sessions[row])].as_py()
             raise UserError(
                 f"expected a session of searches in column search_session of {path}, found "
@@ -555,7 +277,7 @@ def _own_clicks(
         rows_of.append(rows)
         items_of.append(items[some])
         start += len(users)
-    return begins, ends, (_joined(rows_of, np.int64), _joined(items_of, np.int32))
+    return begins, ends, (joined_blocks(rows_of, np.int64), joined_blocks(items_of, np.int32))
 
 
 def _distinct(clicked: Ragged, own: tuple[np.ndarray, np.ndarray] | None) -> Ragged:
@@ -573,9 +295,7 @@ def _distinct(clicked: Ragged, own: tuple[np.ndarray, np.ndarray] | None) -> Rag
     return Ragged(ends, items[order])
 
 
-def _unmatched(
-    clicked: np.ndarray, known: np.ndarray, names: pa.LargeStringArray
-) -> dict[str, Any]:
+def unmatched(clicked: np.ndarray, known: np.ndarray, names: pa.LargeStringArray) -> dict[str, Any]:
     """Returns the share of clicked items that neither clicks nor items hold; warns if large."""
     if not len(clicked):
         return {}

@@ -21,6 +21,7 @@ from core.workdir import Workdir
 from experiments import continued
 from experiments.restored import Restored, open_run
 from experiments.train import train
+from input_pipelines import prepare
 from input_pipelines.dataset import Dataset
 
 SHARED = {
@@ -160,6 +161,25 @@ def stopped(folder):
         moved.rename(folder / "earlier")
     train(config, str(folder / "whole"), continue_from=str(folder / "earlier"))
     return first
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_once_a_day_has_joined_its_log(folder):
+    write_log(folder / "day", range(1, 50), range(5, 10))
+    log, options = str(folder / "log"), {"segmenter": "characters"}
+    before = prepare.prepare_into("csv_log", str(folder / "old"), log, options)
+    items = before.item_ids.tolist()
+    config = config_of(sasrec, folder, "log", SASREC, train__max_epochs=1.0)
+    train(config, str(folder / "first"))
+    after = prepare.append_into("csv_log", str(folder / "day"), log, options)
+    with pytest.raises(UserError, match="the data, or how the library reads it, has changed"):
+        train(config, str(folder / "first"))
+    train(config, str(folder / "second"), continue_from=str(folder / "first"))
+    record = json.loads((folder / "second" / continued.RECORD).read_text())
+    assert (record["from_hash"], record["hash"]) == (before.hash, after.hash)
+    new = after.num_items - before.num_items
+    assert record["rows"]["item"] == {"kept": len(items) - 1, "new": new, "gone": 0}
+    assert new > 0 and after.item_ids.tolist()[: len(items)] == items
 
 
 def test_known_rows_moments_and_the_network_are_those_of_the_earlier_run(folder, stopped):
