@@ -200,12 +200,12 @@ def of_vectors(
       part: which rows of `batch` and `rows` the users are.
     """
     ids, mask = batch["candidates"][part], batch["mask"][part]
-    candidates = rows["candidates"][part]
-    if kind == SAMPLED:
-        return sampled_softmax(users, ids, candidates, mask, _item_count(items, users))
     if kind == FULL:
         weights = mask / jnp.maximum(mask.sum(), 1.0)
         return full_cross_entropy(users, items, any_target(ids, mask), weights)
+    candidates = rows["candidates"][part]
+    if kind == SAMPLED:
+        return sampled_softmax(users, ids, candidates, mask, _item_count(items, users))
     logits = jnp.einsum("bd,bnd->bn", users, candidates)
     return RECOMMENDATION[kind](logits, batch["labels"][part], mask)
 

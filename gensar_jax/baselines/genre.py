@@ -61,12 +61,16 @@ def titles_of(log: Log, encode: Callable[[str], list[int]]) -> list[str]:
 
 
 def title_codes(
-    titles: Sequence[str], encode: Callable[[str], list[int]], settings: TitleSettings
+    titles: Sequence[str],
+    names: Sequence[str],
+    encode: Callable[[str], list[int]],
+    settings: TitleSettings,
 ) -> tuple[np.ndarray, int]:
     """Makes an identifier of each title.
 
     Args:
       titles: of items 1..V.
+      names: the items' own ids, for messages.
       encode: from a text to its pieces.
 
     Returns:
@@ -86,7 +90,8 @@ def title_codes(
             if settings.repeated == "refused":
                 raise UserError(
                     f"expected titles that differ in their first {most} pieces, found items "
-                    f"{taken.get(own, item)} and {item} with {title[:60]!r}; raise "
+                    f"{names[taken.get(own, item) - 1]} and {names[item - 1]} with "
+                    f"{title[:60]!r}; raise "
                     "config.model.most_tokens, or set config.model.repeated='numbered'"
                 )
             latest[short] = number = latest.get(short, 1) + 1
@@ -114,7 +119,8 @@ class GENREIdentifiers(FittedIdentifierExperiment):
         processor = vocabulary.processor_of(model, "the pieces of config.vocabulary")
         titles = titles_of(data.log, processor.EncodeAsIds)
         settings = TitleSettings(**self.config.model.to_dict())
-        codes, numbered = title_codes(titles, processor.EncodeAsIds, settings)
+        names = [str(name) for name in data.log.item_ids[1:]]
+        codes, numbered = title_codes(titles, names, processor.EncodeAsIds, settings)
         table = identifiers.of_one_alphabet(
             codes,
             len(processor),

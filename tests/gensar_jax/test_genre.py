@@ -31,7 +31,7 @@ def vocab():
 def three(vocab):
     """A network, and the tokens of three titles, one of which begins another."""
     settings = TitleSettings(most_tokens=20, repeated="refused")
-    codes, _ = title_codes(TITLES, vocab.encode_text, settings)
+    codes, _ = title_codes(TITLES, TITLES, vocab.encode_text, settings)
     network = Transformer(of_size("tiny", vocab.size))
     token = jnp.ones((1, 1), jnp.int32)
     init = jax.jit(functools.partial(network.init, enable_dropout=False))
@@ -78,16 +78,17 @@ def test_smoothed_loss(smoothing):
 def test_equal_titles_are_numbered_or_refused(vocab):
     encode, most = vocab.encode_text, len(vocab.encode_text("red pot")) + 8
     titles = ["red pot", "red pot", "green tea", "red pot", "red pot (2)", ""]
+    names = list("abcdef")
     numbered = TitleSettings(most_tokens=most, repeated="numbered")
-    codes, count = title_codes(titles, encode, numbered)
+    codes, count = title_codes(titles, names, encode, numbered)
     assert len(np.unique(codes, axis=0)) == 6 and codes.shape[1] < most
     texts = [vocab.text_of(row[row >= 0]) for row in codes]
     assert texts[:4] == ["red pot", "red pot (2)", "green tea", "red pot (3)"]
     assert count == 4
     refused = TitleSettings(most_tokens=most, repeated="refused")
-    with pytest.raises(UserError, match="found items 1 and 2 with 'red pot'; raise") as error:
-        title_codes(titles, encode, refused)
+    with pytest.raises(UserError, match="found items a and b with 'red pot'; raise") as error:
+        title_codes(titles, names, encode, refused)
     assert "\n" not in str(error.value)
     # Titles that differ only after the cut are equal.
     long = ["pot " * 30 + "lid", "pot " * 30 + "tea"]
-    assert title_codes(long, encode, numbered)[1] == 1
+    assert title_codes(long, names, encode, numbered)[1] == 1
