@@ -72,8 +72,8 @@ class Network(nn.Module):
         """Returns a user's views [B, 3, D], and which have events, bool [B, 3]."""
         words = jnp.not_equal(batch["query_words"], 0)
         width = rows["clicked_items"].shape[-1]
-        clicked = rows["clicked_items"].reshape(len(words), -1, width)
-        clicks = jnp.not_equal(batch["clicked_items"], 0).reshape(len(words), -1)
+        clicked = rows["clicked_items"].reshape(words.shape[0], -1, width)
+        clicks = jnp.not_equal(batch["clicked_items"], 0).reshape(words.shape[0], -1)
         rec = jnp.not_equal(batch["rec_items"], 0)
         views = (
             self.over_queries(

@@ -140,7 +140,8 @@ class HistoryLayer(nn.Module):
 
 def _together(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Broadcasts the first axes of two arrays to each other."""
-    count = max(len(a), len(b))
+    # Not the larger one, for the number of users may be a symbol.
+    count = b.shape[0] if a.shape[0] == 1 else a.shape[0]
     return (
         jnp.broadcast_to(a, (count, *a.shape[1:])),
         jnp.broadcast_to(b, (count, *b.shape[1:])),
