@@ -195,7 +195,7 @@ def of_vectors(
     Args:
       users: [B, D].
       batch: with `candidates` [B, N], the target first, `labels` [B, N] and `mask` [B].
-      rows: with `candidates` [B, N, D].
+      rows: with `candidates` [B, N, D], which a loss over all items does not read.
       items: the whole table [V+1, D], or as it is packed, [.., k D].
       part: which rows of `batch` and `rows` the users are.
     """
@@ -232,10 +232,10 @@ def of_states(
     """
     b, places, width = states.shape
     vectors, wanted, weights = states.reshape(-1, width), targets.ravel(), counts.ravel()
-    ids, candidates = batch["candidates"][:, 1:], rows["candidates"][:, 1:]
     if kind == FULL:
         each = weights / jnp.maximum(weights.sum(), 1)
         return full_cross_entropy(vectors, items, jnp.maximum(wanted, 1), each)
+    ids, candidates = batch["candidates"][:, 1:], rows["candidates"][:, 1:]
     if kind == SAMPLED:
         return _shared_softmax(
             vectors,
