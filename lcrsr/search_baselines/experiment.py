@@ -173,7 +173,8 @@ class SearchBaselineExperiment(Experiment):
         source = vectors.source_hash(encoder.source)
         if not source:
             return encoder.documents(texts)
-        content = [_VECTORS_VERSION, self.data.log.hash, source, dataclasses.asdict(settings)]
+        # The texts themselves: items may have joined the log since.
+        content = [_VECTORS_VERSION, source, dataclasses.asdict(settings), *texts]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         path = self.data.beside(f"text-vectors-{digest}.npy")
         remedy = f"delete {path}: it is made again"
