@@ -241,17 +241,14 @@ def current_queries(
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Holds the examples of one task with what sampling asks of their targets.
+    """Holds the examples of one task, and which of them a batch has.
 
     Attributes:
-      examples: [E]; target, time: item and time [E] of each.
       batch_size: over all hosts; `share` rows from `offset` on are this host's.
       seed: of the order and the negatives.
     """
 
     examples: Examples
-    target: np.ndarray
-    time: np.ndarray
     batch_size: int
     offset: int
     share: int
@@ -309,8 +306,7 @@ class TrainBatches:
 
         def part(examples, size, seed):
             share = size // process_count
-            target, time = targets(log, examples)
-            return _Part(examples, target, time, size, process_index * share, share, seed)
+            return _Part(examples, size, process_index * share, share, seed)
 
         self._parts = [part(examples, batch_size, seed)]
         if isinstance(examples, SearchExamples):
@@ -389,12 +385,13 @@ class TrainBatches:
 
     def _candidates(self, part: _Part, indices: np.ndarray, epoch_keys: np.ndarray) -> np.ndarray:
         """Returns examples' targets and the negatives of their epochs, [n, N]."""
-        target = part.target[indices]
+        # Of these alone: those of all examples would take seconds to gather, and a gigabyte.
+        target, time = targets(self._log, part.examples.take(indices))
         negatives = draw_negatives(
             self._touched,
             self._log.num_items,
             user=part.examples.user[indices],
-            time=part.time[indices],
+            time=time,
             target=target,
             count=self._negatives,
             key=random_streams.keys(epoch_keys, indices),

@@ -75,6 +75,7 @@ def options_of(text: str) -> PipelineOptions:
 
 
 def _kinds(kind: type) -> Iterator[Any]:
+    each: Any
     for each in kind.__subclasses__():
         yield each
         yield from _kinds(each)

@@ -105,8 +105,14 @@ def build_coded_log(
     search_users = user_numbers[events.search_user[searches]]
     search_order = searches[
         _search_order(
-            *(search_users, events.search_time[searches], searches),
-            *(words, word_names, events.search_clicks.ends, clicked, item_names),
+            search_users,
+            events.search_time[searches],
+            searches,
+            words,
+            word_names,
+            events.search_clicks.ends,
+            clicked,
+            item_names,
         )
     ]
     word_offsets, word_rows = take_ragged(words.ends, search_order)
@@ -212,7 +218,7 @@ def sorted_clicks(
     places = starts[np.minimum(np.arange(parts) * width, num_users + 1)]
     while users:
         numbers = user_numbers[users.pop(0)]
-        columns = (numbers, item_numbers[items.pop(0)], times.pop(0))
+        columns: tuple[np.ndarray, ...] = (numbers, item_numbers[items.pop(0)], times.pop(0))
         part = (numbers // width).astype(np.uint16)
         order = np.argsort(part, kind="stable")
         sizes = np.bincount(part, minlength=parts)

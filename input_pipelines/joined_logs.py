@@ -56,15 +56,15 @@ def joined(
     rec_offsets, clicks = sorted_rows("rec_offsets")
     search_offsets, searches = sorted_rows("search_offsets")
     search_times = np.concatenate([log.search_times for log in logs])[searches]
-    ragged = {}
-    for ends_name, values_name, kind in (
+    ragged: dict[str, Any] = {}
+    for ends_name, values_name, number in (
         ("word_offsets", "word_ids", 2),
         ("click_offsets", "click_items", 1),
     ):
         lengths = np.concatenate([np.diff(getattr(log, ends_name)) for log in logs])
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         ragged[ends_name], rows = take_ragged(ends, searches)
-        ragged[values_name] = mapped(values_name, kind)[rows]
+        ragged[values_name] = mapped(values_name, number)[rows]
     made = Log(
         name=logs[0].name,
         is_sample=logs[0].is_sample,

@@ -279,7 +279,10 @@ def describe(log: Log, splits: Splits) -> dict[str, Any]:
         "split": splits.name,
         "examples": {part: len(examples) for part, examples in parts.items()},
         "targets_in_latest_search": {
-            part: int(targets_in_latest_search(log, examples).sum())
+            part: sum(
+                int(targets_in_latest_search(log, examples.take(slice(start, start + _PART))).sum())
+                for start in range(0, len(examples), _PART)
+            )
             for part, examples in parts.items()
         },
         "clicks_in_training_histories": spread(lengths[0]),

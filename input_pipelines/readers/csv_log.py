@@ -110,7 +110,8 @@ def unit_of(
             f"expected a time_unit of {', '.join((INFER, *times.UNITS))}, found {given!r}; pass one"
         )
     if ranges:
-        times.check_ranges(*whens, "csv_log")
+        clicks, searches = whens
+        times.check_ranges(clicks, searches, "csv_log")
     if not any(dates):
         return times.unit_of(*whens) if given == INFER else given
     known = [some for some, are_dates in zip(whens, dates, strict=True) if not are_dates]

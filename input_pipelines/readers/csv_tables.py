@@ -87,8 +87,8 @@ class Table:
         if self.dates is None:
             self.dates = dates
         elif self.dates != dates:
-            first = next(one for one in self.shards if one.rows)
-            check_one_kind([(first, self.dates), (here, dates)])
+            before = next(one for one in self.shards if one.rows)
+            check_one_kind([(before, self.dates), (here, dates)])
         first, last = int(numbers.min()), int(numbers.max())
         here.first = min(here.first, first) if here.rows else first
         here.last = max(here.last, last) if here.rows else last

@@ -187,7 +187,9 @@ def test_many_users_by_several_processes(tmp_path):
     frames[1]["clicked_items"] = [[n] for n in rng.integers(0, 20_000, searches)]
     raw = raw_folder(tmp_path / "raw", *frames, write=write_parquet, suffix="parquet")
     made = [str(tmp_path / name) for name in ("local", "beam")]
-    prepare.prepare_into("csv_log", raw, made[0], OPTIONS)
+    # As the program's flags have them.
+    options = OPTIONS | {"columns": "", "time_unit": "infer"}
+    prepare.prepare_into("csv_log", raw, made[0], options)
     done = subprocess.run(
         command(raw, made[1], "--engine=beam", f"--beam_options={SEVERAL}"),
         cwd=ROOT,
