@@ -71,5 +71,5 @@ def _divided(beams: Beams, power: float) -> Beams:
     lengths = jnp.maximum((beams.tokens != PADDING).sum(-1), 1)
     scores = beams.scores / lengths**power
     order = jnp.argsort(scores, axis=1, descending=True)
-    taken = [jnp.take_along_axis(part, order, 1) for part in (beams.items, scores)]
-    return Beams(*taken, jnp.take_along_axis(beams.tokens, order[..., None], 1))
+    items, scores = (jnp.take_along_axis(part, order, 1) for part in (beams.items, scores))
+    return Beams(items, scores, jnp.take_along_axis(beams.tokens, order[..., None], 1))

@@ -222,7 +222,8 @@ def sorted_clicks(
         part = (numbers // width).astype(np.uint16)
         order = np.argsort(part, kind="stable")
         sizes = np.bincount(part, minlength=parts)
-        for values, into in zip(columns, (user, item, time), strict=True):
+        parted: tuple[np.ndarray, ...] = (user, item, time)
+        for values, into in zip(columns, parted, strict=True):
             _spread(values[order], sizes, into, places)
         places += sizes
     ties: list[np.ndarray] = []
