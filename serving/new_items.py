@@ -115,7 +115,7 @@ class WithNewTexts:
         if isinstance(experiment, SearchBaselineExperiment):
             data = copy.copy(data)
             data.log = log
-            self.experiment = SearchBaselineExperiment(experiment.config, data)
+            self.experiment = type(experiment)(experiment.config, data)
             return
         # Where the run's own config says, not the copy of the table that it is opened with.
         folder = restored.workdir.read_config().get("identifiers")
