@@ -122,8 +122,9 @@ def _heading(zoo: Zoo, path: str, decided: str) -> str:
     row = Workdir(path).read_results()["rows"][0]
     shown = {key: value for key, value in zoo.settings.items() if key not in PLACES}
     settings = ", ".join(f"{key}={value}" for key, value in shown.items())
+    trials = "1 trial" if zoo.budget == 1 else f"{zoo.budget} trials"
     return (
-        f"{row['data']}, test split ({row['data_split']}), {zoo.dataset}; {zoo.budget} trials of "
+        f"{row['data']}, test split ({row['data_split']}), {zoo.dataset}; {trials} of "
         f"each method chosen by {decided} on validation with one seed, then {zoo.seeds} seeds of "
         f"the best; commit {row['commit']}, {row['device']}"
         + (f"; every method with {settings}" if settings else "")
