@@ -40,11 +40,21 @@ _PREFIX = "model."
 # The output layer, which a file may repeat though it is the embedding.
 _OUTPUT = "lm_head.weight"
 # What no tensor's shape tells, by the names of config.json.
-_NUMBERS = {"rope_theta": "rope_theta", "norm_epsilon": "rms_norm_eps"}
+NUMBERS = {"rope_theta": "rope_theta", "norm_epsilon": "rms_norm_eps"}
 # Rows of both that are compared at once.
 _ROWS = 16_384
 # A new row's distance from the mean of the text's rows, in their standard deviations.
 _SPREAD = 0.1
+# What config.json calls the sizes of a Qwen3.
+SIZES = {
+    "text_rows": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_dim": "intermediate_size",
+}
 
 
 def tensors_of(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
@@ -196,7 +206,7 @@ def _check(
             f"expected a Qwen3 whose output layer is its embedding, as of 0.6B to 4B, found one "
             f"of its own ({_OUTPUT}, or tie_word_embeddings of config.json) in {path}; pass another"
         )
-    for ours, theirs in _NUMBERS.items():
+    for ours, theirs in NUMBERS.items():
         value = said.get(theirs, getattr(config, ours))
         if value != getattr(config, ours):
             raise UserError(

@@ -28,15 +28,6 @@ MODEL = "qwen3"
 END = "<|endoftext|>"
 # Texts of its examples.
 _MOST_TOKENS = 8192
-_SIZES = {
-    "text_rows": "vocab_size",
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_dim": "intermediate_size",
-}
 
 
 def open_encoder(name: str, settings: EncoderSettings, *, key: str) -> named.Encoder:
@@ -105,7 +96,7 @@ def open_qwen3(folder: pathlib.Path, settings: EncoderSettings, *, key: str) -> 
 def _config(folder: pathlib.Path) -> DecoderConfig:
     about, values = decoder_checkpoints.read_about(folder)
     sizes: dict[str, Any] = {}
-    for ours, theirs in _SIZES.items():
+    for ours, theirs in decoder_checkpoints.SIZES.items():
         size = values.get(theirs)
         if isinstance(size, bool) or not isinstance(size, int):
             raise UserError(

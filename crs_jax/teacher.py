@@ -17,25 +17,20 @@ from core.errors import UserError
 from crs_jax import generation, sharding
 from crs_jax.contexts import greatest_fitting
 from crs_jax.decoder import Decoder
-from crs_jax.decoder_checkpoints import from_hugging_face, read_about
+from crs_jax.decoder_checkpoints import (
+    NUMBERS,
+    SIZES,
+    from_hugging_face,
+    read_about,
+)
 from crs_jax.decoder_config import DecoderConfig
 from crs_jax.generation import Sampling
 from crs_jax.packing import prompt_array
 from crs_jax.vocabulary import END, START, THINK, Vocabulary
 from text_encoders.tokenizing import read_tokenizer
 
-# What config.json calls the sizes of a network.
-SIZES = {
-    "text_rows": "vocab_size",
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_dim": "intermediate_size",
-    "rope_theta": "rope_theta",
-    "norm_epsilon": "rms_norm_eps",
-}
+# What config.json calls the settings of a network.
+SETTINGS = SIZES | NUMBERS
 # Qwen3's own settings for thinking.
 _TEMPERATURE, _TOP_P = 0.6, 0.95
 _ASK = "Explain in a sentence or two which need leads to this choice. Do not name the item."
@@ -49,7 +44,7 @@ def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
     """
     path, values = read_about(folder)
     try:
-        sizes = {ours: values[theirs] for ours, theirs in SIZES.items()}
+        sizes = {ours: values[theirs] for ours, theirs in SETTINGS.items()}
         tied = values["tie_word_embeddings"]
     except KeyError as error:
         raise UserError(

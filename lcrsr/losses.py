@@ -169,7 +169,8 @@ RECOMMENDATION = {"bce": bce, "cross_entropy": cross_entropy}
 # Name `sampled_softmax` and `full_softmax.full_cross_entropy`: of dot products alone.
 SAMPLED, FULL = "sampled_softmax", "full_cross_entropy"
 LOSSES = (*RECOMMENDATION, SAMPLED, FULL)
-# Settings that name a loss: of rankers that score by dot products, and of those that do not.
+# The type of a setting that names a loss: `OfVectors` in a ranker that scores by dot products,
+# `OfPairs` in any other.
 OfVectors = Annotated[str, Rule(f"of {', '.join(LOSSES)}", LOSSES.__contains__, "set one of them")]
 OfPairs = Annotated[
     str,

@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 import pyarrow as pa
@@ -201,18 +201,26 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
     return whole
 
 
+def _tables_of(batches: Iterable[pa.RecordBatch], block_rows: int) -> Iterator[pa.Table]:
+    """Joins batches to tables of `block_rows` rows at least, but for the last."""
+    some: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        some.append(batch)
+        rows += batch.num_rows
+        if rows >= block_rows:
+            yield pa.Table.from_batches(some)
+            some, rows = [], 0
+    if some:
+        yield pa.Table.from_batches(some)
+
+
 def _parquet_tables(
     path: pathlib.Path, wanted: Sequence[str], block_rows: int
 ) -> Iterator[pa.Table]:
     with open_parquet(path, wanted) as file:
-        some: list[pa.RecordBatch] = []
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(wanted)):
-            some.append(batch)
-            if sum(each.num_rows for each in some) >= block_rows:
-                yield pa.Table.from_batches(some)
-                some = []
-        if some:
-            yield pa.Table.from_batches(some)
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=list(wanted))
+        yield from _tables_of(batches, block_rows)
 
 
 def _csv_tables(path: pathlib.Path, wanted: Sequence[str], block_rows: int) -> Iterator[pa.Table]:
@@ -245,14 +253,7 @@ def _arrow_tables(path: pathlib.Path, wanted: Sequence[str], block_rows: int) ->
                 strings_can_be_null=False,
             ),
         )
-        some: list[pa.RecordBatch] = []
-        for batch in reader:
-            some.append(batch)
-            if sum(each.num_rows for each in some) >= block_rows:
-                yield pa.Table.from_batches(some)
-                some = []
-        if some:
-            yield pa.Table.from_batches(some)
+        yield from _tables_of(reader, block_rows)
 
 
 def _pandas_tables(path: pathlib.Path, wanted: Sequence[str], read: int) -> Iterator[pa.Table]:

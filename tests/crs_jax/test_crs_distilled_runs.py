@@ -49,7 +49,7 @@ def write_teacher(folder, *, ends=True):
         table[tokenizer.token_to_id("</think>"), 0] = 1.45
         tensors["model.embed_tokens.weight"] = table.astype(np.float32)
     save_file(tensors, folder / "model.safetensors")
-    about = {theirs: getattr(config, ours) for ours, theirs in teacher.SIZES.items()}
+    about = {theirs: getattr(config, ours) for ours, theirs in teacher.SETTINGS.items()}
     about |= {"model_type": "qwen3", "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(about))
     return str(folder)

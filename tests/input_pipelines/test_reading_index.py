@@ -1,4 +1,4 @@
-"""What reading a large log begins with is saved beside it: the same arrays, made once."""
+"""Tests that the arrays which reading a large log needs first are made once and saved beside it."""
 
 import os
 

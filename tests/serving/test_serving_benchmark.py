@@ -1,4 +1,4 @@
-"""What benchmarks.serving asks, and the catalogue that it makes."""
+"""Tests the questions that benchmarks.serving asks, and the catalogue that it makes up."""
 
 import json
 
