@@ -24,7 +24,7 @@ from serving.requests import RECOMMEND, Answer, Click, Request
 # Items that are found and ranked.
 FIRST = 500
 # Of the graph: neighbours of a node, and nodes looked at while building and searching.
-_CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 3072
+_CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 6144
 _LONGEST_SAMPLE = 10
 
 
