@@ -59,6 +59,43 @@ DATASETS = {
             "loop": {"log_every": 5},
         }
     },
+    # Two facts of a context tell the item, neither alone: 96 items of 12 topics.
+    "hard_sample": {
+        "on_sample.overrides": {
+            "data": {
+                "clicks": 2,
+                "history": 5,
+                "train_examples": 0,
+                "unclicked": 0,
+                "query_time": False,
+                "times": "none",
+            },
+            "semantic_ids": {"codes": (16, 8, 8)},
+            "vocabulary": {"size": 600},
+            "prompts": {"max_prompt": 100, "max_reasoning": 16, "max_answer": 40},
+            "model": {"size": "tiny", "dtype": "float32", "remat": False},
+            "sft": {"batch_size": 64, "row_length": 144},
+            "align": {"epochs": 5.0, "learning_rate": 2e-2},
+            "distill": {"examples": 600, "epochs": 4.0, "learning_rate": 1e-2},
+            "rl": {
+                "steps": 40,
+                "learning_rate": 1e-4,
+                "batch_size": 16,
+                "trajectories": 8,
+                "answers": 8,
+                "length_limit": 8,
+            },
+            "evolve": {
+                "iterations": 2,
+                "corpus": 1000,
+                "rl_sample": 400,
+                "epochs": 2.0,
+                "learning_rate": 1e-3,
+            },
+            "eval": {"batch_size": 150, "validation_users": 150},
+            "loop": {"log_every": 10},
+        }
+    },
     "trivago": {
         "eval.search_protocols": ("catalogue", "impressions"),
         "eval.selection": "ndcg@10/search/impressions",
