@@ -72,9 +72,9 @@ DATASETS = {
             },
             "semantic_ids": {"codes": (16, 8, 8)},
             "vocabulary": {"size": 600},
-            "prompts": {"max_prompt": 100, "max_reasoning": 16, "max_answer": 40},
+            "prompts": {"max_prompt": 80, "max_reasoning": 16, "max_answer": 40},
             "model": {"size": "tiny", "dtype": "float32", "remat": False},
-            "sft": {"batch_size": 64, "row_length": 144},
+            "sft": {"batch_size": 64, "row_length": 128},
             "align": {"epochs": 5.0, "learning_rate": 2e-2},
             "distill": {"examples": 600, "epochs": 4.0, "learning_rate": 1e-2},
             "rl": {
