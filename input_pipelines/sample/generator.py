@@ -293,7 +293,9 @@ def main() -> None:
     """Writes the made-up data that the command line asks for."""
     parser = argparse.ArgumentParser(description="Writes made-up data.")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--format", choices=("qilin", "hops", "two_facts", "kuaisar"), default="qilin")
+    parser.add_argument(
+        "--format", choices=("qilin", "hops", "two_facts", "kuaisar"), default="qilin"
+    )
     parser.add_argument("--users", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shuffle_searches", action="store_true", help="of qilin")
