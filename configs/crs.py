@@ -110,32 +110,6 @@ DATASETS |= {
 }
 VARIANTS = {
     "": {},
-    # LatentR3 (arXiv 2505.19092) from the same alignment: crs_jax/baselines/latentr3.py. "Theirs"
-    # is the released code, on Qwen2.5-1.5B.
-    "latentr3": {
-        "method": "latentr3",
-        "distill": None,
-        "rl": None,
-        "evolve": None,
-        "prompts.max_reasoning": None,
-        "thoughts": {"count": 1, "rope_theta": 1000.0},  # theirs
-        # CRS's searches and updates of distillation; their rate.
-        "latent_sft": {"examples": 2000, "epochs": 1.0, "learning_rate": 3e-4, "evals": 1},
-        "latent_rl": {
-            "steps": 200,  # as CRS's; theirs: one epoch
-            "evals": 1,
-            "learning_rate": 1e-4,  # of theirs from 1e-5 to 5e-4
-            "batch_size": 256,  # theirs
-            "trajectories": 8,  # theirs
-            "noise": 1.5,  # theirs, where it is not in root mean squares of a thought
-            "updates_per_rollout": 1,  # theirs
-            "clip_low": 0.2,  # theirs
-            "clip_high": 0.28,  # theirs
-            "warmup": 0.05,
-            "weight_decay": 0.0,
-            "clip_norm": 1.0,
-        },
-    },
     "1.7b": {"model.size": "1.7b"},
     "4b": {"model.size": "4b"},
     # One round of Amazon Beauty in hours on a CPU core (docs/results.md).
@@ -164,6 +138,32 @@ VARIANTS = {
         "evolve.learning_rate": 5e-4,
         "eval.batch_size": 128,
         "eval.validation_users": 256,
+    },
+    # LatentR3 (arXiv 2505.19092) from the same alignment: crs_jax/baselines/latentr3.py. "Theirs"
+    # is the released code, on Qwen2.5-1.5B.
+    "latentr3": {
+        "method": "latentr3",
+        "distill": None,
+        "rl": None,
+        "evolve": None,
+        "prompts.max_reasoning": None,
+        "thoughts": {"count": 1, "rope_theta": 1000.0},  # theirs
+        # CRS's searches and updates of distillation; their rate.
+        "latent_sft": {"examples": 2000, "epochs": 1.0, "learning_rate": 3e-4, "evals": 1},
+        "latent_rl": {
+            "steps": 200,  # as CRS's; theirs: one epoch
+            "evals": 1,
+            "learning_rate": 1e-4,  # of theirs from 1e-5 to 5e-4
+            "batch_size": 256,  # theirs
+            "trajectories": 8,  # theirs
+            "noise": 1.5,  # theirs, where it is not in root mean squares of a thought
+            "updates_per_rollout": 1,  # theirs
+            "clip_low": 0.2,  # theirs
+            "clip_high": 0.28,  # theirs
+            "warmup": 0.05,
+            "weight_decay": 0.0,
+            "clip_norm": 1.0,
+        },
     },
 }
 

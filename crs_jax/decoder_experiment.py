@@ -169,8 +169,7 @@ class DecoderExperiment(Experiment):
     def reopened(
         cls, config: config_dict.ConfigDict, folder: str, *, training: bool
     ) -> config_dict.ConfigDict:
-        del training
-        return recorded_inputs.reopened(config, folder)
+        return recorded_inputs.reopened(config, folder, training=training)
 
     def predict(
         self,

@@ -73,15 +73,6 @@ class CRSExperiment(DecoderExperiment):
         super().check_data()
         distillation.check_data(self.config, self.examples)
 
-    @classmethod
-    def reopened(
-        cls, config: config_dict.ConfigDict, folder: str, *, training: bool
-    ) -> config_dict.ConfigDict:
-        config = super().reopened(config, folder, training=training)
-        if not training:
-            config.distill.teacher = ""
-        return config
-
     def answers(self, params: Any, split: str, rows: np.ndarray | None = None) -> Answers:
         """Runs two-step inference on a split, or on some rows of it."""
         prompts, lengths = self.asked(split, True)

@@ -25,7 +25,9 @@ _INPUTS = "inputs.json"
 _MEND = "restore the file, or train again in another --workdir"
 
 
-def reopened(config: config_dict.ConfigDict, folder: str) -> config_dict.ConfigDict:
+def reopened(
+    config: config_dict.ConfigDict, folder: str, *, training: bool
+) -> config_dict.ConfigDict:
     """Points the config of a run that is opened again to the ids and tokenizer that it keeps.
 
     So it is read with its own ids and tokenizer, even if its checkpoint and cache are gone. A run
@@ -33,8 +35,11 @@ def reopened(config: config_dict.ConfigDict, folder: str) -> config_dict.ConfigD
 
     Args:
       folder: of the run; without one the config stays as it is.
+      training: whether the run goes on training; else what it distils from need not be there.
     """
     config = config_dict.ConfigDict(config.to_dict())
+    if not training and "distill" in config:
+        config.distill.teacher = ""
     folder = os.path.abspath(folder)
     if os.path.exists(os.path.join(folder, semantic_ids.LIST)):
         config.semantic_ids.extend = folder
