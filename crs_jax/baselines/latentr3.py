@@ -10,7 +10,9 @@ of the answers; `latent_rl` trains the attention alone, by GRPO over thoughts wi
   A_g = (R_g - mean of the batch's R_1) / L2 norm of these differences over the batch
 
 whose ratio of token probabilities is clipped below at 1 - .2 and above at 1 + .28, without a KL.
-Nothing is sampled from the decoder.
+Nothing is sampled from the decoder. The first update of a rollout thus follows the targets' log p,
+each by its advantage: where noise costs most thoughts their reward, most advantages are negative
+and the update lowers what the target has, as the released code would.
 
 Settled here: the prompts are those of CRS that ask for the id at once, and the first code follows
 the last thought, so that no thought at all is the aligned decoder. sigma counts in root mean
