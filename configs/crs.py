@@ -59,34 +59,34 @@ DATASETS = {
             "loop": {"log_every": 5},
         }
     },
-    # Two facts of a context tell the item, neither alone: 96 items of 12 topics.
+    # Two facts of a context tell the item, neither alone: 24 items of 6 topics.
     "hard_sample": {
         "on_sample.overrides": {
             "data": {
                 "clicks": 2,
-                "history": 5,
+                "history": 2,
                 "train_examples": 0,
                 "unclicked": 0,
                 "query_time": False,
                 "times": "none",
             },
-            "semantic_ids": {"codes": (16, 8, 8)},
+            "semantic_ids": {"codes": (8, 4, 4)},
             "vocabulary": {"size": 600},
-            "prompts": {"max_prompt": 80, "max_reasoning": 16, "max_answer": 40},
+            "prompts": {"max_prompt": 48, "max_reasoning": 16, "max_answer": 30},
             "model": {"size": "tiny", "dtype": "float32", "remat": False},
-            "sft": {"batch_size": 64, "row_length": 128},
-            "align": {"epochs": 5.0, "learning_rate": 2e-2},
-            "distill": {"examples": 600, "epochs": 4.0, "learning_rate": 1e-2},
+            "sft": {"batch_size": 64, "row_length": 80},
+            "align": {"epochs": 4.0, "learning_rate": 2e-2, "evals": 4},
+            "distill": {"examples": 0, "epochs": 4.0, "learning_rate": 2e-2, "evals": 4},
             "rl": {
                 "steps": 40,
                 "learning_rate": 1e-4,
                 "batch_size": 16,
                 "trajectories": 8,
-                "answers": 8,
+                "answers": 5,
                 "length_limit": 8,
             },
             "evolve": {
-                "iterations": 2,
+                "iterations": 1,
                 "corpus": 1000,
                 "rl_sample": 400,
                 "epochs": 2.0,
