@@ -76,7 +76,7 @@ DATASETS = {
             "model": {"size": "tiny", "dtype": "float32", "remat": False},
             "sft": {"batch_size": 64, "row_length": 80},
             "align": {"epochs": 4.0, "learning_rate": 2e-2, "evals": 4},
-            "distill": {"examples": 0, "epochs": 2.0, "learning_rate": 2e-2, "evals": 2},
+            "distill": {"examples": 0, "epochs": 3.0, "learning_rate": 2e-2, "evals": 3},
             "rl": {
                 "steps": 40,
                 "learning_rate": 1e-4,
