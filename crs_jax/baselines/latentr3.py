@@ -201,7 +201,7 @@ def think(
         {"params": params}, prompts[:, None], positions[:, None], valid[:, None].astype(jnp.int32)
     )
     states, own = read
-    past: tuple[Segment, ...] = (Segment(*own, valid[:, None]),)
+    past: tuple[Segment, ...] = (Segment(own.keys, own.values, valid[:, None]),)
     state = jnp.take_along_axis(states, (lengths - 1)[:, None, None, None], 2)[:, :, 0]
     attention = ThoughtAttention(settings.rope_theta)
     for k in range(settings.count):
@@ -223,7 +223,7 @@ def think(
             method="read_embedded",
         )
         new, own = read
-        past = (*past, Segment(*own, jnp.ones_like(place, bool)))
+        past = (*past, Segment(own.keys, own.values, jnp.ones_like(place, bool)))
         states = jnp.broadcast_to(states, (batch, trajectories, *states.shape[2:]))
         states, state = jnp.concatenate([states, new], 2), new[:, :, 0]
         positions = jnp.concatenate([positions, place[:, 0]], 1)

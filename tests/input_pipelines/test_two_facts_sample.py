@@ -68,7 +68,9 @@ def test_bounds_are_those_of_counting(world):
     follows = structure.models()[topics, styles] == clicked % STYLES
     assert bounds["both"]["hr@1"] == pytest.approx(follows.mean())
     # The style alone: its items, one a topic.
-    assert bounds["the purchase"]["hr@1"] == pytest.approx(follows.mean() / len(two_facts.TOPICS), abs=0.03)
+    assert bounds["the purchase"]["hr@1"] == pytest.approx(
+        follows.mean() / len(two_facts.TOPICS), abs=0.03
+    )
     assert bounds["both"]["ndcg@10"] > bounds["the query"]["ndcg@10"] + 0.2
 
 
