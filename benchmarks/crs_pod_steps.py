@@ -22,7 +22,7 @@ from crs_jax import lora, sharding
 from crs_jax.decoder import Decoder, init_params
 from crs_jax.decoder_config import QWEN3_ROWS
 from crs_jax.rl_task import Tokens, rl_step
-from crs_jax.settings import decoder_of, stage_settings
+from crs_jax.settings import decoder_of, rl_settings, sft_settings
 from crs_jax.sft_task import first_state, sft_step
 
 # Items of the trie, which lies whole on every chip, and codes of the de-duplication level.
@@ -75,7 +75,7 @@ def steps(
     network = decoder_of(config, text_rows, new_rows)
     partition = Partition(mesh, sharding.rules_of(network.config, mesh), whole=sharding.WHOLE)
     prompts, codes = config.prompts, len(config.semantic_ids.codes) + 1
-    sft, rl = stage_settings(config)
+    sft, rl = sft_settings(config), rl_settings(config)
     rows, asked = batch_size or sft.batch_size, batch_size or rl.batch_size
     for name, count in (("sft", rows), ("rl", asked)):
         if count % mesh.size:

@@ -62,6 +62,14 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return for_sample(config)
 
 
+def hard_sample(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Takes the embedded sample whose searches need two facts; qilin's reader reads it."""
+    config = qilin(config)
+    config.on_sample.users = 1500
+    config.on_sample.two_facts = True
+    return config
+
+
 def for_sample(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """Notes the values that `on_sample.overrides` replaces; a config file ends with it.
 

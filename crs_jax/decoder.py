@@ -256,11 +256,21 @@ class Decoder(nn.Module):
           (states [B, N, Q, D] for `logits`, keys and values [layers, B, N, Q, K, E]).
         """
         chex.assert_equal_shape([tokens, positions, segment_ids])
-        order = np.arange(tokens.shape[-1])
+        return self.read_embedded(self.embedder(tokens), positions, segment_ids, past)
+
+    def read_embedded(
+        self,
+        embedded: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        past: tuple[Segment, ...] = (),
+    ) -> tuple[jax.Array, KeysValues]:
+        """Reads vectors [B, N, Q, D] that stand in for embedded tokens, as `__call__` does."""
+        order = np.arange(embedded.shape[-2])
         mask = segment_ids[..., :, None] == segment_ids[..., None, :]
         mask &= (order[:, None] >= order) & (segment_ids > 0)[..., None, :]
         scanned = tuple(Segment(*self._by_layer(segment)) for segment in past)
-        x, own = self.layers(self.embedder(tokens), scanned, positions, mask)
+        x, own = self.layers(embedded, scanned, positions, mask)
         return self.final_norm(x), own
 
     def _by_layer(self, segment: Segment) -> Segment:

@@ -95,7 +95,7 @@ class CRSExamples:
                 "bring a log with searches"
             )
         self._every, self.sales = every, self._count_sales(every)
-        self.train = every.take(self._chosen("train", len(every), config.data.train_examples))
+        self.train = every.take(self.chosen("train", len(every), config.data.train_examples))
         with distributed.first_alone():
             self.ids = self._make_ids()
         self._names = ["", *self._code_names()]
@@ -110,7 +110,7 @@ class CRSExamples:
         text = hashlib.sha256(self.vocabulary.to_json().encode()).hexdigest()
         return [self._log.hash, len(self.train), self.ids.hash, text]
 
-    def _chosen(self, use: str, count: int, most: int) -> np.ndarray:
+    def chosen(self, use: str, count: int, most: int) -> np.ndarray:
         if not 0 < most < count:
             return np.arange(count)
         rng = np.random.default_rng(seeds.stream(self._seed, use))
@@ -324,7 +324,7 @@ class CRSExamples:
 
     def distilled(self) -> np.ndarray:
         """Returns the training examples that a teacher is asked about, int [E]."""
-        return self._chosen("distill", len(self.train), self._config.distill.examples)
+        return self.chosen("distill", len(self.train), self._config.distill.examples)
 
     def usable(self, told: Iterable[tuple[int, str]]) -> list[tuple[int, list[int]]]:
         """Returns (training example, tokens) of traces that hold neither the target's title nor

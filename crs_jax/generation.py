@@ -178,11 +178,13 @@ class Place(NamedTuple):
       past: what was read before `token`.
       token: int32 [B, G], the last token before an answer, not read yet.
       position: int32 [B, G], of that token.
+      state: [B, G, D], after the last token, where it is read already; then `token` is not read.
     """
 
     past: tuple[Segment, ...]
     token: jax.Array
     position: jax.Array
+    state: jax.Array | None = None
 
 
 def after_reasoning(prompted: Prompted, samples: Samples, stops: tuple[int, ...]) -> Place:
@@ -214,10 +216,13 @@ def _beam_step(network: Decoder, params: Any, place: Place) -> tuple[Any, Any]:
 
     def step(level, tokens, cache):
         beams = tokens.shape[1]
+        if not level and place.state is not None:
+            return _logits(network, params, place.state).reshape(batch * count, 1, -1), cache
+        written = cache.keys.shape[3]
         rows = (batch, count * beams, 1)
         positions = jnp.broadcast_to((place.position + level)[..., None], (batch, count, beams))
         past = place.past
-        if level:
+        if written:
             # [B*G, J, layers, t, K, E] as a segment with a part a row.
             own = jax.tree.map(
                 lambda a: jnp.moveaxis(a, 2, 0).reshape(
@@ -225,7 +230,7 @@ def _beam_step(network: Decoder, params: Any, place: Place) -> tuple[Any, Any]:
                 ),
                 cache,
             )
-            valid = jnp.ones((batch, count * beams, level), bool)
+            valid = jnp.ones((batch, count * beams, written), bool)
             past = (*past, Segment(own.keys, own.values, valid))
         states, new = _apply(
             network,
@@ -267,15 +272,28 @@ def answer_log_probs(network: Decoder, params: Any, place: Place, answers: jax.A
     Args:
       place: of one trajectory a prompt; its cache is shared by the answers.
     """
-    shape = (*answers.shape[:2], 1)
-    first = jnp.broadcast_to(place.token[..., None], shape)
-    tokens = jnp.concatenate([first, answers[..., :-1]], -1)
-    positions = place.position[..., None] + jnp.arange(answers.shape[-1])
-    positions = jnp.broadcast_to(positions, answers.shape)
-    states, _ = _apply(
-        network, params, tokens, positions, jnp.ones(answers.shape, bool), place.past
-    )
-    return token_log_probs(network, params, states, answers).sum(-1)
+    return answer_token_log_probs(network, params, place, answers).sum(-1)
+
+
+def answer_token_log_probs(
+    network: Decoder, params: Any, place: Place, answers: jax.Array
+) -> jax.Array:
+    """Returns log p of each token of answers int32 [B, N, L], float32 [B, N, L].
+
+    Args:
+      place: of one trajectory a prompt, which all its answers share, or of N.
+    """
+    shape, first = answers.shape, int(place.state is not None)
+    tokens = jnp.concatenate(
+        [jnp.broadcast_to(place.token[..., None], (*shape[:2], 1)), answers[..., :-1]], -1
+    )[..., first:]
+    positions = place.position[..., None] + jnp.arange(first, shape[-1])
+    positions = jnp.broadcast_to(positions, tokens.shape)
+    states, _ = _apply(network, params, tokens, positions, jnp.ones(tokens.shape, bool), place.past)
+    if place.state is not None:
+        before = jnp.broadcast_to(place.state[:, :, None], (*shape[:2], 1, states.shape[-1]))
+        states = jnp.concatenate([before, states], 2)
+    return token_log_probs(network, params, states, answers)
 
 
 def free_answers(network: Decoder, params: Any, place: Place, length: int, width: int) -> FreeBeams:

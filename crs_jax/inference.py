@@ -85,7 +85,7 @@ class Inference:
         batch_size: int,
         partition: Partition | None = None,
     ):
-        self._network, self._batch_size, self._partition = network, batch_size, partition
+        self.network, self._batch_size, self._partition = network, batch_size, partition
         self._trie = trie if partition is None else partition.put_whole(trie)
         self._stops = (controls.end_think, controls.end)
         self._sampling = Sampling(max_tokens=max_reasoning, temperature=0.0)
@@ -96,30 +96,30 @@ class Inference:
         )
         self._score = jax.jit(self._scores, static_argnames=("reason",), out_shardings=everywhere)
 
-    def _reasoned(self, whole, prompts, lengths, reason: bool) -> tuple[Place, Any, Any]:
+    def begin(self, whole, prompts, lengths, reason: bool) -> tuple[Place, Any, Any]:
         """Returns where the answers to prompts begin; the reasoning [B, R] before them, its
         lengths [B].
         """
-        prompted = generation.read_prompts(self._network, whole, prompts, lengths)
+        prompted = generation.read_prompts(self.network, whole, prompts, lengths)
         if not reason:
             return generation.after_prompt(prompted, prompts), prompts[:, :0], lengths * 0
         # Greedy: the key draws nothing.
         samples = generation.sample(
-            self._network, whole, prompted, jax.random.key(0), 1, self._sampling, self._stops
+            self.network, whole, prompted, jax.random.key(0), 1, self._sampling, self._stops
         )
         place = generation.after_reasoning(prompted, samples, self._stops)
         return place, samples.tokens[:, 0], samples.lengths[:, 0]
 
     def _answers(self, params, trie, prompts, lengths, *, width: int, reason: bool) -> Any:
         whole = lora.whole(params)
-        place, *said = self._reasoned(whole, prompts, lengths, reason)
-        beams = generation.constrained_answers(self._network, whole, place, trie, width)
+        place, *said = self.begin(whole, prompts, lengths, reason)
+        beams = generation.constrained_answers(self.network, whole, place, trie, width)
         return beams.items[:, 0], beams.scores[:, 0], *said
 
     def _scores(self, params, prompts, lengths, answers, *, reason: bool) -> Any:
         whole = lora.whole(params)
-        place, *_ = self._reasoned(whole, prompts, lengths, reason)
-        return (generation.answer_log_probs(self._network, whole, place, answers),)
+        place, *_ = self.begin(whole, prompts, lengths, reason)
+        return (generation.answer_log_probs(self.network, whole, place, answers),)
 
     def _batched(self, compute: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
         """Returns the outputs of `compute` on all rows, `batch_size` of them at once."""

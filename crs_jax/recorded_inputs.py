@@ -38,7 +38,7 @@ def reopened(
       training: whether the run goes on training; else what it distils from need not be there.
     """
     config = config_dict.ConfigDict(config.to_dict())
-    if not training:
+    if not training and "distill" in config:
         config.distill.teacher = ""
     folder = os.path.abspath(folder)
     if os.path.exists(os.path.join(folder, semantic_ids.LIST)):

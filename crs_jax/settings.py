@@ -100,11 +100,17 @@ class VocabularySettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptSettings(Settings):
-    """Holds the tokens of a prompt, of its reasoning and of an item's context, at most."""
+    """Holds the tokens of a prompt and of an item's context, at most."""
 
     max_prompt: Count
-    max_reasoning: Count
     max_answer: Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReasoningSettings(Settings):
+    """Holds the tokens of a reasoning at most, </think> included."""
+
+    max_reasoning: Count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +187,8 @@ def _reasoning(config: config_dict.ConfigDict) -> dict[str, int]:
     return {"max_reasoning": config.prompts.max_reasoning}
 
 
-SECTIONS = {
+# Of every method whose decoder is aligned.
+SHARED_SECTIONS = {
     "vectors": Section((VectorSettings, FactorConfig), lambda config: {"seed": config.seed}),
     "semantic_ids": Section((IdSettings,)),
     "vocabulary": Section((VocabularySettings,)),
@@ -189,33 +196,39 @@ SECTIONS = {
     "model": Section((NetworkSettings, DecoderConfig), _rows),
     "sft": Section((SFTConfig,)),
     "align": Section((TunedSettings,)),
+    "eval": Section((EvaluationSettings, BeamSettings, UserSettings)),
+}
+SECTIONS = {
+    "prompts": Section((PromptSettings, ReasoningSettings)),
     "distill": Section((DistillSettings, TunedSettings)),
     "rl": Section((RLConfig, ReinforcedSettings), _reasoning),
     "evolve": Section((EvolveSettings, TunedSettings)),
-    "eval": Section((EvaluationSettings, BeamSettings, UserSettings)),
 }
 
 
-def check_stages(config: config_dict.ConfigDict) -> None:
-    """Checks what the stages and the ids, prompts and teachers must have in common.
-
-    Raises:
-      UserError: other weights than levels, rows too short for a prompt with its answer, or two
-        sources of traces.
-    """
-    prompts, rl = config.prompts, config.rl
-    levels = len(config.semantic_ids.codes)
-    if len(rl.accuracy_weights) != levels:
-        raise UserError(
-            f"expected config.rl.accuracy_weights for {levels} levels, found "
-            f"{len(rl.accuracy_weights)}; give one a k-means level"
-        )
+def check_prompts(config: config_dict.ConfigDict) -> None:
+    """Raises UserError where a row of fine-tuning is too short for a prompt with its answer."""
+    prompts, levels = config.prompts, len(config.semantic_ids.codes)
     # With the de-duplication level and the end.
-    answer = max(prompts.max_reasoning + levels + 2, prompts.max_answer)
+    answer = max(prompts.get("max_reasoning", 0) + levels + 2, prompts.max_answer)
     if config.sft.row_length < prompts.max_prompt + answer:
         raise UserError(
             f"expected config.sft.row_length of at least {prompts.max_prompt + answer}, a prompt "
             f"and its answer, found {config.sft.row_length}; raise it"
+        )
+
+
+def check_stages(config: config_dict.ConfigDict) -> None:
+    """Checks what the stages of CRS must have in common with its ids and teachers.
+
+    Raises:
+      UserError: other weights than levels, or two sources of traces.
+    """
+    rl, levels = config.rl, len(config.semantic_ids.codes)
+    if len(rl.accuracy_weights) != levels:
+        raise UserError(
+            f"expected config.rl.accuracy_weights for {levels} levels, found "
+            f"{len(rl.accuracy_weights)}; give one a k-means level"
         )
     if config.distill.teacher and config.distill.traces:
         raise UserError(
@@ -233,11 +246,11 @@ def decoder_of(config: config_dict.ConfigDict, text_rows: int, new_rows: int) ->
     return Decoder(build(DecoderConfig, config.model.to_dict(), section="model", more=sizes))
 
 
-def stage_settings(config: config_dict.ConfigDict) -> tuple[SFTConfig, RLConfig]:
-    """Returns the settings of fine-tuning and of RL.
+def sft_settings(config: config_dict.ConfigDict) -> SFTConfig:
+    """Returns the settings of fine-tuning. Raises UserError where one does not fit."""
+    return build(SFTConfig, config.sft.to_dict(), section="sft")
 
-    Raises:
-      UserError: a setting that does not fit.
-    """
-    sft = build(SFTConfig, config.sft.to_dict(), section="sft")
-    return sft, build(RLConfig, config.rl.to_dict(), section="rl", more=_reasoning(config))
+
+def rl_settings(config: config_dict.ConfigDict) -> RLConfig:
+    """Returns the settings of RL. Raises UserError where one does not fit."""
+    return build(RLConfig, config.rl.to_dict(), section="rl", more=_reasoning(config))

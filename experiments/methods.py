@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ml_collections import config_dict
 
 from core.experiment import Experiment
+from crs_jax.baselines.latentr3 import LatentR3Experiment
 from crs_jax.experiment import CRSExperiment
 from experiments.search_floors import SearchFloorExperiment
 from gensar_jax import identifier_methods
@@ -24,6 +25,7 @@ _EXPERIMENTS: dict[str, type[Experiment]] = {
     "ltrgr": LTRGRExperiment,
     **identifier_methods.METHODS,
     "crs": CRSExperiment,
+    "latentr3": LatentR3Experiment,
     "search_baseline": SearchFloorExperiment,
 }
 

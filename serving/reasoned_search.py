@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from core.errors import UserError
 from crs_jax.contexts import UserContext
-from crs_jax.experiment import CRSExperiment
+from crs_jax.decoder_experiment import DecoderExperiment
 from crs_jax.user_contexts import UserContexts
 from experiments.restored import Restored
 from serving.asking import each_alone
@@ -39,7 +39,7 @@ class ReasonedAnswers:
 
     def __init__(self, restored: Restored):
         experiment = restored.experiment
-        assert isinstance(experiment, CRSExperiment)
+        assert isinstance(experiment, DecoderExperiment)
         self._experiment = experiment
         self._params, self._tables = restored.params, restored.tables
         self.data = experiment.data

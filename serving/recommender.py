@@ -54,7 +54,7 @@ class Recommender(Asking):
     """
 
     def __init__(self, restored: Restored | WithNewItems | WithNewTexts, name: str = ""):
-        from crs_jax.experiment import CRSExperiment
+        from crs_jax.decoder_experiment import DecoderExperiment
         from gensar_jax.experiment import GenSARExperiment
         from lcrsr.ranker_experiment import RecommendationExperiment
         from lcrsr.search_baselines.experiment import SearchBaselineExperiment
@@ -70,7 +70,7 @@ class Recommender(Asking):
             self._answers = RankerAnswers(opened)
         elif isinstance(experiment, GenSARExperiment):
             self._answers = GeneratedAnswers(opened)
-        elif isinstance(experiment, CRSExperiment):
+        elif isinstance(experiment, DecoderExperiment):
             self._answers = ReasonedAnswers(opened)
         elif isinstance(experiment, SearchBaselineExperiment):
             self._answers = SearchFloorAnswers(opened)

@@ -9,6 +9,7 @@ topic and brand: the search history tells the topic, the recommendation history 
     python -m input_pipelines.sample --out=DIR [--users=3000] [--seed=0] [--shuffle_searches]
 
 `--format=hops` writes another world, whose users need 0 to 4 steps of reasoning (`sample.hops`);
+`--format=two_facts` one whose searches need two facts of a context (`sample.two_facts`);
 `--format=kuaisar` writes files of another kind, to rehearse with (`sample.kuaisar_format`).
 """
 
@@ -24,6 +25,7 @@ import pyarrow as pa
 from core.errors import UserError
 from input_pipelines.sample import files, kuaisar_format
 from input_pipelines.sample import hops as hops_world
+from input_pipelines.sample import two_facts as two_facts_world
 from input_pipelines.sample.files import User
 
 TOPICS = [
@@ -238,25 +240,34 @@ def write_sample(
 
 
 def ensure_sample(
-    cache_dir: str, *, num_users: int, seed: int, shuffle_searches: bool, hops: bool = False
+    cache_dir: str,
+    *,
+    num_users: int,
+    seed: int,
+    shuffle_searches: bool,
+    hops: bool = False,
+    two_facts: bool = False,
 ) -> str:
     """Returns the folder of this sample below `cache_dir`; writes it on first use.
 
     Args:
-      hops: takes the sample of `sample.hops`, whose searches cannot be shuffled.
+      hops, two_facts: take the sample of that module, whose searches cannot be shuffled.
 
     Raises:
-      UserError: both hops and shuffle_searches, a cache directory that cannot be written, or a
-        sample there that is not what was written.
+      UserError: more than one of hops, two_facts and shuffle_searches, a cache directory that
+        cannot be written, or a sample there that is not what was written.
     """
-    if hops and shuffle_searches:
+    asked = {"hops": hops, "two_facts": two_facts, "shuffle_searches": shuffle_searches}
+    chosen = [f"on_sample.{name}" for name, is_asked in asked.items() if is_asked]
+    if len(chosen) > 1:
         raise UserError(
-            "expected one of on_sample.hops and on_sample.shuffle_searches, found both; leave one "
-            "out"
+            f"expected one of {' and '.join(chosen)}, found {len(chosen)}; leave one out"
         )
     name = f"sample-v{_VERSION}-{num_users}-{seed}" + ("-shuffled" if shuffle_searches else "")
     if hops:
         name = f"sample-hops-v{hops_world.VERSION}-{num_users}-{seed}"
+    if two_facts:
+        name = f"sample-two-facts-v{two_facts_world.VERSION}-{num_users}-{seed}"
     out = os.path.join(cache_dir, name)
     if os.path.isdir(out):
         files.check(out)
@@ -264,6 +275,8 @@ def ensure_sample(
     try:
         if hops:
             hops_world.write_hops(out, num_users=num_users, seed=seed)
+        elif two_facts:
+            two_facts_world.write_two_facts(out, num_users=num_users, seed=seed)
         else:
             write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
     except OSError as error:
@@ -280,7 +293,9 @@ def main() -> None:
     """Writes the made-up data that the command line asks for."""
     parser = argparse.ArgumentParser(description="Writes made-up data.")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--format", choices=("qilin", "hops", "kuaisar"), default="qilin")
+    parser.add_argument(
+        "--format", choices=("qilin", "hops", "two_facts", "kuaisar"), default="qilin"
+    )
     parser.add_argument("--users", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shuffle_searches", action="store_true", help="of qilin")
@@ -301,6 +316,9 @@ def main() -> None:
         parser.error("expected --scale with --format=kuaisar only; drop it")
     if given.format == "hops":
         hops_world.write_hops(given.out, num_users=given.users, seed=given.seed)
+        return
+    if given.format == "two_facts":
+        two_facts_world.write_two_facts(given.out, num_users=given.users, seed=given.seed)
         return
     write_sample(
         given.out,

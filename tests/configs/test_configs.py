@@ -117,7 +117,7 @@ def test_a_variant_may_stand_first_and_the_first_is_taken_where_none_is_named():
         (sasrec, "qilin,", "found 'qilin,'$"),
         (lcr_ser, "kuaisar_small", r"found 'kuaisar_small' \(did you mean kuaisar\?\)$"),
         (gensar, "trivago", "a data set of amazon_beauty, amazon_electronics, qilin and a variant"),
-        (crs, "trivago,0.6b", r"a variant of 1\.7b, 4b, tiny, found 'trivago,0\.6b'"),
+        (crs, "trivago,0.6b", r"a variant of 1\.7b, 4b, tiny, latentr3, found 'tri"),
         (matching, "trivago,dsi", "a data set of amazon_beauty, qilin and a variant of dsi, found"),
     ],
 )
