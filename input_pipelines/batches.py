@@ -146,7 +146,8 @@ def _last(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray
     first = np.maximum(starts, ends - length)
     rows = first[:, None] + np.arange(length)
     real = rows < ends[:, None]
-    return np.where(real, rows, 0), real
+    # Padding repeats the last row: another would be looked up in the shard of another user.
+    return np.where(real, rows, np.maximum(ends - 1, 0)[:, None]), real
 
 
 def first_of_ragged(
@@ -423,9 +424,14 @@ class TrainBatches:
 
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
         dtypes = {name: dtype for name, (_, dtype, _) in self._fields().items()}
+        mistakes: list[UserError] = []
 
         def make(step):
-            batch = self.batch_at(int(step))
+            try:
+                batch = self.batch_at(int(step))
+            except UserError as error:
+                mistakes.append(error)
+                raise
             return [batch[name] for name in dtypes]
 
         def load(step):
@@ -439,7 +445,19 @@ class TrainBatches:
         options = tf.data.Options()
         options.autotune.enabled = False
         dataset = dataset.with_options(options)
-        return _closed_at_exit(iter(dataset.prefetch(_AHEAD).as_numpy_iterator()))
+        made = _closed_at_exit(iter(dataset.prefetch(_AHEAD).as_numpy_iterator()))
+        return _with_mistakes(made, mistakes)
+
+
+def _with_mistakes(iterator: Iterator[Batch], mistakes: list[UserError]) -> Iterator[Batch]:
+    """Yields batches; raises the mistake, such as a damaged shard, that ended them in tf.data."""
+    try:
+        yield from iterator
+    except Exception:
+        # TensorFlow's error holds a traceback as text.
+        if mistakes:
+            raise mistakes[0] from None
+        raise
 
 
 def _closed_at_exit(iterator: Iterator[Batch]) -> Iterator[Batch]:
