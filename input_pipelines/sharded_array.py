@@ -64,11 +64,12 @@ class ShardedArray:
             if rows.shape != self.shape:
                 raise IndexError(f"a mask of shape {rows.shape} over {self.size} rows")
             rows = np.flatnonzero(rows)
-        return self._rows(rows.reshape(-1)).reshape(rows.shape)
+        blocks = rows.reshape(len(rows), -1) if rows.ndim > 1 and rows.size else rows.reshape(-1, 1)
+        return self._blocks(blocks).reshape(rows.shape)
 
     def _slice(self, first: int, stop: int, step: int) -> np.ndarray:
         if step != 1:
-            return self._rows(np.arange(first, stop, step))
+            return self._blocks(np.arange(first, stop, step)[:, None])[:, 0]
         parts, row = [], first
         while row < stop:
             number = bisect.bisect_right(self._starts, row) - 1
@@ -79,26 +80,36 @@ class ShardedArray:
             return parts[0]
         return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
 
-    def _rows(self, rows: np.ndarray) -> np.ndarray:
-        if not len(rows):
-            return np.zeros(0, self.dtype)
-        if rows.min() < 0 or rows.max() >= self.size:
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.size}")
-        # Of at most 16 bits where shards are few, which NumPy sorts by radix.
-        kind = np.min_scalar_type(len(self._firsts))
-        shards = (np.searchsorted(self._firsts, rows, side="right") - 1).astype(kind)
-        ends = np.cumsum(np.bincount(shards, minlength=len(self._firsts)))
-        last = int(shards[0])
-        if ends[last] - (ends[last - 1] if last else 0) == len(rows):
-            return self._shard(last)[rows - self._starts[last]]
+    def _blocks(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the values of rows [n, m]; those of one block [m] usually lie in one shard."""
+        values = np.empty(rows.shape, self.dtype)
+        if not rows.size:
+            return values
+        first, last = rows.min(1), rows.max(1)
+        if first.min() < 0 or last.max() >= self.size:
+            raise IndexError(f"rows {first.min()} to {last.max()} of {self.size}")
+        shards = self._shards_of(first)
+        if rows.shape[1] > 1:
+            together = shards == self._shards_of(last)
+            if not together.all():
+                values[together] = self._blocks(rows[together])
+                apart = rows[~together]
+                values[~together] = self._blocks(apart.reshape(-1, 1)).reshape(apart.shape)
+                return values
         order = np.argsort(shards, kind="stable")
-        values, begin = np.empty(len(rows), self.dtype), 0
+        ends = np.cumsum(np.bincount(shards, minlength=len(self._firsts)))
+        begin = 0
         for number, end in enumerate(ends.tolist()):
             if end > begin:
                 some = order[begin:end]
                 values[some] = self._shard(number)[rows[some] - self._starts[number]]
                 begin = end
         return values
+
+    def _shards_of(self, rows: np.ndarray) -> np.ndarray:
+        # Of at most 16 bits where shards are few, which NumPy sorts by radix.
+        kind = np.min_scalar_type(len(self._firsts))
+        return (np.searchsorted(self._firsts, rows, side="right") - 1).astype(kind)
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yields the rows of each shard, in their order."""

@@ -9,7 +9,7 @@ from input_pipelines import prepare
 
 
 @pytest.mark.slow
-def test_training_ends_in_the_same_bits_whatever_the_number_of_shards(
+def test_training_ends_in_the_same_bits_from_any_number_of_shards(
     csv_folder, tmp_path, monkeypatch
 ):
     # The second run loads what the first has compiled.

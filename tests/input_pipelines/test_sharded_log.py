@@ -1,6 +1,5 @@
 """A prepared log in shards: the same log, batches and windows, whatever the number of shards."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -81,7 +80,7 @@ def everything():
     return log
 
 
-@pytest.mark.parametrize("shards", [1, 2, 5, 200])
+@pytest.mark.parametrize("shards", [1, 2, 5, 90])
 def test_the_arrays_end_to_end_are_those_of_one_piece(tmp_path, shards):
     log = everything()
     prepared_log.save_log(log, str(tmp_path / "log"), shards=shards)
@@ -190,7 +189,7 @@ def damage(folder, how):
     [
         (
             "missing",
-            r"expected shard 1 of the log \w+ in .*shard-00001-of-00003, found no such fol",
+            r"expected shard 1 of the log \w+ in .*shard-00001-of-00003, found no such f",
         ),
         ("cut", r"expected \d+ bytes in .*00001-of-00003.rec_items\.npy, found \d+ bytes"),
         ("a file missing", r"bytes in .*shard-00001-of-00003.rec_items\.npy, found no such file"),
@@ -258,7 +257,7 @@ def test_a_day_is_not_appended_to_shards(made, tmp_path):
     write_csv(day, tmp_path / "day" / "clicks.csv")
     write_csv(events(seed=1)[1], tmp_path / "day" / "searches.csv")
     before = sorted(os.listdir(path(made, 3)))
-    with pytest.raises(UserError, match="expected a log in one piece to append to .*found 3 shard"):
+    with pytest.raises(UserError, match=r"expected a log in one piece .*found 3 shard"):
         prepare.append_into("csv_log", str(tmp_path / "day"), path(made, 3), {})
     assert sorted(os.listdir(path(made, 3))) == before
 
