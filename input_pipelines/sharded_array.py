@@ -97,13 +97,12 @@ class ShardedArray:
                 values[~together] = self._blocks(apart.reshape(-1, 1)).reshape(apart.shape)
                 return values
         order = np.argsort(shards, kind="stable")
-        ends = np.cumsum(np.bincount(shards, minlength=len(self._firsts)))
+        counts = np.bincount(shards)
         begin = 0
-        for number, end in enumerate(ends.tolist()):
-            if end > begin:
-                some = order[begin:end]
-                values[some] = self._shard(number)[rows[some] - self._starts[number]]
-                begin = end
+        for number in np.flatnonzero(counts).tolist():
+            some = order[begin : begin + counts[number]]
+            values[some] = self._shard(number)[rows[some] - self._starts[number]]
+            begin += counts[number]
         return values
 
     def _shards_of(self, rows: np.ndarray) -> np.ndarray:

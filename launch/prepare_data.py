@@ -1,6 +1,6 @@
 """Reads a data set once into the form that training uses, checks it and prints its data card.
 
-    python -m launch.prepare_data --dataset=kuaisar --raw_dir=R --data_dir=D --split=global_time
+    python -m launch.prepare_data --dataset=csv_log --raw_dir=R --data_dir=D --split=S [--shards=N]
     python -m launch.prepare_data --append --dataset=csv_log --raw_dir=NEW --data_dir=D
     python -m launch.prepare_data --validate --data_dir=D [--split=global_time]
 
