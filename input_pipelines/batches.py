@@ -430,8 +430,9 @@ class TrainBatches:
             try:
                 batch = self.batch_at(int(step))
             except UserError as error:
+                # TensorFlow would log it with its traceback: an empty batch says where it was.
                 mistakes.append(error)
-                raise
+                return [np.zeros(0, dtype) for dtype in dtypes.values()]
             return [batch[name] for name in dtypes]
 
         def load(step):
@@ -445,29 +446,21 @@ class TrainBatches:
         options = tf.data.Options()
         options.autotune.enabled = False
         dataset = dataset.with_options(options)
-        made = _closed_at_exit(iter(dataset.prefetch(_AHEAD).as_numpy_iterator()))
-        return _with_mistakes(made, mistakes)
+        made = iter(dataset.prefetch(_AHEAD).as_numpy_iterator())
+        return _closed_at_exit(made, mistakes)
 
 
-def _with_mistakes(iterator: Iterator[Batch], mistakes: list[UserError]) -> Iterator[Batch]:
-    """Yields batches; raises the mistake, such as a damaged shard, that ended them in tf.data."""
-    try:
-        yield from iterator
-    except Exception:
-        # TensorFlow's error holds a traceback as text.
-        if mistakes:
-            raise mistakes[0] from None
-        raise
-
-
-def _closed_at_exit(iterator: Iterator[Batch]) -> Iterator[Batch]:
+def _closed_at_exit(iterator: Iterator[Batch], mistakes: list[UserError]) -> Iterator[Batch]:
     # An endless dataset that is alive when the interpreter ends waits for Python for ever.
     held = [iterator]
     atexit.register(held.clear)
     del iterator
     try:
         while held:
-            yield next(held[0])
+            batch = next(held[0])
+            if mistakes and not batch["user"].size:
+                raise mistakes[0]
+            yield batch
     finally:
         held.clear()
         atexit.unregister(held.clear)

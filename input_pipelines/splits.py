@@ -268,10 +268,14 @@ def warn_of_told_targets(log: Log, splits: Splits) -> None:
 def describe(log: Log, splits: Splits) -> dict[str, Any]:
     """Returns the data card's part on a split: its sizes and the lengths of training histories."""
     train = splits.train
-    lengths = np.empty((2, len(train)), np.int32)
-    for start in range(0, len(train), _PART):
-        part = slice(start, start + _PART)
-        lengths[:, part] = _lengths(log, train.take(part))
+
+    def lengths(offsets: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        counts = np.empty(len(train), np.int32)
+        for start in range(0, len(train), _PART):
+            part = slice(start, start + _PART)
+            counts[part] = ends[part] - np.asarray(offsets)[train.user[part]]
+        return counts
+
     parts = {part: getattr(splits, part) for part in ("train", "validation", "test")}
     return {
         "split": splits.name,
@@ -283,8 +287,8 @@ def describe(log: Log, splits: Splits) -> dict[str, Any]:
             )
             for part, examples in parts.items()
         },
-        "clicks_in_training_histories": spread(lengths[0]),
-        "searches_in_training_histories": spread(lengths[1]),
+        "clicks_in_training_histories": spread(lengths(log.rec_offsets, train.rec_end)),
+        "searches_in_training_histories": spread(lengths(log.search_offsets, train.search_end)),
     }
 
 
