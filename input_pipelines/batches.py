@@ -146,7 +146,8 @@ def _last(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray
     first = np.maximum(starts, ends - length)
     rows = first[:, None] + np.arange(length)
     real = rows < ends[:, None]
-    return np.where(real, rows, 0), real
+    # Padding repeats the last row: another would be looked up in the shard of another user.
+    return np.where(real, rows, np.maximum(ends - 1, 0)[:, None]), real
 
 
 def first_of_ragged(
@@ -423,9 +424,15 @@ class TrainBatches:
 
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
         dtypes = {name: dtype for name, (_, dtype, _) in self._fields().items()}
+        mistakes: list[UserError] = []
 
         def make(step):
-            batch = self.batch_at(int(step))
+            try:
+                batch = self.batch_at(int(step))
+            except UserError as error:
+                # TensorFlow would log it with its traceback: an empty batch says where it was.
+                mistakes.append(error)
+                return [np.zeros(0, dtype) for dtype in dtypes.values()]
             return [batch[name] for name in dtypes]
 
         def load(step):
@@ -439,17 +446,21 @@ class TrainBatches:
         options = tf.data.Options()
         options.autotune.enabled = False
         dataset = dataset.with_options(options)
-        return _closed_at_exit(iter(dataset.prefetch(_AHEAD).as_numpy_iterator()))
+        made = iter(dataset.prefetch(_AHEAD).as_numpy_iterator())
+        return _closed_at_exit(made, mistakes)
 
 
-def _closed_at_exit(iterator: Iterator[Batch]) -> Iterator[Batch]:
+def _closed_at_exit(iterator: Iterator[Batch], mistakes: list[UserError]) -> Iterator[Batch]:
     # An endless dataset that is alive when the interpreter ends waits for Python for ever.
     held = [iterator]
     atexit.register(held.clear)
     del iterator
     try:
         while held:
-            yield next(held[0])
+            batch = next(held[0])
+            if mistakes and not batch["user"].size:
+                raise mistakes[0]
+            yield batch
     finally:
         held.clear()
         atexit.unregister(held.clear)

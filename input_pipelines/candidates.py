@@ -68,9 +68,7 @@ def touched_arrays(log: Log, rows: int = _TOUCHED_ROWS) -> dict[str, np.ndarray]
             ]
         )
         item = np.concatenate([log.rec_items[some], log.click_items[clicked]])
-        time = np.concatenate(
-            [log.rec_times[some], np.repeat(np.asarray(log.search_times)[searches], lengths)]
-        )
+        time = np.concatenate([log.rec_times[some], np.repeat(log.search_times[searches], lengths)])
         key = owner * span + item
         order = np.argsort(key, kind="stable")
         key = key[order]

@@ -560,7 +560,7 @@ class Dataset:
         if split not in self._seen:
             self._seen[split] = candidates.seen_items(self.log, examples)
         seen = self._seen[split]
-        targets = np.asarray(self.log.rec_items)[examples.target_row][:, None].astype(np.int32)
+        targets = self.log.rec_items[examples.target_row][:, None].astype(np.int32)
         unadapted = batches.evaluation_batches(self.log, examples, targets, self.shape(1), size)
         for number, batch in enumerate(unadapted):
             part = seen[number * size : (number + 1) * size]

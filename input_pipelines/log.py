@@ -64,6 +64,8 @@ OPTIONAL_ARRAYS = (
 class Log:
     """Holds a data set's events; U users, V items, R clicks, S searches, P places.
 
+    The arrays of events of a log in shards are `ShardedArray`, which have the same rows.
+
     Attributes:
       name: the data set's.
       is_sample: made-up data; whoever prints or saves results on it says so.

@@ -63,7 +63,8 @@ def validate_log(log: Log) -> None:
             f"{log.time_unit!r}; prepare the data again"
         )
     if log.search_begins is not None and (
-        len(log.search_begins) != searches or np.any(log.search_begins > log.search_times)
+        len(log.search_begins) != searches
+        or np.any(np.asarray(log.search_begins) > log.search_times)
     ):
         raise UserError(
             f"expected search_begins of log {log.name} to be one a search, at or before its time, "

@@ -26,6 +26,7 @@ from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import (
     FORMAT,
     check_content,
+    count_shards,
     is_prepared,
     load_log,
     read_links,
@@ -159,6 +160,7 @@ def _prepare(
     report: Report,
     place: str,
     beam_options: str | None = None,
+    shards: int = 0,
 ) -> None:
     """Reads, checks and saves a log; `place` is the option by which the user said where."""
     report("reading", 0.0)
@@ -170,7 +172,7 @@ def _prepare(
         else:
             log = _read_by_beam(dataset, raw_dir, directory, origin["settings"], beam_options)
         report("saving", 0.0)
-        save_log(log, directory, origin)
+        save_log(log, directory, origin, shards)
         report("saving", 1.0)
 
 
@@ -327,6 +329,7 @@ def prepare_into(
     options: Mapping[str, Any],
     report: Report = silent,
     beam_options: str | None = None,
+    shards: int = 0,
 ) -> Log:
     """Prepares the raw files into the folder `data_dir`, or opens what an earlier call left there.
 
@@ -336,6 +339,7 @@ def prepare_into(
       options, report: as in `prepare_log`.
       beam_options: of the Beam pipeline that reads the files, with the same result; None reads them
         here.
+      shards: that the events are cut into by user (`sharded_log`); 0 keeps them in one piece.
 
     Raises:
       UserError: as `prepare_log`; `data_dir` holds something else.
@@ -351,14 +355,23 @@ def prepare_into(
                 f"expected nothing or the same data at {data_dir}, found a log prepared from other "
                 "files or settings; remove it or pass another data_dir"
             )
+        if (there := count_shards(data_dir)) != shards:
+            raise UserError(
+                f"expected nothing or a log in {_pieces(shards)} at {data_dir}, found the same "
+                f"data in {_pieces(there)}; remove it or pass another data_dir"
+            )
     elif os.path.lexists(data_dir) and not (os.path.isdir(data_dir) and not os.listdir(data_dir)):
         raise UserError(
             f"expected nothing at {data_dir} yet, found something else than a prepared log; pass "
             "another data_dir"
         )
     else:
-        _prepare(dataset, raw_dir, data_dir, origin, report, "data_dir", beam_options)
+        _prepare(dataset, raw_dir, data_dir, origin, report, "data_dir", beam_options, shards)
     return load_log(data_dir)
+
+
+def _pieces(shards: int) -> str:
+    return "one piece" if not shards else f"{shards} shard{'s' * (shards > 1)}"
 
 
 def append_into(
@@ -379,6 +392,11 @@ def append_into(
     settings = _settings(dataset, raw_dir, options)
     data_dir = os.path.abspath(data_dir)
     origin = _check_origin(dataset, data_dir, settings)
+    if shards := count_shards(data_dir):
+        raise UserError(
+            f"expected a log in one piece to append to in {data_dir}, found {_pieces(shards)}; "
+            "prepare all of it anew, or keep one without --shards"
+        )
     with _reads_and_writes(raw_dir, data_dir, "data_dir"), locked(_lock(data_dir)):
         links, new = read_links(data_dir), fingerprint(dataset, raw_dir, settings)
         places = [number for number, link in enumerate(links) if link["fingerprint"] == new]

@@ -2,7 +2,8 @@
 
 meta.json holds the size and the checksum of every array's file, and its own. A log that has grown
 (`save_grown`) has its new arrays in files with a number, and in meta.json its links: the hash and
-the raw files' fingerprint of all that has joined it.
+the raw files' fingerprint of all that has joined it. A log in shards (`sharded_log`) has its events
+in a folder a shard, and in meta.json their index.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from core import checksums
 from core.errors import UserError
 from core.files import load_npy, read_json, save_npy, scratch_folder
+from input_pipelines import sharded_log
 from input_pipelines.data_card import describe
 from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log, content_hash
 from input_pipelines.times import UNITS
@@ -28,11 +30,14 @@ _PUBLISHED = "published_"
 _FIELDS = ("name", "is_sample", "hash", "files", "time_unit", "reading")
 
 
-def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> None:
+def save_log(
+    log: Log, directory: str, origin: dict[str, Any] | None = None, shards: int = 0
+) -> None:
     """Writes the log beside `directory` and renames it: a killed save leaves no folder there.
 
     Args:
       origin: what the log was made from, kept with it (`read_origin`).
+      shards: that its events are cut into by user; 0 keeps them in one piece.
     """
     with scratch_folder(directory) as temporary:
         arrays = {name: getattr(log, name) for name in ARRAYS}
@@ -40,12 +45,15 @@ def save_log(log: Log, directory: str, origin: dict[str, Any] | None = None) -> 
             if getattr(log, name) is not None:
                 arrays[name] = getattr(log, name)
         arrays |= {_PUBLISHED + name: array for name, array in log.published.items()}
+        index = sharded_log.save(log, temporary, shards) if shards else None
+        arrays = {n: a for n, a in arrays.items() if n not in sharded_log.arrays_of(index)}
         for name, array in arrays.items():
             np.save(os.path.join(temporary, f"{name}.npy"), array)
         files = checksums.describe(temporary, [f"{name}.npy" for name in arrays])
         meta = {"format": FORMAT, "name": log.name, "is_sample": log.is_sample, "hash": log.hash}
         meta |= {"time_unit": log.time_unit, "reading": dict(log.reading)}
         meta |= {"origin": origin, "files": files, "card": describe(log)}
+        meta |= {} if index is None else {"shards": index}
         checksums.write_sealed(os.path.join(temporary, _META), meta)
         try:
             os.replace(temporary, directory)
@@ -162,6 +170,11 @@ def _read_meta(directory: str) -> dict[str, Any]:
     return meta
 
 
+def count_shards(directory: str) -> int:
+    """Returns how many shards a prepared log is in; 0 for one in one piece."""
+    return (_read_meta(directory).get("shards") or {"count": 0})["count"]
+
+
 def read_origin(directory: str) -> dict[str, Any] | None:
     """Returns the `origin` that a prepared log was saved with. Raises UserError like `load_log`."""
     return _read_meta(directory).get("origin")
@@ -171,7 +184,8 @@ def load_log(directory: str) -> Log:
     """Opens a prepared log, memory-mapped, after checking every array's checksum.
 
     For the check every process reads the whole log: the disk or memory of each host is its own,
-    and what one process has read, the others of its host find in memory.
+    and what one process has read, the others of its host find in memory. Of a log in shards it
+    reads what is not in them; a shard's files are read when their rows are first looked up.
 
     Raises:
       UserError: a file is missing, cut short, or not what was saved; another format.
@@ -179,13 +193,15 @@ def load_log(directory: str) -> Log:
     again = _again(directory)
     meta = _read_meta(directory)
     checksums.check(directory, meta["files"], again)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for file in meta["files"]:
         path = os.path.join(directory, file)
         arrays[_array(file)] = load_npy(path, "an array", again, memory_map=True)
     published = {
         n.removeprefix(_PUBLISHED): arrays.pop(n) for n in set(arrays) if n.startswith(_PUBLISHED)
     }
+    if meta.get("shards"):
+        arrays |= sharded_log.opened(meta["shards"], meta["hash"], directory, again)
     if set(ARRAYS) - set(arrays) or set(arrays) - {*ARRAYS, *itertools.chain(*OPTIONAL_ARRAYS)}:
         raise UserError(f"expected the arrays of a log in {directory}, found others; {again}")
     return Log(

@@ -56,7 +56,7 @@ def held_out_searches(log: Log, splits: Splits, split: str) -> SearchExamples:
         np.maximum.at(last, users[rows], rows)
         return _examples(log, np.arange(len(times)) == last[users])
     if splits.name == "global_time":
-        tests = times >= np.asarray(log.rec_times)[splits.test.target_row].min(initial=_NEVER)
+        tests = times >= log.rec_times[splits.test.target_row].min(initial=_NEVER)
     else:
         last = np.full(log.num_users + 1, -1)
         rows = np.flatnonzero(held_out)
@@ -70,9 +70,9 @@ def held_out_searches(log: Log, splits: Splits, split: str) -> SearchExamples:
 def targets(log: Log, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """Returns (item int32, time int64) [E] of what each example is to rank first."""
     if isinstance(examples, SearchExamples):
-        return examples.item, np.asarray(log.search_times)[examples.target_row]
+        return examples.item, log.search_times[examples.target_row]
     rows = examples.target_row
-    return np.asarray(log.rec_items)[rows].astype(np.int32), np.asarray(log.rec_times)[rows]
+    return log.rec_items[rows].astype(np.int32), log.rec_times[rows]
 
 
 def _users_of_searches(log: Log) -> np.ndarray:

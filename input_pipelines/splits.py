@@ -79,7 +79,7 @@ def history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def search_history_ends(log: Log, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (rec_end, search_end) of search rows: what happened strictly before their asking."""
-    begins = np.asarray(log.search_times if log.search_begins is None else log.search_begins)
+    begins = log.search_times if log.search_begins is None else log.search_begins
     return _earlier(log, _owners(log.search_offsets, rows), begins[rows])
 
 
@@ -91,9 +91,7 @@ def _owners(offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _earlier(log: Log, users: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns where the clicks and the searches of users end that came before moments, int64."""
     clicks, searches = (
-        first_not_before(
-            np.asarray(times), np.asarray(offsets)[users], np.asarray(offsets)[users + 1], moments
-        )
+        first_not_before(times, np.asarray(offsets)[users], np.asarray(offsets)[users + 1], moments)
         for times, offsets in (
             (log.rec_times, log.rec_offsets),
             (log.search_times, log.search_offsets),
@@ -114,7 +112,7 @@ def _examples(log: Log, rows: np.ndarray, least: int = 0) -> Examples:
     for start in range(0, len(rows), _PART):
         part = rows[start : start + _PART].astype(np.int64)
         users = _owners(log.rec_offsets, part)
-        some = Examples(users, part, *_earlier(log, users, np.asarray(log.rec_times)[part]))
+        some = Examples(users, part, *_earlier(log, users, log.rec_times[part]))
         if least:
             some = some.take(np.flatnonzero(_lengths(log, some).sum(0) >= least))
         for field in dataclasses.fields(Examples):
@@ -245,13 +243,13 @@ def targets_in_latest_search(log: Log, examples: Examples) -> np.ndarray:
     users, starts = examples.user, np.asarray(log.search_offsets)
     some = np.flatnonzero(examples.search_end > starts[users])
     searches = examples.search_end[some] - 1
-    ends = np.asarray(log.click_offsets)
-    first, lengths = ends[searches], np.diff(ends)[searches]
+    first = log.click_offsets[searches]
+    lengths = log.click_offsets[searches + 1] - first
     owners = np.repeat(np.arange(len(some)), lengths)
     rows = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-    targets = np.asarray(log.rec_items)[examples.target_row[some]]
+    targets = log.rec_items[examples.target_row[some]]
     told = np.zeros(len(examples), bool)
-    told[some[owners[np.asarray(log.click_items)[rows] == targets[owners]]]] = True
+    told[some[owners[log.click_items[rows] == targets[owners]]]] = True
     return told
 
 
@@ -270,10 +268,14 @@ def warn_of_told_targets(log: Log, splits: Splits) -> None:
 def describe(log: Log, splits: Splits) -> dict[str, Any]:
     """Returns the data card's part on a split: its sizes and the lengths of training histories."""
     train = splits.train
-    lengths = np.empty((2, len(train)), np.int32)
-    for start in range(0, len(train), _PART):
-        part = slice(start, start + _PART)
-        lengths[:, part] = _lengths(log, train.take(part))
+
+    def lengths(offsets: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        counts = np.empty(len(train), np.int32)
+        for start in range(0, len(train), _PART):
+            part = slice(start, start + _PART)
+            counts[part] = ends[part] - np.asarray(offsets)[train.user[part]]
+        return counts
+
     parts = {part: getattr(splits, part) for part in ("train", "validation", "test")}
     return {
         "split": splits.name,
@@ -285,8 +287,8 @@ def describe(log: Log, splits: Splits) -> dict[str, Any]:
             )
             for part, examples in parts.items()
         },
-        "clicks_in_training_histories": spread(lengths[0]),
-        "searches_in_training_histories": spread(lengths[1]),
+        "clicks_in_training_histories": spread(lengths(log.rec_offsets, train.rec_end)),
+        "searches_in_training_histories": spread(lengths(log.search_offsets, train.search_end)),
     }
 
 
@@ -325,7 +327,7 @@ def check_leakage(log: Log, splits: Splits) -> None:
 def _strays(log: Log, examples: Examples) -> tuple[int, int]:
     """Counts the histories with another user's events, and those that do not end in time."""
     strays, late = 0, 0
-    times = np.asarray(log.rec_times)[examples.target_row]
+    times = log.rec_times[examples.target_row]
     for ends, event_times, offsets in (
         (examples.rec_end, log.rec_times, log.rec_offsets),
         (examples.search_end, log.search_times, log.search_offsets),
@@ -334,6 +336,6 @@ def _strays(log: Log, examples: Examples) -> tuple[int, int]:
         inside = (ends >= starts) & (ends <= stops)
         strays += int((~inside).sum())
         nonempty = np.flatnonzero(inside & (ends > starts))
-        latest = np.asarray(event_times)[ends[nonempty] - 1]
+        latest = event_times[ends[nonempty] - 1]
         late += int((latest >= times[nonempty]).sum())
     return strays, late

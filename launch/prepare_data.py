@@ -1,6 +1,6 @@
 """Reads a data set once into the form that training uses, checks it and prints its data card.
 
-    python -m launch.prepare_data --dataset=kuaisar --raw_dir=R --data_dir=D --split=global_time
+    python -m launch.prepare_data --dataset=csv_log --raw_dir=R --data_dir=D --split=S [--shards=N]
     python -m launch.prepare_data --append --dataset=csv_log --raw_dir=NEW --data_dir=D
     python -m launch.prepare_data --validate --data_dir=D [--split=global_time]
 
@@ -26,6 +26,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("append", False, "Join the raw files' events to the log in --data_dir.")
     flags.DEFINE_enum("engine", "local", ["local", "beam"], "What reads csv_log: Apache Beam too.")
     flags.DEFINE_string("beam_options", "", "Of Beam: --runner=... and those of the runner.")
+    flags.DEFINE_integer("shards", 0, "Of --data_dir, by user; 0: one piece.", 0, 4096)
     flags.DEFINE_string("segmenter", "characters", "Of Chinese queries; or jieba.")
     flags.DEFINE_string("columns", "", "Other names of columns: user=user_id,session= (csv_log).")
     flags.DEFINE_string("time_unit", "infer", "Of times; or seconds, positions, ... (csv_log).")
@@ -35,7 +36,7 @@ def define_flags() -> None:
 def check_flags() -> None:
     given = flags.FLAGS
     if given.validate:
-        if not given.data_dir or given.dataset or given.raw_dir:
+        if not given.data_dir or given.dataset or given.raw_dir or given.shards:
             raise UserError("expected --validate with --data_dir=D alone; pass the prepared folder")
     elif not given.dataset or not given.raw_dir:
         raise UserError("expected --dataset=NAME and --raw_dir=DIR, found one missing; pass both")
@@ -43,6 +44,8 @@ def check_flags() -> None:
         raise UserError("expected --engine=beam with --data_dir=D and no --append; prepare D anew")
     elif given.beam_options and given.engine != "beam":
         raise UserError("expected --engine=beam with --beam_options, found local; pass it")
+    elif given.shards and (given.append or not given.data_dir):
+        raise UserError("expected --shards with --data_dir=D and no --append; prepare D anew")
     elif given.append and not given.data_dir:
         raise UserError("expected --append with --data_dir=D, found none; pass the prepared folder")
 
@@ -95,7 +98,7 @@ def _prepare(data_dir: str) -> tuple[Log, str]:
         if given.append:
             return prepare.append_into(*where), data_dir
         beam_options = given.beam_options if given.engine == "beam" else None
-        return prepare.prepare_into(*where, beam_options), data_dir
+        return prepare.prepare_into(*where, beam_options, given.shards), data_dir
 
 
 def _path(name: str | None, what: str) -> str:

@@ -37,9 +37,14 @@ def raw_folder(folder, clicks=None, searches=None, items=None, write=write_csv, 
     return str(folder)
 
 
+def files_in(folder):
+    paths = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder) for path in paths)
+
+
 def same_folders(one, other):
-    names = sorted(os.listdir(one))
-    assert names == sorted(os.listdir(other)) and "meta.json" in names
+    names = files_in(one)
+    assert names == files_in(other) and pathlib.Path("meta.json") in names
     for name in names:
         assert pathlib.Path(one, name).read_bytes() == pathlib.Path(other, name).read_bytes(), name
 
@@ -52,6 +57,15 @@ def test_the_folder_is_that_of_one_machine_byte_for_byte(tmp_path, beam_options)
     prepare.prepare_into("csv_log", raw, made[1], OPTIONS, beam_options=beam_options)
     same_folders(*made)
     assert sorted(os.listdir(tmp_path)) == ["beam", "local", "raw"]
+
+
+def test_shards_are_those_of_one_machine_byte_for_byte(tmp_path):
+    raw = raw_folder(tmp_path / "raw")
+    made = [str(tmp_path / name) for name in ("local", "beam")]
+    prepare.prepare_into("csv_log", raw, made[0], OPTIONS, shards=3)
+    prepare.prepare_into("csv_log", raw, made[1], OPTIONS, beam_options=ONE, shards=3)
+    same_folders(*made)
+    assert pathlib.Path("shard-00002-of-00003", "rec_items.npy") in files_in(made[1])
 
 
 @pytest.mark.parametrize("parts", [1, 7])
