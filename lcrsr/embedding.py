@@ -48,11 +48,13 @@ def init_tables(
     num_words: int,
     width: int,
     scale: float,
+    user_scale: float | None = None,
     partition: Partition | None = None,
 ) -> Tables:
     """Draws normal rows of standard deviation `scale`; row 0 (padding) is zero.
 
     Args:
+      user_scale: of users' rows; None for `scale`.
       partition: the mesh that the tables are for. It may ask for rows that no id names, and for
         packed rows; the numbers of the rest stay the same.
 
@@ -68,7 +70,8 @@ def init_tables(
 
     def table(name):
         rows = -(-sizes[name] // row_multiple) * row_multiple // pack
-        drawn = scale * jax.random.normal(keys[name], (rows, pack * width), jnp.float32)
+        spread = scale if name != "user" or user_scale is None else user_scale
+        drawn = spread * jax.random.normal(keys[name], (rows, pack * width), jnp.float32)
         number = jnp.arange(rows)[:, None] * pack + jnp.arange(pack * width) // width
         return jnp.where((number > 0) & (number < sizes[name]), drawn, 0.0)
 

@@ -262,7 +262,7 @@ def any_target(ids: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _item_count(items: jax.Array, vectors: jax.Array) -> int:
-    # Of the padding too, one row in as many.
+    # Of the padding too: `sampled_softmax` says what that changes.
     return items.size // vectors.shape[-1]
 
 
@@ -273,7 +273,10 @@ def sampled_softmax(
 
     Every target is held against the negatives of the whole batch, which are uniform draws from all
     items: `num_items` over their number times the sum of their powers is an unbiased estimate of
-    that over all items (the logQ correction of uniform draws).
+    that over all items (the logQ correction of uniform draws). `of_vectors` and `of_states` count
+    all of a table's rows as V, the padding's and those that fill a device's part up among them, so
+    that each negative's logit is log(1 + 1/V) too high for one such row (.0013 with the embedded
+    sample's 750 items, 8e-5 with Amazon Beauty's 12,101); published numbers are measured so.
 
     Args:
       users: [B, D].

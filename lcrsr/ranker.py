@@ -60,10 +60,12 @@ class Ranker(Protocol):
     `score_catalogue` then take other values of them, traced, as keywords: one compiled program
     serves runs that differ in these alone. It may have `catalogue_chunk`, of how many items
     `score_catalogue` is best called with, and `popularity_weight`, which the first coordinate of an
-    item's row times is a bias at the start (`lcrsr.spectral_start`), `shares_negatives`, and
-    `starts_users`, where a user's row is all that it knows of a user and starts there too. Where
-    `dot_product` is True a score is the product of an item's row and of the user's vector, float32
-    [B, D], which `user_vectors(params, users, rows)` returns; it takes `numbers` as `score` does.
+    item's row times is a bias at the start (`lcrsr.spectral_start`), `shares_negatives`,
+    `user_scale`, the standard deviation of users' rows at the start where it is not `init_scale`,
+    and `starts_users`, where a user's row is all that it knows of a user and starts there too.
+    Where `dot_product` is True a score is the product of an item's row and of the user's vector,
+    float32 [B, D], which `user_vectors(params, users, rows)` returns; it takes `numbers` as `score`
+    does.
 
     A ranker that answers searches, with 'search' in `tasks`, has
     `score_query(params, users, rows, items, query)`: scores float32 [B, V] of items [V, D] for the

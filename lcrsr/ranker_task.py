@@ -201,6 +201,7 @@ class RankerTask:
             table_key,
             width=self._ranker.width,
             scale=self._ranker.init_scale,
+            user_scale=getattr(self._ranker, "user_scale", None),
             partition=self.partition,
             **self._table_sizes,
         )

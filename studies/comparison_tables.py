@@ -11,10 +11,12 @@ from studies.method_tests import MethodTest
 from studies.statistics import (
     Pair,
     Row,
+    effect_text,
     examples_and_users,
     holm,
     listed,
     p_of_gains,
+    p_text,
     shared_seeds,
 )
 
@@ -111,8 +113,8 @@ def _of_methods(
 
 def method_cell(test: MethodTest) -> str:
     """Writes a test of methods: the difference, its interval, p after Holm's method, Hedges' g."""
-    text = f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p {test.p_holm:.2g}"
-    return text if test.effect is None else f"{text}, g {test.effect:+.2g}"
+    text = f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p {p_text(test.p_holm)}"
+    return text if test.effect is None else f"{text}, g {effect_text(test.effect)}"
 
 
 def about_tests(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[str]:
@@ -152,7 +154,7 @@ def _mean_and_spread(row: Row, apart: bool) -> list[str]:
 
 
 def _test(pair: Pair) -> str:
-    return f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}], p {pair.p_holm:.2g}"
+    return f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}], p {p_text(pair.p_holm)}"
 
 
 def _seeds_of(pair: Pair) -> str:
@@ -211,7 +213,7 @@ def _p_of_strata(tested: Mapping[str, Sequence[float | None]], labels: Sequence[
         "|---|" + "---:|" * len(labels),
     ]
     for name, of_row in tested.items():
-        cells = ["" if p is None else f"{next(after_holm):.2g}" for p in of_row]
+        cells = ["" if p is None else p_text(next(after_holm)) for p in of_row]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     about = "p of the gains over the first row, by Holm's method over the table."
     return [*lines, "", about]

@@ -19,7 +19,7 @@ from studies import strata
 from studies.ablation.tables import mean_text
 from studies.compare import read_rows
 from studies.comparison_tables import strata_to_markdown
-from studies.statistics import Pair, Row, compare_pairs, corrected
+from studies.statistics import Pair, Row, compare_pairs, corrected, p_text
 
 _SHOWN = ("ndcg@10", "hr@10")  # Figure 2
 _TABLE = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")  # Table 3
@@ -157,8 +157,8 @@ def table_3(runs: Runs) -> tuple[list[str], list[tuple[str, Pair]]]:
             pair, test = cells.get((stage, row.name)), ["", ""]
             if pair is not None:
                 between = f"[{pair.low:+.4f}, {pair.high:+.4f}]"
-                of_methods = f"{pair.of_methods.p_holm:.2g}" if pair.of_methods else ""
-                test = [f"{pair.difference:+.4f} {between}, p {pair.p_holm:.2g}", of_methods]
+                of_methods = p_text(pair.of_methods.p_holm) if pair.of_methods else ""
+                test = [f"{pair.difference:+.4f} {between}, p {p_text(pair.p_holm)}", of_methods]
             seeds = ", ".join(map(str, row.seeds))
             lines.append(f"| {stage} | {name} | {seeds} | {' | '.join([*means, *test])} |")
     return lines, tested

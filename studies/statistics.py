@@ -113,6 +113,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
+def p_text(p: float) -> str:
+    """Returns a p as tables print it: two digits, or '<1e-4' for what is below it.
+
+    So small a p rests on the tails of a distribution that the data only nearly have.
+    """
+    return "<1e-4" if p < 1e-4 else f"{p:.2g}"
+
+
+def effect_text(effect: float | None) -> str:
+    """Returns an effect in deviations as tables print it: two digits, '' for None.
+
+    Beyond 10 either way it is '>10' or '<-10': deviations of three seeds, which it is divided by,
+    are themselves known to a factor of several.
+    """
+    if effect is None:
+        return ""
+    if abs(effect) > 10:
+        return ">10" if effect > 0 else "<-10"
+    return f"{effect:+.2g}"
+
+
 def compare_pairs(rows: Sequence[Row], seed: int = 0, *, against_first: bool = False) -> list[Pair]:
     """Returns every pair of rows; or each of the others with the first alone.
 

@@ -49,6 +49,8 @@ class Settings(Checked):
       width: D of the tables' rows and of the network.
       inner: width inside the feed-forward layers.
       sessions: S, windows of a history.
+      init_scale, user_scale: standard deviations at the start of the rows of items and words, and
+        of users' rows.
       correlation_weight: of the correlation loss.
       loss: of both tasks, of `losses.LOSSES`.
       search_weight: of the search task's losses; 0 trains on recommendation alone.
@@ -61,6 +63,7 @@ class Settings(Checked):
     sessions: Count
     dropout: Rate
     init_scale: Positive
+    user_scale: Positive
     correlation_weight: Weight
     loss: losses.OfVectors
     search_weight: Weight
@@ -269,6 +272,10 @@ class UnifiedSSR(VectorsRanker, TwoTasksRanker):
     """Ranks recommendations and the items of searches: a `Ranker` that answers searches."""
 
     tables = ("user", "item", "word")
+
+    def __init__(self, network: nn.Module, settings: Settings):
+        super().__init__(network, settings)
+        self.user_scale = settings.user_scale
 
     def score_query(
         self, params: Params, users: jax.Array, rows: Rows, items: jax.Array, query: jax.Array

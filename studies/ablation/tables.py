@@ -20,7 +20,7 @@ from core.stages import stage_order, stage_title
 from core.workdir import Workdir, commit_id
 from input_pipelines.dataset import Dataset
 from studies.ablation.sweeps import Setting, Sweep, number_text
-from studies.statistics import Pair, Row, compare_pairs, examples_and_users
+from studies.statistics import Pair, Row, compare_pairs, examples_and_users, p_text
 
 _PANEL_WIDTH = 4.6  # inches
 _TESTS = ("p of the settings", "p of these checkpoints")
@@ -205,8 +205,8 @@ def to_markdown(
             difference = f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
             if pair.left_out:
                 difference += f" over seeds {', '.join(map(str, pair.seeds))}"
-            of_settings = f"{pair.of_methods.p_holm:.2g}" if pair.of_methods else ""
-            test = [difference, of_settings, f"{pair.p_holm:.2g}"]
+            of_settings = p_text(pair.of_methods.p_holm) if pair.of_methods else ""
+            test = [difference, of_settings, p_text(pair.p_holm)]
         seeds = ", ".join(map(str, row.seeds))
         if len(row.seeds) < row.runs:
             seeds += f" (of {row.runs} seeds)"

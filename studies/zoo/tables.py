@@ -18,7 +18,14 @@ from studies.ablation.tables import mean_text
 from studies.compare import read_rows, shared_metrics
 from studies.comparison_tables import about_tests
 from studies.report import report
-from studies.statistics import Pair, Row, compare_pairs, examples_and_users
+from studies.statistics import (
+    Pair,
+    Row,
+    compare_pairs,
+    effect_text,
+    examples_and_users,
+    p_text,
+)
 from studies.zoo.plans import PLACES, Zoo
 from studies.zoo.running import Finished
 
@@ -151,9 +158,8 @@ def _table(lines: Sequence[Line], metric: str) -> list[str]:
             test = pair.of_methods
             shown = test or pair
             difference = f"{shown.difference:+.4f} [{shown.low:+.4f}, {shown.high:+.4f}]"
-            effect = f"{test.effect:+.2g}" if test and test.effect is not None else ""
-            p = f"{test.p_holm:.2g}" if test else ""
-            tests = [difference, p, effect, f"{pair.p_holm:.2g}"]
+            p, effect = (p_text(test.p_holm), effect_text(test.effect)) if test else ("", "")
+            tests = [difference, p, effect, p_text(pair.p_holm)]
         costs = ["", ""]
         if cost is not None:
             costs = [f"{cost.user_ms:.2f}", f"{cost.parameters:,}"]

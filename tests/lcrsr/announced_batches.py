@@ -42,10 +42,10 @@ def batch_of(rng, size=48, search_rows=0):
     }
 
 
-def trained(ranker, search_rows=0, steps=300, batch_of=batch_of):
-    """The state after `steps` updates at a rate of .01, and the last step's statistics."""
+def task_of(ranker, search_rows=0, batch_of=batch_of):
+    """The training of a ranker on these batches."""
     rng = np.random.default_rng(0)
-    task = RankerTask(
+    return RankerTask(
         name="train",
         ranker=ranker,
         config=TrainConfig(
@@ -62,6 +62,11 @@ def trained(ranker, search_rows=0, steps=300, batch_of=batch_of):
         selection="ndcg@5/neg99",
         seed=0,
     )
+
+
+def trained(ranker, search_rows=0, steps=300, batch_of=batch_of):
+    """The state after `steps` updates at a rate of .01, and the last step's statistics."""
+    task = task_of(ranker, search_rows, batch_of)
     state, step, batches = task.init(), jax.jit(task.train_step), task.batches(0)
     for _ in range(steps):
         state, stats = step(state, next(batches), jnp.float32(1e-2))

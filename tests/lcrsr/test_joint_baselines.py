@@ -40,7 +40,7 @@ RANKERS = {
         unified_ssr,
         TWO_TASKS
         | {"inner": 16, "layers": 1, "heads": 2, "sessions": 2, "loss": "bce"}
-        | {"correlation_weight": 0.1},
+        | {"correlation_weight": 0.1, "user_scale": 0.1},
     ),
 }
 SEARCHING = ("jsr", "user", "unified_ssr")

@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from announced_batches import SIZES, batch_of
+from announced_batches import SIZES, batch_of, task_of
 
 from lcrsr.baselines import unified_ssr
 from lcrsr.baselines.two_histories import QUIET
@@ -23,6 +24,7 @@ SETTINGS = unified_ssr.Settings(
     sessions=2,
     dropout=0.0,
     init_scale=0.5,
+    user_scale=0.1,
     correlation_weight=0.1,
     loss="bce",
     search_weight=1.0,
@@ -101,6 +103,13 @@ def test_each_branch_reads_its_own_history_and_the_user():
     assert moves(query_words=((0, 0), 17)) == [False, True]
     assert moves(clicked_items=((0, 0), 9)) == [False, True]
     assert moves(user=((), 3)) == [True, True]
+
+
+def test_users_start_at_a_deviation_of_their_own():
+    tables = task_of(made()[0]).init()["tables"]
+    # Its 4 users and the row of all others; row 0 is padding.
+    for name, scale in (("user", 0.1), ("item", 0.5), ("word", 0.5)):
+        assert np.std(tables[name][1:]) == pytest.approx(scale, rel=0.25), name
 
 
 def test_the_share_of_the_two_branches_is_kept_between_its_ends():

@@ -6,7 +6,7 @@ import scipy.stats
 
 from studies import comparison_tables
 from studies.method_tests import compare_methods, hedges_g
-from studies.statistics import Row, compare_pairs, holm
+from studies.statistics import Row, compare_pairs, effect_text, holm, p_text
 
 RNG = np.random.default_rng(0)
 
@@ -107,6 +107,18 @@ def test_both_tests_stand_in_the_table_and_methods_come_first():
     assert "p 0." in of_methods and ", g " in of_methods and of_methods.endswith("| 3 and 3 |")
     assert of_checkpoints.endswith("| 0, 1, 2 | none |")
     assert "With one seed" not in "\n".join(lines)
+
+
+def test_tables_print_no_p_of_0_and_no_effect_of_hundreds():
+    ps = [p_text(p) for p in (0.0, 1e-300, 9.9e-5, 1e-4, 0.0123, 1.0)]
+    assert ps == ["<1e-4"] * 3 + ["0.0001", "0.012", "1"]
+    effects = [effect_text(g) for g in (None, -150.0, -9.6, 0.0, 1.234, 10.1)]
+    assert effects == ["", "<-10", "-9.6", "+0", "+1.2", ">10"]
+    # Seeds that hardly differ, of methods that do.
+    users, seeds = RNG.uniform(size=60), np.array([[0.0], [1e-4], [2e-4]])
+    rows = [row("a", users / 2 + seeds), row("b", users / 2 + 0.3 + seeds)]
+    lines = comparison_tables.to_markdown({"ndcg@5/full": (rows, compare_pairs(rows))}).splitlines()
+    assert any(line.endswith("p <1e-4, g >10 | 3 and 3 |") for line in lines)
 
 
 def test_with_one_seed_methods_cannot_be_compared():

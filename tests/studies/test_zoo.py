@@ -3,6 +3,7 @@
 import json
 import re
 
+import jobs
 import pytest
 
 from configs import baseline
@@ -40,6 +41,16 @@ def cache(tmp_path_factory):
 def finished(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("zoo") / "w"
     return folder, run(zoo_of(**cache), folder)
+
+
+def untimed(folder):
+    """Returns what a zoo's table.json holds beside what was measured by the clock."""
+    values = json.loads((folder / "table.json").read_text())
+    for row in values["rows"]:
+        del row["seconds"], row["cost"]["user_ms"]
+        for trial in row["trials"]:
+            del trial["seconds"]
+    return values
 
 
 def trials_of(method, tmp_path, budget=6, **settings):
@@ -185,10 +196,29 @@ def test_shares_take_methods_and_the_last_writes_the_table(finished, cache, tmp_
     assert run(zoo, folder, share="1/2").startswith("share 1/2 is through; popularity are other")
     assert not (folder / "table.md").exists()
     text = run(zoo, folder, share="0/2")
-    means = [re.search(r"item_knn \| 0, 1 \| (0\.\S+)", one)[1] for one in (text, finished[1])]
-    assert means[0] == means[1]
+    assert "| item_knn | 0, 1 | 0." in text
+    assert untimed(folder) == untimed(finished[0])
     with pytest.raises(UserError, match=r"--share=I/N with I from 0 to N - 1, found '2/2'"):
         run(zoo, folder, share="2/2")
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_write_the_table_of_one(tmp_path):
+    def zoo(workdir, *more):
+        settings = {"on_sample.users": 60, "model.width": 16, "train.max_epochs": 0.2}
+        settings |= {"cache_dir": tmp_path / "cache"}
+        arguments = ["--dataset=qilin", "--methods=popularity,sasrec_ce,item_knn", "--seeds=2"]
+        arguments += [f"--setting={key}={value}" for key, value in settings.items()]
+        return jobs.program("zoo", f"--workdir={workdir}", *arguments, *more)
+
+    # At once, also at the preparation of the data. The first has the more to do.
+    both = [zoo(tmp_path / "w", f"--share={number}/2") for number in (0, 1)]
+    codes, outputs = jobs.endings(both)
+    assert codes == [0, 0], outputs
+    assert (tmp_path / "w" / "page.html").exists()
+    jobs.finished(zoo(tmp_path / "one"))
+    assert untimed(tmp_path / "w") == untimed(tmp_path / "one")
+    assert len(untimed(tmp_path / "w")["rows"]) == 3
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path):
