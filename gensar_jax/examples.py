@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,7 @@ class GenSARExamples:
             "pseudo_query": len(self.query_pairs),
             **self._sizes_of_baselines(config.mixture),
         }
+        self._phrasings = settings.phrasings
         self.mixture = Mixture(
             self.sizes, config.mixture.to_dict(), phrasings=settings.phrasings, seed=config.seed
         )
@@ -172,6 +173,16 @@ class GenSARExamples:
         items = [what for _, what in self.history(self._train, row) if isinstance(what, int)]
         texts = (self._texts[item - 1] for item in items)
         return [text for text in texts if self.prompts.has_pieces(text)]
+
+    def mixed(self, rates: Mapping[str, int]) -> GenSARExamples:
+        """Returns the same examples mixed at other rates.
+
+        Raises:
+          UserError: as `Mixture`.
+        """
+        changed = copy.copy(self)
+        changed.mixture = Mixture(self.sizes, rates, phrasings=self._phrasings, seed=self._seed)
+        return changed
 
     def of_log(self, log: Log) -> GenSARExamples:
         """Returns the same tokens for the examples of another log with these items."""
