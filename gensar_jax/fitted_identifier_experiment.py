@@ -65,6 +65,7 @@ class FittedIdentifierExperiment(Experiment):
                 "without --coordinator"
             )
         self.config, self.data = config, data
+        self._made: tuple[IdentifierTable, dict[str, Any]] | None = None
 
     def fit(self) -> tuple[IdentifierTable, dict[str, Any]]:
         """Returns the table, and numbers that describe it.
@@ -75,13 +76,14 @@ class FittedIdentifierExperiment(Experiment):
         raise NotImplementedError
 
     def check_data(self) -> None:
-        """Finds what the data lacks; a method whose fitting may be refused says so here."""
+        """Fits, so that what is refused is so before anything is written."""
+        self._made = self.fit()
 
     def run(self, workdir: Workdir) -> None:
         """Fits, measures and writes the table once."""
         if workdir.read_results()["rows"]:
             return
-        table, metrics = self.fit()
+        table, metrics = self._made or self.fit()
         written = {
             "seed": self.config.seed,
             "commit": commit_id(),

@@ -163,16 +163,13 @@ class P5CIDIdentifiers(FittedIdentifierExperiment):
 
     own_sections: ClassVar[Described] = {"model": (ClusterSettings,)}
 
-    def check_data(self) -> None:
-        if not shared_users(self.data.training_clicks()).nnz:
+    def fit(self) -> tuple[IdentifierTable, dict[str, Any]]:
+        weights = shared_users(self.data.training_clicks())
+        if not weights.nnz:
             raise UserError(
                 f"expected two items of {self.data.label} that a user has both clicked in "
                 "training, found none; use identifiers of the items' texts"
             )
-
-    def fit(self) -> tuple[IdentifierTable, dict[str, Any]]:
-        self.check_data()
-        weights = shared_users(self.data.training_clicks())
         settings = ClusterSettings(**self.config.model.to_dict())
         codes, symbols = cluster_codes(weights, settings, self.config.seed)
         table = identifiers.of_one_alphabet(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_gensar import SHARED, SMALL, changed, refused, small_config
+from test_gensar import SHARED, SMALL, changed, refused, small_config, write_beauty
 
 from configs import genre_identifiers, gensar, p5_cid_identifiers
 from core.errors import UserError
@@ -158,6 +158,16 @@ def test_mistakes_of_baselines_end_in_one_line(small, tmp_path):
         changed(genre, identifier_model__repeated="kept"), tmp_path
     )
     assert "label_smoothing" in refused(changed(genre, train__label_smoothing=1.0), tmp_path)
+    # A table is refused before its folder is written.
+    own = genre_identifiers.get_config("amazon_beauty")
+    own.data_dir, own.cache_dir = small.data_dir, small.cache_dir
+    own.vocabulary.pieces, own.model.repeated = SMALL["vocabulary.pieces"], "refused"
+    folder = tmp_path / "twice"
+    write_beauty(folder)
+    records = (folder / "items.jsonl").read_text().replace('pot model7"', 'pot model8"')
+    (folder / "items.jsonl").write_text(records)
+    own.data_dir = str(folder)
+    assert "found items 8 and 9 with 'pot model8'" in refused(own, tmp_path)
     with pytest.raises(UserError, match="one code a level for T5X"):
         export(config, str(tmp_path / "export"), 1)
     assert not (tmp_path / "export").exists()
