@@ -71,5 +71,8 @@ def _divided(beams: Beams, power: float) -> Beams:
     lengths = jnp.maximum((beams.tokens != PADDING).sum(-1), 1)
     scores = beams.scores / lengths**power
     order = jnp.argsort(scores, axis=1, descending=True)
-    taken = [jnp.take_along_axis(part, order, 1) for part in (beams.items, scores)]
-    return Beams(*taken, jnp.take_along_axis(beams.tokens, order[..., None], 1))
+    return Beams(
+        jnp.take_along_axis(beams.items, order, 1),
+        jnp.take_along_axis(scores, order, 1),
+        jnp.take_along_axis(beams.tokens, order[..., None], 1),
+    )

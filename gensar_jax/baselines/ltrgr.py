@@ -207,7 +207,8 @@ class RankTask(JointTask):
             inputs = jnp.tile(batch["inputs"], (len(names), 1))
             tokens = jnp.concatenate([batch[name] for name in names])
             scores = scores_of(self.network, params, inputs, jnp.asarray(self._forced), tokens, key)
-            return rank_loss(*jnp.split(scores, len(names)), self._rank)
+            positive, top, random = jnp.split(scores, len(names))
+            return rank_loss(positive, top, random, self._rank)
 
         params = state["params"]
         (loss, stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)

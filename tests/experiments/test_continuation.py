@@ -49,6 +49,7 @@ LCR_SER = SHARED | {
     "model.scorer": "mlp",  # which reads users' rows
     "train.active_steps": 2,
     "train.recommendation": "bce",
+    "data.train_negatives": 4,
     "train.max_epochs": 1.0,
     "rl.enabled": False,
 }

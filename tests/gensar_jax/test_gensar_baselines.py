@@ -167,7 +167,8 @@ def test_mistakes_of_baselines_end_in_one_line(small, tmp_path):
     records = (folder / "items.jsonl").read_text().replace('pot model7"', 'pot model8"')
     (folder / "items.jsonl").write_text(records)
     own.data_dir = str(folder)
-    assert "found items 8 and 9 with 'pot model8'" in refused(own, tmp_path)
+    message = refused(own, tmp_path)
+    assert "titles that differ" in message and "with 'pot model8'; raise" in message
     with pytest.raises(UserError, match="one code a level for T5X"):
         export(config, str(tmp_path / "export"), 1)
     assert not (tmp_path / "export").exists()
