@@ -21,6 +21,7 @@ from core import vectors
 from core.errors import UserError
 from core.settings import Count, Settings, at_least, build, one_of
 from gensar_jax.fitted_identifier_experiment import FittedIdentifierExperiment
+from gensar_jax.identifier_experiment import TFIDF
 from gensar_jax.identifiers import IdentifierTable, collision_rate
 from gensar_jax.rqvae import SOURCES
 from gensar_jax.settings import Described, TextVectorSettings
@@ -111,7 +112,7 @@ class WebUltronIdentifiers(FittedIdentifierExperiment):
 
     def _vectors(self) -> np.ndarray:
         settings, texts = self.config.vectors, self.data.log.item_texts()
-        if settings.semantic != vectors.TFIDF:
+        if settings.semantic != TFIDF:
             return vectors.from_sentence_transformer(texts, settings.semantic)
         more = {"seed": self.config.seed}
         factors = build(vectors.FactorConfig, settings.to_dict(), section="vectors", more=more)
