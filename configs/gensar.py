@@ -10,8 +10,8 @@ paper's authors published.
 VARIANT: `tiger` is TIGER (NeurIPS 2023): semantic identifiers, recommendation alone; `dsi` is DSI
 (NeurIPS 2022): searches by their query alone, and items by their text. `lc_rec` is LC-Rec (ICDE
 2024) as far as it needs no text that a language model wrote; `p5_cid` P5-CID (SIGIR-AP 2023);
-`dsi_qg` DSI-QG (arXiv 2206.10128); `genre` GENRE (ICLR 2021); `ltrgr` LTRGR (AAAI 2024) on `dsi`.
-All have GenSAR's network, prompts,
+`dsi_qg` DSI-QG (arXiv 2206.10128); `genre` GENRE (ICLR 2021); `ltrgr` LTRGR (AAAI 2024) on `dsi`;
+`webultron` WebUltron (TKDE 2023). All have GenSAR's network, prompts,
 histories, tries, beams and candidates; docs/gensar.md says what each keeps of its paper and how to
 give it GenSAR's number of updates. Table 5's ablations:
 --config.prompts.behaviour_tokens=none, or a rate of 0 for nrip, nsqp, nsip, desc2id or id2desc of
@@ -35,6 +35,7 @@ from configs import (
     genre_identifiers,
     gensar_identifiers,
     p5_cid_identifiers,
+    webultron_identifiers,
 )
 
 DATASETS = {
@@ -148,6 +149,19 @@ VARIANTS = {
         "train.row_targets": 128,
         "train.label_smoothing": 0.1,  # released
         "eval.length_penalty": 1.0,  # released
+    },
+    "webultron": {
+        **_ONE_FORM,
+        **_SEARCH_ALONE,
+        **_only("nsip"),  # of its last stage
+        "mixture.pseudo_search": 0,  # of the stage before it
+        "method": "webultron",
+        "identifier_method": "webultron_identifiers",
+        "identifier_model": webultron_identifiers.MODEL,
+        "identifier_vectors": webultron_identifiers.VECTORS,
+        "identifier_train": None,
+        "shares": {"general": 0.25, "search": 0.5},  # released: 10, 20 and 10 epochs
+        "train.row_targets": 256,  # 24 codes an identifier
     },
     "ltrgr": {
         **_DSI,  # as in CRS

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -130,7 +130,7 @@ class GenSARExperiment(Experiment):
             selection=self.selection,
             tables=self.constant_tables(),
             seed=config.seed,
-            initial=self._pretrained if self._checkpoint else None,
+            initial=self.first_params,
             partition=self.partition,
         )
 
@@ -142,6 +142,11 @@ class GenSARExperiment(Experiment):
     def length_penalty(self) -> float:
         """Returns the power of an identifier's tokens that divides its log-likelihood."""
         return self.config.eval.get("length_penalty", 0.0)
+
+    @property
+    def first_params(self) -> Callable[[], Any] | None:
+        """Returns what loads the parameters to start from; None where they are random."""
+        return self._pretrained if self._checkpoint else None
 
     @property
     def _checkpoint(self) -> str:

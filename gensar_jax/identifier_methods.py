@@ -8,6 +8,7 @@ from core.errors import UserError
 from core.experiment import Experiment
 from gensar_jax.baselines.genre import GENREIdentifiers
 from gensar_jax.baselines.p5_cid import P5CIDIdentifiers
+from gensar_jax.baselines.webultron_identifiers import WebUltronIdentifiers
 from gensar_jax.fitted_identifier_experiment import FittedIdentifierExperiment
 from gensar_jax.identifier_experiment import IdentifierExperiment
 
@@ -16,6 +17,7 @@ METHODS: dict[str, type[IdentifierExperiment] | type[FittedIdentifierExperiment]
     DEFAULT: IdentifierExperiment,
     "genre_identifiers": GENREIdentifiers,
     "p5_cid_identifiers": P5CIDIdentifiers,
+    "webultron_identifiers": WebUltronIdentifiers,
 }
 
 
