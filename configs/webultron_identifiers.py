@@ -4,8 +4,9 @@ Paper: WebUltron, An Ultimate Retriever on Webpages Under the Model-Centric Para
 Command: python -m launch.train --config=configs/webultron_identifiers.py:DATASET \\
   --config.data_dir=DIR [--config.model.parts=4]
 The folder is --config.identifiers of configs/gensar.py:DATASET,webultron, which makes the same ones
-itself where it is given none. 24 parts are six times GenSAR's codes: run 4 as well. Without a data
-set it is qilin, and without a folder the embedded sample.
+itself where it is given none (there the keys begin with config.identifier_model). 24 parts are six
+times GenSAR's codes: run 4 as well. Without a data set it is qilin, and without a folder the
+embedded sample, whose 750 items want fewer codes: --config.model.codes=32.
 """
 
 from ml_collections import config_dict
@@ -19,7 +20,7 @@ MODEL = {
     "repeated": "numbered",  # ours; or "refused"
 }
 VECTORS = {
-    # "tfidf_svd", or the name or folder of a sentence-transformers model (the paper's: GTR).
+    # "tfidf_svd", "minilm", or the name or folder of a text encoder (the paper's: GTR).
     "semantic": "tfidf_svd",
     # Of the offline default, GenSAR's (configs/gensar_identifiers.py).
     "width": 128,

@@ -13,7 +13,7 @@ STAGE_TITLES = {
     FITTED: "fitted",
     "identifiers": "identifiers",
     "general": "general training",
-    "search": "training on pseudo-queries",
+    "pseudo_queries": "training on pseudo-queries",
     "joint": "joint training",
     "rank": "after learning to rank",
 }

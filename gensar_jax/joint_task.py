@@ -139,7 +139,7 @@ class JointTask:
       name: of the stage.
     """
 
-    name = "joint"
+    name: str = "joint"
 
     def __init__(
         self,

@@ -2,21 +2,24 @@
 
 Paper: Zhou et al., "WebUltron: An Ultimate Retriever on Webpages Under the Model-Centric Paradigm"
 (IEEE TKDE 2023). Identifiers are those of `webultron_identifiers.py`. Stages: `general` (text to
-identifier, and the text's rarest words to identifier), `search` (pseudo-queries to identifier) and
-`joint` (queries of the log to identifier).
+identifier, and the text's rarest words to identifier), `pseudo_queries` (to identifier, asked as
+real queries are) and `joint` (queries of the log to identifier).
 
 Settled here: there is one kind of identifier, so that no stage translates one into another. A stage
-has its released share of the updates (10, 20 and 10 epochs). Padding is no target (in the released
-code it is). The head stays tied to the embedding.
+has its released share of the updates (10, 20 and 10 epochs), and each goes on from the best state
+of the one before. Padding is no target (in the released code it is). The head stays tied to the
+embedding.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from ml_collections import config_dict
 
+from core.errors import UserError
 from core.loop import LoopConfig
 from core.settings import Section, Settings, Share, build
 from core.workdir import Workdir
@@ -24,9 +27,8 @@ from gensar_jax.examples import GenSARExamples
 from gensar_jax.experiment import GenSARExperiment
 from gensar_jax.joint_task import JointTask
 
-_GENERAL, _SEARCH = "general", "search"
-# The tasks of the stages before the last.
-_TASKS = {_GENERAL: ("desc2id", "pseudo_query"), _SEARCH: ("pseudo_search",)}
+# The tasks of the stages before the last, in their order.
+_TASKS = {"general": ("desc2id", "pseudo_query"), "pseudo_queries": ("pseudo_search",)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,41 +36,70 @@ class StageSettings(Settings):
     """Holds the shares of all updates that the first two stages have; the third has the rest."""
 
     general: Share
-    search: Share
+    pseudo_queries: Share
 
     def check(self) -> None:
-        if self.general + self.search >= 1:
+        if self.general + self.pseudo_queries >= 1:
             raise ValueError(
-                f"expected shares of less than 1 in all, found {self.general} and {self.search}"
+                f"expected shares of less than 1 in all, found {self.general} and "
+                f"{self.pseudo_queries}"
             )
 
 
-class WebUltronExperiment(GenSARExperiment):
-    """Trains a generator of search answers in three stages, of which the last is used."""
+def updates_of(total: int, settings: StageSettings) -> dict[str, int]:
+    """Divides `total` updates among the stages, in their order; the last one has at least one."""
+    shares = dataclasses.asdict(settings)
+    before = {name: int(shares[name] * total) for name in _TASKS}
+    return {**before, JointTask.name: total - sum(before.values())}
 
-    stages = (JointTask.name, _SEARCH, _GENERAL)
+
+class WebUltronExperiment(GenSARExperiment):
+    """Trains a generator of search answers in three stages, of which the last is used.
+
+    Raises:
+      UserError: as `GenSARExperiment`, or a stage that has updates and no examples.
+    """
+
+    stages = (JointTask.name, *reversed(_TASKS))
 
     @classmethod
     def sections(cls, config: config_dict.ConfigDict) -> dict[str, Section]:
         return {**super().sections(config), "shares": Section((StageSettings,))}
 
+    @functools.cached_property
+    def updates(self) -> dict[str, int]:
+        """Returns the updates of each stage."""
+        settings = build(StageSettings, self.config.shares.to_dict(), section="shares")
+        return updates_of(self.task.max_steps, settings)
+
+    def examples_of(self, stage: str) -> GenSARExamples:
+        """Returns what a stage trains on."""
+        if stage == JointTask.name:
+            return self.examples
+        return self.examples.mixed(dict.fromkeys(_TASKS[stage], -1))
+
+    def _check_examples(self) -> None:
+        super()._check_examples()
+        for stage, tasks in _TASKS.items():
+            empty = [task for task in tasks if not self.examples.sizes[task]]
+            if self.updates[stage] and empty:
+                raise UserError(
+                    f"expected texts or pseudo-queries of items that training shows, for "
+                    f"{' and '.join(empty)} of stage {stage}, found none; set "
+                    f"--config.shares.{stage}=0"
+                )
+
     def run(self, workdir: Workdir) -> None:
         """Trains the stages, or continues, and reads the test split once for each."""
         self.begin(workdir)
-        shares = build(StageSettings, self.config.shares.to_dict(), section="shares")
-        total = self.task.max_steps
-        before = {_GENERAL: round(shares.general * total), _SEARCH: round(shares.search * total)}
         params = None
-        for name, updates in before.items():
+        for stage, updates in self.updates.items():
             if updates:
-                rates = {task: -1 for task in _TASKS[name]}
-                params = self._stage(workdir, name, self.examples.mixed(rates), updates, params)
-        self._stage(workdir, JointTask.name, self.examples, total - sum(before.values()), params)
+                params = self._stage(workdir, stage, updates, params)
 
-    def _stage(
-        self, workdir: Workdir, name: str, examples: GenSARExamples, updates: int, params: Any
-    ) -> Any:
+    def _stage(self, workdir: Workdir, name: str, updates: int, params: Any) -> Any:
         """Trains a stage from the parameters of the one before; returns its best ones."""
+        examples = self.examples_of(name)
         task = JointTask(
             self.network,
             dataclasses.replace(self.task.config, updates=updates),
