@@ -4,8 +4,8 @@ Paper: Learning to Tokenize for Generative Retrieval (NeurIPS 2023).
 Command: python -m launch.train --config=configs/genret_identifiers.py:DATASET --config.data_dir=DIR
 The folder, which holds the T5 too, is --config.identifiers of configs/gensar.py:DATASET,genret,
 which makes the same ones itself where it is given none (there the keys begin with
-config.identifier_levels). Both need the same `vocabulary`, `prompts` and `model`. Without a data set
-it is qilin, and without a folder the embedded sample.
+config.identifier_levels). Both need the same `vocabulary`, `prompts` and `model`. Without a data
+set it is qilin, and without a folder the embedded sample.
 """
 
 from ml_collections import config_dict

@@ -10,10 +10,10 @@ n_random are the first and a random one of the other items in the generator's ow
 
 Settled here: the paper adds up FM-index scores of n-grams, for which its margins of 300 and 400 and
 its weight of 1,000 are made; identifiers need neither, so that the margins are of log-likelihoods,
-m' being a third of m as there. With r of 0 the stage trains on the same batches as long, without
-the ranking loss: the control that tells what further training alone is worth. Where a hinge is 0 the cross-entropy stays (the released code drops
-such queries). There is one identifier an item, thus one cross-entropy. An item that another
-training search of the same query led to is no negative.
+m' being a third of m as there. With r of 0 the stage trains as long on the same batches without the
+ranking loss: the control that tells what further training alone is worth. Where a hinge is 0 the
+cross-entropy stays (the released code drops such queries). There is one identifier an item, thus
+one cross-entropy. An item that another training search of the same query led to is no negative.
 
 Axis letters: Q searches, N negatives, B batch, T prompt, P forced tokens, S identifier tokens.
 """

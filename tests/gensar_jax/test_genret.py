@@ -120,7 +120,9 @@ def test_batches_are_of_documents_that_share_a_prefix():
 def test_tables_start_as_centres_about_the_mean_of_a_prefix():
     before = np.array([[0]] * 4 + [[1]] * 4)
     offsets = np.array([[1.0, 0], [1, 0], [-1, 0], [-1, 0]])
-    vectors = np.concatenate([offsets + [50, 7], offsets - [30, 2]]).astype(np.float32)
+    vectors = np.concatenate([offsets + np.array([50, 7]), offsets - np.array([30, 2])]).astype(
+        np.float32
+    )
     centres = genret.first_table(vectors, before, 2, seed=0)
     assert sorted(np.round(centres[:, 0], 4).tolist()) == [-1.0, 1.0]
     np.testing.assert_allclose(centres[:, 1], 0.0, atol=1e-5)
@@ -207,14 +209,16 @@ def test_a_network_is_kept_with_its_tokens_and_shapes(tmp_path):
     with pytest.raises(UserError, match=r"expected d of shape \(2,\) .* found none; make"):
         identifier_network.load(folder, "digest", {**params, "d": params["c"]})
     (tmp_path / "network.npz").write_bytes(b"other")
-    with pytest.raises(UserError, match="network.npz"):
+    with pytest.raises(UserError, match=r"network\.npz"):
         identifier_network.load(folder, "digest", params)
 
 
 @pytest.mark.slow
 def test_it_learns_identifiers_and_goes_on_with_their_network(small, tmp_path):
     folder = str(tmp_path / "i")
+    more = {**LEVELS, "codes": 48, "first_updates": 4, "updates": 8}
     own = own_config(small)
+    own.levels.update(more)
     rows = train(own, folder)["rows"]
     data = Dataset(resolve(own))
     table = load_table(folder, data_hash=data.log.hash)
@@ -232,7 +236,7 @@ def test_it_learns_identifiers_and_goes_on_with_their_network(small, tmp_path):
         *(small, "genret"),
         **{"train__updates": 4, "eval__search_protocols": ("full",)},
     )
-    config.identifier_levels.update(LEVELS)
+    config.identifier_levels.update(more)
     results = train(config, str(tmp_path / "w"))
     assert {row["stage"] for row in results["rows"]} == {"joint"}
     written = json.loads((tmp_path / "w" / "identifiers" / "identifiers.json").read_text())
