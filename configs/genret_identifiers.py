@@ -12,8 +12,8 @@ from ml_collections import config_dict
 
 from configs import choices, identifiers_at_once
 
-# Ours, for a sample of 750 items.
-ON_SAMPLE = {"codes": 32, "first_updates": 30, "updates": 60}
+# Ours, for a sample of 750 items and minutes of a core.
+ON_SAMPLE = {"levels": 2, "codes": 32, "batch_size": 64, "first_updates": 40, "updates": 120}
 DATASETS = {
     "amazon_beauty": {},
     "amazon_electronics": {

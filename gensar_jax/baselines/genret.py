@@ -20,8 +20,8 @@ items get codes. E_t are the T5's own rows for the codes' tokens, which its deco
 products are scaled by D^-1/2 as in its head, so that the beam of the trained network is every other
 method's (the released code has tables of their own). Sinkhorn's products are not scaled, as there.
 Other queries of an item in a batch are no negatives of it. Clusters are balanced by Sinkhorn, where
-the released code bounds their sizes. An item without text is what its empty prompt says: such items
-have the same codes and are counted.
+the released code bounds their sizes, and lose their part along the mean of all documents. An item
+without text is what its empty prompt says: such items have the same codes and are counted.
 
 Axis letters: P pairs of a query and an item, V items, B batch, L places, K codes, D width, T
 prompt.
@@ -249,7 +249,22 @@ def first_table(vectors: np.ndarray, before: np.ndarray, codes: int, seed: int) 
         sums = np.zeros_like(centres)
         np.add.at(sums, nearest, points)
         centres[sizes > 0] = sums[sizes > 0] / sizes[sizes > 0, None]
-    return centres
+    mean = vectors.mean(0)
+    length = float(mean @ mean)
+    # A product with what all documents have in common would prefer some codes for all of them.
+    return centres - np.outer(centres @ mean, mean) / length if length else centres
+
+
+def kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the agreement of two codings [n] beyond chance, at most 1; 0 where both are one code
+    throughout (Cohen 1960).
+    """
+    codes = max(first.max(), second.max()) + 1
+    shares = [
+        np.bincount(codes_of, minlength=codes) / len(codes_of) for codes_of in (first, second)
+    ]
+    chance = float(shares[0] @ shares[1])
+    return float(((first == second).mean() - chance) / (1.0 - chance)) if chance < 1 else 0.0
 
 
 class LevelTask:
@@ -265,7 +280,8 @@ class LevelTask:
     """
 
     partition: Partition | None = None
-    selection = "agreement/catalogue"
+    # Cohen's kappa: agreement by chance, as where all have one code, is worth nothing.
+    selection = "kappa/catalogue"
 
     def __init__(
         self,
@@ -397,8 +413,8 @@ class LevelTask:
         return (vectors @ table.T).argmax(1).astype(np.int32)
 
     def evaluate(self, state: Any) -> dict[str, float]:
-        """Returns how the items use the codes of this place, and the share of random training
-        queries that have their item's code.
+        """Returns how the items use the codes of this place, and how far random training queries
+        have their item's code, as a share and beyond chance.
         """
         params, before = state["params"], np.asarray(state["tables"]["before"])
         pairs = self._pairs
@@ -410,7 +426,8 @@ class LevelTask:
         asked = self.codes_of(params, self.vectors(params, pairs.queries[rows], before[items]))
         counts = np.bincount(own, minlength=self._settings.codes)[None]
         return {
-            self.selection: float((asked == own[items]).mean()),
+            self.selection: kappa(asked, own[items]),
+            "agreement/catalogue": float((asked == own[items]).mean()),
             "usage/catalogue": float(quantizer.usage(counts)[0]),
             "perplexity/catalogue": float(quantizer.perplexity(jnp.asarray(counts))[0]),
         }

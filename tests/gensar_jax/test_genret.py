@@ -124,8 +124,18 @@ def test_tables_start_as_centres_about_the_mean_of_a_prefix():
         np.float32
     )
     centres = genret.first_table(vectors, before, 2, seed=0)
-    assert sorted(np.round(centres[:, 0], 4).tolist()) == [-1.0, 1.0]
-    np.testing.assert_allclose(centres[:, 1], 0.0, atol=1e-5)
+    # About the mean of their prefixes they are at 1 and -1, without their part along (10, 2.5).
+    mean = np.array([10.0, 2.5])
+    expected = np.array([1.0, 0]) - 10 * mean / (mean @ mean)
+    order = np.argsort(centres[:, 0])
+    np.testing.assert_allclose(centres[order], [-expected, expected], atol=1e-4)
+
+
+def test_agreement_by_chance_is_worth_nothing():
+    assert genret.kappa(np.zeros(4, int), np.zeros(4, int)) == 0.0
+    assert genret.kappa(np.array([0, 1, 2]), np.array([0, 1, 2])) == pytest.approx(1.0)
+    # Half agree, as they would by chance.
+    assert genret.kappa(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("place", [1, 2])
