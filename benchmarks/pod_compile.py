@@ -82,6 +82,8 @@ def topology_devices(name: str) -> Any:
             f"expected a topology of {', '.join(HBM)}, such as v5e:16x16, found {name!r}"
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # No TPU is touched: two compilations may run at once, or beside a training that holds the chips.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:
