@@ -11,7 +11,8 @@ starts as cluster centres; then with them:
 contrast: h_t(q) picks h_t(d) of its document in the batch. code: h_t of both picks the document's
 code under the constraint that all codes of the batch are equally frequent (Sinkhorn). fixed: h_s of
 both pick the codes before. reconstruction: the code's row picks h_t(d) in the batch. The first
-stage has no code and reconstruction. Batches are of documents that share their codes before t. At
+stage has no code and reconstruction. Batches are of documents that share their codes before t. A
+place ends with the codes that are equally frequent among such documents, as it was trained to. At
 the end a code is appended that counts equal documents; the variant `genret` of configs/gensar.py
 goes on with this network, as released.
 
@@ -39,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.special
 from ml_collections import config_dict
 
 from core import distributed
@@ -148,6 +150,29 @@ def balanced_plan(products: jax.Array, iterations: int) -> jax.Array:
         return plan - jax.nn.logsumexp(plan, 1, keepdims=True)
 
     return jnp.exp(jax.lax.fori_loop(0, iterations, balance, start))
+
+
+def balanced_below(products: np.ndarray, before: np.ndarray, iterations: int) -> np.ndarray:
+    """Returns the codes int32 [V] of items, equally frequent among those with the same codes before.
+
+    Args:
+      products: float [V, K], with the rows of a table.
+      before: int [V, t-1], codes before.
+      iterations: of Sinkhorn, as in `balanced_plan`.
+    """
+    codes = np.zeros(len(products), np.int32)
+    _, group = np.unique(before, axis=0, return_inverse=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    for items in np.split(order, np.cumsum(np.bincount(group.ravel()))[:-1]):
+        plan = products[items].astype(np.float64)
+        if len(items) > 1:
+            plan -= plan.mean(0)
+            share = np.log(len(items) / plan.shape[1])
+            for _ in range(iterations):
+                plan += share - scipy.special.logsumexp(plan, 0)
+                plan -= scipy.special.logsumexp(plan, 1, keepdims=True)
+        codes[items] = plan.argmax(1)
+    return codes
 
 
 def in_batch(products: jax.Array, items: jax.Array) -> jax.Array:
@@ -407,10 +432,14 @@ class LevelTask:
             parts.append(np.asarray(states[:, -1])[: len(inputs) - start])
         return np.concatenate(parts)
 
+    def products(self, params: Any, vectors: np.ndarray) -> np.ndarray:
+        """Returns the products [n, K] of vectors [n, D] with the codes' rows at this place."""
+        table = np.asarray(params[_EMBEDDING[0]][_EMBEDDING[1]])[self._rows[-1]]
+        return vectors @ table.T
+
     def codes_of(self, params: Any, vectors: np.ndarray) -> np.ndarray:
         """Returns the codes int32 [n] of vectors [n, D] at this place."""
-        table = np.asarray(params[_EMBEDDING[0]][_EMBEDDING[1]])[self._rows[-1]]
-        return (vectors @ table.T).argmax(1).astype(np.int32)
+        return self.products(params, vectors).argmax(1).astype(np.int32)
 
     def evaluate(self, state: Any) -> dict[str, float]:
         """Returns how the items use the codes of this place, and how far random training queries
@@ -577,7 +606,9 @@ class GenRetIdentifiers(TableExperiment):
             params = state["params"]
             for name, value in task.evaluate(state).items():
                 metrics[name.replace("/", f"_{place}/")] = value
-            own = task.codes_of(params, task.vectors(params, pairs.documents, codes))
+            vectors = task.vectors(params, pairs.documents, codes)
+            products = task.products(params, vectors)
+            own = balanced_below(products, codes, settings.sinkhorn_iterations)
             codes = np.column_stack([codes, own])
         metrics |= {
             "collision_rate": collision_rate(codes),

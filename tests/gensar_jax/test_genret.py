@@ -74,6 +74,18 @@ def test_a_plan_of_equal_products_weighs_all_codes_alike():
     assert (np.bincount(products.argmax(1), minlength=4)[0] > 4) and plan.argmax(1).max() > 0
 
 
+def test_codes_are_equally_frequent_among_items_of_a_prefix():
+    # Four items below one prefix like code 0, two of them more; the fifth is alone.
+    products = np.array([[3.0, 0], [3.1, 0], [1, 0], [1.1, 0], [5, 0]])
+    before = np.array([[0], [0], [0], [0], [7]])
+    assert genret.balanced_below(products, before, 100).tolist() == [0, 0, 1, 1, 0]
+    # Without codes before all are balanced against each other.
+    every = genret.balanced_below(products, np.zeros((5, 0), int), 100)
+    assert every.tolist() == [0, 0, 1, 1, 0]
+    plan = genret.balanced_plan(jnp.asarray(products[:4]), 100)
+    assert plan.argmax(1).tolist() == [0, 0, 1, 1]
+
+
 def test_other_queries_of_an_item_are_no_negatives_of_it():
     products = jnp.array([[0.0, 5.0, np.log(3.0)], [5.0, 0.0, np.log(3.0)], [0.0, 0.0, 0.0]])
     # Items 7, 7, 8: the first two rows have log(1 + 3), the third log(3).
