@@ -153,7 +153,7 @@ def balanced_plan(products: jax.Array, iterations: int) -> jax.Array:
 
 
 def balanced_below(products: np.ndarray, before: np.ndarray, iterations: int) -> np.ndarray:
-    """Returns the codes int32 [V] of items, equally frequent among those with the same codes before.
+    """Returns codes int32 [V] that are equally frequent among items with the same codes before.
 
     Args:
       products: float [V, K], with the rows of a table.
