@@ -77,14 +77,14 @@ def record(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable, f
     """Writes the record of a new run; holds one that continues to its own, as `check`.
 
     Args:
-      folder: of the table, with the network that learnt it where there is one.
+      folder: of the table, with the network that learnt it where there is one; None has none.
     """
     check(workdir, examples, table.hash, training=True)
     path = workdir.file(_FILE)
     if is_writer() and not os.path.exists(path):
         examples.vocabulary.save(workdir.file(_VOCABULARY))
         own = workdir.file(_IDENTIFIERS, "")
-        if identifier_network.is_saved(folder):
+        if folder is not None and identifier_network.is_saved(folder):
             identifier_network.copy(folder, own)
         save_table(own, table, {})
         write_atomically(path, json.dumps(_hashes(examples, table.hash), indent=2) + "\n")
