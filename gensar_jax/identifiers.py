@@ -428,8 +428,10 @@ def load_table(directory: str, *, data_hash: str, remedy: str = _FIRST) -> Ident
         )
         written = meta["hash"]
         numbers = table.shared_levels, table.num_codes
-        names = (table.data_hash, table.training_split, table.alphabet, table.pieces)
-        names += (table.method, written)
+        names = (
+            *(table.data_hash, table.training_split, table.alphabet, table.pieces),
+            *(table.method, written),
+        )
         if {*map(type, numbers)} != {int} or {*map(type, names)} != {str}:
             raise TypeError(f"expected whole numbers {numbers} and strings {names}")
         if any(array.dtype.kind not in "iu" for array in codes.values()):

@@ -268,7 +268,9 @@ def first_table(vectors: np.ndarray, before: np.ndarray, codes: int, seed: int) 
     points = centred[np.sort(chosen)]
     centres = np.array(kmeans.kmeans(jax.random.key(seed), jnp.asarray(points), codes, _ROUNDS))
     for _ in range(_ROUNDS):
-        distances = np.asarray(quantizer.squared_distances(points, centres), np.float64)
+        distances = np.asarray(
+            quantizer.squared_distances(jnp.asarray(points), jnp.asarray(centres)), np.float64
+        )
         nearest = balanced_codes(distances, _EPSILON, 50)
         sizes = np.bincount(nearest, minlength=codes)
         sums = np.zeros_like(centres)
@@ -453,12 +455,12 @@ class LevelTask:
         rows = rng.choice(len(pairs.items), count, replace=False)
         items = pairs.items[rows]
         asked = self.codes_of(params, self.vectors(params, pairs.queries[rows], before[items]))
-        counts = np.bincount(own, minlength=self._settings.codes)[None]
+        counts = jnp.asarray(np.bincount(own, minlength=self._settings.codes)[None])
         return {
             self.selection: kappa(asked, own[items]),
             "agreement/catalogue": float((asked == own[items]).mean()),
             "usage/catalogue": float(quantizer.usage(counts)[0]),
-            "perplexity/catalogue": float(quantizer.perplexity(jnp.asarray(counts))[0]),
+            "perplexity/catalogue": float(quantizer.perplexity(counts)[0]),
         }
 
 
