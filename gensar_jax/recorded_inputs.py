@@ -73,7 +73,12 @@ def check(
             )
 
 
-def record(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable, folder: str) -> None:
+def record(
+    workdir: Workdir,
+    examples: GenSARExamples,
+    table: IdentifierTable,
+    folder: str | None = None,
+) -> None:
     """Writes the record of a new run; holds one that continues to its own, as `check`.
 
     Args:
