@@ -10,10 +10,10 @@ paper's authors published.
 VARIANT: `tiger` is TIGER (NeurIPS 2023): semantic identifiers, recommendation alone; `dsi` is DSI
 (NeurIPS 2022): searches by their query alone, and items by their text. `lc_rec` is LC-Rec (ICDE
 2024) as far as it needs no text that a language model wrote; `p5_cid` P5-CID (SIGIR-AP 2023);
-`dsi_qg` DSI-QG (arXiv 2206.10128); `genre` GENRE (ICLR 2021); `ltrgr` LTRGR (AAAI 2024) on `dsi`.
-All have GenSAR's network, prompts,
-histories, tries, beams and candidates; docs/gensar.md says what each keeps of its paper and how to
-give it GenSAR's number of updates. Table 5's ablations:
+`dsi_qg` DSI-QG (arXiv 2206.10128); `genre` GENRE (ICLR 2021); `ltrgr` LTRGR (AAAI 2024) on `dsi`;
+`webultron` WebUltron (TKDE 2023); `genret` GenRet (NeurIPS 2023). All have GenSAR's network,
+prompts, histories, tries, beams and candidates; docs/gensar.md says what each keeps of its paper
+and how to give it GenSAR's number of updates. Table 5's ablations:
 --config.prompts.behaviour_tokens=none, or a rate of 0 for nrip, nsqp, nsip, desc2id or id2desc of
 --config.mixture.
 
@@ -33,8 +33,10 @@ from configs import (
     choices,
     defaults,
     genre_identifiers,
+    genret_identifiers,
     gensar_identifiers,
     p5_cid_identifiers,
+    webultron_identifiers,
 )
 
 DATASETS = {
@@ -71,6 +73,7 @@ DATASETS = {
         }
     },
     "qilin,dsi": {"on_sample.overrides.train.epochs": 5.0},  # its prompts are short
+    "qilin,genret": {"on_sample.overrides.identifier_levels": genret_identifiers.ON_SAMPLE},
 }
 # What a text or its query is the only prompt of, and what knows nothing of searches.
 _SEARCH_ALONE = {
@@ -149,6 +152,30 @@ VARIANTS = {
         "train.label_smoothing": 0.1,  # released
         "eval.length_penalty": 1.0,  # released
     },
+    "webultron": {
+        **_ONE_FORM,
+        **_SEARCH_ALONE,
+        **_only("nsip"),  # of its last stage
+        "mixture.pseudo_search": 0,  # of the stage before it
+        "method": "webultron",
+        "identifier_method": "webultron_identifiers",
+        "identifier_model": webultron_identifiers.MODEL,
+        "identifier_vectors": webultron_identifiers.VECTORS,
+        "identifier_train": None,
+        "shares": {"general": 0.25, "pseudo_queries": 0.5},  # released: 10, 20 and 10 epochs
+        "train.row_targets": 256,  # 24 codes an identifier
+    },
+    "genret": {
+        **_ONE_FORM,
+        **_SEARCH_ALONE,
+        **_only("nsip", "pseudo_search", "desc2id"),
+        "identifier_method": "genret_identifiers",
+        "identifier_levels": genret_identifiers.LEVELS,
+        "identifier_model": None,
+        "identifier_vectors": None,
+        "identifier_train": None,
+        "train.row_targets": 64,
+    },
     "ltrgr": {
         **_DSI,  # as in CRS
         "method": "ltrgr",
@@ -162,6 +189,7 @@ VARIANTS = {
             "margin": 1.0,  # nats; ours
             "random_margin": 1 / 3,  # a third of the margin, as released
             "cross_entropy": 1.0,  # ours
+            "ranking": 1.0,  # 0: as many further updates without the ranking loss, a control
         },
     },
 }

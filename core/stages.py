@@ -12,6 +12,8 @@ STAGE_TITLES = {
     "control": "control: as long without RL",
     FITTED: "fitted",
     "identifiers": "identifiers",
+    "general": "general training",
+    "pseudo_queries": "training on pseudo-queries",
     "joint": "joint training",
     "rank": "after learning to rank",
 }

@@ -13,6 +13,7 @@ from crs_jax.experiment import CRSExperiment
 from experiments.search_floors import SearchFloorExperiment
 from gensar_jax import identifier_methods
 from gensar_jax.baselines.ltrgr import LTRGRExperiment
+from gensar_jax.baselines.webultron import WebUltronExperiment
 from gensar_jax.experiment import GenSARExperiment
 from input_pipelines.dataset import Dataset
 from lcrsr import baseline_experiment
@@ -23,6 +24,7 @@ _EXPERIMENTS: dict[str, type[Experiment]] = {
     "lcr_ser": LCRSERExperiment,
     "gensar": GenSARExperiment,
     "ltrgr": LTRGRExperiment,
+    "webultron": WebUltronExperiment,
     **identifier_methods.METHODS,
     "crs": CRSExperiment,
     "latentr3": LatentR3Experiment,

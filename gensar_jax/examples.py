@@ -151,6 +151,7 @@ class GenSARExamples:
             "pseudo_query": len(self.query_pairs),
             **self._sizes_of_baselines(config.mixture),
         }
+        self._phrasings = settings.phrasings
         self.mixture = Mixture(
             self.sizes, config.mixture.to_dict(), phrasings=settings.phrasings, seed=config.seed
         )
@@ -184,6 +185,16 @@ class GenSARExamples:
         changed.identifiers = _code_tokens(self.vocabulary, codes)
         changed.prompts = copy.copy(self.prompts)
         changed.prompts.catalogue = Catalogue(**changed.identifiers)
+        return changed
+
+    def mixed(self, rates: Mapping[str, int]) -> GenSARExamples:
+        """Returns the same examples mixed at other rates.
+
+        Raises:
+          UserError: as `Mixture`.
+        """
+        changed = copy.copy(self)
+        changed.mixture = Mixture(self.sizes, rates, phrasings=self._phrasings, seed=self._seed)
         return changed
 
     def of_log(self, log: Log) -> GenSARExamples:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,14 @@ from core.loop import LoopConfig, run_stage
 from core.partitioning import make_mesh
 from core.settings import Section, build, none_named
 from core.workdir import Workdir
-from gensar_jax import identifier_methods, prediction, recorded_inputs, sharding
+from gensar_jax import (
+    identifier_methods,
+    identifier_network,
+    pieces,
+    prediction,
+    recorded_inputs,
+    sharding,
+)
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifier_experiment import IdentifierExperiment
 from gensar_jax.identifiers import IdentifierTable, load_table
@@ -130,7 +137,7 @@ class GenSARExperiment(Experiment):
             selection=self.selection,
             tables=self.constant_tables(),
             seed=config.seed,
-            initial=self._pretrained if self._checkpoint else None,
+            initial=self.first_params,
             partition=self.partition,
         )
 
@@ -142,6 +149,25 @@ class GenSARExperiment(Experiment):
     def length_penalty(self) -> float:
         """Returns the power of an identifier's tokens that divides its log-likelihood."""
         return self.config.eval.get("length_penalty", 0.0)
+
+    @property
+    def first_params(self) -> Callable[[], Any] | None:
+        """Returns what loads the parameters to start from; None where they are random.
+
+        They are those of the network that learnt the identifiers, where there is one.
+        """
+        if identifier_network.is_saved(self._identifiers_folder):
+            return self._learnt
+        return self._pretrained if self._checkpoint else None
+
+    def _learnt(self) -> Any:
+        like = jax.eval_shape(self.task.random_state)["params"]
+        tokens = self.examples.vocabulary.digest
+        return identifier_network.load(self._identifiers_folder, tokens, like)
+
+    @functools.cached_property
+    def _identifiers_folder(self) -> str:
+        return self.config.identifiers or own_identifiers(self.config, self.data)[0]
 
     @property
     def _checkpoint(self) -> str:
@@ -203,17 +229,7 @@ class GenSARExperiment(Experiment):
 
     @classmethod
     def completed(cls, config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-        """Takes the pieces of a checkpoint, whose rows mean nothing with others."""
-        checkpoint = config.model.checkpoint
-        if checkpoint and not config.vocabulary.pieces_model:
-            path = os.path.join(checkpoint, "spiece.model")
-            if not os.path.isfile(path):
-                raise UserError(
-                    f"expected the checkpoint's SentencePiece model, found no {path}; put it "
-                    "there, or pass its path as --config.vocabulary.pieces_model"
-                )
-            config.vocabulary.pieces_model = path
-        return config
+        return pieces.completed(config)
 
     def columns(self, task: str, protocol: str) -> tuple[str, ...]:
         """Names the rows of results.json that a protocol gives: 'search/neg99/exact', for instance.
@@ -265,8 +281,8 @@ class GenSARExperiment(Experiment):
             self.data.check_ranked(split, protocol, task)
 
     def _check_examples(self) -> None:
-        if self._checkpoint:
-            self._pretrained()
+        if self.first_params is not None:
+            self.first_params()
         self.examples.stream(0, 1)
 
     @classmethod
@@ -296,7 +312,7 @@ class GenSARExperiment(Experiment):
             self._check_examples()
         assert self.table is not None
         with distributed.first_alone():
-            recorded_inputs.record(workdir, self.examples, self.table)
+            recorded_inputs.record(workdir, self.examples, self.table, self._identifiers_folder)
         mixture = self.examples.mixture
         _LOG.info(
             "mixture of %d examples an epoch: %s; %d tokens, %d of them text",

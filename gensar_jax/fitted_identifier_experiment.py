@@ -1,7 +1,8 @@
-"""Makes identifiers that are fitted at once, without training, and writes their table."""
+"""Writes tables of identifiers, and makes those that are fitted at once, without training."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import os
@@ -25,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 _STAGE, SPLIT = "identifiers", "catalogue"
 
 
-class FittedIdentifierExperiment(Experiment):
-    """Fits one stage, `identifiers`, which writes identifiers.npz and identifiers.json.
+class TableExperiment(Experiment):
+    """Leaves identifiers.npz and identifiers.json: base of what makes identifiers of its own kind.
 
     Args:
       config: a resolved config (`experiments.resolve.resolve`).
@@ -65,31 +66,20 @@ class FittedIdentifierExperiment(Experiment):
                 "without --coordinator"
             )
         self.config, self.data = config, data
-        self._made: tuple[IdentifierTable, dict[str, Any]] | None = None
 
-    def fit(self) -> tuple[IdentifierTable, dict[str, Any]]:
-        """Returns the table, and numbers that describe it.
+    def write(self, workdir: Workdir, table: IdentifierTable, metrics: dict[str, Any]) -> None:
+        """Writes the table, and numbers that describe it.
 
         Raises:
-          UserError: the data does not have what the identifiers are made of.
+          UserError: as `identifiers.save_table`.
         """
-        raise NotImplementedError
-
-    def check_data(self) -> None:
-        """Fits, so that what is refused is so before anything is written."""
-        self._made = self.fit()
-
-    def run(self, workdir: Workdir) -> None:
-        """Fits, measures and writes the table once."""
-        if workdir.read_results()["rows"]:
-            return
-        table, metrics = self._made or self.fit()
         written = {
             "seed": self.config.seed,
             "commit": commit_id(),
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        report = {"data": self.data.label, "method": self.config.method, "metrics": metrics}
+        report = {"data": self.data.label, "metrics": metrics}
+        table = dataclasses.replace(table, method=self.config.method)
         identifiers.save_table(workdir.path, table, {**report, **written})
         workdir.write_result_row(
             {
@@ -109,3 +99,27 @@ class FittedIdentifierExperiment(Experiment):
             }
         )
         _LOG.info("identifier table %s in %s", table.hash, os.path.join(workdir.path, ""))
+
+
+class FittedIdentifierExperiment(TableExperiment):
+    """Fits one stage, `identifiers`; arguments as of `TableExperiment`."""
+
+    _made: tuple[IdentifierTable, dict[str, Any]] | None = None
+
+    def fit(self) -> tuple[IdentifierTable, dict[str, Any]]:
+        """Returns the table, and numbers that describe it.
+
+        Raises:
+          UserError: the data does not have what the identifiers are made of.
+        """
+        raise NotImplementedError
+
+    def check_data(self) -> None:
+        """Fits, so that what is refused is so before anything is written."""
+        self._made = self.fit()
+
+    def run(self, workdir: Workdir) -> None:
+        """Fits, measures and writes the table once."""
+        if workdir.read_results()["rows"]:
+            return
+        self.write(workdir, *(self._made or self.fit()))

@@ -42,6 +42,20 @@ TFIDF, CLICKS = "tfidf_svd", "click_svd"
 SPLIT = "catalogue"
 
 
+def text_vectors(
+    config: config_dict.ConfigDict, data: Dataset, factors: vectors.FactorConfig
+) -> np.ndarray:
+    """Returns the vectors float32 [V, D] of the items' texts, by `config.vectors.semantic`.
+
+    Raises:
+      UserError: as `item_vectors`.
+    """
+    texts, name = data.log.item_texts(), config.vectors.semantic
+    if name != TFIDF:
+        return named.item_vectors(texts, name, key="vectors.semantic")
+    return vectors.from_text(texts, segmenters.segmenter(config.data.segmenter), factors)
+
+
 def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.ndarray]:
     """Vectors [V, D] of each source that the model reads, rows of length 1 or 0.
 
@@ -54,13 +68,8 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
     )
     of_source = {}
     for source in config.model.sources:
-        if source == "semantic" and settings.semantic == TFIDF:
-            split = segmenters.segmenter(config.data.segmenter)
-            of_source[source] = vectors.from_text(log.item_texts(), split, factors)
-        elif source == "semantic":
-            of_source[source] = named.item_vectors(
-                log.item_texts(), settings.semantic, key="vectors.semantic"
-            )
+        if source == "semantic":
+            of_source[source] = text_vectors(config, data, factors)
         elif settings.collaborative == CLICKS:
             of_source[source] = vectors.from_clicks(data.training_clicks(), factors)
         else:

@@ -7,15 +7,20 @@ from ml_collections import config_dict
 from core.errors import UserError
 from core.experiment import Experiment
 from gensar_jax.baselines.genre import GENREIdentifiers
+from gensar_jax.baselines.genret import GenRetIdentifiers
 from gensar_jax.baselines.p5_cid import P5CIDIdentifiers
-from gensar_jax.fitted_identifier_experiment import FittedIdentifierExperiment
+from gensar_jax.baselines.webultron_identifiers import WebUltronIdentifiers
+from gensar_jax.fitted_identifier_experiment import TableExperiment
 from gensar_jax.identifier_experiment import IdentifierExperiment
+from gensar_jax.identifiers import DEFAULT_METHOD
 
-DEFAULT = "gensar_identifiers"
-METHODS: dict[str, type[IdentifierExperiment] | type[FittedIdentifierExperiment]] = {
+DEFAULT = DEFAULT_METHOD
+METHODS: dict[str, type[IdentifierExperiment] | type[TableExperiment]] = {
     DEFAULT: IdentifierExperiment,
     "genre_identifiers": GENREIdentifiers,
+    "genret_identifiers": GenRetIdentifiers,
     "p5_cid_identifiers": P5CIDIdentifiers,
+    "webultron_identifiers": WebUltronIdentifiers,
 }
 
 
@@ -26,7 +31,7 @@ def method_of(config: config_dict.ConfigDict) -> str:
 
 def experiment_class(
     config: config_dict.ConfigDict,
-) -> type[IdentifierExperiment] | type[FittedIdentifierExperiment]:
+) -> type[IdentifierExperiment] | type[TableExperiment]:
     """Returns the class that makes the identifiers of a config of GenSAR.
 
     Raises:

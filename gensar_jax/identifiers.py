@@ -32,6 +32,8 @@ LEVELS, SYMBOLS, PIECES = "levels", "symbols", "pieces"
 ALPHABETS = (LEVELS, SYMBOLS, PIECES)
 # Fills the places after the last code of a shorter identifier.
 NO_CODE = -1
+# Makes identifiers where a config names nothing else (`gensar_jax.identifier_methods`).
+DEFAULT_METHOD = "gensar_identifiers"
 
 
 def collision_rate(codes: np.ndarray) -> float:
@@ -52,6 +54,27 @@ def _groups(codes: np.ndarray) -> list[np.ndarray]:
     _, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(inverse.ravel(), kind="stable")
     return [part for part in np.split(order, np.cumsum(counts)[:-1]) if len(part) > 1]
+
+
+def numbered(codes: np.ndarray, num_codes: int) -> np.ndarray:
+    """Tells equal identifiers apart by counting them.
+
+    Args:
+      codes: int [V, L], each from 0 to K-1.
+      num_codes: K, the base of the counts.
+
+    Returns:
+      `codes` where they are unique; else int [V, L+n] with the n digits, the first one first, that
+      the most frequent identifier needs.
+    """
+    counts = np.zeros(len(codes), np.int64)
+    for group in _groups(codes):
+        counts[group] = np.arange(len(group))
+    digits = []
+    while counts.any():
+        counts, digit = np.divmod(counts, num_codes)
+        digits.append(digit.astype(codes.dtype))
+    return np.column_stack([codes, *reversed(digits)]) if digits else codes
 
 
 def balanced_codes(distances: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
@@ -218,6 +241,7 @@ class IdentifierTable:
       alphabet: one of ALPHABETS. With others than LEVELS both sources have the same codes, and
         NO_CODE fills the places after an identifier's last one.
       pieces: the digest of the SentencePiece model whose pieces the codes are; else ''.
+      method: that made them. The hash leaves it out.
     """
 
     codes: dict[str, np.ndarray]
@@ -227,6 +251,7 @@ class IdentifierTable:
     training_split: str
     alphabet: str = LEVELS
     pieces: str = ""
+    method: str = DEFAULT_METHOD
 
     @property
     def hash(self) -> str:
@@ -360,6 +385,7 @@ def save_table(directory: str, table: IdentifierTable, report: dict[str, Any]) -
         "training_split": table.training_split,
         "alphabet": table.alphabet,
         "pieces": table.pieces,
+        "method": table.method,
         "files": checksums.describe(directory, [_ARRAYS]),
         **report,
     }
@@ -398,11 +424,13 @@ def load_table(directory: str, *, data_hash: str, remedy: str = _FIRST) -> Ident
             # Tables from before there were others.
             meta.get("alphabet", LEVELS),
             meta.get("pieces", ""),
+            meta.get("method", DEFAULT_METHOD),
         )
         written = meta["hash"]
-        numbers, names = (
-            (table.shared_levels, table.num_codes),
-            (table.data_hash, table.training_split, table.alphabet, table.pieces, written),
+        numbers = table.shared_levels, table.num_codes
+        names = (
+            *(table.data_hash, table.training_split, table.alphabet, table.pieces),
+            *(table.method, written),
         )
         if {*map(type, numbers)} != {int} or {*map(type, names)} != {str}:
             raise TypeError(f"expected whole numbers {numbers} and strings {names}")

@@ -136,9 +136,10 @@ class JointTask:
       initial: the parameters to start from; None means random ones.
       partition: the mesh to train on; None means one device.
       packed_for: devices over which the rows of a batch divide; None takes those of `partition`.
+      name: of the stage.
     """
 
-    name = "joint"
+    name: str = "joint"
 
     def __init__(
         self,
@@ -154,7 +155,9 @@ class JointTask:
         initial: Callable[[], Any] | None = None,
         partition: Partition | None = None,
         packed_for: int | None = None,
+        name: str = "joint",
     ):
+        self.name = name
         self.network, self.config, self.partition = network, config, partition
         devices = packed_for or (1 if partition is None else partition.size)
         self._row_multiple = math.lcm(ROW_MULTIPLE, devices)

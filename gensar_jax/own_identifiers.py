@@ -32,10 +32,15 @@ def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
     """Returns the table of `config.identifiers`, or the one that was trained with its settings.
 
     Raises:
-      UserError: as `load_table`, or identifiers of another split.
+      UserError: as `load_table`, or identifiers of another method or split.
     """
     if config.identifiers:
         table = load_table(config.identifiers, data_hash=data.log.hash)
+        if table.method != (wanted := identifier_methods.method_of(config)):
+            raise UserError(
+                f"expected identifiers of {wanted} in {config.identifiers}, found those of "
+                f"{table.method}; pass the folder that configs/{wanted}.py leaves, or none"
+            )
         data.check_training_split(table.training_split, f"identifiers in {config.identifiers}")
         return table
     folder, _ = own_identifiers(config, data)
@@ -104,8 +109,8 @@ def own_identifiers(
 
 def _sources(own: config_dict.ConfigDict) -> list[str]:
     """Returns the files and folders whose contents make the identifiers too."""
-    sections = own.get("vectors", {}), own.get("vocabulary", {})
-    keys = ("semantic", "collaborative", "pieces_model")
+    sections = [own.get(name, {}) for name in ("vectors", "vocabulary", "prompts", "model")]
+    keys = ("semantic", "collaborative", "pieces_model", "pseudo_queries", "checkpoint")
     return [section[key] for section in sections for key in keys if section.get(key)]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import numpy as np
 from ml_collections import config_dict
 
 from core import checksums
+from core.errors import UserError
 from gensar_jax import phrasings, vocabulary
 from input_pipelines import histories
 from input_pipelines.dataset import Dataset
@@ -15,6 +17,24 @@ from input_pipelines.search_task import SearchExamples
 
 # Copies of the templates among the texts that pieces are trained on: see `phrasings.texts`.
 _TEMPLATE_COPIES = 50
+
+
+def completed(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Takes the pieces of `config.model.checkpoint`, whose rows mean nothing with others.
+
+    Raises:
+      UserError: the checkpoint has none, and the config names none.
+    """
+    checkpoint = config.model.checkpoint
+    if checkpoint and not config.vocabulary.pieces_model:
+        path = os.path.join(checkpoint, "spiece.model")
+        if not os.path.isfile(path):
+            raise UserError(
+                f"expected the checkpoint's SentencePiece model, found no {path}; put it "
+                "there, or pass its path as --config.vocabulary.pieces_model"
+            )
+        config.vocabulary.pieces_model = path
+    return config
 
 
 def each_once(searches: SearchExamples) -> SearchExamples:

@@ -172,6 +172,10 @@ class Prompts:
         inputs = self._inputs("desc2id", phrasing, cut=self._described(text, item))
         return Example(inputs, [*self.catalogue.identifier(item, kind), END])
 
+    def document(self, text: str) -> list[int]:
+        """Writes the prompt of Desc2ID alone, of a text that may be empty."""
+        return self._inputs("desc2id", 0, cut=self._encode(text))
+
     def item_to_description(self, text: str, item: int, kind: str, phrasing: int = 0) -> Example:
         """Makes ID2Desc, 3.3.4; a long description is cut.
 

@@ -12,6 +12,7 @@ from ml_collections import config_dict
 from core.errors import UserError
 from core.files import read_json, write_atomically
 from core.workdir import Workdir, is_writer
+from gensar_jax import identifier_network
 from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifiers import IdentifierTable, is_saved, save_table
 
@@ -72,13 +73,25 @@ def check(
             )
 
 
-def record(workdir: Workdir, examples: GenSARExamples, table: IdentifierTable) -> None:
-    """Writes the record of a new run; holds one that continues to its own, as `check`."""
+def record(
+    workdir: Workdir,
+    examples: GenSARExamples,
+    table: IdentifierTable,
+    folder: str | None = None,
+) -> None:
+    """Writes the record of a new run; holds one that continues to its own, as `check`.
+
+    Args:
+      folder: of the table, with the network that learnt it where there is one; None has none.
+    """
     check(workdir, examples, table.hash, training=True)
     path = workdir.file(_FILE)
     if is_writer() and not os.path.exists(path):
         examples.vocabulary.save(workdir.file(_VOCABULARY))
-        save_table(workdir.file(_IDENTIFIERS, ""), table, {})
+        own = workdir.file(_IDENTIFIERS, "")
+        if folder is not None and identifier_network.is_saved(folder):
+            identifier_network.copy(folder, own)
+        save_table(own, table, {})
         write_atomically(path, json.dumps(_hashes(examples, table.hash), indent=2) + "\n")
 
 

@@ -56,10 +56,16 @@ class TableSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VectorSettings(Settings):
-    """Names the sources of item vectors, beside `core.vectors.FactorConfig`."""
+class TextVectorSettings(Settings):
+    """Names the source of vectors of items' texts, beside `core.vectors.FactorConfig`."""
 
     semantic: Named
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorSettings(TextVectorSettings):
+    """Names the sources of item vectors, beside `core.vectors.FactorConfig`."""
+
     collaborative: Named
 
 

@@ -3,16 +3,17 @@
 Paper: Li et al., "Learning to Rank in Generative Retrieval" (AAAI 2024). Stage `joint` trains the
 generator. Stage `rank` goes on from its best state: for every search
 
-  L = 1/2 max(0, s(n_top) - s(p) + m) + 1/2 max(0, s(n_random) - s(p) + m + m') + w CE(p)
+  L = r [1/2 max(0, s(n_top) - s(p) + m) + 1/2 max(0, s(n_random) - s(p) + m + m')] + w CE(p)
 
-where s(i) = log p(identifier of i | query) in nats, p is the clicked item, and n_top and n_random
-are the first and a random one of the other items in the generator's own beam.
+where r is 1, s(i) = log p(identifier of i | query) in nats, p is the clicked item, and n_top and
+n_random are the first and a random one of the other items in the generator's own beam.
 
 Settled here: the paper adds up FM-index scores of n-grams, for which its margins of 300 and 400 and
 its weight of 1,000 are made; identifiers need neither, so that the margins are of log-likelihoods,
-m' being a third of m as there. Where a hinge is 0 the cross-entropy stays (the released code drops
-such queries). There is one identifier an item, thus one cross-entropy. An item that another
-training search of the same query led to is no negative.
+m' being a third of m as there. With r of 0 the stage trains as long on the same batches without the
+ranking loss: the control that tells what further training alone is worth. Where a hinge is 0 the
+cross-entropy stays (the released code drops such queries). There is one identifier an item, thus
+one cross-entropy. An item that another training search of the same query led to is no negative.
 
 Axis letters: Q searches, N negatives, B batch, T prompt, P forced tokens, S identifier tokens.
 """
@@ -62,6 +63,7 @@ class RankSettings(Settings):
       margin: m, in nats.
       random_margin: m', added to it for random negatives.
       cross_entropy: w.
+      ranking: r, of both hinges; 0 is the control.
     """
 
     searches: Count
@@ -73,6 +75,13 @@ class RankSettings(Settings):
     margin: Positive
     random_margin: Weight
     cross_entropy: Weight
+    ranking: Weight
+
+    def check(self) -> None:
+        if not self.ranking and not self.cross_entropy:
+            raise ValueError(
+                "expected config.rank.ranking or cross_entropy above 0, found 0 for both"
+            )
 
 
 class RankedSearches(NamedTuple):
@@ -132,9 +141,10 @@ def rank_loss(
     first = hinge(own, top.sum(1), settings.margin)
     other = hinge(own, random.sum(1), settings.margin + settings.random_margin)
     cross_entropy = -positive.sum() / jnp.maximum((positive != 0).sum(), 1)
-    loss = 0.5 * first + 0.5 * other + settings.cross_entropy * cross_entropy
+    hinges = 0.5 * (first + other)
+    loss = settings.ranking * hinges + settings.cross_entropy * cross_entropy
     ahead_of_top = (own > top.sum(1)).mean()
-    return loss, {"hinge": 0.5 * (first + other), "ahead_of_top": ahead_of_top}
+    return loss, {"hinge": hinges, "ahead_of_top": ahead_of_top}
 
 
 class RankTask(JointTask):
@@ -148,8 +158,6 @@ class RankTask(JointTask):
       forced: decoder tokens before an identifier.
       seed: of what a batch holds, and of dropout.
     """
-
-    name = _STAGE
 
     def __init__(
         self,
@@ -174,6 +182,7 @@ class RankTask(JointTask):
             tables=tables,
             seed=seed,
             initial=initial,
+            name=_STAGE,
         )
         self.max_steps = settings.updates
         self._rank, self._searches = settings, searches

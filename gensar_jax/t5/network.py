@@ -157,6 +157,19 @@ class Decoder(nn.Module):
           cross_mask: bool [B, 1, S, T].
           deterministic: no dropout.
         """
+        states = self.states(encoded, tokens, mask, cross_mask, deterministic=deterministic)
+        return self._logits(states)
+
+    def states(
+        self,
+        encoded: jax.Array,
+        tokens: jax.Array,
+        mask: jax.Array,
+        cross_mask: jax.Array,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Returns what logits are made of, [B, S, D]; arguments as of `__call__`."""
         positions = np.arange(tokens.shape[1])
         bias = mask_bias(mask) + self.relpos_bias(positions, positions)
         cross_bias = mask_bias(cross_mask)
@@ -164,8 +177,7 @@ class Decoder(nn.Module):
         x = partitioning.with_sharding_constraint(x, ("batch", "length", "embed"))
         for layer in self.layers:
             x = layer(x, encoded, bias, cross_bias, deterministic=deterministic)
-        x = self.dropout(self.decoder_norm(x), deterministic=deterministic)
-        return self._logits(x)
+        return self.dropout(self.decoder_norm(x), deterministic=deterministic)
 
     def contexts(self, encoded: jax.Array) -> tuple[KeysValues, ...]:
         """Returns what the steps of all beams read: a layer's keys and values of the encoder's
@@ -281,6 +293,27 @@ class Transformer(nn.Module):
             mask[:, None],
             cross_mask[:, None],
             deterministic=not enable_dropout,
+        )
+
+    def states(
+        self,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        *,
+        enable_dropout: bool = True,
+    ) -> jax.Array:
+        """Returns the decoder's states [B, S, D] after each of its tokens [B, S], none padding.
+
+        Args:
+          encoder_input_tokens: int32 [B, T].
+          decoder_input_tokens: int32 [B, S], the start 0 first.
+        """
+        encoded = self.encode(encoder_input_tokens, enable_dropout=enable_dropout)
+        order = np.arange(decoder_input_tokens.shape[1])
+        mask = jnp.asarray(order[:, None] >= order)[None, None]
+        cross_mask = (encoder_input_tokens > 0)[:, None, None]
+        return self.decoder.states(
+            encoded, decoder_input_tokens, mask, cross_mask, deterministic=not enable_dropout
         )
 
     def contexts(self, encoded: jax.Array) -> tuple[KeysValues, ...]:

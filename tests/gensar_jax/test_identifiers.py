@@ -52,6 +52,38 @@ def test_sinkhorn_separates_items_with_other_residuals():
     assert codes.tolist() == [[7, 0], [7, 0], [3, 0]]
 
 
+@pytest.mark.parametrize("first", [-0.3, 0.2, 0.45])
+@pytest.mark.parametrize("other", [-0.2, 0.1, 0.4])
+def test_one_round_gives_two_items_of_one_identifier_the_two_last_codes(first, other):
+    # LC-Rec's re-assignment: both have the nearest code 0; balance wants one item a code, and the
+    # plan that costs least gives code 1, at 1, to the item that is nearer to it.
+    codebook = np.array([[0.0], [1.0]], np.float32)
+    codes = np.array([[3, 0], [3, 0], [4, 0]], np.int32)
+    residuals = np.array([[first], [other], [0.0]], np.float32)
+    resolved = resolve(codes, residuals, codebook[None], epsilon=0.003, iterations=50, rounds=1)
+    nearer = int(other > first)
+    assert resolved.codes[nearer].tolist() == [3, 1]
+    assert resolved.codes[1 - nearer].tolist() == [3, 0]
+    # Sinkhorn did it alone, and what did not collide stays.
+    assert (resolved.rounds, resolved.moved, resolved.spares) == (1, 1, 0)
+    assert resolved.codes[2].tolist() == [4, 0]
+
+
+def test_any_colliding_items_end_apart_below_their_own_prefix():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        codes = np.column_stack([rng.integers(0, 5, 12), rng.integers(0, 4, 12)]).astype(np.int32)
+        residuals = rng.normal(size=(12, 2)).astype(np.float32)
+        codebook = rng.normal(size=(1, 12, 2)).astype(np.float32)
+        resolved = resolve(codes, residuals, codebook, epsilon=0.003, iterations=50)
+        assert len(np.unique(resolved.codes, axis=0)) == 12
+        assert (resolved.codes[:, 0] == codes[:, 0]).all()
+        for prefix in range(5):
+            own = codes[:, 0] == prefix
+            if len(np.unique(codes[own, 1])) == own.sum():
+                assert (resolved.codes[own] == codes[own]).all()
+
+
 def test_what_sinkhorn_cannot_tell_apart_takes_the_nearest_free_code():
     # Three equal items at .1: the first keeps code 0; -1 is nearer than 2, but a sibling has it.
     codebook = np.array([[0.0], [-1.0], [2.0], [9.0]], np.float32)

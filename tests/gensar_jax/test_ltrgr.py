@@ -27,6 +27,7 @@ RANK = {
     "margin": 0.5,
     "random_margin": 0.25,
     "cross_entropy": 1.0,
+    "ranking": 1.0,
 }
 
 
@@ -66,6 +67,21 @@ def test_where_no_hinge_pulls_the_gradient_is_that_of_the_cross_entropy():
     value, parts = rank_loss(positive, positive, positive, settings)
     assert float(parts["hinge"]) == pytest.approx(0.5 * (0.5 + 0.75))
     assert float(value) == pytest.approx(0.625 + 0.9 / 5)
+
+
+def test_the_control_is_the_cross_entropy_alone():
+    control = build(RankSettings, RANK | {"ranking": 0.0}, section="rank")
+    positive = jnp.array([[-0.1, -0.2, 0.0], [-0.3, -0.1, -0.2]])
+
+    def loss(own, others):
+        return rank_loss(own, others, others, control)[0]
+
+    # Both hinges pull here, as the statistics tell; the loss does not have them.
+    value, parts = rank_loss(positive, positive, positive, control)
+    assert float(value) == pytest.approx(0.9 / 5) and float(parts["hinge"]) == pytest.approx(0.625)
+    gradient = jax.grad(loss)(positive, positive * 1.0)
+    np.testing.assert_array_equal(gradient, jax.grad(lambda own: -own.sum() / 5)(positive))
+    assert not jax.grad(loss, 1)(positive, positive * 1.0).any()
 
 
 def test_scores_are_those_of_the_beam(experiment):
@@ -128,6 +144,8 @@ def test_mistakes_end_in_one_line(config, tmp_path):
     )
     assert "searches to learn the order of" in refused(changed(mixture__nsip=0), tmp_path)
     assert "candidates of 2 or more, found 1" in refused(changed(rank__candidates=1), tmp_path)
+    nothing = changed(rank__ranking=0.0, rank__cross_entropy=0.0)
+    assert "config.rank.ranking or cross_entropy above 0" in refused(nothing, tmp_path)
     assert "config.rank.margin above 0" in refused(changed(rank__margin=0.0), tmp_path)
 
 
