@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 from ml_collections import config_dict
 
-from core import distributed, metrics
+from core import distributed, metrics, stores
 from core.errors import UserError
 from core.files import expanded
 from input_pipelines import (
@@ -128,8 +128,13 @@ class Dataset:
             )
 
     def _open(self, config: config_dict.ConfigDict) -> None:
-        self.cache_dir = cache = expanded(config.cache_dir, "config.cache_dir")
+        shared = config.cache_dir if stores.is_address(config.cache_dir) else ""
+        where = "config.cache_dir"
+        cache = stores.place_of(shared, where) if shared else expanded(config.cache_dir, where)
+        self.cache_dir = cache
         data_dir = config.data_dir
+        if stores.is_address(data_dir):
+            data_dir = stores.fetched(data_dir, "config.data_dir")
         if not data_dir:
             from input_pipelines.sample import generator
 
@@ -148,6 +153,7 @@ class Dataset:
             data_dir,
             cache,
             {name: config.data[name] for name in _READING if name in config.data},
+            shared_cache=shared,
         )
 
     def beside(self, name: str) -> str:

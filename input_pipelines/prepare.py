@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from core import stores
 from core.errors import UserError
 from core.files import locked, remove_abandoned, scratch_folder
 from input_pipelines.file_bounds import check_lines
@@ -25,6 +26,7 @@ from input_pipelines.log import Log
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import (
     FORMAT,
+    LAST_FILE,
     check_content,
     is_prepared,
     load_log,
@@ -252,6 +254,8 @@ def prepare_log(
     cache_dir: str,
     options: Mapping[str, Any],
     report: Report = silent,
+    *,
+    shared_cache: str = "",
 ) -> tuple[Log, str]:
     """Returns the log of `dataset`, memory-mapped, and the folder that holds it.
 
@@ -261,6 +265,8 @@ def prepare_log(
       data_dir: the raw files, or a folder that `prepare_into` has written: it is used as it is.
       options: settings of any reader; settings that this data set does not heed change nothing.
       report: told what is being done and the share of it done.
+      shared_cache: address of a cache of several machines, from which a log is copied that one of
+        them has prepared, and to which it is copied; '' for none.
 
     Raises:
       UserError: an unknown dataset or option, malformed raw or prepared files, a folder prepared
@@ -274,9 +280,14 @@ def prepare_log(
         remove_abandoned(data_dir)
         return load_log(data_dir), data_dir
     origin = _origin(dataset, data_dir, settings, cache_dir)
-    directory = os.path.join(cache_dir, f"{dataset}-{origin['fingerprint']}")
+    name = f"{dataset}-{origin['fingerprint']}"
+    directory, address = os.path.join(cache_dir, name), f"{shared_cache}/{name}"
+    if shared_cache and not os.path.isdir(directory):
+        stores.fetch_whole(address, directory, "config.cache_dir", LAST_FILE)
     if not os.path.isdir(directory):
         _prepare(dataset, data_dir, directory, origin, report, "cache_dir")
+    if shared_cache:
+        stores.publish(directory, address, "config.cache_dir", LAST_FILE)
     remove_abandoned(directory)
     return load_log(directory), directory
 

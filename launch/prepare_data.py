@@ -4,10 +4,9 @@
     python -m launch.prepare_data --append --dataset=csv_log --raw_dir=NEW --data_dir=D
     python -m launch.prepare_data --validate --data_dir=D [--split=global_time]
 
-D is whole or absent: after a kill the same command begins anew. `launch.train --config.data_dir=D`
-uses it as it is. --append joins the events of new files to D, at once or not at all. Without
---data_dir the result is kept in the cache, where launch.train finds it when it is given the raw
-files.
+R and D may be addresses (s3://...). D is whole or absent: after a kill the same command begins
+anew. launch.train --config.data_dir=D uses it as it is. --append joins new files' events to D, at
+once or not at all. Without --data_dir the cache keeps the result for launch.train with these files.
 """
 
 from __future__ import annotations
@@ -45,6 +44,11 @@ def check_flags() -> None:
         raise UserError("expected --engine=beam with --beam_options, found local; pass it")
     elif given.append and not given.data_dir:
         raise UserError("expected --append with --data_dir=D, found none; pass the prepared folder")
+    elif "://" in (given.data_dir or "") and (given.append or given.engine == "beam"):
+        raise UserError(
+            "expected --append and --engine=beam with a folder as --data_dir, found "
+            f"{given.data_dir}; mount it, or copy the folder there and back"
+        )
 
 
 cli.begin(__name__, define_flags, check_flags)
@@ -52,17 +56,18 @@ cli.begin(__name__, define_flags, check_flags)
 import json
 import sys
 
-from core.files import expanded
 from core.progress import Bars
+from core.stores import begun, here, is_address, publish
 from input_pipelines import data_card, prepare, reading_index, splits
 from input_pipelines.log import Log
+from input_pipelines.prepared_log import LAST_FILE
 
 _CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
 
 
 def main() -> None:
     given = flags.FLAGS
-    data_dir = _path(given.data_dir, "--data_dir")
+    data_dir = (here if given.validate else begun)(given.data_dir or "", "--data_dir")
     if given.validate:
         log, directory = prepare.validate_prepared(data_dir), data_dir
     else:
@@ -74,6 +79,8 @@ def main() -> None:
     else:
         parts = reading_index.split_of(log, given.split, splits.MOST_VALIDATION, directory)
         reading_index.touched_of(log, directory)
+        if is_address(given.data_dir or ""):
+            publish(directory, given.data_dir, "--data_dir", LAST_FILE)
     splits.warn_of_told_targets(log, parts)
     card |= splits.describe(log, parts)
     card |= {"leakage_check": "passed", "hash": log.hash, "prepared": directory}
@@ -84,22 +91,18 @@ def _prepare(data_dir: str) -> tuple[Log, str]:
     given = flags.FLAGS
     if given.split not in splits.SPLITS:  # found before an hour of reading
         raise UserError(f"expected --split of {', '.join(splits.SPLITS)}, found {given.split!r}")
-    raw_dir = _path(given.raw_dir, "--raw_dir")
+    raw_dir = here(given.raw_dir, "--raw_dir")
     options = {name: given[name].value for name in ("segmenter", "columns", "time_unit")}
     with Bars(sys.stderr.isatty()) as bars:
         if not data_dir:
             return prepare.prepare_log(
-                given.dataset, raw_dir, _path(_CACHE, "the cache"), options, bars.report
+                given.dataset, raw_dir, here(_CACHE, "the cache"), options, bars.report
             )
         where = (given.dataset, raw_dir, data_dir, options, bars.report)
         if given.append:
             return prepare.append_into(*where), data_dir
         beam_options = given.beam_options if given.engine == "beam" else None
         return prepare.prepare_into(*where, beam_options), data_dir
-
-
-def _path(name: str | None, what: str) -> str:
-    return expanded(name, what) if name else ""
 
 
 if __name__ == "__main__":
