@@ -77,6 +77,7 @@ def train(
             assert isinstance(experiment, RankerExperiment)
             beginning.begin(workdir, experiment)
         experiment.run(workdir)
+        data.share()
         if is_writer():
             results.write_summary(workdir, data.label)
     _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))
