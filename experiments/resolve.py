@@ -9,8 +9,8 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from core.files import expanded
+from core.object_store import whole_place
 from core.settings import places
-from core.stores import is_address
 from experiments.methods import experiment_class
 
 
@@ -45,8 +45,8 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
         section, _, name = key.rpartition(".")
         part = config[section] if section else config
         part[name] = part[name] and expanded(part[name], f"config.{key}")
-    if config.data_dir and not is_address(config.data_dir):
-        config.data_dir = expanded(config.data_dir, "config.data_dir")
+    if config.data_dir:
+        config.data_dir = whole_place(config.data_dir, "config.data_dir")
     return experiment.completed(config)
 
 

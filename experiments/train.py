@@ -84,6 +84,7 @@ def _train(config: config_dict.ConfigDict, workdir_path: str) -> dict[str, Any]:
             assert isinstance(experiment, RankerExperiment)
             beginning.begin(workdir, experiment)
         experiment.run(workdir)
+        data.share()
         if is_writer():
             results.write_summary(workdir, data.label)
     _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))

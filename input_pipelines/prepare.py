@@ -47,6 +47,7 @@ from input_pipelines.readers import (
     unisar_pickles,
 )
 from input_pipelines.readers.csv_blocks import Report, silent
+from input_pipelines.stored_cache import StoredCache
 
 _NAMED_FILES = 20
 
@@ -254,8 +255,7 @@ def prepare_log(
     cache_dir: str,
     options: Mapping[str, Any],
     report: Report = silent,
-    *,
-    shared_cache: str = "",
+    shared: StoredCache | None = None,
 ) -> tuple[Log, str]:
     """Returns the log of `dataset`, memory-mapped, and the folder that holds it.
 
@@ -265,8 +265,7 @@ def prepare_log(
       data_dir: the raw files, or a folder that `prepare_into` has written: it is used as it is.
       options: settings of any reader; settings that this data set does not heed change nothing.
       report: told what is being done and the share of it done.
-      shared_cache: address of a cache of several machines, from which a log is copied that one of
-        them has prepared, and to which it is copied; '' for none.
+      shared: where others may have prepared the same, and find what is prepared here.
 
     Raises:
       UserError: an unknown dataset or option, malformed raw or prepared files, a folder prepared
@@ -280,14 +279,11 @@ def prepare_log(
         remove_abandoned(data_dir)
         return load_log(data_dir), data_dir
     origin = _origin(dataset, data_dir, settings, cache_dir)
-    name = f"{dataset}-{origin['fingerprint']}"
-    directory, address = os.path.join(cache_dir, name), f"{shared_cache}/{name}"
-    if shared_cache and not os.path.isdir(directory):
-        stores.fetch_whole(address, directory, "config.cache_dir", LAST_FILE)
-    if not os.path.isdir(directory):
+    directory = os.path.join(cache_dir, f"{dataset}-{origin['fingerprint']}")
+    if not os.path.isdir(directory) and not (shared and shared.fetch(directory)):
         _prepare(dataset, data_dir, directory, origin, report, "cache_dir")
-    if shared_cache:
-        stores.publish(directory, address, "config.cache_dir", LAST_FILE)
+        if shared:
+            shared.send(directory)
     remove_abandoned(directory)
     return load_log(directory), directory
 
