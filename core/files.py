@@ -161,14 +161,8 @@ def expanded(path: str, what: str) -> str:
       what: the path is, for the message: '--workdir'.
 
     Raises:
-      UserError: it begins with `~` and there is no such home, or is an address such as
-        gs://bucket/run; a folder of that name would be made.
+      UserError: it begins with `~` and there is no such home; a folder of that name would be made.
     """
-    if "://" in path:
-        raise UserError(
-            f"expected {what} on a mounted file system, found {path}; mount it (for instance with "
-            "gcsfuse) and pass the folder"
-        )
     whole = os.path.expanduser(path)
     if whole.startswith("~"):
         raise UserError(

@@ -1,6 +1,6 @@
 """Keeps the workdir of a run in an object store, so that another machine can go on with it.
 
-A run writes a folder of this machine, as any run does (`core.stores` says where). Beside it a
+A run writes a folder of this machine, as any run does (`core.object_store.local_copy`). Beside it a
 thread copies to the store what is new. What the store has of a run is
 
     lease.json                  who writes it
@@ -35,8 +35,8 @@ from typing import Any
 
 from core import checksums, distributed
 from core.errors import UserError
-from core.files import PARTIAL, write_atomically
-from core.stores import Store, held, is_address, place_of
+from core.files import PARTIAL, locked, write_atomically
+from core.object_store import FOLDER_VARIABLE, Store, is_address, local_copy
 from core.workdir import is_writer
 
 _LOG = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ EVERY_S, EVERY_VARIABLE = 10.0, "LCRSR_SNAPSHOT_S"
 FORMAT = 1
 _WHAT = "--workdir"
 _LEASE, _SNAPSHOT, _OBJECTS = "lease.json", "snapshot.json", "workdir/"
+# Written and removed to find out whether one may write.
+_TRIED = "lease.try"
 _OBJECT = re.compile(r"workdir/.+~[0-9a-f]{16}")
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Folders whose files of more bytes are never changed in place, so that links do for copies.
@@ -100,6 +102,20 @@ def _same_moment(before: _State, after: _State) -> bool:
     )
 
 
+@contextlib.contextmanager
+def _held(place: str) -> Iterator[None]:
+    """Makes a folder, and keeps the processes of this machine from changing it at once."""
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"expected to make {place}, the copy of {_WHAT}, found {error.strerror or error}; set "
+            f"{FOLDER_VARIABLE} to another folder"
+        ) from error
+    with locked(f"{place}.lock"):
+        yield
+
+
 class Mirror:
     """Holds the workdir of one run at an address, from `open` to `close`.
 
@@ -118,7 +134,7 @@ class Mirror:
     def __init__(self, address: str, *, every_s: float | None = None, lease_s: float = LEASE_S):
         self.address = address.rstrip("/")
         self._store = Store(self.address, _WHAT)
-        self.place = place_of(self.address, _WHAT)
+        self.place = local_copy(self.address)
         self._every_s = _seconds() if every_s is None else every_s
         self._lease_s = lease_s
         self._token = secrets.token_hex(8)
@@ -144,7 +160,7 @@ class Mirror:
           UserError: an object is missing or has other content; or the snapshot that the folder was
             copied from is gone.
         """
-        with held(self.place, _WHAT):
+        with _held(self.place):
             snapshot, base = self._read_snapshot(), self._base()
             if snapshot is None:
                 if base is not None:
@@ -174,26 +190,24 @@ class Mirror:
                 snapshot = newer
 
     def _copy(self, snapshot: dict[str, Any]) -> None:
-        files = snapshot["files"]
-        checksum_of = {}
+        files, scratch = snapshot["files"], f"{self.place}.fetched"
         wanted = []
         for name, told in sorted(files.items()):
             path = os.path.join(self.place, name)
             here = os.path.isfile(path) and os.path.getsize(path) == told["bytes"]
             if not (here and checksums.of_file(path) == told["xxh3"]):
-                checksum_of[path] = told["xxh3"]
-                wanted.append((told["object"], path, told["bytes"]))
-
-        def check(copy: str, path: str) -> None:
-            actual = checksums.of_file(copy)
-            if actual != checksum_of[path]:
-                raise UserError(
-                    f"expected the checksum {checksum_of[path]} of {os.path.basename(path)} at "
-                    f"{self.address}, found {actual}: it has changed since it was saved; restore "
-                    "it, or pass another --workdir"
-                )
-
-        self._store.get(wanted, check)
+                wanted.append(name)
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            self._store.fetch(scratch, [files[name]["object"] for name in wanted])
+            described = {files[n]["object"]: files[n] for n in wanted}
+            checksums.check(scratch, described, f"restore {self.address}, or pass another {_WHAT}")
+            for name in wanted:
+                path = os.path.join(self.place, name)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.replace(os.path.join(scratch, files[name]["object"]), path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         for name in _state(self.place):
             if name not in files:
                 os.unlink(os.path.join(self.place, name))
@@ -270,7 +284,7 @@ class Mirror:
             self.pull()
             snapshot = self._base()
             wanted = {told["object"] for told in snapshot["files"].values()} if snapshot else set()
-            left = [name for name in self._store.objects() if _OBJECT.fullmatch(name)]
+            left = [name for name in self._store.entries() if _OBJECT.fullmatch(name)]
             self._store.remove([name for name in left if name not in wanted])
             self._start(self._push_quietly, self._every_s)
         except BaseException:
@@ -279,8 +293,8 @@ class Mirror:
 
     def _check_place(self) -> None:
         """Refuses an address with other objects than a run's."""
-        names = self._store.objects()
-        others = [n for n in names if n not in (_LEASE, _SNAPSHOT) and not _OBJECT.fullmatch(n)]
+        own = (_LEASE, _SNAPSHOT, _TRIED)
+        others = [n for n in self._store.entries() if n not in own and not _OBJECT.fullmatch(n)]
         if others:
             raise UserError(
                 f"expected {self.address} to be empty or a run's workdir, found {others[0]} in it; "
@@ -307,6 +321,8 @@ class Mirror:
     def _take_lease(self) -> None:
         # What this machine's last run has left, whose lock is free, has no owner any more.
         own = ""
+        self._store.write(_TRIED, b"")
+        self._store.remove([_TRIED])
         with contextlib.suppress(OSError), open(self._token_file, encoding="utf-8") as file:
             own = file.read()
         write_atomically(self._token_file, self._token)
@@ -406,7 +422,7 @@ class Mirror:
 
     def _save(self, frozen: str, state: _State) -> None:
         base = self._base() or {"files": {}}
-        files, new = {}, []
+        files, new, objects = {}, [], os.path.join(frozen, PARTIAL)
         there = {told["object"] for told in base["files"].values()}
         for name in sorted(state):
             copy = os.path.join(frozen, name)
@@ -417,11 +433,14 @@ class Mirror:
                 told = base["files"][name]
             files[name] = told
             if told["object"] not in there:
-                new.append((copy, told["object"]))
-        self._store.put(new)
+                path = os.path.join(objects, told["object"])
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.replace(copy, path)
+                new.append(told["object"])
+        self._store.send(objects, new)
         self._check_lease()
         snapshot = {"format": FORMAT, "writing": secrets.token_hex(8), "files": files}
-        with held(self.place, _WHAT):
+        with _held(self.place):
             content = json.dumps(checksums.sealed(snapshot)).encode()
             self._store.write(_SNAPSHOT, content)
             self._write_base(snapshot)

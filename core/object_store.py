@@ -160,7 +160,7 @@ class Store:
                 content = self._files.cat_file(self._path(name), end=_RECORD_BYTES)
             except FileNotFoundError as error:
                 # S3 says so of a bucket too, and that is no folder without this object.
-                if "bucket" in str(error):
+                if "specified bucket" in str(error):
                     raise
                 return None
         return bytes(content)

@@ -76,6 +76,19 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(config, sep=".")
 
 
+def check_mounted(path: str, what: str) -> None:
+    """Refuses addresses such as gs://bucket/run, which would become a folder of that name here.
+
+    Raises:
+      UserError: it is one.
+    """
+    if "://" in path:
+        raise UserError(
+            f"expected {what} on a mounted file system, found {path}; mount it (for instance with "
+            "gcsfuse) and pass the folder"
+        )
+
+
 class Workdir:
     """Reads and writes the folder of one run, opened by `open_workdir`.
 
@@ -84,6 +97,7 @@ class Workdir:
     """
 
     def __init__(self, path: str):
+        check_mounted(path, "--workdir")
         self.path = expanded(path, "--workdir")
         # Opened for a run by `core.run_logging.logging_run`; None: nobody has.
         self.writers: Sequence[RunWriter] | None = None

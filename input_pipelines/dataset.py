@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 from ml_collections import config_dict
 
-from core import distributed, metrics, stores
+from core import distributed, metrics
 from core.errors import UserError
 from core.object_store import fetched
 from input_pipelines import (

@@ -17,7 +17,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from core import stores
 from core.errors import UserError
 from core.files import locked, remove_abandoned, scratch_folder
 from input_pipelines.file_bounds import check_lines
@@ -26,7 +25,6 @@ from input_pipelines.log import Log
 from input_pipelines.log_checks import validate_log
 from input_pipelines.prepared_log import (
     FORMAT,
-    LAST_FILE,
     check_content,
     is_prepared,
     load_log,

@@ -24,8 +24,6 @@ from input_pipelines.times import UNITS
 # Raised where folders come to hold something else: 2 since every array has a checksum.
 FORMAT = 2
 _META = "meta.json"
-# Says what the other files are, and is written after them.
-LAST_FILE = _META
 _PUBLISHED = "published_"
 _FIELDS = ("name", "is_sample", "hash", "files", "time_unit", "reading")
 

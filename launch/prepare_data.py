@@ -4,9 +4,10 @@
     python -m launch.prepare_data --append --dataset=csv_log --raw_dir=NEW --data_dir=D
     python -m launch.prepare_data --validate --data_dir=D [--split=global_time]
 
-R and D may be addresses (s3://...). D is whole or absent: after a kill the same command begins
-anew. launch.train --config.data_dir=D uses it as it is. --append joins new files' events to D, at
-once or not at all. Without --data_dir the cache keeps the result for launch.train with these files.
+D is whole or absent: after a kill the same command begins anew. `launch.train --config.data_dir=D`
+uses it as it is. --append joins the events of new files to D, at once or not at all. Without
+--data_dir the result is kept in the cache, where launch.train finds it when it is given the raw
+files.
 """
 
 from __future__ import annotations
@@ -55,10 +56,8 @@ from typing import Any
 from core.files import expanded
 from core.object_store import fetched, sent, whole_place
 from core.progress import Bars
-from core.stores import begun, here, is_address, publish
 from input_pipelines import data_card, prepare, reading_index, splits
 from input_pipelines.log import Log
-from input_pipelines.prepared_log import LAST_FILE
 
 _CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
 
@@ -84,8 +83,6 @@ def _card(log: Log, directory: str) -> dict[str, Any]:
     else:
         parts = reading_index.split_of(log, given.split, splits.MOST_VALIDATION, directory)
         reading_index.touched_of(log, directory)
-        if is_address(given.data_dir or ""):
-            publish(directory, given.data_dir, "--data_dir", LAST_FILE)
     splits.warn_of_told_targets(log, parts)
     card |= splits.describe(log, parts)
     return card | {"leakage_check": "passed", "hash": log.hash}

@@ -8,14 +8,15 @@ import time
 
 import pytest
 
-from core import mirrors, stores
+from core import mirrors
 from core.errors import UserError
 from core.mirrors import Mirror, copied_run, mirrored
+from core.object_store import FOLDER_VARIABLE, Store
 
 
 @pytest.fixture
 def address(tmp_path):
-    return f"file://{tmp_path}/bucket/run"
+    return f"file://{tmp_path}/store/run"
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def machine(tmp_path, monkeypatch):
     """Makes this the machine of a name, with folders of its own."""
 
     def become(name):
-        monkeypatch.setenv(stores.STORES_VARIABLE, str(tmp_path / name))
+        monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / name))
 
     become("first")
     return become
@@ -67,7 +68,7 @@ def test_another_machine_goes_on_from_the_last_snapshot(address, machine):
     saved = {"checkpoints/train/3/array": bytes(10**5), "metrics.jsonl": b"1\n"}
     (place / "metrics.jsonl").write_text("1\n2\n", encoding="utf-8")
     # A push that was cut short has left this.
-    store = stores.Store(address, "--workdir")
+    store = Store(address, "--workdir")
     store.write("workdir/results.json~0123456789abcdef", b"{}")
     killed(mirror)
 
@@ -86,7 +87,7 @@ def test_another_machine_goes_on_from_the_last_snapshot(address, machine):
     assert {n: t for n, t in kept.items() if n != ".lock"} == {"metrics.jsonl": b"1\n2\n3\n"}
     assert not (pathlib.Path(mirror.place) / "checkpoints").exists()
     # Objects that no snapshot has are gone, and so is the lease.
-    names = sorted(store.objects())
+    names = sorted(store.entries())
     assert [n.partition("~")[0] for n in names] == ["snapshot.json", "workdir/metrics.jsonl"]
 
 
@@ -125,7 +126,7 @@ def test_a_run_that_lost_its_lease_saves_no_snapshot(address, machine):
     pathlib.Path(mirror.place, "results.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"expected the workdir .* to be free"):
         mirror.push()
-    assert "snapshot.json" not in stores.Store(address, "--workdir").objects()
+    assert "snapshot.json" not in Store(address, "--workdir").entries()
     with pytest.raises(UserError, match=r"the run is whole in .*the same command on this machine"):
         mirror.close()
     other.close()
@@ -181,7 +182,7 @@ def test_a_file_that_grows_holds_no_snapshot_up(address, machine, monkeypatch):
 
 
 def test_other_objects_are_no_run(address, machine, tmp_path):
-    folder = tmp_path / "bucket" / "run"
+    folder = tmp_path / "store" / "run"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("precious", encoding="utf-8")
     with pytest.raises(UserError, match=r"to be empty or a run's workdir, found thesis.txt in it"):
@@ -194,7 +195,7 @@ def test_damage_is_told(address, machine, damage, tmp_path):
     mirror = opened(address)
     pathlib.Path(mirror.place, "results.json").write_text("{}", encoding="utf-8")
     mirror.close()
-    folder = tmp_path / "bucket" / "run"
+    folder = tmp_path / "store" / "run"
     (saved,) = folder.glob("workdir/*")
     if damage == "object":
         saved.write_text("[]", encoding="utf-8")
@@ -204,8 +205,8 @@ def test_damage_is_told(address, machine, damage, tmp_path):
         (folder / "snapshot.json").write_text('{"format": 1}', encoding="utf-8")
     machine("second")
     words = {
-        "object": "expected the checksum .* of results.json",
-        "missing": "found no such bucket or object",
+        "object": r"expected the checksum .*results.json",
+        "missing": "to stay, found one gone",
         "snapshot": "expected the snapshot of a run with its own checksum",
     }
     with pytest.raises(UserError, match=words[damage]):
@@ -237,7 +238,7 @@ def test_a_store_that_fails_costs_a_warning_until_the_end(address, machine, capl
         raise UserError("expected to write to the store, found it full; free it")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(stores.Store, "put", refused)
+        patch.setattr(Store, "send", refused)
         mirror._push_quietly()
         mirror._push_quietly()
         with pytest.raises(UserError, match="found it full; free it; the run is whole in"):
