@@ -100,7 +100,7 @@ def _log() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for noisy in ("absl", "jax", "orbax"):
+    for noisy in ("absl", "jax", "orbax", "botocore", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if sys.stdout.isatty():
         sys.stdout = cast(TextIO, VisibleStream(sys.stdout))

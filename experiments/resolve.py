@@ -9,8 +9,8 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from core.files import expanded
+from core.object_store import whole_place
 from core.settings import places
-from core.workdir import check_mounted
 from experiments.methods import experiment_class
 
 
@@ -25,8 +25,8 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
         that is set to what the config file has needs to be named here.
 
     Raises:
-      UserError: no dataset; no data_dir, and the dataset has no embedded sample; an address as
-        data_dir; or as `core.experiment.Experiment.check_settings` and `completed`.
+      UserError: no dataset; no data_dir, and the dataset has no embedded sample; or as
+        `core.experiment.Experiment.check_settings` and `completed`.
     """
     config = config_dict.ConfigDict(config.to_dict())
     if not config.get("dataset"):
@@ -46,8 +46,7 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
         part = config[section] if section else config
         part[name] = part[name] and expanded(part[name], f"config.{key}")
     if config.data_dir:
-        check_mounted(config.data_dir, "config.data_dir")
-        config.data_dir = expanded(config.data_dir, "config.data_dir")
+        config.data_dir = whole_place(config.data_dir, "config.data_dir")
     return experiment.completed(config)
 
 

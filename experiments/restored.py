@@ -14,6 +14,7 @@ from ml_collections import config_dict
 from core.checkpoints import newest_progress
 from core.errors import UserError
 from core.loop import restore_best
+from core.mirrors import copied_run
 from core.workdir import Workdir
 from experiments.methods import check_settings, experiment_class, open_experiment, reopened
 from input_pipelines import kept_data
@@ -114,7 +115,7 @@ class Restored:
     """Opens the best state of a run's stage with everything needed to score.
 
     Args:
-      workdir: the folder of a run of launch.train.
+      workdir: the folder or address of a run of launch.train.
       stage: 'train', 'rl' or 'control' ('fit' for a fitted baseline); None takes 'rl' where it
         has an evaluated checkpoint, else 'train'.
       devices: to open it on; None takes all.
@@ -137,7 +138,7 @@ class Restored:
         *,
         kept: bool = False,
     ):
-        self.workdir = Workdir(workdir)
+        self.workdir = Workdir(copied_run(workdir))
         self.experiment = open_run(self.workdir, devices or jax.device_count(), kept=kept)
         self.data: Dataset = self.experiment.data
         stages = self.experiment.stages

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from core import results
+from core.mirrors import mirrored
 from core.run_logging import check_writers, logging_run
 from core.termination import watched
 from core.workdir import Workdir, check_workdir, is_writer, open_workdir
@@ -31,7 +32,7 @@ def train(
 
     Args:
       config: a config as its file returns it.
-      workdir_path: the run's folder.
+      workdir_path: the run's folder, or an address (`core.mirrors`).
       given: keys that the command line set (`experiments.resolve.resolve`).
       continue_from: folder of a finished run on earlier data, from which training goes on
         (`experiments.continued`).
@@ -46,6 +47,12 @@ def train(
     if continue_from:
         config = config_dict.ConfigDict(config.to_dict() | {"continue_from": continue_from})
     config = resolve(config, given)
+    with mirrored(workdir_path) as folder:
+        return _train(config, folder)
+
+
+def _train(config: config_dict.ConfigDict, workdir_path: str) -> dict[str, Any]:
+    """Runs every stage of a resolved config in a folder of this machine, as `train`."""
     started = time.monotonic()
     # Everything that can be wrong is found before the workdir is written.
     if is_writer():
@@ -77,6 +84,7 @@ def train(
             assert isinstance(experiment, RankerExperiment)
             beginning.begin(workdir, experiment)
         experiment.run(workdir)
+        data.share()
         if is_writer():
             results.write_summary(workdir, data.label)
     _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from core import distributed, metrics
 from core.errors import UserError
-from core.files import expanded
+from core.object_store import fetched
 from input_pipelines import (
     batches,
     candidates,
@@ -31,6 +31,7 @@ from input_pipelines import (
 from input_pipelines.item_words import item_words
 from input_pipelines.log import Log
 from input_pipelines.search_filter import SearchFilter
+from input_pipelines.stored_cache import StoredCache, open_cache
 from input_pipelines.windows import WindowBatches
 
 _LOG = logging.getLogger(__name__)
@@ -89,6 +90,9 @@ class Dataset:
       label: the data set's name for tables and files; says "sample data" where it is.
     """
 
+    # None where the cache directory is of this machine.
+    _shared: StoredCache | None = None
+
     def __init__(self, config: config_dict.ConfigDict, workdir: str = ""):
         self._config = config
         with distributed.first_alone():
@@ -128,8 +132,9 @@ class Dataset:
             )
 
     def _open(self, config: config_dict.ConfigDict) -> None:
-        self.cache_dir = cache = expanded(config.cache_dir, "config.cache_dir")
-        data_dir = config.data_dir
+        self.cache_dir, self._shared = open_cache(config.cache_dir)
+        cache = self.cache_dir
+        data_dir = fetched(config.data_dir, "config.data_dir")
         if not data_dir:
             from input_pipelines.sample import generator
 
@@ -149,7 +154,16 @@ class Dataset:
             data_dir,
             cache,
             {name: config.data[name] for name in _READING if name in config.data},
+            shared=self._shared,
         )
+
+    def share(self) -> None:
+        """Sends what was made from the log to a cache directory in an object store; else nothing.
+
+        A store that cannot be written costs a warning.
+        """
+        if self._shared is not None and jax.process_index() == 0:
+            self._shared.send_if_possible(self.directory)
 
     def beside(self, name: str) -> str:
         """Returns the path of a file made from the prepared log (`place_beside`)."""
@@ -461,6 +475,7 @@ class Dataset:
                     segmenter=self._config.data.segmenter,
                 )
             self._say_who_is_left_out(key)
+            self.share()
         return self._lists[key]
 
     def _say_who_is_left_out(self, key: tuple[str, str, str]) -> None:

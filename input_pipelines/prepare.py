@@ -46,6 +46,7 @@ from input_pipelines.readers import (
     unisar_pickles,
 )
 from input_pipelines.readers.csv_blocks import Report, silent
+from input_pipelines.stored_cache import StoredCache
 
 _NAMED_FILES = 20
 
@@ -254,6 +255,7 @@ def prepare_log(
     cache_dir: str,
     options: Mapping[str, Any],
     report: Report = silent,
+    shared: StoredCache | None = None,
 ) -> tuple[Log, str]:
     """Returns the log of `dataset`, memory-mapped, and the folder that holds it.
 
@@ -263,6 +265,7 @@ def prepare_log(
       data_dir: the raw files, or a folder that `prepare_into` has written: it is used as it is.
       options: settings of any reader; settings that this data set does not heed change nothing.
       report: told what is being done and the share of it done.
+      shared: where others may have prepared the same, and find what is prepared here.
 
     Raises:
       UserError: an unknown dataset or option, malformed raw or prepared files, a folder prepared
@@ -277,8 +280,10 @@ def prepare_log(
         return load_log(data_dir), data_dir
     origin = _origin(dataset, data_dir, settings, cache_dir)
     directory = os.path.join(cache_dir, f"{dataset}-{origin['fingerprint']}")
-    if not os.path.isdir(directory):
+    if not os.path.isdir(directory) and not (shared and shared.fetch(directory)):
         _prepare(dataset, data_dir, directory, origin, report, "cache_dir")
+        if shared:
+            shared.send(directory)
     remove_abandoned(directory)
     return load_log(directory), directory
 

@@ -64,15 +64,17 @@ cli.begin(__name__, define_flags, check_flags)
 
 
 from core import results
+from core.mirrors import mirrored
 from experiments.evaluate import columns, evaluate
 from experiments.restored import Restored
 
 
 def main() -> None:
     values = flags.FLAGS
-    restored = Restored(values.workdir, values.stage)
-    measured = columns(restored, values.task, _given_protocols())
-    rows = [evaluate(restored, values.split, column) for column in measured]
+    with mirrored(values.workdir) as folder:
+        restored = Restored(folder, values.stage)
+        measured = columns(restored, values.task, _given_protocols())
+        rows = [evaluate(restored, values.split, column) for column in measured]
     results.print_table({"rows": rows}, values.split)
 
 

@@ -46,16 +46,18 @@ def check_flags() -> None:
         raise UserError("expected --engine=beam with --beam_options, found local; pass it")
     elif given.shards and (given.append or not given.data_dir):
         raise UserError("expected --shards with --data_dir=D and no --append; prepare D anew")
-    elif given.append and not given.data_dir:
-        raise UserError("expected --append with --data_dir=D, found none; pass the prepared folder")
+    elif given.append and (not given.data_dir or "://" in given.data_dir):
+        raise UserError("expected --append with --data_dir=D of this machine; pass the folder")
 
 
 cli.begin(__name__, define_flags, check_flags)
 
 import json
 import sys
+from typing import Any
 
 from core.files import expanded
+from core.object_store import fetched, sent, whole_place
 from core.progress import Bars
 from input_pipelines import data_card, prepare, reading_index, splits
 from input_pipelines.log import Log
@@ -65,12 +67,19 @@ _CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
 
 def main() -> None:
     given = flags.FLAGS
-    data_dir = _path(given.data_dir, "--data_dir")
+    data_dir = whole_place(given.data_dir, "--data_dir") if given.data_dir else ""
     if given.validate:
-        log, directory = prepare.validate_prepared(data_dir), data_dir
+        directory = fetched(data_dir, "--data_dir")
+        card = _card(prepare.validate_prepared(directory), directory)
     else:
-        log, directory = _prepare(data_dir)
-    card = data_card.describe(log)
+        with sent(data_dir, "--data_dir") as folder:
+            log, directory = _prepare(folder)
+            card = _card(log, directory)
+    print(json.dumps(card | {"prepared": data_dir or directory}, indent=2, ensure_ascii=False))
+
+
+def _card(log: Log, directory: str) -> dict[str, Any]:
+    given, card = flags.FLAGS, data_card.describe(log)
     if given.validate:
         parts = splits.split_log(log, given.split)
         splits.check_leakage(log, parts)
@@ -79,30 +88,25 @@ def main() -> None:
         reading_index.touched_of(log, directory)
     splits.warn_of_told_targets(log, parts)
     card |= splits.describe(log, parts)
-    card |= {"leakage_check": "passed", "hash": log.hash, "prepared": directory}
-    print(json.dumps(card, indent=2, ensure_ascii=False))
+    return card | {"leakage_check": "passed", "hash": log.hash}
 
 
 def _prepare(data_dir: str) -> tuple[Log, str]:
     given = flags.FLAGS
     if given.split not in splits.SPLITS:  # found before an hour of reading
         raise UserError(f"expected --split of {', '.join(splits.SPLITS)}, found {given.split!r}")
-    raw_dir = _path(given.raw_dir, "--raw_dir")
+    raw_dir = fetched(whole_place(given.raw_dir, "--raw_dir"), "--raw_dir")
     options = {name: given[name].value for name in ("segmenter", "columns", "time_unit")}
     with Bars(sys.stderr.isatty()) as bars:
         if not data_dir:
             return prepare.prepare_log(
-                given.dataset, raw_dir, _path(_CACHE, "the cache"), options, bars.report
+                given.dataset, raw_dir, expanded(_CACHE, "the cache"), options, bars.report
             )
         where = (given.dataset, raw_dir, data_dir, options, bars.report)
         if given.append:
             return prepare.append_into(*where), data_dir
         beam_options = given.beam_options if given.engine == "beam" else None
         return prepare.prepare_into(*where, beam_options, given.shards), data_dir
-
-
-def _path(name: str | None, what: str) -> str:
-    return expanded(name, what) if name else ""
 
 
 if __name__ == "__main__":

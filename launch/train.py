@@ -18,7 +18,7 @@ from core.errors import UserError
 
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Config file: configs/METHOD.py:DATASET.")
-    flags.DEFINE_string("workdir", None, "Folder of the run; default runs/ and the config's name.")
+    flags.DEFINE_string("workdir", None, "Folder or address of the run; default runs/NAME.")
     flags.DEFINE_string("from", "", "Folder of a finished run on earlier data, to go on from.")
     cli.define_job_flags()
 
@@ -38,7 +38,7 @@ from typing import Any
 from core import distributed, results
 from core.errors import Preempted
 from core.partitioning import DATA, MODEL, make_mesh
-from core.workdir import Workdir, is_writer
+from core.workdir import is_writer
 from experiments.train import train
 
 _LOG = logging.getLogger(__name__)
@@ -77,12 +77,11 @@ def _train() -> None:
     name = default_name(config_flags.get_config_filename(holder))
     workdir = flags.FLAGS.workdir or os.path.join("runs", name)
     try:
-        train(flags.FLAGS.config, workdir, given, str(flags.FLAGS["from"].value))
+        finished = train(flags.FLAGS.config, workdir, given, str(flags.FLAGS["from"].value))
     except Preempted as stop:
         cli.stopped(stop)
         return
     if is_writer():
-        finished = Workdir(workdir).read_results()
         results.print_table(finished, results.reported_split(finished))
 
 

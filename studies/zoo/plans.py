@@ -13,7 +13,7 @@ import scipy.stats
 from ml_collections import config_dict
 
 from core.errors import UserError
-from core.files import expanded
+from core.object_store import whole_place
 from core.workdir import Workdir, settings
 from experiments.resolve import resolve
 
@@ -83,7 +83,7 @@ class Method:
 def whole_places(zoo: Zoo) -> Zoo:
     """Returns the zoo with whole paths, so that it is the same from any folder."""
     places = {
-        key: expanded(zoo.settings[key], f"--setting={key}")
+        key: whole_place(zoo.settings[key], f"--setting={key}")
         for key in PLACES
         if isinstance(zoo.settings.get(key), str) and zoo.settings[key]
     }

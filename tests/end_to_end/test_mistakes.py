@@ -148,12 +148,13 @@ def test_a_workdir_that_is_a_file(small_config, tmp_path):
 
 def test_an_address_is_no_folder(small_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for run in (train, lambda config, path: ablate(config, "lambda_tcl:0,0.5", path)):
-        with pytest.raises(UserError, match="--workdir on a mounted file system, found gs"):
-            run(small_config, "gs://bucket/run")
+    with pytest.raises(UserError, match="--workdir on a mounted file system, found gs"):
+        ablate(small_config, "lambda_tcl:0,0.5", "gs://bucket/run")
+    with pytest.raises(UserError, match="--workdir on this machine or in an object store, found z"):
+        train(small_config, "zz://bucket/run")
     config = small_config.copy_and_resolve_references()
-    config.data_dir = "gs://bucket/data"
-    with pytest.raises(UserError, match=r"config\.data_dir on a mounted file system"):
+    config.data_dir = "zz://bucket/data"
+    with pytest.raises(UserError, match=r"config\.data_dir on this machine or in an object store"):
         train(config, str(tmp_path / "w"))
     assert not list(tmp_path.iterdir())
 
