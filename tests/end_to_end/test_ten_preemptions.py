@@ -16,7 +16,7 @@ import small_job
 from core.checkpoints import Checkpoints
 
 HERE = pathlib.Path(__file__).parent
-DEVICES, STEPS, SECONDS = 4, 120, 0.05
+DEVICES, STEPS, SECONDS = 4, 600, 0.05
 
 
 def launch(workdir, processes, seconds=SECONDS):
@@ -88,13 +88,17 @@ def difference(first, second):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("turns", [(1,), (2,), (1, 2, 4)], ids=str)
-def test_preempted_ten_times_it_ends_in_the_same_bits(undisturbed, tmp_path, turns):
+def test_preempted_ten_times_it_ends_as_undisturbed(undisturbed, tmp_path, turns):
     chance, workdir = random.Random(26), tmp_path / "w"
     for turn in range(10):
         preempted(launch(workdir, turns[turn % len(turns)]), workdir, chance)
-    codes, outputs = jobs.endings(launch(workdir, turns[0]))
+    codes, outputs = jobs.endings(launch(workdir, turns[0], 0.0))
     assert set(codes) == {0}, outputs
     found = outcome(workdir)
-    for processes, expected in undisturbed.items():
-        same = [np.array_equal(a, b) for a, b in zip(found[1], expected[1], strict=True)]
-        print(turns, processes, difference(found, expected), same, flush=True)
+    # Several processes add up sums over devices in another order than one, but all in the same.
+    same_bits = {(1,): [1], (2,): [2, 4], (1, 2, 4): []}[turns]
+    for processes in same_bits:
+        assert difference(found, undisturbed[processes]) == 0.0
+        for ours, theirs in zip(found[1], undisturbed[processes][1], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert difference(found, undisturbed[1]) < 1e-5
