@@ -87,7 +87,7 @@ def difference(first, second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turns", [(1,), (2,), (1, 2, 4)], ids=str)
+@pytest.mark.parametrize("turns", [(2,), (1, 2, 4)], ids=str)
 def test_preempted_ten_times_it_ends_as_undisturbed(undisturbed, tmp_path, turns):
     chance, workdir = random.Random(26), tmp_path / "w"
     for turn in range(10):
@@ -96,7 +96,7 @@ def test_preempted_ten_times_it_ends_as_undisturbed(undisturbed, tmp_path, turns
     assert set(codes) == {0}, outputs
     found = outcome(workdir)
     # Several processes add up sums over devices in another order than one, but all in the same.
-    same_bits = {(1,): [1], (2,): [2, 4], (1, 2, 4): []}[turns]
+    same_bits = {(2,): [2, 4], (1, 2, 4): []}[turns]
     for processes in same_bits:
         assert difference(found, undisturbed[processes]) == 0.0
         for ours, theirs in zip(found[1], undisturbed[processes][1], strict=True):
