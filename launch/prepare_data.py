@@ -62,8 +62,6 @@ from core.progress import Bars
 from input_pipelines import data_card, prepare, reading_index, splits
 from input_pipelines.log import Log
 
-_CACHE = "~/.cache/lcrsr"  # config.cache_dir's default
-
 
 def main() -> None:
     given = flags.FLAGS
@@ -87,8 +85,7 @@ def _card(log: Log, directory: str) -> dict[str, Any]:
         parts = reading_index.split_of(log, given.split, splits.MOST_VALIDATION, directory)
         reading_index.touched_of(log, directory)
     splits.warn_of_told_targets(log, parts)
-    card |= splits.describe(log, parts)
-    return card | {"leakage_check": "passed", "hash": log.hash}
+    return card | splits.describe(log, parts) | {"leakage_check": "passed", "hash": log.hash}
 
 
 def _prepare(data_dir: str) -> tuple[Log, str]:
@@ -99,9 +96,8 @@ def _prepare(data_dir: str) -> tuple[Log, str]:
     options = {name: given[name].value for name in ("segmenter", "columns", "time_unit")}
     with Bars(sys.stderr.isatty()) as bars:
         if not data_dir:
-            return prepare.prepare_log(
-                given.dataset, raw_dir, expanded(_CACHE, "the cache"), options, bars.report
-            )
+            cache = expanded("~/.cache/lcrsr", "the cache")  # config.cache_dir's default
+            return prepare.prepare_log(given.dataset, raw_dir, cache, options, bars.report)
         where = (given.dataset, raw_dir, data_dir, options, bars.report)
         if given.append:
             return prepare.append_into(*where), data_dir
