@@ -279,6 +279,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return chosen
 
 
+def _between_decades(value: float, _: object) -> str:
+    """Returns what a small tick of a logarithmic axis says: some of them, as 0.2, have room."""
+    return f"{value:g}" if value < 1e4 and f"{value:e}"[0] in "25" else ""
+
+
 def draw(lines: Sequence[Line], metric: str, path: str) -> None:
     """Draws a panel a cost: every method's mean against it, and the line of what none beats."""
     by_line = [(line, line.finished.cost) for line in lines]
@@ -289,7 +294,8 @@ def draw(lines: Sequence[Line], metric: str, path: str) -> None:
         _COSTS[1]: [cost.user_ms for _, cost in known],
         _COSTS[2]: [cost.parameters for _, cost in known],
     }
-    figure, axes = drawing.pyplot().subplots(
+    pyplot = drawing.pyplot()
+    figure, axes = pyplot.subplots(
         1,
         len(costs),
         figsize=(4.4 * len(costs), 3.9 + 0.2 * -(-len(shown) // 4)),
@@ -319,14 +325,17 @@ def draw(lines: Sequence[Line], metric: str, path: str) -> None:
                 capsize=3,
                 label=line.row.name,
             )
-            axis.annotate(
-                line.row.name,
-                (values[number], qualities[number]),
-                (5, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
+            if number in on_front:  # the legend names the others, whose names would overlap
+                axis.annotate(
+                    line.row.name,
+                    (values[number], qualities[number]),
+                    (5, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(pyplot.FuncFormatter(_between_decades))
+        axis.tick_params(axis="x", which="minor", labelsize=7)
         axis.set_xlabel(name)
         axis.margins(0.25, 0.15)
         axis.grid(alpha=0.3)
