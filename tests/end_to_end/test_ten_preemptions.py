@@ -72,7 +72,7 @@ def outcome(workdir):
 def undisturbed(tmp_path_factory):
     """The outcomes by the number of processes."""
     outcomes = {}
-    for processes in (1, 2, 4):
+    for processes in (1, 2):
         workdir = tmp_path_factory.mktemp("undisturbed") / "w"
         codes, outputs = jobs.endings(launch(workdir, processes, 0.0))
         assert codes == [0] * processes, outputs
@@ -95,10 +95,9 @@ def test_preempted_ten_times_it_ends_as_undisturbed(undisturbed, tmp_path, turns
     codes, outputs = jobs.endings(launch(workdir, turns[0], 0.0))
     assert set(codes) == {0}, outputs
     found = outcome(workdir)
-    # Several processes add up sums over devices in another order than one, but all in the same.
-    same_bits = {(2,): [2, 4], (1, 2, 4): []}[turns]
-    for processes in same_bits:
-        assert difference(found, undisturbed[processes]) == 0.0
-        for ours, theirs in zip(found[1], undisturbed[processes][1], strict=True):
+    if turns == (2,):
+        assert difference(found, undisturbed[2]) == 0.0
+        for ours, theirs in zip(found[1], undisturbed[2][1], strict=True):
             np.testing.assert_array_equal(ours, theirs)
+    # One process adds up sums over devices in another order than several.
     assert difference(found, undisturbed[1]) < 1e-5
