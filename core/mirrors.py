@@ -36,7 +36,7 @@ from typing import Any
 from core import checksums, distributed
 from core.errors import UserError
 from core.files import PARTIAL, locked, write_atomically
-from core.object_store import FOLDER_VARIABLE, Store, is_address, local_copy
+from core.object_store import FOLDER_VARIABLE, TRIED, Store, is_address, local_copy
 from core.workdir import is_writer
 
 _LOG = logging.getLogger(__name__)
@@ -48,8 +48,6 @@ EVERY_S, EVERY_VARIABLE = 10.0, "LCRSR_SNAPSHOT_S"
 FORMAT = 1
 _WHAT = "--workdir"
 _LEASE, _SNAPSHOT, _OBJECTS = "lease.json", "snapshot.json", "workdir/"
-# Written and removed to find out whether one may write.
-_TRIED = "lease.try"
 _OBJECT = re.compile(r"workdir/.+~[0-9a-f]{16}")
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Folders whose files of more bytes are never changed in place, so that links do for copies.
@@ -293,7 +291,7 @@ class Mirror:
 
     def _check_place(self) -> None:
         """Refuses an address with other objects than a run's."""
-        own = (_LEASE, _SNAPSHOT, _TRIED)
+        own = (_LEASE, _SNAPSHOT, TRIED)
         others = [n for n in self._store.entries() if n not in own and not _OBJECT.fullmatch(n)]
         if others:
             raise UserError(
@@ -321,8 +319,7 @@ class Mirror:
     def _take_lease(self) -> None:
         # What this machine's last run has left, whose lock is free, has no owner any more.
         own = ""
-        self._store.write(_TRIED, b"")
-        self._store.remove([_TRIED])
+        self._store.check_writable()
         with contextlib.suppress(OSError), open(self._token_file, encoding="utf-8") as file:
             own = file.read()
         write_atomically(self._token_file, self._token)

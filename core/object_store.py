@@ -29,7 +29,8 @@ _LOG = logging.getLogger(__name__)
 FOLDER_VARIABLE = "LCRSR_STORE_FOLDER"
 _DEFAULT_FOLDER = "~/.cache/lcrsr/store"
 RECORD = ".whole.json"
-_WRITABLE = ".writable"
+# Written and removed to find out whether one may write.
+TRIED = ".tried"
 _FORMAT = 1
 _RECORD_BYTES = 256 * 2**20
 # What a store says of an object that changes with its content, by the names that fsspec passes on.
@@ -191,7 +192,8 @@ class Store:
 
     def check_writable(self) -> None:
         """Raises UserError where nothing can be written, before the work whose result it takes."""
-        self.write(_WRITABLE, b"")
+        self.write(TRIED, b"")
+        self.remove([TRIED])
 
     def send(self, folder: str, names: Iterable[str]) -> None:
         """Writes files of a folder as objects of the same names."""

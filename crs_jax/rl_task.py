@@ -286,6 +286,26 @@ def rl_step(network: Decoder, config: RLConfig, controls: Tokens, impl: str = "r
     return step
 
 
+def rows_of_step(
+    seed: int, stage: str, count: int, size: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows int [B] of a step's batch and their mask float32 [B].
+
+    Each epoch is a random order of all rows; what its last batch lacks is row 0, masked.
+
+    Args:
+      seed, stage: of the order.
+      count: rows in all.
+      size: B.
+      step: from 0.
+    """
+    epoch, place = divmod(step, steps_for(count, size))
+    order = np.random.default_rng(seeds.stream(seed, stage, "order", epoch)).permutation(count)
+    rows = order[place * size : (place + 1) * size]
+    mask = (np.arange(size) < len(rows)).astype(np.float32)
+    return np.pad(rows, (0, size - len(rows))), mask
+
+
 class RLTask:
     """Trains by reinforcement on the prompts of one subset, as a `core.task.Task`.
 
@@ -341,12 +361,7 @@ class RLTask:
         count, size = len(self._data["prompts"]), self.batch_size
         step = start_step
         while True:
-            epoch, place = divmod(step, self.steps_per_epoch)
-            stream = seeds.stream(self._seed, self.name, "order", epoch)
-            order = np.random.default_rng(stream).permutation(count)
-            rows = order[place * size : (place + 1) * size]
-            mask = (np.arange(size) < len(rows)).astype(np.float32)
-            rows = np.pad(rows, (0, size - len(rows)))
+            rows, mask = rows_of_step(self._seed, self.name, count, size, step)
             own = own_rows(size)
             batch = {name: array[rows[own]] for name, array in self._data.items()}
             yield batch | self._constant | {"mask": mask[own]}

@@ -61,6 +61,7 @@ from crs_jax.decoder import Decoder, Segment, rotate
 from crs_jax.decoder_experiment import ALIGN, DecoderExperiment
 from crs_jax.generation import Place
 from crs_jax.inference import Inference
+from crs_jax.rl_task import rows_of_step
 from crs_jax.settings import TunedSettings, sft_settings
 from crs_jax.sft_task import SFTConfig, State, first_state, optimizer_of
 
@@ -417,12 +418,7 @@ class LatentTask:
         count, size, step = len(self._data["prompts"]), self.batch_size, start_step
         noise = np.uint32(seeds.number(self._seed, self.name, "rollouts"))
         while True:
-            epoch, place = divmod(step, self.steps_per_epoch)
-            stream = seeds.stream(self._seed, self.name, "order", epoch)
-            rows = np.random.default_rng(stream).permutation(count)
-            rows = rows[place * size : (place + 1) * size]
-            mask = (np.arange(size) < len(rows)).astype(np.float32)
-            rows = np.pad(rows, (0, size - len(rows)))
+            rows, mask = rows_of_step(self._seed, self.name, count, size, step)
             rate = np.float32(rate_at(jnp.int32(step), self.max_steps, self.config.warmup))
             batch = {name: array[rows] for name, array in self._data.items()}
             yield batch | {"mask": mask, "rate": rate, "seed": noise}

@@ -18,8 +18,8 @@ from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
 from gensar_jax import identifier_network
-from gensar_jax.baselines import genret
-from gensar_jax.baselines.genret import LevelSettings, LevelTask, Pairs
+from gensar_jax.baselines import genret_levels
+from gensar_jax.baselines.genret_levels import LevelSettings, LevelTask, Pairs
 from gensar_jax.identifiers import load_table
 from gensar_jax.t5.config import of_size
 from gensar_jax.t5.network import Transformer
@@ -63,11 +63,11 @@ def task_of(place, with_codes=True, **changes):
 
 
 def test_a_plan_of_equal_products_weighs_all_codes_alike():
-    plan = genret.balanced_plan(jnp.full((6, 3), 2.5), 100)
+    plan = genret_levels.balanced_plan(jnp.full((6, 3), 2.5), 100)
     np.testing.assert_allclose(plan.sum(0), 6 / 3, atol=1e-5)
     np.testing.assert_allclose(plan.sum(1), 1.0, atol=1e-6)
     products = jax.random.normal(jax.random.key(0), (8, 4)) + jnp.array([3.0, 0, 0, 0])
-    plan = genret.balanced_plan(products, 100)
+    plan = genret_levels.balanced_plan(products, 100)
     np.testing.assert_allclose(plan.sum(0), 8 / 4, atol=1e-4)
     np.testing.assert_allclose(plan.sum(1), 1.0, atol=1e-6)
     # Where every item prefers code 0 nearest codes would all be that one.
@@ -78,20 +78,20 @@ def test_codes_are_equally_frequent_among_items_of_a_prefix():
     # Four items below one prefix like code 0, two of them more; the fifth is alone.
     products = np.array([[3.0, 0], [3.1, 0], [1, 0], [1.1, 0], [5, 0]])
     before = np.array([[0], [0], [0], [0], [7]])
-    assert genret.balanced_below(products, before, 100).tolist() == [0, 0, 1, 1, 0]
+    assert genret_levels.balanced_below(products, before, 100).tolist() == [0, 0, 1, 1, 0]
     # Without codes before all are balanced against each other.
-    every = genret.balanced_below(products, np.zeros((5, 0), int), 100)
+    every = genret_levels.balanced_below(products, np.zeros((5, 0), int), 100)
     assert every.tolist() == [0, 0, 1, 1, 0]
-    plan = genret.balanced_plan(jnp.asarray(products[:4]), 100)
+    plan = genret_levels.balanced_plan(jnp.asarray(products[:4]), 100)
     assert plan.argmax(1).tolist() == [0, 0, 1, 1]
 
 
 def test_other_queries_of_an_item_are_no_negatives_of_it():
     products = jnp.array([[0.0, 5.0, np.log(3.0)], [5.0, 0.0, np.log(3.0)], [0.0, 0.0, 0.0]])
     # Items 7, 7, 8: the first two rows have log(1 + 3), the third log(3).
-    loss = genret.in_batch(products, jnp.array([7, 7, 8]))
+    loss = genret_levels.in_batch(products, jnp.array([7, 7, 8]))
     assert float(loss) == pytest.approx((2 * np.log(4) + np.log(3)) / 3)
-    assert float(genret.in_batch(products, jnp.array([1, 1, 1]))) == pytest.approx(0.0)
+    assert float(genret_levels.in_batch(products, jnp.array([1, 1, 1]))) == pytest.approx(0.0)
 
 
 def test_losses_by_hand():
@@ -99,7 +99,7 @@ def test_losses_by_hand():
     states = jnp.array([[[1.0]], [[-1.0]]])
     table = jnp.array([[[1.0], [-1.0]]])
     nothing = jnp.zeros((2, 0), int)
-    losses = genret.level_losses(states, states, table, nothing, jnp.arange(2), 100)
+    losses = genret_levels.level_losses(states, states, table, nothing, jnp.arange(2), 100)
     one = np.log1p(np.exp(-2.0))
     assert float(losses["contrast"]) == pytest.approx(one)
     assert float(losses["code"]) == pytest.approx(2 * one)
@@ -108,11 +108,13 @@ def test_losses_by_hand():
     # At the second place both had code 1, -1, before: right for the second document alone.
     both = jnp.concatenate([states, states], 1)
     tables = jnp.concatenate([table, table])
-    losses = genret.level_losses(both, both, tables, jnp.ones((2, 1), int), jnp.arange(2), 100)
+    losses = genret_levels.level_losses(
+        both, both, tables, jnp.ones((2, 1), int), jnp.arange(2), 100
+    )
     assert float(losses["fixed"]) == pytest.approx(2 * (one + np.log1p(np.exp(2.0))) / 2)
     # The reconstruction trains the codes and not the document that it is held against.
     gradient = jax.grad(
-        lambda documents: genret.level_losses(
+        lambda documents: genret_levels.level_losses(
             states, documents, table, nothing, jnp.arange(2), 100
         )["reconstruction"]
     )(states * 1.5)
@@ -121,11 +123,11 @@ def test_losses_by_hand():
 
 def test_batches_are_of_documents_that_share_a_prefix():
     groups = np.array([0, 1] * 6 + [2])
-    batches = genret.batches_of(groups, 3, np.random.default_rng(0))
+    batches = genret_levels.batches_of(groups, 3, np.random.default_rng(0))
     assert batches.shape == (4, 3) and len(np.unique(batches)) == 12
     pure = [len(np.unique(groups[batch])) == 1 for batch in batches]
     assert sum(pure) >= 2
-    whole = genret.batches_of(groups[:12], 3, np.random.default_rng(0))
+    whole = genret_levels.batches_of(groups[:12], 3, np.random.default_rng(0))
     assert all(len(np.unique(groups[batch])) == 1 for batch in whole)
 
 
@@ -135,7 +137,7 @@ def test_tables_start_as_centres_about_the_mean_of_a_prefix():
     vectors = np.concatenate([offsets + np.array([50, 7]), offsets - np.array([30, 2])]).astype(
         np.float32
     )
-    centres = genret.first_table(vectors, before, 2, seed=0)
+    centres = genret_levels.first_table(vectors, before, 2, seed=0)
     # About the mean of their prefixes they are at 1 and -1, without their part along (10, 2.5).
     mean = np.array([10.0, 2.5])
     expected = np.array([1.0, 0]) - 10 * mean / (mean @ mean)
@@ -144,10 +146,10 @@ def test_tables_start_as_centres_about_the_mean_of_a_prefix():
 
 
 def test_agreement_by_chance_is_worth_nothing():
-    assert genret.kappa(np.zeros(4, int), np.zeros(4, int)) == 0.0
-    assert genret.kappa(np.array([0, 1, 2]), np.array([0, 1, 2])) == pytest.approx(1.0)
+    assert genret_levels.kappa(np.zeros(4, int), np.zeros(4, int)) == 0.0
+    assert genret_levels.kappa(np.array([0, 1, 2]), np.array([0, 1, 2])) == pytest.approx(1.0)
     # Half agree, as they would by chance.
-    assert genret.kappa(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])) == pytest.approx(0.0)
+    assert genret_levels.kappa(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("place", [1, 2])
