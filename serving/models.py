@@ -17,7 +17,7 @@ def open_model(folder: str, retriever: str | None = None, items: str | None = No
     """Opens an export or the folder of a run.
 
     Args:
-      retriever: an export whose index finds what the export `folder` ranks; its recall is logged.
+      retriever: an export that finds what the export `folder` ranks; how well is logged.
       items: file of items that joined after training (`item_descriptions.read_items`).
 
     Raises:
@@ -28,8 +28,8 @@ def open_model(folder: str, retriever: str | None = None, items: str | None = No
         model = IndexedModel(folder, retriever, items=new)
         recall = model.recall()
         _LOG.info(
-            "the index finds %.1f%% of the %d items of the largest products; %.1f%% of the first "
-            "20 of the whole catalogue are among the first 20 behind it (made-up histories)",
+            "the retriever finds %.1f%% of the %d items of the largest products; %.1f%% of the "
+            "first 20 of the whole catalogue are among the first 20 behind it (made-up histories)",
             *(100 * recall.retrieved, model.first, 100 * recall.ranked),
         )
         return model
