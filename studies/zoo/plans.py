@@ -30,7 +30,7 @@ _DRAWS = 7  # seed of the draws: every share, and every zoo, makes the same
 
 @dataclasses.dataclass(frozen=True)
 class Zoo:
-    """Describes what is trained; a workdir belongs to one zoo.
+    """Describes what is trained; a workdir belongs to one zoo, which may grow in methods and seeds.
 
     Attributes:
       dataset, methods: by their names in configs.

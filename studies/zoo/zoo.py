@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from core import metrics, run_schema
 from core.errors import UserError
@@ -73,8 +74,8 @@ def run_zoo(
 
 def _begin(workdir: Workdir, zoo: Zoo) -> None:
     with workdir.alone("zoo"):
-        _check_workdir(workdir, zoo)  # another share may have begun it meanwhile
-        if not os.path.lexists(os.path.join(workdir.path, _PLAN)):
+        # Another share may have begun it, or made it grow, meanwhile.
+        if _check_workdir(workdir, zoo) != zoo.to_dict():
             text = json.dumps(run_schema.stamped(zoo.to_dict()), indent=2) + "\n"
             write_atomically(workdir.file(_PLAN), text)
 
@@ -93,20 +94,36 @@ def _check_metric(metric: str, methods: Sequence[Method]) -> None:
             )
 
 
-def _check_workdir(workdir: Workdir, zoo: Zoo) -> None:
+def _check_workdir(workdir: Workdir, zoo: Zoo) -> dict[str, Any]:
+    """Returns the zoo that a workdir has, {} if none yet: this one, or one that grows into it.
+
+    Raises:
+      UserError: another zoo, or other files.
+    """
     check_no_file(workdir.path)
     path = os.path.join(workdir.path, _PLAN)
     if os.path.lexists(path):
         remedy = "restore the file, or pass another --workdir"
         before = run_schema.unstamped(read_json(path, "what a zoo is", remedy), path)
         for key, value in zoo.to_dict().items():
-            if before.get(key) != value:
+            if before.get(key) != value and not _grows(key, before.get(key), value):
                 raise UserError(
-                    f"expected the zoo of {workdir.path} with {key} {before.get(key)!r}, found "
-                    f"{value!r}; pass another --workdir"
+                    f"expected the zoo of {workdir.path} with {key} {before.get(key)!r}, or with "
+                    f"more methods or seeds, found {value!r}; pass another --workdir"
                 )
-    elif os.path.isdir(workdir.path) and not has_only_scaffolding(workdir.path):
+        return before
+    if os.path.isdir(workdir.path) and not has_only_scaffolding(workdir.path):
         raise UserError(
             f"expected {workdir.path} to be empty or a zoo's workdir, found other files in it; "
             "pass another --workdir"
         )
+    return {}
+
+
+def _grows(key: str, before: Any, value: Any) -> bool:
+    """Tells whether a zoo may have this value after the earlier one: none of its runs is in vain."""
+    if key == "seeds":
+        return isinstance(before, int) and before < value
+    if key == "methods":
+        return isinstance(before, list) and all(name in value for name in before)
+    return False

@@ -180,7 +180,7 @@ def test_the_same_command_trains_nothing_again(finished, cache):
     before = [path.stat().st_mtime_ns for path in files]
     assert run(zoo_of(**cache), folder) == text
     assert [path.stat().st_mtime_ns for path in files] == before
-    with pytest.raises(UserError, match="with budget 3, found 4; pass another --workdir"):
+    with pytest.raises(UserError, match="with budget 3, .* found 4; pass another --workdir"):
         run(zoo_of(budget=4, **cache), folder)
     # A run that was killed is trained again, and nothing else.
     outcome = folder / "runs" / "item_knn" / "trial1" / "seed0.json"
@@ -200,6 +200,19 @@ def test_shares_take_methods_and_the_last_writes_the_table(finished, cache, tmp_
     assert untimed(folder) == untimed(finished[0])
     with pytest.raises(UserError, match=r"--share=I/N with I from 0 to N - 1, found '2/2'"):
         run(zoo, folder, share="2/2")
+
+
+def test_a_zoo_grows_in_seeds_and_methods_and_does_not_shrink(cache, tmp_path):
+    folder = tmp_path / "w"
+    run(zoo_of(("item_knn",), 1, 3, **cache), folder)
+    files = sorted((folder / "runs").rglob("results.json"))
+    before = [path.stat().st_mtime_ns for path in files]
+    text = run(zoo_of(("popularity", "item_knn"), 2, 3, **cache), folder)
+    assert "| item_knn | 0, 1 | 0." in text and "| popularity | 0, 1 | 0." in text
+    assert [path.stat().st_mtime_ns for path in files] == before
+    for smaller in (zoo_of(("item_knn",), 2, 3, **cache), zoo_of(("popularity", "item_knn"), 1, 3)):
+        with pytest.raises(UserError, match="or with more methods or seeds, found"):
+            run(smaller, folder)
 
 
 @pytest.mark.slow
