@@ -13,8 +13,9 @@ configs/baseline.py.
 
 W holds table.md, table.json, page.html (self-contained, with quality against cost), and under
 W/runs a normal workdir for every run. The same command continues a zoo that was stopped or killed,
-and one with more methods or more seeds adds to it; finished runs are not trained again. Several processes, on machines that share W, take every N-th
-method each: --share=0/4 to --share=3/4. None waits for another; the last to end writes the table.
+and with more methods or seeds it adds to one; finished runs are not trained again. Several
+processes, on machines that share W, take every N-th method each: --share=0/4 to --share=3/4. None
+waits for another; the last to end writes the table.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _check_workdir(workdir: Workdir, zoo: Zoo) -> dict[str, Any]:
 
 
 def _grows(key: str, before: Any, value: Any) -> bool:
-    """Tells whether a zoo may have this value after the earlier one: none of its runs is in vain."""
+    """Tells whether a zoo may have this value after the earlier one, whose runs all count."""
     if key == "seeds":
         return isinstance(before, int) and before < value
     if key == "methods":

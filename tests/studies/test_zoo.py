@@ -180,7 +180,7 @@ def test_the_same_command_trains_nothing_again(finished, cache):
     before = [path.stat().st_mtime_ns for path in files]
     assert run(zoo_of(**cache), folder) == text
     assert [path.stat().st_mtime_ns for path in files] == before
-    with pytest.raises(UserError, match="with budget 3, .* found 4; pass another --workdir"):
+    with pytest.raises(UserError, match=r"with budget 3, .* found 4; pass another --workdir"):
         run(zoo_of(budget=4, **cache), folder)
     # A run that was killed is trained again, and nothing else.
     outcome = folder / "runs" / "item_knn" / "trial1" / "seed0.json"
