@@ -37,6 +37,7 @@ def files(folder):
 
 def killed(mirror):
     """Ends a mirror as a kill does: nothing is saved, the lease stays, this machine's lock goes."""
+    mirror._saved_enough.set()
     mirror._ended.set()
     for thread in mirror._threads:
         thread.join()
@@ -117,6 +118,26 @@ def test_a_run_that_lives_keeps_others_out(address, machine, monkeypatch):
         opened(address)
     mirror.close()
     opened(address).close()
+
+
+def test_the_last_snapshot_may_take_longer_than_the_lease_lives(address, machine, monkeypatch):
+    monkeypatch.setattr(mirrors, "_RENEWED_S", 0.05)
+    mirror = opened(address)
+    pathlib.Path(mirror.place, "results.json").write_text("{}", encoding="utf-8")
+    send, leases = Store.send, []
+
+    def send_slowly(store, folder, names):
+        for _ in range(2):
+            leases.append(store.read("lease.json"))
+            time.sleep(0.4)
+        send(store, folder, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "send", send_slowly)
+        mirror.close()
+    assert leases[0] != leases[1]  # who waits for it sees that the run lives
+    machine("second")
+    assert files(copied_run(address)) == {"results.json": b"{}"}
 
 
 def test_a_run_that_lost_its_lease_saves_no_snapshot(address, machine):
