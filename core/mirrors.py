@@ -445,6 +445,8 @@ class Mirror:
             self._store.write(_SNAPSHOT, content)
             self._write_base(snapshot)
         self._pushed = state
+        # Whose lease it is meanwhile may have them in a snapshot.
+        self._check_lease()
         self._store.remove(sorted(there - {told["object"] for told in files.values()}))
 
     def _stop(self) -> None:

@@ -153,6 +153,29 @@ def test_a_run_that_lost_its_lease_saves_no_snapshot(address, machine):
     other.close()
 
 
+def test_a_run_that_lost_its_lease_removes_no_objects(address, machine, monkeypatch):
+    """It sleeps between its look at the lease and its snapshot: who takes over needs them."""
+    mirror = opened(address)
+    path = pathlib.Path(mirror.place, "results.json")
+    path.write_text("1", encoding="utf-8")
+    mirror.push()
+    path.write_text("22", encoding="utf-8")
+    write = Store.write
+
+    def taken_before(store, name, content):
+        if name == "snapshot.json":
+            write(store, "lease.json", b'{"owner": "second", "token": "0"}')
+        write(store, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", taken_before)
+        with pytest.raises(UserError, match=r"expected the workdir .* to be free"):
+            mirror.push()
+    killed(mirror)
+    names = [name for name in Store(address, "--workdir").entries() if "results.json" in name]
+    assert len(names) == 2
+
+
 def replaced(path, text):
     path.with_suffix(".new").write_text(text, encoding="utf-8")
     os.replace(path.with_suffix(".new"), path)
