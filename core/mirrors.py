@@ -103,15 +103,22 @@ def _same_moment(before: _State, after: _State) -> bool:
 @contextlib.contextmanager
 def _held(place: str) -> Iterator[None]:
     """Makes a folder, and keeps the processes of this machine from changing it at once."""
-    try:
+    with _made(place):
         os.makedirs(place, exist_ok=True)
+    with locked(f"{place}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _made(place: str) -> Iterator[None]:
+    """Turns an `OSError` of making a folder, or what lies beside it, into one line."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"expected to make {place}, the copy of {_WHAT}, found {error.strerror or error}; set "
             f"{FOLDER_VARIABLE} to another folder"
         ) from error
-    with locked(f"{place}.lock"):
-        yield
 
 
 class Mirror:
@@ -271,8 +278,9 @@ class Mirror:
         Raises:
           UserError: another running process has it, or something else than a run is there.
         """
-        os.makedirs(os.path.dirname(self.place), exist_ok=True)
-        self._own_lock = open(f"{self.place}.held", "ab")  # noqa: SIM115 - held while the run lives
+        with _made(self.place):
+            os.makedirs(os.path.dirname(self.place), exist_ok=True)
+            self._own_lock = open(f"{self.place}.held", "ab")  # noqa: SIM115 - held as the run lives
         try:
             try:
                 fcntl.flock(self._own_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -475,7 +483,7 @@ class Mirror:
         except (UserError, OSError) as error:
             raise UserError(
                 f"{error}; the run is whole in {self.place}: the same command on this machine "
-                "goes on from there"
+                "goes on from there, unless another machine has gone on meanwhile"
             ) from error
         finally:
             self._stop()

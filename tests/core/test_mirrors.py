@@ -120,8 +120,10 @@ def test_a_run_that_lives_keeps_others_out(address, machine, monkeypatch):
     opened(address).close()
 
 
-def test_the_last_snapshot_may_take_longer_than_the_lease_lives(address, machine, monkeypatch):
+def test_the_last_snapshot_may_take_longer_than_the_lease_lives(machine, monkeypatch):
     monkeypatch.setattr(mirrors, "_RENEWED_S", 0.05)
+    # A file is read half written, an object is not.
+    address = f"memory://slow/{os.urandom(4).hex()}"
     mirror = opened(address)
     pathlib.Path(mirror.place, "results.json").write_text("{}", encoding="utf-8")
     send, leases = Store.send, []
@@ -264,6 +266,13 @@ def test_damage_is_told(address, machine, damage, tmp_path):
 def test_no_run_at_an_address(address, machine):
     with pytest.raises(UserError, match=r"expected the workdir of a run at file://.*found none"):
         copied_run(address)
+
+
+def test_a_folder_of_copies_that_cannot_be_made_is_one_line(address, machine, tmp_path):
+    (tmp_path / "first").write_text("no folder", encoding="utf-8")
+    for begin in (opened, copied_run):
+        with pytest.raises(UserError, match=f"expected to make .*; set {FOLDER_VARIABLE} to anot"):
+            begin(address)
 
 
 def test_what_a_failing_run_has_left_is_saved(address, machine):
