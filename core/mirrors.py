@@ -103,15 +103,22 @@ def _same_moment(before: _State, after: _State) -> bool:
 @contextlib.contextmanager
 def _held(place: str) -> Iterator[None]:
     """Makes a folder, and keeps the processes of this machine from changing it at once."""
-    try:
+    with _made(place):
         os.makedirs(place, exist_ok=True)
+    with locked(f"{place}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _made(place: str) -> Iterator[None]:
+    """Turns an `OSError` of making a folder, or what lies beside it, into one line."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"expected to make {place}, the copy of {_WHAT}, found {error.strerror or error}; set "
             f"{FOLDER_VARIABLE} to another folder"
         ) from error
-    with locked(f"{place}.lock"):
-        yield
 
 
 class Mirror:
@@ -137,8 +144,10 @@ class Mirror:
         self._lease_s = lease_s
         self._token = secrets.token_hex(8)
         self._own_lock: Any = None
-        self._ended = threading.Event()
+        # Of the thread that saves snapshots, and of the one that renews the lease.
+        self._saved_enough, self._ended = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
+        self._saving: Any = None
         self._failure = ""
         self._pushed: _State = {}
 
@@ -269,8 +278,9 @@ class Mirror:
         Raises:
           UserError: another running process has it, or something else than a run is there.
         """
-        os.makedirs(os.path.dirname(self.place), exist_ok=True)
-        self._own_lock = open(f"{self.place}.held", "ab")  # noqa: SIM115 - held while the run lives
+        with _made(self.place):
+            os.makedirs(os.path.dirname(self.place), exist_ok=True)
+            self._own_lock = open(f"{self.place}.held", "ab")  # noqa: SIM115 - held as the run lives
         try:
             try:
                 fcntl.flock(self._own_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -278,13 +288,13 @@ class Mirror:
                 raise self._taken("this machine") from None
             self._check_place()
             self._take_lease()
-            self._start(self._renew, _RENEWED_S)
+            self._start(self._renew, _RENEWED_S, self._ended)
             self.pull()
             snapshot = self._base()
             wanted = {told["object"] for told in snapshot["files"].values()} if snapshot else set()
             left = [name for name in self._store.entries() if _OBJECT.fullmatch(name)]
             self._store.remove([name for name in left if name not in wanted])
-            self._start(self._push_quietly, self._every_s)
+            self._saving = self._start(self._push_quietly, self._every_s, self._saved_enough)
         except BaseException:
             self._stop()
             raise
@@ -361,14 +371,15 @@ class Mirror:
         except UserError as error:
             _LOG.warning("%s", error)
 
-    def _start(self, doing: Any, every_s: float) -> None:
+    def _start(self, doing: Any, every_s: float, ended: threading.Event) -> threading.Thread:
         def work() -> None:
-            while not self._ended.wait(every_s):
+            while not ended.wait(every_s):
                 doing()
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         self._threads.append(thread)
+        return thread
 
     def _push_quietly(self) -> None:
         try:
@@ -442,9 +453,12 @@ class Mirror:
             self._store.write(_SNAPSHOT, content)
             self._write_base(snapshot)
         self._pushed = state
+        # Whose lease it is meanwhile may have them in a snapshot.
+        self._check_lease()
         self._store.remove(sorted(there - {told["object"] for told in files.values()}))
 
     def _stop(self) -> None:
+        self._saved_enough.set()
         self._ended.set()
         for thread in self._threads:
             thread.join()
@@ -461,15 +475,15 @@ class Mirror:
             address on this machine goes on from there.
         """
         try:
-            # Not the thread's: two at once would share the frozen folder.
-            self._ended.set()
-            for thread in self._threads:
-                thread.join()
+            # Not the thread's: two at once would share the frozen folder. The lease is renewed
+            # meanwhile: the last snapshot may take longer than it lives.
+            self._saved_enough.set()
+            self._saving.join()
             self.push()
         except (UserError, OSError) as error:
             raise UserError(
                 f"{error}; the run is whole in {self.place}: the same command on this machine "
-                "goes on from there"
+                "goes on from there, unless another machine has gone on meanwhile"
             ) from error
         finally:
             self._stop()

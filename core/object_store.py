@@ -382,36 +382,37 @@ def _check(path: str, entry: Entry, address: str) -> None:
             )
 
 
-def send_folder(store: Store, folder: str) -> None:
+def send_folder(store: Store, folder: str, left_out: Collection[str] = ()) -> None:
     """Sends the files of a folder that the store does not have yet, and what describes them last.
 
     Files lie there under their own names; JSON files follow the others, since they tell that those
-    are whole. Others who send other files of the same folder at the same time may have to send
-    theirs again.
+    are whole. What is described stays as it is, whoever makes another of the same name: files that
+    go with each other stay those of one maker. Others who send other files of the same folder at
+    the same time may have to send theirs again.
+
+    Args:
+      left_out: folders in it that are not sent.
 
     Raises:
       UserError: the store cannot be written; what it described before stays described.
     """
     there = _read_record(store)
-    files = there or {}
-    names = sorted(_files(folder))
-    new = {
-        name
-        for name in names
-        if name not in files
-        or name.endswith(".json")
-        or files[name]["bytes"] != os.path.getsize(os.path.join(folder, name))
-    }
-    described = checksums.describe(folder, sorted(new))
-    new = {name for name in new if files.get(name) != described[name]}
+    names = [name for name in sorted(_files(folder)) if name not in (there or {})]
+    new = [name for name in names if name.partition("/")[0] not in left_out]
     if not new and there is not None:
         return
+    described = checksums.describe(folder, new)
     _LOG.info("sending %d files to %s", len(new), store.address)
-    # An object that is replaced must not be described meanwhile; nothing is, before the first.
-    _write_record(store, {name: about for name, about in files.items() if name not in new})
-    store.send(folder, sorted(name for name in new if not name.endswith(".json")))
-    store.send(folder, sorted(name for name in new if name.endswith(".json")))
-    _write_record(store, files | {name: described[name] for name in new})
+    if there is None:
+        _write_record(store, {})
+    store.send(folder, [name for name in new if not name.endswith(".json")])
+    store.send(folder, [name for name in new if name.endswith(".json")])
+    _write_record(store, (_read_record(store) or {}) | described)
+
+
+def sent_names(store: Store) -> set[str]:
+    """Returns the names of the files that `send_folder` has sent whole."""
+    return set(_read_record(store) or {})
 
 
 def fetch_folder(store: Store, folder: str) -> bool:

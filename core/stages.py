@@ -16,6 +16,8 @@ STAGE_TITLES = {
     "pseudo_queries": "training on pseudo-queries",
     "joint": "joint training",
     "rank": "after learning to rank",
+    "latent_sft": "latent_sft",
+    "latent_rl": "latent_rl",
 }
 # CRS: M_sft^0, M_rl^0, M_sft^1, ...; then its variant without RL, by round.
 _ROUND = re.compile(r"(sft_only|sft|rl)_(\d{1,6})")

@@ -2,7 +2,8 @@
 
 Each machine has the folders of the cache that it uses as copies of its own, memory-mapped as any
 other. What one machine has prepared, the others fetch. What is made from a log later (candidate
-lists, identifiers) goes to the store as well; machines that make the same at once send the same.
+lists, identifiers) goes to the store as well, a run that trains identifiers once it is finished. Of
+several machines that make the same the first one's stays there.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ import logging
 import os
 
 from core.errors import UserError
-from core.object_store import Store, fetch_folder, local_copy, send_folder, whole_place
+from core.object_store import (
+    Store,
+    fetch_folder,
+    local_copy,
+    send_folder,
+    sent_names,
+    whole_place,
+)
 
 _LOG = logging.getLogger(__name__)
+# Which folders of a prepared log are runs, and whether they are finished.
+_BEGUN, _FINISHED = "config.json", "results.json"
 
 
 class StoredCache:
@@ -56,7 +66,15 @@ class StoredCache:
         Raises:
           UserError: the store cannot be written.
         """
-        send_folder(self._of(directory), directory)
+        store, left_out = self._of(directory), set[str]()
+        names = sent_names(store)
+        for name in os.listdir(directory):
+            run = os.path.join(directory, name)
+            if os.path.exists(os.path.join(run, _BEGUN)):
+                finished = os.path.exists(os.path.join(run, _FINISHED))
+                if not finished or f"{name}/{_FINISHED}" in names:
+                    left_out.add(name)
+        send_folder(store, directory, left_out)
 
     def send_if_possible(self, directory: str) -> None:
         """Sends as `send` does; a store that cannot be written costs a warning."""

@@ -18,7 +18,7 @@ Settled here: the prompts are those of CRS that ask for the id at once, and the 
 the last thought, so that no thought at all is the aligned decoder. sigma counts in root mean
 squares of the thought itself, since thoughts of Qwen3 and of a decoder from scratch have other
 scales than the 1.5 of the released code was made for. The reward counts the end token too. The
-first stage has CRS's searches and updates of distillation, where the paper trains on all of them.
+first stage has the searches that CRS distils, where the paper trains on all of them.
 
 Axis letters: B prompts, T prompt tokens, G trajectories, K thoughts, S states, A answer tokens, D
 width.
@@ -90,7 +90,7 @@ class LatentSettings(Settings):
     """Says what the first stage trains on.
 
     Attributes:
-      examples: training searches, chosen at random; 0 for all.
+      examples: training searches, drawn as `config.distill.examples` of CRS; 0 for all.
     """
 
     examples: CountOrNone
@@ -515,13 +515,18 @@ class LatentR3Experiment(DecoderExperiment):
         """Trains every stage, or continues, and reads the test split once for each."""
         self.begin(workdir)
         params = self.aligned(workdir)
-        settings, count = self.config.latent_sft, len(self.examples.train)
-        chosen = self._asked_and_answered(self.examples.chosen(_SFT, count, settings.examples))
-        task = self._sft_of_thoughts(chosen, params)
+        settings = self.config.latent_sft
+        task = self._sft_of_thoughts(self._asked_and_answered(self.fine_tuned_on()), params)
         params = self.train_and_test(workdir, task, settings.learning_rate, settings.evals)
         settings = self.config.latent_rl
-        task = self._rl_of_thoughts(self._asked_and_answered(np.arange(count)), params)
+        every = np.arange(len(self.examples.train))
+        task = self._rl_of_thoughts(self._asked_and_answered(every), params)
         self.train_and_test(workdir, task, settings.learning_rate, settings.evals)
+
+    def fine_tuned_on(self) -> np.ndarray:
+        """Returns the training examples of the first stage, int [E], those that CRS distils."""
+        count, most = len(self.examples.train), self.config.latent_sft.examples
+        return self.examples.chosen("distill", count, most)
 
     def _asked_and_answered(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns prompts [E, T], their lengths [E] and answers with their end [E, A]."""

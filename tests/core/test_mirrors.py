@@ -37,6 +37,7 @@ def files(folder):
 
 def killed(mirror):
     """Ends a mirror as a kill does: nothing is saved, the lease stays, this machine's lock goes."""
+    mirror._saved_enough.set()
     mirror._ended.set()
     for thread in mirror._threads:
         thread.join()
@@ -119,6 +120,28 @@ def test_a_run_that_lives_keeps_others_out(address, machine, monkeypatch):
     opened(address).close()
 
 
+def test_the_last_snapshot_may_take_longer_than_the_lease_lives(machine, monkeypatch):
+    monkeypatch.setattr(mirrors, "_RENEWED_S", 0.05)
+    # A file is read half written, an object is not.
+    address = f"memory://slow/{os.urandom(4).hex()}"
+    mirror = opened(address)
+    pathlib.Path(mirror.place, "results.json").write_text("{}", encoding="utf-8")
+    send, leases = Store.send, []
+
+    def send_slowly(store, folder, names):
+        for _ in range(2):
+            leases.append(store.read("lease.json"))
+            time.sleep(0.4)
+        send(store, folder, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "send", send_slowly)
+        mirror.close()
+    assert leases[0] != leases[1]  # who waits for it sees that the run lives
+    machine("second")
+    assert files(copied_run(address)) == {"results.json": b"{}"}
+
+
 def test_a_run_that_lost_its_lease_saves_no_snapshot(address, machine):
     mirror = opened(address)
     machine("second")
@@ -130,6 +153,29 @@ def test_a_run_that_lost_its_lease_saves_no_snapshot(address, machine):
     with pytest.raises(UserError, match=r"the run is whole in .*the same command on this machine"):
         mirror.close()
     other.close()
+
+
+def test_a_run_that_lost_its_lease_removes_no_objects(address, machine, monkeypatch):
+    """It sleeps between its look at the lease and its snapshot: who takes over needs them."""
+    mirror = opened(address)
+    path = pathlib.Path(mirror.place, "results.json")
+    path.write_text("1", encoding="utf-8")
+    mirror.push()
+    path.write_text("22", encoding="utf-8")
+    write = Store.write
+
+    def taken_before(store, name, content):
+        if name == "snapshot.json":
+            write(store, "lease.json", b'{"owner": "second", "token": "0"}')
+        write(store, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", taken_before)
+        with pytest.raises(UserError, match=r"expected the workdir .* to be free"):
+            mirror.push()
+    killed(mirror)
+    names = [name for name in Store(address, "--workdir").entries() if "results.json" in name]
+    assert len(names) == 2
 
 
 def replaced(path, text):
@@ -220,6 +266,13 @@ def test_damage_is_told(address, machine, damage, tmp_path):
 def test_no_run_at_an_address(address, machine):
     with pytest.raises(UserError, match=r"expected the workdir of a run at file://.*found none"):
         copied_run(address)
+
+
+def test_a_folder_of_copies_that_cannot_be_made_is_one_line(address, machine, tmp_path):
+    (tmp_path / "first").write_text("no folder", encoding="utf-8")
+    for begin in (opened, copied_run):
+        with pytest.raises(UserError, match=f"expected to make .*; set {FOLDER_VARIABLE} to anot"):
+            begin(address)
 
 
 def test_what_a_failing_run_has_left_is_saved(address, machine):

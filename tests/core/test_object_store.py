@@ -9,7 +9,7 @@ import pytest
 
 from core import checksums, object_store
 from core.errors import UserError
-from core.object_store import Store, fetch_folder, fetched, send_folder, sent
+from core.object_store import Store, fetch_folder, fetched, send_folder, sent, sent_names
 
 
 @pytest.fixture
@@ -161,6 +161,27 @@ def test_what_was_sent_is_fetched_whole(memory, tmp_path):
     assert memory.modified("/b/log/a.npy") == before
     assert fetch_folder(store, str(tmp_path / "later"))
     assert content_of(tmp_path / "later")["lists.npy"] == b"lists"
+
+
+def test_what_was_sent_stays_whoever_makes_another(memory, tmp_path):
+    """Two machines make files that go with each other, of the same sizes: no mixture of both."""
+    store, folders = Store("memory://b/log", "config.cache_dir"), {}
+    for maker in ("1", "2"):
+        folders[maker] = tmp_path / maker
+        folders[maker].mkdir()
+        (folders[maker] / "codes.npz").write_text(f"codes of {maker}")
+        (folders[maker] / "codes.json").write_text(f'"codes of {maker}"')
+    (folders["2"] / "run").mkdir()
+    for name in ("of_run", "run/a"):
+        (folders["2"] / name).write_text("2")
+    send_folder(store, str(folders["1"]))
+    send_folder(store, str(folders["2"]), left_out=["run"])
+    assert fetch_folder(store, str(tmp_path / "copy"))
+    assert content_of(tmp_path / "copy") == {
+        **{"codes.npz": b"codes of 1", "codes.json": b'"codes of 1"'},
+        "of_run": b"2",
+    }
+    assert sent_names(store) == {"codes.npz", "codes.json", "of_run"}
 
 
 def test_what_was_not_sent_whole_is_not_there(memory, tmp_path, monkeypatch):

@@ -99,6 +99,21 @@ def test_its_prompts_ask_for_the_id_at_once(folder, cache):
     assert not any(path.startswith("latent/") for path in shapes["align"]["params"]["trained"])
 
 
+def test_its_first_stage_has_the_searches_that_crs_distils(folder, cache):
+    config = config_of(folder, cache, **{"latent_sft.examples": 5})
+    data = Dataset(config)
+    own = open_experiment(config, data)
+    crs_config = crs.get_config("amazon_beauty")
+    crs_config.data_dir, crs_config.cache_dir = folder, str(cache)
+    for key, value in {**SMALL, "distill.examples": 5}.items():
+        section, _, name = key.partition(".")
+        crs_config[section][name] = value
+    other = open_experiment(resolve(crs_config), data)
+    rows = own.fine_tuned_on()
+    assert len(own.examples.train) > 5
+    np.testing.assert_array_equal(rows, other.examples.distilled())
+
+
 @pytest.fixture(scope="module")
 def whole(folder, cache, tmp_path_factory):
     """A run that nothing has stopped."""

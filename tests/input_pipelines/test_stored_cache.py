@@ -68,6 +68,32 @@ def test_another_machine_finds_what_one_has_prepared(config, monkeypatch, tmp_pa
     assert Dataset(resolve(local)).log.hash == data.log.hash
 
 
+def test_a_run_in_the_cache_is_sent_once_it_is_finished(config):
+    """Another process trains identifiers there: nobody fetches half of what it writes."""
+    data = Dataset(resolve(config))
+    run = os.path.join(data.directory, "identifiers-0")
+    os.mkdir(run)
+
+    def write(name, text):
+        with open(os.path.join(run, name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def there():
+        return {name.partition("/identifiers-0/")[2] for name in objects() if "identifiers" in name}
+
+    write("config.json", "{}")
+    write("metrics.jsonl", "1\n")
+    data.share()
+    assert not there()
+    write("results.json", "{}")
+    data.share()
+    assert there() == {"config.json", "metrics.jsonl", "results.json"}
+    # Files of another machine's are not added to it.
+    write("events", "2")
+    data.share()
+    assert there() == {"config.json", "metrics.jsonl", "results.json"}
+
+
 def test_a_store_that_cannot_be_written_is_found_before_the_reading(config, monkeypatch, tmp_path):
     files = fsspec.filesystem("memory")
 

@@ -208,6 +208,8 @@ def test_stages_stand_in_the_order_of_training(tmp_path):
     assert [r.stage for r in compare.read_rows([path], "ndcg@5/full", "test")] == stages
     loop = ["align", "sft_0", "rl_0", "sft_1", "rl_1", "sft_10", "sft_only_1", "sft_only_2"]
     assert sorted(reversed(loop), key=stage_order) == loop
+    thoughts = ["align", "latent_sft", "latent_rl"]
+    assert sorted(reversed(thoughts), key=stage_order) == thoughts
 
 
 def test_names_of_rows_are_short(tmp_path):
