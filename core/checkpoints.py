@@ -3,6 +3,9 @@
 A checkpoint holds three items: `state` (every array of the run), `progress` (what the host knows:
 step, learning rate, early stopping) and `digests` (of every array and of the progress), to which
 what is read is held. The last `keep` checkpoints and the best one are kept.
+
+Of several processes each may hold a whole state alone, all of them the same: process 0's is saved,
+and every process restores that.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from core import array_digests, checksums, distributed
 from core.errors import UserError
-from core.partitioning import ROW_MULTIPLE, path_name
+from core.partitioning import ROW_MULTIPLE, one_of_each_process, path_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,6 +51,32 @@ def _placed(leaf: Any) -> Any:
         return struct
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=device)
+
+
+def _shared(array: Any) -> Any:
+    """Returns an array that this process holds alone, and the others alike, as one of them all."""
+    if jax.process_count() == 1 or not isinstance(array, jax.Array):
+        return array
+    if not array.is_fully_addressable:
+        return array
+    everywhere = one_of_each_process()
+    (here,) = everywhere.addressable_devices
+    own = jax.device_put(array.addressable_data(0), here)
+    return jax.make_array_from_single_device_arrays(array.shape, everywhere, [own])
+
+
+def _shared_shape(struct: Any) -> Any:
+    """Returns as what to read an array that each process is to hold alone."""
+    if jax.process_count() == 1 or not struct.sharding.is_fully_addressable:
+        return struct
+    return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=one_of_each_process())
+
+
+def _own(array: jax.Array, struct: Any) -> jax.Array:
+    """Returns what was read as `_shared_shape` says, where `struct` wants it."""
+    if array.is_fully_addressable or not struct.sharding.is_fully_addressable:
+        return array
+    return jax.device_put(array.addressable_data(0), struct.sharding)
 
 
 def _filled(rows: int, unit: int = ROW_MULTIPLE) -> int:
@@ -192,7 +221,7 @@ class Checkpoints:
           UserError: this or the previous save could not be written (a full disk, for instance).
         """
         self._policy.best_step = best_step
-        stored = jax.tree.map(_storable, state)
+        stored = jax.tree.map(_storable, jax.tree.map(_shared, state))
         digests = checksums.sealed(
             {
                 "state": _digests(stored),
@@ -235,7 +264,8 @@ class Checkpoints:
         """
         # Of several processes all read the same steps, and all take one or none of them does.
         wanted = distributed.of_first([step] if step is not None else self.steps()[::-1])
-        abstract = jax.tree.map(_placed, like)
+        wanted_alone = jax.tree.map(_placed, like)
+        abstract = jax.tree.map(_shared_shape, wanted_alone)
         for candidate in wanted:
             read, reason = self._checked(candidate, abstract)
             failed = [n for n, ok in enumerate(distributed.of_all(not reason)) if not ok]
@@ -248,7 +278,8 @@ class Checkpoints:
                 )
                 continue
             assert read is not None
-            return jax.tree.map(_repacked, read[0], abstract), read[1], candidate
+            state = jax.tree.map(_repacked, read[0], abstract)
+            return jax.tree.map(_own, state, wanted_alone), read[1], candidate
         if wanted:
             raise UserError(
                 f"expected a readable checkpoint in {self._directory}, found {len(wanted)} that "

@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -122,16 +122,26 @@ def first_alone() -> Iterator[None]:
 
     What 0 leaves on a disk that they share, the others find; on disks of their own each makes it.
     All processes must come here in the same order.
+
+    Raises:
+      UserError: process 0's body has raised it; on every process.
     """
     if jax.process_count() == 1:
         yield
         return
     client, number = _client(), next(_numbers)
-    if jax.process_index() > 0:
-        client.wait_at_barrier(f"lcrsr/first/{number}", _ALONE_MS)
-    yield
+    key = f"lcrsr/first/{number}"
     if jax.process_index() == 0:
-        client.wait_at_barrier(f"lcrsr/first/{number}", _ALONE_MS)
+        try:
+            yield
+        except UserError as error:
+            client.key_value_set(key, json.dumps(str(error)))
+            raise
+        client.key_value_set(key, json.dumps(""))
+    else:
+        if mistake := json.loads(client.blocking_key_value_get(key, _ALONE_MS)):
+            raise UserError(mistake)
+        yield
     client.wait_at_barrier(f"lcrsr/all/{number}", _ALONE_MS)
 
 
@@ -147,6 +157,28 @@ def of_first(value: Any) -> Any:
         client.key_value_set(key, json.dumps(value))
         return value
     return json.loads(client.blocking_key_value_get(key, _ALONE_MS))
+
+
+def by_first(make: Callable[[], Any]) -> Any:
+    """Returns on every process what `make` returns, of what JSON holds, which process 0 calls.
+
+    The others wait meanwhile, so that `make` must not wait for them.
+
+    Raises:
+      UserError: as `make`, on every process.
+    """
+    if jax.process_count() == 1:
+        return make()
+    value, mistake = None, None
+    if jax.process_index() == 0:
+        try:
+            value = make()
+        except UserError as error:
+            mistake = error
+    value, said = of_first([value, mistake and str(mistake)])
+    if said is not None:
+        raise mistake or UserError(said)
+    return value
 
 
 def of_all(value: Any) -> list[Any]:

@@ -190,6 +190,25 @@ def placed(array: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def own_copy(tree: Any) -> Any:
+    """Returns arrays that every device holds whole as this process's own, to compute with alone."""
+
+    def own(leaf: Any) -> Any:
+        several = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return leaf.addressable_data(0) if several else leaf
+
+    return jax.tree.map(own, tree)
+
+
+def one_of_each_process() -> NamedSharding:
+    """Returns the sharding of arrays that lie whole on one device of every process."""
+    first: dict[int, Any] = {}
+    for device in jax.devices():
+        first.setdefault(device.process_index, device)
+    devices = np.array([first[number] for number in sorted(first)])
+    return NamedSharding(Mesh(devices, DATA), PartitionSpec())
+
+
 def own_rows(count: int) -> slice:
     """Returns which rows, of `count` in a whole batch, this one of several processes is to hold."""
     own = count // jax.process_count()

@@ -8,11 +8,9 @@ import logging
 import os
 from typing import Any, ClassVar
 
-import jax
 from ml_collections import config_dict
 
-from core import results
-from core.errors import UserError
+from core import distributed, results
 from core.experiment import Experiment, WriterSettings
 from core.settings import Section
 from core.workdir import Workdir, commit_id
@@ -32,9 +30,6 @@ class TableExperiment(Experiment):
     Args:
       config: a resolved config (`experiments.resolve.resolve`).
       data: the data it names.
-
-    Raises:
-      UserError: several processes.
 
     Attributes:
       own_sections: what describes its sections of a config, by name.
@@ -60,11 +55,6 @@ class TableExperiment(Experiment):
         }
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
-        if jax.process_count() > 1:
-            raise UserError(
-                f"expected one process for {config.method}, found {jax.process_count()}; run it "
-                "without --coordinator"
-            )
         self.config, self.data = config, data
 
     def write(self, workdir: Workdir, table: IdentifierTable, metrics: dict[str, Any]) -> None:
@@ -102,12 +92,15 @@ class TableExperiment(Experiment):
 
 
 class FittedIdentifierExperiment(TableExperiment):
-    """Fits one stage, `identifiers`; arguments as of `TableExperiment`."""
+    """Fits one stage, `identifiers`; arguments as of `TableExperiment`.
+
+    Of several processes the first fits and writes, and the others wait for it.
+    """
 
     _made: tuple[IdentifierTable, dict[str, Any]] | None = None
 
     def fit(self) -> tuple[IdentifierTable, dict[str, Any]]:
-        """Returns the table, and numbers that describe it.
+        """Returns the table, and numbers that describe it; waits for no other process.
 
         Raises:
           UserError: the data does not have what the identifiers are made of.
@@ -116,10 +109,15 @@ class FittedIdentifierExperiment(TableExperiment):
 
     def check_data(self) -> None:
         """Fits, so that what is refused is so before anything is written."""
+        distributed.by_first(self._fit)
+
+    def _fit(self) -> None:
         self._made = self.fit()
 
     def run(self, workdir: Workdir) -> None:
         """Fits, measures and writes the table once."""
-        if workdir.read_results()["rows"]:
-            return
-        self.write(workdir, *(self._made or self.fit()))
+        distributed.by_first(lambda: self._write_once(workdir))
+
+    def _write_once(self, workdir: Workdir) -> None:
+        if not workdir.read_results()["rows"]:
+            self.write(workdir, *(self._made or self.fit()))

@@ -11,11 +11,10 @@ import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from ml_collections import config_dict
 
-from core import results, vectors
+from core import distributed, results, vectors
 from core.errors import UserError
 from core.experiment import Experiment
 from core.loop import LoopConfig, StageResult, restore_best, run_stage
@@ -161,11 +160,6 @@ class IdentifierExperiment(Experiment):
             )
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
-        if jax.process_count() > 1:
-            raise UserError(
-                f"expected one process for gensar_identifiers, found {jax.process_count()}; run it "
-                "without --coordinator"
-            )
         self.config, self.data = config, data
         model = build(RQVAEConfig, config.model.to_dict(), section="model")
         training = build(TrainingConfig, config.train.to_dict(), section="train")
@@ -235,8 +229,14 @@ class IdentifierExperiment(Experiment):
         return joined
 
     def run(self, workdir: Workdir) -> None:
-        """Trains, or continues; then assigns, resolves, measures and writes the table once."""
+        """Trains, or continues; then assigns, resolves, measures and writes the table once.
+
+        Of several processes all train, and the first does the rest.
+        """
         finished = run_stage(self.task, self._loop(), workdir)
+        distributed.by_first(lambda: self._write_once(workdir, finished))
+
+    def _write_once(self, workdir: Workdir, finished: StageResult) -> None:
         rows = workdir.read_results()["rows"]
         if not any(row["step"] == finished.best_step for row in rows):
             self._write(workdir, finished)

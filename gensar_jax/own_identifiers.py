@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from ml_collections import config_dict
 
-from core import vectors
+from core import distributed, vectors
 from core.errors import UserError
 from core.workdir import open_workdir
 from gensar_jax import identifier_methods
@@ -44,10 +44,26 @@ def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
         data.check_training_split(table.training_split, f"identifiers in {config.identifiers}")
         return table
     folder, _ = own_identifiers(config, data)
-    if not os.path.exists(os.path.join(folder, "results.json")):
+    if not _seen_by_all(folder, "results.json"):
         return None
     with _kept_in_cache(folder):
         return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
+
+
+def _seen_by_all(folder: str, name: str) -> bool:
+    """Tells whether process 0 finds a file in a folder of the cache.
+
+    Raises:
+      UserError: it does, and another process does not.
+    """
+    seen = distributed.of_all(os.path.exists(os.path.join(folder, name)))
+    if seen[0] and not all(seen):
+        raise UserError(
+            f"expected all {len(seen)} processes to share the identifiers in {folder}, found "
+            f"process {seen.index(False)} without them; pass a --config.cache_dir that all hosts "
+            "share, or --config.identifiers"
+        )
+    return seen[0]
 
 
 def _again(folder: str) -> str:
@@ -71,7 +87,8 @@ def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
     They are kept beside the prepared data, so that ablations share them.
 
     Raises:
-      UserError: as `given_table`, or as the experiment that makes the identifiers.
+      UserError: as `given_table`, or as the experiment that makes the identifiers; or processes do
+        not share the cache.
     """
     if (table := given_table(config, data)) is not None:
         return table
@@ -79,7 +96,9 @@ def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
     _LOG.info("no config.identifiers given: training identifiers in %s", folder)
     with _kept_in_cache(folder):
         maker = identifier_methods.own_experiment(own, data)
-        maker.run(open_workdir(folder, own.to_dict(), data.log.hash))
+        workdir = open_workdir(folder, own.to_dict(), data.log.hash)
+        _seen_by_all(folder, "config.json")
+        maker.run(workdir)
         return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
 
 

@@ -280,25 +280,39 @@ def _log_of(pieces: Sequence[_Piece], job: _Job) -> Log:
     return build_coded_log("csv_log", events, may_be_empty=True)
 
 
-def read_csv_log(
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Says what a pipeline reads, after the checks of the files' headers; made by `plan`.
+
+    Attributes:
+      numbered: each shard of clicks and searches with its table and its number there.
+      items: the shards of the catalogue, with the columns that they have.
+      time_unit: the option of that name.
+    """
+
+    job: _Job
+    numbered: Sequence[tuple[str, int, Shard]]
+    items: tuple[Sequence[Shard], Sequence[str]]
+    time_unit: str
+
+
+def plan(
     data_dir: str,
     folder: str,
-    options: PipelineOptions,
     *,
     segmenter: str = "characters",
     columns: str = "",
     time_unit: str = csv_log.INFER,
     parts: int = 0,
-) -> Log:
-    """Returns the log that `csv_log.read_csv_log` returns, made by a Beam pipeline.
+) -> Plan:
+    """Looks at the files of a folder, before a pipeline reads them.
 
     Args:
       folder: an empty one that every worker can write.
-      options: as of `options_of`.
       parts: that users fall into; 0 for one in 64 MB of the files. The log does not depend on it.
 
     Raises:
-      UserError: as `csv_log.read_csv_log`; the pipeline fails.
+      UserError: no clicks, or columns and settings that `csv_log.read_csv_log` refuses.
     """
     segmenters.segmenter(segmenter)
     names = names_of(columns)
@@ -312,38 +326,61 @@ def read_csv_log(
         {table: {column: names[table][column] for column in has[table]} for table in shards},
         parts or min(_MOST_PARTS, -(-size // _BYTES_A_PART)),
     )
-    # The catalogue is read here: the text of an item is that of its last row.
-    coders = csv_tables.Coders()
-    catalogue = (
-        csv_tables.Table(shards["items"], job.columns["items"]) if "items" in shards else None
-    )
-    items, titles = csv_tables.read_items(catalogue, coders, has.get("items", ()))
-    further = coders.items.names.take(pa.array(np.unique(items)))
     numbered = [
         (table, number, shard)
         for table in ("clicks", "searches")
         for number, shard in enumerate(shards[table])
     ]
-    try:
-        with beam.Pipeline(options=options) as pipeline:
-            (
-                pipeline
-                | "list shards" >> beam.Create(numbered)
-                | "spread shards" >> beam.Reshuffle()
-                | "read shards" >> beam.FlatMap(functools.partial(_read_shard, job=job))
-                | "group by users" >> beam.GroupByKey()
-                | "write parts" >> beam.Map(functools.partial(_write_part, job=job))
-            )
-    except UserError:
-        raise
-    except Exception as error:  # whatever a runner raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(
-            f"expected the Beam pipeline to end well, found {type(error).__name__} ({reason}); see "
-            "the runner's own log, or run --engine=local"
-        ) from error
+    items = (shards.get("items", ()), tuple(has.get("items", ())))
+    return Plan(job, numbered, items, time_unit)
+
+
+class Parts(beam.PTransform):
+    """Reads the shards of a plan, and writes the log of each part of the users.
+
+    What comes out are the parts' numbers; what went wrong is told by `log_of_parts`.
+    """
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        self._plan = plan
+
+    def expand(self, pipeline: Any) -> Any:
+        job = self._plan.job
+        return (
+            pipeline
+            | "list shards" >> beam.Create(self._plan.numbered)
+            | "spread shards" >> beam.Reshuffle()
+            | "read shards" >> beam.FlatMap(functools.partial(_read_shard, job=job))
+            | "group by users" >> beam.GroupByKey()
+            | "write parts" >> beam.Map(functools.partial(_write_part, job=job))
+        )
+
+
+def _catalogue(plan: Plan) -> tuple[pa.LargeStringArray, Mapping[str, str] | None]:
+    """Returns the items of the catalogue, and their texts: that of an item is its last row's."""
+    coders, (shards, has) = csv_tables.Coders(), plan.items
+    table = csv_tables.Table(shards, plan.job.columns["items"]) if shards else None
+    items, titles = csv_tables.read_items(table, coders, has)
+    return coders.items.names.take(pa.array(np.unique(items))), titles
+
+
+def log_of_parts(
+    plan: Plan, catalogue: tuple[pa.LargeStringArray, Mapping[str, str] | None] | None = None
+) -> Log:
+    """Returns the log of all users, once `Parts` has written theirs.
+
+    Args:
+      catalogue: None reads it.
+
+    Raises:
+      UserError: the first mistake that a worker found, in the order of the shards; or shards that
+        do not go together.
+    """
+    folder = plan.job.folder
+    further, titles = _catalogue(plan) if catalogue is None else catalogue
     _raise_first_mistake(folder)
-    unit = _check_shards(folder, numbered, time_unit)
+    unit = _check_shards(folder, plan.numbered, plan.time_unit)
     found = sorted(name for name in os.listdir(folder) if name.startswith("part-"))
     logs = [load_log(os.path.join(folder, name)) for name in found]
     if not any(len(log.rec_items) for log in logs):
@@ -359,6 +396,33 @@ def read_csv_log(
     log = dataclasses.replace(log, reading=reading, time_unit=unit)
     times.check_ranges(np.asarray(log.rec_times), np.asarray(log.search_times), "csv_log")
     return log
+
+
+def read_csv_log(data_dir: str, folder: str, options: PipelineOptions, **settings: Any) -> Log:
+    """Returns the log that `csv_log.read_csv_log` returns, made by a Beam pipeline.
+
+    Args:
+      folder: an empty one that every worker can write.
+      options: as of `options_of`.
+      settings: further arguments of `plan`.
+
+    Raises:
+      UserError: as `csv_log.read_csv_log`; the pipeline fails.
+    """
+    planned = plan(data_dir, folder, **settings)
+    catalogue = _catalogue(planned)
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            _ = pipeline | Parts(planned)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a runner raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"expected the Beam pipeline to end well, found {type(error).__name__} ({reason}); see "
+            "the runner's own log, or run --engine=local"
+        ) from error
+    return log_of_parts(planned, catalogue)
 
 
 def _raise_first_mistake(folder: str) -> None:

@@ -18,7 +18,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from core import distributed
 from core.errors import UserError
 from core.settings import Settings, at_least, one_of
 from gensar_jax import identifiers, pieces, vocabulary
@@ -114,8 +113,7 @@ class GENREIdentifiers(FittedIdentifierExperiment):
     def fit(self) -> tuple[IdentifierTable, dict[str, Any]]:
         data = self.data
         searches = pieces.each_once(search_task.training_searches(data.log, data.splits))
-        with distributed.first_alone():
-            model = pieces.of_catalogue(self.config.vocabulary, data, searches)
+        model = pieces.of_catalogue(self.config.vocabulary, data, searches)
         processor = vocabulary.processor_of(model, "the pieces of config.vocabulary")
         titles = titles_of(data.log, processor.EncodeAsIds)
         settings = TitleSettings(**self.config.model.to_dict())

@@ -182,8 +182,11 @@ class GenRetIdentifiers(TableExperiment):
             self._first_params()
 
     def run(self, workdir: Workdir) -> None:
-        """Learns one place after another, or goes on, and writes the table once."""
-        if workdir.read_results()["rows"]:
+        """Learns one place after another, or goes on, and writes the table once.
+
+        Of several processes all learn, and the first writes.
+        """
+        if distributed.by_first(lambda: bool(workdir.read_results()["rows"])):
             return
         self.check_data()
         settings, pairs, seed = self._levels, self.pairs, self.config.seed
@@ -227,8 +230,13 @@ class GenRetIdentifiers(TableExperiment):
             "collision_rate": collision_rate(codes),
             "colliding_items": colliding_items(codes),
         }
-        identifier_network.save(workdir.path, params, vocabulary.digest)
-        self.write(workdir, self._table(codes), metrics)
+        table_of_codes = self._table(codes)
+
+        def leave() -> None:
+            identifier_network.save(workdir.path, params, vocabulary.digest)
+            self.write(workdir, table_of_codes, metrics)
+
+        distributed.by_first(leave)
 
     def _going_on(self, params: Any) -> Callable[[], Any]:
         """Returns what gives the parameters of a stage's start; None stands for the first's."""

@@ -35,6 +35,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from core.loop import LoopConfig
+from core.partitioning import Partition, own_copy
 from core.prefetch import ahead
 from core.schedules import rate_at
 from core.settings import Count, Positive, Section, Settings, Weight, build
@@ -47,6 +48,8 @@ from input_pipelines import histories
 
 _LOG = logging.getLogger(__name__)
 _STAGE = "rank"
+# Of a batch, beside its prompts.
+_ITEMS = ("positive", "top", "random")
 _generate = jax.jit(generate, static_argnames=("network", "width", "length_penalty"))
 
 
@@ -157,6 +160,7 @@ class RankTask(JointTask):
       identifiers: int32 [V+1, S], tokens of the items.
       forced: decoder tokens before an identifier.
       seed: of what a batch holds, and of dropout.
+      partition: the mesh to train on; None means one device.
     """
 
     def __init__(
@@ -171,6 +175,7 @@ class RankTask(JointTask):
         evaluate: Callable[[Any, Any], dict[str, float]],
         tables: dict[str, np.ndarray],
         seed: int,
+        partition: Partition | None = None,
     ):
         super().__init__(
             joint.network,
@@ -182,6 +187,7 @@ class RankTask(JointTask):
             tables=tables,
             seed=seed,
             initial=initial,
+            partition=partition,
             name=_STAGE,
         )
         self.max_steps = settings.updates
@@ -210,13 +216,12 @@ class RankTask(JointTask):
     ) -> tuple[State, dict[str, jax.Array]]:
         """Updates once by L."""
         key = jax.random.fold_in(jax.random.key(self._seed), state["step"])
-        names = ("positive", "top", "random")
 
         def loss_of(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            inputs = jnp.tile(batch["inputs"], (len(names), 1))
-            tokens = jnp.concatenate([batch[name] for name in names])
+            inputs = jnp.tile(batch["inputs"], (len(_ITEMS), 1))
+            tokens = jnp.concatenate([batch[name] for name in _ITEMS])
             scores = scores_of(self.network, params, inputs, jnp.asarray(self._forced), tokens, key)
-            positive, top, random = jnp.split(scores, len(names))
+            positive, top, random = jnp.split(scores, len(_ITEMS))
             return rank_loss(positive, top, random, self._rank)
 
         params = state["params"]
@@ -235,7 +240,7 @@ class LTRGRExperiment(GenSARExperiment):
     """Trains a generator of search answers, then the order of its beams.
 
     Raises:
-      UserError: as `GenSARExperiment`, a mixture without searches, or more than one device.
+      UserError: as `GenSARExperiment`, or a mixture without searches.
     """
 
     stages = (_STAGE, JointTask.name)
@@ -247,11 +252,6 @@ class LTRGRExperiment(GenSARExperiment):
     @classmethod
     def check_settings(cls, config: config_dict.ConfigDict) -> None:
         super().check_settings(config)
-        if (config.mesh.data, config.mesh.model) != (1, 1):
-            raise UserError(
-                f"expected one device for ltrgr, found config.mesh of {config.mesh.data} x "
-                f"{config.mesh.model}; set both to 1"
-            )
         if not config.mixture.nsip or not config.eval.search_protocols:
             raise UserError(
                 "expected searches to learn the order of, found a rate of 0 for "
@@ -267,6 +267,7 @@ class LTRGRExperiment(GenSARExperiment):
         """Trains both stages, or continues, and reads the test split once for each."""
         self.begin(workdir)
         generator = self.train_and_test(workdir, self.task, self.joint_loop())["params"]
+        generator = own_copy(self._ranker.place_params(generator))
         settings = build(RankSettings, self.config.rank.to_dict(), section=_STAGE)
         loop = LoopConfig.fixed_length(
             settings.updates,
@@ -285,8 +286,14 @@ class LTRGRExperiment(GenSARExperiment):
             evaluate=self.validate,
             tables=self.constant_tables(),
             seed=self.config.seed,
+            partition=self._whole_batches(),
         )
         self.train_and_test(workdir, task, loop)
+
+    def _whole_batches(self) -> Partition | None:
+        """Returns the mesh, every device of which computes the same: a batch has few searches."""
+        whole = frozenset(("inputs", *_ITEMS))
+        return self.partition and Partition(self._mesh, (), whole=whole)
 
     def ranked_searches(self, params: Any, settings: RankSettings) -> RankedSearches:
         """Returns training searches with what a generator's beam finds beside the clicked item.

@@ -21,6 +21,7 @@ from ml_collections import config_dict
 
 from core.errors import UserError
 from core.loop import LoopConfig
+from core.partitioning import own_copy
 from core.settings import Section, Settings, Share, build
 from core.workdir import Workdir
 from gensar_jax.examples import GenSARExamples
@@ -120,4 +121,5 @@ class WebUltronExperiment(GenSARExperiment):
             log_every=self.config.loop.log_every,
             learning_rate=self.config.train.learning_rate,
         )
-        return self.train_and_test(workdir, task, loop)["params"]
+        trained = self.train_and_test(workdir, task, loop)["params"]
+        return own_copy(self._ranker.place_params(trained))

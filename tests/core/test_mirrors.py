@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from core import mirrors
+from core import distributed, mirrors
 from core.errors import UserError
 from core.mirrors import Mirror, copied_run, mirrored
 from core.object_store import FOLDER_VARIABLE, Store
@@ -300,3 +300,20 @@ def test_a_store_that_fails_costs_a_warning_until_the_end(address, machine, capl
     opened(address).close()
     machine("second")
     assert files(copied_run(address)) == {"metrics.jsonl": b"1\n"}
+
+
+def test_processes_on_several_machines_are_refused(address, machine, monkeypatch):
+    mirror = opened(address)
+    word = mirror.sign()
+    assert mirror.is_signed(word) and not mirror.is_signed("another")
+    machine("second")
+    # The other process of the job, which looks for the word in the copy of its own machine.
+    assert not Mirror(address).is_signed(word)
+    mirror.close()
+    monkeypatch.setattr(distributed, "of_all", lambda value: [value, False])
+    with (
+        pytest.raises(UserError, match=f"on one machine with --workdir={address}, found several"),
+        mirrored(address),
+    ):
+        pytest.fail("nothing is to run")
+    assert Store(address, "--workdir").read("lease.json") is None
