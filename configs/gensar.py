@@ -171,6 +171,7 @@ VARIANTS = {
         **_only("nsip", "pseudo_search", "desc2id"),
         "identifier_method": "genret_identifiers",
         "identifier_levels": genret_identifiers.LEVELS,
+        "model.dropout_rate": genret_identifiers.DROPOUT_RATE,  # one network learns both
         "identifier_model": None,
         "identifier_vectors": None,
         "identifier_train": None,

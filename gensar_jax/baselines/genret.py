@@ -17,10 +17,11 @@ the end a code is appended that counts equal documents; the variant `genret` of 
 goes on with this network, as released.
 
 Settled here: a query is a training search or a pseudo-query, of an item that training shows; all
-items get codes. E_t are the T5's own rows for the codes' tokens, which its decoder also reads, and
-products are scaled by D^-1/2 as in its head, so that the beam of the trained network is every other
-method's (the released code has tables of their own). Sinkhorn's products are not scaled, as there.
-Other queries of an item in a batch are no negatives of it. Clusters are balanced by Sinkhorn, where
+items get codes. As released, an epoch has every such document once, with a random one of its
+queries. E_t are the T5's own rows for the codes' tokens, which its decoder also reads, and products
+are scaled by D^-1/2 as in its head, so that the beam of the trained network is every other method's
+(the released code has tables of their own). Sinkhorn's products are not scaled, as there. Nothing
+is dropped out (configs/genret_identifiers.py says why). Clusters are balanced by Sinkhorn, where
 the released code bounds their sizes, and lose their part along the mean of all documents. An item
 without text is what its empty prompt says: such items have the same codes and are counted.
 
@@ -216,7 +217,7 @@ class GenRetIdentifiers(TableExperiment):
             vectors = task.vectors(params, pairs.documents, codes)
             table = first_table(vectors, codes, settings.codes, seed + place)
             task = make(
-                with_codes=True, initial=self._going_on(_with_rows(params, rows[place - 1], table))
+                with_codes=True, initial=self._going_on(with_rows(params, rows[place - 1], table))
             )
             state = run_stage(task, self._loop(task, settings.evals), workdir).state
             params = state["params"]
@@ -284,6 +285,7 @@ class GenRetIdentifiers(TableExperiment):
         )
 
 
-def _with_rows(params: Any, rows: np.ndarray, table: np.ndarray) -> Any:
+def with_rows(params: Any, rows: np.ndarray, table: np.ndarray) -> Any:
+    """Returns the parameters with rows int [K] of the embedding replaced by a table [K, D]."""
     embedding = params[EMBEDDING[0]][EMBEDDING[1]].at[rows].set(table)
     return {**params, EMBEDDING[0]: {EMBEDDING[1]: embedding}}

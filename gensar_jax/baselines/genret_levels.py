@@ -37,7 +37,7 @@ class LevelSettings(Settings):
     Attributes:
       levels: L, learnt codes of an identifier; one more counts equal ones.
       codes: K.
-      batch_size: pairs an update; at most all.
+      batch_size: documents an update, each with one query; at most all.
       first_updates: of the stage without codes, at each place.
       updates: of the stage with codes, at each place.
       evals: over the latter.
@@ -174,15 +174,21 @@ def level_losses(
     }
 
 
+def one_each(items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns a random place int [n] of each of the n values in items int [P], in their order."""
+    shuffled = rng.permutation(len(items))
+    return shuffled[np.unique(items[shuffled], return_index=True)[1]]
+
+
 def batches_of(groups: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Divides pairs into batches of pairs whose documents share a prefix, as far as there are any.
+    """Divides documents into batches that share a prefix, as far as there are any.
 
     Args:
-      groups: int [P], which prefix the document of each pair has.
-      batch_size: B, at most P.
+      groups: int [n], which prefix each document has.
+      batch_size: B, at most n.
 
     Returns:
-      int [P // B, B], in random order; what fills no batch is left out.
+      int [n // B, B], in random order; what fills no batch is left out.
     """
     shuffled = rng.permutation(len(groups))
     ranks = rng.permutation(groups.max() + 1)[groups[shuffled]]
@@ -269,8 +275,9 @@ class LevelTask:
     ):
         self.name = f"place_{place}" if with_codes else f"place_{place}_without_codes"
         self.max_steps = settings.updates if with_codes else settings.first_updates
-        self.batch_size = min(settings.batch_size, len(pairs.items))
-        self.steps_per_epoch = len(pairs.items) // self.batch_size
+        self._asked = np.unique(pairs.items)
+        self.batch_size = min(settings.batch_size, len(self._asked))
+        self.steps_per_epoch = len(self._asked) // self.batch_size
         self._place, self._with_codes, self._network = place, with_codes, network
         self._rows, self._pairs, self._before = rows[:place], pairs, before
         self._settings, self._initial = settings, initial
@@ -288,15 +295,20 @@ class LevelTask:
         }
 
     def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields int32 `queries` and `documents` [B, T] and `items` [B]."""
-        _, groups = np.unique(self._before[self._pairs.items], axis=0, return_inverse=True)
+        """Yields int32 `queries` and `documents` [B, T] and `items` [B].
+
+        An epoch has every document that is asked for once, with a random one of its queries: codes
+        that are balanced over pairs are those of the few documents that most pairs are of.
+        """
+        _, groups = np.unique(self._before[self._asked], axis=0, return_inverse=True)
         epoch, first = divmod(start_step, self.steps_per_epoch)
         while True:
             rng = np.random.default_rng([self._seed, self._place, self._with_codes, epoch])
-            for rows in batches_of(groups.ravel(), self.batch_size, rng)[first:]:
-                items = self._pairs.items[rows]
+            pairs = one_each(self._pairs.items, rng)
+            for places in batches_of(groups.ravel(), self.batch_size, rng)[first:]:
+                items = self._asked[places]
                 yield {
-                    "queries": self._pairs.queries[rows],
+                    "queries": self._pairs.queries[pairs[places]],
                     "documents": self._pairs.documents[items],
                     "items": items,
                 }

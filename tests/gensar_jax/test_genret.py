@@ -18,7 +18,7 @@ from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
 from gensar_jax import identifier_network
-from gensar_jax.baselines import genret_levels
+from gensar_jax.baselines import genret, genret_levels
 from gensar_jax.baselines.genret_levels import LevelSettings, LevelTask, Pairs
 from gensar_jax.identifiers import load_table
 from gensar_jax.t5.config import of_size
@@ -48,10 +48,11 @@ def own_config(small, **changes):
     return changed(own, **changes)
 
 
-def task_of(place, with_codes=True, **changes):
+def task_of(place, with_codes=True, pairs=None, **changes):
     network = Transformer(of_size("tiny", 11))
     rng = np.random.default_rng(0)
-    pairs = Pairs(rng.integers(1, 3, (12, 6)), np.arange(12) % 6, rng.integers(1, 3, (6, 8)))
+    made = Pairs(rng.integers(1, 3, (12, 6)), np.arange(12) % 6, rng.integers(1, 3, (6, 8)))
+    pairs = made if pairs is None else pairs
     before = rng.integers(0, 4, (6, place - 1))
     settings = LevelSettings(**{**LEVELS, "codes": 4, "batch_size": 4, **changes})
     token = jnp.ones((1, 1), jnp.int32)
@@ -131,6 +132,24 @@ def test_batches_are_of_documents_that_share_a_prefix():
     assert all(len(np.unique(groups[batch])) == 1 for batch in whole)
 
 
+def test_an_epoch_has_every_document_once_with_one_of_its_queries():
+    items = np.array([3, 5, 3, 3, 9])
+    drawn = {
+        tuple(genret_levels.one_each(items, np.random.default_rng(seed)).tolist())
+        for seed in range(50)
+    }
+    assert drawn == {(place, 1, 4) for place in (0, 2, 3)}
+    # Five of six pairs are of one document, and yet it is one of three in a batch.
+    pairs = Pairs(np.arange(1, 8)[:, None], np.array([0, 0, 0, 0, 0, 1, 4]), np.ones((5, 1), int))
+    task = task_of(1, pairs=pairs)
+    assert task.batch_size == 3 and task.steps_per_epoch == 1
+    stream = task.batches(0)
+    batches = [next(stream) for _ in range(20)]
+    assert all(sorted(batch["items"]) == [0, 1, 4] for batch in batches)
+    asked = {(int(i), int(q)) for b in batches for i, q in zip(b["items"], b["queries"][:, 0])}
+    assert asked == {*((0, query) for query in range(1, 6)), (1, 6), (4, 7)}
+
+
 def test_tables_start_as_centres_about_the_mean_of_a_prefix():
     before = np.array([[0]] * 4 + [[1]] * 4)
     offsets = np.array([[1.0, 0], [1, 0], [-1, 0], [-1, 0]])
@@ -184,6 +203,51 @@ def test_without_codes_their_losses_do_not_count():
     start = task.batches(0)
     skipped = [next(start) for _ in range(4)][3]
     assert (next(task.batches(3))["items"] == skipped["items"]).all()
+
+
+def test_codes_do_not_collapse():
+    """Codes are learnt from scratch with the config's dropout and rate, in the task's own batches.
+
+    16 documents have two words of their own in a prompt of 12 tokens; most pairs are of 4 of them.
+    With a dropout of .1 all documents have one code, with batches of random pairs they have 4.
+    """
+    documents, codes = 16, 8
+    rng = np.random.default_rng(0)
+    words = rng.permutation(np.arange(20, 20 + 2 * documents)).reshape(documents, 2)
+    items = np.concatenate([np.arange(documents), np.arange(160) % 4])
+    shared = np.arange(1, 11)
+
+    def prompts(own, first):
+        return np.column_stack([np.tile(first, (len(own), 1)), own]).astype(np.int32)
+
+    pairs = Pairs(prompts(words[items], shared), items, prompts(words, shared[::-1] + 1))
+    own = genret_identifiers.method()
+    network = Transformer(of_size("tiny", 60 + codes, dropout_rate=float(own.model.dropout_rate)))
+    token = jnp.ones((1, 1), jnp.int32)
+    rows = 60 + np.arange(codes)[None]
+    settings = LevelSettings(
+        **{**own.levels.to_dict(), "levels": 1, "codes": codes, "batch_size": 16}
+        | {"first_updates": 30, "updates": 20}
+    )
+    params = network.init(jax.random.key(0), token, token, token, enable_dropout=False)["params"]
+    before = np.zeros((documents, 0), np.int32)
+    for with_codes in (False, True):
+        task = LevelTask(
+            *(1, with_codes, network, rows, pairs, before, settings),
+            **{"initial": lambda params=params: params, "seed": 0},
+        )
+        state, batches = task.init(), task.batches(0)
+        step = jax.jit(task.train_step)
+        for _ in range(task.max_steps):
+            state, _ = step(state, next(batches), jnp.float32(settings.learning_rate))
+        params = state["params"]
+        if not with_codes:
+            vectors = task.vectors(params, pairs.documents, before)
+            table = genret_levels.first_table(vectors, before, codes, 1)
+            params = genret.with_rows(params, rows[0], table)
+    metrics = task.evaluate(state)
+    assert metrics["perplexity/catalogue"] > 0.75 * codes
+    assert metrics["kappa/catalogue"] > 0.9
 
 
 def test_what_codes_are_learnt_from(small):
