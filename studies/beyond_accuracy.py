@@ -19,7 +19,7 @@ from core.several_relevant import measure
 from core.workdir import Workdir
 from experiments.restored import read_run_config
 from studies import strata
-from studies.ablation.tables import mean_text
+from studies.ablation.tables import mean_of_seeds
 from studies.compare import config_key
 from studies.statistics import Row
 
@@ -62,6 +62,7 @@ def table(
     """
     values: dict[str, dict[str, list[float]]] = {row.name: {} for row in rows}
     names = {(row.config, row.stage): row.name for row in rows}
+    fitted = {row.name for row in rows if row.fitted}
     clicks: np.ndarray | None = None
     for path in workdirs:
         workdir = Workdir(path)
@@ -84,7 +85,10 @@ def table(
         "|---|" + "---:|" * len(columns),
     ]
     for name, of_row in values.items():
-        cells = [mean_text(of_row[metric]) if metric in of_row else "" for metric in columns]
+        cells = [
+            mean_of_seeds(of_row[metric], name in fitted) if metric in of_row else ""
+            for metric in columns
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

@@ -144,6 +144,11 @@ def mean_text(values: Sequence[float], form: str = ".4f") -> str:
     return text + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
+def mean_of_seeds(values: Sequence[float], fitted: bool) -> str:
+    """Writes the mean over seeds as `mean_text`; what is fitted alike by all has no deviation."""
+    return mean_text(values[:1] if fitted and len(set(values)) == 1 else values)
+
+
 def title(config: config_dict.ConfigDict, data: Dataset, rows: Sequence[SweepRow]) -> str:
     """Says where a sweep's numbers come from, in a line."""
     commits, devices = origin(rows)

@@ -14,7 +14,7 @@ from core.files import write_atomically
 from core.results import remarks
 from core.workdir import Workdir
 from studies import beyond_accuracy
-from studies.ablation.tables import mean_text
+from studies.ablation.tables import mean_of_seeds
 from studies.compare import read_rows, shared_metrics
 from studies.comparison_tables import about_tests
 from studies.report import report
@@ -164,14 +164,9 @@ def _table(lines: Sequence[Line], metric: str) -> list[str]:
         if cost is not None:
             costs = [f"{cost.user_ms:.2f}", f"{cost.parameters:,}"]
         seeds = ", ".join(map(str, row.seeds))
-        cells = [row.name, seeds, _mean(row), *tests]
+        cells = [row.name, seeds, mean_of_seeds(row.means, row.fitted), *tests]
         text.append(f"| {' | '.join([*cells, f'{line.finished.seconds:.3g}', *costs])} |")
     return text
-
-
-def _mean(row: Row) -> str:
-    """Writes the mean over seeds with its deviation, which what is fitted does not have."""
-    return mean_text(row.means[:1] if row.fitted and len(set(row.means)) == 1 else row.means)
 
 
 def _about(lines: Sequence[Line]) -> list[str]:
@@ -200,7 +195,7 @@ def _other_metrics(lines: Sequence[Line], others: Mapping[str, Sequence[Row]]) -
         for rows in others.values():
             key = (line.row.config, line.row.stage)
             row = next((row for row in rows if (row.config, row.stage) == key), None)
-            cells.append(_mean(row) if row else "")
+            cells.append(mean_of_seeds(row.means, row.fitted) if row else "")
         text.append(f"| {line.row.name} | {' | '.join(cells)} |")
     return text
 

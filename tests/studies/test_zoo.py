@@ -150,6 +150,7 @@ def test_the_table_has_tests_and_costs(finished):
     # Fitted methods have a test over users, which is then that of the checkpoints too.
     difference, p, g, of_checkpoints = other.split(" | ")[3:7]
     assert re.match(r"[+-]0\.", difference) and p == of_checkpoints and g == ""
+    assert "± 0.0000" not in text and "| full | mrr@10 |" in text
     assert "| item_knn | 0" in text and text.count("(chosen)") == 2
     assert text.count("| item_knn | 1") + text.count("| item_knn | 2") == 2
     assert "| full | mrr@10 | coverage@10 | gini@10 | novelty@10 |" in lines
