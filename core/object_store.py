@@ -277,8 +277,8 @@ def fetched(path: str, what: str) -> str:
       what: the path is, for messages: 'config.data_dir'.
 
     Raises:
-      UserError: the store cannot be read, has nothing there, or changes meanwhile; a file is
-        another than the store says; the copy cannot be written.
+      UserError: the store cannot be read, has nothing there, or what `sent` was ended in the midst
+        of, or changes meanwhile; a file is another than the store says; the copy cannot be written.
     """
     if not is_address(path):
         return path
@@ -286,6 +286,12 @@ def fetched(path: str, what: str) -> str:
     entries = _visible(store)
     if not entries:
         raise UserError(f"expected files below {path} ({what}), found none; correct the address")
+    if is_begun(store):
+        raise UserError(
+            f"expected a whole folder at {path} ({what}), found one that is being sent, or was "
+            "until that program ended; wait for it or run its command again, or remove "
+            f"{RECORD} there if other files have taken its place"
+        )
     told = json.dumps([dataclasses.astuple(entry) for entry in entries.values()] + [*entries])
     folder = f"{local_copy(path)}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
     if os.path.isdir(folder):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import UserError
+from crs_jax.decoder_experiment import DecoderExperiment
 from gensar_jax.experiment import GenSARExperiment
 from input_pipelines.log import Log
 from input_pipelines.names import lay_out
@@ -56,7 +57,7 @@ class WithNewItems:
         if not most or getattr(experiment, "item_words", None) is None:
             method, remedy = experiment.config.method, "train with item words, or "
             how = "that knows items by their ids alone"
-            if method == "crs":
+            if isinstance(experiment, DecoderExperiment):
                 how, remedy = "whose items have the identifiers of its training", "train "
             raise UserError(
                 f"expected a run whose items have words (config.data.item_words) to add items to, "

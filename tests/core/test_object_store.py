@@ -202,6 +202,8 @@ def test_what_was_not_sent_whole_is_not_there(memory, tmp_path, monkeypatch):
         send_folder(store, str(folder))
     monkeypatch.undo()
     assert memory.exists("/b/log/a.npy") and not memory.exists("/b/log/meta.json")
+    with pytest.raises(UserError, match=r"a whole folder at memory://b/log .* is being sent, or"):
+        fetched("memory://b/log", "config.data_dir")
     assert not fetch_folder(store, str(tmp_path / "copy"))
     assert not (tmp_path / "copy").exists()
     send_folder(store, str(folder))

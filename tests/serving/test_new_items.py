@@ -1,12 +1,15 @@
 """Items that joined after training are scored by their words."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 from moved_runs import ITEMS, SMALL, Untrained
 
-from configs import lcr_ser
+from configs import crs, lcr_ser
 from core.errors import UserError
+from crs_jax.baselines.latentr3 import LatentR3Experiment
 from lcrsr.embedding import look_up
 from serving.export import export_run
 from serving.exported import ExportedModel
@@ -22,6 +25,13 @@ NEW = [
     {"item": "i3", "title": "known already"},
     {"item": "n3", "title": "zebra lion"},
 ]
+
+
+def test_a_run_with_semantic_ids_says_why_no_items_join():
+    experiment = object.__new__(LatentR3Experiment)
+    experiment.config = crs.get_config("qilin,latentr3")
+    with pytest.raises(UserError, match="latentr3 whose items have the identifiers of its traini"):
+        WithNewItems(types.SimpleNamespace(experiment=experiment), NEW)
 
 
 @pytest.fixture(scope="module")
