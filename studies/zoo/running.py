@@ -131,11 +131,14 @@ def run_method(method: Method, seeds: int) -> None:
         _run(method, chosen, seed)
     paths = [method.run(chosen, seed)[1] for seed in range(seeds)]
     ended = [
-        path
-        for seed, path in enumerate(paths)
-        if not _outcome(method, chosen, seed).stopped and os.path.isdir(path)
+        path for seed, path in enumerate(paths) if not _outcome(method, chosen, seed).stopped
     ]
     for path in ended:
+        if not os.path.isdir(path):
+            raise UserError(
+                f"expected the finished run {path}, found no such folder; remove "
+                f"{_outcome_file(path)}, and the same command trains it again"
+            )
         _test(method, path)
     if not os.path.exists(_cost_file(method)):
         stop_if_terminated(f"the costs of {method.name}")

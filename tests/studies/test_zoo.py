@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jobs
 import pytest
@@ -211,6 +212,11 @@ def test_a_zoo_grows_in_seeds_and_methods_and_does_not_shrink(cache, tmp_path):
     text = run(zoo_of(("popularity", "item_knn"), 2, 3, **cache), folder)
     assert "| item_knn | 0, 1 | 0." in text and "| popularity | 0, 1 | 0." in text
     assert [path.stat().st_mtime_ns for path in files] == before
+    gone = next((folder / "runs" / "popularity").glob("trial0/seed1"))
+    shutil.rmtree(gone)
+    (folder / "runs" / "popularity" / "cost.json").unlink()
+    with pytest.raises(UserError, match=r"the finished run .*seed1, found no such folder; remove"):
+        run(zoo_of(("popularity", "item_knn"), 2, 3, **cache), folder)
     for smaller in (zoo_of(("item_knn",), 2, 3, **cache), zoo_of(("popularity", "item_knn"), 1, 3)):
         with pytest.raises(UserError, match="or with more methods or seeds, found"):
             run(smaller, folder)
