@@ -40,8 +40,8 @@ LEVELS = {
     "first_updates": 200,  # ours
     "updates": 800,  # ours
     "evals": 2,  # over the latter
-    # Released: 5e-4, constant, for a pre-trained T5. From scratch ours: the 3e-2 of
-    # configs/gensar.py makes all states alike (docs/decisions.md).
+    # Released: 5e-4, constant, for a pre-trained T5. From scratch ours, a third of that of
+    # configs/gensar.py (docs/decisions.md).
     "learning_rate": 1e-2,
     "relative_rate": True,
     "warmup": 0.05,
