@@ -53,11 +53,15 @@ def _placed(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=device)
 
 
+def _held_alone(sharding: Any) -> bool:
+    """Tells whether each of several processes holds an array whole, on a device of its own."""
+    several = jax.process_count() > 1
+    return several and sharding.is_fully_addressable and sharding.is_fully_replicated
+
+
 def _shared(array: Any) -> Any:
     """Returns an array that this process holds alone, and the others alike, as one of them all."""
-    if jax.process_count() == 1 or not isinstance(array, jax.Array):
-        return array
-    if not array.is_fully_addressable:
+    if not isinstance(array, jax.Array) or not _held_alone(array.sharding):
         return array
     everywhere = one_of_each_process()
     (here,) = everywhere.addressable_devices
@@ -67,14 +71,14 @@ def _shared(array: Any) -> Any:
 
 def _shared_shape(struct: Any) -> Any:
     """Returns as what to read an array that each process is to hold alone."""
-    if jax.process_count() == 1 or not struct.sharding.is_fully_addressable:
+    if not _held_alone(struct.sharding):
         return struct
     return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=one_of_each_process())
 
 
 def _own(array: jax.Array, struct: Any) -> jax.Array:
     """Returns what was read as `_shared_shape` says, where `struct` wants it."""
-    if array.is_fully_addressable or not struct.sharding.is_fully_addressable:
+    if not _held_alone(struct.sharding):
         return array
     return jax.device_put(array.addressable_data(0), struct.sharding)
 

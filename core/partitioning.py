@@ -206,7 +206,7 @@ def one_of_each_process() -> NamedSharding:
     for device in jax.devices():
         first.setdefault(device.process_index, device)
     devices = np.array([first[number] for number in sorted(first)])
-    return NamedSharding(Mesh(devices, DATA), PartitionSpec())
+    return NamedSharding(Mesh(devices, (DATA,)), PartitionSpec())
 
 
 def own_rows(count: int) -> slice:
