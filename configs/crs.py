@@ -76,7 +76,7 @@ DATASETS = {
             "model": {"size": "tiny", "dtype": "float32", "remat": False},
             "sft": {"batch_size": 32, "row_length": 60},
             "align": {"epochs": 1.0, "learning_rate": 5e-3},
-            "distill": {"from_data": True, "epochs": 9.0, "learning_rate": 1e-2},
+            "distill": {"from_data": True, "epochs": 6.0, "learning_rate": 1e-2},
             "rl": {
                 "steps": 40,
                 "learning_rate": 3e-4,

@@ -90,10 +90,10 @@ class Structure:
 
     def probabilities(self) -> np.ndarray:
         """Returns P(style clicked | first style, word 1, word 2, ...), [S, W, ..., W, S]."""
-        follows = np.eye(len(STYLES))
-        for turned in self.table():
-            follows = follows[..., turned, :]
-        return self.by_rule * follows + (1 - self.by_rule) / len(STYLES)
+        styles = np.arange(len(STYLES))
+        for turned in self.table():  # [W, S]; the words of a step become the last axis
+            styles = np.moveaxis(turned[:, styles], 0, -1)
+        return self.by_rule * np.eye(len(STYLES))[styles] + (1 - self.by_rule) / len(STYLES)
 
 
 def _trace(structure: Structure, style: int, words: Sequence[int]) -> str:
