@@ -63,10 +63,10 @@ def qilin(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 
 def hard_sample(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """Takes the embedded sample whose searches need two facts; qilin's reader reads it."""
+    """Takes the embedded sample whose searches need a chain of facts; qilin's reader reads it."""
     config = qilin(config)
-    config.on_sample.users = 1500
-    config.on_sample.two_facts = True
+    config.on_sample.users = 2000
+    config.on_sample.refinements = True
     return config
 
 

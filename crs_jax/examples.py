@@ -220,6 +220,7 @@ class CRSExamples:
         # What the texts depend on: writing them all for their hash would take every start minutes.
         content = [self._log.hash, str(self._seed), self._config.data.to_json(sort_keys=True)]
         content += contexts.template_texts()
+        content += [trace.reasoning for trace in self._read_traces() or ()]
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:12]
         path = self._data.beside(f"tokenizer-{settings.size}-{digest}.json")
         if not checksums.is_saved(path):
@@ -233,6 +234,7 @@ class CRSExamples:
         hours = {self.contexts.time(self._log.asked_at(row)) for row in self.train.target_row}
         told = [self.teacher_reasoning(row) for row in range(len(self.train))]
         told += sorted(hour for hour in hours if hour)
+        told += [trace.reasoning for trace in self._read_traces() or ()]
         return [*self.texts, *queries, *contexts.template_texts() * _TEMPLATE_COPIES, *told]
 
     def query(self, search: int) -> str:
@@ -306,9 +308,9 @@ class CRSExamples:
         Raises:
           UserError: a trace of no training search's click, or none left.
         """
-        path = self._config.distill.traces
-        if path:
-            told = self._matched(traces.read_traces(path))
+        read = self._read_traces()
+        if read is not None:
+            told = self._matched(read)
         else:
             told = [(row, self.teacher_reasoning(row)) for row in self.distilled().tolist()]
         usable = self.usable(told)
@@ -321,6 +323,16 @@ class CRSExamples:
                 "others in config.distill.traces"
             )
         return usable
+
+    def _read_traces(self) -> list[traces.Trace] | None:
+        """Reads the file of traces of `config.distill`; None where it names none."""
+        settings = self._config.get("distill")
+        if settings is None:  # a method that writes no reasoning
+            return None
+        if settings.from_data:
+            path = os.path.join(self._data.raw_dir, traces.BESIDE_DATA)
+            return traces.read_traces(path, "bring it or pass config.distill.from_data=False")
+        return traces.read_traces(settings.traces) if settings.traces else None
 
     def distilled(self) -> np.ndarray:
         """Returns the training examples that a teacher is asked about, int [E]."""
@@ -353,8 +365,8 @@ class CRSExamples:
         return context.query, events, self.texts[int(self.train.item[row])]
 
     def _matched(self, read: Sequence[traces.Trace]) -> list[tuple[int, str]]:
-        """Returns (training example, reasoning) of traces; examples that are not chosen are
-        skipped.
+        """Returns (training example, reasoning) of traces; examples that are not chosen, and those
+        of users without any that train, are skipped.
         """
         rows: dict[tuple[str, str, str], int] = {}
         for row, key in enumerate(self._keys(self.train)):
@@ -367,6 +379,8 @@ class CRSExamples:
                 matched.append((fitting[0], trace.reasoning))
             else:
                 missing.append(trace)
+        held_out = self._users_held_out() if missing else set()
+        missing = [trace for trace in missing if trace.user not in held_out]
         known = set(self._keys(self._every)) if missing else set()
         for trace in missing:
             if known.isdisjoint(self._keys_of(trace)):
@@ -380,6 +394,12 @@ class CRSExamples:
                 *(len(missing), len(read)),
             )
         return matched
+
+    def _users_held_out(self) -> set[str]:
+        """Returns the names of users of the log of whom nothing trains."""
+        held_out = ~self._data.trained_users
+        held_out[[0, *np.unique(self._every.user)]] = False
+        return {str(self._log.user_ids[user]) for user in np.flatnonzero(held_out)}
 
     def _keys(self, examples: SearchExamples) -> Iterator[tuple[str, str, str]]:
         """Returns user, query and item of examples, by the source's names."""

@@ -135,10 +135,12 @@ class DistillSettings(Settings):
     """Says who writes the traces: a file, or a folder of a Qwen3; both empty: templates.
 
     Attributes:
+      from_data: whether the file of traces is the one in the data's folder.
       examples: that a teacher is asked about; 0 for all.
     """
 
     traces: Place
+    from_data: bool
     teacher: Place
     examples: CountOrNone
 
@@ -234,6 +236,12 @@ def check_stages(config: config_dict.ConfigDict) -> None:
         raise UserError(
             "expected config.distill.teacher or config.distill.traces, found both; leave one empty"
         )
+    for name in ("teacher", "traces"):
+        if config.distill.from_data and config.distill[name]:
+            raise UserError(
+                f"expected config.distill.from_data or config.distill.{name}, found both; leave "
+                "the latter empty"
+            )
 
 
 def decoder_of(config: config_dict.ConfigDict, text_rows: int, new_rows: int) -> Decoder:

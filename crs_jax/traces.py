@@ -18,6 +18,8 @@ from core.errors import UserError
 from core.scripts import MARKS, UNSPACED, normal
 from core.text_lines import read_lines
 
+# The file of traces that comes with data, in their folder.
+BESIDE_DATA = "traces.jsonl"
 _KEYS = ("user", "query", "item", "reasoning")
 _ID = re.compile(r"<[a-z]_\d+>|</?think>|<\|")
 # Scripts without spaces one character at a time.
@@ -37,14 +39,17 @@ class Trace(NamedTuple):
     reasoning: str
 
 
-def read_traces(path: str) -> list[Trace]:
+def read_traces(path: str, remedy: str = "correct config.distill.traces") -> list[Trace]:
     """Reads the traces of a file.
+
+    Args:
+      remedy: what to do where there is none.
 
     Raises:
       UserError: no such file, or broken JSON, a missing key or no text: names the line.
     """
     traces = []
-    lines = read_lines(path, "traces", "correct config.distill.traces")
+    lines = read_lines(path, "traces", remedy)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

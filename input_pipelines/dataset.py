@@ -144,7 +144,7 @@ class Dataset:
                 seed=config.on_sample.seed,
                 shuffle_searches=config.on_sample.shuffle_searches,
                 hops=config.on_sample.hops,
-                two_facts=config.on_sample.get("two_facts", False),
+                refinements=config.on_sample.get("refinements", False),
             )
             _LOG.info("no data_dir given: using sample data (made up, Qilin's format) %s", data_dir)
         self.raw_dir = data_dir

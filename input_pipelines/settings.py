@@ -88,7 +88,7 @@ class SampleSettings(Settings):
     shuffle_searches: bool
     hops: bool
     overrides: dict[str, dict]
-    two_facts: bool = False
+    refinements: bool = False
     replaced: dict[str, dict] = dataclasses.field(default_factory=dict)
 
 

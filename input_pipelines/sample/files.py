@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,7 @@ def write(
     searched: tuple[int, int],
     truth: dict[str, Any],
     rng: np.random.Generator,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes the parquet folders, truth.json and the checksums of all (`check`) to `out`.
 
@@ -119,6 +121,7 @@ def write(
       out: a folder that does not exist yet.
       notes: columns note_idx, note_title and note_content.
       recommended, searched: notes (from, to) that impressions without a click are drawn from.
+      more: further files by name, their text.
     """
     recommendation, search = _tables(users, recommended, searched, rng)
     with scratch_folder(out) as temporary:
@@ -130,8 +133,9 @@ def write(
                 pq.write_table(table, os.path.join(temporary, f"{kind}_{part}", "0.parquet"))
         os.makedirs(os.path.join(temporary, "notes"))
         pq.write_table(notes, os.path.join(temporary, "notes", "0.parquet"))
-        with open(os.path.join(temporary, "truth.json"), "w", encoding="utf-8") as file:
-            json.dump(truth, file)
+        for name, text in ({"truth.json": json.dumps(truth)} | dict(more)).items():
+            with open(os.path.join(temporary, name), "w", encoding="utf-8") as file:
+                file.write(text)
         with open(os.path.join(temporary, SAMPLE_MARK), "w", encoding="utf-8") as file:
             file.write("Made-up data in Qilin's format, written by input_pipelines.sample.\n")
         names = [

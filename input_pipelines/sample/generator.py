@@ -9,7 +9,7 @@ topic and brand: the search history tells the topic, the recommendation history 
     python -m input_pipelines.sample --out=DIR [--users=3000] [--seed=0] [--shuffle_searches]
 
 `--format=hops` writes another world, whose users need 0 to 4 steps of reasoning (`sample.hops`);
-`--format=two_facts` one whose searches need two facts of a context (`sample.two_facts`);
+`--format=refinements` one whose searches need a chain of facts (`sample.refinements`);
 `--format=kuaisar` writes files of another kind, to rehearse with (`sample.kuaisar_format`).
 """
 
@@ -25,7 +25,7 @@ import pyarrow as pa
 from core.errors import UserError
 from input_pipelines.sample import files, kuaisar_format
 from input_pipelines.sample import hops as hops_world
-from input_pipelines.sample import two_facts as two_facts_world
+from input_pipelines.sample import refinements as refinements_world
 from input_pipelines.sample.files import User
 
 TOPICS = [
@@ -246,18 +246,18 @@ def ensure_sample(
     seed: int,
     shuffle_searches: bool,
     hops: bool = False,
-    two_facts: bool = False,
+    refinements: bool = False,
 ) -> str:
     """Returns the folder of this sample below `cache_dir`; writes it on first use.
 
     Args:
-      hops, two_facts: take the sample of that module, whose searches cannot be shuffled.
+      hops, refinements: take the sample of that module, whose searches cannot be shuffled.
 
     Raises:
-      UserError: more than one of hops, two_facts and shuffle_searches, a cache directory that
+      UserError: more than one of hops, refinements and shuffle_searches, a cache directory that
         cannot be written, or a sample there that is not what was written.
     """
-    asked = {"hops": hops, "two_facts": two_facts, "shuffle_searches": shuffle_searches}
+    asked = {"hops": hops, "refinements": refinements, "shuffle_searches": shuffle_searches}
     chosen = [f"on_sample.{name}" for name, is_asked in asked.items() if is_asked]
     if len(chosen) > 1:
         raise UserError(
@@ -266,8 +266,8 @@ def ensure_sample(
     name = f"sample-v{_VERSION}-{num_users}-{seed}" + ("-shuffled" if shuffle_searches else "")
     if hops:
         name = f"sample-hops-v{hops_world.VERSION}-{num_users}-{seed}"
-    if two_facts:
-        name = f"sample-two-facts-v{two_facts_world.VERSION}-{num_users}-{seed}"
+    if refinements:
+        name = f"sample-refinements-v{refinements_world.VERSION}-{num_users}-{seed}"
     out = os.path.join(cache_dir, name)
     if os.path.isdir(out):
         files.check(out)
@@ -275,8 +275,8 @@ def ensure_sample(
     try:
         if hops:
             hops_world.write_hops(out, num_users=num_users, seed=seed)
-        elif two_facts:
-            two_facts_world.write_two_facts(out, num_users=num_users, seed=seed)
+        elif refinements:
+            refinements_world.write_refinements(out, num_users=num_users, seed=seed)
         else:
             write_sample(out, num_users=num_users, seed=seed, shuffle_searches=shuffle_searches)
     except OSError as error:
@@ -294,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Writes made-up data.")
     parser.add_argument("--out", required=True)
     parser.add_argument(
-        "--format", choices=("qilin", "hops", "two_facts", "kuaisar"), default="qilin"
+        "--format", choices=("qilin", "hops", "refinements", "kuaisar"), default="qilin"
     )
     parser.add_argument("--users", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
@@ -317,8 +317,8 @@ def main() -> None:
     if given.format == "hops":
         hops_world.write_hops(given.out, num_users=given.users, seed=given.seed)
         return
-    if given.format == "two_facts":
-        two_facts_world.write_two_facts(given.out, num_users=given.users, seed=given.seed)
+    if given.format == "refinements":
+        refinements_world.write_refinements(given.out, num_users=given.users, seed=given.seed)
         return
     write_sample(
         given.out,

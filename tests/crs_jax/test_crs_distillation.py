@@ -55,6 +55,37 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
         opened(folder, cache, **{"distill.traces": str(path)}).examples.distillation()
 
 
+def test_traces_that_come_with_data_may_tell_of_held_out_users(cache, tmp_path):
+    folder = write_beauty(tmp_path / "beauty")
+    given = {"distill.from_data": True}
+    with pytest.raises(UserError, match=r"traces\.jsonl.*config\.distill\.from_data=False"):
+        opened(folder, cache, **given).examples.distillation()
+    experiment = opened(folder, cache)
+    log, rows = experiment.data.log, []
+    for examples in (experiment.held_out("test"), experiment.examples.train):
+        rows.append(
+            {
+                "user": str(log.user_ids[examples.user[0]]),
+                "query": experiment.examples.query(int(examples.target_row[0])),
+                "item": str(log.item_ids[int(examples.item[0])]),
+                "reasoning": "zyzzyva zyzzyva",
+            }
+        )
+    path = tmp_path / "beauty" / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = opened(folder, cache, **given).examples
+    assert [row for row, _ in examples.distillation()] == [0]
+    # A tokenizer of the run's own is trained on the teacher's words too.
+    assert len(examples.vocabulary.encode(" zyzzyva")) < len(
+        experiment.examples.vocabulary.encode(" zyzzyva")
+    )
+    with pytest.raises(UserError, match="found both; leave the latter empty"):
+        opened(folder, cache, **given, **{"distill.traces": str(path)})
+    path.write_text("")
+    with pytest.raises(UserError, match="expected traces that do not tell the target"):
+        opened(folder, cache, **given).examples.distillation()
+
+
 @pytest.mark.parametrize("source", ["templates", "traces"])
 def test_what_is_distilled_is_kept_with_its_hash(folder, cache, tmp_path, source):
     path = tmp_path / "traces.jsonl"
