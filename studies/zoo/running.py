@@ -47,12 +47,14 @@ class Outcome:
       seconds: that training took, compilation and tests included, over all its starts but those
         that were killed.
       stopped: why it will not end, such as a loss that is not finite; '' otherwise.
+      tested: the protocols of the zoo against which it was then tested, where the data have them.
     """
 
     validation: float | None = None
     metric: str = ""
     seconds: float = 0.0
     stopped: str = ""
+    tested: str = ""
 
     @property
     def ended(self) -> bool:
@@ -130,9 +132,7 @@ def run_method(method: Method, seeds: int) -> None:
     for seed in range(seeds):
         _run(method, chosen, seed)
     paths = [method.run(chosen, seed)[1] for seed in range(seeds)]
-    ended = [
-        path for seed, path in enumerate(paths) if not _outcome(method, chosen, seed).stopped
-    ]
+    ended = [path for seed, path in enumerate(paths) if not _outcome(method, chosen, seed).stopped]
     for path in ended:
         if not os.path.isdir(path):
             raise UserError(
@@ -140,6 +140,8 @@ def run_method(method: Method, seeds: int) -> None:
                 f"{_outcome_file(path)}, and the same command trains it again"
             )
         _test(method, path)
+        outcome = _read(_outcome_file(path), Outcome)
+        _write(_outcome_file(path), dataclasses.replace(outcome, tested=_protocols(method)))
     if not os.path.exists(_cost_file(method)):
         stop_if_terminated(f"the costs of {method.name}")
         text = json.dumps(dataclasses.asdict(_measure(ended[0])))
@@ -166,7 +168,7 @@ def read_method(method: Method, seeds: int) -> Finished | None:
     of_seeds: dict[str, Outcome] = {}
     for seed in range(seeds):
         outcome, (config, path) = _outcome(method, chosen, seed), method.run(chosen, seed)
-        if not outcome.ended:
+        if not outcome.ended or not (outcome.stopped or outcome.tested == _protocols(method)):
             return None
         if outcome.stopped:
             stopped[f"{method.name}, seed {config.seed}"] = outcome.stopped
@@ -248,6 +250,10 @@ def _measure(path: str) -> Cost:
     return Cost(parameters, 1000 * fastest / len(batch["mask"]))
 
 
+def _protocols(method: Method) -> str:
+    return ", ".join(method.config.eval.protocols)
+
+
 def _outcome_file(path: str) -> str:
     return f"{path}.json"
 
@@ -270,7 +276,7 @@ def _read(file: str, kind: Any) -> Any:
     """Reads a dataclass of numbers and texts. Raises UserError where the file is another."""
     values = read_json(file, "what a run of the zoo came to", _REMEDY)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    texts = {"metric", "stopped"}
+    texts = {"metric", "stopped", "tested"}
     fits = values.keys() == fields.keys() and all(
         isinstance(value, str)
         if name in texts
