@@ -57,10 +57,11 @@ def test_distilled_traces_come_from_a_file_by_name(folder, cache, tmp_path):
 
 def test_traces_that_come_with_data_may_tell_of_held_out_users(cache, tmp_path):
     folder = write_beauty(tmp_path / "beauty")
-    given = {"distill.from_data": True}
+    larger = {"vocabulary.size": 1000}
+    given = {"distill.from_data": True, **larger}
     with pytest.raises(UserError, match=r"traces\.jsonl.*config\.distill\.from_data=False"):
         opened(folder, cache, **given).examples.distillation()
-    experiment = opened(folder, cache)
+    experiment = opened(folder, cache, **larger)
     log, rows = experiment.data.log, []
     for examples in (experiment.held_out("test"), experiment.examples.train):
         rows.append(
