@@ -398,8 +398,9 @@ class CRSExamples:
     def _users_held_out(self) -> set[str]:
         """Returns the names of users of the log of whom nothing trains."""
         held_out = ~self._data.trained_users
-        held_out[[0, *np.unique(self._every.user)]] = False
-        return {str(self._log.user_ids[user]) for user in np.flatnonzero(held_out)}
+        held_out[0] = False
+        held_out[self._every.user] = False
+        return set(map(str, self._log.user_ids[np.flatnonzero(held_out)]))
 
     def _keys(self, examples: SearchExamples) -> Iterator[tuple[str, str, str]]:
         """Returns user, query and item of examples, by the source's names."""
