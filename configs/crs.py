@@ -101,9 +101,14 @@ DATASETS = {
         "eval.selection": "ndcg@10/search/impressions",
     },
 }
+# CRS's searches and updates of distillation there, as below.
+_LATENT_SFT = {
+    "qilin": {"examples": 3200, "epochs": 2.0, "learning_rate": 2e-2},
+    "hard_sample": {"examples": 0, "epochs": 6.0, "learning_rate": 2e-2},
+}
 DATASETS |= {
     f"{name},latentr3": {
-        "on_sample.overrides.latent_sft": {"examples": 3200, "epochs": 2.0, "learning_rate": 2e-2},
+        "on_sample.overrides.latent_sft": latent_sft,
         # At a noise of 1.5 and a rate of 1e-3 the reward falls from -1.7 to -26 (docs/results.md).
         "on_sample.overrides.latent_rl": {
             "steps": 80,
@@ -112,7 +117,7 @@ DATASETS |= {
             "noise": 0.1,
         },
     }
-    for name in ("qilin", "hard_sample")
+    for name, latent_sft in _LATENT_SFT.items()
 }
 VARIANTS = {
     "": {},

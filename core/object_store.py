@@ -167,7 +167,9 @@ class Store:
         return bytes(content)
 
     def write(self, name: str, content: bytes) -> None:
-        """Puts `content` in the place of an object, whole or not at all."""
+        """Puts `content` in the place of an object: on S3 and its like whole or not at all, on
+        `file://` not so.
+        """
         with self._asking("write"):
             self._files.pipe_file(self._path(name), content)
 

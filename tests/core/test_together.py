@@ -1,4 +1,4 @@
-"""What process 0 does for all, in a job of one process; jobs of several are in slow tests."""
+"""Checks in one process what process 0 does for all of several; slow tests start several."""
 
 import jax
 import jax.numpy as jnp

@@ -7,24 +7,12 @@ import jobs
 import numpy as np
 import pytest
 from test_gensar import SMALL, write_beauty
+from test_gensar_identifiers import SMALL as QUANTIZER
 
 from core.files import load_npz
 
 pytestmark = pytest.mark.slow
 OFTEN = {"loop.checkpoint_every": 2, "loop.log_every": 2}
-QUANTIZER = {
-    "vectors.width": 8,
-    "vectors.sketch_width": 4,
-    "model.widths": (16,),
-    "model.latent_width": 4,
-    "model.shared_levels": 1,
-    "model.specific_levels": 2,
-    "model.codes": 8,
-    "train.epochs": 6,
-    "train.evals": 2,
-    "train.batch_size": 32,
-    "train.kmeans_iterations": 3,
-}
 LEVELS = {
     "levels.levels": 1,
     "levels.codes": 96,
