@@ -281,7 +281,10 @@ def method() -> config_dict.ConfigDict:
     config.evolve = config_dict.ConfigDict()
     config.evolve.iterations = 3  # the paper, Table 3
     config.evolve.corpus = 0  # training searches that cases are collected from; 0 for all
-    config.evolve.rl_sample = 0  # of the incorrect cases; 0 for all
+    # Eq. 2. "all": the right cases too, which reinforcement by wrong ones alone forgets
+    # (docs/results.md).
+    config.evolve.rl_cases = "incorrect"
+    config.evolve.rl_sample = 0  # of these cases; 0 for all
     config.evolve.epochs = 1.0  # of the SFT in the loop
     config.evolve.learning_rate = 1e-5
     config.evolve.evals = 1

@@ -19,10 +19,12 @@ from crs_jax.packing import Example
 from crs_jax.rl_task import RLTask
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from crs_jax.settings import SECTIONS, check_stages, rl_settings
-from crs_jax.subsets import Case, Subsets, collected, correct, incorrect, sampled
+from crs_jax.subsets import Case, Subsets, collected, correct, every, incorrect, sampled
 from input_pipelines.dataset import Dataset
 
 DISTILL = sft_stage(0)
+# The cases that a stage of reinforcement trains on.
+_CHOICES: dict[str, Callable[..., list[Case]]] = {"incorrect": incorrect, "all": every}
 # Of answers to the corpus in a part of what is collected, which a kill loses at most.
 _BATCHES = 32
 
@@ -131,7 +133,7 @@ class CRSExperiment(DecoderExperiment):
             distilled,
             config.evolve.iterations,
             subsets,
-            incorrect=functools.partial(self._incorrect, subsets),
+            to_reinforce=functools.partial(self._to_reinforce, subsets),
             correct=functools.partial(self._collected, subsets, correct),
             reinforce=functools.partial(self._reinforce, workdir),
             fine_tune=fine_tune,
@@ -171,8 +173,11 @@ class CRSExperiment(DecoderExperiment):
             size=_BATCHES * self.config.eval.batch_size,
         )
 
-    def _incorrect(self, subsets: Subsets, params: Any, stage: str, iteration: int) -> list[Case]:
-        cases = self._collected(subsets, incorrect, params, stage, iteration)
+    def _to_reinforce(
+        self, subsets: Subsets, params: Any, stage: str, iteration: int
+    ) -> list[Case]:
+        choose = _CHOICES[self.config.evolve.rl_cases]
+        cases = self._collected(subsets, choose, params, stage, iteration)
         chosen_by = seeds.stream(self.config.seed, "rl_sample", iteration)
         return sampled(cases, self.config.evolve.rl_sample, chosen_by)
 

@@ -85,7 +85,7 @@ def total(
     Without </think> there is no answer: the sum is that of the structure alone, -1.
 
     Args:
-      found: of trajectories [...].
+      reasoning: of trajectories [...].
       limit: L of Eq. 4.
       accuracies, validities: float32 [..., K].
     """

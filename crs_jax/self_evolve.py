@@ -36,7 +36,7 @@ def evolve(
     iterations: int,
     subsets: Subsets,
     *,
-    incorrect: Collect,
+    to_reinforce: Collect,
     correct: Collect,
     reinforce: Train,
     fine_tune: Train,
@@ -47,7 +47,7 @@ def evolve(
       params: of M_sft^0.
       iterations: of the loop.
       subsets: where D_rl and D_sft are kept; a subset that is there is not collected again.
-      incorrect, correct: collect D_rl^i and D_sft^i.
+      to_reinforce, correct: collect D_rl^i and D_sft^i.
       reinforce, fine_tune: train a stage, or continue it.
 
     Returns:
@@ -55,10 +55,10 @@ def evolve(
     """
     for iteration in range(iterations):
         stage = rl_stage(iteration)
-        cases = subsets.get(stage, functools.partial(incorrect, params, stage, iteration))
+        cases = subsets.get(stage, functools.partial(to_reinforce, params, stage, iteration))
         if not cases:
-            return _early(f"no incorrect cases are left for {stage}")
-        _LOG.info("%s: %d incorrect cases", stage, len(cases))
+            return _early(f"no cases to reinforce are left for {stage}")
+        _LOG.info("%s: %d cases to reinforce", stage, len(cases))
         params = reinforce(stage, iteration, cases, params)
         stage = sft_stage(iteration + 1)
         params = _fine_tuned(stage, iteration, params, subsets, correct, fine_tune)

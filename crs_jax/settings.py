@@ -161,12 +161,14 @@ class EvolveSettings(Settings):
     Attributes:
       iterations: of the loop.
       corpus: training searches that cases are collected from; 0 for all.
-      rl_sample: of the incorrect cases; 0 for all.
+      rl_cases: what reinforcement trains on, 'incorrect' cases (Eq. 2) or 'all'.
+      rl_sample: of these cases; 0 for all of them.
       sft_only: whether the variant without RL is trained too.
     """
 
     iterations: CountOrNone
     corpus: CountOrNone
+    rl_cases: Annotated[str, one_of("incorrect", "all")]
     rl_sample: CountOrNone
     sft_only: bool
 

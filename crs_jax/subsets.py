@@ -49,6 +49,13 @@ def incorrect(
     return _cases(answers, examples, wrong, end_think)
 
 
+def every(
+    answers: Answers, targets: np.ndarray, examples: np.ndarray, end_think: int
+) -> list[Case]:
+    """Returns a case of each answer, right or wrong; the arguments are those of `incorrect`."""
+    return _cases(answers, examples, np.arange(len(targets)), end_think)
+
+
 def sampled(cases: list[Case], most: int, seed: int | np.random.SeedSequence) -> list[Case]:
     """Returns Sample(...) of Eq. 2: `most` of the cases in order, chosen by `seed`; 0 for all."""
     if not 0 < most < len(cases):

@@ -12,7 +12,7 @@ from core.errors import UserError
 from crs_jax import packing, self_evolve, traces
 from crs_jax.inference import MISSED, Answers
 from crs_jax.packing import Example
-from crs_jax.subsets import Case, Subsets, correct, incorrect, sampled
+from crs_jax.subsets import Case, Subsets, correct, every, incorrect, sampled
 
 END_THINK = 9
 ANSWERS = Answers(
@@ -35,10 +35,11 @@ def test_incorrect_and_correct_are_by_the_first_answer():
     right = correct(ANSWERS, TARGETS, PLACES, END_THINK)
     # Row 2 is right too, but its reasoning never ended; row 3 thought nothing.
     assert right == [Case(10, [5, 6], 1), Case(13, [], 3)]
-    every = incorrect(ANSWERS, np.zeros(4), PLACES, END_THINK)
-    some = sampled(every, 2, 0)
-    assert len(every) == 4 and len(some) == 2 and set(c.example for c in some) < set(PLACES)
-    assert some == sampled(every, 2, 0) and sampled(every, 0, 0) == every
+    both = every(ANSWERS, TARGETS, PLACES, END_THINK)
+    assert both == [right[0], *wrong, Case(12, [5, 6, 7], 3), right[1]]
+    some = sampled(both, 2, 0)
+    assert len(some) == 2 and set(c.example for c in some) < set(PLACES)
+    assert some == sampled(both, 2, 0) and sampled(both, 0, 0) == both
 
 
 def test_ranks_by_hand():
@@ -115,7 +116,7 @@ def loop(folder, wrong, right, *, rounds=3):
         [],
         rounds,
         Subsets(str(folder), text),
-        incorrect=functools.partial(collect, wrong, "incorrect"),
+        to_reinforce=functools.partial(collect, wrong, "to_reinforce"),
         correct=functools.partial(collect, right, "correct"),
         reinforce=functools.partial(keep, "rl"),
         fine_tune=functools.partial(keep, "sft"),
@@ -135,14 +136,18 @@ def test_the_loop_alternates_and_goes_on_from_what_it_kept(tmp_path):
         ("sft", "sft_3", 3),
     ]
     # Incorrect cases by the model before the iteration, correct ones by the model after its RL.
-    assert done[:3] == [("incorrect", "rl_0", 0), ("correct", "sft_1", 1), ("incorrect", "rl_1", 2)]
+    assert done[:3] == [
+        ("to_reinforce", "rl_0", 0),
+        ("correct", "sft_1", 1),
+        ("to_reinforce", "rl_1", 2),
+    ]
     again = loop(tmp_path, [5, 4, 3], [1, 2, 3])
     assert again[1] == [] and again[2] == final
 
 
 def test_the_loop_ends_early_and_says_so(tmp_path):
     reason, _, final = loop(tmp_path / "a", [5, 0], [1, 1])
-    assert reason == "no incorrect cases are left for rl_1: the loop ends early"
+    assert reason == "no cases to reinforce are left for rl_1: the loop ends early"
     assert [stage for _, stage, _ in final] == ["rl_0", "sft_1"]
     reason, _, final = loop(tmp_path / "b", [5], [0])
     assert reason == "there are no correct cases for sft_1: the loop ends early"
