@@ -76,11 +76,11 @@ DATASETS = {
             "model": {"size": "tiny", "dtype": "float32", "remat": False},
             "sft": {"batch_size": 32, "row_length": 60},
             "align": {"epochs": 1.0, "learning_rate": 5e-3},
-            "distill": {"from_data": True, "epochs": 3.0, "learning_rate": 1e-2},
+            "distill": {"from_data": True, "epochs": 12.0, "learning_rate": 1e-2},
             "rl": {
                 "steps": 60,
                 "learning_rate": 3e-4,
-                "batch_size": 128,
+                "batch_size": 64,
                 "trajectories": 8,
                 "answers": 5,
                 "length_limit": 6,
@@ -105,7 +105,7 @@ DATASETS = {
 # CRS's searches and updates of distillation there, as below.
 _LATENT_SFT = {
     "qilin": {"examples": 3200, "epochs": 2.0, "learning_rate": 2e-2},
-    "hard_sample": {"examples": 0, "epochs": 6.0, "learning_rate": 2e-2},
+    "hard_sample": {"examples": 0, "epochs": 12.0, "learning_rate": 2e-2},
 }
 DATASETS |= {
     f"{name},latentr3": {

@@ -2,12 +2,13 @@
 
 A user searches for a style, and then for a topic with refinements: 'tent darker wider
 rounder'. Each refinement turns every style into another, so that the item wanted is the topic's in
-the style that all of them, one after the other, make of the style searched for before.
+the style that all of them, one after the other, make of the style searched for before. A share of
+the clicks follows this rule, all others take any style of the topic.
 
 The table of a step's words is a Latin square: whatever the word, other styles become other styles,
 and whatever the style, other words make other styles. So whoever lacks a single fact, the first
 style or any one word, knows nothing of the style: all are equally likely. A part of the chain is
-worth no more than a guess, and all of it tells the item: `ranked` ranks by these very
+worth no more than a guess, and all of it has a ceiling: `ranked` ranks by these very
 probabilities, and
 
     python -m input_pipelines.sample.refinements [--users=2000] [--seed=0] [--split=test]
@@ -38,7 +39,7 @@ from input_pipelines.sample.files import User
 from input_pipelines.search_task import SearchExamples, held_out_searches
 from input_pipelines.splits import split_log
 
-VERSION = 2  # checksums
+VERSION = 1  # checksums
 TRACES = "traces.jsonl"
 _START = 1_730_000_000  # seconds
 _METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
@@ -70,9 +71,11 @@ class Structure:
     """Holds the generator's parameters; a topic has one item of each style.
 
     Attributes:
+      by_rule: the share of clicks that follow the chain.
       searches: of a user, each of another topic and after one of a style.
     """
 
+    by_rule: float = 0.9
     searches: int = 3
 
     def table(self) -> np.ndarray:
@@ -90,7 +93,7 @@ class Structure:
         styles = np.arange(len(STYLES))
         for turned in self.table():  # [W, S]; the words of a step become the last axis
             styles = np.moveaxis(turned[:, styles], 0, -1)
-        return np.eye(len(STYLES))[styles]
+        return self.by_rule * np.eye(len(STYLES))[styles] + (1 - self.by_rule) / len(STYLES)
 
 
 def _trace(structure: Structure, style: int, words: Sequence[int]) -> str:
@@ -116,7 +119,7 @@ def _generate_user(
         now += int(rng.integers(3_600, 43_200))
         user.searches.append((now, STYLES[first], []))
         now += int(rng.integers(30, 3_600))
-        style = int(probabilities[(first, *words)].argmax())
+        style = int(rng.choice(len(STYLES), p=probabilities[(first, *words)]))
         item = len(CARDS) + len(STYLES) * topic + style
         query = " ".join([TOPICS[topic], *(WORDS[k][word] for k, word in enumerate(words))])
         user.searches.append((now, query, [item]))

@@ -47,13 +47,16 @@ def _clicked(log, searches):
 
 
 def test_the_item_follows_from_the_whole_chain(world):
-    log, splits, _ = world
+    log, splits, raw = world
     searches = training_searches(log, splits)
     assert len(searches) == 3 * USERS * 8 // 10
     topics, told = refinements.facts(log, searches)
     clicked_topics, styles = _clicked(log, searches)
     assert (clicked_topics == topics).all()
-    assert (_chained(told) == styles).all()
+    by_rule = refinements.structure_of(raw).by_rule
+    assert (_chained(told) == styles).mean() == pytest.approx(
+        by_rule + (1 - by_rule) / STYLES, abs=0.04
+    )
 
 
 def test_whoever_lacks_one_fact_guesses():
@@ -79,7 +82,10 @@ def test_bounds_are_those_of_counting(world):
         if name not in ("nothing", "all"):
             assert bound["hr@1"] == pytest.approx(1 / STYLES), name
             assert bound["ndcg@10"] == pytest.approx(guess), name
-    assert bounds["all"]["hr@1"] == bounds["all"]["hr@5"] == 1.0
+    _, told = refinements.facts(log, searches)
+    follows = (_chained(told) == _clicked(log, searches)[1]).mean()
+    assert bounds["all"]["hr@1"] == pytest.approx(follows)
+    assert bounds["all"]["hr@1"] > 0.8 and bounds["all"]["hr@5"] == 1.0
 
 
 def test_a_click_is_drawn_from_what_is_known(world):
