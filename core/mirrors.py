@@ -46,7 +46,6 @@ LEASE_S, _RENEWED_S, _LOOK_S = 30.0, 5.0, 1.0
 # Seconds between snapshots, and what sets others.
 EVERY_S, EVERY_VARIABLE = 10.0, "LCRSR_SNAPSHOT_S"
 FORMAT = 1
-_WHAT = "--workdir"
 _LEASE, _SNAPSHOT, _OBJECTS = "lease.json", "snapshot.json", "workdir/"
 _OBJECT = re.compile(r"workdir/.+~[0-9a-f]{16}")
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -101,22 +100,22 @@ def _same_moment(before: _State, after: _State) -> bool:
 
 
 @contextlib.contextmanager
-def _held(place: str) -> Iterator[None]:
+def _held(place: str, what: str) -> Iterator[None]:
     """Makes a folder, and keeps the processes of this machine from changing it at once."""
-    with _made(place):
+    with _made(place, what):
         os.makedirs(place, exist_ok=True)
     with locked(f"{place}.lock"):
         yield
 
 
 @contextlib.contextmanager
-def _made(place: str) -> Iterator[None]:
+def _made(place: str, what: str) -> Iterator[None]:
     """Turns an `OSError` of making a folder, or what lies beside it, into one line."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"expected to make {place}, the copy of {_WHAT}, found {error.strerror or error}; set "
+            f"expected to make {place}, the copy of {what}, found {error.strerror or error}; set "
             f"{FOLDER_VARIABLE} to another folder"
         ) from error
 
@@ -126,6 +125,7 @@ class Mirror:
 
     Args:
       address: such as s3://bucket/runs/1.
+      what: it is, for messages.
       every_s: seconds between snapshots; None for those of LCRSR_SNAPSHOT_S, or 10.
       lease_s: seconds that a lease lives unrenewed.
 
@@ -136,9 +136,16 @@ class Mirror:
       UserError: the store refuses or cannot be reached.
     """
 
-    def __init__(self, address: str, *, every_s: float | None = None, lease_s: float = LEASE_S):
-        self.address = address.rstrip("/")
-        self._store = Store(self.address, _WHAT)
+    def __init__(
+        self,
+        address: str,
+        what: str = "--workdir",
+        *,
+        every_s: float | None = None,
+        lease_s: float = LEASE_S,
+    ):
+        self.address, self._what = address.rstrip("/"), what
+        self._store = Store(self.address, what)
         self.place = local_copy(self.address)
         self._every_s = _seconds() if every_s is None else every_s
         self._lease_s = lease_s
@@ -167,7 +174,7 @@ class Mirror:
           UserError: an object is missing or has other content; or the snapshot that the folder was
             copied from is gone.
         """
-        with _held(self.place):
+        with _held(self.place, self._what):
             snapshot, base = self._read_snapshot(), self._base()
             if snapshot is None:
                 if base is not None:
@@ -208,7 +215,9 @@ class Mirror:
         try:
             self._store.fetch(scratch, [files[name]["object"] for name in wanted])
             described = {files[n]["object"]: files[n] for n in wanted}
-            checksums.check(scratch, described, f"restore {self.address}, or pass another {_WHAT}")
+            checksums.check(
+                scratch, described, f"restore {self.address}, or pass another {self._what}"
+            )
             for name in wanted:
                 path = os.path.join(self.place, name)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -230,7 +239,7 @@ class Mirror:
         content = self._store.read(_SNAPSHOT)
         if content is None:
             return None
-        where, remedy = f"{self.address}/{_SNAPSHOT}", "restore it, or pass another --workdir"
+        where, remedy = f"{self.address}/{_SNAPSHOT}", f"restore it, or pass another {self._what}"
         try:
             values = json.loads(content)
         except (ValueError, RecursionError):
@@ -278,7 +287,7 @@ class Mirror:
         Raises:
           UserError: another running process has it, or something else than a run is there.
         """
-        with _made(self.place):
+        with _made(self.place, self._what):
             os.makedirs(os.path.dirname(self.place), exist_ok=True)
             self._own_lock = open(f"{self.place}.held", "ab")  # noqa: SIM115 - held as the run lives
         try:
@@ -306,13 +315,13 @@ class Mirror:
         if others:
             raise UserError(
                 f"expected {self.address} to be empty or a run's workdir, found {others[0]} in it; "
-                "pass another --workdir"
+                f"pass another {self._what}"
             )
 
     def _taken(self, owner: str) -> UserError:
         return UserError(
             f"expected the workdir {self.address} to be free, found another running process in it "
-            f"({owner}); wait for that run or pass another --workdir"
+            f"({owner}); wait for that run or pass another {self._what}"
         )
 
     def _lease(self) -> bytes:
@@ -448,7 +457,7 @@ class Mirror:
         self._store.send(objects, new)
         self._check_lease()
         snapshot = {"format": FORMAT, "writing": secrets.token_hex(8), "files": files}
-        with _held(self.place):
+        with _held(self.place, self._what):
             content = json.dumps(checksums.sealed(snapshot)).encode()
             self._store.write(_SNAPSHOT, content)
             self._write_base(snapshot)
@@ -524,18 +533,21 @@ def mirrored(workdir: str) -> Iterator[str]:
         mirror.close()
 
 
-def copied_run(workdir: str) -> str:
+def copied_run(workdir: str, what: str = "--workdir") -> str:
     """Returns a folder of this machine with the run of a path or an address, to be read alone.
+
+    Args:
+      what: the path or address is, for messages: 'config.identifiers'.
 
     Raises:
       UserError: as `Mirror`; or there is no run at the address.
     """
     if not is_address(workdir):
         return workdir
-    mirror = Mirror(workdir)
+    mirror = Mirror(workdir, what)
     mirror.pull()
     if not os.path.exists(mirror.place) or not os.listdir(mirror.place):
         raise UserError(
-            f"expected the workdir of a run at {mirror.address}, found none; correct it"
+            f"expected the workdir of a run at {mirror.address} ({what}), found none; correct it"
         )
     return mirror.place
