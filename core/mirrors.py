@@ -11,9 +11,9 @@ A snapshot is the folder at one moment, as a kill would have left it; it replace
 once, by one object. So a run that is killed with its machine goes on from the last snapshot, as it
 would from its folder. Only one process at a time writes: it creates the lease where there is none
 and renews it. Who finds a lease waits until it changes, and is refused, or until it has not for
-`LEASE_S`, and takes it; clocks need not agree. Stores know no locks: a process that slept that long
-may wake up and write one snapshot more before it sees that the lease is another's. Then one whole
-snapshot replaces another; they are never mixed.
+`LEASE_S`, and takes it; clocks need not agree. Who finds that the lease has become another's stops.
+Stores know no locks: a process that slept that long may wake up and write one snapshot more before
+it sees that. Then one whole snapshot replaces another; they are never mixed.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from core import checksums, distributed
+from core import checksums, distributed, signals
 from core.errors import UserError
 from core.files import PARTIAL, locked, write_atomically
 from core.object_store import FOLDER_VARIABLE, TRIED, Store, is_address, local_copy
+from core.termination import end_with
 from core.workdir import is_writer
 
 _LOG = logging.getLogger(__name__)
@@ -120,6 +121,10 @@ def _made(place: str, what: str) -> Iterator[None]:
         ) from error
 
 
+class LeaseLost(UserError):
+    """Tells that another process has taken the lease of this one."""
+
+
 class Mirror:
     """Holds the workdir of one run at an address, from `open` to `close`.
 
@@ -131,6 +136,7 @@ class Mirror:
 
     Attributes:
       place: the folder of this machine that the run writes.
+      lost: what to end with where another process has taken the lease; None while none has.
 
     Raises (from every method):
       UserError: the store refuses or cannot be reached.
@@ -155,7 +161,10 @@ class Mirror:
         self._saved_enough, self._ended = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
         self._saving: Any = None
+        # Where a store replaces no object at once, none of them reads what the other writes.
+        self._renewing = threading.Lock()
         self._failure = ""
+        self.lost: LeaseLost | None = None
         self._pushed: _State = {}
 
     # What is beside the folder: which snapshot it was copied from or to, and whose lease is ours.
@@ -366,19 +375,39 @@ class Mirror:
         self._store.write(_LEASE, self._lease())
         # Of two who take it at once the later one has it.
         time.sleep(min(_LOOK_S, self._lease_s / 4))
-        self._check_lease()
-
-    def _check_lease(self) -> None:
         owner = self._owner(self._store.read(_LEASE))
         if owner.get("token") != self._token:
-            raise self._taken(str(owner.get("owner", "it has removed the lease")))
+            raise self._taken(str(owner.get("owner")))
+
+    def _check_lease(self, renew: bool = False) -> None:
+        with self._renewing:
+            owner = self._owner(self._store.read(_LEASE))
+            if renew and owner.get("token") == self._token:
+                self._store.write(_LEASE, self._lease())
+        if owner.get("token") != self._token:
+            name = f"the run on {owner['owner']}" if "owner" in owner else "a run that has ended"
+            raise LeaseLost(
+                f"expected to keep the lease of {self.address} ({self._what}), found it taken by "
+                f"{name}, as one is that was not renewed for {self._lease_s:.0f} s; leave the "
+                "workdir to that run, which went on from the last snapshot: what this one has made "
+                f"since is in {self.place} alone, until the next command there"
+            )
 
     def _renew(self) -> None:
         try:
-            self._check_lease()
-            self._store.write(_LEASE, self._lease())
+            self._check_lease(renew=True)
+        except LeaseLost as error:
+            self._end_with(error)
         except UserError as error:
             _LOG.warning("%s", error)
+
+    def _end_with(self, error: LeaseLost) -> None:
+        """Ends the run, which can save nothing any more."""
+        if self.lost is None:
+            self.lost = error
+            self._saved_enough.set()
+            self._ended.set()
+            end_with(error)
 
     def _start(self, doing: Any, every_s: float, ended: threading.Event) -> threading.Thread:
         def work() -> None:
@@ -394,6 +423,8 @@ class Mirror:
         try:
             self.push()
             self._failure = ""
+        except LeaseLost as error:
+            self._end_with(error)
         except (UserError, OSError) as error:
             if not self._failure:
                 _LOG.warning("no snapshot was saved: %s; the run goes on", error)
@@ -403,7 +434,7 @@ class Mirror:
         """Saves a snapshot of the folder, unless nothing is new.
 
         Raises:
-          UserError: the lease is another's.
+          LeaseLost: the lease is another's.
         """
         frozen = f"{self.place}.frozen"
         try:
@@ -475,20 +506,25 @@ class Mirror:
             if self._owner(self._store.read(_LEASE)).get("token") == self._token:
                 self._store.remove([_LEASE])
         self._own_lock.close()
+        signals.set_reason(None)
 
     def close(self) -> None:
         """Saves the last snapshot and leaves the address to others.
 
         Raises:
           UserError: the snapshot could not be saved. The folder has the run, and opening the same
-            address on this machine goes on from there.
+            address on this machine goes on from there, unless the lease is lost.
         """
         try:
             # Not the thread's: two at once would share the frozen folder. The lease is renewed
             # meanwhile: the last snapshot may take longer than it lives.
             self._saved_enough.set()
             self._saving.join()
+            if self.lost is not None:
+                raise self.lost
             self.push()
+        except LeaseLost:
+            raise
         except (UserError, OSError) as error:
             raise UserError(
                 f"{error}; the run is whole in {self.place}: the same command on this machine "
@@ -527,7 +563,8 @@ def mirrored(workdir: str) -> Iterator[str]:
             try:
                 mirror.close()
             except UserError as error:
-                _LOG.warning("%s", error)
+                if error is not mirror.lost:  # which the body has ended with
+                    _LOG.warning("%s", error)
         raise
     if is_writer():
         mirror.close()
