@@ -50,8 +50,15 @@ class Termination:
         self._left = threading.Event()
 
     def arrived(self) -> bool:
-        """Tells whether a signal has arrived; all processes ask after the same updates."""
+        """Tells whether a signal has arrived; all processes ask after the same updates.
+
+        Raises:
+          UserError: why the program ends of itself, where it is one process of several: the others
+            do not know and end because this one does.
+        """
         if jax.process_count() > 1:
+            if (reason := signals.reason()) is not None:
+                raise reason
             # Without a collective: JAX's coordinator hears of a signal and names a later count.
             return multihost_utils.reached_preemption_sync_point(next(_updates))
         return self._due
@@ -168,9 +175,12 @@ class Termination:
 def end_with(error: UserError) -> None:
     """Ends what the main thread does in `error`, as SIGTERM would end it; called by other threads.
 
-    In a notebook, whose SIGTERM is not ours, that is when training next asks `arrived`.
+    In a notebook, whose SIGTERM is not ours, and in a job of several processes, whose SIGTERM has
+    all save and go on with the job later, that is when training next asks `arrived`.
     """
     signals.set_reason(error)
+    if jax.distributed.is_initialized():
+        return
     handler = signal.getsignal(signal.SIGTERM)
     if handler is signals.handle or isinstance(getattr(handler, "__self__", None), Termination):
         main = threading.main_thread().ident

@@ -1,4 +1,4 @@
-"""What a signal does while Python is held up, and a second Ctrl-C: each in a process of its own."""
+"""What a signal does while Python is held up, a second Ctrl-C, and a reason that a thread finds."""
 
 import os
 import pathlib
@@ -7,7 +7,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+
+from core import signals
+from core.errors import UserError
+from core.termination import Termination
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # Holds the main thread where no handler of Python runs, as a compilation does.
@@ -94,3 +99,13 @@ def test_a_thread_ends_the_program_in_its_error(where):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.endswith("error: expected a test, found its end; mend it\n")
     assert "Traceback" not in ended.stderr
+
+
+def test_one_process_of_several_ends_though_the_others_know_nothing(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    signals.set_reason(UserError("expected a test, found its end; mend it"))
+    try:
+        with pytest.raises(UserError, match="found its end"):
+            Termination().arrived()
+    finally:
+        signals.set_reason(None)
