@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from absl import flags
 
 from core import memory, signals
-from core.errors import Preempted, UserError
+from core.errors import CANNOT_RUN, Preempted, UserError, line_of
 from core.terminal_text import VisibleFormatter, VisibleStream, visible_line
 
 if TYPE_CHECKING:
     from core.process_watch import ProcessWatch
 
-CANNOT_RUN = 2
 HELP = frozenset(["--help", "-help", "-h"])
 HELP_FULL = frozenset(["--helpfull", "-helpfull"])
 # Set to anything, it shows the traceback of an error that nobody expected.
@@ -422,8 +421,3 @@ def run_watched(watch: ProcessWatch | None, body: Callable[[], None]) -> None:
         shown = os.environ.get(TRACEBACK_VARIABLE)
         watch.end_with(traceback.format_exc() if shown else unexpected(error), 1)
     watch.finish()
-
-
-def line_of(error: UserError) -> str:
-    """Returns the line that a user sees of their mistake."""
-    return visible_line(f"error: {' '.join(str(error).split())}")

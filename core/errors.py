@@ -1,5 +1,10 @@
 """Ends a program in one line: a mistake of the user's, or a request to stop."""
 
+from core.terminal_text import visible_line
+
+# The exit code of a program that ends with a `UserError`.
+CANNOT_RUN = 2
+
 
 class UserError(Exception):
     """Tells a user's mistake in one line: what was expected, what was found, and what to do.
@@ -18,3 +23,8 @@ class Preempted(Exception):
     def __init__(self, text: str, code: int = 0):
         super().__init__(text)
         self.code = code
+
+
+def line_of(error: UserError) -> str:
+    """Returns the line that a user sees of their mistake."""
+    return visible_line(f"error: {' '.join(str(error).split())}")

@@ -16,7 +16,7 @@ from core import metrics, results, settings
 from core.errors import UserError
 from core.loop import LoopConfig, StageResult
 from core.run_logging import WRITERS
-from core.settings import Count, Named, Place, Rule, Section, Seed, Settings
+from core.settings import Count, Named, Rule, RunPlace, Section, Seed, Settings
 from core.workdir import Workdir
 
 # Yields stages to train and is sent their results.
@@ -38,7 +38,7 @@ class RunSettings(Settings):
     data_dir: str
     cache_dir: Named
     seed: Seed
-    continue_from: Place = ""
+    continue_from: RunPlace = ""
 
 
 _EXTENT = Rule("of at least 1, or -1 for what the other leaves", lambda n: n >= 1 or n == -1)

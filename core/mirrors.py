@@ -11,9 +11,9 @@ A snapshot is the folder at one moment, as a kill would have left it; it replace
 once, by one object. So a run that is killed with its machine goes on from the last snapshot, as it
 would from its folder. Only one process at a time writes: it creates the lease where there is none
 and renews it. Who finds a lease waits until it changes, and is refused, or until it has not for
-`LEASE_S`, and takes it; clocks need not agree. Stores know no locks: a process that slept that long
-may wake up and write one snapshot more before it sees that the lease is another's. Then one whole
-snapshot replaces another; they are never mixed.
+`LEASE_S`, and takes it; clocks need not agree. Who finds that the lease has become another's stops.
+Stores know no locks: a process that slept that long may wake up and write one snapshot more before
+it sees that. Then one whole snapshot replaces another; they are never mixed.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from core import checksums, distributed
+from core import checksums, distributed, signals
 from core.errors import UserError
 from core.files import PARTIAL, locked, write_atomically
 from core.object_store import FOLDER_VARIABLE, TRIED, Store, is_address, local_copy
+from core.termination import end_with
 from core.workdir import is_writer
 
 _LOG = logging.getLogger(__name__)
@@ -46,7 +47,6 @@ LEASE_S, _RENEWED_S, _LOOK_S = 30.0, 5.0, 1.0
 # Seconds between snapshots, and what sets others.
 EVERY_S, EVERY_VARIABLE = 10.0, "LCRSR_SNAPSHOT_S"
 FORMAT = 1
-_WHAT = "--workdir"
 _LEASE, _SNAPSHOT, _OBJECTS = "lease.json", "snapshot.json", "workdir/"
 _OBJECT = re.compile(r"workdir/.+~[0-9a-f]{16}")
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -101,24 +101,28 @@ def _same_moment(before: _State, after: _State) -> bool:
 
 
 @contextlib.contextmanager
-def _held(place: str) -> Iterator[None]:
+def _held(place: str, what: str) -> Iterator[None]:
     """Makes a folder, and keeps the processes of this machine from changing it at once."""
-    with _made(place):
+    with _made(place, what):
         os.makedirs(place, exist_ok=True)
     with locked(f"{place}.lock"):
         yield
 
 
 @contextlib.contextmanager
-def _made(place: str) -> Iterator[None]:
+def _made(place: str, what: str) -> Iterator[None]:
     """Turns an `OSError` of making a folder, or what lies beside it, into one line."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"expected to make {place}, the copy of {_WHAT}, found {error.strerror or error}; set "
+            f"expected to make {place}, the copy of {what}, found {error.strerror or error}; set "
             f"{FOLDER_VARIABLE} to another folder"
         ) from error
+
+
+class LeaseLost(UserError):
+    """Tells that another process has taken the lease of this one."""
 
 
 class Mirror:
@@ -126,19 +130,28 @@ class Mirror:
 
     Args:
       address: such as s3://bucket/runs/1.
+      what: it is, for messages.
       every_s: seconds between snapshots; None for those of LCRSR_SNAPSHOT_S, or 10.
       lease_s: seconds that a lease lives unrenewed.
 
     Attributes:
       place: the folder of this machine that the run writes.
+      lost: what to end with where another process has taken the lease; None while none has.
 
     Raises (from every method):
       UserError: the store refuses or cannot be reached.
     """
 
-    def __init__(self, address: str, *, every_s: float | None = None, lease_s: float = LEASE_S):
-        self.address = address.rstrip("/")
-        self._store = Store(self.address, _WHAT)
+    def __init__(
+        self,
+        address: str,
+        what: str = "--workdir",
+        *,
+        every_s: float | None = None,
+        lease_s: float = LEASE_S,
+    ):
+        self.address, self._what = address.rstrip("/"), what
+        self._store = Store(self.address, what)
         self.place = local_copy(self.address)
         self._every_s = _seconds() if every_s is None else every_s
         self._lease_s = lease_s
@@ -148,7 +161,10 @@ class Mirror:
         self._saved_enough, self._ended = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
         self._saving: Any = None
+        # Where a store replaces no object at once, none of them reads what the other writes.
+        self._renewing = threading.Lock()
         self._failure = ""
+        self.lost: LeaseLost | None = None
         self._pushed: _State = {}
 
     # What is beside the folder: which snapshot it was copied from or to, and whose lease is ours.
@@ -167,7 +183,7 @@ class Mirror:
           UserError: an object is missing or has other content; or the snapshot that the folder was
             copied from is gone.
         """
-        with _held(self.place):
+        with _held(self.place, self._what):
             snapshot, base = self._read_snapshot(), self._base()
             if snapshot is None:
                 if base is not None:
@@ -208,7 +224,9 @@ class Mirror:
         try:
             self._store.fetch(scratch, [files[name]["object"] for name in wanted])
             described = {files[n]["object"]: files[n] for n in wanted}
-            checksums.check(scratch, described, f"restore {self.address}, or pass another {_WHAT}")
+            checksums.check(
+                scratch, described, f"restore {self.address}, or pass another {self._what}"
+            )
             for name in wanted:
                 path = os.path.join(self.place, name)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -230,7 +248,7 @@ class Mirror:
         content = self._store.read(_SNAPSHOT)
         if content is None:
             return None
-        where, remedy = f"{self.address}/{_SNAPSHOT}", "restore it, or pass another --workdir"
+        where, remedy = f"{self.address}/{_SNAPSHOT}", f"restore it, or pass another {self._what}"
         try:
             values = json.loads(content)
         except (ValueError, RecursionError):
@@ -278,7 +296,7 @@ class Mirror:
         Raises:
           UserError: another running process has it, or something else than a run is there.
         """
-        with _made(self.place):
+        with _made(self.place, self._what):
             os.makedirs(os.path.dirname(self.place), exist_ok=True)
             self._own_lock = open(f"{self.place}.held", "ab")  # noqa: SIM115 - held as the run lives
         try:
@@ -306,13 +324,13 @@ class Mirror:
         if others:
             raise UserError(
                 f"expected {self.address} to be empty or a run's workdir, found {others[0]} in it; "
-                "pass another --workdir"
+                f"pass another {self._what}"
             )
 
     def _taken(self, owner: str) -> UserError:
         return UserError(
             f"expected the workdir {self.address} to be free, found another running process in it "
-            f"({owner}); wait for that run or pass another --workdir"
+            f"({owner}); wait for that run or pass another {self._what}"
         )
 
     def _lease(self) -> bytes:
@@ -357,19 +375,39 @@ class Mirror:
         self._store.write(_LEASE, self._lease())
         # Of two who take it at once the later one has it.
         time.sleep(min(_LOOK_S, self._lease_s / 4))
-        self._check_lease()
-
-    def _check_lease(self) -> None:
         owner = self._owner(self._store.read(_LEASE))
         if owner.get("token") != self._token:
-            raise self._taken(str(owner.get("owner", "it has removed the lease")))
+            raise self._taken(str(owner.get("owner")))
+
+    def _check_lease(self, renew: bool = False) -> None:
+        with self._renewing:
+            owner = self._owner(self._store.read(_LEASE))
+            if renew and owner.get("token") == self._token:
+                self._store.write(_LEASE, self._lease())
+        if owner.get("token") != self._token:
+            name = f"the run on {owner['owner']}" if "owner" in owner else "a run that has ended"
+            raise LeaseLost(
+                f"expected to keep the lease of {self.address} ({self._what}), found it taken by "
+                f"{name}, as one is that was not renewed for {self._lease_s:.0f} s; leave the "
+                "workdir to that run, which went on from the last snapshot: what this one has made "
+                f"since is in {self.place} alone, until the next command there"
+            )
 
     def _renew(self) -> None:
         try:
-            self._check_lease()
-            self._store.write(_LEASE, self._lease())
+            self._check_lease(renew=True)
+        except LeaseLost as error:
+            self._end_with(error)
         except UserError as error:
             _LOG.warning("%s", error)
+
+    def _end_with(self, error: LeaseLost) -> None:
+        """Ends the run, which can save nothing any more."""
+        if self.lost is None:
+            self.lost = error
+            self._saved_enough.set()
+            self._ended.set()
+            end_with(error)
 
     def _start(self, doing: Any, every_s: float, ended: threading.Event) -> threading.Thread:
         def work() -> None:
@@ -385,6 +423,8 @@ class Mirror:
         try:
             self.push()
             self._failure = ""
+        except LeaseLost as error:
+            self._end_with(error)
         except (UserError, OSError) as error:
             if not self._failure:
                 _LOG.warning("no snapshot was saved: %s; the run goes on", error)
@@ -394,7 +434,7 @@ class Mirror:
         """Saves a snapshot of the folder, unless nothing is new.
 
         Raises:
-          UserError: the lease is another's.
+          LeaseLost: the lease is another's.
         """
         frozen = f"{self.place}.frozen"
         try:
@@ -448,7 +488,7 @@ class Mirror:
         self._store.send(objects, new)
         self._check_lease()
         snapshot = {"format": FORMAT, "writing": secrets.token_hex(8), "files": files}
-        with _held(self.place):
+        with _held(self.place, self._what):
             content = json.dumps(checksums.sealed(snapshot)).encode()
             self._store.write(_SNAPSHOT, content)
             self._write_base(snapshot)
@@ -466,20 +506,25 @@ class Mirror:
             if self._owner(self._store.read(_LEASE)).get("token") == self._token:
                 self._store.remove([_LEASE])
         self._own_lock.close()
+        signals.set_reason(None)
 
     def close(self) -> None:
         """Saves the last snapshot and leaves the address to others.
 
         Raises:
           UserError: the snapshot could not be saved. The folder has the run, and opening the same
-            address on this machine goes on from there.
+            address on this machine goes on from there, unless the lease is lost.
         """
         try:
             # Not the thread's: two at once would share the frozen folder. The lease is renewed
             # meanwhile: the last snapshot may take longer than it lives.
             self._saved_enough.set()
             self._saving.join()
+            if self.lost is not None:
+                raise self.lost
             self.push()
+        except LeaseLost:
+            raise
         except (UserError, OSError) as error:
             raise UserError(
                 f"{error}; the run is whole in {self.place}: the same command on this machine "
@@ -518,24 +563,28 @@ def mirrored(workdir: str) -> Iterator[str]:
             try:
                 mirror.close()
             except UserError as error:
-                _LOG.warning("%s", error)
+                if error is not mirror.lost:  # which the body has ended with
+                    _LOG.warning("%s", error)
         raise
     if is_writer():
         mirror.close()
 
 
-def copied_run(workdir: str) -> str:
+def copied_run(workdir: str, what: str = "--workdir") -> str:
     """Returns a folder of this machine with the run of a path or an address, to be read alone.
+
+    Args:
+      what: the path or address is, for messages: 'config.identifiers'.
 
     Raises:
       UserError: as `Mirror`; or there is no run at the address.
     """
     if not is_address(workdir):
         return workdir
-    mirror = Mirror(workdir)
+    mirror = Mirror(workdir, what)
     mirror.pull()
     if not os.path.exists(mirror.place) or not os.listdir(mirror.place):
         raise UserError(
-            f"expected the workdir of a run at {mirror.address}, found none; correct it"
+            f"expected the workdir of a run at {mirror.address} ({what}), found none; correct it"
         )
     return mirror.place

@@ -2,8 +2,9 @@
 
 An object appears whole or not at all, but a folder of objects does not. So what is sent of several
 files is described by a record that is sent last (`send_folder`), and only what it describes is
-fetched. Whatever goes wrong with a store ends in one line: an unknown protocol, a package that is
-not installed, no such bucket, no rights, no answer.
+fetched. Where several may send the same names at once, a file's object has its checksum in its
+name, so that nobody replaces what a record describes. Whatever goes wrong with a store ends in one
+line: an unknown protocol, a package that is not installed, no such bucket, no rights, no answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -197,16 +198,30 @@ class Store:
         self.write(TRIED, b"")
         self.remove([TRIED])
 
-    def send(self, folder: str, names: Iterable[str]) -> None:
-        """Writes files of a folder as objects of the same names."""
+    def send(
+        self, folder: str, names: Iterable[str], objects: Mapping[str, str] | None = None
+    ) -> None:
+        """Writes files of a folder as objects of the same names.
+
+        Args:
+          objects: of files whose objects have others.
+        """
         names = list(names)
         if names:
             paths = [os.path.join(folder, name) for name in names]
             with self._asking("write"):
-                self._files.put(paths, [self._path(name) for name in names])
+                self._files.put(paths, self._paths_of(names, objects))
 
-    def fetch(self, folder: str, names: Iterable[str]) -> None:
+    def _paths_of(self, names: Iterable[str], objects: Mapping[str, str] | None) -> list[str]:
+        return [self._path((objects or {}).get(name, name)) for name in names]
+
+    def fetch(
+        self, folder: str, names: Iterable[str], objects: Mapping[str, str] | None = None
+    ) -> None:
         """Reads objects into files of the same names below a folder.
+
+        Args:
+          objects: of files whose objects have others.
 
         Raises:
           Gone: one is not there (any more).
@@ -217,6 +232,7 @@ class Store:
         if not names:
             return
         self._check_names(names)
+        self._check_names((objects or {}).values())
         paths = [os.path.join(folder, name) for name in names]
         try:
             for parent in {os.path.dirname(path) for path in paths}:
@@ -229,7 +245,7 @@ class Store:
             ) from None
         with self._asking("read"):
             try:
-                self._files.get([self._path(name) for name in names], paths)
+                self._files.get(self._paths_of(names, objects), paths)
             except FileNotFoundError as error:
                 raise Gone(
                     f"expected all objects of {self.address} ({self._what}) to stay, found one "
@@ -390,16 +406,20 @@ def _check(path: str, entry: Entry, address: str) -> None:
             )
 
 
-def send_folder(store: Store, folder: str, left_out: Collection[str] = ()) -> None:
+def send_folder(
+    store: Store, folder: str, left_out: Collection[str] = (), *, by_content: bool = False
+) -> None:
     """Sends the files of a folder that the store does not have yet, and what describes them last.
 
-    Files lie there under their own names; JSON files follow the others, since they tell that those
-    are whole. What is described stays as it is, whoever makes another of the same name: files that
-    go with each other stay those of one maker. Others who send other files of the same folder at
-    the same time may have to send theirs again.
+    JSON files follow the others, since they tell that those are whole. What is described stays as
+    it is, whoever makes another of the same name: files that go with each other stay those of one
+    maker. Others who send other files of the same folder at the same time may have to send theirs
+    again.
 
     Args:
       left_out: folders in it that are not sent.
+      by_content: whether others may send files of the same names at the same time: a file NAME is
+        then the object NAME~CHECKSUM, and only `fetch_folder` finds it. Else it is NAME.
 
     Raises:
       UserError: the store cannot be written; what it described before stays described.
@@ -410,12 +430,21 @@ def send_folder(store: Store, folder: str, left_out: Collection[str] = ()) -> No
     if not new and there is not None:
         return
     described = checksums.describe(folder, new)
+    if by_content:
+        for name, told in described.items():
+            told["object"] = f"{name}~{told['xxh3']}"
+    objects = _objects(described)
     _LOG.info("sending %d files to %s", len(new), store.address)
     if there is None:
         _write_record(store, {})
-    store.send(folder, [name for name in new if not name.endswith(".json")])
-    store.send(folder, [name for name in new if name.endswith(".json")])
-    _write_record(store, (_read_record(store) or {}) | described)
+    store.send(folder, [name for name in new if not name.endswith(".json")], objects)
+    store.send(folder, [name for name in new if name.endswith(".json")], objects)
+    _write_record(store, described | (_read_record(store) or {}))
+
+
+def _objects(described: dict[str, Any]) -> dict[str, str]:
+    """Returns the objects of described files that have other names."""
+    return {name: told["object"] for name, told in described.items() if "object" in told}
 
 
 def sent_names(store: Store) -> set[str]:
@@ -435,7 +464,7 @@ def fetch_folder(store: Store, folder: str) -> bool:
         return False
     _LOG.info("fetching %d files of %s into %s", len(files), store.address, folder)
     with _scratch(folder, store.address, "a copy") as temporary:
-        store.fetch(temporary, files)
+        store.fetch(temporary, files, _objects(files))
         checksums.check(temporary, files, f"remove {store.address} and run the command again")
         _put(temporary, folder)
     return True
@@ -466,7 +495,10 @@ def _read_record(store: Store) -> dict[str, Any] | None:
         if isinstance(record, dict) and record.get("format") == _FORMAT:
             files = checksums.unsealed(record, path, what, remedy).get("files")
     if not isinstance(files, dict) or not all(
-        isinstance(about, dict) and {"bytes", "xxh3"} <= about.keys() for about in files.values()
+        isinstance(about, dict)
+        and {"bytes", "xxh3"} <= about.keys()
+        and isinstance(about.get("object", ""), str)
+        for about in files.values()
     ):
         raise UserError(f"expected {what} at {path}, found something else; {remedy}")
     return files

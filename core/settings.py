@@ -102,6 +102,8 @@ _SOME_WIDTHS = Rule(
 _NAMED = Rule("with a name", bool, "set one")
 # Marks texts that are places of files or folders where they are not empty.
 _PLACE = Rule("", lambda text: True)
+# Of those the workdirs of other runs, which may lie in an object store.
+_RUN = Rule("", lambda text: True)
 
 Count = Annotated[int, ABOVE_0]
 CountOrNone = Annotated[int, at_least(0)]  # where 0 is none of it, or all
@@ -114,6 +116,7 @@ Widths = Annotated[tuple[int, ...], _WIDTHS]
 SomeWidths = Annotated[tuple[int, ...], _SOME_WIDTHS]
 Named = Annotated[str, _NAMED]
 Place = Annotated[str, _PLACE]
+RunPlace = Annotated[str, _PLACE, _RUN]
 
 _ONE = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
 _MANY = {int: "whole numbers", float: "numbers", bool: "True or False", str: "texts"}
@@ -242,13 +245,16 @@ def check(config: Any, sections: Mapping[str, Section]) -> None:
                 build(cls, values, section=name, more=section.more(config))
 
 
-def places(config: Any, sections: Mapping[str, Section]) -> Iterator[str]:
-    """Yields the keys of a config whose values are files or folders, such as 'train.teacher'."""
+def places(config: Any, sections: Mapping[str, Section]) -> Iterator[tuple[str, bool]]:
+    """Yields the keys of a config whose values are files or folders, such as 'train.teacher', and
+    whether they are workdirs of runs.
+    """
     every = config.to_dict()
     for name, section in sections.items():
         for key in _values(every, name, sections):
-            if _PLACE in _taken_apart(section.hints[key])[1]:
-                yield f"{name}.{key}" if name else key
+            marks = _taken_apart(section.hints[key])[1]
+            if _PLACE in marks:
+                yield f"{name}.{key}" if name else key, _RUN in marks
 
 
 def _values(values: dict[str, Any], name: str, sections: Mapping[str, Section]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from core import signals
 from core.compiling import announced
-from core.errors import Preempted
+from core.errors import Preempted, UserError
 
 _LOG = logging.getLogger(__name__)
 # Updates of this process, whatever the stage: the point at which processes agree to stop is a count
@@ -50,19 +50,30 @@ class Termination:
         self._left = threading.Event()
 
     def arrived(self) -> bool:
-        """Tells whether a signal has arrived; all processes ask after the same updates."""
+        """Tells whether a signal has arrived; all processes ask after the same updates.
+
+        Raises:
+          UserError: why the program ends of itself, where it is one process of several: the others
+            do not know and end because this one does.
+        """
         if jax.process_count() > 1:
+            if (reason := signals.reason()) is not None:
+                raise reason
             # Without a collective: JAX's coordinator hears of a signal and names a later count.
             return multihost_utils.reached_preemption_sync_point(next(_updates))
-        return self._number is not None
+        return self._due
 
-    def preempted(self, text: str) -> Preempted:
-        """Returns what to raise once all is saved.
+    @property
+    def _due(self) -> bool:
+        return self._number is not None or signals.reason() is not None
+
+    def preempted(self, text: str) -> Preempted | UserError:
+        """Returns what to raise once all is saved: why the program ends of itself, if it does.
 
         Args:
           text: what follows the signal's name, such as ': saved step 3; ...'.
         """
-        return Preempted(self._name + text, self._code)
+        return signals.reason() or Preempted(self._name + text, self._code)
 
     @property
     def _name(self) -> str:
@@ -84,8 +95,8 @@ class Termination:
           saved: what the message says of the work before it.
 
         Raises:
-          Preempted: a signal has arrived. Where Python is held up, the process ends in the same
-            line and exit code.
+          Preempted, UserError: a signal has arrived, or a reason. Where Python is held up, the
+            process ends in the same line and exit code.
         """
         if jax.process_count() > 1:
             yield
@@ -93,7 +104,7 @@ class Termination:
         self._left.clear()
         self._repeatable = f" in {what}: {saved}; the same command continues"
         try:
-            if self._number is not None:
+            if self._due:
                 raise _Abandoned
             yield
         except _Abandoned:
@@ -154,9 +165,27 @@ class Termination:
             if number == signal.SIGINT and not self._abandoned:
                 signals.say("Ctrl-C: stops as soon as all is saved; a second one ends at once")
         elif not self._left.wait(_GRACE_S):
+            if (reason := signals.reason()) is not None:
+                signals.end_for(reason)
             self._number = number
             print(self._name + text, flush=True)
             os._exit(self._code)
+
+
+def end_with(error: UserError) -> None:
+    """Ends what the main thread does in `error`, as SIGTERM would end it; called by other threads.
+
+    In a notebook, whose SIGTERM is not ours, and in a job of several processes, whose SIGTERM has
+    all save and go on with the job later, that is when training next asks `arrived`.
+    """
+    signals.set_reason(error)
+    if jax.distributed.is_initialized():
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is signals.handle or isinstance(getattr(handler, "__self__", None), Termination):
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGTERM)
 
 
 # What the outermost `watched` of this process notes with.

@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from core import checksums, distributed, seeds, vectors
 from core.errors import UserError
+from core.mirrors import copied_run
 from crs_jax import contexts, semantic_ids, teacher, traces, vocabulary
 from crs_jax.contexts import ItemContext, UserContext
 from crs_jax.embedding import open_encoder
@@ -151,7 +152,8 @@ class CRSExamples:
         content += [config[name].to_json(sort_keys=True) for name in ("vectors", "semantic_ids")]
         source = vectors.source_hash(config.vectors.semantic)
         content += [source] if source else []
-        before, names = config.semantic_ids.extend, self.item_names()
+        before = copied_run(config.semantic_ids.extend, "config.semantic_ids.extend")
+        names = self.item_names()
         sizes, last = tuple(config.semantic_ids.codes), config.semantic_ids.last_codes
         recorded = semantic_ids.read_list(before) if before else None
         if recorded is not None:

@@ -17,6 +17,7 @@ from core.settings import (
     Place,
     Positive,
     Rule,
+    RunPlace,
     Section,
     Settings,
     Weight,
@@ -82,7 +83,7 @@ class IdSettings(Settings):
 
     codes: Annotated[tuple[int, ...], _LEVELS]
     last_codes: CountOrNone
-    extend: Place
+    extend: RunPlace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

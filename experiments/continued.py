@@ -26,6 +26,7 @@ from ml_collections import config_dict
 from core import checksums
 from core.errors import UserError
 from core.loop import begin_stage, restore_best
+from core.mirrors import copied_run
 from core.workdir import Workdir, settings
 from experiments.methods import experiment_class
 from experiments.restored import open_run, read_run_config
@@ -170,8 +171,8 @@ class Continuation:
 
     def __init__(self, config: config_dict.ConfigDict, data: Dataset):
         path = config.continue_from
-        workdir = Workdir(path)
-        experiment = open_run(workdir, 1, kept=kept_data.is_kept(path))
+        workdir = Workdir(copied_run(path, "--from"))
+        experiment = open_run(workdir, 1, kept=kept_data.is_kept(workdir.path))
         log = experiment.data.log
         if log.hash == data.log.hash:
             _check_same_data(experiment.config, config)
@@ -191,7 +192,7 @@ class Continuation:
             )
         self.state = grown_state(state, matches)
         self.record = {
-            "from": os.path.abspath(workdir.path),
+            "from": path,
             "stage": STAGE,
             "step": int(state["step"]),
             "from_hash": log.hash,
@@ -329,5 +330,5 @@ def begins_from_another(config: config_dict.ConfigDict, path: str) -> bool:
             f"expected LCR-SER or a baseline that is trained with --from, found {config.method}, "
             "which starts anew on every data; leave --from out"
         )
-    check_settings(read_run_config(Workdir(config.continue_from)), config)
+    check_settings(read_run_config(Workdir(copied_run(config.continue_from, "--from"))), config)
     return True

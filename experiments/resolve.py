@@ -8,9 +8,9 @@ from typing import Any
 from ml_collections import config_dict
 
 from core.errors import UserError
-from core.files import expanded
 from core.object_store import whole_place
 from core.settings import places
+from core.workdir import check_mounted
 from experiments.methods import experiment_class
 
 
@@ -41,10 +41,12 @@ def resolve(config: config_dict.ConfigDict, given: Collection[str] = ()) -> conf
         del config.on_sample["replaced"]  # of no use to a run
     experiment.check_settings(config)
     # So a run belongs to a file however and wherever it is called.
-    for key in places(config, experiment.sections(config)):
+    for key, is_run in places(config, experiment.sections(config)):
         section, _, name = key.rpartition(".")
         part = config[section] if section else config
-        part[name] = part[name] and expanded(part[name], f"config.{key}")
+        if not is_run:
+            check_mounted(part[name], f"config.{key}")
+        part[name] = part[name] and whole_place(part[name], f"config.{key}")
     if config.data_dir:
         config.data_dir = whole_place(config.data_dir, "config.data_dir")
     return experiment.completed(config)

@@ -37,7 +37,13 @@ from gensar_jax.examples import GenSARExamples
 from gensar_jax.identifier_experiment import IdentifierExperiment
 from gensar_jax.identifiers import IdentifierTable, load_table
 from gensar_jax.joint_task import JointConfig, JointTask
-from gensar_jax.own_identifiers import check_own, given_table, own_identifiers, train_table
+from gensar_jax.own_identifiers import (
+    check_own,
+    given_table,
+    own_identifiers,
+    table_folder,
+    train_table,
+)
 from gensar_jax.ranking import BeamRanker
 from gensar_jax.settings import (
     SAMPLED,
@@ -167,7 +173,7 @@ class GenSARExperiment(Experiment):
 
     @functools.cached_property
     def _identifiers_folder(self) -> str:
-        return self.config.identifiers or own_identifiers(self.config, self.data)[0]
+        return table_folder(self.config) or own_identifiers(self.config, self.data)[0]
 
     @property
     def _checkpoint(self) -> str:

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from core import distributed, vectors
 from core.errors import UserError
+from core.mirrors import copied_run
 from core.workdir import open_workdir
 from gensar_jax import identifier_methods
 from gensar_jax.identifiers import IdentifierTable, load_table
@@ -35,7 +36,7 @@ def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
       UserError: as `load_table`, or identifiers of another method or split.
     """
     if config.identifiers:
-        table = load_table(config.identifiers, data_hash=data.log.hash)
+        table = load_table(table_folder(config), data_hash=data.log.hash)
         if table.method != (wanted := identifier_methods.method_of(config)):
             raise UserError(
                 f"expected identifiers of {wanted} in {config.identifiers}, found those of "
@@ -48,6 +49,11 @@ def given_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
         return None
     with _kept_in_cache(folder):
         return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
+
+
+def table_folder(config: config_dict.ConfigDict) -> str:
+    """Returns the folder of this machine with the table of `config.identifiers`; '' names none."""
+    return copied_run(config.identifiers, "config.identifiers")
 
 
 def _seen_by_all(folder: str, name: str) -> bool:
@@ -99,6 +105,7 @@ def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
         workdir = open_workdir(folder, own.to_dict(), data.log.hash)
         _seen_by_all(folder, "config.json")
         maker.run(workdir)
+        data.share()  # the run that needs them goes on for long, and other runs need them too
         return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
 
 

@@ -17,6 +17,7 @@ from core.settings import (
     NamesOnce,
     Place,
     Rule,
+    RunPlace,
     Settings,
     Weight,
     from_to,
@@ -51,7 +52,7 @@ class TableSettings(Settings):
       identifier_method: what makes it (`gensar_jax.identifier_methods`).
     """
 
-    identifiers: Place
+    identifiers: RunPlace
     identifier_method: Named = "gensar_identifiers"
 
 

@@ -74,7 +74,7 @@ class StoredCache:
                 finished = os.path.exists(os.path.join(run, _FINISHED))
                 if not finished or f"{name}/{_FINISHED}" in names:
                     left_out.add(name)
-        send_folder(store, directory, left_out)
+        send_folder(store, directory, left_out, by_content=True)
 
     def send_if_possible(self, directory: str) -> None:
         """Sends as `send` does; a store that cannot be written costs a warning."""

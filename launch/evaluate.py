@@ -18,7 +18,7 @@ from core.errors import UserError
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("workdir", None, "Folder or address of a run of launch.train.")
     flags.DEFINE_string("split", "test", "validation or test.")
     flags.DEFINE_string(
         "stage", None, "train, rl or control; default rl where it was trained, else train."

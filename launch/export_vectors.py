@@ -15,7 +15,7 @@ from core.errors import UserError
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("workdir", None, "Folder or address of a run of launch.train.")
     flags.DEFINE_string("out", None, "The .npy file to write.")
     flags.DEFINE_string("table", "item", "Which vectors: item, user or word.")
     flags.DEFINE_string(

@@ -26,7 +26,7 @@ from core.errors import UserError
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run of launch.train.")
+    flags.DEFINE_string("workdir", None, "Folder or address of a run of launch.train.")
     flags.DEFINE_string("users", None, "File with one user id a line.")
     flags.DEFINE_string("events", None, "File with one question a line, as JSON.")
     flags.DEFINE_string(

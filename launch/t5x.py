@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from core import cli, signals
-from core.errors import UserError
+from core.errors import CANNOT_RUN, UserError, line_of
 from gensar_jax.t5x_bridge import installation
 
 _PROGRAMS = ("train", "infer")
@@ -49,8 +49,8 @@ def main() -> None:
         run(sys.argv[1:])
         code = 0
     except UserError as error:
-        print(cli.line_of(error), file=sys.stderr)
-        code = cli.CANNOT_RUN
+        print(line_of(error), file=sys.stderr)
+        code = CANNOT_RUN
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:

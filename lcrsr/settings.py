@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from core.settings import Count, CountOrNone, Place, Positive, Rule, Settings, Share, Weight
+from core.settings import Count, CountOrNone, Positive, Rule, RunPlace, Settings, Share, Weight
 
 _BATCH = Rule("above 0", lambda size: size >= 0, "set such a size, or 0 for one by the log's size")
 
@@ -43,7 +43,7 @@ class ScheduleSettings(Settings):
 class TeacherSettings(Settings):
     """Says of which run's stage LCR-SER learns the scores as well; of none where it is empty."""
 
-    teacher: Place
+    teacher: RunPlace
     teacher_stage: str
 
 

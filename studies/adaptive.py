@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.files import write_atomically
 from core.results import device
 from core.stages import stage_title
-from core.workdir import commit_id
+from core.workdir import check_mounted, commit_id
 from experiments.restored import Restored
 from lcrsr.adaptive import AdaptiveScorer, Calibration, Head, calibrate, ranking_losses
 from lcrsr.lcr_ser import LCRSERRanker
@@ -157,12 +157,13 @@ def adapt(workdir: str, stage: str | None, name: str, tolerance: float) -> str:
     """Calibrates steps for every user, measures them and writes the table, returned as Markdown.
 
     Raises:
-      UserError: not a run of LCR-SER with steps, too few users, or a tolerance that is
-        below 0 or not finite.
+      UserError: an address, not a run of LCR-SER with steps, too few users, or a tolerance that
+        is below 0 or not finite.
     """
     if not 0 <= tolerance < math.inf:
         raise UserError(f"expected --tolerance of 0 or more, found {tolerance:g}; correct it")
     metrics.metric(name)
+    check_mounted(workdir, "--workdir")  # the table goes into it
     run = Restored(workdir, stage)
     ranker = getattr(run.experiment, "ranker", None)
     if not isinstance(ranker, LCRSERRanker) or not ranker.model.config.max_steps:

@@ -8,10 +8,11 @@ import time
 
 import pytest
 
-from core import distributed, mirrors
+from core import distributed, mirrors, signals
 from core.errors import UserError
-from core.mirrors import Mirror, copied_run, mirrored
+from core.mirrors import LeaseLost, Mirror, copied_run, mirrored
 from core.object_store import FOLDER_VARIABLE, Store
+from core.termination import watched
 
 
 @pytest.fixture
@@ -147,12 +148,35 @@ def test_a_run_that_lost_its_lease_saves_no_snapshot(address, machine):
     machine("second")
     other = opened(address)  # the first has not renewed it for too long
     pathlib.Path(mirror.place, "results.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"expected the workdir .* to be free"):
+    with pytest.raises(LeaseLost, match=r"found it taken by the run on .*; leave the workdir to"):
         mirror.push()
     assert "snapshot.json" not in Store(address, "--workdir").entries()
-    with pytest.raises(UserError, match=r"the run is whole in .*the same command on this machine"):
-        mirror.close()
     other.close()
+    with pytest.raises(LeaseLost, match="found it taken by a run that has ended"):
+        mirror.close()
+
+
+@pytest.mark.parametrize("interval", ["_RENEWED_S", "EVERY_S"])
+def test_a_run_that_loses_its_lease_stops(machine, monkeypatch, caplog, interval):
+    """Whether it finds that out as it renews the lease or as it saves a snapshot."""
+    address = f"memory://lost/{os.urandom(4).hex()}"
+    monkeypatch.setattr(mirrors, interval, 0.05)
+
+    def train():
+        with mirrored(address) as folder, watched() as termination:
+            Store(address, "").write("lease.json", b'{"owner": "second", "token": "0"}')
+            pathlib.Path(folder, "results.json").write_text("{}", encoding="utf-8")
+            deadline = time.monotonic() + 10
+            while not termination.arrived():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            raise termination.preempted(": saved")
+
+    with pytest.raises(LeaseLost, match="found it taken by the run on second"):
+        train()
+    assert not caplog.messages and signals.reason() is None
+    names = list(Store(address, "").entries())
+    assert names[0] == "lease.json" and "snapshot.json" not in names
 
 
 def test_a_run_that_lost_its_lease_removes_no_objects(address, machine, monkeypatch):
@@ -171,7 +195,7 @@ def test_a_run_that_lost_its_lease_removes_no_objects(address, machine, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", taken_before)
-        with pytest.raises(UserError, match=r"expected the workdir .* to be free"):
+        with pytest.raises(LeaseLost):
             mirror.push()
     killed(mirror)
     names = [name for name in Store(address, "--workdir").entries() if "results.json" in name]

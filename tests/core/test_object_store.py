@@ -184,6 +184,34 @@ def test_what_was_sent_stays_whoever_makes_another(memory, tmp_path):
     assert sent_names(store) == {"codes.npz", "codes.json", "of_run"}
 
 
+@pytest.mark.parametrize("moment", [1, 2])
+def test_two_who_send_the_same_names_at_once_leave_what_is_described(
+    memory, tmp_path, monkeypatch, moment
+):
+    """The other sends all of its own between the two files of one, or before that one's record."""
+    store, folders = Store("memory://b/log", "config.cache_dir"), {}
+    for maker in ("one", "other"):
+        folders[maker] = tmp_path / maker
+        folders[maker].mkdir()
+        (folders[maker] / "codes.npz").write_text(f"codes of {maker}")
+        (folders[maker] / "codes.json").write_text(f'"codes of {maker}"')
+    send, sends = Store.send, []
+
+    def send_beside(self, folder, names, objects):
+        send(self, folder, names, objects)
+        sends.append(folder)
+        if len(sends) == moment:
+            send_folder(store, str(folders["other"]), by_content=True)
+        if sent_names(store):  # which a reader may fetch at any moment
+            assert fetch_folder(store, str(tmp_path / f"copy{len(sends)}"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "send", send_beside)
+        send_folder(store, str(folders["one"]), by_content=True)
+    assert fetch_folder(store, str(tmp_path / "copy"))
+    assert content_of(tmp_path / "copy") == content_of(folders["other"])
+
+
 def test_what_was_not_sent_whole_is_not_there(memory, tmp_path, monkeypatch):
     folder = tmp_path / "log"
     folder.mkdir()
@@ -191,9 +219,9 @@ def test_what_was_not_sent_whole_is_not_there(memory, tmp_path, monkeypatch):
     (folder / "meta.json").write_text("{}")
     store, send = Store("memory://b/log", "config.cache_dir"), Store.send
 
-    def killed(self, folder, names):
+    def killed(self, folder, names, objects):
         names = list(names)
-        send(self, folder, names)
+        send(self, folder, names, objects)
         if "a.npy" in names:
             raise UserError("killed")
 

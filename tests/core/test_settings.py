@@ -10,7 +10,7 @@ from ml_collections import config_dict
 
 from core import settings
 from core.errors import UserError
-from core.settings import Count, NamesOnce, Place, Section, Settings, Share, build, one_of
+from core.settings import Count, NamesOnce, Place, RunPlace, Section, Settings, Share, build, one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Network(Settings):
     names: Annotated[tuple[str, ...], NamesOnce(least=1)] = ("a",)
     depth: Count | None = None
     file: Place = ""
+    run: RunPlace = ""
 
     def check(self) -> None:
         self.check_divisible("width", by="heads")
@@ -81,9 +82,10 @@ SECTIONS = {
 
 
 def test_a_whole_config():
-    config = config_dict.ConfigDict({"deep": True, "model": {"width": 8, "file": "f"}})
+    config = config_dict.ConfigDict({"deep": True, "model": {"width": 8, "file": "f", "run": "r"}})
     settings.check(config, SECTIONS)
-    assert list(settings.places(config, SECTIONS)) == ["model.file"]
+    places = [("model.file", False), ("model.run", True)]
+    assert list(settings.places(config, SECTIONS)) == places
     config.model.width = 0
     with pytest.raises(UserError, match=r"config\.model\.width above 0"):
         settings.check(config, SECTIONS)

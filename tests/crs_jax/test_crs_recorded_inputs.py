@@ -8,6 +8,8 @@ import pytest
 from test_crs import ITEMS, config_of, opened, write_beauty
 
 from core.errors import UserError
+from core.mirrors import mirrored
+from core.object_store import FOLDER_VARIABLE
 from core.workdir import Workdir
 from crs_jax import recorded_inputs
 from experiments.methods import open_experiment, reopened
@@ -57,7 +59,7 @@ def ids_by_name(examples):
     return dict(zip(examples.item_names(), examples.ids.codes.tolist(), strict=True))
 
 
-def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path):
+def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path, monkeypatch):
     before = opened(folder, cache).examples
     recorded_inputs.record(Workdir(str(tmp_path / "run")), before)
     shutil.copytree(folder, tmp_path / "larger")
@@ -84,7 +86,13 @@ def test_a_larger_catalogue_keeps_the_ids_of_a_run(folder, cache, tmp_path):
     back = opened(folder, cache, **extend).examples
     recorded_inputs.record(Workdir(str(tmp_path / "third")), back)
     assert back.ids.codes.tolist() == before.ids.codes.tolist()
-    extend = {"semantic_ids.extend": str(tmp_path / "third")}
+    # From a store it is the same.
+    address = f"memory://third/{tmp_path.name}"
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "machine"))
+    with mirrored(address) as place:
+        shutil.copytree(tmp_path / "third", place, dirs_exist_ok=True)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "another machine"))
+    extend = {"semantic_ids.extend": address}
     with open(tmp_path / "larger" / "items.jsonl", "a") as file:
         record = {"item": ITEMS + 3, "query_ids": [0], "title": "kind0 red"}
         file.write(json.dumps(record) + "\n")

@@ -86,7 +86,7 @@ def test_prepared_trained_and_evaluated_from_a_bucket(server, csv_folder, tmp_pa
     first = run(environment, "train", method, *stored, f"--workdir={tmp_path / 'a'}")
     assert first.returncode == 0, first.stderr
     kept = files.find("bucket/cache")
-    assert any(name.endswith("/meta.json") for name in kept)
+    assert any("/meta.json~" in name for name in kept)
     other = environment | {"LCRSR_STORE_FOLDER": str(tmp_path / "other machine")}
     second = run(other, "train", method, *stored, f"--workdir={tmp_path / 'b'}")
     assert second.returncode == 0, second.stderr

@@ -49,10 +49,10 @@ def program(environment, machine, name, *flags):
     return jobs.Process(command, every, cwd=jobs.ROOT)
 
 
-def training(environment, machine, data, cache, workdir):
+def training(environment, machine, data, cache, workdir, **changes):
     flags = ["--config=configs/sasrec.py:csv_log", f"--config.data_dir={data}"]
     flags += [f"--config.cache_dir={cache}", f"--workdir={workdir}"]
-    flags += [f"--config.{key}={value}" for key, value in SMALL.items()]
+    flags += [f"--config.{key}={value}" for key, value in (SMALL | changes).items()]
     return program(environment, machine, "train", *flags)
 
 
@@ -127,6 +127,29 @@ def test_killed_on_one_machine_it_ends_on_another_in_the_same_bits(
     jobs.finished(program(s3, machine[2], "evaluate", *flags))
     rows = jobs.rows_of(pathlib.Path(copied_run(places[2])))
     assert {protocol for _, _, protocol in rows} == {"neg99", "full"}
+    vectors = [tmp_path / "stored.npy", tmp_path / "whole.npy"]
+    for workdir, out in zip((places[2], whole), vectors, strict=True):
+        flags = [f"--workdir={workdir}", f"--out={out}"]
+        jobs.finished(program(s3, machine[2], "export_vectors", *flags))
+    assert vectors[0].read_bytes() == vectors[1].read_bytes()
+
+
+def test_a_run_stops_that_another_machine_has_taken_its_lease_from(s3, csv_folder, tmp_path):
+    place = "s3://bucket/runs/lost"
+    store, endless = Store(place, "--workdir"), {"train.max_epochs": 1e6}
+    run = training(s3, tmp_path / "machine", csv_folder, tmp_path / "cache", place, **endless)
+    await_step(store, run, 5)
+    deadline = time.monotonic() + 60
+    while run.poll() is None and time.monotonic() < deadline:
+        # Again: a renewal that was on its way has replaced it.
+        store.write("lease.json", b'{"owner": "another", "token": "0"}')
+        time.sleep(0.5)
+    (code,), (output,) = jobs.endings([run], 1)
+    assert code == 2 and "Traceback" not in output, output
+    assert "no snapshot was saved" not in output
+    last = output.splitlines()[-1]
+    assert last.startswith(f"error: expected to keep the lease of {place} (--workdir), found it t")
+    assert "the run on another, as one is that" in last
 
 
 @pytest.mark.parametrize(

@@ -64,3 +64,27 @@ def test_a_tilde_without_a_home_is_refused(key, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a home folder for config\.cache_dir=~nobody"):
         Dataset(resolve(config))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_may_lie_in_a_store_and_other_places_not():
+    address = "s3://bucket/run"
+    for module, key in (
+        (lcr_ser_qilin, "train.teacher"),
+        (gensar_qilin, "identifiers"),
+        (crs_sample, "semantic_ids.extend"),
+    ):
+        config = module.get_config()
+        config.update_from_flattened_dict({key: address})
+        section, _, name = key.rpartition(".")
+        resolved = resolve(config)
+        # As it is: the copy's folder is another on every machine.
+        assert (resolved[section] if section else resolved)[name] == address
+    for module, key in (
+        (gensar_qilin, "prompts.pseudo_queries"),
+        (crs_sample, "model.checkpoint"),
+        (crs_sample, "distill.traces"),
+    ):
+        config = module.get_config()
+        config.update_from_flattened_dict({key: address})
+        with pytest.raises(UserError, match=f"config.{key} on a mounted file system, found s3:"):
+            resolve(config)

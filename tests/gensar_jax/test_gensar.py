@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from configs import gensar_amazon_beauty
 from core import checksums
 from core.checkpoints import Checkpoints
 from core.errors import UserError
+from core.mirrors import mirrored
+from core.object_store import FOLDER_VARIABLE
 from core.workdir import open_workdir
 from experiments.evaluate import evaluate
 from experiments.methods import open_experiment
@@ -136,6 +139,20 @@ def refused(config, tmp_path):
         train(config, str(workdir))
     assert "\n" not in str(error.value) and not workdir.exists()
     return str(error.value)
+
+
+def test_identifiers_may_lie_in_a_store(config, data, tmp_path, monkeypatch):
+    address = f"memory://identifiers/{tmp_path.name}"
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "first"))
+    elsewhere = changed(config, identifiers=address)
+    none = f"expected the workdir of a run at {address} (config.identifiers), found none"
+    assert none in refused(elsewhere, tmp_path)
+    with mirrored(address) as place:
+        shutil.copytree(config.identifiers, place, dirs_exist_ok=True)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "second"))
+    experiment = open_experiment(resolve(elsewhere), data)
+    assert experiment.table.hash == table_of(data).hash
+    assert experiment.config.identifiers == address  # as every machine's config.json has it
 
 
 def test_mistakes_end_in_one_line_before_anything_is_written(config, data, tmp_path):

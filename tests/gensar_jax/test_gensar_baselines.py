@@ -6,6 +6,7 @@ from test_gensar import SHARED, SMALL, changed, refused, small_config, write_bea
 
 from configs import genre_identifiers, gensar, p5_cid_identifiers
 from core.errors import UserError
+from core.object_store import FOLDER_VARIABLE
 from experiments.export_t5x import export
 from experiments.methods import open_experiment
 from experiments.predict import predict
@@ -13,7 +14,7 @@ from experiments.resolve import resolve
 from experiments.restored import Restored
 from experiments.train import train
 from gensar_jax import identifiers
-from gensar_jax.own_identifiers import own_identifiers
+from gensar_jax.own_identifiers import given_table, own_identifiers, train_table
 from input_pipelines import histories
 from input_pipelines.dataset import Dataset
 from serving.recommender import Recommender
@@ -121,6 +122,18 @@ def test_p5_cid_clusters_training_clicks_alone(small, data):
     folder, _ = own_identifiers(resolve(config_of(small, "p5_cid")), data)
     again = identifiers.load_table(folder, data_hash=data.log.hash)
     assert again.hash == table.hash
+
+
+def test_a_stored_cache_has_identifiers_as_soon_as_they_are_made(small, tmp_path, monkeypatch):
+    config = config_of(small, "genre", cache_dir=f"memory://cache/{tmp_path.name}")
+    tables = []
+    for machine in ("first", "second"):
+        monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / machine))
+        resolved = resolve(config)
+        data = Dataset(resolved)
+        find = train_table if machine == "first" else given_table
+        tables.append(find(resolved, data))
+    assert tables[1] is not None and tables[1].hash == tables[0].hash
 
 
 def test_genre_s_identifiers_are_titles_in_the_run_s_own_pieces(small, data, tmp_path):

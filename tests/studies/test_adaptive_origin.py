@@ -45,3 +45,8 @@ def test_the_table_names_its_data_seed_commits_and_device(tmp_path):
 def test_a_tolerance_is_looked_at_before_the_run(tolerance):
     with pytest.raises(UserError, match=f"tolerance of 0 or more, found {tolerance:g}; correct"):
         adaptive.adapt("none", None, "ndcg@5", tolerance)
+
+
+def test_a_run_in_a_store_is_refused_as_its_table_would_stay_here():
+    with pytest.raises(UserError, match="expected --workdir on a mounted file system, found s3:"):
+        adaptive.adapt("s3://bucket/run", None, "ndcg@5", 0.0)
