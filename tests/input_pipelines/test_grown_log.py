@@ -134,6 +134,21 @@ def test_a_day_of_another_kind_is_one_line(changes, found, other_way):
         grown(dataclasses.replace(first, published={"train_target_row": np.zeros(1)}), second)
 
 
+def test_a_day_that_overlaps_the_log_is_refused_and_leaves_it_as_it_was(days):
+    path = days / "log" / "meta.json"
+    before = path.read_bytes()
+    for table in ("clicks", "searches"):
+        lines = (days / "day0" / f"{table}.csv").read_text().splitlines()
+        # The end of the day before, its sessions under other names.
+        again = [line.replace(",s", ",again") for line in lines[-3:]]
+        with open(days / "day1" / f"{table}.csv", "a") as file:
+            file.write("\n".join(again if table == "searches" else lines[-3:]) + "\n")
+    with pytest.raises(UserError, match=r"found 3 of \d+ that it has, such as .* 'user") as error:
+        join(days, 1)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
 @pytest.fixture
 def days(tmp_path):
     """Raw folders of three days, and the prepared log of the first."""
