@@ -219,7 +219,14 @@ def test_another_architecture_names_its_first_tensor(copied, name, found):
     [
         ("config.json", {"model_type": "mpnet"}, "expected model_type of bert"),
         ("config.json", {"hidden_act": "relu"}, "expected hidden_act of 'gelu'"),
-        ("config.json", {"hidden_size": "12"}, "expected hidden_size of a number"),
+        ("config.json", {"hidden_size": "12"}, "expected hidden_size of a whole number"),
+        ("config.json", {"max_position_embeddings": 2**31}, "expected max_position_embeddings of"),
+        (
+            "config.json",
+            {"num_hidden_layers": 10**9},
+            "from 1 to 10,000 in .* found 1000000000",
+        ),
+        ("config.json", {"layer_norm_eps": 10**12}, "expected layer_norm_eps of a number"),
         ("config.json", {"num_attention_heads": 5}, "width divisible by heads, found 12/5"),
         ("config.json", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("1_Pooling/config.json", {"pooling_mode": "max"}, "expected one pooling of .* found max"),
