@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -190,6 +191,25 @@ def test_days_join_in_a_chain_and_no_day_twice(days):
         prepare.append_into("csv_log", str(days / "day2"), str(days / "log"), options)
     with pytest.raises(UserError, match=r"expected a prepared log with meta\.json in"):
         prepare.append_into("csv_log", str(days / "day2"), str(days / "day0"), OPTIONS)
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(days):
+    before = {path.name: path.read_bytes() for path in (days / "log").iterdir()}
+    # A limit on file sizes makes writes fail as a full disk does, without a disk to fill.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"^expected to write .*-2\.npy, found File too large"
+        ) as e:
+            join(days, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be read" not in str(e.value) and str(e.value).count("free space") == 1
+    left = {path.name: path.read_bytes() for path in (days / "log").iterdir()}
+    assert {name: left[name] for name in before} == before
+    assert set(left) - set(before) <= {".append.lock"}
+    join(days, 1)
 
 
 def test_who_has_the_log_open_reads_on_and_what_was_made_of_it_is_not_mixed_up(days):
