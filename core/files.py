@@ -25,7 +25,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 
 PARTIAL = ".partial-"
 # A writer locks its file right after making it: what is older and not locked has no writer.
@@ -274,8 +274,7 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, RecursionError):
         return "values nested too deeply"
-    lines = str(error).splitlines() or [type(error).__name__]
-    return f"a file that cannot be read ({lines[0][:160]})"
+    return f"a file that cannot be read ({reason_of(error)})"
 
 
 def read_json(
