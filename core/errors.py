@@ -13,6 +13,14 @@ class UserError(Exception):
     """
 
 
+def reason_of(error: BaseException, most: int = 160) -> str:
+    """Returns what a library says of a mistake, for a line of ours; its kind where it says nothing.
+
+    All of its lines count: many begin with a heading, such as "Validation failed:".
+    """
+    return " ".join(str(error).split())[:most].rstrip() or type(error).__name__
+
+
 class Preempted(Exception):
     """Tells that SIGTERM or Ctrl-C arrived; the state is saved, the same command continues it.
 

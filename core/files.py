@@ -25,7 +25,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 
 PARTIAL = ".partial-"
 # A writer locks its file right after making it: what is older and not locked has no writer.
@@ -172,10 +172,26 @@ def expanded(path: str, what: str) -> str:
     return os.path.abspath(whole)
 
 
+class _ToldOfAll:
+    """Hides from NumPy that it writes a file.
+
+    It would write with a buffer of its own, and leave out the end of an array without a word where
+    that does not fit on the disk.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.write = file.write
+
+
+def write_npy(file: IO[bytes], array: np.ndarray) -> None:
+    """Writes an array as .npy to an open file. Raises OSError where not all of it fits."""
+    np.save(_ToldOfAll(file), array, allow_pickle=False)
+
+
 def save_npy(path: str, array: np.ndarray) -> None:
     """Writes an array as a .npy file in the way of `open_atomically`."""
     with open_atomically(path) as file:
-        np.save(file, array, allow_pickle=False)
+        write_npy(file, array)
 
 
 def save_npz(path: str, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
@@ -258,8 +274,7 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, RecursionError):
         return "values nested too deeply"
-    lines = str(error).splitlines() or [type(error).__name__]
-    return f"a file that cannot be read ({lines[0][:160]})"
+    return f"a file that cannot be read ({reason_of(error)})"
 
 
 def read_json(

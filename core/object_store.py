@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 
 from core import checksums
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from core.files import expanded, scratch_folder
 
 _LOG = logging.getLogger(__name__)
@@ -262,9 +262,8 @@ class Store:
 
 
 def _words(error: BaseException) -> str:
-    lines = str(error).splitlines() or [""]
-    text = lines[0][:200].rstrip(". ")
     kind = type(error).__name__
+    text = reason_of(error, 200).rstrip(". ") if str(error) else ""
     if isinstance(error, PermissionError):
         return f"no rights ({text})"
     plain = isinstance(error, ImportError | FileNotFoundError) and text

@@ -314,7 +314,9 @@ def _misfit(
         return f"expected {key} {wanted}, found {_shown(value)}; set {_called(kind)}"
     several = isinstance(value, list | tuple)
     for number in value if several else (value,):
-        if isinstance(number, numbers.Real) and not math.isfinite(number):
+        # Whole numbers are finite, though one of 310 digits has no float.
+        fraction = isinstance(number, numbers.Real) and not isinstance(number, numbers.Integral)
+        if fraction and not math.isfinite(number):
             return f"expected a finite {key}, found {number}; correct it"
     if several and ranges:
         for one in value:
@@ -324,7 +326,7 @@ def _misfit(
         return messages[0]
     for number in value if several else (value,):
         if isinstance(number, numbers.Integral) and abs(int(number)) >= 2**63:
-            return f"expected {key} of 64 bits, found {number}; correct it"
+            return f"expected {key} of 64 bits, found {_shown(number)}; correct it"
     return None
 
 

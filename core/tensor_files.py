@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # Values that are looked at together.
 _LOOKED_AT = 2**24
+# More than any network has: what a config.json says is counted and made shapes of before any tensor
+# can contradict it.
+_LARGEST, _MOST_LAYERS, _LAYERS = 2**31 - 1, 10_000, "num_hidden_layers"
 
 
 class Tensors:
@@ -80,6 +83,29 @@ def check_finite(array: np.ndarray, name: str, source: Any) -> None:
                 f"expected finite weights, found {flat[start + int(broken.argmax())]} in {name} of "
                 f"{source}; download the checkpoint again, or pass another"
             )
+
+
+def sizes_of(values: Mapping[str, Any], names: Mapping[str, str], file: Any) -> dict[str, int]:
+    """Returns the sizes of a network that its config.json tells, by our names.
+
+    Args:
+      values: of config.json.
+      names: theirs by ours.
+      file: its path, for messages.
+
+    Raises:
+      UserError: one is missing, no whole number, below 1 or larger than any network's.
+    """
+    sizes = {}
+    for ours, theirs in names.items():
+        size, most = values.get(theirs), _MOST_LAYERS if theirs == _LAYERS else _LARGEST
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= most:
+            raise UserError(
+                f"expected {theirs} of a whole number from 1 to {most:,} in {file}, found "
+                f"{size!r:.60}; download the whole folder again"
+            )
+        sizes[ours] = size
+    return sizes
 
 
 def is_there(folder: pathlib.Path) -> bool:

@@ -58,12 +58,12 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.where(known, vectors / np.where(known, norms, 1.0), 0.0).astype(np.float32)
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Raises UserError where no item has text."""
+def check_texts(texts: Sequence[str], otherwise: str = "") -> None:
+    """Raises UserError where no item has text; `otherwise` is what else can be done about it."""
     if not any(text.strip() for text in texts):
         raise UserError(
             f"expected text on the items, found none on all {len(texts)}; bring a catalogue with "
-            "titles, or set model.sources to ('collaborative',)"
+            f"titles{otherwise}"
         )
 
 

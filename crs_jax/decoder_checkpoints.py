@@ -45,6 +45,8 @@ NUMBERS = {"rope_theta": "rope_theta", "norm_epsilon": "rms_norm_eps"}
 _ROWS = 16_384
 # A new row's distance from the mean of the text's rows, in their standard deviations.
 _SPREAD = 0.1
+# Which shapes do not tell either, and this network has in one form alone; files may leave them out.
+_EXPECTED = {"hidden_act": "silu", "use_sliding_window": False}
 # What config.json calls the sizes of a Qwen3.
 SIZES = {
     "text_rows": "vocab_size",
@@ -206,12 +208,18 @@ def _check(
             f"expected a Qwen3 whose output layer is its embedding, as of 0.6B to 4B, found one "
             f"of its own ({_OUTPUT}, or tie_word_embeddings of config.json) in {path}; pass another"
         )
+    for name, wanted in _EXPECTED.items():
+        if said.get(name, wanted) != wanted:
+            raise UserError(
+                f"expected {name} of {wanted!r} in {about}, found {said[name]!r:.60}; pass another "
+                "checkpoint"
+            )
     for ours, theirs in NUMBERS.items():
         value = said.get(theirs, getattr(config, ours))
         if value != getattr(config, ours):
             raise UserError(
                 f"expected {theirs} of {getattr(config, ours):g} as config.model.{ours}, found "
-                f"{value} in {about}; pass --config.model.{ours}={value}"
+                f"{value!s:.60} in {about}; pass --config.model.{ours}={value!s:.60}"
             )
 
 
@@ -252,5 +260,5 @@ def read_about(path: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
                 f"expected rotary positions that are not scaled, found {key} of {str(kind)[:60]!r} "
                 f"in {about}; pass another checkpoint"
             )
-        values = values | rotary
+        values = values | (rotary if isinstance(rotary, dict) else {})
     return about, values

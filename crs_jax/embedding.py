@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from core import tensor_files
 from core.errors import UserError
 from crs_jax import decoder_checkpoints
 from crs_jax.decoder import Decoder
@@ -95,15 +96,7 @@ def open_qwen3(folder: pathlib.Path, settings: EncoderSettings, *, key: str) -> 
 
 def _config(folder: pathlib.Path) -> DecoderConfig:
     about, values = decoder_checkpoints.read_about(folder)
-    sizes: dict[str, Any] = {}
-    for ours, theirs in decoder_checkpoints.SIZES.items():
-        size = values.get(theirs)
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise UserError(
-                f"expected {theirs} of a whole number in {about}, found {str(size)[:60]!r}; "
-                "download the whole folder again"
-            )
-        sizes[ours] = size
+    sizes = tensor_files.sizes_of(values, decoder_checkpoints.SIZES, about)
     try:
         return DecoderConfig(
             # The network has rows of ids; an encoder never reads one.

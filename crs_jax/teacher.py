@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from core import tensor_files
 from core.errors import UserError
 from crs_jax import generation, sharding
 from crs_jax.contexts import greatest_fitting
@@ -29,8 +30,6 @@ from crs_jax.packing import prompt_array
 from crs_jax.vocabulary import END, START, THINK, Vocabulary
 from text_encoders.tokenizing import read_tokenizer
 
-# What config.json calls the settings of a network.
-SETTINGS = SIZES | NUMBERS
 # Qwen3's own settings for thinking.
 _TEMPERATURE, _TOP_P = 0.6, 0.95
 _ASK = "Explain in a sentence or two which need leads to this choice. Do not name the item."
@@ -44,7 +43,7 @@ def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
     """
     path, values = read_about(folder)
     try:
-        sizes = {ours: values[theirs] for ours, theirs in SETTINGS.items()}
+        numbers = {ours: values[theirs] for ours, theirs in NUMBERS.items()}
         tied = values["tie_word_embeddings"]
     except KeyError as error:
         raise UserError(
@@ -57,8 +56,9 @@ def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
             f"model_type {values.get('model_type')!r} with tie_word_embeddings {tied} in {path}; "
             "pass another config.distill.teacher"
         )
+    sizes = tensor_files.sizes_of(values, SIZES, path)
     try:
-        return DecoderConfig(new_rows=1, dtype=dtype, **sizes)
+        return DecoderConfig(new_rows=1, dtype=dtype, **sizes, **numbers)
     except ValueError as error:
         raise UserError(
             f"expected the sizes of a Qwen3 in {path}, found others ({error}); pass another "

@@ -12,7 +12,7 @@ import jax
 from ml_collections import config_dict
 
 from core.checkpoints import newest_progress
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from core.loop import restore_best
 from core.mirrors import copied_run
 from core.workdir import Workdir
@@ -62,7 +62,7 @@ def settings_named(workdir: Workdir) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        reason = f"{type(error).__name__}: {reason_of(error, 120)}"
         raise UserError(
             f"expected the config of a run in {workdir.path}/config.json, found one that cannot be "
             f"used ({reason}); restore the file, or train again in another --workdir"

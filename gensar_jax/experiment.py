@@ -41,6 +41,7 @@ from gensar_jax.own_identifiers import (
     check_own,
     given_table,
     own_identifiers,
+    stand_in,
     table_folder,
     train_table,
 )
@@ -277,14 +278,23 @@ class GenSARExperiment(Experiment):
           UserError: the data does not have what they need, or as `checkpoints.load`.
         """
         if self.table is None:
-            # Refuses what identifiers could not be trained with.
+            # Refuses what identifiers could not be trained with, and what would be refused once
+            # they are.
             check_own(self.config, self.data)
+            self._with_stand_in()._check_examples()
         else:
             self._check_examples()
         read = [("validation", *self._parsed(column)[:2]) for column in self._validated()]
         read += [("test", task, protocol) for task, protocol in self._tested()]
         for split, task, protocol in read:
             self.data.check_ranked(split, protocol, task)
+
+    def _with_stand_in(self) -> GenSARExperiment:
+        """Returns what this would be with identifiers, of codes that mean nothing."""
+        _ = self.selection  # what it logs is logged once
+        other = copy.copy(self)
+        other._open(stand_in(self.data))
+        return other
 
     def _check_examples(self) -> None:
         if self.first_params is not None:

@@ -68,6 +68,9 @@ def item_vectors(config: config_dict.ConfigDict, data: Dataset) -> dict[str, np.
     of_source = {}
     for source in config.model.sources:
         if source == "semantic":
+            vectors.check_texts(
+                log.item_texts(), ", or set --config.model.sources to ('collaborative',)"
+            )
             of_source[source] = text_vectors(config, data, factors)
         elif settings.collaborative == CLICKS:
             of_source[source] = vectors.from_clicks(data.training_clicks(), factors)

@@ -41,25 +41,31 @@ def prefix_correlation(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0)
       vectors: float [V, D]; items whose row is 0 are left out.
 
     Returns:
-      From -1 to 1; 0 where every pair shares as much as every other.
+      From -1 to 1; 0 where every pair shares as much as every other, or is as near.
     """
     unit, chosen = _unit(vectors)
+    if len(chosen) < 2:
+        return 0.0
     rng = np.random.default_rng(seed)
     first, second = rng.choice(chosen, (2, _PAIRS))
     first, second = first[first != second], second[first != second]
     lengths = shared_prefix(codes[first], codes[second])
-    if len(lengths) == 0 or (lengths == lengths[0]).all():
-        return 0.0
     cosines = np.einsum("pd,pd->p", unit[first], unit[second])
+    # A constant's correlation is no number.
+    if any(len(values) == 0 or (values == values[0]).all() for values in (lengths, cosines)):
+        return 0.0
     return float(scipy.stats.spearmanr(lengths, cosines).statistic)
 
 
 def neighbours_kept(codes: np.ndarray, vectors: np.ndarray, *, seed: int = 0) -> float:
     """Returns the share of the 10 nearest neighbours by cosine that have an item's first code.
 
-    Over 5,000 random items, or all where there are fewer; items whose row is 0 are left out.
+    Over 5,000 random items, or all where there are fewer; items whose row is 0 are left out. It is
+    0 of fewer than two items.
     """
     unit, chosen = _unit(vectors)
+    if len(chosen) < 2:
+        return 0.0
     rng = np.random.default_rng(seed)
     count = min(NEIGHBOURS, len(chosen) - 1)
     queries = rng.choice(chosen, min(_QUERIES, len(chosen)), replace=False)

@@ -7,10 +7,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
 
+import numpy as np
 from ml_collections import config_dict
 
 from core import distributed, vectors
@@ -19,6 +21,7 @@ from core.mirrors import copied_run
 from core.workdir import open_workdir
 from gensar_jax import identifier_methods
 from gensar_jax.identifiers import IdentifierTable, load_table
+from gensar_jax.rqvae import SOURCES
 from input_pipelines.dataset import Dataset
 
 _LOG = logging.getLogger(__name__)
@@ -141,5 +144,19 @@ def _sources(own: config_dict.ConfigDict) -> list[str]:
 
 
 def check_own(config: config_dict.ConfigDict, data: Dataset) -> None:
-    """Raises UserError where identifiers cannot be made from the data."""
-    identifier_methods.own_experiment(own_identifiers(config, data)[1], data).check_data()
+    """Raises UserError where identifiers cannot be made from the data; names keys as `config`."""
+    sections = "|".join(identifier_methods.experiment_class(config).own_sections)
+    try:
+        identifier_methods.own_experiment(own_identifiers(config, data)[1], data).check_data()
+    except UserError as error:
+        text = re.sub(rf"config\.({sections})\b", r"config.identifier_\1", str(error))
+        raise UserError(text) from error
+
+
+def stand_in(data: Dataset) -> IdentifierTable:
+    """Returns two codes an item that mean nothing, to check all else that a run reads with them."""
+    items = data.log.num_items
+    codes = math.isqrt(items) + 1
+    pairs = np.stack(np.divmod(np.arange(items), codes), 1).astype(np.int32)
+    own = dict.fromkeys(SOURCES, pairs)
+    return IdentifierTable(own, 2, codes, data.log.hash, data.training_split)

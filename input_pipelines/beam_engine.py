@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from core.files import write_atomically
 from input_pipelines import random_streams, segmenters, times
 from input_pipelines.coded_events import build_coded_log
@@ -65,7 +65,7 @@ def options_of(text: str) -> PipelineOptions:
     except SystemExit:
         reason = (said.getvalue().splitlines() or ["a value that it does not take"])[-1]
     except (ValueError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = reason_of(error)
     if reason:
         raise UserError(
             f"expected --beam_options of Apache Beam {beam.__version__}, found {reason}; correct "
@@ -417,7 +417,7 @@ def read_csv_log(data_dir: str, folder: str, options: PipelineOptions, **setting
     except UserError:
         raise
     except Exception as error:  # whatever a runner raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = reason_of(error)
         raise UserError(
             f"expected the Beam pipeline to end well, found {type(error).__name__} ({reason}); see "
             "the runner's own log, or run --engine=local"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from core.text_lines import LONGEST_LINE
 
 _CHUNK_BYTES = 4 * 2**20
@@ -47,7 +47,7 @@ def check_lines(paths: Iterable[pathlib.Path]) -> None:
                     raise
                 raise UserError(
                     f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be "
-                    f"unpacked ({(str(error).splitlines() or [''])[0][:160]}); write it again"
+                    f"unpacked ({reason_of(error)}); write it again"
                 ) from None
 
 

@@ -33,7 +33,8 @@ def grown(log: Log, day: Log) -> Log:
     they have.
 
     Raises:
-      UserError: the day is of other times or of another kind than the log.
+      UserError: the day is of other times or of another kind than the log, or has searches that
+        are in the log.
     """
     _check_alike(log, day)
     changes: dict[str, Any] = {}
@@ -197,11 +198,15 @@ def _joined_searches(
     owners, times = owners[rows], np.asarray(day.search_times)[rows]
     offsets = _longer(log.search_offsets, users)
     at, last = _places(log.search_times, offsets, owners, times)
+    repeated = []
     for place in np.flatnonzero(last > at).tolist():
         there = range(int(at[place]), int(last[place]))
         texts = [_text(day, int(rows[place])), *(_text(log, row) for row in there)]
+        if texts[0].strip() and texts[0] in texts[1:]:
+            repeated.append(int(rows[place]))
         ties = tie_break(texts)
         at[place] += int((ties[1:] <= ties[0]).sum())
+    _check_new(day, repeated)
     counts = np.diff(offsets) + np.bincount(owners, minlength=users + 1)
     changes = {
         "search_offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -229,6 +234,20 @@ def _joined_searches(
         )
         changes["search_begins"] = np.insert(own, at, np.asarray(new)[rows])
     return changes
+
+
+def _check_new(day: Log, repeated: list[int]) -> None:
+    """Raises UserError where searches of the day are in the log: they would be told twice."""
+    if not repeated:
+        return
+    first = repeated[0]
+    user = int(np.searchsorted(day.search_offsets, first, side="right")) - 1
+    raise UserError(
+        f"expected searches that the log does not have yet, found {len(repeated):,} of "
+        f"{len(day.search_times):,} that it has, such as that of user "
+        f"{day.user_ids[user]!r:.60} at {day.search_times[first]} for "
+        f"{' '.join(day.query(first))!r:.60}; leave out what has joined before"
+    )
 
 
 def _text(log: Log, search: int) -> str:

@@ -181,9 +181,10 @@ def _prepare(
 def _reads_and_writes(raw_dir: str, directory: str, place: str) -> Iterator[None]:
     try:
         yield
+    except UserError:  # of a write: names its file
+        raise
     except OSError as error:
-        # NumPy's error of a write that did not fit has no strerror.
-        reason = error.strerror or f"a write cut short ({error})"
+        reason = error.strerror or str(error)
         raise UserError(
             f"expected to read {raw_dir} and to write {directory}, found {reason}; free space or "
             f"pass another {place}"

@@ -13,11 +13,9 @@ import itertools
 import os
 from typing import Any
 
-import numpy as np
-
 from core import checksums
 from core.errors import UserError
-from core.files import load_npy, read_json, save_npy, scratch_folder
+from core.files import load_npy, read_json, save_npy, scratch_folder, write_npy
 from input_pipelines import sharded_log
 from input_pipelines.data_card import describe
 from input_pipelines.log import ARRAYS, OPTIONAL_ARRAYS, Log, content_hash
@@ -48,7 +46,8 @@ def save_log(
         index = sharded_log.save(log, temporary, shards) if shards else None
         arrays = {n: a for n, a in arrays.items() if n not in sharded_log.arrays_of(index)}
         for name, array in arrays.items():
-            np.save(os.path.join(temporary, f"{name}.npy"), array)
+            with open(os.path.join(temporary, f"{name}.npy"), "wb") as file:
+                write_npy(file, array)
         files = checksums.describe(temporary, [f"{name}.npy" for name in arrays])
         meta = {"format": FORMAT, "name": log.name, "is_sample": log.is_sample, "hash": log.hash}
         meta |= {"time_unit": log.time_unit, "reading": dict(log.reading)}

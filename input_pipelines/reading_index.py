@@ -15,7 +15,7 @@ import numpy as np
 
 from core import checksums
 from core.errors import UserError
-from core.files import load_npy, scratch_folder
+from core.files import load_npy, scratch_folder, write_npy
 from input_pipelines.candidates import TouchedItems, touched_arrays
 from input_pipelines.log import Log
 from input_pipelines.prepared_log import place_beside
@@ -131,7 +131,8 @@ def _make(folder: str, log: Log, make: Callable[[], Mapping[str, np.ndarray]]) -
             names = []
             for key, array in make().items():
                 names.append(f"{key}.npy")
-                np.save(os.path.join(temporary, names[-1]), array)
+                with open(os.path.join(temporary, names[-1]), "wb") as file:
+                    write_npy(file, array)
             record = {"hash": log.hash, "files": checksums.describe(temporary, names)}
             checksums.write_sealed(os.path.join(temporary, _RECORD), record)
             try:
@@ -141,9 +142,7 @@ def _make(folder: str, log: Log, make: Callable[[], Mapping[str, np.ndarray]]) -
                 if not os.path.exists(os.path.join(folder, _RECORD)):
                     raise
     except OSError as error:
-        # NumPy's error of a write that did not fit has no strerror.
         raise UserError(
             f"expected to write what reading the log begins with into {folder}, found "
-            f"{error.strerror or f'a write cut short ({error})'}; free space or make the folder "
-            "writable"
+            f"{error.strerror or error}; free space or make the folder writable"
         ) from error

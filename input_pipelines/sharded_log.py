@@ -17,7 +17,7 @@ import numpy as np
 
 from core import checksums
 from core.errors import UserError
-from core.files import load_npy
+from core.files import load_npy, write_npy
 from input_pipelines.log import Log
 from input_pipelines.sharded_array import ShardedArray
 
@@ -73,7 +73,8 @@ def save(log: Log, folder: str, count: int) -> dict[str, Any]:
         os.mkdir(shard)
         for name, rows in starts.items():
             part = getattr(log, name)[rows[number] : rows[number + 1]]
-            np.save(os.path.join(shard, f"{name}.npy"), part)
+            with open(os.path.join(shard, f"{name}.npy"), "wb") as file:
+                write_npy(file, part)
         files = checksums.describe(shard, [f"{name}.npy" for name in starts])
         record = {"log": log.hash, "shard": number, "shards": count, "files": files}
         seals.append(checksums.sealed(record)[checksums.CHECKSUM])

@@ -109,6 +109,16 @@ def test_what_jax_keeps_private_is_read_in_one_file():
     assert files == {"core/distributed.py"}
 
 
+def test_arrays_are_written_by_one_file_which_tells_of_a_full_disk():
+    writers = {
+        path.relative_to(ROOT).as_posix()
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(r"\bnp\.save\w*\b|\.tofile\(", path.read_text(encoding="utf-8"))
+    }
+    assert writers == {"core/files.py"}
+
+
 def test_no_file_is_named_after_nothing():
     for package in ALLOWED:
         for path in (ROOT / package).rglob("*.py"):

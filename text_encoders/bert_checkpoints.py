@@ -96,20 +96,20 @@ def bert_config(folder: pathlib.Path) -> BertConfig:
                 f"expected {name} of {values[0]!r} in {file}, found {str(said[name])[:60]!r}; pass "
                 "another encoder"
             )
-    numbers: dict[str, Any] = {ours: said.get(theirs) for ours, theirs in _SIZES.items()}
-    numbers["norm_epsilon"] = said.get("layer_norm_eps", 1e-12)
-    if kind in FROM_PADDING:
-        padding = said.get("pad_token_id", 1)
-        numbers["first_position"] = padding + 1 if isinstance(padding, int) else padding
-    for name, value in numbers.items():
-        whole = name != "norm_epsilon"
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            theirs = _SIZES.get(name, "pad_token_id" if whole else "layer_norm_eps")
-            raise UserError(
-                f"expected {theirs} of a number in {file}, found {str(value)[:60]!r}; {_AGAIN}"
-            )
+    epsilon = said.get("layer_norm_eps", 1e-12)
+    padding = said.get("pad_token_id", 1) if kind in FROM_PADDING else -1
+    if isinstance(epsilon, bool) or not isinstance(epsilon, float):
+        raise UserError(
+            f"expected layer_norm_eps of a number like 1e-12 in {file}, found {epsilon!r:.60}; "
+            f"{_AGAIN}"
+        )
+    if isinstance(padding, bool) or not isinstance(padding, int):
+        raise UserError(
+            f"expected pad_token_id of a whole number in {file}, found {padding!r:.60}; {_AGAIN}"
+        )
+    numbers = tensor_files.sizes_of(said, _SIZES, file)
     try:
-        return BertConfig(**numbers)
+        return BertConfig(norm_epsilon=epsilon, first_position=padding + 1, **numbers)
     except ValueError as error:
         raise UserError(f"{error} in {file}; {_AGAIN}") from None
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from core.vectors import check_texts, unit_rows
 from text_encoders import bert_checkpoints, encoder
 from text_encoders.sentence_settings import EncoderSettings
@@ -123,7 +123,7 @@ def _load(name: str, key: str) -> Any:
     try:
         return sentence_transformers.SentenceTransformer(name)
     except Exception as error:  # missing files, no network, an unknown architecture
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = reason_of(error)
         raise UserError(
             f"expected a sentence-transformers model at {key}={name}, found none that "
             f"loads ({reason}); pass another name or folder"

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 
 TOKENIZER = "tokenizer.json"
+# No text, and one with a sign that few vocabularies have.
+_PROBES = ("", "a \u2603\ufe0e\U0010fffd")
 # Rows that an embedding may have more than there are tokens: checkpoints fill it up to multiples of
 # powers of two, Qwen3's by 267 rows.
 _SPARE_ROWS = 512
@@ -29,12 +31,18 @@ def read_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
     if not file.is_file():
         raise UserError(f"expected a tokenizer.json, found no {file}; correct the path")
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        # Some mistakes show where a text is read, such as no token for what is unknown.
+        tokenizer.encode_batch(_PROBES)
+    except BaseException as error:
+        # The library raises bare Exception; where it panics, what it raises is not even one.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
-            f"expected a tokenizer.json, found {file}, which is none ({str(error)[:100]}); "
+            f"expected a tokenizer.json, found {file}, which is none ({reason_of(error, 100)}); "
             "download it again"
         ) from error
+    return tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from core import tensor_files
 from core.errors import UserError
 from core.files import read_json
 from gensar_jax.t5.config import T5Config
+from gensar_jax.t5.layers import NORM_EPSILON
 from gensar_jax.t5.network import Transformer
 
 Params = dict[str, Any]
@@ -37,6 +38,7 @@ _SHOWN = 100  # characters of a name in a message
 _FREE_BYTES, _UNPACKED_A_BYTE = 2**26, 100
 _HF_DEFAULTS = {
     "feed_forward_proj": "relu",
+    "layer_norm_epsilon": NORM_EPSILON,
     "relative_attention_max_distance": 128,
     "tie_word_embeddings": True,
 }
@@ -109,14 +111,15 @@ def _check_settings(file: pathlib.Path, config: T5Config) -> None:
     said = {name: written.get(name, default) for name, default in _HF_DEFAULTS.items()}
     expected = {
         "feed_forward_proj": "relu" if config.mlp_activations == ("relu",) else "gated-gelu",
+        "layer_norm_epsilon": NORM_EPSILON,
         "relative_attention_max_distance": config.max_distance,
         "tie_word_embeddings": config.logits_via_embedding,
     }
     for name, value in expected.items():
         if said[name] != value:
             raise UserError(
-                f"expected {name} of {value!r} in {file}, found {said[name]!r}; pass the size and "
-                "version of the file"
+                f"expected {name} of {value!r} in {file}, found {said[name]!r:.60}; pass the size "
+                "and version of the file"
             )
 
 
@@ -137,6 +140,7 @@ def from_hugging_face(
         or fewer rows than `text_rows`.
     """
     arrays: dict[str, np.ndarray] = {}
+    theirs: dict[str, str] = {}
     with tensor_files.opened(path) as tensors:
         for name in sorted(tensors.names()):
             if _IGNORED.fullmatch(name) or (
@@ -147,6 +151,11 @@ def from_hugging_face(
             if ours is None:
                 raise UserError(
                     f"expected parameters of a T5, found {name!r} in {path}; pass a T5's file"
+                )
+            if theirs.setdefault(ours, name) != name:
+                raise UserError(
+                    f"expected each parameter of a T5 once, found {theirs[ours]!r} and {name!r} in "
+                    f"{path}; pass a T5's file"
                 )
             array = tensors.read(name)
             # PyTorch keeps the transposes of T5X's matrices, but for the embedding.

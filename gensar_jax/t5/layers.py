@@ -17,6 +17,8 @@ from flax.linen import partitioning
 
 from gensar_jax.t5.config import T5Config
 
+# Of the layer norms, before the root.
+NORM_EPSILON = 1e-6
 _MASKED = -1e10
 _attention_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _mlp_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -57,7 +59,7 @@ class LayerNorm(nn.Module):
             "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
         )
         wide = x.astype(jnp.float32)
-        unit = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + 1e-6)
+        unit = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + NORM_EPSILON)
         return unit.astype(self.dtype) * scale.astype(self.dtype)
 
 

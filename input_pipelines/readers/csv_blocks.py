@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from input_pipelines.file_bounds import UNPACKED
 
 # (what is being done, share of it done in [0, 1]).
@@ -225,7 +225,7 @@ def _explain(path: pathlib.Path, columns: Mapping[str, pa.DataType], error: Exce
             f"expected {odd.expected_columns} fields a row in {path}, found {odd.actual_columns}"
             f"{number}; the file may be cut short: fetch it again"
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    reason = reason_of(error)
     return UserError(f"expected a CSV file at {path}, found one that does not read ({reason})")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from input_pipelines.readers import csv_shards
 from input_pipelines.readers.csv_shards import Shard
 
@@ -49,7 +49,7 @@ def names_of(columns: str) -> dict[str, dict[str, str]]:
 
 def unreadable(shard: Shard, error: Exception) -> UserError:
     """Returns the one line for a file that does not read, with the reason."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    reason = reason_of(error)
     return UserError(
         f"expected a whole {'csv' if shard.is_csv else 'parquet'} file at {shard.path}, found one "
         f"that cannot be read ({reason}); write it again"

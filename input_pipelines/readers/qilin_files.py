@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from input_pipelines import id_columns
 from input_pipelines.file_bounds import open_parquet
 
@@ -165,7 +165,7 @@ def _rows_of(
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be "
-                f"read ({_first_line(error)}); download it again"
+                f"read ({reason_of(error)}); download it again"
             ) from error
 
 
@@ -208,12 +208,8 @@ def read_rows(data_dir: str, kind: str, part: str, batch_rows: int = BATCH_ROWS)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"expected a whole {path.suffix[1:]} file at {path}, found one that cannot be "
-                f"read ({_first_line(error)}); download it again"
+                f"read ({reason_of(error)}); download it again"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _missing(path: pathlib.Path, name: str, found: list[str]) -> UserError:
@@ -275,7 +271,7 @@ def _csv_rows(path: pathlib.Path, columns: list[str]) -> list[dict[str, str]]:
                     raise _missing(path, name, names)
             return list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise OSError(_first_line(error)) from error
+        raise OSError(reason_of(error)) from error
     finally:
         csv.field_size_limit(limit)
 
@@ -368,7 +364,7 @@ def _ids(column: pa.Array, name: str, path: pathlib.Path) -> np.ndarray:
         numbers = pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"expected whole numbers as {name} of {path}, found others ({_first_line(error)}); use "
+            f"expected whole numbers as {name} of {path}, found others ({reason_of(error)}); use "
             "the files as published"
         ) from None
     if len(numbers) and numbers.min() < 0:

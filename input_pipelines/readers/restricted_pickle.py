@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from input_pipelines.readers.pickled_arrays import (
     CALLED,
     MADE,
@@ -484,7 +484,7 @@ def load_pickle(path: pathlib.Path) -> Any:
         TypeError,
         ValueError,
     ) as error:
-        reason = _printable((str(error).splitlines() or [type(error).__name__])[0][:160])
+        reason = _printable(reason_of(error))
         raise UserError(
             f"expected a whole pickle at {path}, found one that does not load ({reason}); "
             "download it again"

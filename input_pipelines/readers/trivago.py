@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from core.errors import UserError
+from core.errors import UserError, reason_of
 from input_pipelines import id_columns, ids, segmenters
 from input_pipelines.file_bounds import open_parquet
 from input_pipelines.log import Log, RawEvents, build_log
@@ -160,7 +160,7 @@ def _actions(path: pathlib.Path) -> pd.DataFrame:
             table = file.read(columns=list(_COLUMNS))
         columns = {name: table[name].to_pylist() for name in _COLUMNS}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = reason_of(error)
         raise UserError(
             f"expected a whole parquet file at {path}, found one that cannot be read ({reason}); "
             "use another copy"

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 from core import checksums, metrics, results, vectors
 from core.errors import UserError
 from core.experiment import Experiment, WriterSettings
-from core.files import load_npy
+from core.files import load_npy, write_npy
 from core.settings import Count, Named, NamesOnce, Section, Settings, Weight, build, one_of
 from core.workdir import Workdir
 from input_pipelines import search_protocol, search_task, segmenters
@@ -180,7 +180,7 @@ class SearchBaselineExperiment(Experiment):
         remedy = f"delete {path}: it is made again"
         if not (checksums.is_saved(path) and os.path.exists(path)):
             array, file = encoder.documents(texts), io.BytesIO()
-            np.save(file, array)
+            write_npy(file, array)
             # A run that is served may lie where nothing can be written.
             if os.access(os.path.dirname(path), os.W_OK):
                 checksums.save(path, file.getvalue())

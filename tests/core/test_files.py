@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from core.files import (
     open_atomically,
     read_json,
     remove_abandoned,
+    save_npy,
+    save_npz,
     write_atomically,
 )
 
@@ -206,6 +209,25 @@ def test_what_cannot_be_written_is_one_line_and_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError), open_atomically(str(tmp_path / "a")):
         open(tmp_path / "other")  # noqa: SIM115 - it is not there
     assert os.listdir(tmp_path) == ["full"]
+
+
+@pytest.mark.parametrize("rows", [200, 900, 1100])
+def test_an_array_whose_end_does_not_fit_is_not_written(tmp_path, rows):
+    # A limit on file sizes makes writes fail as a full disk does. NumPy by itself tells of it only
+    # where more than its buffer of 4,096 bytes was left over.
+    array = np.arange(rows, dtype=np.int32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"expected to write .*a\.npy, found File too large"):
+            save_npy(str(tmp_path / "a.npy"), array)
+        with pytest.raises(UserError, match=r"expected to write .*a\.npz, found File too large"):
+            save_npz(str(tmp_path / "a.npz"), {"a": array})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
+    save_npy(str(tmp_path / "a.npy"), array)
+    np.testing.assert_array_equal(load_npy(str(tmp_path / "a.npy"), "an array", "mend it"), array)
 
 
 @pytest.mark.parametrize("second", ["a.npy", "a"])

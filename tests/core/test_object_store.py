@@ -133,7 +133,10 @@ def refusing(error):
     [
         (PermissionError("Access Denied"), r"to read memory://b/data .*, found no rights \(Access"),
         (FileNotFoundError("The specified bucket does not exist"), "found The specified bucket do"),
-        (ConnectionError("no route\nto host"), "found ConnectionError: no route; correct the addr"),
+        (
+            ConnectionError("no route\nto host"),
+            "found ConnectionError: no route to host; correct the addr",
+        ),
     ],
 )
 def test_what_a_store_answers_is_one_line(memory, monkeypatch, error, words):

@@ -47,6 +47,8 @@ def test_settings_without_a_config():
         ({"width": np.int64(8)}, "expected config.model.width above 0, found 8; set a whole"),
         ({"width": True}, "expected config.model.width above 0, found True; set a whole number"),
         ({"width": 2**63}, "expected config.model.width of 64 bits"),
+        ({"width": 10**400}, "expected config.model.width of 64 bits"),
+        ({"dropout": 10**400}, "expected config.model.dropout from 0 to 1, found 1000"),
         ({"dropout": math.nan}, "expected a finite config.model.dropout, found nan; correct it"),
         ({"dropout": 1.5}, "expected config.model.dropout from 0 to 1, found 1.5; set such"),
         ({"names": "a"}, "expected config.model.names to be a list of texts, found 'a'; set a"),

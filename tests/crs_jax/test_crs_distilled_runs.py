@@ -49,7 +49,8 @@ def write_teacher(folder, *, ends=True):
         table[tokenizer.token_to_id("</think>"), 0] = 1.45
         tensors["model.embed_tokens.weight"] = table.astype(np.float32)
     save_file(tensors, folder / "model.safetensors")
-    about = {theirs: getattr(config, ours) for ours, theirs in teacher.SETTINGS.items()}
+    names = decoder_checkpoints.SIZES | decoder_checkpoints.NUMBERS
+    about = {theirs: getattr(config, ours) for ours, theirs in names.items()}
     about |= {"model_type": "qwen3", "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(about))
     return str(folder)
@@ -181,6 +182,11 @@ def test_a_teacher_that_never_ends_and_wrong_folders_are_refused(data, tmp_path)
     with pytest.raises(UserError, match=r"config.json of a Qwen3 .* no such file or none"):
         opened(*data, **settings(str(tmp_path / "nowhere")))
     about = json.loads((tmp_path / "t" / "config.json").read_text())
+    for size in (10**9, "1", None):
+        wrong = about | {"num_hidden_layers": size}
+        (tmp_path / "t" / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="num_hidden_layers of a whole number from 1 to 10,000"):
+            teacher.read_config(path)
     (tmp_path / "t" / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": False}))
     with pytest.raises(UserError, match="with tie_word_embeddings False"):
         opened(*data, **settings(path))

@@ -93,11 +93,31 @@ def test_another_network_names_its_first_tensor(copied):
     safetensors.numpy.save_file(tensors, copied / "model.safetensors")
     with pytest.raises(UserError, match=r"the tensor layers\.1\.mlp\.up_proj\.weight"):
         opened(copied)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_key_value_heads": None}, "num_key_value_heads of a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers of a whole number from 1 to 10,000"),
+        ({"vocab_size": 10**12}, "vocab_size of a whole number from 1 to 2,147,483,647"),
+        ({"hidden_act": "gelu"}, "expected hidden_act of 'silu' in .*, found 'gelu'"),
+        ({"use_sliding_window": True}, "expected use_sliding_window of False"),
+        ({"rope_theta": 10**400}, "rope_theta of 64 bits"),
+    ],
+)
+def test_settings_of_another_network_are_refused(copied, values, message):
+    safetensors.numpy.save_file(whole(), copied / "model.safetensors")
     config = json.loads((copied / "config.json").read_text())
-    del config["num_key_value_heads"]
+    del config["rope_parameters"]
+    # Older files say that nothing is scaled.
+    config |= {"rope_scaling": "default", "rope_theta": 1e6}
     (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="num_key_value_heads of a whole number"):
+    opened(copied)
+    (copied / "config.json").write_text(json.dumps(config | values))
+    with pytest.raises(UserError, match=message) as error:
         opened(copied)
+    assert "\n" not in str(error.value)
 
 
 def test_the_published_encoder_has_its_number_of_parameters():

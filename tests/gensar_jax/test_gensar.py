@@ -211,6 +211,15 @@ def test_mistakes_are_found_before_identifiers_are_trained(config, data, tmp_pat
         (none, "a mixture of at least one task"),
     ):
         assert words in refused(changed(config, identifiers="", **changes), tmp_path)
+    (tmp_path / "queries.tsv").write_text("0\tred pot\n999\tblue pot\n")
+    few = changed(config, identifiers="", identifier_model__codes=16)
+    for changes, words in (
+        ({"identifier_model__codes": 256}, "set --config.identifier_model.codes to fewer"),
+        ({"prompts__pseudo_queries": str(tmp_path / "queries.tsv")}, "in line 2 of"),
+        ({"vocabulary__pieces_model": str(tmp_path / "no.model")}, "found no"),
+        ({"vocabulary__pieces": 100}, "expected more pieces"),
+    ):
+        assert words in refused(changed(few, **changes), tmp_path)
     assert glob.glob(data.beside("identifiers-*")) == before
 
 

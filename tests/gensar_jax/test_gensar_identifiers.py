@@ -145,7 +145,9 @@ def test_items_without_any_text(config, tmp_path):
     # Two items share the title "drum same" there; without it none has text.
     path = tmp_path / "bare" / "items.jsonl"
     path.write_text(path.read_text().replace("drum same", ""))
-    assert "expected text on the items, found none on all 100" in refused(bare)
+    message = refused(bare)
+    assert "expected text on the items, found none on all 100" in message
+    assert "or set --config.model.sources to ('collaborative',)" in message
     # Clicks alone are enough for collaborative identifiers.
     open_experiment(
         resolve(changed(bare, model__sources=("collaborative",))), Dataset(resolve(bare))

@@ -1,6 +1,7 @@
 """The measures of meaning, and residual k-means that they compare with."""
 
 import numpy as np
+import pytest
 
 from gensar_jax import meaning
 
@@ -37,6 +38,18 @@ def test_items_without_a_direction_are_left_out():
         np.concatenate([codes, 99 + 0 * codes[:9]]),
     )
     assert meaning.neighbours_kept(codes, rows) == 1.0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("items", [0, 1, 2, 9])
+def test_vectors_that_tell_nothing_apart_give_numbers(items):
+    vectors = np.zeros((9, 3))
+    vectors[:items, 0] = 1.0
+    codes = np.arange(18).reshape(9, 2)
+    codes[1] = codes[0]
+    values = meaning.measure({"semantic": codes}, {"semantic": vectors})
+    assert values["prefix_correlation/semantic"] == 0.0
+    assert 0.0 <= values["neighbours_kept/semantic"] <= 1.0
 
 
 def test_residual_k_means_finds_the_clusters_and_splits_them():

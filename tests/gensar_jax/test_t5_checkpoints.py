@@ -146,6 +146,10 @@ def test_shards_with_an_index_give_the_same_parameters(tmp_path):
     assert found.keys() == expected.keys()
     for name, leaf in expected.items():
         np.testing.assert_array_equal(found[name], leaf, name)
+    (tmp_path / "config.json").write_text(json.dumps(about | {"layer_norm_epsilon": 1e-5}))
+    with pytest.raises(UserError, match=r"layer_norm_epsilon of 1e-06 in .*, found 1e-05"):
+        checkpoints.load(tmp_path, CONFIG, 40, KEY)
+    (tmp_path / "config.json").write_text(json.dumps(about))
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"found no .*model-00002-of-00003\.safetensors"):
         checkpoints.load(tmp_path, CONFIG, 40, KEY)
@@ -192,6 +196,11 @@ def test_wrong_files_end_in_one_line(tmp_path):
     refused("up to 30 rows of text, found 40", config=with_vocabulary(30))
     save_file({"bert.pooler.weight": np.zeros((2, 2), np.float32)}, tmp_path / "bert")
     refused("expected parameters of a T5, found 'bert.pooler.weight'", path=tmp_path / "bert")
+    name = "decoder.block.0.layer.0.SelfAttention.q.weight"
+    other = name.replace("SelfAttention", "CrossAttention")
+    tensors = load_file(V1_1)
+    save_file(tensors | {other: np.zeros_like(tensors[name])}, tmp_path / "twice")
+    refused(f"each parameter of a T5 once, found '{other}' and '{name}'", path=tmp_path / "twice")
 
 
 def test_wrong_t5x_folders_end_in_one_line(tmp_path):

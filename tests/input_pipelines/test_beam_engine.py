@@ -157,6 +157,17 @@ def test_options_that_do_not_exist_are_one_line(options, found):
     assert "\n" not in str(error.value)
 
 
+def test_what_a_runner_says_is_told_whole(tmp_path, monkeypatch):
+    def refuse(options):
+        raise ValueError("Pipeline has validations errors:\nMissing required option: project")
+
+    monkeypatch.setattr(beam_engine.beam, "Pipeline", refuse)
+    raw = str(raw_folder(tmp_path / "raw"))
+    with pytest.raises(UserError, match=r"errors: Missing required option: project\); see the"):
+        prepare.prepare_into("csv_log", raw, str(tmp_path / "d"), OPTIONS, beam_options=ONE)
+    assert not (tmp_path / "d").exists()
+
+
 def test_other_data_sets_are_refused(tmp_path):
     raw = raw_folder(tmp_path / "raw")
     with pytest.raises(UserError, match="expected --dataset=csv_log for --engine=beam, found qil"):

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,21 @@ def test_a_day_of_another_kind_is_one_line(changes, found, other_way):
         grown(dataclasses.replace(first, published={"train_target_row": np.zeros(1)}), second)
 
 
+def test_a_day_that_overlaps_the_log_is_refused_and_leaves_it_as_it_was(days):
+    path = days / "log" / "meta.json"
+    before = path.read_bytes()
+    for table in ("clicks", "searches"):
+        lines = (days / "day0" / f"{table}.csv").read_text().splitlines()
+        # The end of the day before, its sessions under other names.
+        again = [line.replace(",s", ",again") for line in lines[-3:]]
+        with open(days / "day1" / f"{table}.csv", "a") as file:
+            file.write("\n".join(again if table == "searches" else lines[-3:]) + "\n")
+    with pytest.raises(UserError, match=r"found 3 of \d+ that it has, such as .* 'user") as error:
+        join(days, 1)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
 @pytest.fixture
 def days(tmp_path):
     """Raw folders of three days, and the prepared log of the first."""
@@ -175,6 +191,25 @@ def test_days_join_in_a_chain_and_no_day_twice(days):
         prepare.append_into("csv_log", str(days / "day2"), str(days / "log"), options)
     with pytest.raises(UserError, match=r"expected a prepared log with meta\.json in"):
         prepare.append_into("csv_log", str(days / "day2"), str(days / "day0"), OPTIONS)
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(days):
+    before = {path.name: path.read_bytes() for path in (days / "log").iterdir()}
+    # A limit on file sizes makes writes fail as a full disk does, without a disk to fill.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"^expected to write .*-2\.npy, found File too large"
+        ) as e:
+            join(days, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be read" not in str(e.value) and str(e.value).count("free space") == 1
+    left = {path.name: path.read_bytes() for path in (days / "log").iterdir()}
+    assert {name: left[name] for name in before} == before
+    assert set(left) - set(before) <= {".append.lock"}
+    join(days, 1)
 
 
 def test_who_has_the_log_open_reads_on_and_what_was_made_of_it_is_not_mixed_up(days):

@@ -19,6 +19,7 @@ from text_encoders.bert import Bert, BertConfig, parameter_shapes, position_rows
 from text_encoders.encoder import open_bert
 from text_encoders.running import pooled, run_over
 from text_encoders.sentence_settings import EncoderSettings
+from text_encoders.tokenizing import read_tokenizer
 
 FOLDER = pathlib.Path(__file__).parents[1] / "reference" / "text_encoders"
 TEXTS = json.loads((FOLDER / "texts.json").read_text(encoding="utf-8"))
@@ -219,7 +220,14 @@ def test_another_architecture_names_its_first_tensor(copied, name, found):
     [
         ("config.json", {"model_type": "mpnet"}, "expected model_type of bert"),
         ("config.json", {"hidden_act": "relu"}, "expected hidden_act of 'gelu'"),
-        ("config.json", {"hidden_size": "12"}, "expected hidden_size of a number"),
+        ("config.json", {"hidden_size": "12"}, "expected hidden_size of a whole number"),
+        ("config.json", {"max_position_embeddings": 2**31}, "expected max_position_embeddings of"),
+        (
+            "config.json",
+            {"num_hidden_layers": 10**9},
+            "from 1 to 10,000 in .* found 1000000000",
+        ),
+        ("config.json", {"layer_norm_eps": 10**12}, "expected layer_norm_eps of a number"),
         ("config.json", {"num_attention_heads": 5}, "width divisible by heads, found 12/5"),
         ("config.json", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("1_Pooling/config.json", {"pooling_mode": "max"}, "expected one pooling of .* found max"),
@@ -263,6 +271,25 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(copied):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"expected a tokenizer\.json, found no"):
         opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "values"),
+    [
+        ("bert", "model", {"unk_token": "x"}),
+        ("xlm_r", "model", {"unk_id": None}),
+        # The library, which is no Python, panics.
+        ("qwen3", "post_processor", {"special_tokens": {}}),
+    ],
+)
+def test_a_tokenizer_that_fails_on_a_text_is_refused_as_it_is_read(copied, kind, part, values):
+    folder = copied(kind)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content[part] |= values
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer\.json, which is none \(") as error:
+        read_tokenizer(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_the_old_places_of_settings_are_read(copied):
