@@ -96,7 +96,7 @@ def open_qwen3(folder: pathlib.Path, settings: EncoderSettings, *, key: str) -> 
 
 def _config(folder: pathlib.Path) -> DecoderConfig:
     about, values = decoder_checkpoints.read_about(folder)
-    sizes = tensor_files.sizes_of(values, decoder_checkpoints.SIZES, about)
+    sizes: dict[str, Any] = tensor_files.sizes_of(values, decoder_checkpoints.SIZES, about)
     try:
         return DecoderConfig(
             # The network has rows of ids; an encoder never reads one.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ def read_config(folder: str, dtype: str = "float32") -> DecoderConfig:
             f"model_type {values.get('model_type')!r} with tie_word_embeddings {tied} in {path}; "
             "pass another config.distill.teacher"
         )
-    sizes = tensor_files.sizes_of(values, SIZES, path)
+    sizes: dict[str, Any] = tensor_files.sizes_of(values, SIZES, path)
     try:
         return DecoderConfig(new_rows=1, dtype=dtype, **sizes, **numbers)
     except ValueError as error:

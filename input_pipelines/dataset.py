@@ -307,8 +307,8 @@ class Dataset:
         """
         if not len(self.splits.train):
             raise UserError(
-                f"expected training examples in {self.label}, found none; every user has fewer "
-                "than 2 events or the split leaves nothing to train on"
+                f"expected training examples in {self.label}, found none: no click that trains has "
+                "an event of its user before it; bring users with more events, at different times"
             )
         here = processes or (jax.process_index(), jax.process_count())
         touched = self._touched()

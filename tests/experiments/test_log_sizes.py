@@ -152,6 +152,15 @@ def test_a_split_without_a_part_is_one_line_before_anything_is_written(tmp_path,
         assert not (tmp_path / "w").exists()
 
 
+def test_events_at_one_time_leave_nothing_to_learn_from(tmp_path):
+    raw = write_log(
+        tmp_path / "raw", [(f"u{u}", f"i{u + t}", 5) for u in range(9) for t in range(6)]
+    )
+    with pytest.raises(UserError, match=r"no click that trains has an event .* different times"):
+        train(config_of("sasrec,csv_log", raw, tmp_path), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_table_says_what_was_still_improving_and_whom_a_protocol_leaves_out():
     row = {"stage": "train", "split": "test", "protocol": "full", "step": 1_088}
     rows = [row, row | {"stage": "rl"}, row | {"protocol": "neg99", "left_out": 2}]
