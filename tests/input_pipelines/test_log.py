@@ -173,11 +173,11 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     saved = []
     real = np.save
 
-    def full_disk(path, array):
-        saved.append(path)
+    def full_disk(file, array, **options):
+        saved.append(file)
         if len(saved) == 5:
             raise OSError(28, "No space left on device")
-        real(path, array)
+        real(file, array, **options)
 
     monkeypatch.setattr(np, "save", full_disk)
     with pytest.raises(OSError, match="No space"):

@@ -193,7 +193,7 @@ def test_a_cache_that_cannot_be_written(raw, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(raw, cache, monkeypatch):
-    def full(path, array):
+    def full(file, array, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numpy.save", full)
