@@ -67,25 +67,29 @@ def _train(config: config_dict.ConfigDict, workdir_path: str) -> dict[str, Any]:
     experiment.check_data()
     beginning = Continuation(config, data) if continues else None
     workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
-    most = config.data.get("kept_events", 0)
-    if is_writer() and (not experiment.needs_examples or most == kept_data.EVERY):
-        kept_data.keep(data, workdir.path, most, experiment.fitted_arrays())
-    _LOG.info(
-        "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",
-        data.label,
-        data.log.num_users,
-        data.log.num_items,
-        len(data.log.rec_items),
-        len(data.log.search_times),
-        len(data.splits.train),
-    )
-    with watched(), logging_run(workdir, config.to_dict()):
-        if beginning is not None:
-            assert isinstance(experiment, RankerExperiment)
-            beginning.begin(workdir, experiment)
-        experiment.run(workdir)
-        data.share()
-        if is_writer():
-            results.write_summary(workdir, data.label)
+    try:
+        most = config.data.get("kept_events", 0)
+        if is_writer() and (not experiment.needs_examples or most == kept_data.EVERY):
+            kept_data.keep(data, workdir.path, most, experiment.fitted_arrays())
+        _LOG.info(
+            "data %s: %d users, %d items, %d clicks, %d searches; %d training examples",
+            data.label,
+            data.log.num_users,
+            data.log.num_items,
+            len(data.log.rec_items),
+            len(data.log.search_times),
+            len(data.splits.train),
+        )
+        with watched(), logging_run(workdir, config.to_dict()):
+            if beginning is not None:
+                assert isinstance(experiment, RankerExperiment)
+                beginning.begin(workdir, experiment)
+            experiment.run(workdir)
+            data.share()
+            if is_writer():
+                results.write_summary(workdir, data.label)
+    finally:
+        # What holds it may live on: experiments have cycles, and notebooks keep them.
+        workdir.unlock()
     _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))
     return workdir.read_results()

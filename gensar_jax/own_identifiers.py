@@ -108,6 +108,7 @@ def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
         workdir = open_workdir(folder, own.to_dict(), data.log.hash)
         _seen_by_all(folder, "config.json")
         maker.run(workdir)
+        workdir.unlock()
         data.share()  # the run that needs them goes on for long, and other runs need them too
         return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
 
