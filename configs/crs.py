@@ -103,14 +103,15 @@ DATASETS = {
         "eval.selection": "ndcg@10/search/impressions",
     },
 }
-# CRS's searches and updates of distillation there, as below.
-_LATENT_SFT = {
-    "qilin": {"examples": 3200, "epochs": 2.0, "learning_rate": 2e-2},
-    "hard_sample": {"examples": 0, "epochs": 12.0, "learning_rate": 2e-2},
-}
-DATASETS |= {
-    f"{name},latentr3": {
-        "on_sample.overrides.latent_sft": latent_sft,
+for _name in ("qilin", "hard_sample"):
+    # LatentR3's first stage has the searches and the updates that CRS distils on.
+    _distil = DATASETS[_name]["on_sample.overrides"]["distill"]
+    DATASETS[f"{_name},latentr3"] = {
+        "on_sample.overrides.latent_sft": {
+            "examples": _distil.get("examples", 0),
+            "epochs": _distil["epochs"],
+            "learning_rate": 2e-2,
+        },
         # At a noise of 1.5 and a rate of 1e-3 the reward falls from -1.7 to -26 (docs/results.md).
         "on_sample.overrides.latent_rl": {
             "steps": 80,
@@ -119,8 +120,6 @@ DATASETS |= {
             "noise": 0.1,
         },
     }
-    for name, latent_sft in _LATENT_SFT.items()
-}
 VARIANTS = {
     "": {},
     "1.7b": {"model.size": "1.7b"},

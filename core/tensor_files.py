@@ -85,7 +85,7 @@ def check_finite(array: np.ndarray, name: str, source: Any) -> None:
             )
 
 
-def sizes_of(values: Mapping[str, Any], names: Mapping[str, str], file: Any) -> dict[str, Any]:
+def sizes_of(values: Mapping[str, Any], names: Mapping[str, str], file: Any) -> dict[str, int]:
     """Returns the sizes of a network that its config.json tells, by our names.
 
     Args:

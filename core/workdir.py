@@ -92,6 +92,8 @@ def check_mounted(path: str, what: str) -> None:
 class Workdir:
     """Reads and writes the folder of one run, opened by `open_workdir`.
 
+    A `with` block leaves it to other processes at its end, however it ends.
+
     Raises:
       UserError: the path is an address, or begins with a `~` that is nobody's home.
     """
@@ -130,8 +132,11 @@ class Workdir:
         if share is not None:
             self._take(f"{_LOCK}-{share}", fcntl.LOCK_EX)
 
-    def unlock(self) -> None:
-        """Leaves the workdir to other processes, where this one goes on with something else."""
+    def __enter__(self) -> Workdir:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        # What holds the workdir may live on: experiments have cycles, and notebooks keep them.
         while self._locks:
             self._locks.pop().close()
 

@@ -19,12 +19,10 @@ from crs_jax.packing import Example
 from crs_jax.rl_task import RLTask
 from crs_jax.self_evolve import rl_stage, sft_only_stage, sft_stage
 from crs_jax.settings import SECTIONS, check_stages, rl_settings
-from crs_jax.subsets import Case, Subsets, collected, correct, every, incorrect, sampled
+from crs_jax.subsets import TO_REINFORCE, Case, Subsets, collected, correct, sampled
 from input_pipelines.dataset import Dataset
 
 DISTILL = sft_stage(0)
-# The cases that a stage of reinforcement trains on.
-_CHOICES: dict[str, Callable[..., list[Case]]] = {"incorrect": incorrect, "all": every}
 # Of answers to the corpus in a part of what is collected, which a kill loses at most.
 _BATCHES = 32
 
@@ -176,7 +174,7 @@ class CRSExperiment(DecoderExperiment):
     def _to_reinforce(
         self, subsets: Subsets, params: Any, stage: str, iteration: int
     ) -> list[Case]:
-        choose = _CHOICES[self.config.evolve.rl_cases]
+        choose = TO_REINFORCE[self.config.evolve.rl_cases]
         cases = self._collected(subsets, choose, params, stage, iteration)
         chosen_by = seeds.stream(self.config.seed, "rl_sample", iteration)
         return sampled(cases, self.config.evolve.rl_sample, chosen_by)

@@ -29,6 +29,7 @@ from crs_jax.decoder import Decoder
 from crs_jax.decoder_config import SIZES, DecoderConfig
 from crs_jax.rl_task import RLConfig
 from crs_jax.sft_task import SFTConfig
+from crs_jax.subsets import TO_REINFORCE
 from crs_jax.user_contexts import TIMES
 from input_pipelines import search_protocol
 from input_pipelines.settings import EvaluationSettings, UserSettings
@@ -169,7 +170,7 @@ class EvolveSettings(Settings):
 
     iterations: CountOrNone
     corpus: CountOrNone
-    rl_cases: Annotated[str, one_of("incorrect", "all")]
+    rl_cases: Annotated[str, one_of(*TO_REINFORCE)]
     rl_sample: CountOrNone
     sft_only: bool
 

@@ -56,6 +56,10 @@ def every(
     return _cases(answers, examples, np.arange(len(targets)), end_think)
 
 
+# What reinforcement may train on, by the names of `evolve.rl_cases`.
+TO_REINFORCE = {"incorrect": incorrect, "all": every}
+
+
 def sampled(cases: list[Case], most: int, seed: int | np.random.SeedSequence) -> list[Case]:
     """Returns Sample(...) of Eq. 2: `most` of the cases in order, chosen by `seed`; 0 for all."""
     if not 0 < most < len(cases):

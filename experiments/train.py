@@ -66,8 +66,7 @@ def _train(config: config_dict.ConfigDict, workdir_path: str) -> dict[str, Any]:
     experiment = open_experiment(opened, data, open_teacher(opened, data))
     experiment.check_data()
     beginning = Continuation(config, data) if continues else None
-    workdir = open_workdir(workdir_path, config.to_dict(), data.log.hash)
-    try:
+    with open_workdir(workdir_path, config.to_dict(), data.log.hash) as workdir:
         most = config.data.get("kept_events", 0)
         if is_writer() and (not experiment.needs_examples or most == kept_data.EVERY):
             kept_data.keep(data, workdir.path, most, experiment.fitted_arrays())
@@ -88,8 +87,5 @@ def _train(config: config_dict.ConfigDict, workdir_path: str) -> dict[str, Any]:
             data.share()
             if is_writer():
                 results.write_summary(workdir, data.label)
-    finally:
-        # What holds it may live on: experiments have cycles, and notebooks keep them.
-        workdir.unlock()
     _LOG.info("finished in %.0f s; see %s", time.monotonic() - started, workdir.file("summary.md"))
     return workdir.read_results()

@@ -105,10 +105,9 @@ def train_table(config: config_dict.ConfigDict, data: Dataset) -> IdentifierTabl
     _LOG.info("no config.identifiers given: training identifiers in %s", folder)
     with _kept_in_cache(folder):
         maker = identifier_methods.own_experiment(own, data)
-        workdir = open_workdir(folder, own.to_dict(), data.log.hash)
-        _seen_by_all(folder, "config.json")
-        maker.run(workdir)
-        workdir.unlock()
+        with open_workdir(folder, own.to_dict(), data.log.hash) as workdir:
+            _seen_by_all(folder, "config.json")
+            maker.run(workdir)
         data.share()  # the run that needs them goes on for long, and other runs need them too
         return load_table(folder, data_hash=data.log.hash, remedy=_again(folder))
 

@@ -83,35 +83,38 @@ def ablate(
     else:
         experiments = check_runs(wanted, data)
     workdir.lock(first if part else None)
-    with workdir.alone("sweep"):
-        _check_sweep_workdir(workdir, settled)  # another share may have begun it meanwhile
-        if not os.path.lexists(os.path.join(workdir.path, _PLAN)):
-            text = json.dumps(run_schema.stamped(settled), indent=2) + "\n"
-            write_atomically(workdir.file(_PLAN), text)
-    workdir.remove_abandoned()
-    with watched():
-        if experiments is None:
-            stopped = figure2.run_all(wanted, data, workdir)
-        else:
-            stopped = run_all(wanted, data, experiments, train)
-    name = f"arms-{first}-of-{step}.json" if part else "arms.json"
-    own = _read(workdir, name) | {run.name: stopped.get(run.name) for run in wanted}
-    write_atomically(workdir.file(name), json.dumps(own, indent=2) + "\n")
-    done = _done(workdir)
-    left = [run.name for run in every if run.name not in done]
-    if left:
-        return (
-            f"share {share} is through; {len(left)} of {len(every)} arms are other shares', and "
-            "the last of these writes the table"
-        )
-    stopped = {run.name: done[run.name] for run in every if done[run.name]}
-    paths = {label: [run.path for run in of_one] for label, of_one in runs.items()}
-    broken = {run.path for run in every if run.name in stopped}
-    rows = tables.read_sweep(sweep, paths, metric, broken)
-    finished = {label: [p for p in folders if p not in broken] for label, folders in paths.items()}
-    heading = tables.title(config, data, rows)
-    beside = figures.beside(sweep, finished, workdir, config, data, metric)
-    return tables.write(workdir, sweep, rows, metric, heading, stopped, beside)
+    with workdir:
+        with workdir.alone("sweep"):
+            _check_sweep_workdir(workdir, settled)  # another share may have begun it meanwhile
+            if not os.path.lexists(os.path.join(workdir.path, _PLAN)):
+                text = json.dumps(run_schema.stamped(settled), indent=2) + "\n"
+                write_atomically(workdir.file(_PLAN), text)
+        workdir.remove_abandoned()
+        with watched():
+            if experiments is None:
+                stopped = figure2.run_all(wanted, data, workdir)
+            else:
+                stopped = run_all(wanted, data, experiments, train)
+        name = f"arms-{first}-of-{step}.json" if part else "arms.json"
+        own = _read(workdir, name) | {run.name: stopped.get(run.name) for run in wanted}
+        write_atomically(workdir.file(name), json.dumps(own, indent=2) + "\n")
+        done = _done(workdir)
+        left = [run.name for run in every if run.name not in done]
+        if left:
+            return (
+                f"share {share} is through; {len(left)} of {len(every)} arms are other shares', "
+                "and the last of these writes the table"
+            )
+        stopped = {run.name: done[run.name] for run in every if done[run.name]}
+        paths = {label: [run.path for run in of_one] for label, of_one in runs.items()}
+        broken = {run.path for run in every if run.name in stopped}
+        rows = tables.read_sweep(sweep, paths, metric, broken)
+        finished = {
+            label: [p for p in folders if p not in broken] for label, folders in paths.items()
+        }
+        heading = tables.title(config, data, rows)
+        beside = figures.beside(sweep, finished, workdir, config, data, metric)
+        return tables.write(workdir, sweep, rows, metric, heading, stopped, beside)
 
 
 def _runs(

@@ -43,12 +43,12 @@ def train_run(run: Run, data: Dataset) -> str | None:
     """
     own = Dataset(run.config, run.path) if _filters(run) else data
     experiment = open_experiment(run.config, own, open_teacher(run.config, own))
-    opened = open_workdir(run.path, run.config.to_dict(), own.log.hash)
-    try:
-        experiment.run(opened)
-    except NotFinite as error:
-        return str(error)
-    results.write_summary(opened, own.label)
+    with open_workdir(run.path, run.config.to_dict(), own.log.hash) as opened:
+        try:
+            experiment.run(opened)
+        except NotFinite as error:
+            return str(error)
+        results.write_summary(opened, own.label)
     return None
 
 

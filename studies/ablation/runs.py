@@ -150,12 +150,13 @@ def _run_together(
         itself: these are trained there and copied.
       stopped: gets what stopped a run, by name.
     """
-    workdirs = {
-        run.name: open_workdir(run.path, run.config.to_dict(), data.log.hash) for run, _ in group
-    }
-    with contextlib.ExitStack() as logging_runs:
+    workdirs = {}
+    with contextlib.ExitStack() as opened:
         for run, _ in group:
-            logging_runs.enter_context(logging_run(workdirs[run.name], run.config.to_dict()))
+            settings = run.config.to_dict()
+            workdir = opened.enter_context(open_workdir(run.path, settings, data.log.hash))
+            opened.enter_context(logging_run(workdir, settings))
+            workdirs[run.name] = workdir
         _train_stages(group, workdirs, data, pretrained_by, stopped, train)
 
 

@@ -55,7 +55,7 @@ def run_zoo(
     for method in wanted:
         check_method(method)
     workdir.lock(first if part else None)
-    try:
+    with workdir:
         _begin(workdir, zoo)
         with watched():
             for method in wanted:
@@ -68,8 +68,6 @@ def run_zoo(
                 "these writes the table"
             )
         return tables.write(workdir, zoo, [one for one in finished.values() if one], metric)
-    finally:
-        workdir.unlock()
 
 
 def _begin(workdir: Workdir, zoo: Zoo) -> None:

@@ -1,4 +1,4 @@
-"""What libraries say of a mistake becomes part of a line of ours."""
+"""Errors of libraries are told in one line of ours, with all that they say."""
 
 import pytest
 

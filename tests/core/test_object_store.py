@@ -166,14 +166,19 @@ def test_what_was_sent_is_fetched_whole(memory, tmp_path):
     assert content_of(tmp_path / "later")["lists.npy"] == b"lists"
 
 
+def codes_of(maker, tmp_path):
+    """Makes a folder of two files that go with each other."""
+    folder = tmp_path / maker
+    folder.mkdir()
+    (folder / "codes.npz").write_text(f"codes of {maker}")
+    (folder / "codes.json").write_text(f'"codes of {maker}"')
+    return folder
+
+
 def test_what_was_sent_stays_whoever_makes_another(memory, tmp_path):
     """Two machines make files that go with each other, of the same sizes: no mixture of both."""
-    store, folders = Store("memory://b/log", "config.cache_dir"), {}
-    for maker in ("1", "2"):
-        folders[maker] = tmp_path / maker
-        folders[maker].mkdir()
-        (folders[maker] / "codes.npz").write_text(f"codes of {maker}")
-        (folders[maker] / "codes.json").write_text(f'"codes of {maker}"')
+    store = Store("memory://b/log", "config.cache_dir")
+    folders = {maker: codes_of(maker, tmp_path) for maker in ("1", "2")}
     (folders["2"] / "run").mkdir()
     for name in ("of_run", "run/a"):
         (folders["2"] / name).write_text("2")
@@ -192,12 +197,8 @@ def test_two_who_send_the_same_names_at_once_leave_what_is_described(
     memory, tmp_path, monkeypatch, moment
 ):
     """The other sends all of its own between the two files of one, or before that one's record."""
-    store, folders = Store("memory://b/log", "config.cache_dir"), {}
-    for maker in ("one", "other"):
-        folders[maker] = tmp_path / maker
-        folders[maker].mkdir()
-        (folders[maker] / "codes.npz").write_text(f"codes of {maker}")
-        (folders[maker] / "codes.json").write_text(f'"codes of {maker}"')
+    store = Store("memory://b/log", "config.cache_dir")
+    folders = {maker: codes_of(maker, tmp_path) for maker in ("one", "other")}
     send, sends = Store.send, []
 
     def send_beside(self, folder, names, objects):

@@ -1,4 +1,4 @@
-"""What a signal does while Python is held up, a second Ctrl-C, and a reason that a thread finds."""
+"""Signals end a program, also while Python is held up; so does a thread that cannot go on."""
 
 import os
 import pathlib
